@@ -1,0 +1,5 @@
+"""`python -m flowbridge`."""
+
+from flowbridge.cli import main
+
+main()

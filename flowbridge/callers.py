@@ -1,0 +1,165 @@
+"""Who may call: Matrix tokens and bridge API keys (contract §1, "Who may call")."""
+
+import asyncio
+import hashlib
+import hmac
+import socket
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from urllib.parse import parse_qs
+
+from flowbridge.errors import BadGateway, Errcode, MatrixError, Unauthorized
+from flowbridge.homeserver import Homeserver
+from flowbridge.models import Caller
+from flowbridge.settings import Settings, is_token
+
+KEEP_SECONDS = 600.0  # how long whoami's answer is kept
+MAX_KEPT = 10_000
+KEY_PREFIX = "fb_"
+
+
+@dataclass(frozen=True, slots=True)
+class Credential:
+    """What a request brought: a Matrix token, or (None) an API key that was right."""
+
+    token: str | None
+
+
+@dataclass(slots=True)
+class _Kept:
+    caller: Caller
+    until: float
+
+
+class Callers:
+    """Tells whose request it is. Asks the homeserver once per token."""
+
+    def __init__(self, settings: Settings, homeserver: Homeserver) -> None:
+        self._homeserver = homeserver
+        self._bot = Bot(settings, homeserver) if settings.has_bot else None
+        self._keys = [_digest(key.get_secret_value()) for key in settings.api_keys]
+        self._kept: dict[str, _Kept] = {}
+        self._asking: dict[str, asyncio.Task[Caller]] = {}
+
+    def credential(self, headers: Mapping[str, str], query: bytes) -> Credential:
+        """What the request brought, without asking anybody. Raises Unauthorized."""
+        if key := headers.get("x-api-key"):
+            return self._by_key(key)
+        scheme, _, token = headers.get("authorization", "").partition(" ")
+        token = token.strip() if scheme.lower() == "bearer" else _from_query(query)
+        if not token:
+            raise Unauthorized(
+                "no access token: send `Authorization: Bearer …` or `?access_token=…` (a Matrix token), "
+                "or `X-API-Key: fb_…`",
+                errcode=Errcode.MISSING_TOKEN,
+            )
+        if token.startswith(KEY_PREFIX):
+            return self._by_key(token)
+        if not is_token(token):
+            raise Unauthorized("the access token is not visible ASCII")
+        return Credential(token)
+
+    async def identify(self, credential: Credential) -> Caller:
+        """The account behind a credential. Raises what the homeserver says of the token."""
+        if credential.token is not None:
+            return await self._whoami(credential.token, bot=False)
+        assert self._bot is not None
+        try:
+            return await self._whoami(await self._bot.token(), bot=True)
+        except MatrixError as error:
+            raise self._bot_trouble(error) from None
+
+    async def bot(self) -> Caller | None:
+        """The bridge's own account; None when none is configured."""
+        return await self.identify(Credential(None)) if self._bot else None
+
+    def refused(self, caller: Caller, error: MatrixError) -> MatrixError:
+        """To be told when the homeserver refuses a caller's call: forgets a token that it no longer accepts."""
+        if error.status != 401:
+            return error
+        self._kept.pop(caller.token, None)
+        if not caller.bot:
+            return error
+        assert self._bot is not None
+        self._bot.forget(caller.token)
+        return self._bot_trouble(error)
+
+    def _by_key(self, key: str) -> Credential:
+        digest = _digest(key)
+        # No early end: the time taken tells nothing about which key was nearly right.
+        if not sum(hmac.compare_digest(digest, known) for known in self._keys):
+            raise Unauthorized("this API key is not known here")
+        if self._bot is None:
+            raise Unauthorized(
+                "the API key is right, but the bridge has no account to act as: set ACCESS_TOKEN, "
+                "or FLOWBRIDGE_USER and FLOWBRIDGE_PASSWORD"
+            )
+        return Credential(None)
+
+    async def _whoami(self, token: str, *, bot: bool) -> Caller:
+        kept = self._kept.get(token)
+        if kept is not None and kept.until > time.monotonic():
+            return kept.caller
+        task = self._asking.get(token)
+        if task is None:  # whoever comes while the homeserver is asked waits for the same answer
+            task = asyncio.ensure_future(self._ask(token, bot=bot))
+            self._asking[token] = task
+            task.add_done_callback(lambda _: self._asking.pop(token, None))
+        return await asyncio.shield(task)
+
+    async def _ask(self, token: str, *, bot: bool) -> Caller:
+        user_id, device_id = await self._homeserver.whoami(token)
+        caller = Caller(user_id, device_id, token, bot)
+        if len(self._kept) >= MAX_KEPT:
+            del self._kept[next(iter(self._kept))]
+        self._kept[token] = _Kept(caller, time.monotonic() + KEEP_SECONDS)
+        return caller
+
+    def _bot_trouble(self, error: MatrixError) -> MatrixError:
+        """A caller with the right key must not read that *its* token is wrong."""
+        if error.status not in (401, 403):
+            return error
+        return BadGateway(f"the homeserver does not accept the bridge's own account: {error.error}")
+
+
+class Bot:
+    """The bridge's own account: a token from the settings, or one from logging in with the password."""
+
+    def __init__(self, settings: Settings, homeserver: Homeserver) -> None:
+        self._homeserver = homeserver
+        self._user = settings.user
+        self._password = settings.password
+        self._token = settings.access_token.get_secret_value() if settings.access_token else None
+        self._lock = asyncio.Lock()
+
+    async def token(self) -> str:
+        if self._token is None:
+            async with self._lock:
+                if self._token is None:
+                    assert self._user is not None
+                    assert self._password is not None
+                    self._token = await self._homeserver.login(
+                        self._user, self._password.get_secret_value(), device_id()
+                    )
+        return self._token
+
+    def forget(self, token: str) -> None:
+        """A token that was refused is replaced by logging in again, where there is a password to do so."""
+        if self._password is not None and self._token == token:
+            self._token = None
+
+
+def device_id() -> str:
+    """The same device at each start on this machine, so that logging in again leaves no row of dead devices."""
+    return f"FLOWBRIDGE_{hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8].upper()}"
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
+
+
+def _from_query(query: bytes) -> str:
+    if b"access_token" not in query:
+        return ""
+    return parse_qs(query.decode("latin-1"), errors="replace").get("access_token", [""])[0]

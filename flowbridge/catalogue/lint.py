@@ -1,0 +1,74 @@
+"""What a schema file must be, checked when it is loaded: a bad one stops the start, not a request."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+MAX_UNIQUE_ITEMS = 1_000
+
+# A repeated group that itself repeats, as in ^(a+)+$, takes a backtracking engine minutes on 30 characters.
+_NESTED_REPEAT = re.compile(r"\((?:[^()\\]|\\.)*[+*}](?:[^()\\]|\\.)*\)[+*{]")
+
+
+class SchemaError(Exception):
+    """A schema file that cannot be used; the message names the file and says why in one line."""
+
+
+def lint(path: Path, schema: Any, *, is_event: bool) -> dict[str, Any]:
+    """Give the schema back, or raise SchemaError with all that is wrong in one line."""
+    found = list(_complaints(schema, is_event))
+    if found:
+        raise SchemaError(f"{path}: {'; '.join(found)}")
+    assert isinstance(schema, dict)
+    return schema
+
+
+def _complaints(schema: Any, is_event: bool) -> Iterator[str]:
+    if not isinstance(schema, dict):
+        yield "a schema file holds one JSON object"
+        return
+    if is_event:
+        yield from _annotations(schema)
+    for part in _subschemas(schema):
+        yield from _costs(part)
+
+
+def _annotations(schema: dict[str, Any]) -> Iterator[str]:
+    if schema.get("x-kind") not in ("message", "state"):
+        yield 'x-kind must be "message" or "state"'
+    if schema.get("x-kind") == "state" and not isinstance(schema.get("x-state-key"), dict):
+        yield 'a state event says in x-state-key which state key it takes, e.g. {"const": ""}'
+
+
+def _costs(part: dict[str, Any]) -> Iterator[str]:
+    if part.get("uniqueItems") is True and not _bounded(part):
+        yield f"uniqueItems needs maxItems of at most {MAX_UNIQUE_ITEMS}: comparing all pairs takes seconds beyond"
+    patterns = [part.get("pattern"), *_keys(part.get("patternProperties"))]
+    for pattern in patterns:
+        if isinstance(pattern, str) and _NESTED_REPEAT.search(pattern):
+            yield f"the pattern {pattern!r} repeats a repeated group, which can take minutes: write it without"
+    for keyword in ("$ref", "$dynamicRef"):
+        reference = part.get(keyword)
+        if isinstance(reference, str) and re.match(r"[a-z][a-z0-9+.-]*:|//", reference, re.IGNORECASE):
+            yield f"{keyword} {json.dumps(reference)} leaves the folder: refer to a file beside it"
+
+
+def _bounded(part: dict[str, Any]) -> bool:
+    limit = part.get("maxItems")
+    return isinstance(limit, int) and limit <= MAX_UNIQUE_ITEMS
+
+
+def _keys(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, dict) else []
+
+
+def _subschemas(value: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(value, dict):
+        yield value
+        for item in value.values():
+            yield from _subschemas(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _subschemas(item)

@@ -1,0 +1,1 @@
+"""A real homeserver on this machine, and the tour of it that `flowbridge demo` gives."""

@@ -1,0 +1,117 @@
+"""`flowbridge doctor`: the settings against the real homeserver, one line a check."""
+
+import asyncio
+import time
+from collections.abc import Iterator
+from email.utils import parsedate_to_datetime
+from typing import NamedTuple
+
+from flowbridge import log
+from flowbridge.core import Core
+from flowbridge.errors import MatrixError
+from flowbridge.homeserver import AddressError, AddressUnknown
+from flowbridge.homeserver.wire import Answer
+from flowbridge.settings import Settings
+
+FAILED = 1
+MAX_CLOCK_SECONDS = 60
+
+
+class Finding(NamedTuple):
+    """`good` is None where nobody can tell, or nothing is set up."""
+
+    what: str
+    good: bool | None
+    says: str
+
+
+def run(settings: Settings) -> int:
+    """Print the findings; returns 1 when one of them is bad."""
+    log.setup(settings.log_format, "error")
+    findings = asyncio.run(_examine(Core(settings)))
+    marks = {True: "ok", False: "BAD", None: "--"}
+    for finding in findings:
+        print(f"{marks[finding.good]:<4} {finding.what:<12} {finding.says}")
+    return FAILED if any(finding.good is False for finding in findings) else 0
+
+
+async def _examine(core: Core) -> list[Finding]:
+    findings = [Finding("schemas", True, f"{len(core.catalogue)} schemas are read and sound")]
+    try:
+        address = await core.locator.address()
+    except (AddressError, AddressUnknown) as error:
+        return [*findings, Finding("address", False, str(error))]
+    findings.append(Finding("address", True, f"{core.settings.base_url} is {address}"))
+    try:
+        answer = await core.homeserver.versions()
+    except MatrixError as error:
+        return [*findings, Finding("versions", False, error.error)]
+    findings += _versions(answer)
+    findings += await _account(core)
+    core.homeserver.close()
+    return findings
+
+
+def _versions(answer: Answer) -> Iterator[Finding]:
+    import json
+
+    try:
+        versions = [str(version) for version in json.loads(answer.body)["versions"]]
+    except (ValueError, KeyError, TypeError):
+        yield Finding("versions", False, "the answer to /_matrix/client/versions is not a homeserver's")
+        return
+    modern = any(version.startswith("v1.") for version in versions)
+    says = f"the homeserver speaks {versions[-1] if versions else 'no version'}"
+    yield Finding("versions", modern, says if modern else f"{says}: flowbridge needs v1.1 or later")
+    yield _clock(answer.header(b"date"))
+
+
+def _clock(date: str) -> Finding:
+    """Token life times and webhook signatures go by the clock."""
+    try:
+        away = time.time() - parsedate_to_datetime(date).timestamp()
+    except (ValueError, TypeError):
+        return Finding("clock", None, "the homeserver's answer has no Date to compare with")
+    good = abs(away) <= MAX_CLOCK_SECONDS
+    return Finding(
+        "clock", good, f"this machine's clock is {abs(away):.0f} s {'ahead of' if away > 0 else 'behind'} it"
+    )
+
+
+async def _account(core: Core) -> list[Finding]:
+    try:
+        bot = await core.callers.bot()
+    except MatrixError as error:
+        return [Finding("token", False, error.error)]
+    if bot is None:
+        return [
+            Finding("token", None, "no bot account is set (ACCESS_TOKEN): callers bring their own Matrix tokens"),
+            _keys(core),
+        ]
+    return [
+        Finding("token", True, f"it is {bot.user_id}'s, device {bot.device_id or 'none'}"),
+        _keys(core),
+        await _rate_limit(core, bot.token, bot.user_id),
+    ]
+
+
+def _keys(core: Core) -> Finding:
+    number = len(core.settings.api_keys)
+    if number and not core.settings.has_bot:
+        return Finding("api keys", False, "keys are set, but no account to act as: set ACCESS_TOKEN")
+    return Finding("api keys", True if number else None, f"{number} in FLOWBRIDGE_API_KEYS")
+
+
+async def _rate_limit(core: Core, token: str, user_id: str) -> Finding:
+    """Synapse tells an admin whether an account is exempt; no other homeserver, and nobody else, is told."""
+    from urllib.parse import quote
+
+    target = f"/_synapse/admin/v1/users/{quote(user_id, safe='')}/override_ratelimit"
+    try:
+        answer = await core.homeserver.call("GET", target, token=token)
+    except MatrixError as error:
+        return Finding("rate limit", None, error.error)
+    if answer.status != 200:
+        return Finding("rate limit", None, "only a server admin can tell whether this account is rate limited")
+    exempt = b'"messages_per_second":0' in answer.body.replace(b" ", b"")
+    return Finding("rate limit", True, "exempt" if exempt else "the homeserver's own limits hold for this account")

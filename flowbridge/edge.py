@@ -1,0 +1,131 @@
+"""The first thing a request meets, and the last: routing on the raw path, one log line, no answer but Matrix's own.
+
+Why before FastAPI's router: `%2F` inside a segment must survive (event ids and transaction ids hold it), and
+Starlette decodes the path before it matches. A tree of raw segments is also what makes a send cheap: with FastAPI's
+stack of middleware in between, a bare answer costs 0.26 ms, without it 0.12 ms. FastAPI keeps what it is good at: the
+lifespan, the OpenAPI document, and whatever is not an endpoint of ours.
+"""
+
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from fastapi import FastAPI
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import Message, Receive, Scope, Send
+
+from flowbridge import log
+from flowbridge.errors import MatrixError, MethodNotAllowed, NotFound
+from flowbridge.routes.endpoint import LOG, Endpoint, Handler, error_answer
+
+Tree = dict[str, Any]
+
+_ANY = "{}"  # a child that takes any one segment; its name is at _NAME
+_NAME = "{name}"
+_HANDLERS = "{handlers}"  # method → handler; braces cannot stand raw in a path
+
+
+class Edge:
+    """An ASGI application around the FastAPI one."""
+
+    def __init__(self, app: FastAPI, endpoints: Iterable[Endpoint]) -> None:
+        self.app = app
+        self._tree = _grow(endpoints)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        started = time.perf_counter()
+        path = scope["raw_path"].decode("ascii", "replace")
+        methods, params = _find(self._tree, path)
+        status: list[int] = []
+        if methods is None:
+            status = await self._elsewhere(scope, receive, send)
+        else:
+            scope["app"] = self.app
+            scope["path_params"] = params
+            request = Request(scope, receive)
+            response = await _respond(request, methods, path)
+            status.append(response.status_code)
+            await response(scope, receive, send)
+        log.info(
+            "request",
+            method=scope["method"],
+            path=path,
+            status=status[0] if status else 0,
+            ms=round((time.perf_counter() - started) * 1000, 1),
+            **scope.get(LOG, {}),
+        )
+
+    async def _elsewhere(self, scope: Scope, receive: Receive, send: Send) -> list[int]:
+        """What is no endpoint of ours; returns the status that was answered."""
+        status: list[int] = []
+
+        async def noted(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                status.append(message["status"])
+            await send(message)
+
+        await self.app(scope, receive, noted)
+        return status
+
+
+async def _respond(request: Request, methods: dict[str, Handler], path: str) -> Response:
+    handler = methods.get(request.method)
+    try:
+        if handler is None:
+            allowed = ", ".join(sorted(methods))
+            raise MethodNotAllowed(f"{request.method} is not served on this path; {allowed} is")
+        return await handler(request)
+    except MatrixError as error:
+        request.scope[LOG] = {"errcode": str(error.errcode), "error": error.error[:300]}
+        response = error_answer(error)
+        if handler is None:
+            response.headers["Allow"] = allowed
+        return response
+    except ClientDisconnect:
+        return error_answer(MatrixError("the caller went away", status=499))
+    except Exception as error:
+        log.error("internal_error", exc_info=error, path=path)
+        return error_answer(MatrixError("flowbridge made a mistake; its log says which"))
+
+
+def not_found(scope_path: str) -> MatrixError:
+    """What an unknown path gets (specification, "Common error codes")."""
+    return NotFound(f"there is nothing at {scope_path[:200]}; GET /docs lists what there is")
+
+
+def _grow(endpoints: Iterable[Endpoint]) -> Tree:
+    tree: Tree = {}
+    for endpoint in endpoints:
+        node = tree
+        for segment in endpoint.path.split("/")[1:]:
+            if segment.startswith("{"):
+                child = node.setdefault(_ANY, {})
+                child[_NAME] = segment[1:-1]
+            else:
+                child = node.setdefault(segment, {})
+            node = child
+        handlers = node.setdefault(_HANDLERS, {})
+        for method in endpoint.methods or ():
+            handlers[method] = endpoint.endpoint
+            if method == "GET":
+                handlers["HEAD"] = endpoint.endpoint
+    return tree
+
+
+def _find(tree: Tree, path: str) -> tuple[dict[str, Handler] | None, dict[str, str]]:
+    """The handlers of a raw path, and its variable segments, still encoded."""
+    node = tree
+    params: dict[str, str] = {}
+    for segment in path.split("/")[1:]:
+        child = node.get(segment) if "{" not in segment else None
+        if child is None:
+            child = node.get(_ANY)
+            if child is None:
+                return None, params
+            params[child[_NAME]] = segment
+        node = child
+    return node.get(_HANDLERS), params

@@ -1,0 +1,141 @@
+"""What a caller is told when a request cannot be served.
+
+    MatrixError
+      · BadRequest          400  (M_BAD_JSON, M_NOT_JSON, M_INVALID_PARAM)
+      · Unauthorized        401
+      · NotFound            404
+      · MethodNotAllowed    405
+      · TooSlow             408
+      · TooLarge            413
+      · UnsupportedMedia    415
+      · HomeserverError          the homeserver's own status and errcode
+      · BadGateway          502  the homeserver is away, or is no homeserver
+      · GatewayTimeout      504
+
+Every answer has the one shape of the Matrix client-server API, "Standard error response":
+`{"errcode": "M_…", "error": "a sentence", …}`.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from math import ceil
+from typing import Any
+
+
+class Errcode(StrEnum):
+    """The errcodes that flowbridge itself gives; a homeserver's own pass through untouched."""
+
+    BAD_JSON = "M_BAD_JSON"  # JSON, but not what this event type may hold
+    INVALID_PARAM = "M_INVALID_PARAM"  # a path segment, query value or header is malformed
+    LIMIT_EXCEEDED = "M_LIMIT_EXCEEDED"
+    MISSING_TOKEN = "M_MISSING_TOKEN"  # noqa: S105 (a name, not a secret)
+    NOT_FOUND = "M_NOT_FOUND"
+    NOT_JSON = "M_NOT_JSON"  # the body could not be read as JSON
+    TOO_LARGE = "M_TOO_LARGE"
+    UNKNOWN = "M_UNKNOWN"
+    UNKNOWN_TOKEN = "M_UNKNOWN_TOKEN"  # noqa: S105 (a name, not a secret)
+    UNRECOGNIZED = "M_UNRECOGNIZED"  # no such path, or not with this method
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong with a payload.
+
+    `pointer` is an RFC 6901 JSON Pointer into the event's content (a missing key is pointed at where it should
+    be), `schema` names the schema that objects (`m.room.message$m.image`), or the general rule (`json`).
+    """
+
+    pointer: str
+    message: str
+    schema: str
+
+
+class MatrixError(Exception):
+    """An answer of the form `{"errcode", "error", …}`."""
+
+    status = 500
+    errcode: str = Errcode.UNKNOWN
+
+    def __init__(self, error: str, *, errcode: str | None = None, status: int | None = None, **extra: Any) -> None:
+        super().__init__(error)
+        self.error = error
+        self.status = status or self.status
+        self.errcode = errcode or self.errcode
+        self.extra: Mapping[str, Any] = extra
+
+    def body(self) -> dict[str, Any]:
+        """The JSON object to answer."""
+        return {"errcode": self.errcode, "error": self.error, **self.extra}
+
+    def headers(self) -> dict[str, str]:
+        """Headers that belong to the answer: `Retry-After` (seconds, rounded up) beside `retry_after_ms`."""
+        pause = self.extra.get("retry_after_ms")
+        return {"Retry-After": str(ceil(pause / 1000))} if isinstance(pause, int) else {}
+
+
+class BadRequest(MatrixError):
+    status = 400
+    errcode = Errcode.INVALID_PARAM
+
+
+class BadContent(BadRequest):
+    """400 for a payload, with every problem that was found."""
+
+    errcode = Errcode.BAD_JSON
+
+    def __init__(self, problems: Sequence[Problem], *, error: str | None = None, errcode: str | None = None):
+        first = problems[0]
+        where = f" at {first.pointer}" if first.pointer else ""
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        super().__init__(
+            error or f"{first.schema}: {first.message}{where}{more}",
+            errcode=errcode,
+            flowbridge={"problems": [asdict(problem) for problem in problems]},
+        )
+        self.problems = problems
+
+
+class NotJson(BadRequest):
+    errcode = Errcode.NOT_JSON
+
+
+class Unauthorized(MatrixError):
+    status = 401
+    errcode = Errcode.UNKNOWN_TOKEN
+
+
+class NotFound(MatrixError):
+    status = 404
+    errcode = Errcode.UNRECOGNIZED
+
+
+class MethodNotAllowed(MatrixError):
+    status = 405
+    errcode = Errcode.UNRECOGNIZED
+
+
+class TooSlow(MatrixError):
+    status = 408
+
+
+class TooLarge(MatrixError):
+    status = 413
+    errcode = Errcode.TOO_LARGE
+
+
+class UnsupportedMedia(MatrixError):
+    status = 415
+    errcode = Errcode.NOT_JSON
+
+
+class HomeserverError(MatrixError):
+    """The homeserver's own answer, passed on as it came."""
+
+
+class BadGateway(MatrixError):
+    status = 502
+
+
+class GatewayTimeout(MatrixError):
+    status = 504

@@ -1,0 +1,7 @@
+"""Matrix out: where the homeserver is, how it is spoken to, and what its answers mean."""
+
+from flowbridge.homeserver import dialect
+from flowbridge.homeserver.address import Address, AddressError, AddressUnknown, Locator, tls_context
+from flowbridge.homeserver.client import Homeserver
+
+__all__ = ["Address", "AddressError", "AddressUnknown", "Homeserver", "Locator", "dialect", "tls_context"]

@@ -1,0 +1,289 @@
+"""Where the homeserver is (contract §2, `BASE_URL`).
+
+m.tekos.co              asks https://m.tekos.co/.well-known/matrix/client; a 404 means https://m.tekos.co itself
+https://hs.example.org  as it stands, also with a port or a path
+http://127.0.0.1:8008   on loopback, or with FLOWBRIDGE_ALLOW_HTTP=1
+s3://bucket/key         an object that holds one of the above (extra `s3`)
+file:///path            a file that does
+"""
+
+import asyncio
+import json
+import re
+import ssl
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from ipaddress import ip_address
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import certifi
+
+from flowbridge import log
+from flowbridge.homeserver.wire import Origin
+
+MAX_ADDRESS_BYTES = 2_048
+MAX_WELL_KNOWN_BYTES = 64 * 1024
+WELL_KNOWN_SECONDS = 10.0
+REFRESH_SECONDS = 60.0  # s3:// and file://
+WELL_KNOWN_REFRESH_SECONDS = 3_600.0
+RETRY_SECONDS = 2.0  # after a failure, nobody asks again before
+
+_HOST = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_-]*[A-Za-z0-9])?(?:\.[A-Za-z0-9](?:[A-Za-z0-9_-]*[A-Za-z0-9])?)*\.?")
+
+
+class AddressError(Exception):
+    """BASE_URL, or what it points to, is wrong: somebody has to mend it. One line."""
+
+
+class AddressUnknown(Exception):
+    """The address cannot be learnt just now: it may be known in a moment."""
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """A homeserver's base URL: where to connect, and the path that goes before `/_matrix`."""
+
+    origin: Origin
+    prefix: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.origin}{self.prefix}"
+
+
+def tls_context(ca_file: Path | None) -> ssl.SSLContext:
+    """The system's authorities, certifi's, and the private one of FLOWBRIDGE_CA_FILE. Raises AddressError."""
+    context = ssl.create_default_context()
+    context.load_verify_locations(certifi.where())
+    if ca_file is not None:
+        try:
+            context.load_verify_locations(ca_file)
+        except (OSError, ssl.SSLError) as error:
+            raise AddressError(f"FLOWBRIDGE_CA_FILE: {ca_file} holds no certificate: {error}") from None
+    return context
+
+
+def parse_url(text: str, *, allow_http: bool) -> Address:
+    """Read an http or https base URL. Raises AddressError."""
+    try:
+        url = urlsplit(text)
+        port = url.port
+    except ValueError as error:
+        raise AddressError(f"{_shown(text)} is not an address: {error}") from None
+    host = url.hostname or ""
+    if url.scheme not in ("http", "https"):
+        raise AddressError(f"{_shown(text)} is neither https:// nor http://")
+    if url.username is not None or url.password is not None:
+        raise AddressError("the address holds a user name or password: use ACCESS_TOKEN")
+    if url.query or url.fragment or "?" in text or "#" in text:
+        raise AddressError(f"{_shown(text)} has a query or fragment: a base URL has none")
+    if not _is_host(host) or port == 0:
+        raise AddressError(f"{_shown(text)} names no valid host")
+    if not re.fullmatch(r"(?:/[A-Za-z0-9._~-]+)*/?", url.path) or "/." in url.path:
+        raise AddressError(f"{_shown(text)} has a path that is not plain")
+    tls = url.scheme == "https"
+    if not tls and not allow_http and not _is_loopback(host):
+        raise AddressError(f"{_shown(text)} would send tokens in clear text: use https://, or FLOWBRIDGE_ALLOW_HTTP=1")
+    return Address(Origin(host, port or (443 if tls else 80), tls), url.path.rstrip("/"))
+
+
+def parse_host(text: str) -> str:
+    """Read a bare host, with or without a port. Raises AddressError."""
+    host, colon, port = text.rpartition(":") if not text.endswith("]") else (text, "", "")
+    host = host if colon else text
+    if not _is_host(host.removeprefix("[").removesuffix("]")) or (colon and not _is_port(port)):
+        raise AddressError(f"{_shown(text)} is not a host name or URL")
+    return text
+
+
+class Locator:
+    """Knows the homeserver's address, and learns it anew."""
+
+    def __init__(self, base_url: str, tls: ssl.SSLContext, *, allow_http: bool = False) -> None:
+        self._tls = tls
+        self._allow_http = allow_http
+        self._base_url = base_url.strip()
+        self._address: Address | None = None
+        self._lock = asyncio.Lock()
+        self._failed: AddressUnknown | None = None
+        self._retry_at = 0.0
+        self.on_change: Callable[[Address], None] = lambda _: None
+        self._find = self._finder(self._base_url)
+
+    @property
+    def known(self) -> Address | None:
+        return self._address
+
+    @property
+    def refresh_seconds(self) -> float | None:
+        """How often the address is worth asking for again; None when it stands in the settings."""
+        if "://" not in self._base_url:
+            return WELL_KNOWN_REFRESH_SECONDS
+        return REFRESH_SECONDS if self._base_url.startswith(("s3://", "file://")) else None
+
+    async def address(self) -> Address:
+        """The address, learnt at the first call. Raises AddressError or AddressUnknown."""
+        if self._address is not None:
+            return self._address
+        async with self._lock:
+            if self._address is None:
+                if self._failed is not None and time.monotonic() < self._retry_at:
+                    raise self._failed
+                await self._learn()
+        assert self._address is not None
+        return self._address
+
+    async def refresh(self) -> None:
+        """Ask again; what cannot be learnt leaves the address as it was, with a line in the log."""
+        async with self._lock:
+            try:
+                await self._learn()
+            except (AddressError, AddressUnknown) as error:
+                log.warning("address_not_refreshed", error=error, address=self._address)
+
+    async def keep_fresh(self) -> None:
+        """Refresh on the interval, for ever."""
+        while (pause := self.refresh_seconds) is not None:
+            await asyncio.sleep(pause)
+            await self.refresh()
+
+    async def _learn(self) -> None:
+        try:
+            address = await self._find()
+        except AddressUnknown as error:
+            self._failed, self._retry_at = error, time.monotonic() + RETRY_SECONDS
+            raise
+        if address != self._address:
+            log.info("homeserver_address", address=address, was=self._address)
+            self._address = address
+            self.on_change(address)
+
+    def _finder(self, text: str) -> Callable[[], Awaitable[Address]]:
+        """How this address is learnt. What is malformed raises AddressError here, before anything is asked."""
+        if not text or len(text) > MAX_ADDRESS_BYTES or not text.isascii() or not text.isprintable() or " " in text:
+            raise AddressError(f"{_shown(text)} is not an address")
+        if text.startswith("s3://"):
+            url = urlsplit(text)
+            if not url.netloc or not url.path.strip("/"):
+                raise AddressError(f"{_shown(text)} does not have the form s3://bucket/key")
+            return lambda: self._follow(lambda: _read_s3(url.netloc, url.path[1:]))
+        if text.startswith("file://"):
+            url = urlsplit(text)
+            if url.netloc not in ("", "localhost") or not url.path.strip("/"):
+                raise AddressError(f"{_shown(text)} does not have the form file:///path")
+            return lambda: self._follow(lambda: _read_file(Path(unquote(url.path))))
+        return self._direct(text)
+
+    def _direct(self, text: str) -> Callable[[], Awaitable[Address]]:
+        if "://" in text:
+            address = parse_url(text, allow_http=self._allow_http)
+
+            async def stands() -> Address:
+                return address
+
+            return stands
+        host = parse_host(text)
+        return lambda: self._well_known(host)
+
+    async def _follow(self, read: Callable[[], bytes]) -> Address:
+        text = (await asyncio.to_thread(read)).decode("utf-8", "replace").strip()
+        if text.startswith(("s3://", "file://")):
+            raise AddressError(f"{self._base_url} holds {_shown(text)}: it must hold the homeserver's own address")
+        try:
+            if not text or not text.isascii() or not text.isprintable() or " " in text:
+                raise AddressError(f"{_shown(text)} is not an address")
+            return await self._direct(text)()
+        except AddressError as error:
+            raise AddressError(f"{self._base_url} holds a wrong address: {error}") from None
+
+    async def _well_known(self, host: str) -> Address:
+        """Server discovery (specification, "Well-known URI")."""
+        import httpx  # most settings are URLs and never need it
+
+        own = parse_url(f"https://{host}", allow_http=False)
+        url = f"{own}/.well-known/matrix/client"
+        try:
+            async with (
+                asyncio.timeout(WELL_KNOWN_SECONDS),
+                httpx.AsyncClient(verify=self._tls, trust_env=False) as client,
+                client.stream("GET", url) as answer,
+            ):
+                body = await _capped(answer)
+        except (httpx.HTTPError, httpx.InvalidURL, TimeoutError) as error:
+            raise AddressUnknown(f"cannot ask {url}: {str(error) or 'no answer in time'}") from None
+        if answer.status_code == 404:
+            return own
+        if answer.status_code != 200:
+            raise AddressUnknown(f"{url} answers {answer.status_code}")
+        return self._announced(url, body)
+
+    def _announced(self, url: str, body: bytes) -> Address:
+        try:
+            base_url = json.loads(body)["m.homeserver"]["base_url"]
+            return parse_url(base_url, allow_http=self._allow_http)
+        except AddressError as error:
+            raise AddressUnknown(f"{url} announces a wrong address: {error}") from None
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            raise AddressUnknown(f"{url} announces no m.homeserver.base_url") from None
+
+
+async def _capped(answer: "httpx.Response") -> bytes:  # type: ignore[name-defined]  # noqa: F821
+    body = b""
+    async for chunk in answer.aiter_bytes():
+        body += chunk
+        if len(body) > MAX_WELL_KNOWN_BYTES:
+            raise AddressUnknown(f"{answer.url} answers more than {MAX_WELL_KNOWN_BYTES} bytes")
+    return body
+
+
+def _read_file(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(MAX_ADDRESS_BYTES)
+    except OSError as error:
+        raise AddressError(f"file://{path}: {error.strerror}") from None
+
+
+def _read_s3(bucket: str, key: str) -> bytes:
+    try:
+        import boto3
+        from botocore.config import Config
+        from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
+    except ImportError:
+        raise AddressError("an s3:// address needs the extra s3: pip install 'flowbridge[s3]'") from None
+    settings = Config(connect_timeout=5, read_timeout=5, retries={"total_max_attempts": 2})
+    try:
+        answer = boto3.client("s3", config=settings).get_object(Bucket=bucket, Key=key)
+        return answer["Body"].read(MAX_ADDRESS_BYTES)
+    except ClientError as error:
+        if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 500) >= 500:
+            raise AddressUnknown(f"s3://{bucket}/{key}: {error}") from None
+        raise AddressError(f"s3://{bucket}/{key}: {error}") from None
+    except NoCredentialsError as error:
+        raise AddressError(f"s3://{bucket}/{key}: {error}") from None
+    except BotoCoreError as error:
+        raise AddressUnknown(f"s3://{bucket}/{key}: {error}") from None
+
+
+def _is_host(host: str) -> bool:
+    try:
+        ip_address(host)
+    except ValueError:
+        return len(host) <= 253 and _HOST.fullmatch(host) is not None
+    return True
+
+
+def _is_port(text: str) -> bool:
+    return text.isdigit() and 0 < int(text) < 65_536
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+
+
+def _shown(text: str) -> str:
+    return json.dumps(text[:100])

@@ -1,0 +1,75 @@
+"""Matrix paths: how they are written for the homeserver, and which segments may stand in them. Pure.
+
+A caller may speak `api/v1`, `r0`, `v3` or `unstable`; the homeserver is always spoken to in v3.
+"""
+
+from unicodedata import category
+from urllib.parse import quote, unquote_to_bytes
+
+from flowbridge.errors import BadRequest
+
+MAX_BYTES = 255  # of an identifier (specification, appendix "Identifier grammar")
+CLIENT = "/_matrix/client/v3"
+
+
+def segment(raw: str, what: str, *, empty: bool = False) -> str:
+    """One path segment, percent-decoded and checked as `identifier` does. Raises BadRequest."""
+    try:
+        return identifier(unquote_to_bytes(raw).decode() if "%" in raw else raw, what, empty=empty)
+    except UnicodeDecodeError:
+        raise BadRequest(f"the {what} is not UTF-8") from None
+
+
+def identifier(text: str, what: str, *, empty: bool = False) -> str:
+    """What may go into a path on the way to the homeserver. Raises BadRequest for the rest.
+
+    `.` and `..` are refused even when they came encoded: proxies and clients collapse them, and the request would
+    go to another path than the one that was meant.
+    """
+    if not text and not empty:
+        raise BadRequest(f"the {what} is empty")
+    if text in (".", ".."):
+        raise BadRequest(f"the {what} may not be {text!r}")
+    if not text.isprintable() and any(category(character) in ("Cc", "Cs") for character in text):
+        raise BadRequest(f"the {what} holds a control character")
+    if len(text) > MAX_BYTES or (not text.isascii() and len(text.encode()) > MAX_BYTES):
+        raise BadRequest(f"the {what} is longer than {MAX_BYTES} bytes")
+    return text
+
+
+def room(raw: str) -> str:
+    """A room id (`!…`, with or without a domain) or an alias (`#name:server`)."""
+    text = segment(raw, "room")
+    if text[0] == "!" and len(text) > 1:
+        if "/" in text:
+            raise BadRequest("a room id holds no '/'")
+        return text
+    if text[0] == "#":
+        name, colon, server = text[1:].partition(":")
+        if name and colon and server:
+            return text
+        raise BadRequest(f"{text!r} is not a room alias: it has the form #name:server")
+    raise BadRequest(f"{text[:80]!r} is not a room: a room id begins with '!', an alias with '#'")
+
+
+def event_type(raw: str) -> str:
+    text = segment(raw, "event type")
+    if "/" in text:
+        raise BadRequest("an event type holds no '/'")
+    return text
+
+
+def send_target(room_id: str, type_: str, txn_id: str) -> str:
+    return f"{CLIENT}/rooms/{_q(room_id)}/send/{_q(type_)}/{_q(txn_id)}"
+
+
+def state_target(room_id: str, type_: str, state_key: str) -> str:
+    return f"{CLIENT}/rooms/{_q(room_id)}/state/{_q(type_)}/{_q(state_key)}"
+
+
+def join_target(room_or_alias: str) -> str:
+    return f"{CLIENT}/join/{_q(room_or_alias)}"
+
+
+def _q(text: str) -> str:
+    return quote(text, safe="")

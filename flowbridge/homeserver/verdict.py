@@ -1,0 +1,79 @@
+"""What an answer of the homeserver means. Pure: an answer in, an event id or an error out."""
+
+import json
+import time
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+from flowbridge.errors import BadGateway, Errcode, GatewayTimeout, HomeserverError, MatrixError
+from flowbridge.homeserver.wire import Answer, TimedOut, WireError
+
+MIN_PAUSE_MS = 500  # a 429 that names no time
+MAX_PAUSE_MS = 600_000
+
+
+def event_id(answer: Answer) -> str:
+    """The event id of a send that was accepted. Raises MatrixError for every other answer."""
+    if answer.status == 200:
+        value = _object(answer).get("event_id")
+        if isinstance(value, str) and value:
+            return value
+        raise BadGateway("the homeserver answered 200 without an event_id: is BASE_URL a Matrix homeserver?")
+    raise error(answer)
+
+
+def success(answer: Answer) -> dict[str, Any]:
+    """The JSON object of a 200. Raises MatrixError for every other answer."""
+    if answer.status != 200:
+        raise error(answer)
+    return _object(answer)
+
+
+def error(answer: Answer) -> MatrixError:
+    """The homeserver's own error as it came; a 502 for what no homeserver would say."""
+    found = _object(answer)
+    errcode = found.pop("errcode", None)
+    text = found.pop("error", None)
+    if answer.status == 429:
+        found["retry_after_ms"] = pause_ms(answer, found.get("retry_after_ms"))
+        errcode = errcode or Errcode.LIMIT_EXCEEDED.value
+    if isinstance(errcode, str) and answer.status >= 400:
+        found = {key: value for key, value in found.items() if key not in ("status", "self")}
+        text = text if isinstance(text, str) else errcode
+        return HomeserverError(text, errcode=errcode, status=answer.status, **found)
+    media_type = answer.header(b"content-type").partition(";")[0] or "no content type"
+    return BadGateway(
+        f"the homeserver answered {answer.status} with no Matrix error ({media_type}): is BASE_URL right, "
+        "and does a proxy in between work?"
+    )
+
+
+def no_answer(failure: WireError) -> MatrixError:
+    """The error for an exchange that brought no answer."""
+    text = str(failure)
+    return GatewayTimeout(text) if isinstance(failure, TimedOut) else BadGateway(text)
+
+
+def pause_ms(answer: Answer, named: Any = None) -> int:
+    """How long a 429 asks to wait, in milliseconds: the longer of `retry_after_ms` and `Retry-After`."""
+    from_body = named if isinstance(named, int) and not isinstance(named, bool) else 0
+    pause = max(from_body, _retry_after_ms(answer.header(b"retry-after")))
+    return min(pause, MAX_PAUSE_MS) if pause > 0 else MIN_PAUSE_MS
+
+
+def _retry_after_ms(value: str) -> int:
+    """RFC 9110: seconds, or a date."""
+    if value.isascii() and value.isdigit():
+        return int(value[:9]) * 1000
+    try:
+        return int((parsedate_to_datetime(value).timestamp() - time.time()) * 1000)
+    except (ValueError, TypeError, OverflowError):
+        return 0
+
+
+def _object(answer: Answer) -> dict[str, Any]:
+    try:
+        value = json.loads(answer.body)
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}

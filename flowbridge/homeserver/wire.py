@@ -1,0 +1,298 @@
+"""HTTP/1.1 to one homeserver: kept-alive connections, one deadline around a whole exchange, capped answers.
+
+Why our own: on this path the client is what costs. Behind the same 32 senders httpx forwards 300 to 700 requests/s,
+aiohttp and pyreqwest 2,300 to 2,600, this one 6,600 (docs/benchmarks.md), because it runs in the server's own event
+loop, on the parser that uvicorn uses, and does nothing that a homeserver call does not need: no redirects (a
+followed 302 turns a PUT into a GET), no cookies, no proxies, no compression. httpx serves everything else.
+"""
+
+import asyncio
+import ssl
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, cast
+
+import httptools
+
+CONNECT_SECONDS: Final = 5.0
+MAX_HEAD_BYTES: Final = 64 * 1024
+MAX_CONNECTIONS: Final = 128
+REPEATABLE: Final = frozenset({"GET", "PUT"})
+
+
+class WireError(Exception):
+    """No answer. `sent`: whether the homeserver may have seen the request all the same."""
+
+    def __init__(self, reason: str, *, sent: bool) -> None:
+        super().__init__(reason)
+        self.sent = sent
+
+
+class Unreachable(WireError):
+    """The connection could not be made, or broke."""
+
+
+class TimedOut(WireError):
+    """The deadline passed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where to connect. `host` is a name or an address without brackets."""
+
+    host: str
+    port: int
+    tls: bool
+
+    @property
+    def authority(self) -> str:
+        """What goes into `Host`."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return host if self.port == (443 if self.tls else 80) else f"{host}:{self.port}"
+
+    def __str__(self) -> str:
+        return f"{'https' if self.tls else 'http'}://{self.authority}"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A whole answer; header names are lower case."""
+
+    status: int
+    headers: tuple[tuple[bytes, bytes], ...]
+    body: bytes
+
+    def header(self, name: bytes) -> str:
+        """The first value of a header, or an empty string."""
+        for key, value in self.headers:
+            if key == name:
+                return value.decode("latin-1")
+        return ""
+
+
+class Wire:
+    """The connections to one origin: at most MAX_CONNECTIONS, each asking one question at a time."""
+
+    def __init__(self, origin: Origin, tls: ssl.SSLContext | None) -> None:
+        self.origin = origin
+        self._tls = tls if origin.tls else None
+        self._idle: list[_Connection] = []
+        self._open = 0
+        self._queue: deque[asyncio.Future[_Connection | None]] = deque()
+        self._closed = False
+
+    async def exchange(
+        self, method: str, target: str, head: bytes, body: bytes, *, deadline: float, limit: int
+    ) -> Answer:
+        """One request and its answer, within `deadline` seconds in all and at most `limit` bytes of body.
+
+        `target` is the path and query as they go onto the wire, `head` further header lines, each ended by CRLF.
+        A kept connection may have been closed by the other side in the same moment: what may be repeated
+        (GET, and PUT, which carries its transaction id) is then sent once more on a new one.
+        Raises Unreachable or TimedOut.
+        """
+        request = b"%b %b HTTP/1.1\r\nHost: %b\r\nContent-Length: %d\r\n%b\r\n%b" % (
+            method.encode("ascii"),
+            target.encode("ascii"),
+            self.origin.authority.encode("ascii"),
+            len(body),
+            head,
+            body,
+        )
+        ends = asyncio.get_running_loop().time() + deadline
+        if method in REPEATABLE:
+            connection = self._take() or await self._wait_or_connect(ends)
+            try:
+                return await self._ask(connection, request, ends, limit)
+            except _Stale:
+                pass
+        return await self._ask(await self._connect(ends), request, ends, limit)
+
+    def close(self) -> None:
+        """Drop the idle connections; those at work end with their answer."""
+        self._closed = True
+        while self._idle:
+            self._idle.pop().abort()
+
+    def _take(self) -> "_Connection | None":
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.usable():
+                return connection
+        return None
+
+    async def _wait_or_connect(self, ends: float) -> "_Connection":
+        """A new connection or, when there are too many, the first that becomes free."""
+        if self._open < MAX_CONNECTIONS:
+            return await self._connect(ends)
+        turn: asyncio.Future[_Connection | None] = asyncio.get_running_loop().create_future()
+        self._queue.append(turn)
+        try:
+            async with asyncio.timeout_at(ends):
+                connection = await turn
+        except TimeoutError:
+            raise TimedOut(f"all {MAX_CONNECTIONS} connections to {self.origin} are taken", sent=False) from None
+        return connection if connection is not None and connection.usable() else await self._connect(ends)
+
+    async def _connect(self, ends: float) -> "_Connection":
+        loop = asyncio.get_running_loop()
+        self._open += 1
+        try:
+            async with asyncio.timeout_at(min(ends, loop.time() + CONNECT_SECONDS)):
+                _, connection = await loop.create_connection(
+                    lambda: _Connection(loop, self._lost), self.origin.host, self.origin.port, ssl=self._tls
+                )
+        except BaseException as error:
+            self._freed()
+            if isinstance(error, TimeoutError):
+                raise TimedOut(f"{self.origin} does not accept a connection in time", sent=False) from None
+            if isinstance(error, ssl.SSLError):
+                raise Unreachable(f"TLS with {self.origin} fails: {_reason(error)}", sent=False) from None
+            if isinstance(error, OSError):
+                raise Unreachable(f"cannot connect to {self.origin}: {_reason(error)}", sent=False) from None
+            raise
+        return connection
+
+    async def _ask(self, connection: "_Connection", request: bytes, ends: float, limit: int) -> Answer:
+        try:
+            answer = await connection.ask(request, ends, limit)
+        except BaseException:
+            connection.abort()
+            raise
+        self._release(connection)
+        return answer
+
+    def _release(self, connection: "_Connection") -> None:
+        if self._closed or not connection.usable():
+            connection.abort()
+            return
+        while self._queue:
+            turn = self._queue.popleft()
+            if not turn.done():
+                turn.set_result(connection)
+                return
+        self._idle.append(connection)
+
+    def _lost(self, connection: "_Connection") -> None:
+        if connection in self._idle:
+            self._idle.remove(connection)
+        self._freed()
+
+    def _freed(self) -> None:
+        """There is room for one more connection: whoever waits may make it."""
+        self._open -= 1
+        while self._queue:
+            turn = self._queue.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                return
+
+
+class _Stale(Unreachable):
+    """A kept connection ended before it gave one byte of an answer."""
+
+
+class _Connection(asyncio.Protocol):
+    """One connection: asks one question at a time."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, on_lost: "Callable[[_Connection], None]") -> None:
+        self._loop = loop
+        self._on_lost = on_lost
+        self._parser = httptools.HttpResponseParser(self)
+        self._transport: asyncio.Transport | None = None
+        self._waiter: asyncio.Future[Answer] | None = None
+        self._asked = 0
+        self._keep = True
+        self._reset(0)
+
+    def usable(self) -> bool:
+        return self._keep and self._transport is not None and not self._transport.is_closing()
+
+    def abort(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+    async def ask(self, request: bytes, ends: float, limit: int) -> Answer:
+        """Write a request and wait for its answer until `ends` (the loop's clock)."""
+        assert self._transport is not None
+        self._reset(limit)
+        self._asked += 1
+        self._waiter = self._loop.create_future()
+        timer = self._loop.call_at(ends, self._expire)
+        self._transport.write(request)
+        try:
+            return await self._waiter
+        finally:
+            timer.cancel()
+            self._waiter = None
+
+    def _reset(self, limit: int) -> None:
+        self._limit = limit
+        self._received = 0
+        self._headers: list[tuple[bytes, bytes]] = []
+        self._body = bytearray()
+        self._until_close = False
+
+    def _expire(self) -> None:
+        self._fail(TimedOut("the homeserver did not answer in time", sent=True))
+
+    def _fail(self, error: WireError) -> None:
+        self._keep = False
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_exception(error)
+        self.abort()
+
+    def _finish(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(Answer(self._parser.get_status_code(), tuple(self._headers), bytes(self._body)))
+
+    # asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's are not registered as such
+
+    def data_received(self, data: bytes) -> None:
+        if self._waiter is None or self._waiter.done():
+            self._fail(Unreachable("bytes that nobody asked for", sent=True))
+            return
+        self._received += len(data)
+        if self._received > self._limit + MAX_HEAD_BYTES:
+            self._fail(Unreachable(f"the homeserver's answer is larger than {self._limit} bytes", sent=True))
+            return
+        try:
+            self._parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+            self._fail(Unreachable("the homeserver's answer is not HTTP/1.1", sent=True))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._until_close and exc is None:
+            self._finish()
+        kind = _Stale if self._asked > 1 and not self._received else Unreachable
+        self._fail(kind("the homeserver closed the connection without an answer", sent=True))
+        self._on_lost(self)
+
+    # httptools
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._headers.append((name.lower(), value))
+
+    def on_headers_complete(self) -> None:
+        names = {name for name, _ in self._headers}
+        self._until_close = not names & {b"content-length", b"transfer-encoding"}
+
+    def on_body(self, chunk: bytes) -> None:
+        self._body += chunk
+        if len(self._body) > self._limit:
+            self._fail(Unreachable(f"the homeserver's answer is larger than {self._limit} bytes", sent=True))
+
+    def on_message_complete(self) -> None:
+        if self._parser.get_status_code() < 200:  # 100 Continue, 103 Early Hints: the answer is still to come
+            self._reset(self._limit)
+            return
+        self._keep = self._keep and self._parser.should_keep_alive()
+        self._finish()
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error) or type(error).__name__

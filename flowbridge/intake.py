@@ -1,0 +1,103 @@
+"""The one use case: an event comes in, is checked, and goes to its room.
+
+Nothing is asked of the homeserver before the payload is known to be right.
+"""
+
+import asyncio
+import secrets
+import time
+
+from flowbridge import canonical, payload
+from flowbridge.callers import Callers, Credential
+from flowbridge.catalogue import Catalogue, Entry
+from flowbridge.errors import BadContent, MatrixError, Problem, TooLarge
+from flowbridge.homeserver import Homeserver, dialect
+from flowbridge.models import Caller, Event, Payload, Surface
+
+MAX_CONTENT_BYTES = 62_000  # of the 65,536 that a whole event may have (specification, "Size limits")
+LARGE_BYTES = 8_192  # from here on a payload is checked outside the event loop
+ALIAS_SECONDS = 600.0
+MAX_ALIASES = 10_000
+
+
+class Intake:
+    def __init__(self, catalogue: Catalogue, callers: Callers, homeserver: Homeserver) -> None:
+        self.catalogue = catalogue
+        self._callers = callers
+        self._homeserver = homeserver
+        self._aliases: dict[tuple[str, str], tuple[str, float]] = {}
+
+    def read(self, body: bytes, content_type: str, event_type: str, surface: Surface) -> Payload:
+        """Any of the body shapes. Raises a 4xx MatrixError."""
+        return payload.read(body, content_type, event_type, self.catalogue.required(event_type), surface)
+
+    async def check(self, room: str, event_type: str, found: Payload, *, as_state: bool) -> Event:
+        """The event that would be sent. Raises BadContent with every problem, or TooLarge.
+
+        `as_state`: the path says that it is a state event. Else the catalogue does, or the body by a state key.
+        """
+        kind = self.catalogue.kind(event_type)
+        is_state = as_state or kind == "state" or (kind is None and found.state_key is not None)
+        state_key = (found.state_key or "") if is_state else None
+        if not isinstance(found.content, dict):
+            raise BadContent([Problem("", "must be a JSON object", canonical.RULE)])
+        content = canonical.write(found.content)
+        if len(content) > MAX_CONTENT_BYTES:
+            raise TooLarge(
+                f"the content is {len(content)} bytes of canonical JSON: an event holds at most {MAX_CONTENT_BYTES}"
+            )
+        if state_key:
+            dialect.identifier(state_key, "state key")
+        problems = self._misplaced(event_type, found, as_state=as_state)
+        entry = self.catalogue.select(event_type, found.content)
+        if entry is not None and not (as_state and not found.content and entry.clears_by_empty):
+            if len(content) < LARGE_BYTES:
+                problems += entry.problems(found.content)
+            else:
+                problems += await asyncio.to_thread(entry.problems, found.content)
+        if entry is not None and state_key is not None and entry.kind == "state":
+            problems += _wrong_state_key(entry, state_key)
+        if problems:
+            raise BadContent(problems)
+        return Event(room, event_type, content, state_key)
+
+    async def accept(self, credential: Credential, event: Event, txn_id: str | None) -> tuple[Caller, str]:
+        """Send a checked event as the caller. Returns the caller and the event id."""
+        caller = await self._callers.identify(credential)
+        try:
+            room_id = await self.room_id(caller, event.room)
+            return caller, await self._homeserver.send(caller.token, event, room_id, txn_id or new_txn_id())
+        except MatrixError as error:
+            self._aliases.pop((caller.user_id, event.room), None)
+            raise self._callers.refused(caller, error) from None
+
+    async def room_id(self, caller: Caller, room: str) -> str:
+        """The room id of an alias, which the caller joins once; a room id as it is."""
+        if not room.startswith("#"):
+            return room
+        key = (caller.user_id, room)
+        room_id, until = self._aliases.get(key, ("", 0.0))
+        if until < time.monotonic():
+            room_id = await self._homeserver.join(caller.token, room)
+            if len(self._aliases) >= MAX_ALIASES:
+                del self._aliases[next(iter(self._aliases))]
+            self._aliases[key] = (room_id, time.monotonic() + ALIAS_SECONDS)
+        return room_id
+
+    def _misplaced(self, event_type: str, found: Payload, *, as_state: bool) -> list[Problem]:
+        if self.catalogue.kind(event_type) != "message":
+            return []
+        if as_state:
+            return [Problem("", f"{event_type} is a message event: send it with /send/", event_type)]
+        if found.state_key is not None:
+            return [Problem("/state_key", f"{event_type} is a message event and has no state key", event_type)]
+        return []
+
+
+def new_txn_id() -> str:
+    return secrets.token_urlsafe(16)
+
+
+def _wrong_state_key(entry: Entry, state_key: str) -> list[Problem]:
+    problem = entry.state_key_problem(state_key)
+    return [problem] if problem else []

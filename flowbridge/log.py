@@ -1,0 +1,83 @@
+"""Log lines: an `action` word that never changes, and the ids one greps by. On standard error, text or JSON."""
+
+import json
+import logging
+import sys
+import time
+from functools import lru_cache
+from typing import Any, Literal
+
+_logger = logging.getLogger("flowbridge")
+
+
+def setup(style: Literal["text", "json"], level: str) -> None:
+    """Send all logging of the process through one handler."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Json() if style == "json" else _Text())
+    logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    # httpx prints whole query strings at INFO, tokens included; uvicorn's own lines repeat ours.
+    for name in ("httpx", "httpcore", "uvicorn", "asyncio", "botocore", "boto3", "urllib3"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def info(action: str, **fields: Any) -> None:
+    _say(logging.INFO, action, fields)
+
+
+def warning(action: str, **fields: Any) -> None:
+    _say(logging.WARNING, action, fields)
+
+
+def error(action: str, *, exc_info: BaseException | None = None, **fields: Any) -> None:
+    _say(logging.ERROR, action, fields, exc_info)
+
+
+def _say(level: int, action: str, fields: dict[str, Any], exc_info: BaseException | None = None) -> None:
+    if _logger.isEnabledFor(level):
+        # Made here and not by Logger.log, which looks for the caller's file and line first: a line per send is on
+        # the hot path, and the action says where it comes from.
+        trace = (type(exc_info), exc_info, exc_info.__traceback__) if exc_info else None
+        record = logging.LogRecord(_logger.name, level, "", 0, action, None, trace)
+        record.fields = fields
+        _logger.handle(record)
+
+
+class _Text(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        head = f"{_time(record)} {record.levelname:<7} "
+        fields: dict[str, Any] | None = getattr(record, "fields", None)
+        if fields is None:  # a library's line
+            head += f"{record.name} message={json.dumps(record.getMessage())}"
+        else:
+            head += record.msg + "".join([f" {name}={_bare(value)}" for name, value in fields.items()])
+        return head + ("\n" + self.formatException(record.exc_info) if record.exc_info else "")
+
+
+class _Json(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        fields: dict[str, Any] | None = getattr(record, "fields", None)
+        line: dict[str, Any] = {"time": _time(record), "level": record.levelname.lower()}
+        if fields is None:
+            line |= {"action": record.name, "message": record.getMessage()}
+        else:
+            line |= {"action": record.msg, **fields}
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str)
+
+
+def _time(record: logging.LogRecord) -> str:
+    """RFC 3339, UTC."""
+    return f"{_second(int(record.created))}.{int(record.msecs):03d}Z"
+
+
+@lru_cache(maxsize=1)
+def _second(seconds: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
+
+
+def _bare(value: Any) -> str:
+    """A value in a text line: quoted when it could be taken for more than one, or would break the line."""
+    text = str(value)
+    return text if text.isascii() and text.isprintable() and " " not in text else json.dumps(text)

@@ -1,0 +1,1 @@
+"""HTTP in: one file per area, thin: parse, call the core, return."""

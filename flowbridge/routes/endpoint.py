@@ -1,0 +1,79 @@
+"""What every endpoint is made of: a route, a body that is read within bounds, a JSON answer."""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from fastapi.routing import APIRoute
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from flowbridge.errors import MatrixError, TooLarge, TooSlow, UnsupportedMedia
+
+Handler = Callable[[Request], Awaitable[Response]]
+
+BODY_SECONDS = 20.0
+MAX_BODY_BYTES = 512 * 1024  # 62,000 bytes of content can be written in six times as many, as \\u escapes
+LOG = "flowbridge.log"  # in the scope: fields that a handler adds to its request's log line
+
+
+class Endpoint(APIRoute):
+    """A route whose handler takes the request as it came: path segments undecoded, body unread.
+
+    FastAPI documents it; neither its dependencies nor its validation of bodies stand in the way of a send.
+    """
+
+    def get_route_handler(self) -> Callable[[Request], Any]:
+        return self.endpoint
+
+
+def endpoint(
+    method: str, path: str, handler: Handler, operation: Mapping[str, Any], *, documented: bool = True
+) -> Endpoint:
+    """`operation`: the OpenAPI operation object, as flowbridge.routes.describe writes it."""
+    return Endpoint(
+        path,
+        handler,
+        methods=[method],
+        response_model=None,
+        operation_id=operation["operationId"],
+        summary=operation["summary"],
+        description=operation.get("description"),
+        tags=list(operation["tags"]),
+        openapi_extra=dict(operation),
+        include_in_schema=documented,
+    )
+
+
+async def read_body(request: Request, limit: int = MAX_BODY_BYTES) -> bytes:
+    """The whole body. Raises TooLarge, TooSlow, or UnsupportedMedia when it is compressed."""
+    headers = request.headers
+    if headers.get("content-encoding", "identity").lower() not in ("identity", ""):
+        raise UnsupportedMedia("compressed bodies are not read: send the JSON as it is")
+    length = headers.get("content-length", "0")
+    if length.isdigit() and int(length[:20]) > limit:
+        raise TooLarge(f"the body is {length[:20]} bytes: at most {limit} are read here")
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            body = bytearray()
+            while True:
+                message = await request.receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientDisconnect
+                body += message.get("body", b"")
+                if len(body) > limit:
+                    raise TooLarge(f"the body is longer than {limit} bytes")
+                if not message.get("more_body", False):
+                    return bytes(body)
+    except TimeoutError:
+        raise TooSlow(f"the body did not arrive within {BODY_SECONDS:g} s") from None
+
+
+def json_answer(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    body = json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
+    return Response(body, status, headers, media_type="application/json")
+
+
+def error_answer(error: MatrixError) -> Response:
+    return json_answer(error.body(), error.status, error.headers())

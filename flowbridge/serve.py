@@ -1,0 +1,172 @@
+"""uvicorn around the application: bounds that uvicorn itself does not have, signals, a clean start and stop."""
+
+import asyncio
+import contextlib
+import json
+import signal
+import socket
+import threading
+from asyncio import TimerHandle, Transport
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from flowbridge import __version__, log
+from flowbridge.app import create_app
+from flowbridge.core import Core
+from flowbridge.errors import Errcode
+from flowbridge.settings import Settings
+
+HEAD_SECONDS = 10.0  # for a request line and its headers to arrive
+MAX_HEAD_BYTES = 64 * 1024
+MAX_CONNECTIONS = 4_096
+STOP_SECONDS = 10
+
+
+class Protocol(HttpToolsProtocol):
+    """uvicorn's own, with a deadline and a size for the head of a request, and a number of connections."""
+
+    _timer: TimerHandle | None = None
+    _head_bytes = 0
+    _in_head = True
+
+    def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if len(self.connections) > MAX_CONNECTIONS:
+            self._refuse(503, Errcode.LIMIT_EXCEEDED, "too many connections")
+            return
+        self._timer = self.loop.call_later(HEAD_SECONDS, self._too_slow)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_timer()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if not self._in_head:
+            self._stop_timer()
+            return
+        self._head_bytes += len(data)
+        if self._head_bytes > MAX_HEAD_BYTES:
+            self._refuse(431, Errcode.TOO_LARGE, f"the headers are longer than {MAX_HEAD_BYTES} bytes")
+        elif self._timer is None:
+            self._timer = self.loop.call_later(HEAD_SECONDS, self._too_slow)
+
+    def on_message_begin(self) -> None:
+        self._in_head, self._head_bytes = True, 0
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        super().on_headers_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        self._refuse(400, Errcode.UNKNOWN, "this is not an HTTP/1.1 request")
+
+    def _too_slow(self) -> None:
+        self._timer = None
+        self._refuse(408, Errcode.UNKNOWN, f"the headers did not arrive within {HEAD_SECONDS:g} s")
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _refuse(self, status: int, errcode: Errcode, error: str) -> None:
+        """Answer by hand, since no request came to be, and hang up."""
+        self._stop_timer()
+        if self.transport.is_closing():
+            return
+        body = json.dumps({"errcode": errcode, "error": error}).encode()
+        self.transport.write(
+            b"%bcontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%b"
+            % (STATUS_LINE[status], len(body), body)
+        )
+        self.transport.close()
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server with our application. Raises AddressError or SchemaError when made."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.core = Core(settings)
+        app = create_app(settings, self.core)
+        super().__init__(
+            uvicorn.Config(
+                app,
+                http=Protocol,
+                ws="none",
+                lifespan="on",
+                access_log=False,  # uvicorn's prints query strings, tokens included; the edge has its own
+                log_config=None,
+                server_header=False,
+                proxy_headers=False,
+                timeout_graceful_shutdown=STOP_SECONDS,
+            )
+        )
+        self.ready = threading.Event()
+
+    def run_on(self, listener: socket.socket) -> None:
+        """Serve on this socket until told to stop."""
+        with asyncio.Runner(loop_factory=self.config.get_loop_factory()) as runner:
+            runner.run(self._main(listener))
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.ready.set()
+
+    async def _main(self, listener: socket.socket) -> None:
+        await self.core.locate()
+        if threading.current_thread() is threading.main_thread():
+            loop = asyncio.get_running_loop()
+            loop.add_signal_handler(signal.SIGHUP, lambda: loop.create_task(self.core.locator.refresh()))
+        log.info("serving", url=url_of(listener), homeserver=self.core.settings.base_url, version=__version__)
+        await self.serve(sockets=[listener])
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket. Raises OSError when the port is taken."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(2_048)
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+def url_of(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def serve(settings: Settings, host: str, port: int) -> None:
+    """Serve until SIGINT or SIGTERM; SIGHUP learns the homeserver's address anew.
+
+    Raises OSError when the port is taken, and AddressError or SchemaError for settings that cannot work.
+    """
+    log.setup(settings.log_format, settings.log_level)
+    server = Server(settings)
+    with contextlib.closing(listen(host, port)) as listener:
+        server.run_on(listener)
+
+
+@contextlib.contextmanager
+def background(settings: Settings, host: str = "127.0.0.1", port: int = 0) -> Iterator[str]:
+    """Serve in a thread while the context lasts; gives the URL. Raises as `serve` does."""
+    server = Server(settings)
+    with contextlib.closing(listen(host, port)) as listener, ThreadPoolExecutor(1) as executor:
+        running = executor.submit(server.run_on, listener)
+        running.add_done_callback(lambda _: server.ready.set())
+        server.ready.wait()
+        try:
+            if not running.done():
+                yield url_of(listener)
+        finally:
+            server.should_exit = True
+            running.result()

@@ -1,0 +1,165 @@
+"""Settings: from the environment and `.env`, validated once, frozen (contract §2).
+
+Every secret may also come from a file: `ACCESS_TOKEN_FILE=/run/secrets/token` is read when `ACCESS_TOKEN` is not set.
+"""
+
+import os
+import string
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic.fields import FieldInfo
+from pydantic_settings import (
+    BaseSettings,
+    DotEnvSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+_VISIBLE = frozenset(string.ascii_letters + string.digits + string.punctuation)
+
+
+class SettingsError(Exception):
+    """A setting that cannot be used; the message is one line that names it, and holds no secret."""
+
+
+def _name(name: str, default: Any = None) -> Any:
+    """A field that is read from the environment variable `name`, or given by its own name in code."""
+    return Field(default=default, validation_alias=AliasChoices(name, name.lower()))
+
+
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(
+        env_file=".env",
+        env_ignore_empty=True,
+        extra="ignore",
+        frozen=True,
+        populate_by_name=True,
+        case_sensitive=True,
+    )
+
+    base_url: str = _name("BASE_URL", "m.tekos.co")
+    access_token: SecretStr | None = _name("ACCESS_TOKEN")
+    user: str | None = _name("FLOWBRIDGE_USER")
+    password: SecretStr | None = _name("FLOWBRIDGE_PASSWORD")
+    api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = _name("FLOWBRIDGE_API_KEYS", ())
+    allow_http: bool = _name("FLOWBRIDGE_ALLOW_HTTP", False)
+    ca_file: Path | None = _name("FLOWBRIDGE_CA_FILE")
+    schemas_dir: Path | None = _name("FLOWBRIDGE_SCHEMAS_DIR")
+    wait_seconds: Annotated[float, Field(gt=0, le=300)] = _name("FLOWBRIDGE_WAIT_SECONDS", 10.0)
+    log_format: Literal["text", "json"] = _name("FLOWBRIDGE_LOG_FORMAT", "text")
+    log_level: Literal["debug", "info", "warning", "error"] = _name("FLOWBRIDGE_LOG_LEVEL", "info")
+
+    @classmethod
+    def load(cls, **values: Any) -> Self:
+        """Read the settings; `values` win over the environment. Raises SettingsError."""
+        try:
+            return cls(**values)
+        except ValidationError as error:
+            raise SettingsError("; ".join(_line(item) for item in error.errors())) from None
+
+    @property
+    def has_bot(self) -> bool:
+        """Whether an account is configured that the bridge can act as."""
+        return self.access_token is not None or self.user is not None
+
+    @field_validator("log_format", "log_level", mode="before")
+    @classmethod
+    def _any_case(cls, value: Any) -> Any:
+        return value.lower() if isinstance(value, str) else value
+
+    @field_validator("api_keys", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        return [key for key in value.replace(",", " ").split() if key] if isinstance(value, str) else value
+
+    @field_validator("api_keys")
+    @classmethod
+    def _are_keys(cls, keys: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        if not all(key.get_secret_value().startswith("fb_") and len(key) > len("fb_") for key in keys):
+            raise ValueError("every key begins with fb_ and is followed by at least one character")
+        return keys
+
+    @field_validator("access_token")
+    @classmethod
+    def _is_token(cls, token: SecretStr | None) -> SecretStr | None:
+        if token is not None and not is_token(token.get_secret_value()):
+            raise ValueError("a token is visible ASCII without spaces")
+        return token
+
+    @field_validator("ca_file")
+    @classmethod
+    def _exists(cls, path: Path | None) -> Path | None:
+        if path is not None and not path.is_file():
+            raise ValueError(f"there is no file {path}")
+        return path
+
+    @model_validator(mode="after")
+    def _together(self) -> Self:
+        if (self.user is None) != (self.password is None):
+            raise ValueError("FLOWBRIDGE_USER and FLOWBRIDGE_PASSWORD go together")
+        if self.user is not None and self.access_token is not None:
+            raise ValueError("ACCESS_TOKEN and FLOWBRIDGE_USER both name the bot account: set one of them")
+        return self
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, env_settings, dotenv_settings, _SecretFiles(settings_cls, dotenv_settings)
+
+
+class _SecretFiles(PydanticBaseSettingsSource):
+    """`NAME_FILE` for every secret `NAME`."""
+
+    def __init__(self, settings_cls: type[BaseSettings], dotenv: PydanticBaseSettingsSource) -> None:
+        super().__init__(settings_cls)
+        from_dotenv = dotenv.env_vars if isinstance(dotenv, DotEnvSettingsSource) else {}
+        self._variables = {**from_dotenv, **os.environ}
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        name = _variable(field)
+        path = self._variables.get(f"{name}_FILE") if "SecretStr" in str(field.annotation) else None
+        if not path:
+            return None, name, False
+        try:
+            return Path(path).read_text(encoding="utf-8").strip(), name, False
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+            raise SettingsError(f"{name}_FILE: cannot read {path}: {reason}") from None
+
+    def __call__(self) -> dict[str, Any]:
+        found = {}
+        for field_name, field in self.settings_cls.model_fields.items():
+            value, name, _ = self.get_field_value(field, field_name)
+            if value:
+                found[name] = value
+        return found
+
+
+def is_token(text: str) -> bool:
+    """Whether this can be an access token at all: homeservers answer 500 to some of what cannot."""
+    return 0 < len(text) <= 4096 and _VISIBLE.issuperset(text)
+
+
+def _variable(field: FieldInfo) -> str:
+    alias = field.validation_alias
+    assert isinstance(alias, AliasChoices)
+    return str(alias.choices[0])
+
+
+def _line(error: Any) -> str:
+    """One pydantic error in one line, without the value: it may be a secret."""
+    message = error["msg"].removeprefix("Value error, ")
+    if not error["loc"]:
+        return str(message)
+    first = str(error["loc"][0])
+    names = {name: _variable(field) for name, field in Settings.model_fields.items()}
+    return f"{names.get(first, first)}: {message}"

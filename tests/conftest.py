@@ -1,0 +1,51 @@
+"""A real Synapse for the whole run, started when the first test asks for it, and ways into it."""
+
+import secrets
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from flowbridge.demo.synapse import Account, LocalSynapse
+
+MakeAccount = Callable[[], Account]
+MakeRoom = Callable[..., str]
+
+
+@pytest.fixture(scope="session")
+def synapse() -> Iterator[LocalSynapse]:
+    """One for all tests: whoever stops it or changes its limits starts another of their own."""
+    with LocalSynapse(rate_limits=False) as homeserver:
+        yield homeserver
+
+
+@pytest.fixture(scope="session")
+def make_account(synapse: LocalSynapse) -> MakeAccount:
+    """`make_account()`: a new user of a random name."""
+    return lambda: synapse.register(f"user-{secrets.token_hex(6)}")
+
+
+@pytest.fixture(scope="session")
+def make_room(synapse: LocalSynapse) -> Iterator[MakeRoom]:
+    """`make_room(account, preset="public_chat", …)`: the id of a new room, made with this createRoom body."""
+    with httpx.Client(base_url=synapse.url, trust_env=False) as client:
+
+        def make(account: Account, **body: Any) -> str:
+            headers = {"Authorization": f"Bearer {account.access_token}"}
+            response = client.post("/_matrix/client/v3/createRoom", json=body, headers=headers)
+            return str(response.raise_for_status().json()["room_id"])
+
+        yield make
+
+
+@pytest.fixture
+def bot(make_account: MakeAccount) -> Account:
+    """The account that the bridge acts as."""
+    return make_account()
+
+
+@pytest.fixture
+def friend(make_account: MakeAccount) -> Account:
+    """Somebody else on the same homeserver."""
+    return make_account()
