@@ -66,11 +66,13 @@ def _unwrap(value: Any, event_type: str, required: AbstractSet[str], flow: bool)
 
 
 def _is_flow_message(value: Any, required: AbstractSet[str]) -> bool:
-    """A body with `payload` that is not plainly the content itself."""
+    """A body with `payload` that is not plainly the content itself.
+
+    Node-RED's own keys count for nothing: a flow message for m.room.topic has a `topic`, too, and it is another one.
+    """
     if not isinstance(value, dict) or "payload" not in value or "payload" in required:
         return False
-    own = required - _FLOW_KEYS
-    return own.isdisjoint(value) if own else _FLOW_KEYS.issuperset(value)
+    return (required - _FLOW_KEYS).isdisjoint(value) if required else _FLOW_KEYS.issuperset(value)
 
 
 def _is_whole_event(value: Any, event_type: str, required: AbstractSet[str]) -> bool:

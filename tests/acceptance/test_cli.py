@@ -1,0 +1,209 @@
+"""The commands, run as a user runs them."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from flowbridge.demo.synapse import Account, LocalSynapse
+from tests.conftest import MakeRoom
+
+FLOWBRIDGE = str(Path(sys.executable).with_name("flowbridge"))
+SETTINGS = ("BASE_URL", "ACCESS_TOKEN", "FLOWBRIDGE_")
+
+
+def _environment(settings: Mapping[str, str]) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(SETTINGS)}
+    return {**kept, **settings}
+
+
+@pytest.fixture(autouse=True)
+def _empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # so that no .env of a developer is read
+
+
+def run(*arguments: str, stdin: str = "", **settings: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [FLOWBRIDGE, *arguments], env=_environment(settings), input=stdin, text=True, capture_output=True, timeout=60
+    )
+
+
+@contextmanager
+def serving(*, log: Path | None = None, **settings: str) -> Iterator[tuple[str, "subprocess.Popen[str]"]]:
+    """A running `flowbridge serve`: its URL and process."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [FLOWBRIDGE, "serve", "--port", str(port)]
+    with (log or Path(os.devnull)).open("w") as errors:
+        process = subprocess.Popen(command, env=_environment(settings), stderr=errors, text=True)
+    try:
+        yield _answering(f"http://127.0.0.1:{port}", process), process
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def _answering(url: str, process: "subprocess.Popen[str]") -> str:
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            httpx.get(f"{url}/healthz", trust_env=False).raise_for_status()
+        except httpx.TransportError:
+            time.sleep(0.05)
+        else:
+            return url
+    raise AssertionError("flowbridge serve does not answer")
+
+
+def test_send_prints_the_event_id(synapse: LocalSynapse, bot: Account, make_room: MakeRoom) -> None:
+    done = run(
+        "send", make_room(bot), "m.room.message", "the backup is done",
+        BASE_URL=synapse.url, ACCESS_TOKEN=bot.access_token,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(r"\$\S+\n", done.stdout)
+
+
+def test_send_reads_standard_input(synapse: LocalSynapse, bot: Account, make_room: MakeRoom) -> None:
+    done = run(
+        "send", make_room(bot), "m.room.topic", "-", stdin='{"topic": "from a pipe"}',
+        BASE_URL=synapse.url, ACCESS_TOKEN=bot.access_token,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+def test_send_without_a_bot_account_says_what_to_set() -> None:
+    done = run("send", "!a:b", "m.room.message", "x", BASE_URL="http://127.0.0.1:1")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("flowbridge: ACCESS_TOKEN: ")
+
+
+def test_send_to_a_dead_homeserver_fails_with_its_reason() -> None:
+    done = run("send", "!a:b", "m.room.message", "x", BASE_URL="http://127.0.0.1:1", ACCESS_TOKEN="t")
+    assert done.returncode == 1
+    assert "cannot connect to http://127.0.0.1:1" in done.stderr
+
+
+def test_validate_prints_what_would_be_sent(tmp_path: Path) -> None:
+    file = tmp_path / "message.json"
+    file.write_text('{"payload": "hello"}')
+    done = run("validate", "m.room.message", str(file))
+    assert json.loads(done.stdout) == {"msgtype": "m.text", "body": "hello"}
+
+
+def test_validate_lists_every_problem() -> None:
+    done = run("validate", "m.room.message", stdin='{"msgtype": "m.image", "body": 1}')
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [
+        "/body: must be a string, not an integer  (m.room.message$m.image)",
+        "/url: is required (one of url or file)  (m.room.message$m.image)",
+    ]
+
+
+def test_validate_without_its_file_is_one_line() -> None:
+    done = run("validate", "m.room.message", "nothing.json")
+    assert (done.returncode, done.stderr) == (2, "flowbridge: cannot read nothing.json: No such file or directory\n")
+
+
+def test_doctor_finds_all_well(synapse: LocalSynapse, bot: Account) -> None:
+    done = run("doctor", BASE_URL=synapse.url, ACCESS_TOKEN=bot.access_token, FLOWBRIDGE_API_KEYS="fb_x")
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = {line[5:17].strip(): line[:4].strip() for line in done.stdout.splitlines()}
+    assert found == {
+        "schemas": "ok", "address": "ok", "versions": "ok", "clock": "ok", "token": "ok", "api keys": "ok",
+        "rate limit": "--",
+    }  # fmt: skip
+    assert bot.user_id in done.stdout
+    assert bot.access_token not in done.stdout
+
+
+def test_doctor_tells_an_admin_the_rate_limit(synapse: LocalSynapse) -> None:
+    admin = synapse.register("doctors-admin", admin=True)
+    done = run("doctor", BASE_URL=synapse.url, ACCESS_TOKEN=admin.access_token)
+    assert "ok   rate limit   the homeserver's own limits hold for this account" in done.stdout
+
+
+def test_doctor_names_a_wrong_token(synapse: LocalSynapse) -> None:
+    done = run("doctor", BASE_URL=synapse.url, ACCESS_TOKEN="wrong")
+    assert done.returncode == 1
+    assert "BAD  token" in done.stdout
+
+
+def test_doctor_names_a_dead_homeserver() -> None:
+    done = run("doctor", BASE_URL="http://127.0.0.1:1")
+    assert done.returncode == 1
+    assert "BAD  versions" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"BASE_URL": "ftp://example.org"}, "BASE_URL: "),
+        ({"BASE_URL": "http://matrix.example.org"}, "BASE_URL: "),
+        ({"BASE_URL": "two words"}, "BASE_URL: "),
+        ({"BASE_URL": "file:///nothing/there"}, "BASE_URL: "),
+        ({"FLOWBRIDGE_LOG_LEVEL": "loud"}, "FLOWBRIDGE_LOG_LEVEL: "),
+        ({"FLOWBRIDGE_API_KEYS": "secret-without-prefix"}, "FLOWBRIDGE_API_KEYS: "),
+        ({"FLOWBRIDGE_SCHEMAS_DIR": "/nothing/there"}, "FLOWBRIDGE_SCHEMAS_DIR: "),
+        ({"FLOWBRIDGE_CA_FILE": "/nothing/there"}, "FLOWBRIDGE_CA_FILE: "),
+        ({"ACCESS_TOKEN_FILE": "/nothing/there"}, "ACCESS_TOKEN_FILE: "),
+    ],
+    ids=lambda value: "=".join(next(iter(value.items()))) if isinstance(value, dict) else "",
+)
+def test_wrong_setting_is_one_line_and_exit_code_2(settings: dict[str, str], says: str) -> None:
+    done = run("serve", "--port", "0", **settings)
+    assert done.returncode == 2
+    errors = [line for line in done.stderr.splitlines() if line.startswith("flowbridge: ")]
+    assert len(errors) == 1
+    assert errors[0].startswith(f"flowbridge: {says}")
+    assert "Traceback" not in done.stderr
+    assert "secret-without-prefix" not in done.stderr
+
+
+def test_taken_port_is_one_line() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        done = run("serve", "--port", str(taken.getsockname()[1]), BASE_URL="http://127.0.0.1:1")
+    assert done.returncode == 2
+    assert "cannot listen on 127.0.0.1 port" in done.stderr
+
+
+def test_sighup_follows_the_homeserver_to_its_new_address(tmp_path: Path, synapse: LocalSynapse) -> None:
+    file, log = tmp_path / "address", tmp_path / "log"
+    file.write_text("http://127.0.0.1:1")
+    with serving(log=log, BASE_URL=file.as_uri()) as (url, process):
+        assert httpx.get(f"{url}/readyz", trust_env=False).status_code == 503
+        file.write_text(synapse.url)
+        process.send_signal(signal.SIGHUP)
+        deadline = time.monotonic() + 10
+        while httpx.get(f"{url}/readyz", trust_env=False).status_code != 200:
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.05)
+    assert "homeserver_address" in log.read_text()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_serve_ends_when_it_is_told_to(number: signal.Signals) -> None:
+    with serving(BASE_URL="http://127.0.0.1:1") as (_, process):
+        process.send_signal(number)
+        assert process.wait(10) in (0, -number)
+
+
+def test_demo_once_sends_every_example_and_leaves_nothing(tmp_path: Path) -> None:
+    done = run("demo", "--once", "--port", "0", TMPDIR=str(tmp_path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "25 of 25 events are in the room" in done.stdout
+    assert "✗" not in done.stdout
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,79 @@
+"""A running bridge in front of the real homeserver."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+import pytest
+
+from flowbridge.demo.synapse import Account, LocalSynapse
+from flowbridge.serve import background
+from flowbridge.settings import Settings
+from tests.conftest import MakeAccount, MakeRoom
+
+KEY = "fb_integration-key"
+
+
+@dataclass(frozen=True)
+class Room:
+    """A room on the real homeserver, seen past the bridge."""
+
+    id: str
+    owner: Account
+    direct: httpx.Client
+
+    @property
+    def path(self) -> str:
+        return f"/rooms/{quote(self.id, safe='')}"
+
+    def event(self, event_id: str) -> dict[str, Any]:
+        return self._get(f"event/{quote(event_id, safe='')}")
+
+    def state(self, event_type: str, state_key: str = "") -> dict[str, Any]:
+        return self._get(f"state/{event_type}/{quote(state_key, safe='')}")
+
+    def _get(self, path: str) -> dict[str, Any]:
+        headers = {"Authorization": f"Bearer {self.owner.access_token}"}
+        answer = self.direct.get(f"/_matrix/client/v3{self.path}/{path}", headers=headers)
+        return dict(answer.raise_for_status().json())
+
+
+@pytest.fixture(scope="session")
+def owner(make_account: MakeAccount) -> Account:
+    """The bridge's own account, and the owner of the rooms."""
+    return make_account()
+
+
+@pytest.fixture(scope="session")
+def bridge_url(synapse: LocalSynapse, owner: Account) -> Iterator[str]:
+    settings = Settings.load(base_url=synapse.url, access_token=owner.access_token, api_keys=[KEY])
+    with background(settings) as url:
+        yield url
+
+
+@pytest.fixture
+def bridge(bridge_url: str, owner: Account) -> Iterator[httpx.Client]:
+    """A caller with the owner's own Matrix token."""
+    headers = {"Authorization": f"Bearer {owner.access_token}"}
+    with httpx.Client(base_url=bridge_url, headers=headers, trust_env=False) as client:
+        yield client
+
+
+@pytest.fixture
+def anyone(bridge_url: str) -> Iterator[httpx.Client]:
+    """A caller without a token."""
+    with httpx.Client(base_url=bridge_url, trust_env=False) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def new_room(synapse: LocalSynapse, owner: Account, make_room: MakeRoom) -> Iterator[Callable[..., Room]]:
+    with httpx.Client(base_url=synapse.url, trust_env=False) as direct:
+        yield lambda **body: Room(make_room(owner, **body), owner, direct)
+
+
+@pytest.fixture
+def room(new_room: Callable[..., Room]) -> Room:
+    return new_room()

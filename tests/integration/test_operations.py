@@ -1,0 +1,46 @@
+"""What tells an operator how things stand, with a real homeserver behind."""
+
+import httpx
+
+from flowbridge.demo.synapse import LocalSynapse
+from flowbridge.serve import background
+from flowbridge.settings import Settings
+from tests.conftest import MakeAccount, MakeRoom
+
+
+def test_readyz_names_homeserver_and_bot(anyone: httpx.Client, synapse: LocalSynapse, owner: object) -> None:
+    answer = anyone.get("/readyz").json()
+    assert answer["ready"] is True
+    assert answer["homeserver"] == synapse.url
+    assert answer["bot"].startswith("@user-")
+
+
+def test_versions_are_the_homeservers_own(anyone: httpx.Client, synapse: LocalSynapse) -> None:
+    direct = httpx.get(f"{synapse.url}/_matrix/client/versions", trust_env=False)
+    assert anyone.get("/_matrix/client/versions").json() == direct.json()
+
+
+def test_bot_logs_in_with_its_password(synapse: LocalSynapse, make_account: MakeAccount, make_room: MakeRoom) -> None:
+    account = make_account()
+    room_id = make_room(account)
+    settings = Settings.load(
+        base_url=synapse.url, user=account.user_id, password=account.password, api_keys=["fb_k"], access_token=None
+    )
+    with background(settings) as url, httpx.Client(base_url=url, trust_env=False) as client:
+        for _ in range(2):
+            answer = client.post(f"/rooms/{room_id}/send/m.room.message", json="hello", headers={"X-API-Key": "fb_k"})
+            assert answer.status_code == 200, answer.text
+
+
+def test_bridge_recovers_when_the_homeserver_comes_back() -> None:
+    with LocalSynapse() as homeserver:
+        account = homeserver.register("late")
+        homeserver.stop()
+        settings = Settings.load(base_url=homeserver.url, access_token=account.access_token)
+        with background(settings) as url, httpx.Client(base_url=url, trust_env=False) as client:
+            assert client.get("/healthz").status_code == 200
+            not_ready = client.get("/readyz")
+            assert not_ready.status_code == 503
+            assert "cannot connect" in not_ready.json()["error"]
+            homeserver.start()
+            assert client.get("/readyz").json()["bot"] == account.user_id

@@ -1,0 +1,179 @@
+"""Sending to a real Synapse: every shape, both surfaces, each way to name a room."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+import pytest
+
+from flowbridge.catalogue import built_in
+from flowbridge.demo.synapse import Account
+from tests.conftest import MakeAccount
+from tests.integration.conftest import KEY, Room
+
+HELLO = {"msgtype": "m.text", "body": "hello"}
+# Memberships are other people's: test_state.py and the demo send them.
+EXAMPLES = sorted(p for p in (built_in() / "examples").glob("*.json") if not p.name.startswith("m.room.member"))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        pytest.param(HELLO, id="content"),
+        pytest.param({"payload": HELLO, "topic": "t", "_msgid": "m"}, id="flow-message"),
+        pytest.param({"payload": "hello", "topic": "t", "req": {}}, id="flow-message-of-a-string"),
+        pytest.param({"type": "m.room.message", "content": HELLO, "event_id": "$x"}, id="whole-event"),
+        pytest.param("hello", id="bare-string"),
+    ],
+)
+def test_each_body_shape_reaches_the_room(bridge: httpx.Client, room: Room, body: Any) -> None:
+    answer = bridge.post(f"{room.path}/send/m.room.message", json=body)
+    assert answer.status_code == 200, answer.text
+    assert list(answer.json()) == ["event_id"]
+    seen = room.event(answer.json()["event_id"])
+    assert seen["content"] == HELLO
+    assert seen["sender"] == room.owner.user_id
+
+
+def test_plain_text_becomes_a_message(bridge: httpx.Client, room: Room) -> None:
+    answer = bridge.post(
+        f"{room.path}/send/m.room.message", content="Grüße, 100 %".encode(), headers={"Content-Type": "text/plain"}
+    )
+    assert room.event(answer.json()["event_id"])["content"] == {"msgtype": "m.text", "body": "Grüße, 100 %"}
+
+
+def test_json_that_curl_labels_as_a_form_is_read(bridge: httpx.Client, room: Room) -> None:
+    headers = {"Content-Type": "application/x-www-form-urlencoded"}
+    answer = bridge.post(f"{room.path}/send/m.room.message", content=json.dumps(HELLO), headers=headers)
+    assert room.event(answer.json()["event_id"])["content"] == HELLO
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_every_example_of_the_catalogue_is_accepted_by_the_homeserver(
+    bridge: httpx.Client, room: Room, path: Path
+) -> None:
+    event = json.loads(path.read_bytes())
+    state_key = event.get("state_key")
+    if event["type"] == "m.room.redaction":
+        event["content"]["redacts"] = _send(bridge, room, HELLO)
+    if event["type"] == "m.room.canonical_alias":
+        event["content"] = {"alias": "", "alt_aliases": []}  # an alias must exist on the homeserver
+    if relation := event["content"].get("m.relates_to"):
+        for related in (relation, relation.get("m.in_reply_to", {})):
+            related |= {"event_id": _send(bridge, room, HELLO)} if "event_id" in related else {}
+    if event["type"] in ("m.space.child", "m.space.parent"):
+        state_key = room.id
+    body = {**event, **({} if state_key is None else {"state_key": state_key})}
+    answer = bridge.post(f"{room.path}/send/{event['type']}", json=body)
+    assert answer.status_code == 200, answer.text
+    seen = room.event(answer.json()["event_id"])
+    assert seen["type"] == event["type"]
+    assert seen.get("state_key") == state_key
+    if event["type"] != "m.room.redaction":
+        assert seen["content"] == event["content"]
+
+
+@pytest.mark.parametrize("dialect", ["v3", "r0", "api/v1", "unstable"])
+@pytest.mark.parametrize("method", ["POST", "PUT"])
+def test_matrix_surface_sends_in_every_dialect(bridge: httpx.Client, room: Room, dialect: str, method: str) -> None:
+    suffix = "/txn-1" if method == "PUT" else ""
+    path = f"/_matrix/client/{dialect}{room.path}/send/m.room.message{suffix}"
+    answer = bridge.request(method, path, json=HELLO)
+    assert room.event(answer.json()["event_id"])["content"] == HELLO
+
+
+def test_same_transaction_id_sends_once(bridge: httpx.Client, room: Room) -> None:
+    path = f"/_matrix/client/v3{room.path}/send/m.room.message/ab%2Fcd"
+    first, second = (bridge.put(path, json=HELLO).json()["event_id"] for _ in range(2))
+    assert first == second
+    assert room.event(first)["unsigned"]["transaction_id"] == "ab/cd"
+
+
+def test_bare_string_is_no_body_of_the_matrix_surface(bridge: httpx.Client, room: Room) -> None:
+    answer = bridge.post(f"/_matrix/client/v3{room.path}/send/m.room.message", json="hello")
+    assert (answer.status_code, answer.json()["errcode"]) == (400, "M_BAD_JSON")
+
+
+@pytest.mark.parametrize("raw", ["{id}", "%21{opaque}"], ids=["raw", "encoded"])
+def test_room_without_a_domain(bridge: httpx.Client, room: Room, raw: str) -> None:
+    assert ":" not in room.id, "room version 12 is the homeserver's default"
+    path = raw.format(id=room.id, opaque=room.id[1:])
+    assert bridge.post(f"/rooms/{path}/send/m.room.message", json=HELLO).status_code == 200
+
+
+@pytest.mark.parametrize("safe", ["", "!:"], ids=["encoded", "raw"])
+def test_room_with_a_domain(bridge: httpx.Client, new_room: Callable[..., Room], safe: str) -> None:
+    room = new_room(room_version="10")
+    assert room.id.endswith(":localhost")
+    answer = bridge.post(f"/rooms/{quote(room.id, safe=safe)}/send/m.room.message", json=HELLO)
+    assert answer.status_code == 200
+
+
+def test_alias_is_joined_once_and_sent_to(
+    bridge_url: str, new_room: Callable[..., Room], make_account: MakeAccount
+) -> None:
+    room = new_room(room_alias_name="to/be-joined", preset="public_chat")
+    stranger = make_account()
+    alias = quote("#to/be-joined:localhost", safe="")
+    with httpx.Client(base_url=bridge_url, trust_env=False) as client:
+        client.params = client.params.set("access_token", stranger.access_token)
+        for _ in range(2):
+            answer = client.post(f"/rooms/{alias}/send/m.room.message", json=HELLO)
+            assert answer.status_code == 200, answer.text
+    assert room.event(answer.json()["event_id"])["sender"] == stranger.user_id
+
+
+def test_unknown_alias_is_the_homeservers_404(bridge: httpx.Client) -> None:
+    answer = bridge.post("/rooms/%23nowhere:localhost/send/m.room.message", json=HELLO)
+    assert (answer.status_code, answer.json()["errcode"]) == (404, "M_NOT_FOUND")
+
+
+def test_api_key_sends_as_the_bot(anyone: httpx.Client, room: Room) -> None:
+    for headers in ({"X-API-Key": KEY}, {"Authorization": f"Bearer {KEY}"}):
+        answer = anyone.post(f"{room.path}/send/m.room.message", json=HELLO, headers=headers)
+        assert room.event(answer.json()["event_id"])["sender"] == room.owner.user_id
+
+
+def test_unknown_token_is_the_homeservers_401(anyone: httpx.Client, room: Room) -> None:
+    answer = anyone.post(f"{room.path}/send/m.room.message?access_token=syt_wrong", json=HELLO)
+    assert (answer.status_code, answer.json()["errcode"]) == (401, "M_UNKNOWN_TOKEN")
+
+
+def test_room_of_others_is_the_homeservers_403(anyone: httpx.Client, room: Room, friend: Account) -> None:
+    answer = anyone.post(f"{room.path}/send/m.room.message?access_token={friend.access_token}", json=HELLO)
+    assert (answer.status_code, answer.json()["errcode"]) == (403, "M_FORBIDDEN")
+
+
+def test_wrong_payload_names_every_problem_and_sends_nothing(bridge: httpx.Client, room: Room) -> None:
+    body = {"msgtype": "m.image", "body": 7, "info": {"size": "big"}, "url": "https://example.org/cat.png"}
+    answer = bridge.post(f"{room.path}/send/m.room.message", json=body)
+    assert answer.status_code == 400
+    assert answer.json()["errcode"] == "M_BAD_JSON"
+    problems = answer.json()["flowbridge"]["problems"]
+    assert [(problem["pointer"], problem["schema"]) for problem in problems] == [
+        ("/body", "m.room.message$m.image"),
+        ("/info/size", "m.room.message$m.image"),
+        ("/url", "m.room.message$m.image"),
+    ]
+
+
+def test_unknown_event_type_is_sent_under_the_general_rules(bridge: httpx.Client, room: Room) -> None:
+    good = bridge.post(f"{room.path}/send/org.example.alert", json={"severity": 3, "payload": {"x": 1}})
+    assert room.event(good.json()["event_id"])["content"] == {"severity": 3, "payload": {"x": 1}}
+    bad = bridge.post(f"{room.path}/send/org.example.alert", json={"severity": 2.5})
+    assert bad.json()["flowbridge"]["problems"][0]["pointer"] == "/severity"
+
+
+def test_largest_content_fits_and_a_larger_one_is_a_413(bridge: httpx.Client, room: Room) -> None:
+    frame = len(json.dumps({"msgtype": "m.text", "body": ""}, separators=(",", ":")))
+    largest = {"msgtype": "m.text", "body": "x" * (62_000 - frame)}
+    assert bridge.post(f"{room.path}/send/m.room.message", json=largest).status_code == 200
+    answer = bridge.post(f"{room.path}/send/m.room.message", json={**largest, "body": largest["body"] + "x"})
+    assert (answer.status_code, answer.json()["errcode"]) == (413, "M_TOO_LARGE")
+
+
+def _send(bridge: httpx.Client, room: Room, content: dict[str, Any]) -> str:
+    return str(bridge.post(f"{room.path}/send/m.room.message", json=content).json()["event_id"])
