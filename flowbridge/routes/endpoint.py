@@ -46,9 +46,13 @@ def endpoint(
     )
 
 
-async def read_body(request: Request, limit: int = MAX_BODY_BYTES) -> bytes:
+def headers_of(request: Request) -> dict[str, str]:
+    """The request's headers by lower-case name, decoded once: Starlette searches a list at every look."""
+    return {name.decode("latin-1"): value.decode("latin-1") for name, value in request.scope["headers"]}
+
+
+async def read_body(request: Request, headers: Mapping[str, str], limit: int = MAX_BODY_BYTES) -> bytes:
     """The whole body. Raises TooLarge, TooSlow, or UnsupportedMedia when it is compressed."""
-    headers = request.headers
     if headers.get("content-encoding", "identity").lower() not in ("identity", ""):
         raise UnsupportedMedia("compressed bodies are not read: send the JSON as it is")
     length = headers.get("content-length", "0")

@@ -10,7 +10,7 @@ from flowbridge.errors import Errcode, NotFound
 from flowbridge.homeserver import dialect
 from flowbridge.intake import Intake
 from flowbridge.routes import describe
-from flowbridge.routes.endpoint import Endpoint, endpoint, json_answer, read_body
+from flowbridge.routes.endpoint import Endpoint, endpoint, headers_of, json_answer, read_body
 
 
 class Schemas:
@@ -42,8 +42,9 @@ class Schemas:
     async def validate(self, request: Request) -> Response:
         """POST /validate/{eventType}: what a send would do, without sending, and without a token."""
         event_type = dialect.event_type(request.path_params["eventType"])
-        body = await read_body(request)
-        found = self._intake.read(body, request.headers.get("content-type", ""), event_type, "flow")
+        headers = headers_of(request)
+        body = await read_body(request, headers)
+        found = self._intake.read(body, headers.get("content-type", ""), event_type, "flow")
         event = await self._intake.check("", event_type, found, as_state=False)
         answer: dict[str, Any] = {"valid": True, "type": event_type, "content": found.content}
         if event.state_key is not None:

@@ -1,17 +1,17 @@
 """Sending events and reading state, on both surfaces."""
 
-from typing import Any
+from collections.abc import Mapping
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from flowbridge.callers import Callers
+from flowbridge.callers import Callers, Credential
 from flowbridge.errors import BadContent, MatrixError, Problem
 from flowbridge.homeserver import Homeserver, dialect
 from flowbridge.intake import Intake
 from flowbridge.models import Event, Payload, Surface
 from flowbridge.routes import describe
-from flowbridge.routes.endpoint import LOG, Endpoint, endpoint, json_answer, read_body
+from flowbridge.routes.endpoint import LOG, Endpoint, endpoint, headers_of, json_answer, read_body
 
 DIALECTS = ("v3", "r0", "api/v1", "unstable")
 
@@ -27,27 +27,29 @@ class Sending:
 
     async def send(self, request: Request) -> Response:
         """POST/PUT …/rooms/{roomId}/send/{eventType}[/{txnId}]"""
-        credential = self._callers.credential(request.headers, request.scope["query_string"])
+        headers = headers_of(request)
+        credential = self._callers.credential(headers, request.scope["query_string"])
         path = request.path_params
         room, event_type = dialect.room(path["roomId"]), dialect.event_type(path["eventType"])
         txn_id = dialect.segment(path["txnId"], "transaction id") if "txnId" in path else None
-        found = await self._read(request, event_type)
+        found = await self._read(request, headers, event_type)
         event = await self._intake.check(room, event_type, found, as_state=False)
         return await self._accept(request, credential, event, txn_id)
 
     async def put_state(self, request: Request) -> Response:
         """PUT …/rooms/{roomId}/state/{eventType}[/{stateKey}]"""
-        credential = self._callers.credential(request.headers, request.scope["query_string"])
+        headers = headers_of(request)
+        credential = self._callers.credential(headers, request.scope["query_string"])
         path = request.path_params
         room, event_type = dialect.room(path["roomId"]), dialect.event_type(path["eventType"])
         state_key = dialect.segment(path.get("stateKey", ""), "state key", empty=True)
-        found = _keyed(await self._read(request, event_type), state_key, named="stateKey" in path)
+        found = _keyed(await self._read(request, headers, event_type), state_key, named="stateKey" in path)
         event = await self._intake.check(room, event_type, found, as_state=True)
         return await self._accept(request, credential, event, None)
 
     async def get_state(self, request: Request) -> Response:
         """GET …/rooms/{roomId}/state/{eventType}[/{stateKey}]"""
-        credential = self._callers.credential(request.headers, request.scope["query_string"])
+        credential = self._callers.credential(headers_of(request), request.scope["query_string"])
         path = request.path_params
         room, event_type = dialect.room(path["roomId"]), dialect.event_type(path["eventType"])
         state_key = dialect.segment(path.get("stateKey", ""), "state key", empty=True)
@@ -60,11 +62,11 @@ class Sending:
             raise self._callers.refused(caller, error) from None
         return Response(answer.body, answer.status, media_type="application/json")
 
-    async def _read(self, request: Request, event_type: str) -> Payload:
-        body = await read_body(request)
-        return self._intake.read(body, request.headers.get("content-type", ""), event_type, self._surface)
+    async def _read(self, request: Request, headers: Mapping[str, str], event_type: str) -> Payload:
+        body = await read_body(request, headers)
+        return self._intake.read(body, headers.get("content-type", ""), event_type, self._surface)
 
-    async def _accept(self, request: Request, credential: Any, event: Event, txn_id: str | None) -> Response:
+    async def _accept(self, request: Request, credential: Credential, event: Event, txn_id: str | None) -> Response:
         caller, event_id = await self._intake.accept(credential, event, txn_id)
         request.scope[LOG] = {"user": caller.user_id, "event_id": event_id}
         return json_answer({"event_id": event_id})
