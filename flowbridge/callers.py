@@ -26,10 +26,7 @@ class Credential:
     token: str | None
 
 
-@dataclass(slots=True)
-class _Kept:
-    caller: Caller
-    until: float
+Identity = tuple[str, str | None]  # user id and device id
 
 
 class Callers:
@@ -39,8 +36,8 @@ class Callers:
         self._homeserver = homeserver
         self._bot = Bot(settings, homeserver) if settings.has_bot else None
         self._keys = [_digest(key.get_secret_value()) for key in settings.api_keys]
-        self._kept: dict[str, _Kept] = {}
-        self._asking: dict[str, asyncio.Task[Caller]] = {}
+        self._kept: dict[str, tuple[Identity, float]] = {}
+        self._asking: dict[str, asyncio.Task[Identity]] = {}
 
     def credential(self, headers: Mapping[str, str], query: bytes) -> Credential:
         """What the request brought, without asking anybody. Raises Unauthorized."""
@@ -63,10 +60,10 @@ class Callers:
     async def identify(self, credential: Credential) -> Caller:
         """The account behind a credential. Raises what the homeserver says of the token."""
         if credential.token is not None:
-            return await self._whoami(credential.token, bot=False)
+            return Caller(*await self._whoami(credential.token), credential.token)
         assert self._bot is not None
         try:
-            return await self._whoami(await self._bot.token(), bot=True)
+            return await self._as_bot(self._bot)
         except MatrixError as error:
             raise self._bot_trouble(error) from None
 
@@ -97,24 +94,33 @@ class Callers:
             )
         return Credential(None)
 
-    async def _whoami(self, token: str, *, bot: bool) -> Caller:
-        kept = self._kept.get(token)
-        if kept is not None and kept.until > time.monotonic():
-            return kept.caller
+    async def _as_bot(self, bot: "Bot") -> Caller:
+        token = await bot.token()
+        try:
+            return Caller(*await self._whoami(token), token, bot=True)
+        except MatrixError as error:
+            if error.status != 401 or not bot.forget(token):
+                raise
+        token = await bot.token()
+        return Caller(*await self._whoami(token), token, bot=True)
+
+    async def _whoami(self, token: str) -> Identity:
+        identity, until = self._kept.get(token, (None, 0.0))
+        if identity is not None and until > time.monotonic():
+            return identity
         task = self._asking.get(token)
         if task is None:  # whoever comes while the homeserver is asked waits for the same answer
-            task = asyncio.ensure_future(self._ask(token, bot=bot))
+            task = asyncio.ensure_future(self._ask(token))
             self._asking[token] = task
             task.add_done_callback(lambda _: self._asking.pop(token, None))
         return await asyncio.shield(task)
 
-    async def _ask(self, token: str, *, bot: bool) -> Caller:
-        user_id, device_id = await self._homeserver.whoami(token)
-        caller = Caller(user_id, device_id, token, bot)
+    async def _ask(self, token: str) -> Identity:
+        identity = await self._homeserver.whoami(token)
         if len(self._kept) >= MAX_KEPT:
             del self._kept[next(iter(self._kept))]
-        self._kept[token] = _Kept(caller, time.monotonic() + KEEP_SECONDS)
-        return caller
+        self._kept[token] = (identity, time.monotonic() + KEEP_SECONDS)
+        return identity
 
     def _bot_trouble(self, error: MatrixError) -> MatrixError:
         """A caller with the right key must not read that *its* token is wrong."""
@@ -144,10 +150,11 @@ class Bot:
                     )
         return self._token
 
-    def forget(self, token: str) -> None:
-        """A token that was refused is replaced by logging in again, where there is a password to do so."""
+    def forget(self, token: str) -> bool:
+        """A token that was refused is replaced by logging in again; False where there is no password to do so."""
         if self._password is not None and self._token == token:
             self._token = None
+        return self._password is not None
 
 
 def device_id() -> str:

@@ -19,8 +19,9 @@ Every answer has the one shape of the Matrix client-server API, "Standard error 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
-from math import ceil
 from typing import Any
+
+MAX_RETRY_SECONDS = 86_400
 
 
 class Errcode(StrEnum):
@@ -71,7 +72,7 @@ class MatrixError(Exception):
     def headers(self) -> dict[str, str]:
         """Headers that belong to the answer: `Retry-After` (seconds, rounded up) beside `retry_after_ms`."""
         pause = self.extra.get("retry_after_ms")
-        return {"Retry-After": str(ceil(pause / 1000))} if isinstance(pause, int) else {}
+        return {"Retry-After": str(min(max(0, -(-pause // 1000)), MAX_RETRY_SECONDS))} if isinstance(pause, int) else {}
 
 
 class BadRequest(MatrixError):

@@ -25,7 +25,7 @@ class Intake:
         self.catalogue = catalogue
         self._callers = callers
         self._homeserver = homeserver
-        self._aliases: dict[tuple[str, str], tuple[str, float]] = {}
+        self._aliases: dict[tuple[str, str], tuple[asyncio.Task[str], float]] = {}
 
     def read(self, body: bytes, content_type: str, event_type: str, surface: Surface) -> Payload:
         """Any of the body shapes. Raises a 4xx MatrixError."""
@@ -76,13 +76,13 @@ class Intake:
         if not room.startswith("#"):
             return room
         key = (caller.user_id, room)
-        room_id, until = self._aliases.get(key, ("", 0.0))
-        if until < time.monotonic():
-            room_id = await self._homeserver.join(caller.token, room)
+        joining, until = self._aliases.get(key, (None, 0.0))
+        if joining is None or until < time.monotonic():
+            joining = asyncio.ensure_future(self._homeserver.join(caller.token, room))
             if len(self._aliases) >= MAX_ALIASES:
                 del self._aliases[next(iter(self._aliases))]
-            self._aliases[key] = (room_id, time.monotonic() + ALIAS_SECONDS)
-        return room_id
+            self._aliases[key] = (joining, time.monotonic() + ALIAS_SECONDS)
+        return await asyncio.shield(joining)
 
     def _misplaced(self, event_type: str, found: Payload, *, as_state: bool) -> list[Problem]:
         if self.catalogue.kind(event_type) != "message":

@@ -51,7 +51,9 @@ class _Text(logging.Formatter):
             head += f"{record.name} message={json.dumps(record.getMessage())}"
         else:
             head += record.msg + "".join([f" {name}={_bare(value)}" for name, value in fields.items()])
-        return head + ("\n" + self.formatException(record.exc_info) if record.exc_info else "")
+        if record.exc_info:  # indented, so that no text in it can pass for a line of its own
+            head += "".join(f"\n    {line}" for line in self.formatException(record.exc_info).splitlines())
+        return head
 
 
 class _Json(logging.Formatter):

@@ -33,17 +33,17 @@ def read(body: bytes, content_type: str, event_type: str, required: AbstractSet[
     if not body.strip():
         raise NotJson("the body is empty: send the event's content as a JSON object")
     flow = surface == "flow"
+    may_be_text = flow and event_type == MESSAGE and _is_text(content_type)
     try:
         document = canonical.read(body)
-    except NotJson:
-        if flow and event_type == MESSAGE and _is_text(content_type):
+    except (NotJson, BadContent):
+        if may_be_text:
             return Payload(_message(_text(body, content_type)))
         _refuse_forms(content_type)
         raise
-    value = document.value
-    if flow and event_type == MESSAGE and not isinstance(value, dict) and _is_text(content_type):
+    if may_be_text and not isinstance(document.value, dict):
         return Payload(_message(_text(body, content_type)))
-    payload = _unwrap(value, event_type, required, flow)
+    payload = _unwrap(document.value, event_type, required, flow)
     if not document.clean and (found := canonical.problems(payload.content)):
         raise BadContent(found)
     return payload

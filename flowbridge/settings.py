@@ -8,7 +8,7 @@ import string
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
@@ -26,8 +26,8 @@ class SettingsError(Exception):
 
 
 def _name(name: str, default: Any = None) -> Any:
-    """A field that is read from the environment variable `name`, or given by its own name in code."""
-    return Field(default=default, validation_alias=AliasChoices(name, name.lower()))
+    """A field that is read from the environment variable `name`, and from no other."""
+    return Field(default=default, validation_alias=name)
 
 
 class Settings(BaseSettings):
@@ -36,7 +36,6 @@ class Settings(BaseSettings):
         env_ignore_empty=True,
         extra="ignore",
         frozen=True,
-        populate_by_name=True,
         case_sensitive=True,
     )
 
@@ -54,11 +53,13 @@ class Settings(BaseSettings):
 
     @classmethod
     def load(cls, **values: Any) -> Self:
-        """Read the settings; `values` win over the environment. Raises SettingsError."""
+        """Read the settings; `values`, by field name, win over the environment. Raises SettingsError."""
         try:
-            return cls(**values)
+            return cls(**{_variable(cls.model_fields[name]): value for name, value in values.items()})
         except ValidationError as error:
             raise SettingsError("; ".join(_line(item) for item in error.errors())) from None
+        except UnicodeDecodeError:
+            raise SettingsError(".env: the file is not UTF-8") from None
 
     @property
     def has_bot(self) -> bool:
@@ -127,13 +128,16 @@ class _SecretFiles(PydanticBaseSettingsSource):
     def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
         name = _variable(field)
         path = self._variables.get(f"{name}_FILE") if "SecretStr" in str(field.annotation) else None
-        if not path:
+        if not path or self._variables.get(name):
             return None, name, False
         try:
-            return Path(path).read_text(encoding="utf-8").strip(), name, False
+            secret = Path(path).read_text(encoding="utf-8").strip()
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
             raise SettingsError(f"{name}_FILE: cannot read {path}: {reason}") from None
+        if not secret:
+            raise SettingsError(f"{name}_FILE: {path} is empty")
+        return secret, name, False
 
     def __call__(self) -> dict[str, Any]:
         found = {}
@@ -150,9 +154,7 @@ def is_token(text: str) -> bool:
 
 
 def _variable(field: FieldInfo) -> str:
-    alias = field.validation_alias
-    assert isinstance(alias, AliasChoices)
-    return str(alias.choices[0])
+    return str(field.validation_alias)
 
 
 def _line(error: Any) -> str:
@@ -160,6 +162,4 @@ def _line(error: Any) -> str:
     message = error["msg"].removeprefix("Value error, ")
     if not error["loc"]:
         return str(message)
-    first = str(error["loc"][0])
-    names = {name: _variable(field) for name, field in Settings.model_fields.items()}
-    return f"{names.get(first, first)}: {message}"
+    return f"{error['loc'][0]}: {message}"

@@ -2,11 +2,14 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urljoin
 
 MAX_UNIQUE_ITEMS = 1_000
+
+_IN_PLACE = ("allOf", "anyOf", "oneOf", "not", "if", "then", "else")
 
 # A repeated group that itself repeats, as in ^(a+)+$, takes a backtracking engine minutes on 30 characters.
 _NESTED_REPEAT = re.compile(r"\((?:[^()\\]|\\.)*[+*}](?:[^()\\]|\\.)*\)[+*{]")
@@ -23,6 +26,42 @@ def lint(path: Path, schema: Any, *, is_event: bool) -> dict[str, Any]:
         raise SchemaError(f"{path}: {'; '.join(found)}")
     assert isinstance(schema, dict)
     return schema
+
+
+def lint_references(name: str, documents: Mapping[str, Any]) -> None:
+    """Raise SchemaError when a document refers to a file that is not there, or leads back to itself for ever.
+
+    Such a circle through keywords that apply to the same value (`allOf`, `$ref`, `if`, …) would never end.
+    """
+    for part in _subschemas(documents[name]):
+        file = _file(name, part)
+        if file is not None and file not in documents:
+            raise SchemaError(f"{name}.json: $ref {json.dumps(part['$ref'])} leads to no file")
+    _descend(name, documents[name], documents, [name])
+
+
+def _descend(name: str, schema: Any, documents: Mapping[str, Any], trail: list[str]) -> None:
+    if not isinstance(schema, dict):
+        return
+    file = _file(name, schema)
+    if file is None and schema.get("$ref") == "#":
+        file = name
+    if file is not None:
+        if file in trail:
+            raise SchemaError(f"{trail[0]}.json: $ref {json.dumps(schema['$ref'])} leads in a circle")
+        _descend(file, documents.get(file), documents, [*trail, file])
+    for keyword in _IN_PLACE:
+        value = schema.get(keyword)
+        for part in value if isinstance(value, list) else [value]:
+            _descend(name, part, documents, trail)
+
+
+def _file(name: str, schema: Mapping[str, Any]) -> str | None:
+    """The document that a `$ref` leads to; None when there is none, or it stays inside its own."""
+    reference = schema.get("$ref")
+    if not isinstance(reference, str) or reference.startswith("#"):
+        return None
+    return urljoin(f"/{name}.json", reference.partition("#")[0]).removeprefix("/").removesuffix(".json")
 
 
 def _complaints(schema: Any, is_event: bool) -> Iterator[str]:
@@ -45,6 +84,9 @@ def _annotations(schema: dict[str, Any]) -> Iterator[str]:
 def _costs(part: dict[str, Any]) -> Iterator[str]:
     if part.get("uniqueItems") is True and not _bounded(part):
         yield f"uniqueItems needs maxItems of at most {MAX_UNIQUE_ITEMS}: comparing all pairs takes seconds beyond"
+    limit = part.get("x-max-bytes")
+    if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 0):
+        yield f"x-max-bytes is a number of bytes, not {json.dumps(limit)}"
     patterns = [part.get("pattern"), *_keys(part.get("patternProperties"))]
     for pattern in patterns:
         if isinstance(pattern, str) and _NESTED_REPEAT.search(pattern):

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Self
 import jsonschema_rs
 
 from flowbridge import canonical
-from flowbridge.catalogue.lint import SchemaError, lint
-from flowbridge.errors import Problem
+from flowbridge.catalogue.lint import SchemaError, lint, lint_references
+from flowbridge.errors import MatrixError, Problem
 from flowbridge.models import Kind
 
 BASE_URI = "https://flowbridge.invalid/schemas/"
@@ -126,6 +126,8 @@ class Catalogue(Mapping[str, Entry]):
 
     def select(self, event_type: str, content: Any) -> Entry | None:
         """The most specific schema: `m.image` inside `m.room.message`; an unknown msgtype gets the base."""
+        if "$" in event_type:
+            return None
         msgtype = content.get("msgtype") if isinstance(content, dict) else None
         if isinstance(msgtype, str) and (entry := self._entries.get(f"{event_type}${msgtype}")):
             return entry
@@ -141,11 +143,11 @@ class Catalogue(Mapping[str, Entry]):
 
     def kind(self, event_type: str) -> Kind | None:
         """Whether a message or state event; None for an event type that the catalogue does not know."""
-        entry = self._entries.get(event_type)
+        entry = self.select(event_type, None)
         return entry.kind if entry else None
 
     def required(self, event_type: str) -> frozenset[str]:
-        entry = self._entries.get(event_type)
+        entry = self.select(event_type, None)
         return entry.required if entry else frozenset()
 
     def examples(self, name: str) -> list[dict[str, Any]]:
@@ -166,34 +168,41 @@ def _read(folder: Path) -> dict[str, Any]:
     documents: dict[str, Any] = {}
     for path in sorted(paths):
         name = path.relative_to(folder).as_posix().removesuffix(".json")
-        try:
-            document = canonical.read(path.read_bytes())
-        except Exception as error:
-            raise SchemaError(f"{path}: {error}") from None
-        documents[name] = lint(path, document.value, is_event=not name.startswith(COMPONENTS))
+        documents[name] = lint(path, _json(path), is_event=not name.startswith(COMPONENTS))
     return documents
 
 
-def _registry(documents: Mapping[str, Any]) -> jsonschema_rs.Registry:
+def _json(path: Path) -> Any:
     try:
-        return jsonschema_rs.Registry([(f"{BASE_URI}{name}.json", value) for name, value in documents.items()])
-    except ValueError as error:
-        raise SchemaError(f"the schemas do not fit together: {str(error).splitlines()[0]}") from None
+        document = canonical.read(path.read_bytes())
+    except OSError as error:
+        raise SchemaError(f"{path}: {error.strerror}") from None
+    except MatrixError as error:
+        raise SchemaError(f"{path}: {error.error}") from None
+    if not document.clean and (found := canonical.problems(document.value)):
+        raise SchemaError(f"{path}: {found[0].pointer} {found[0].message}")
+    return document.value
 
 
 def _entry(name: str, documents: Mapping[str, Any], registry: jsonschema_rs.Registry) -> Entry:
     schema = documents[name]
     try:
-        return Entry(
-            name=name,
-            schema=schema,
-            required=frozenset(_required(schema, documents)),
-            documents=documents,
-            validator=_compile(schema, registry),
-            state_key_validator=_compile(schema.get("x-state-key", True), registry),
-        )
+        validator = _compile(schema, registry)
+        state_key_validator = _compile(schema.get("x-state-key", True), registry)
     except ValueError as error:
         raise SchemaError(f"{name}.json: {str(error).splitlines()[0]}") from None
+    required = frozenset(_required(schema, documents))
+    return Entry(name, schema, required, documents, validator, state_key_validator)
+
+
+def _registry(documents: Mapping[str, Any]) -> jsonschema_rs.Registry:
+    """All documents by URI. They refer to nothing else: lint_references has seen to it."""
+    for name in documents:
+        lint_references(name, documents)
+    try:
+        return jsonschema_rs.Registry([(f"{BASE_URI}{name}.json", value) for name, value in documents.items()])
+    except ValueError as error:
+        raise SchemaError(f"the schemas do not fit together: {str(error).splitlines()[0]}") from None
 
 
 def _compile(schema: Any, registry: jsonschema_rs.Registry) -> jsonschema_rs.Validator:
@@ -207,12 +216,10 @@ def _compile(schema: Any, registry: jsonschema_rs.Registry) -> jsonschema_rs.Val
     )
 
 
-def _required(schema: Mapping[str, Any], documents: Mapping[str, Any]) -> Iterator[str]:
-    """The keys that a content must have, also those that an `allOf` or `$ref` asks for."""
-    yield from schema.get("required", ())
-    parts = [*schema.get("allOf", ()), {"$ref": schema["$ref"]}] if "$ref" in schema else schema.get("allOf", ())
-    for part in parts:
-        reference = part.get("$ref", "").removesuffix(".json")
-        yield from part.get("required", ())
-        if reference in documents:
-            yield from _required(documents[reference], documents)
+def _required(schema: Any, documents: Mapping[str, Any]) -> Iterator[str]:
+    """The keys that a content must have, also those that an `allOf` or a `$ref` to a file asks for."""
+    if isinstance(schema, dict):
+        yield from schema.get("required", ())
+        for part in schema.get("allOf", ()):
+            yield from _required(part, documents)
+        yield from _required(documents.get(schema.get("$ref", "").removesuffix(".json")), documents)

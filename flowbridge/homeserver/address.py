@@ -32,6 +32,8 @@ RETRY_SECONDS = 2.0  # after a failure, nobody asks again before
 
 _HOST = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_-]*[A-Za-z0-9])?(?:\.[A-Za-z0-9](?:[A-Za-z0-9_-]*[A-Za-z0-9])?)*\.?")
 
+_HOST_AND_PORT = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([^\[\]:]+))(?::([0-9]{1,5}))?")
+
 
 class AddressError(Exception):
     """BASE_URL, or what it points to, is wrong: somebody has to mend it. One line."""
@@ -66,6 +68,8 @@ def tls_context(ca_file: Path | None) -> ssl.SSLContext:
 
 def parse_url(text: str, *, allow_http: bool) -> Address:
     """Read an http or https base URL. Raises AddressError."""
+    if not _is_plain(text):  # urlsplit drops tabs and line breaks without a word
+        raise AddressError(f"{_shown(text)} is not an address")
     try:
         url = urlsplit(text)
         port = url.port
@@ -90,9 +94,8 @@ def parse_url(text: str, *, allow_http: bool) -> Address:
 
 def parse_host(text: str) -> str:
     """Read a bare host, with or without a port. Raises AddressError."""
-    host, colon, port = text.rpartition(":") if not text.endswith("]") else (text, "", "")
-    host = host if colon else text
-    if not _is_host(host.removeprefix("[").removesuffix("]")) or (colon and not _is_port(port)):
+    found = _HOST_AND_PORT.fullmatch(text)
+    if found is None or not _is_host(found[1] or found[2]) or not 0 < int(found[3] or 1) < 65_536:
         raise AddressError(f"{_shown(text)} is not a host name or URL")
     return text
 
@@ -106,7 +109,7 @@ class Locator:
         self._base_url = base_url.strip()
         self._address: Address | None = None
         self._lock = asyncio.Lock()
-        self._failed: AddressUnknown | None = None
+        self._failed = ""
         self._retry_at = 0.0
         self.on_change: Callable[[Address], None] = lambda _: None
         self._find = self._finder(self._base_url)
@@ -128,8 +131,8 @@ class Locator:
             return self._address
         async with self._lock:
             if self._address is None:
-                if self._failed is not None and time.monotonic() < self._retry_at:
-                    raise self._failed
+                if self._failed and time.monotonic() < self._retry_at:
+                    raise AddressUnknown(self._failed)
                 await self._learn()
         assert self._address is not None
         return self._address
@@ -152,7 +155,7 @@ class Locator:
         try:
             address = await self._find()
         except AddressUnknown as error:
-            self._failed, self._retry_at = error, time.monotonic() + RETRY_SECONDS
+            self._failed, self._retry_at = str(error), time.monotonic() + RETRY_SECONDS
             raise
         if address != self._address:
             log.info("homeserver_address", address=address, was=self._address)
@@ -161,7 +164,7 @@ class Locator:
 
     def _finder(self, text: str) -> Callable[[], Awaitable[Address]]:
         """How this address is learnt. What is malformed raises AddressError here, before anything is asked."""
-        if not text or len(text) > MAX_ADDRESS_BYTES or not text.isascii() or not text.isprintable() or " " in text:
+        if not _is_plain(text):
             raise AddressError(f"{_shown(text)} is not an address")
         if text.startswith("s3://"):
             url = urlsplit(text)
@@ -191,8 +194,6 @@ class Locator:
         if text.startswith(("s3://", "file://")):
             raise AddressError(f"{self._base_url} holds {_shown(text)}: it must hold the homeserver's own address")
         try:
-            if not text or not text.isascii() or not text.isprintable() or " " in text:
-                raise AddressError(f"{_shown(text)} is not an address")
             return await self._direct(text)()
         except AddressError as error:
             raise AddressError(f"{self._base_url} holds a wrong address: {error}") from None
@@ -266,16 +267,16 @@ def _read_s3(bucket: str, key: str) -> bytes:
         raise AddressUnknown(f"s3://{bucket}/{key}: {error}") from None
 
 
+def _is_plain(text: str) -> bool:
+    return 0 < len(text) <= MAX_ADDRESS_BYTES and text.isascii() and text.isprintable() and " " not in text
+
+
 def _is_host(host: str) -> bool:
     try:
         ip_address(host)
     except ValueError:
         return len(host) <= 253 and _HOST.fullmatch(host) is not None
     return True
-
-
-def _is_port(text: str) -> bool:
-    return text.isdigit() and 0 < int(text) < 65_536
 
 
 def _is_loopback(host: str) -> bool:

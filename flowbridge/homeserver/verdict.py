@@ -36,7 +36,7 @@ def error(answer: Answer) -> MatrixError:
     text = found.pop("error", None)
     if answer.status == 429:
         found["retry_after_ms"] = pause_ms(answer, found.get("retry_after_ms"))
-        errcode = errcode or Errcode.LIMIT_EXCEEDED.value
+        errcode = errcode if isinstance(errcode, str) else Errcode.LIMIT_EXCEEDED.value
     if isinstance(errcode, str) and answer.status >= 400:
         found = {key: value for key, value in found.items() if key not in ("status", "self")}
         text = text if isinstance(text, str) else errcode

@@ -1,0 +1,267 @@
+"""flowbridge.settings: where settings come from, and what a wrong one says."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import SecretStr, ValidationError
+
+from flowbridge.settings import Settings, SettingsError, is_token
+
+SECRET = "s3cr3t-canary"
+VALUES = {
+    "BASE_URL": ("base_url", "https://hs.example.org", "https://hs.example.org"),
+    "ACCESS_TOKEN": ("access_token", "syt_x", SecretStr("syt_x")),
+    "FLOWBRIDGE_API_KEYS": ("api_keys", "fb_a", (SecretStr("fb_a"),)),
+    "FLOWBRIDGE_ALLOW_HTTP": ("allow_http", "1", True),
+    "FLOWBRIDGE_SCHEMAS_DIR": ("schemas_dir", "/srv/schemas", Path("/srv/schemas")),
+    "FLOWBRIDGE_WAIT_SECONDS": ("wait_seconds", "2.5", 2.5),
+    "FLOWBRIDGE_LOG_FORMAT": ("log_format", "JSON", "json"),
+    "FLOWBRIDGE_LOG_LEVEL": ("log_level", "Debug", "debug"),
+}
+
+pytestmark = pytest.mark.usefixtures("nothing_set")
+
+
+def refused(**values: Any) -> str:
+    """The one line that a wrong setting gives."""
+    with pytest.raises(SettingsError) as caught:
+        Settings.load(**values)
+    line = str(caught.value)
+    assert "\n" not in line
+    assert SECRET not in line
+    assert SECRET not in repr(caught.value)
+    assert caught.value.__cause__ is None
+    return line
+
+
+def test_defaults_are_those_of_the_contract() -> None:
+    settings = Settings.load()
+    assert settings.model_dump() == {
+        "base_url": "m.tekos.co",
+        "access_token": None,
+        "user": None,
+        "password": None,
+        "api_keys": (),
+        "allow_http": False,
+        "ca_file": None,
+        "schemas_dir": None,
+        "wait_seconds": 10.0,
+        "log_format": "text",
+        "log_level": "info",
+    }
+    assert not settings.has_bot
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_setting_is_read_from_the_environment(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    field, text, value = VALUES[name]
+    monkeypatch.setenv(name, text)
+    assert getattr(Settings.load(), field) == value
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_setting_is_read_from_dotenv(name: str) -> None:
+    field, text, value = VALUES[name]
+    Path(".env").write_text(f"# a comment\nUNRELATED=1\n{name}={text}\n")
+    assert getattr(Settings.load(), field) == value
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_empty_setting_counts_as_absent(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "")
+    assert Settings.load() == Settings()
+    assert getattr(Settings.load(), VALUES[name][0]) == Settings.model_fields[VALUES[name][0]].default
+
+
+def test_environment_wins_over_dotenv_and_code_over_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path(".env").write_text("BASE_URL=from.dotenv\nACCESS_TOKEN=from_dotenv\n")
+    monkeypatch.setenv("BASE_URL", "from.environment")
+    assert Settings.load().base_url == "from.environment"
+    settings = Settings.load(base_url="from.code", access_token="from_code")
+    assert (settings.base_url, settings.access_token) == ("from.code", SecretStr("from_code"))
+
+
+@pytest.mark.parametrize("name", ["user", "password", "base_url", "api_keys", "log_level", "access_token"])
+def test_only_the_documented_names_are_read(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = Settings.load()
+    monkeypatch.setenv(name, "fb_something.of.another.program")
+    Path(".env").write_text(f"{name}=fb_something.of.another.program\n")
+    assert Settings.load() == expected
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_dotenv_of_an_editor_with_a_byte_order_mark_is_read(encoding: str) -> None:
+    Path(".env").write_text("FLOWBRIDGE_LOG_LEVEL=error\nBASE_URL=hs.example.org\n", encoding=encoding)
+    settings = Settings.load()
+    assert (settings.log_level, settings.base_url) == ("error", "hs.example.org")
+
+
+def test_dotenv_that_is_not_utf8_is_one_line() -> None:
+    Path(".env").write_bytes(b"ACCESS_TOKEN=" + SECRET.encode() + b"\xff\n")
+    assert ".env" in refused()
+
+
+# secrets
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "others"),
+    [
+        ("ACCESS_TOKEN", "access_token", {}),
+        ("FLOWBRIDGE_PASSWORD", "password", {"FLOWBRIDGE_USER": "bot"}),
+        ("FLOWBRIDGE_API_KEYS", "api_keys", {}),
+    ],
+)
+@pytest.mark.parametrize("via_dotenv", [False, True])
+def test_secret_is_read_from_a_file(
+    name: str, field: str, others: dict[str, str], *, via_dotenv: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("secret").write_text("fb_secret\n")
+    for other, value in others.items():
+        monkeypatch.setenv(other, value)
+    if via_dotenv:
+        Path(".env").write_text(f"{name}_FILE=secret\n")
+    else:
+        monkeypatch.setenv(f"{name}_FILE", "secret")
+    found = getattr(Settings.load(), field)
+    assert found == ((SecretStr("fb_secret"),) if field == "api_keys" else SecretStr("fb_secret"))
+
+
+def test_api_keys_file_has_one_key_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("keys").write_text("fb_a\n\nfb_b\r\nfb_c, fb_d\n")
+    monkeypatch.setenv("FLOWBRIDGE_API_KEYS_FILE", "keys")
+    assert [key.get_secret_value() for key in Settings.load().api_keys] == ["fb_a", "fb_b", "fb_c", "fb_d"]
+
+
+@pytest.mark.parametrize("name", ["ACCESS_TOKEN", "FLOWBRIDGE_PASSWORD", "FLOWBRIDGE_API_KEYS"])
+def test_missing_secret_file_is_named_in_one_line(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(f"{name}_FILE", "/nowhere/token")
+    assert refused().startswith(f"{name}_FILE: cannot read /nowhere/token: ")
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", None])
+def test_secret_file_that_is_no_text_is_named(content: bytes | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    if content is None:
+        Path("secret").mkdir()
+    else:
+        Path("secret").write_bytes(content)
+    monkeypatch.setenv("ACCESS_TOKEN_FILE", "secret")
+    assert refused().startswith("ACCESS_TOKEN_FILE: cannot read secret: ")
+
+
+def test_secret_itself_wins_over_its_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("secret").write_text("from_file")
+    monkeypatch.setenv("ACCESS_TOKEN_FILE", "secret")
+    monkeypatch.setenv("ACCESS_TOKEN", "from_environment")
+    assert Settings.load().access_token == SecretStr("from_environment")
+
+
+def test_name_of_a_file_works_for_secrets_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BASE_URL_FILE", "/nowhere")
+    assert Settings.load().base_url == "m.tekos.co"
+
+
+def test_secrets_are_not_printed() -> None:
+    settings = Settings.load(user="bot", password=SECRET, api_keys=f"fb_{SECRET}")
+    assert SECRET not in repr(settings)
+    assert SECRET not in str(settings.model_dump())
+
+
+# wrong values
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("ACCESS_TOKEN", f"{SECRET} with spaces"),
+        ("ACCESS_TOKEN", f"{SECRET}é"),
+        ("ACCESS_TOKEN", f"{SECRET}\n2"),
+        ("ACCESS_TOKEN", SECRET * 1_000),
+        ("FLOWBRIDGE_API_KEYS", SECRET),
+        ("FLOWBRIDGE_API_KEYS", f"fb_ok,{SECRET}"),
+        ("FLOWBRIDGE_API_KEYS", "fb_"),
+        ("FLOWBRIDGE_ALLOW_HTTP", "maybe"),
+        ("FLOWBRIDGE_CA_FILE", "/nowhere/ca.pem"),
+        ("FLOWBRIDGE_WAIT_SECONDS", "soon"),
+        ("FLOWBRIDGE_WAIT_SECONDS", "0"),
+        ("FLOWBRIDGE_WAIT_SECONDS", "-1"),
+        ("FLOWBRIDGE_WAIT_SECONDS", "301"),
+        ("FLOWBRIDGE_WAIT_SECONDS", "nan"),
+        ("FLOWBRIDGE_LOG_FORMAT", "xml"),
+        ("FLOWBRIDGE_LOG_LEVEL", "loud"),
+        ("FLOWBRIDGE_LOG_LEVEL", "20"),
+    ],
+)
+def test_wrong_value_is_one_line_that_names_the_variable(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+    assert refused().startswith(f"{name}: ")
+
+
+def test_wrong_secret_from_a_file_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("secret").write_text(f"{SECRET} {SECRET}")
+    monkeypatch.setenv("ACCESS_TOKEN_FILE", "secret")
+    assert refused().startswith("ACCESS_TOKEN: ")
+
+
+def test_all_wrong_values_are_named() -> None:
+    line = refused(log_level="loud", wait_seconds="soon")
+    assert "FLOWBRIDGE_LOG_LEVEL: " in line
+    assert "FLOWBRIDGE_WAIT_SECONDS: " in line
+
+
+@pytest.mark.parametrize("values", [{"user": "bot"}, {"password": SECRET}])
+def test_user_and_password_go_together(values: dict[str, str]) -> None:
+    line = refused(**values)
+    assert "FLOWBRIDGE_USER" in line
+    assert "FLOWBRIDGE_PASSWORD" in line
+
+
+def test_token_and_user_exclude_each_other() -> None:
+    line = refused(user="bot", password=SECRET, access_token="syt_x")
+    assert "ACCESS_TOKEN" in line
+    assert "FLOWBRIDGE_USER" in line
+
+
+@pytest.mark.parametrize("values", [{"access_token": "syt_x"}, {"user": "bot", "password": "x"}])
+def test_token_or_password_makes_a_bot(values: dict[str, str]) -> None:
+    assert Settings.load(**values).has_bot
+
+
+@pytest.mark.parametrize(
+    ("text", "keys"),
+    [("fb_a", ["fb_a"]), ("fb_a,fb_b", ["fb_a", "fb_b"]), (" fb_a , fb_b\nfb_c ", ["fb_a", "fb_b", "fb_c"]), (",", [])],
+)
+def test_api_keys_are_a_list_by_commas_or_spaces(text: str, keys: list[str]) -> None:
+    assert [key.get_secret_value() for key in Settings.load(api_keys=text).api_keys] == keys
+
+
+def test_settings_are_frozen() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        Settings.load().base_url = "other"
+
+
+@pytest.mark.parametrize(
+    ("text", "valid"), [("syt_YQ_x-._~+/=", True), ("x" * 4096, True), ("x" * 4097, False), ("", False)]
+)
+def test_token_has_bounds(text: str, valid: bool) -> None:
+    assert is_token(text) is valid
+
+
+@pytest.mark.parametrize("character", [" ", "\t", "\n", "\0", "\x7f", "é", "\xff", "\ud800", "\uff11"])
+def test_token_is_visible_ascii(character: str) -> None:
+    assert not is_token(f"abc{character}")
+
+
+def test_file_is_not_read_when_the_secret_itself_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCESS_TOKEN_FILE", "nowhere")
+    monkeypatch.setenv("ACCESS_TOKEN", "from_environment")
+    assert Settings.load().access_token == SecretStr("from_environment")
+
+
+def test_empty_secret_file_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("secret").write_text("\n")
+    monkeypatch.setenv("ACCESS_TOKEN_FILE", "secret")
+    assert refused() == "ACCESS_TOKEN_FILE: secret is empty"
