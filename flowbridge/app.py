@@ -1,4 +1,4 @@
-"""HTTP around the core: endpoints, lifespan, what FastAPI's own router says."""
+"""HTTP around the core: the endpoints, and the lifespan."""
 
 import contextlib
 from collections.abc import AsyncIterator
@@ -6,15 +6,10 @@ from functools import cached_property
 from typing import Any
 
 from fastapi import FastAPI
-from starlette.exceptions import HTTPException
-from starlette.requests import Request
-from starlette.responses import Response
 
 from flowbridge import edge, openapi
 from flowbridge.core import Core
-from flowbridge.errors import MatrixError, MethodNotAllowed
 from flowbridge.routes import operations, schemas, send
-from flowbridge.routes.endpoint import error_answer
 from flowbridge.settings import Settings
 
 
@@ -36,7 +31,6 @@ def create_app(settings: Settings, core: Core | None = None) -> edge.Edge:
     core = core or Core(settings)
     app = Bridge(lifespan=_lifespan, openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.core = core
-    app.add_exception_handler(HTTPException, _http_error)
     endpoints = [
         *send.routes(core.intake, core.callers, core.homeserver),
         *schemas.routes(core.catalogue, core.intake),
@@ -51,13 +45,3 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     assert isinstance(app, Bridge)
     async with app.core.running():
         yield
-
-
-async def _http_error(request: Request, error: Exception) -> Response:
-    """What Starlette's own router says, in Matrix's words."""
-    assert isinstance(error, HTTPException)
-    if error.status_code == 404:
-        return error_answer(edge.not_found(request.url.path))
-    if error.status_code == 405:
-        return error_answer(MethodNotAllowed(f"{request.method} is not served on this path"))
-    return error_answer(MatrixError(str(error.detail), status=error.status_code))

@@ -95,6 +95,8 @@ def _depth(text: str) -> int:
         if character in "[{":
             depth += 1
             deepest = max(deepest, depth)
+            if depth > MAX_DEPTH:
+                break
         elif character in "]}":
             depth -= 1
     return deepest

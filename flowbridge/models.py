@@ -1,6 +1,6 @@
 """The values that the rooms of the house hand to each other."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Surface = Literal["flow", "matrix"]
@@ -13,6 +13,7 @@ class Payload:
 
     content: Any
     state_key: str | None = None
+    size: int = field(default=0, compare=False)  # bytes of the body that it was read from
 
 
 @dataclass(frozen=True, slots=True)

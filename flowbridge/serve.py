@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import re
 import signal
 import socket
 import threading
@@ -11,7 +12,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from flowbridge import __version__, log
 from flowbridge.app import create_app
@@ -24,6 +25,10 @@ MAX_HEAD_BYTES = 64 * 1024
 MAX_CONNECTIONS = 4_096
 STOP_SECONDS = 10
 
+# llhttp takes whatever follows `Upgrade` for another protocol, and the body is lost. Java's HTTP client offers h2c on
+# every first request: under another name the offer is what it should be, an offer that nobody took.
+_UPGRADE = re.compile(rb"\nupgrade:", re.IGNORECASE)
+
 
 class Protocol(HttpToolsProtocol):
     """uvicorn's own, with a deadline and a size for the head of a request, and a number of connections."""
@@ -31,6 +36,7 @@ class Protocol(HttpToolsProtocol):
     _timer: TimerHandle | None = None
     _head_bytes = 0
     _in_head = True
+    _began = False  # this head began in the segment that ended the request before it
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -44,11 +50,19 @@ class Protocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        if (self._in_head or not self.cycle.more_body) and _UPGRADE.search(data):
+            head, end, rest = data.partition(b"\r\n\r\n")
+            data = _UPGRADE.sub(rb"\nx-offered:", head) + end + rest
         super().data_received(data)
         if not self._in_head:
-            self._stop_timer()
+            if self.cycle.response_complete:  # bytes behind an answer: uvicorn has stopped its own clock for them
+                if self._timer is None:
+                    self._timer = self.loop.call_later(HEAD_SECONDS, self.transport.close)
+            else:
+                self._stop_timer()
             return
-        self._head_bytes += len(data)
+        self._head_bytes += 0 if self._began else len(data)
+        self._began = False
         if self._head_bytes > MAX_HEAD_BYTES:
             self._refuse(431, Errcode.TOO_LARGE, f"the headers are longer than {MAX_HEAD_BYTES} bytes")
         elif self._timer is None:
@@ -56,6 +70,7 @@ class Protocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         self._in_head, self._head_bytes = True, 0
+        self._began = self._is_busy()
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
@@ -69,6 +84,11 @@ class Protocol(HttpToolsProtocol):
         self._timer = None
         self._refuse(408, Errcode.UNKNOWN, f"the headers did not arrive within {HEAD_SECONDS:g} s")
 
+    def _is_busy(self) -> bool:
+        """Whether a request has come whose answer has not gone out yet."""
+        cycle: RequestResponseCycle | None = self.cycle  # uvicorn's None before the first request
+        return cycle is not None and not cycle.response_complete
+
     def _stop_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
@@ -78,6 +98,11 @@ class Protocol(HttpToolsProtocol):
         """Answer by hand, since no request came to be, and hang up."""
         self._stop_timer()
         if self.transport.is_closing():
+            return
+        if self._is_busy() and not self.cycle.more_body:
+            self.transport.pause_reading()
+            self.pipeline.clear()
+            self.cycle.keep_alive = False  # a whole request is at work: its answer first, then hang up
             return
         body = json.dumps({"errcode": errcode, "error": error}).encode()
         self.transport.write(

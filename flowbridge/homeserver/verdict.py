@@ -3,7 +3,7 @@
 import json
 import time
 from email.utils import parsedate_to_datetime
-from typing import Any
+from typing import Any, NoReturn
 
 from flowbridge.errors import BadGateway, Errcode, GatewayTimeout, HomeserverError, MatrixError
 from flowbridge.homeserver.wire import Answer, TimedOut, WireError
@@ -24,7 +24,7 @@ def event_id(answer: Answer) -> str:
 
 def success(answer: Answer) -> dict[str, Any]:
     """The JSON object of a 200. Raises MatrixError for every other answer."""
-    if answer.status != 200:
+    if answer.status != 200 or not answer.body.lstrip().startswith(b"{"):
         raise error(answer)
     return _object(answer)
 
@@ -37,7 +37,7 @@ def error(answer: Answer) -> MatrixError:
     if answer.status == 429:
         found["retry_after_ms"] = pause_ms(answer, found.get("retry_after_ms"))
         errcode = errcode if isinstance(errcode, str) else Errcode.LIMIT_EXCEEDED.value
-    if isinstance(errcode, str) and answer.status >= 400:
+    if isinstance(errcode, str) and 400 <= answer.status < 600:
         found = {key: value for key, value in found.items() if key not in ("status", "self")}
         text = text if isinstance(text, str) else errcode
         return HomeserverError(text, errcode=errcode, status=answer.status, **found)
@@ -71,9 +71,13 @@ def _retry_after_ms(value: str) -> int:
         return 0
 
 
+def _refuse(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
 def _object(answer: Answer) -> dict[str, Any]:
     try:
-        value = json.loads(answer.body)
+        value = json.loads(answer.body, parse_constant=_refuse)
     except (ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}

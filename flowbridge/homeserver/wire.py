@@ -102,12 +102,11 @@ class Wire:
         )
         ends = asyncio.get_running_loop().time() + deadline
         if method in REPEATABLE:
-            connection = self._take() or await self._wait_or_connect(ends)
             try:
-                return await self._ask(connection, request, ends, limit)
+                return await self._ask(self._take() or await self._place(ends), request, ends, limit)
             except _Stale:
                 pass
-        return await self._ask(await self._connect(ends), request, ends, limit)
+        return await self._ask(await self._place(ends, fresh=True), request, ends, limit)
 
     def close(self) -> None:
         """Drop the idle connections; those at work end with their answer."""
@@ -122,18 +121,35 @@ class Wire:
                 return connection
         return None
 
-    async def _wait_or_connect(self, ends: float) -> "_Connection":
-        """A new connection or, when there are too many, the first that becomes free."""
-        if self._open < MAX_CONNECTIONS:
-            return await self._connect(ends)
-        turn: asyncio.Future[_Connection | None] = asyncio.get_running_loop().create_future()
-        self._queue.append(turn)
-        try:
-            async with asyncio.timeout_at(ends):
-                connection = await turn
-        except TimeoutError:
-            raise TimedOut(f"all {MAX_CONNECTIONS} connections to {self.origin} are taken", sent=False) from None
-        return connection if connection is not None and connection.usable() else await self._connect(ends)
+    async def _place(self, ends: float, *, fresh: bool = False) -> "_Connection":
+        """A new connection or, when there are too many, the first that is free; `fresh`: a new one in its stead."""
+        while self._open >= MAX_CONNECTIONS:
+            if fresh and self._idle:
+                self._idle.pop().abort()  # its end gives a turn
+            turn: asyncio.Future[_Connection | None] = asyncio.get_running_loop().create_future()
+            self._queue.append(turn)
+            try:
+                async with asyncio.timeout_at(ends):
+                    connection = await turn
+            except BaseException as error:
+                if turn.done() and not turn.cancelled():
+                    self._pass_on(turn.result())
+                if isinstance(error, TimeoutError):
+                    reason = f"all {MAX_CONNECTIONS} connections to {self.origin} are taken"
+                    raise TimedOut(reason, sent=False) from None
+                raise
+            if connection is not None and connection.usable():
+                if not fresh:
+                    return connection
+                connection.abort()
+        return await self._connect(ends)
+
+    def _pass_on(self, connection: "_Connection | None") -> None:
+        """Somebody was given a turn and went away: it is the next one's."""
+        if connection is not None:
+            self._release(connection)
+        else:
+            self._give_turn()
 
     async def _connect(self, ends: float) -> "_Connection":
         loop = asyncio.get_running_loop()
@@ -182,6 +198,9 @@ class Wire:
     def _freed(self) -> None:
         """There is room for one more connection: whoever waits may make it."""
         self._open -= 1
+        self._give_turn()
+
+    def _give_turn(self) -> None:
         while self._queue:
             turn = self._queue.popleft()
             if not turn.done():
@@ -273,6 +292,10 @@ class _Connection(asyncio.Protocol):
         self._on_lost(self)
 
     # httptools
+
+    def on_message_begin(self) -> None:
+        if self._waiter is None or self._waiter.done():
+            self._keep = False  # bytes behind the answer: whose next answer would they become?
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._headers.append((name.lower(), value))

@@ -44,7 +44,7 @@ class Schemas:
         event_type = dialect.event_type(request.path_params["eventType"])
         headers = headers_of(request)
         body = await read_body(request, headers)
-        found = self._intake.read(body, headers.get("content-type", ""), event_type, "flow")
+        found = await self._intake.receive(body, headers.get("content-type", ""), event_type, "flow")
         event = await self._intake.check("", event_type, found, as_state=False)
         answer: dict[str, Any] = {"valid": True, "type": event_type, "content": found.content}
         if event.state_key is not None:

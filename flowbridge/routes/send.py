@@ -64,7 +64,7 @@ class Sending:
 
     async def _read(self, request: Request, headers: Mapping[str, str], event_type: str) -> Payload:
         body = await read_body(request, headers)
-        return self._intake.read(body, headers.get("content-type", ""), event_type, self._surface)
+        return await self._intake.receive(body, headers.get("content-type", ""), event_type, self._surface)
 
     async def _accept(self, request: Request, credential: Credential, event: Event, txn_id: str | None) -> Response:
         caller, event_id = await self._intake.accept(credential, event, txn_id)

@@ -1,15 +1,10 @@
 """The commands, run as a user runs them."""
 
 import json
-import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -17,53 +12,12 @@ import pytest
 
 from flowbridge.demo.synapse import Account, LocalSynapse
 from tests.conftest import MakeRoom
-
-FLOWBRIDGE = str(Path(sys.executable).with_name("flowbridge"))
-SETTINGS = ("BASE_URL", "ACCESS_TOKEN", "FLOWBRIDGE_")
-
-
-def _environment(settings: Mapping[str, str]) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(SETTINGS)}
-    return {**kept, **settings}
+from tests.processes import run, serving
 
 
 @pytest.fixture(autouse=True)
 def _empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # so that no .env of a developer is read
-
-
-def run(*arguments: str, stdin: str = "", **settings: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [FLOWBRIDGE, *arguments], env=_environment(settings), input=stdin, text=True, capture_output=True, timeout=60
-    )
-
-
-@contextmanager
-def serving(*, log: Path | None = None, **settings: str) -> Iterator[tuple[str, "subprocess.Popen[str]"]]:
-    """A running `flowbridge serve`: its URL and process."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [FLOWBRIDGE, "serve", "--port", str(port)]
-    with (log or Path(os.devnull)).open("w") as errors:
-        process = subprocess.Popen(command, env=_environment(settings), stderr=errors, text=True)
-    try:
-        yield _answering(f"http://127.0.0.1:{port}", process), process
-    finally:
-        process.terminate()
-        process.wait(20)
-
-
-def _answering(url: str, process: "subprocess.Popen[str]") -> str:
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline and process.poll() is None:
-        try:
-            httpx.get(f"{url}/healthz", trust_env=False).raise_for_status()
-        except httpx.TransportError:
-            time.sleep(0.05)
-        else:
-            return url
-    raise AssertionError("flowbridge serve does not answer")
 
 
 def test_send_prints_the_event_id(synapse: LocalSynapse, bot: Account, make_room: MakeRoom) -> None:

@@ -130,7 +130,10 @@ def test_level_is_a_threshold() -> None:
     "name", ["httpx", "httpcore.http11", "uvicorn.access", "uvicorn.error", "botocore", "urllib3.connectionpool"]
 )
 @pytest.mark.parametrize("level", ["debug", "info"])
-def test_library_that_prints_addresses_is_silent_below_warning(name: str, style: Style, level: str) -> None:
+def test_library_that_prints_addresses_is_silent_below_warning(
+    monkeypatch: pytest.MonkeyPatch, name: str, style: Style, level: str
+) -> None:
+    monkeypatch.setattr(logging.getLogger(name), "propagate", True)  # a server in another test took uvicorn's away
     with logging_as(style, level) as stderr:
         logging.getLogger(name).debug("GET /?access_token=canary")
         logging.getLogger(name).info("GET /?access_token=canary")

@@ -1,0 +1,1 @@
+"""What openapi.json promises, held against the running bridge."""

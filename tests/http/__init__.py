@@ -1,0 +1,1 @@
+"""The running bridge over real sockets, in front of a scripted upstream."""

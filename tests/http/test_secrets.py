@@ -1,0 +1,228 @@
+"""The canary: tokens are in no log and in no answer, and go upstream in one header and nowhere else."""
+
+import io
+import json
+import logging
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+from pydantic import SecretStr
+
+from flowbridge.serve import background
+from tests import upstream as scripted
+from tests.http.conftest import HELLO, ROOM, SEND, Bridge, post, settings_for
+from tests.upstream import PATIENCE, Upstream
+
+HEADER = "canary_in_the_header"
+QUERY = "canary_in_the_query"
+BOT = "canary_of_the_bot"
+KEY = "fb_canary_of_a_key"
+OTHER_KEY = "fb_canary_of_an_unknown_key"
+PASSWORD = "canary_of_the_password"
+CANARY = "canary_"
+
+BODY = json.dumps(HELLO).encode()
+MATRIX = "/_matrix/client/v3"
+
+
+def requests() -> Iterator[bytes]:
+    """Tokens in every place, right and wrong."""
+    credentials = [
+        ("", [f"Authorization: Bearer {HEADER}"]),
+        (f"?access_token={QUERY}", ["Authorization: Basic x"]),
+        (f"?x=1&access_token={QUERY}&y=2", ["Authorization: Basic x"]),
+        (f"?access_token={QUERY}", [f"Authorization: Bearer {HEADER}"]),
+        (f"?access_token={QUERY}%00", ["Authorization: Basic x"]),
+        (f"?access_token={QUERY}&access_token={QUERY}", ["Authorization: Basic x"]),
+        (f"?ACCESS_TOKEN={QUERY}", ["Authorization: Basic x"]),
+        ("", ["Authorization: Basic x", f"X-API-Key: {KEY}"]),
+        ("", [f"Authorization: Bearer {KEY}"]),
+        (f"?access_token={KEY}", ["Authorization: Basic x"]),
+        ("", ["Authorization: Basic x", f"X-API-Key: {OTHER_KEY}"]),
+        ("", [f"Authorization: Bearer {OTHER_KEY}"]),
+        ("", [f"Authorization: Bearer {HEADER}\xff"]),
+        ("", [f"Authorization: {HEADER}"]),
+        ("", ["Authorization: Basic x", f"Cookie: access_token={HEADER}", f"Referer: /?access_token={QUERY}"]),
+    ]
+    for query, headers in credentials:
+        for prefix in ("", MATRIX):
+            yield post(f"{prefix}{SEND}/1{query}", BODY, *headers, method="PUT")
+            yield post(f"{prefix}/rooms/%23alias:upstream/send/m.room.message{query}", BODY, *headers)
+            yield post(f"{prefix}/rooms/{ROOM}/state/m.room.name{query}", b"", *headers, method="GET")
+            yield post(f"{prefix}{SEND}{query}", b"{", *headers)
+            yield post(f"{prefix}{SEND}{query}", BODY, *headers, method="DELETE")
+            yield post(f"{prefix}/rooms/{ROOM}/send/..{query}", BODY, *headers)
+        for path in ("/nothing", "//", "/rooms%2Fx", "/healthz", "/readyz", f"{MATRIX}/versions", "/docs", "/"):
+            yield post(path + query, b"", *headers, method="GET")
+        yield post(f"/validate/m.room.message{query}", b"{}", *headers)
+    yield f"GET /healthz?access_token={QUERY} HTTP/1.1\r\nAuthorization: Bearer {HEADER}\r\nno colon\r\n\r\n".encode()
+    yield f"GET /healthz?access_token={QUERY} HTTP/9.9\r\nAuthorization: Bearer {HEADER}\r\n\r\n".encode()
+    yield f"GET http://bridge?access_token={QUERY} HTTP/1.1\r\nAuthorization: Bearer {HEADER}\r\n\r\n".encode()
+    yield f"GET /ä?access_token={QUERY} HTTP/1.1\r\nAuthorization: Bearer {HEADER}\r\n\r\n".encode()
+    yield post(f"{SEND}?access_token={QUERY}", BODY, "Content-Encoding: gzip")
+    yield post(f"/healthz?access_token={QUERY}", b"", "Connection: Upgrade", "Upgrade: websocket", method="GET")
+
+
+BEHAVIOURS: dict[str, scripted.Behaviour | None] = {
+    "well": None,
+    "html": scripted.html(502),
+    "html-200": scripted.html(200),
+    "hangs-up": scripted.hang_up,
+    "garbage": scripted.raw(b"\0\0\0\0"),
+    "401": scripted.matrix_error(401, "M_UNKNOWN_TOKEN", "Unrecognised access token"),
+    "500": scripted.matrix_error(500, "M_UNKNOWN", "Internal server error"),
+    "status-999": scripted.answer({"errcode": "M_UNKNOWN", "error": "x"}, 999),
+}
+
+
+def play(bridge: Bridge, *names: str) -> bytes:
+    """Every request, to a homeserver in each of these states; all that the bridge says."""
+    said = b""
+    for number, name in enumerate(names):
+        behaviour = BEHAVIOURS[name]
+        for at in ("/whoami", "/rooms/") if behaviour else ("",):
+            bridge.upstream.script(None)
+            if behaviour:
+                bridge.upstream.always(behaviour, at=at)
+            for request in requests():
+                # other tokens in each round, so that none is remembered from the one before
+                marked = request.replace(HEADER.encode(), f"{HEADER}_{number}{at[1:2]}".encode())
+                with bridge.connect() as client:
+                    client.send(marked.replace(b" HTTP/1.1\r\n", b" HTTP/1.1\r\nConnection: close\r\n", 1)).end()
+                    said += client.rest(PATIENCE) or b""
+    return said
+
+
+def check_upstream(upstream: Upstream) -> None:
+    seen = upstream.requests
+    assert seen
+    for request in seen:
+        assert CANARY not in request.target
+        assert "access_token" not in request.target
+        assert CANARY.encode() not in request.body
+        assert [name for name, value in request.headers if CANARY in value] in ([], ["authorization"])
+    tokens = {request.header("authorization") for request in seen}
+    assert any(token.startswith(f"Bearer {HEADER}") for token in tokens)
+    assert f"Bearer {QUERY}" in tokens
+    assert f"Bearer {BOT}" in tokens
+    assert not any("fb_" in token for token in tokens)
+
+
+def secret_lines(text: str) -> list[str]:
+    return [line for line in text.splitlines() if CANARY in line]
+
+
+@contextmanager
+def everything_logged() -> Iterator[io.StringIO]:
+    """All that any logger of the process says, at every level, with its arguments and fields."""
+    text = io.StringIO()
+    handler = logging.StreamHandler(text)
+    layout = "%(name)s %(levelname)s %(message)s %(args)s %(fields)s"
+    handler.setFormatter(logging.Formatter(layout, defaults={"fields": ""}))
+    root = logging.getLogger()
+    before = root.level
+    root.addHandler(handler)
+    root.setLevel(logging.DEBUG)
+    try:
+        yield text
+    finally:
+        root.setLevel(before)
+        root.removeHandler(handler)
+
+
+def test_no_logger_of_the_process_says_a_token() -> None:
+    with Upstream() as upstream, everything_logged() as text:
+        settings = settings_for(upstream.url, access_token=SecretStr(BOT), api_keys=(SecretStr(KEY),))
+        with background(settings) as url:
+            said = play(Bridge(url, upstream), *BEHAVIOURS)
+        check_upstream(upstream)
+    assert secret_lines(text.getvalue()) == []
+    assert secret_lines(said.decode("latin-1")) == []
+    assert text.getvalue().count("/nothing") > 10, "the log does say which paths were asked for"
+
+
+@pytest.mark.parametrize(("level", "style"), [("debug", "text"), ("info", "json")])
+def test_serve_prints_no_token(tmp_path: Path, level: str, style: str) -> None:
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(("FLOWBRIDGE_", "ACCESS_", "BASE_"))
+    }
+    with Upstream() as upstream, (tmp_path / "stderr").open("wb") as stderr:
+        environment |= {
+            "BASE_URL": upstream.url,
+            "ACCESS_TOKEN": BOT,
+            "FLOWBRIDGE_API_KEYS": KEY,
+            "FLOWBRIDGE_LOG_FORMAT": style,
+            "FLOWBRIDGE_LOG_LEVEL": level,
+            "PYTHONASYNCIODEBUG": "1" if level == "debug" else "",
+        }
+        command = [sys.executable, "-m", "flowbridge", "serve", "--port", "0"]
+        with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=stderr) as process:
+            try:
+                url = wait_for_url(tmp_path / "stderr")
+                said = play(Bridge(url, upstream), "well", "html")
+            finally:
+                process.terminate()
+            printed, _ = process.communicate(timeout=PATIENCE)
+        check_upstream(upstream)
+    logged = (tmp_path / "stderr").read_text()
+    assert secret_lines(logged) == []
+    assert secret_lines(printed.decode()) == []
+    assert secret_lines(said.decode("latin-1")) == []
+    assert "/nothing" in logged
+    if style == "json":
+        assert all(isinstance(json.loads(line), dict) for line in logged.splitlines())
+
+
+def wait_for_url(log_file: Path) -> str:
+    """The address that `serve` says it listens on."""
+    ending = time.monotonic() + PATIENCE
+    pause = threading.Event()
+    while time.monotonic() < ending:
+        if found := re.search(r'serving.*?url[=": ]+(http://[0-9.:]+)', log_file.read_text()):
+            return found[1]
+        pause.wait(0.02)
+    raise AssertionError(f"serve did not start: {log_file.read_text()}")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        pytest.param({"ACCESS_TOKEN": f"{BOT} with a space"}, id="token"),
+        pytest.param({"FLOWBRIDGE_API_KEYS": "canary_without_its_prefix"}, id="key"),
+        pytest.param({"ACCESS_TOKEN": BOT, "FLOWBRIDGE_USER": "bot", "FLOWBRIDGE_PASSWORD": PASSWORD}, id="both"),
+        pytest.param({"FLOWBRIDGE_PASSWORD": PASSWORD}, id="password-alone"),
+        pytest.param({"BASE_URL": f"https://bot:{PASSWORD}@hs.example"}, id="password-in-the-address"),
+    ],
+)
+def test_settings_that_are_refused_are_not_repeated(tmp_path: Path, values: dict[str, str]) -> None:
+    environment = {"PATH": os.environ["PATH"], **values}
+    command = [sys.executable, "-m", "flowbridge", "serve", "--port", "0"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert secret_lines(done.stderr + done.stdout) == []
+
+
+def test_password_goes_to_login_alone_and_into_no_log() -> None:
+    with Upstream() as upstream, everything_logged() as text:
+        upstream.script(
+            lambda request: scripted.answer({"access_token": BOT}) if request.target.endswith("/login") else None
+        )
+        settings = settings_for(
+            upstream.url, access_token=None, user="bot", password=SecretStr(PASSWORD), api_keys=(SecretStr(KEY),)
+        )
+        with background(settings) as url:
+            assert Bridge(url, upstream).post(SEND, BODY, f"X-API-Key: {KEY}").status == 200
+        seen = [request for request in upstream.requests if PASSWORD.encode() in request.body]
+        assert [request.target for request in seen] == [f"{MATRIX}/login"]
+        assert all(PASSWORD not in quote(value) for request in upstream.requests for _, value in request.headers)
+    assert secret_lines(text.getvalue()) == []

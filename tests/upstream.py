@@ -1,0 +1,329 @@
+"""A homeserver that does what a test tells it to: for the faults that a real one does not show when asked.
+
+A script is a function from a request to a behaviour, and a behaviour does something to the connection that the
+request came on. Where a script gives None, the upstream answers as a homeserver in good health would.
+"""
+
+import contextlib
+import json
+import socket
+import ssl
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Self
+
+PATIENCE = 10.0  # seconds that a test waits for something which should have come at once
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A request as it came. `connection`: the number of the connection that it came on, from 1."""
+
+    connection: int
+    method: str
+    target: str
+    headers: tuple[tuple[str, str], ...]
+    body: bytes
+
+    def header(self, name: str) -> str:
+        """All values of a header, joined by commas."""
+        return ", ".join(value for key, value in self.headers if key == name.lower())
+
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+class Connection:
+    """One connection to the upstream, for a behaviour to write on."""
+
+    def __init__(self, sock: socket.socket, number: int, stopping: threading.Event) -> None:
+        self.number = number
+        self.stopping = stopping
+        self._socket = sock
+        self._buffer = b""
+
+    def send(self, data: bytes) -> None:
+        self._socket.sendall(data)
+
+    def wait_until_closed(self) -> None:
+        """Say nothing until the other side hangs up."""
+        while self._socket.recv(65_536):
+            pass
+
+    def close(self) -> None:
+        """End it now; whoever reads from it notices."""
+        with contextlib.suppress(OSError):  # when the other side was faster
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+
+    def request(self) -> Request | None:
+        """The next request; None at the end of the connection."""
+        while b"\r\n\r\n" not in self._buffer:
+            if not self._fill():
+                return None
+        head, _, self._buffer = self._buffer.partition(b"\r\n\r\n")
+        first, *lines = head.decode("latin-1").split("\r\n")
+        method, target, _ = first.split(" ")
+        pairs = (line.partition(":") for line in lines)
+        headers = tuple((name.lower(), value.strip()) for name, _, value in pairs)
+        length = int(dict(headers).get("content-length", "0"))
+        while len(self._buffer) < length:
+            if not self._fill():
+                return None
+        body, self._buffer = self._buffer[:length], self._buffer[length:]
+        return Request(self.number, method, target, headers, body)
+
+    def _fill(self) -> bool:
+        data = self._socket.recv(65_536)
+        self._buffer += data
+        return bool(data)
+
+
+Behaviour = Callable[[Connection], None]
+Script = Callable[[Request], Behaviour | None]
+
+
+class Upstream:
+    """A scripted HTTP server on a loopback port, with a thread for each connection."""
+
+    def __init__(self, script: Script | None = None, tls: ssl.SSLContext | None = None) -> None:
+        self._script = script
+        self._tls = tls
+        self._changed = threading.Condition()
+        self._stopping = threading.Event()
+        self._requests: list[Request] = []
+        self._open: dict[int, Connection] = {}
+        self._accepted = 0
+        self._peak = 0
+        self._threads: list[threading.Thread] = []
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=512)
+        self.port: int = self._listener.getsockname()[1]
+
+    def __enter__(self) -> Self:
+        self._start(self._accept)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopping.set()
+        self.refuse()
+        with self._changed:
+            threads, connections = list(self._threads), list(self._open.values())
+        for connection in connections:
+            connection.close()
+        for thread in threads:
+            thread.join(PATIENCE)
+            assert not thread.is_alive(), "a behaviour of the scripted upstream does not end"
+
+    @property
+    def url(self) -> str:
+        return f"{'https' if self._tls else 'http'}://127.0.0.1:{self.port}"
+
+    @property
+    def requests(self) -> list[Request]:
+        """All requests that came, in order."""
+        with self._changed:
+            return list(self._requests)
+
+    @property
+    def events(self) -> list[Request]:
+        """The requests that would put something into a room."""
+        return [request for request in self.requests if request.method != "GET"]
+
+    @property
+    def accepted(self) -> int:
+        """How many connections were made."""
+        with self._changed:
+            return self._accepted
+
+    @property
+    def peak(self) -> int:
+        """How many connections were open at once."""
+        with self._changed:
+            return self._peak
+
+    def script(self, script: Script | None) -> None:
+        """Do this from now on."""
+        self._script = script
+
+    def always(self, behaviour: Behaviour, *, at: str = "") -> None:
+        """Do this from now on for every request whose target holds `at`."""
+        self._script = lambda request: behaviour if at in request.target else None
+
+    def reset(self) -> None:
+        """In good health, with no memory of requests."""
+        with self._changed:
+            self._script = None
+            self._requests.clear()
+
+    def refuse(self) -> None:
+        """Accept no more connections."""
+        with contextlib.suppress(OSError):  # when it does so already
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+
+    def drop(self) -> None:
+        """Hang up on everybody."""
+        with self._changed:
+            connections = list(self._open.values())
+        for connection in connections:
+            connection.close()
+
+    def wait_for_requests(self, number: int) -> list[Request]:
+        """Until this many have come."""
+        with self._changed:
+            assert self._changed.wait_for(lambda: len(self._requests) >= number, PATIENCE), self._requests
+            return list(self._requests)
+
+    def wait_for_open(self, number: int) -> None:
+        """Until exactly this many connections are open."""
+        with self._changed:
+            assert self._changed.wait_for(lambda: len(self._open) == number, PATIENCE), self._open
+
+    def _start(self, target: Callable[..., None], *args: Any) -> None:
+        thread = threading.Thread(target=target, args=args, daemon=True)
+        with self._changed:
+            self._threads.append(thread)
+        thread.start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                sock, _ = self._listener.accept()
+            except OSError:
+                return
+            with self._changed:
+                self._accepted += 1
+                number = self._accepted
+            self._start(self._serve, sock, number)
+
+    def _serve(self, sock: socket.socket, number: int) -> None:
+        try:
+            if self._tls is not None:
+                sock = self._tls.wrap_socket(sock, server_side=True)
+        except OSError:  # ssl.SSLError is one: the other side does not trust the certificate
+            sock.close()
+            return
+        connection = Connection(sock, number, self._stopping)
+        with self._changed:
+            self._open[number] = connection
+            self._peak = max(self._peak, len(self._open))
+            self._changed.notify_all()
+        try:
+            while (request := connection.request()) is not None:
+                with self._changed:
+                    self._requests.append(request)
+                    self._changed.notify_all()
+                behaviour = self._script(request) if self._script else None
+                (behaviour or healthy(request))(connection)
+        except OSError:
+            pass  # the connection ended, from either side
+        finally:
+            connection.close()
+            with self._changed:
+                del self._open[number]
+                self._changed.notify_all()
+
+
+def healthy(request: Request) -> Behaviour:
+    """What a homeserver would answer."""
+    path = request.target.partition("?")[0]
+    if path.endswith("/account/whoami"):
+        return answer({"user_id": "@alice:upstream", "device_id": "DEVICE"})
+    if path.endswith("/versions"):
+        return answer({"versions": ["v1.11"]})
+    if "/join/" in path:
+        return answer({"room_id": "!joined:upstream"})
+    if request.method == "PUT":
+        return answer({"event_id": "$event"})
+    if "/state/" in path:
+        return answer({"name": "the state"})
+    return matrix_error(404, "M_UNRECOGNIZED", "Unrecognized request")
+
+
+def encoded(status: int, body: bytes, *headers: str) -> bytes:
+    """An answer as it goes over the wire."""
+    lines = [f"HTTP/1.1 {status} Scripted", f"Content-Length: {len(body)}", *headers]
+    return "\r\n".join([*lines, "", ""]).encode("latin-1") + body
+
+
+def answer(value: Any, status: int = 200, *headers: str) -> Behaviour:
+    """JSON, and the connection stays."""
+    return raw(encoded(status, json.dumps(value).encode(), "Content-Type: application/json", *headers))
+
+
+def matrix_error(status: int, errcode: str, error: str, *headers: str, **extra: Any) -> Behaviour:
+    return answer({"errcode": errcode, "error": error, **extra}, status, *headers)
+
+
+def html(status: int = 502) -> Behaviour:
+    """What a proxy in between says."""
+    return raw(encoded(status, b"<html><body>Bad Gateway</body></html>", "Content-Type: text/html"))
+
+
+def redirect(location: str, status: int = 302) -> Behaviour:
+    return raw(encoded(status, b"", f"Location: {location}"))
+
+
+def raw(*parts: bytes) -> Behaviour:
+    """These bytes, whatever they mean."""
+
+    def behave(connection: Connection) -> None:
+        for part in parts:
+            connection.send(part)
+
+    return behave
+
+
+def then_close(behaviour: Behaviour) -> Behaviour:
+    """First that, then hang up without having said so."""
+
+    def behave(connection: Connection) -> None:
+        behaviour(connection)
+        connection.close()
+
+    return behave
+
+
+def hang_up(connection: Connection) -> None:
+    """No answer, and no connection any more."""
+    connection.close()
+
+
+def silence(connection: Connection) -> None:
+    """No answer, and the connection stays."""
+    connection.wait_until_closed()
+
+
+def when(event: threading.Event, behaviour: Behaviour) -> Behaviour:
+    """That, but not before the event."""
+
+    def behave(connection: Connection) -> None:
+        assert event.wait(PATIENCE)
+        behaviour(connection)
+
+    return behave
+
+
+def drip(data: bytes, seconds: float = 1.0) -> Behaviour:
+    """A byte, a pause, a byte, a pause …"""
+
+    def behave(connection: Connection) -> None:
+        for byte in data:
+            connection.send(bytes([byte]))
+            if connection.stopping.wait(seconds):
+                return
+
+    return behave
+
+
+def chunked(chunks: Iterable[bytes], *, complete: bool = True) -> Behaviour:
+    """`complete=False`: it hangs up in the middle."""
+    head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Type: application/json\r\n\r\n"
+    body = b"".join(b"%x\r\n%b\r\n" % (len(chunk), chunk) for chunk in chunks)
+    return raw(head, body, b"0\r\n\r\n") if complete else then_close(raw(head, body))
+
+
+def until_close(body: bytes) -> Behaviour:
+    """An answer whose length only its end tells."""
+    return then_close(raw(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n", body))
