@@ -1,0 +1,91 @@
+"""`python -m benchmarks`: which benchmarks there are, in what order they run, and where the results go."""
+
+import argparse
+import shutil
+import signal
+import sys
+import tempfile
+from pathlib import Path
+
+from benchmarks import nginx
+from benchmarks.footprint import memory, start
+from benchmarks.latency import latency
+from benchmarks.report import Benchmark, Run, Section, document, say, targets_table
+from benchmarks.servers import REPOSITORY, running
+from benchmarks.throughput import throughput
+
+BENCHMARKS: dict[str, Benchmark] = {
+    "throughput": throughput,
+    "memory": memory,
+    "start": start,
+    "latency": latency,
+}
+RESULTS = REPOSITORY / "docs" / "benchmarks.md"
+
+
+def main() -> int:
+    """Exit code 0, 1 when a result is invalid or missing, 2 when nothing can be run, 130 after Ctrl-C."""
+    options = _options()
+    missing = [name for name, path in (("nginx", nginx.executable()), ("wrk", shutil.which("wrk"))) if not path]
+    if missing:
+        say(f"The benchmarks need {' and '.join(missing)}: apt-get install nginx-light wrk")
+        return 2
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # stop the servers then, too
+    try:
+        sections = _run(options.only or list(BENCHMARKS), options.seconds)
+    except KeyboardInterrupt:
+        say("stopped")
+        return 130
+    say(f"\n## Targets\n\n{targets_table(sections)}")
+    if not all(section.valid for section in sections):
+        say("\nSome results are missing or invalid, so nothing is written.")
+        return 1
+    if not options.no_write and not options.only:
+        _write(document(sections, f"python -m benchmarks --seconds {options.seconds:g}"))
+    return 0
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="flowbridge beside its peers")
+    parser.add_argument("--seconds", type=float, default=5, help="length of each measured run (default: 5)")
+    parser.add_argument(
+        "--only", type=_names, metavar="A,B", help=f"of {', '.join(BENCHMARKS)}; results are not written then"
+    )
+    parser.add_argument("--no-write", action="store_true", help="print the results, leave docs/benchmarks.md")
+    return parser.parse_args()
+
+
+def _names(text: str) -> list[str]:
+    names = text.split(",")
+    unknown = [name for name in names if name not in BENCHMARKS]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is not one of {', '.join(BENCHMARKS)}")
+    return names
+
+
+def _run(names: list[str], seconds: float) -> list[Section]:
+    with tempfile.TemporaryDirectory(prefix="flowbridge-bench-") as temporary:
+        directory = Path(temporary)
+        with running(nginx.homeserver(directory), directory) as upstream:
+            return [_one(name, Run(seconds, upstream, directory)) for name in names]
+
+
+def _one(name: str, run: Run) -> Section:
+    say(f"\n{name}: running")
+    try:
+        section = BENCHMARKS[name](run)
+    except Exception as error:  # one that fails must not cost the results of the others
+        why = f"{type(error).__name__}: {error}"
+        section = Section(name.capitalize(), "This could not be measured.", ["why"], [[why]], valid=False)
+    say(f"\n{section.markdown()}")
+    return section
+
+
+def _write(text: str) -> None:
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(text, encoding="utf-8")
+    say(f"\nwritten: {RESULTS.name} in {RESULTS.parent.name}/")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
