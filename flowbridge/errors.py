@@ -5,7 +5,6 @@
       · Unauthorized        401
       · NotFound            404
       · MethodNotAllowed    405
-      · TooSlow             408
       · TooLarge            413
       · UnsupportedMedia    415
       · HomeserverError          the homeserver's own status and errcode
@@ -114,10 +113,6 @@ class NotFound(MatrixError):
 class MethodNotAllowed(MatrixError):
     status = 405
     errcode = Errcode.UNRECOGNIZED
-
-
-class TooSlow(MatrixError):
-    status = 408
 
 
 class TooLarge(MatrixError):

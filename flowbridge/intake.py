@@ -42,7 +42,9 @@ class Intake:
 
     async def receive(self, body: bytes, content_type: str, event_type: str, surface: Surface) -> Payload:
         """As `read`; a large body does not hold up the event loop."""
-        found = await self._aside(len(body), self.read, body, content_type, event_type, surface)
+        if len(body) < LARGE_BYTES:
+            return self.read(body, content_type, event_type, surface)
+        found = await self._aside(self.read, body, content_type, event_type, surface)
         return replace(found, size=len(body))
 
     async def check(self, room: str, event_type: str, found: Payload, *, as_state: bool) -> Event:
@@ -50,25 +52,25 @@ class Intake:
 
         `as_state`: the path says that it is a state event. Else the catalogue does, or the body by a state key.
         """
-        kind = self.catalogue.kind(event_type)
+        if found.size < LARGE_BYTES:
+            return self._check(room, event_type, found, as_state)
+        return await self._aside(self._check, room, event_type, found, as_state)
+
+    def _check(self, room: str, event_type: str, found: Payload, as_state: bool) -> Event:
+        entry = self.catalogue.select(event_type, found.content)
+        kind = entry.kind if entry else None
         is_state = as_state or kind == "state" or (kind is None and found.state_key is not None)
         state_key = (found.state_key or "") if is_state else None
         if not isinstance(found.content, dict):
             raise BadContent([Problem("", "must be a JSON object", canonical.RULE)])
-        content = await self._aside(found.size, canonical.write, found.content)
+        content = canonical.write(found.content)
         if len(content) > MAX_CONTENT_BYTES:
             raise TooLarge(
                 f"the content is {len(content)} bytes of canonical JSON: an event holds at most {MAX_CONTENT_BYTES}"
             )
         if state_key:
             dialect.identifier(state_key, "state key")
-        problems = self._misplaced(event_type, found, as_state=as_state)
-        entry = self.catalogue.select(event_type, found.content)
-        if entry is not None and not (as_state and not found.content and entry.clears_by_empty):
-            problems += await self._aside(found.size, entry.problems, found.content)
-        if entry is not None and state_key is not None and entry.kind == "state":
-            problems += _wrong_state_key(entry, state_key)
-        if problems:
+        if entry is not None and (problems := _problems(entry, found, state_key, as_state)):
             raise BadContent(problems)
         return Event(room, event_type, content, state_key)
 
@@ -95,27 +97,27 @@ class Intake:
             self._aliases[key] = (joining, time.monotonic() + ALIAS_SECONDS)
         return await asyncio.shield(joining)
 
-    async def _aside(self, size: int, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Small work at once, large work in a thread: in one only, so that fifty hostile bodies share its time."""
-        if size < LARGE_BYTES:
-            return work(*args, **kwargs)
+    async def _aside(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Work in a thread: in one only, so that fifty hostile bodies share its time."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._thread, partial(work, *args, **kwargs))
 
-    def _misplaced(self, event_type: str, found: Payload, *, as_state: bool) -> list[Problem]:
-        if self.catalogue.kind(event_type) != "message":
-            return []
+
+def _problems(entry: Entry, found: Payload, state_key: str | None, as_state: bool) -> list[Problem]:
+    problems = []
+    if not (as_state and not found.content and entry.clears_by_empty):
+        problems = entry.problems(found.content)
+    if entry.kind == "message":
         if as_state:
-            return [Problem("", f"{event_type} is a message event: send it with /send/", event_type)]
-        if found.state_key is not None:
-            return [Problem("/state_key", f"{event_type} is a message event and has no state key", event_type)]
-        return []
+            message = f"{entry.event_type} is a message event: send it with /send/"
+            problems = [Problem("", message, entry.event_type), *problems]
+        elif found.state_key is not None:
+            message = f"{entry.event_type} is a message event and has no state key"
+            problems = [Problem("/state_key", message, entry.event_type), *problems]
+    elif state_key is not None and (problem := entry.state_key_problem(state_key)):
+        problems = [*problems, problem]
+    return problems
 
 
 def new_txn_id() -> str:
     return secrets.token_urlsafe(16)
-
-
-def _wrong_state_key(entry: Entry, state_key: str) -> list[Problem]:
-    problem = entry.state_key_problem(state_key)
-    return [problem] if problem else []

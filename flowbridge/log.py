@@ -35,12 +35,27 @@ def error(action: str, *, exc_info: BaseException | None = None, **fields: Any) 
 
 def _say(level: int, action: str, fields: dict[str, Any], exc_info: BaseException | None = None) -> None:
     if _logger.isEnabledFor(level):
-        # Made here and not by Logger.log, which looks for the caller's file and line first: a line per send is on
-        # the hot path, and the action says where it comes from.
         trace = (type(exc_info), exc_info, exc_info.__traceback__) if exc_info else None
-        record = logging.LogRecord(_logger.name, level, "", 0, action, None, trace)
-        record.fields = fields
-        _logger.handle(record)
+        _logger.handle(_Record(level, action, fields, trace))
+
+
+class _Record(logging.LogRecord):
+    """A record without the caller's file, line, thread and process.
+
+    A line per send is on the hot path, finding these is half of what it costs, and the action says where it comes from.
+    """
+
+    def __init__(self, level: int, action: str, fields: dict[str, Any], exc_info: Any) -> None:
+        now = time.time()
+        self.__dict__.update(_BLANK)
+        self.msg = action
+        self.fields = fields
+        self.levelno, self.levelname = level, logging.getLevelName(level)
+        self.created, self.msecs = now, now % 1 * 1000
+        self.exc_info = exc_info
+
+
+_BLANK = logging.LogRecord(_logger.name, logging.INFO, "", 0, "", None, None).__dict__
 
 
 class _Text(logging.Formatter):

@@ -21,6 +21,7 @@ from flowbridge.errors import Errcode
 from flowbridge.settings import Settings
 
 HEAD_SECONDS = 10.0  # for a request line and its headers to arrive
+BODY_SECONDS = 20.0  # for a body
 MAX_HEAD_BYTES = 64 * 1024
 MAX_CONNECTIONS = 4_096
 STOP_SECONDS = 10
@@ -31,7 +32,7 @@ _UPGRADE = re.compile(rb"\nupgrade:", re.IGNORECASE)
 
 
 class Protocol(HttpToolsProtocol):
-    """uvicorn's own, with a deadline and a size for the head of a request, and a number of connections."""
+    """uvicorn's own, with deadlines for the head and the body of a request, a size, and a number of connections."""
 
     _timer: TimerHandle | None = None
     _head_bytes = 0
@@ -55,11 +56,7 @@ class Protocol(HttpToolsProtocol):
             data = _UPGRADE.sub(rb"\nx-offered:", head) + end + rest
         super().data_received(data)
         if not self._in_head:
-            if self.cycle.response_complete:  # bytes behind an answer: uvicorn has stopped its own clock for them
-                if self._timer is None:
-                    self._timer = self.loop.call_later(HEAD_SECONDS, self.transport.close)
-            else:
-                self._stop_timer()
+            self._time_the_body()
             return
         self._head_bytes += 0 if self._began else len(data)
         self._began = False
@@ -68,6 +65,15 @@ class Protocol(HttpToolsProtocol):
         elif self._timer is None:
             self._timer = self.loop.call_later(HEAD_SECONDS, self._too_slow)
 
+    def _time_the_body(self) -> None:
+        if self.cycle.response_complete:  # bytes behind an answer: uvicorn has stopped its own clock for them
+            if self._timer is None:
+                self._timer = self.loop.call_later(HEAD_SECONDS, self.transport.close)
+        elif not self.cycle.more_body:
+            self._stop_timer()
+        elif self._timer is None:
+            self._timer = self.loop.call_later(BODY_SECONDS, self._too_slow)
+
     def on_message_begin(self) -> None:
         self._in_head, self._head_bytes = True, 0
         self._began = self._is_busy()
@@ -75,6 +81,7 @@ class Protocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._in_head = False
+        self._stop_timer()
         super().on_headers_complete()
 
     def send_400_response(self, msg: str) -> None:
@@ -82,7 +89,11 @@ class Protocol(HttpToolsProtocol):
 
     def _too_slow(self) -> None:
         self._timer = None
-        self._refuse(408, Errcode.UNKNOWN, f"the headers did not arrive within {HEAD_SECONDS:g} s")
+        if not self._in_head and self.cycle.response_complete:
+            self.transport.close()  # answered before its body had come: nobody reads that any more
+            return
+        what, seconds = ("headers", HEAD_SECONDS) if self._in_head else ("body", BODY_SECONDS)
+        self._refuse(408, Errcode.UNKNOWN, f"the {what} did not arrive within {seconds:g} s")
 
     def _is_busy(self) -> bool:
         """Whether a request has come whose answer has not gone out yet."""

@@ -95,7 +95,6 @@ class Upstream:
         self._requests: list[Request] = []
         self._open: dict[int, Connection] = {}
         self._accepted = 0
-        self._peak = 0
         self._threads: list[threading.Thread] = []
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=512)
         self.port: int = self._listener.getsockname()[1]
@@ -135,12 +134,6 @@ class Upstream:
         """How many connections were made."""
         with self._changed:
             return self._accepted
-
-    @property
-    def peak(self) -> int:
-        """How many connections were open at once."""
-        with self._changed:
-            return self._peak
 
     def script(self, script: Script | None) -> None:
         """Do this from now on."""
@@ -207,7 +200,6 @@ class Upstream:
         connection = Connection(sock, number, self._stopping)
         with self._changed:
             self._open[number] = connection
-            self._peak = max(self._peak, len(self._open))
             self._changed.notify_all()
         try:
             while (request := connection.request()) is not None:

@@ -3,10 +3,13 @@
 A caller may speak `api/v1`, `r0`, `v3` or `unstable`; the homeserver is always spoken to in v3.
 """
 
+import re
 from unicodedata import category
 from urllib.parse import quote, unquote_to_bytes
 
 from flowbridge.errors import BadRequest
+
+_UNRESERVED = re.compile(r"[A-Za-z0-9._~-]*")  # RFC 3986: what is never encoded
 
 MAX_BYTES = 255  # of an identifier (specification, appendix "Identifier grammar")
 CLIENT = "/_matrix/client/v3"
@@ -72,4 +75,4 @@ def join_target(room_or_alias: str) -> str:
 
 
 def _q(text: str) -> str:
-    return quote(text, safe="")
+    return text if _UNRESERVED.fullmatch(text) else quote(text, safe="")

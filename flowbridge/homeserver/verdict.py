@@ -75,9 +75,12 @@ def _refuse(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 
+_DECODER = json.JSONDecoder(parse_constant=_refuse)
+
+
 def _object(answer: Answer) -> dict[str, Any]:
     try:
-        value = json.loads(answer.body, parse_constant=_refuse)
+        value = _DECODER.decode(answer.body.decode())
     except (ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}

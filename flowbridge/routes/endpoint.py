@@ -1,6 +1,5 @@
 """What every endpoint is made of: a route, a body that is read within bounds, a JSON answer."""
 
-import asyncio
 import json
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
@@ -9,13 +8,15 @@ from fastapi.routing import APIRoute
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from flowbridge.errors import MatrixError, TooLarge, TooSlow, UnsupportedMedia
+from flowbridge.errors import MatrixError, TooLarge, UnsupportedMedia
 
 Handler = Callable[[Request], Awaitable[Response]]
 
-BODY_SECONDS = 20.0
 MAX_BODY_BYTES = 512 * 1024  # 62,000 bytes of content can be written in six times as many, as \\u escapes
 LOG = "flowbridge.log"  # in the scope: fields that a handler adds to its request's log line
+
+
+_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 
 
 class Endpoint(APIRoute):
@@ -52,31 +53,26 @@ def headers_of(request: Request) -> dict[str, str]:
 
 
 async def read_body(request: Request, headers: Mapping[str, str], limit: int = MAX_BODY_BYTES) -> bytes:
-    """The whole body. Raises TooLarge, TooSlow, or UnsupportedMedia when it is compressed."""
+    """The whole body. Raises TooLarge, or UnsupportedMedia when it is compressed; the server bounds the time."""
     if headers.get("content-encoding", "identity").lower() not in ("identity", ""):
         raise UnsupportedMedia("compressed bodies are not read: send the JSON as it is")
     length = headers.get("content-length", "0")
     if length.isdigit() and int(length[:20]) > limit:
         raise TooLarge(f"the body is {length[:20]} bytes: at most {limit} are read here")
-    try:
-        async with asyncio.timeout(BODY_SECONDS):
-            body = bytearray()
-            while True:
-                message = await request.receive()
-                if message["type"] == "http.disconnect":
-                    raise ClientDisconnect
-                body += message.get("body", b"")
-                if len(body) > limit:
-                    raise TooLarge(f"the body is longer than {limit} bytes")
-                if not message.get("more_body", False):
-                    return bytes(body)
-    except TimeoutError:
-        raise TooSlow(f"the body did not arrive within {BODY_SECONDS:g} s") from None
+    body = bytearray()
+    while True:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        body += message.get("body", b"")
+        if len(body) > limit:
+            raise TooLarge(f"the body is longer than {limit} bytes")
+        if not message.get("more_body", False):
+            return bytes(body)
 
 
 def json_answer(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    body = json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
-    return Response(body, status, headers, media_type="application/json")
+    return Response(_ENCODER.encode(value).encode("utf-8", "replace"), status, headers, media_type="application/json")
 
 
 def error_answer(error: MatrixError) -> Response:

@@ -157,7 +157,7 @@ def test_slow_headers_of_a_second_request_are_cut_off_too(bridge: Bridge, monkey
 
 
 def test_slow_body_is_a_408(bridge: Bridge, monkeypatch: pytest.MonkeyPatch, elapsed: Elapsed) -> None:
-    monkeypatch.setattr(endpoint, "BODY_SECONDS", SOON)
+    monkeypatch.setattr(serve, "BODY_SECONDS", SOON)
     with bridge.connect() as client:
         client.send(post(SEND, b'{"msg', "Content-Length: 100"))
         check_error(client.answer(), 408)
@@ -166,7 +166,7 @@ def test_slow_body_is_a_408(bridge: Bridge, monkeypatch: pytest.MonkeyPatch, ela
 
 
 def test_dripping_body_is_cut_off(bridge: Bridge, monkeypatch: pytest.MonkeyPatch, elapsed: Elapsed) -> None:
-    monkeypatch.setattr(endpoint, "BODY_SECONDS", SOON)
+    monkeypatch.setattr(serve, "BODY_SECONDS", SOON)
     answered = threading.Event()
     with bridge.connect() as client:
         client.send(post(SEND, b"", "Content-Length: 100000"))
@@ -233,7 +233,7 @@ def test_used_connection_is_not_held_open_by_a_few_bytes(
 def test_body_of_an_answered_request_cannot_hold_the_connection_open(
     bridge: Bridge, monkeypatch: pytest.MonkeyPatch, headers: list[str], status: int
 ) -> None:
-    monkeypatch.setattr(endpoint, "BODY_SECONDS", SOON)
+    monkeypatch.setattr(serve, "BODY_SECONDS", SOON)
     monkeypatch.setattr(serve, "HEAD_SECONDS", SOON)
     with bridge.connect() as client:
         client.send(post(SEND, b"x", *headers, f"Content-Length: {10**9}"))
