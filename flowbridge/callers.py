@@ -16,6 +16,7 @@ from flowbridge.settings import Settings, is_token
 
 KEEP_SECONDS = 600.0  # how long whoami's answer is kept
 MAX_KEPT = 10_000
+LOGIN_PAUSE_SECONDS = 10.0
 KEY_PREFIX = "fb_"
 
 
@@ -138,17 +139,30 @@ class Bot:
         self._password = settings.password
         self._token = settings.access_token.get_secret_value() if settings.access_token else None
         self._lock = asyncio.Lock()
+        self._refused: MatrixError | None = None
+        self._retry_at = 0.0
 
     async def token(self) -> str:
         if self._token is None:
             async with self._lock:
                 if self._token is None:
-                    assert self._user is not None
-                    assert self._password is not None
-                    self._token = await self._homeserver.login(
-                        self._user, self._password.get_secret_value(), device_id()
-                    )
+                    self._token = await self._login()
         return self._token
+
+    async def _login(self) -> str:
+        """Log in; after a refusal not at once again: homeservers lock accounts that try too often."""
+        assert self._user is not None
+        assert self._password is not None
+        if self._refused is not None and time.monotonic() < self._retry_at:
+            raise self._refused.with_traceback(None)
+        try:
+            token = await self._homeserver.login(self._user, self._password.get_secret_value(), device_id())
+        except MatrixError as error:
+            if error.status < 500:
+                self._refused, self._retry_at = error, time.monotonic() + LOGIN_PAUSE_SECONDS
+            raise
+        self._refused = None
+        return token
 
     def forget(self, token: str) -> bool:
         """A token that was refused is replaced by logging in again; False where there is no password to do so."""

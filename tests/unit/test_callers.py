@@ -346,11 +346,14 @@ async def test_token_from_the_settings_is_kept_after_a_401() -> None:
     assert homeserver.logins == []
 
 
-async def test_wrong_password_is_a_502_and_tried_again_later() -> None:
+async def test_wrong_password_is_a_502_and_tried_again_later_and_not_at_once(clock: Clock) -> None:
     homeserver = FakeHomeserver()
     homeserver.broken = HomeserverError("Invalid username or password", errcode="M_FORBIDDEN", status=403)
     bridge = make(homeserver, user="bot", password="pw")
     with pytest.raises(BadGateway, match="Invalid username"):
         await bridge.identify(Credential(None))
     homeserver.broken = None
+    with pytest.raises(BadGateway, match="Invalid username"):
+        await bridge.identify(Credential(None))
+    clock.now += 11
     assert (await bridge.identify(Credential(None))).user_id == "@bot:hs"
