@@ -2,7 +2,7 @@
 
 Why before FastAPI's router: `%2F` inside a segment must survive (event ids and transaction ids hold it), and
 Starlette decodes the path before it matches. A tree of raw segments is also what makes a send cheap: with FastAPI's
-stack of middleware in between, a bare answer costs 0.26 ms, without it 0.12 ms. FastAPI keeps what it is good at: the
+router and middleware in between a bare answer took 0.26 ms, without them 0.18 ms. FastAPI keeps what it is good at: the
 lifespan and the OpenAPI document. Its router sees no request: it would match the decoded path.
 """
 
