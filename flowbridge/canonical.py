@@ -34,7 +34,7 @@ def read(raw: bytes) -> Document:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise NotJson(f"the body is not UTF-8: byte {error.start} is wrong") from None
-    if raw.count(b"[") + raw.count(b"{") > MAX_DEPTH and _depth(text) > MAX_DEPTH:
+    if raw.count(b"[") + raw.count(b"{") > MAX_DEPTH and _is_too_deep(text):
         raise BadContent([Problem("", f"is nested more than {MAX_DEPTH} levels deep", RULE)])
     try:
         try:
@@ -89,17 +89,16 @@ class _Repeating(dict[str, Any]):
     repeated: tuple[str, ...] = ()
 
 
-def _depth(text: str) -> int:
-    depth = deepest = 0
+def _is_too_deep(text: str) -> bool:
+    depth = 0
     for character in _STRING.sub("", text):
         if character in "[{":
             depth += 1
-            deepest = max(deepest, depth)
             if depth > MAX_DEPTH:
-                break
+                return True
         elif character in "]}":
             depth -= 1
-    return deepest
+    return False
 
 
 def _walk(value: Any, at: str) -> Iterator[Problem]:

@@ -41,7 +41,7 @@ async def _told(command: Coroutine[Any, Any, str]) -> int:
         print(await command)
     except BadContent as error:
         for problem in error.problems:
-            print(f"{problem.pointer or '/'}: {problem.message}  ({problem.schema})", file=sys.stderr)
+            print(f"{problem.pointer or 'the whole content'}: {problem.message}  ({problem.schema})", file=sys.stderr)
         return FAILED
     except MatrixError as error:
         print(f"{error.errcode}: {error.error}", file=sys.stderr)

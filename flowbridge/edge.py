@@ -21,6 +21,8 @@ from flowbridge.routes.endpoint import LOG, Endpoint, Handler, error_answer
 
 Tree = dict[str, Any]
 
+MAX_LOGGED = 1_000  # characters of a path: three segments of 255 bytes, and no more than a caller needs to be found
+
 _ANY = "{}"  # a child that takes any one segment; its name is at _NAME
 _NAME = "{name}"
 _HANDLERS = "{handlers}"  # method → handler; braces cannot stand raw in a path
@@ -47,7 +49,7 @@ class Edge:
         log.info(
             "request",
             method=scope["method"],
-            path=path,
+            path=path[:MAX_LOGGED],
             status=response.status_code,
             ms=round((time.perf_counter() - started) * 1000, 1),
             **scope.get(LOG, {}),
@@ -72,7 +74,7 @@ async def _respond(request: Request, methods: dict[str, Handler] | None, path: s
     except ClientDisconnect:
         return error_answer(MatrixError("the caller went away", status=499))
     except Exception as error:
-        log.error("internal_error", exc_info=error, path=path)
+        log.error("internal_error", exc_info=error, path=path[:MAX_LOGGED])
         return error_answer(MatrixError("flowbridge made a mistake; its log says which"))
 
 

@@ -141,11 +141,6 @@ class Catalogue(Mapping[str, Entry]):
     def documents(self) -> Mapping[str, dict[str, Any]]:
         return self._documents
 
-    def kind(self, event_type: str) -> Kind | None:
-        """Whether a message or state event; None for an event type that the catalogue does not know."""
-        entry = self.select(event_type, None)
-        return entry.kind if entry else None
-
     def required(self, event_type: str) -> frozenset[str]:
         entry = self.select(event_type, None)
         return entry.required if entry else frozenset()

@@ -15,7 +15,7 @@ MAX_PAUSE_MS = 600_000
 def event_id(answer: Answer) -> str:
     """The event id of a send that was accepted. Raises MatrixError for every other answer."""
     if answer.status == 200:
-        value = _object(answer).get("event_id")
+        value = (_object(answer) or {}).get("event_id")
         if isinstance(value, str) and value:
             return value
         raise BadGateway("the homeserver answered 200 without an event_id: is BASE_URL a Matrix homeserver?")
@@ -24,14 +24,15 @@ def event_id(answer: Answer) -> str:
 
 def success(answer: Answer) -> dict[str, Any]:
     """The JSON object of a 200. Raises MatrixError for every other answer."""
-    if answer.status != 200 or not answer.body.lstrip().startswith(b"{"):
+    found = _object(answer)
+    if answer.status != 200 or found is None:
         raise error(answer)
-    return _object(answer)
+    return found
 
 
 def error(answer: Answer) -> MatrixError:
     """The homeserver's own error as it came; a 502 for what no homeserver would say."""
-    found = _object(answer)
+    found = _object(answer) or {}
     errcode = found.pop("errcode", None)
     text = found.pop("error", None)
     if answer.status == 429:
@@ -78,9 +79,10 @@ def _refuse(name: str) -> NoReturn:
 _DECODER = json.JSONDecoder(parse_constant=_refuse)
 
 
-def _object(answer: Answer) -> dict[str, Any]:
+def _object(answer: Answer) -> dict[str, Any] | None:
+    """The JSON object that the answer holds; None when it holds none."""
     try:
         value = _DECODER.decode(answer.body.decode())
     except (ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}
+        return None
+    return value if isinstance(value, dict) else None

@@ -325,6 +325,13 @@ def test_silent_upstream_does_not_hold_up_others(bridge: Bridge, caller: httpx.C
         assert other.answer().status == 504
 
 
+def test_path_of_any_length_makes_a_short_line(bridge: Bridge, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", logger="flowbridge"):
+        assert bridge.ask(post("/" + "x" * 30_000, method="GET")).status == 404
+        assert bridge.ask(post("/healthz", method="GET")).status == 200  # the first line is written by now
+    assert max(len(str(getattr(record, "fields", ""))) for record in caplog.records) < 2_000
+
+
 UNKNOWN_TOKEN = scripted.matrix_error(401, "M_UNKNOWN_TOKEN", "Access token has expired", soft_logout=True)
 
 

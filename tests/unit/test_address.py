@@ -316,6 +316,19 @@ async def test_missing_file_is_named_and_found_once_it_is_there(file: Path) -> N
     assert str(await found.address()) == "https://one.example.org"
 
 
+async def test_file_that_changes_is_followed_on_the_interval(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(address, "REFRESH_SECONDS", 0.01)
+    found = locator(file)
+    await found.address()
+    moved = asyncio.Event()
+    found.on_change = lambda _: moved.set()
+    put(file, b"https://two.example.org")
+    following = asyncio.create_task(found.keep_fresh())
+    await asyncio.wait_for(moved.wait(), 5)
+    following.cancel()
+    assert str(found.known) == "https://two.example.org"
+
+
 @pytest.mark.parametrize("content", [None, b"rubbish rubbish", b"s3://bucket/key"])
 async def test_refresh_that_fails_keeps_the_old_address_and_says_so(
     file: Path, content: bytes | None, caplog: pytest.LogCaptureFixture

@@ -161,8 +161,7 @@ def test_unknown_msgtype_is_held_to_the_base_schema() -> None:
     assert entry.problems({"msgtype": "org.example.poll", "body": "", "url": 5}) == []
 
 
-def test_unknown_event_type_has_no_kind_and_requires_nothing() -> None:
-    assert CATALOGUE.kind("org.example.reading") is None
+def test_unknown_event_type_requires_nothing() -> None:
     assert CATALOGUE.required("org.example.reading") == frozenset()
 
 
@@ -376,8 +375,8 @@ def test_users_folder_adds_an_event_type(tmp_path: Path) -> None:
     write(tmp_path, "org.example.reading", message(required=["celsius"], properties={"celsius": {"type": "integer"}}))
     write(tmp_path, "org.example.site", {"x-kind": "state", "x-state-key": {"type": "string"}})
     catalogue = Catalogue.load(tmp_path)
-    assert catalogue.kind("org.example.reading") == "message"
-    assert catalogue.kind("org.example.site") == "state"
+    assert catalogue["org.example.reading"].kind == "message"
+    assert catalogue["org.example.site"].kind == "state"
     assert [problem.message for problem in catalogue["org.example.reading"].problems({})] == ["is required"]
     assert catalogue["org.example.site"].clears_by_empty
 

@@ -43,8 +43,12 @@ def test_200_without_an_event_id_is_a_bad_gateway(body: bytes) -> None:
 
 def test_200_gives_its_object() -> None:
     assert verdict.success(answer(200, {"user_id": "@a:b"})) == {"user_id": "@a:b"}
+
+
+@pytest.mark.parametrize("body", [b"[1]", b"", HTML, b'{"name": "cut o', b'{"a": NaN}', b"\xff", b'"{}"'])
+def test_200_without_an_object_is_a_bad_gateway(body: bytes) -> None:
     with pytest.raises(BadGateway):
-        verdict.success(answer(200, b"[1]"))
+        verdict.success(answer(200, body))
 
 
 @pytest.mark.parametrize("status", [201, 204, 301, 302, 307, 400, 401, 404, 429, 500, 503])
