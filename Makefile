@@ -32,7 +32,7 @@ serve: $(STAMP)  ## run the bridge (ARGS="--port 8090")
 	@$(BIN)/flowbridge serve $(ARGS)
 
 test: $(STAMP)  ## run the tests (ARGS="-k name")
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n auto --dist loadscope --no-loadscope-reorder $(ARGS)
 
 check: $(STAMP)  ## lint, format and types
 	@$(BIN)/ruff check .

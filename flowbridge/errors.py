@@ -3,11 +3,15 @@
     MatrixError
       · BadRequest          400  (M_BAD_JSON, M_NOT_JSON, M_INVALID_PARAM)
       · Unauthorized        401
+      · Forbidden           403  an API key that is not for this
       · NotFound            404
       · MethodNotAllowed    405
+      · WrongState          409  a delivery that cannot be replayed, or deleted, as things stand
+      · Conflict            422
       · TooLarge            413
       · UnsupportedMedia    415
       · HomeserverError          the homeserver's own status and errcode
+      · Unavailable         503  the store is full, or away
       · BadGateway          502  the homeserver is away, or is no homeserver
       · GatewayTimeout      504
 
@@ -27,6 +31,8 @@ class Errcode(StrEnum):
     """The errcodes that flowbridge itself gives; a homeserver's own pass through untouched."""
 
     BAD_JSON = "M_BAD_JSON"  # JSON, but not what this event type may hold
+    BAD_STATE = "M_BAD_STATE"  # what is asked for cannot be done as things stand
+    FORBIDDEN = "M_FORBIDDEN"
     INVALID_PARAM = "M_INVALID_PARAM"  # a path segment, query value or header is malformed
     LIMIT_EXCEEDED = "M_LIMIT_EXCEEDED"
     MISSING_TOKEN = "M_MISSING_TOKEN"  # noqa: S105 (a name, not a secret)
@@ -56,6 +62,7 @@ class MatrixError(Exception):
 
     status = 500
     errcode: str = Errcode.UNKNOWN
+    sent = False  # whether the homeserver may have done what was asked, all the same
 
     def __init__(self, error: str, *, errcode: str | None = None, status: int | None = None, **extra: Any) -> None:
         super().__init__(error)
@@ -105,6 +112,11 @@ class Unauthorized(MatrixError):
     errcode = Errcode.UNKNOWN_TOKEN
 
 
+class Forbidden(MatrixError):
+    status = 403
+    errcode = Errcode.FORBIDDEN
+
+
 class NotFound(MatrixError):
     status = 404
     errcode = Errcode.UNRECOGNIZED
@@ -113,6 +125,27 @@ class NotFound(MatrixError):
 class MethodNotAllowed(MatrixError):
     status = 405
     errcode = Errcode.UNRECOGNIZED
+
+
+class WrongState(MatrixError):
+    status = 409
+    errcode = Errcode.BAD_STATE
+
+
+class Conflict(MatrixError):
+    """The same key, with other content."""
+
+    status = 422
+    errcode = Errcode.INVALID_PARAM
+
+
+class Unavailable(MatrixError):
+    """Nothing is accepted just now; try again."""
+
+    status = 503
+
+    def __init__(self, error: str, *, retry_after_ms: int = 1_000) -> None:
+        super().__init__(error, retry_after_ms=retry_after_ms)
 
 
 class TooLarge(MatrixError):

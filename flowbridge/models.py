@@ -30,10 +30,22 @@ class Event:
 
 
 @dataclass(frozen=True, slots=True)
+class ApiKey:
+    """What a bridge API key may do. No rooms, or no event types, named: all of them."""
+
+    id: str
+    name: str = ""
+    rooms: tuple[str, ...] = ()
+    event_types: tuple[str, ...] = ()
+    admin: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Caller:
-    """Whose request it is: the account and the token to act with. `bot`: the bridge acts for an API key."""
+    """Whose request it is: the account and the token to act with. `bot`: the bridge acts, for `key` if a key asked."""
 
     user_id: str
     device_id: str | None
     token: str
     bot: bool = False
+    key: ApiKey | None = None

@@ -1,16 +1,22 @@
-"""A real Synapse for the whole run, started when the first test asks for it, and ways into it."""
+"""A real Synapse, and a real PostgreSQL, for the whole run, each started when the first test asks for it."""
 
+import itertools
 import secrets
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
 from flowbridge.demo.synapse import Account, LocalSynapse
+from tests.postgres import LocalPostgres
+from tests.postgres import own_postgres as own_postgres
+from tests.postgres import postgres as postgres
 
 MakeAccount = Callable[[], Account]
 MakeRoom = Callable[..., str]
+NewDatabase = Callable[[], str]
 
 
 @pytest.fixture(scope="session")
@@ -37,6 +43,21 @@ def make_room(synapse: LocalSynapse) -> Iterator[MakeRoom]:
             return str(response.raise_for_status().json()["room_id"])
 
         yield make
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def new_database(request: pytest.FixtureRequest, tmp_path: Path) -> NewDatabase:
+    """`new_database()`: the URL of a database that is empty, or not there yet. The test runs on each engine."""
+    if request.param == "postgresql":
+        server: LocalPostgres = request.getfixturevalue("postgres")
+        return server.fresh_database
+    numbers = itertools.count(1)
+    return lambda: f"sqlite:///{tmp_path}/flowbridge-{next(numbers)}.db"
+
+
+@pytest.fixture
+def database_url(new_database: NewDatabase) -> str:
+    return new_database()
 
 
 @pytest.fixture

@@ -18,4 +18,4 @@ def test_sending_loads_nothing_that_it_does_not_need() -> None:
     script = "import sys, flowbridge.serve; print(*sorted({name.partition('.')[0] for name in sys.modules}))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
     loaded = set(done.stdout.split())
-    assert not loaded & {"boto3", "synapse", "twisted", "rich", "httpx", "jsonschema", "pytest"}
+    assert not loaded & {"boto3", "synapse", "twisted", "rich", "httpx", "jsonschema", "pytest", "alembic", "psycopg"}

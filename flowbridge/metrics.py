@@ -1,0 +1,57 @@
+"""The figures of /metrics: what is counted as it happens, and what is looked up when it is asked for."""
+
+from functools import cache
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+_registry = CollectorRegistry()
+
+
+def _counter(name: str, text: str, *labels: str) -> Counter:
+    return Counter(f"flowbridge_{name}", text, labels, registry=_registry)
+
+
+def _gauge(name: str, text: str, *labels: str) -> Gauge:
+    return Gauge(f"flowbridge_{name}", text, labels, registry=_registry)
+
+
+requests = _counter("http_requests", "Requests answered, by HTTP status.", "status")
+accepted = _counter("events_accepted", "Events taken, by surface.", "surface")
+settled = _counter("events_settled", "Events that ended, by how: sent or dead.", "state")
+attempts = _counter("attempts", "Attempts to send, by what came of them.", "verdict")
+rate_limited = _counter("rate_limited_seconds", "Seconds of pause that the homeserver asked for (429).")
+leases_lost = _counter("leases_lost", "Rooms taken over by another process, or held for too long.")
+commit_seconds = Histogram(
+    "flowbridge_commit_seconds",
+    "Time of a group commit of the store.",
+    buckets=(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5),
+    registry=_registry,
+)
+commit_failures = _counter("commit_failures", "Commits that the store refused or did not answer.")
+
+queued = _gauge("queued_events", "Events that wait to be sent.")
+oldest_queued_seconds = _gauge("oldest_queued_seconds", "Age of the event that has waited longest; 0 without one.")
+dead = _gauge("dead_events", "Dead letters.")
+lanes = _gauge("lanes", "Rooms (of an account) held by this process, by what they do.", "state")
+uncertain = _gauge("uncertain_lanes", "Rooms whose first event may have been sent already.")
+accounts_paused = _gauge("accounts_paused", "Accounts whose token the homeserver does not accept.")
+homeserver_up = _gauge("homeserver_up", "0 while the homeserver cannot be reached.")
+store_bytes = _gauge("store_bytes", "Bytes that the store takes.")
+store_full = _gauge("store_full", "1 while nothing is accepted because the store is full.")
+
+
+@cache
+def _labelled(counter: Counter, label: str) -> Counter:
+    return counter.labels(label)
+
+
+def count(counter: Counter, label: str) -> None:
+    """One more. There are few labels of each: finding theirs again would cost more than counting."""
+    _labelled(counter, label).inc()
+
+
+def render() -> bytes:
+    """All figures in Prometheus' text format."""
+    return generate_latest(_registry)

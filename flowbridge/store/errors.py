@@ -1,0 +1,15 @@
+"""What can be wrong with the store."""
+
+from flowbridge.errors import Unavailable
+
+
+class StoreError(Exception):
+    """The store cannot be used; one line."""
+
+
+class StoreFull(Unavailable):
+    """Back-pressure: nothing more is taken just now."""
+
+
+class StoreUnavailable(Unavailable):
+    """The database does not answer, or its disk is full."""

@@ -1,0 +1,232 @@
+"""Acceptances and outcomes on their way to the disk, each group in one commit."""
+
+import asyncio
+import json
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from sqlalchemy import Connection
+
+from flowbridge.store import accounts, outbox
+from flowbridge.store.database import Database
+from flowbridge.store.errors import StoreFull, StoreUnavailable
+from flowbridge.store.outbox import Fence, Row
+
+AGAIN_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a delivery ended. `error` is the Matrix error of a dead one: {"status", "errcode", "error", …}."""
+
+    state: Literal["sent", "dead"]
+    event_id: str | None = None
+    error: dict[str, Any] | None = None
+
+
+@dataclass(eq=False, slots=True)
+class Ticket:
+    """An accepted event on its way through this process."""
+
+    row: Row
+    committed: "asyncio.Future[None]"
+    settled: "asyncio.Future[Outcome | None]"  # None: this process ends before the delivery does
+    idem: str | None = None
+    fingerprint: str | None = None
+    request: str | None = None  # the body as it came, where it was not the content
+    urgent: bool = False  # somebody waits for the commit
+    dirty: bool = False  # the lane is not ours: say so with the row
+    waiters: int = 0  # how many callers want to know the outcome
+    tried: bool = False  # the homeserver may have it
+    held: bool = False  # it lies in a lane of ours
+    counted: bool = False  # among what is queued
+    withdrawn: bool = False
+    existing: dict[str, Any] | None = None  # the row that was accepted under the same key before
+    outcome: Outcome | None = None
+    settled_at: int = 0
+    attempts: int = 0
+    history: list[dict[str, Any]] = field(default_factory=list)
+    written: bool = False
+
+    def values(self) -> dict[str, Any]:
+        """The row as it is inserted; with its outcome when it has one by then."""
+        row, outcome = self.row, self.outcome
+        return {
+            "delivery": row.delivery,
+            "lane": row.lane,
+            "account": row.account,
+            "room_id": row.room_id,
+            "event_type": row.event_type,
+            "state_key": row.state_key,
+            "content": row.content.decode(),
+            "request": self.request,
+            "txn_id": row.txn_id,
+            "idem": self.idem,
+            "fingerprint": self.fingerprint,
+            "state": outcome.state if outcome else "queued",
+            "attempts": self.attempts,
+            "history": json.dumps(self.history),
+            "event_id": outcome.event_id if outcome else None,
+            "error": json.dumps(outcome.error) if outcome and outcome.error else None,
+            "api_key": row.api_key,
+            "accepted_at": row.accepted_at,
+            "settled_at": self.settled_at if outcome else None,
+        }
+
+
+class Journal:
+    """Collects what is to be written; one piece of work writes all that has come together."""
+
+    def __init__(self, database: Database, *, max_waiting: int = 10_000) -> None:
+        self._database = database
+        self._max_waiting = max_waiting
+        self._new: deque[Ticket] = deque()
+        self._outcomes: deque[dict[str, Any]] = deque()
+        self._doubts: deque[tuple[Fence, int | None]] = deque()
+        self._accounts: deque[dict[str, Any]] = deque()
+        self._planned = False
+        self.unwritten: set[str] = set()  # deliveries whose outcome the store has refused to take so far
+
+    def append(self, ticket: Ticket) -> None:
+        """Write an acceptance. `ticket.committed` tells when it is on the disk. Raises StoreFull."""
+        if len(self._new) >= self._max_waiting:
+            raise StoreFull("too many callers wait for the store")
+        self._new.append(ticket)
+        self._plan(lingers=not ticket.urgent)
+
+    def settle(self, ticket: Ticket, fence: Fence) -> None:
+        """Write an outcome: into the row itself when that is not written yet, so that most sends cost one statement."""
+        if ticket.written:  # set by the writer before it looks for the outcome, which we have set before we look
+            self._outcomes.append(_settlement(ticket, fence))
+            self._plan()
+
+    def doubt(self, fence: Fence, since: float | None) -> None:
+        """Write since when (seconds) the head of a lane may have been sent, or that there is no doubt any more."""
+        self._doubts.append((fence, None if since is None else int(since * 1000)))
+        self._plan()
+
+    def remember(self, account: dict[str, Any]) -> None:
+        """Write whose token it is, before what is accepted from now on."""
+        self._accounts.append(account)
+        self._plan()
+
+    def hurry(self) -> None:
+        """Write at once what waits, also what was to be tried again later."""
+        self._plan(lingers=False)
+
+    def _plan(self, *, lingers: bool = True) -> None:
+        """To be called after something was put into a queue: the writer may empty them at any moment."""
+        if not self._planned:
+            self._planned = True  # first, for the same reason
+            batch = _Batch(self)
+            self._database.run(batch.write, lingers=lingers, always=True, alone=True).add_done_callback(batch.done)
+        elif not lingers:
+            self._database.hurry()
+
+    def _take(self, batch: "_Batch") -> None:
+        self._planned = False
+        _drain(self._accounts, batch.accounts)
+        _drain(self._new, batch.new)
+        _drain(self._outcomes, batch.outcomes)
+        _drain(self._doubts, batch.doubts)
+
+    def _again(self, batch: "_Batch") -> None:
+        """An outcome that could not be written is never given up: the event would be sent once more."""
+        self._accounts.extendleft(reversed(batch.accounts))
+        self._outcomes.extendleft(reversed(batch.outcomes))
+        self._doubts.extendleft(reversed(batch.doubts))
+        self.unwritten.update(outcome["b_delivery"] for outcome in batch.outcomes)
+        asyncio.get_running_loop().call_later(AGAIN_SECONDS, self._plan)
+
+
+class _Batch:
+    """What one piece of work writes; the same again when it has to be repeated."""
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+        self._taken = False
+        self.accounts: list[dict[str, Any]] = []
+        self.new: list[Ticket] = []
+        self.outcomes: list[dict[str, Any]] = []
+        self.doubts: list[tuple[Fence, int | None]] = []
+        self.refused: set[str] = set()
+
+    def write(self, connection: Connection) -> None:
+        self._take()
+        outbox.lock(connection, self._lanes())
+        for account in sorted(self.accounts, key=lambda account: str(account["account"])):
+            accounts.remember(connection, account)
+        self.refused = self._append(connection)
+        outbox.settle(connection, self.outcomes)
+        for fence, since in self.doubts:
+            outbox.doubt(connection, fence, since)
+
+    def _take(self) -> None:
+        if not self._taken:
+            self._taken = True
+            self._journal._take(self)
+
+    def _lanes(self) -> list[str]:
+        return [ticket.row.lane for ticket in self.new if ticket.dirty] + [fence.lane for fence, _ in self.doubts]
+
+    def done(self, future: "asyncio.Future[None]") -> None:
+        self._take()  # the store may be so far away that nothing was even begun
+        error = None if future.cancelled() else future.exception()
+        for ticket in self.new:
+            if ticket.committed.done():
+                continue
+            if error is not None:
+                ticket.committed.set_exception(error)
+            elif ticket.row.delivery in self.refused:
+                ticket.committed.set_exception(StoreUnavailable("the store refuses this event"))
+            else:
+                ticket.committed.set_result(None)
+        if error is not None and (self.accounts or self.outcomes or self.doubts):
+            self._journal._again(self)
+        elif self._journal.unwritten:
+            self._journal.unwritten.difference_update(outcome["b_delivery"] for outcome in self.outcomes)
+
+    def _append(self, connection: Connection) -> set[str]:
+        for ticket in self.new:
+            ticket.written = True
+        refused = outbox.insert_rows(connection, [ticket.values() for ticket in self.new])
+        self._join(connection)
+        fresh = [ticket for ticket in self.new if ticket.existing is None]
+        outbox.mark_dirty(connection, [(ticket.row.lane, ticket.row.account) for ticket in fresh if ticket.dirty])
+        return refused
+
+    def _join(self, connection: Connection) -> None:
+        """Find the tickets whose key was used before: their rows were not inserted.
+
+        Afterwards, since another replica may have been faster by less than this transaction.
+        """
+        keyed = [ticket for ticket in self.new if ticket.idem]
+        if not keyed:
+            return
+        known = outbox.by_idem(connection, [ticket.idem for ticket in keyed if ticket.idem])
+        for ticket in keyed:
+            row = known.get(ticket.idem or "")
+            ticket.existing = row if row is not None and row["delivery"] != ticket.row.delivery else None
+
+
+def _drain(source: deque[Any], target: list[Any]) -> None:
+    while source:
+        target.append(source.popleft())
+
+
+def _settlement(ticket: Ticket, fence: Fence) -> dict[str, Any]:
+    outcome = ticket.outcome
+    assert outcome is not None
+    return {
+        "b_delivery": ticket.row.delivery,
+        "b_lane": fence.lane,
+        "b_owner": fence.owner,
+        "b_fence": fence.number,
+        "b_state": outcome.state,
+        "b_attempts": ticket.attempts,
+        "b_history": json.dumps(ticket.history),
+        "b_event_id": outcome.event_id,
+        "b_error": json.dumps(outcome.error) if outcome.error else None,
+        "b_settled_at": ticket.settled_at,
+    }

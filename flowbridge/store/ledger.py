@@ -1,0 +1,174 @@
+"""The only SQL of the delivery log: list, show, replay, remove. Each function is work on a connection."""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, delete, func, insert, literal, select
+from sqlalchemy.sql import ColumnElement
+
+from flowbridge.store.outbox import HISTORY, mark_dirty, now_ms
+from flowbridge.store.tables import accounts, outbox
+
+
+@dataclass(frozen=True, slots=True)
+class Whose:
+    """Whose events are meant: one user's, from all devices, or one API key's; neither named: everybody's."""
+
+    user_id: str | None = None
+    api_key: str | None = None
+
+
+ALL = Whose()
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which events are meant: those for which all holds that is given. Times are ms; `until` itself is left out."""
+
+    whose: Whose = ALL
+    states: tuple[str, ...] = ()
+    room_id: str | None = None
+    event_type: str | None = None
+    since: int | None = None
+    until: int | None = None
+
+    @property
+    def is_quick(self) -> bool:
+        """Whether nothing, or an index that is kept for it, is between this and its rows."""
+        return self.states == ("dead",) or self == Selection()
+
+
+_LISTED = (
+    outbox.c.id,
+    outbox.c.delivery,
+    outbox.c.room_id,
+    outbox.c.event_type,
+    outbox.c.state_key,
+    outbox.c.state,
+    outbox.c.attempts,
+    outbox.c.event_id,
+    outbox.c.error,
+    outbox.c.api_key,
+    outbox.c.accepted_at,
+    outbox.c.settled_at,
+    accounts.c.user_id,
+)
+_WITH_USER = outbox.outerjoin(accounts, accounts.c.account == outbox.c.account)
+
+
+def get(connection: Connection, delivery: str, whose: Whose = ALL) -> dict[str, Any] | None:
+    """One event with all that is known of it, and its `user_id`."""
+    query = select(outbox, accounts.c.user_id).select_from(_WITH_USER)
+    found = connection.execute(query.where(outbox.c.delivery == delivery, *_belongs(whose))).mappings().first()
+    return dict(found) if found else None
+
+
+def page(
+    connection: Connection, selection: Selection, limit: int, before: int | None = None, span: int | None = None
+) -> tuple[list[dict[str, Any]], int | None]:
+    """Events as a list shows them, the newest first, and the id before which to go on; None when there are no more.
+
+    Only ids below `before`. `span`: how many ids are looked at, so that a search for what is rare can be cut up.
+    """
+    query = select(*_LISTED).select_from(_WITH_USER).where(*_chosen(selection)).order_by(outbox.c.id.desc())
+    if before is None:
+        before = (connection.scalar(select(func.max(outbox.c.id))) or 0) + 1
+    query = query.where(outbox.c.id < before)
+    floor = 0 if span is None or selection.is_quick else before - span
+    if floor > 0:
+        query = query.where(outbox.c.id >= floor)
+    rows = [dict(row) for row in connection.execute(query.limit(limit)).mappings()]
+    if len(rows) == limit:
+        return rows, rows[-1]["id"]
+    older = connection.scalar(select(func.max(outbox.c.id)).where(outbox.c.id < floor)) if floor > 0 else None
+    return rows, None if older is None else older + 1
+
+
+def extent(connection: Connection, selection: Selection) -> tuple[int, int]:
+    """How many events there are, and the id of the newest; 0 when there is none."""
+    found = connection.execute(select(func.count(), func.max(outbox.c.id)).where(*_chosen(selection))).one()
+    return found[0], found[1] or 0
+
+
+def deliveries(
+    connection: Connection, selection: Selection, after: int, last: int, limit: int
+) -> list[tuple[int, str]]:
+    """The ids and names of events, the oldest first, as they are to be replayed. Only ids in `after < id <= last`."""
+    query = select(outbox.c.id, outbox.c.delivery).where(*_chosen(selection), outbox.c.id > after, outbox.c.id <= last)
+    return [(id_, delivery) for id_, delivery in connection.execute(query.order_by(outbox.c.id).limit(limit))]
+
+
+def settled(connection: Connection, before: int) -> dict[str, int]:
+    """How many events there are in each state that were settled before (ms)."""
+    found = connection.execute(
+        select(outbox.c.state, func.count())
+        .where(outbox.c.settled_at < before, outbox.c.state != "queued")
+        .group_by(outbox.c.state)
+    )
+    return {str(state): int(number) for state, number in found}
+
+
+def replay(
+    connection: Connection, delivery: str, txn_id: str, by: str, *, whose: Whose = ALL, account: str | None = None
+) -> dict[str, Any] | None:
+    """Queue a settled event anew, at the tail of its lane. Returns the row as it was; None when it is not settled.
+
+    `by`: who wants it, for the history. `account`: send it with this account of the same user, if a user sent it.
+    """
+    taken = delete(outbox).where(*_settled(delivery, whose)).returning(outbox)
+    row = connection.execute(taken).mappings().first()
+    if row is None:
+        return None
+    was = {name: row[name] for name in ("state", "txn_id", "event_id", "accepted_at") if row[name] is not None}
+    now = now_ms()
+    history = [*json.loads(row["history"]), {"at": now, "replayed": {"by": by, **was}}]
+    sender = row["account"] if account is None or row["api_key"] is not None else account
+    again = {
+        **{name: value for name, value in row.items() if name not in ("id", "event_id", "error", "settled_at")},
+        "account": sender,
+        "lane": f"{sender}|{row['room_id']}",
+        "state": "queued",
+        "txn_id": txn_id,
+        "attempts": 0,
+        "history": json.dumps(history[-HISTORY:]),
+        "accepted_at": now,
+    }
+    connection.execute(insert(outbox), [again])
+    mark_dirty(connection, [(again["lane"], again["account"])])
+    return dict(row)
+
+
+def remove(connection: Connection, delivery: str, whose: Whose = ALL) -> bool:
+    """Delete a settled event."""
+    return connection.execute(delete(outbox).where(*_settled(delivery, whose))).rowcount > 0
+
+
+def _settled(delivery: str, whose: Whose) -> list[ColumnElement[bool]]:
+    return [outbox.c.delivery == delivery, outbox.c.state != "queued", *_belongs(whose)]
+
+
+def _belongs(whose: Whose) -> list[ColumnElement[bool]]:
+    found: list[ColumnElement[bool]] = []
+    if whose.user_id is not None:
+        theirs = select(accounts.c.account).where(accounts.c.user_id == whose.user_id)
+        found.append(outbox.c.account.in_(theirs))
+    if whose.api_key is not None:
+        found.append(outbox.c.api_key == whose.api_key)
+    return found
+
+
+def _chosen(selection: Selection) -> list[ColumnElement[bool]]:
+    found = _belongs(selection.whose)
+    if selection.states:  # written out, not bound: a plan for any state could not use the index of the dead
+        states = [literal(state, literal_execute=True) for state in selection.states]
+        found.append(outbox.c.state == states[0] if len(states) == 1 else outbox.c.state.in_(states))
+    if selection.room_id is not None:
+        found.append(outbox.c.room_id == selection.room_id)
+    if selection.event_type is not None:
+        found.append(outbox.c.event_type == selection.event_type)
+    if selection.since is not None:
+        found.append(outbox.c.accepted_at >= selection.since)
+    if selection.until is not None:
+        found.append(outbox.c.accepted_at < selection.until)
+    return found

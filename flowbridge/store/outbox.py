@@ -1,0 +1,413 @@
+"""The only SQL about events on their way: append, claim, settle. Each function is work on a connection."""
+
+import json
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from sqlalchemy import Connection, and_, bindparam, case, delete, exists, func, literal, or_, select, true, update
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import DataError, IntegrityError
+from sqlalchemy.sql import ColumnElement
+
+from flowbridge.store.tables import lanes, outbox
+
+BATCH = 50  # rows of one lane that are held in memory, at most
+HISTORY = 20  # attempts that are remembered of one event
+
+
+_REFUSALS = (DataError, IntegrityError, UnicodeEncodeError)  # what is wrong with one row, and not with the store
+
+
+class Row(NamedTuple):
+    """A queued event, as the worker needs it."""
+
+    delivery: str
+    lane: str
+    account: str
+    room_id: str
+    event_type: str
+    state_key: str | None
+    content: bytes
+    txn_id: str
+    accepted_at: int
+    api_key: str | None = None  # the id of the key that sent it; None for a caller's own token
+    attempts: int = 0
+    history: str = "[]"
+
+
+@dataclass(frozen=True, slots=True)
+class Fence:
+    """The right to send for a lane: void once another owner has raised it."""
+
+    lane: str
+    owner: str
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    fence: Fence
+    account: str
+    uncertain_since: int | None
+    rows: list[Row]
+
+
+_ROW = (
+    outbox.c.delivery,
+    outbox.c.lane,
+    outbox.c.account,
+    outbox.c.room_id,
+    outbox.c.event_type,
+    outbox.c.state_key,
+    outbox.c.content,
+    outbox.c.txn_id,
+    outbox.c.accepted_at,
+    outbox.c.api_key,
+    outbox.c.attempts,
+    outbox.c.history,
+)
+
+
+def dumps(history: Sequence[Mapping[str, Any]]) -> str:
+    return json.dumps(history)
+
+
+def now_ms() -> int:
+    return int(time.time() * 1000)
+
+
+def _clock(connection: Connection) -> ColumnElement[int]:
+    """Leases go by one clock: the database's, where several machines share it."""
+    if connection.dialect.name == "postgresql":
+        return func.cast(func.extract("epoch", func.statement_timestamp()) * 1000, lanes.c.lease_until.type)
+    return literal(now_ms())
+
+
+def insert_rows(connection: Connection, rows: Sequence[Mapping[str, Any]]) -> set[str]:
+    """Append; returns the deliveries that the engine refused. Rows that are there already are left as they are."""
+    if not rows:
+        return set()
+    try:
+        with connection.begin_nested():
+            _insert(connection, rows)
+        return set()
+    except _REFUSALS:
+        refused = set()
+        for row in rows:
+            try:
+                with connection.begin_nested():
+                    _insert(connection, [row])
+            except _REFUSALS:
+                refused.add(row["delivery"])
+        return refused
+
+
+def _insert(connection: Connection, rows: Sequence[Mapping[str, Any]]) -> None:
+    if connection.dialect.name == "postgresql":
+        connection.execute(postgresql.insert(outbox).on_conflict_do_nothing(), list(rows))
+        return
+    # One call for all rows, which SQLite works on beside the event loop. With a call for each, this thread would have
+    # to win the interpreter back from the loop as many times, by up to 5 ms each.
+    values = json.dumps([[row[name] for name in _INSERTED] for row in rows], ensure_ascii=False)
+    if "\\u0000" in values:  # perhaps a NUL, at which SQLite ends a text that comes in JSON
+        connection.execute(sqlite.insert(outbox).on_conflict_do_nothing(), list(rows))
+    else:
+        connection.execute(_INSERT_ALL, {"rows": values})
+
+
+_INSERTED = tuple(column.name for column in outbox.c if column.name != "id")
+_GIVEN = func.json_each(bindparam("rows")).table_valued("key", "value")
+_INSERT_ALL = (
+    sqlite.insert(outbox)
+    .from_select(
+        _INSERTED,
+        select(*(func.json_extract(_GIVEN.c.value, f"$[{at}]") for at in range(len(_INSERTED))))
+        .where(true())  # without it, ON CONFLICT would be read as part of a join
+        .order_by(_GIVEN.c.key),
+    )
+    .on_conflict_do_nothing()
+)
+
+
+def by_idem(connection: Connection, keys: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """The rows that were accepted under these keys."""
+    found = connection.execute(select(outbox).where(outbox.c.idem.in_(list(keys)))).mappings()
+    return {row["idem"]: dict(row) for row in found}
+
+
+def mark_dirty(connection: Connection, pairs: Iterable[tuple[str, str]]) -> None:
+    """Say that a lane (with its account) has events that its owner may not know."""
+    values = [{"lane": lane, "account": account, "dirty": 1} for lane, account in sorted(set(pairs))]
+    if values:
+        build = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+        statement = build(lanes)
+        connection.execute(statement.on_conflict_do_update(index_elements=["lane"], set_={"dirty": 1}), values)
+
+
+def lock(connection: Connection, names: Iterable[str]) -> None:
+    """Lock these lanes where several processes write, all in one order: none waits for another in a circle."""
+    wanted = sorted(set(names))
+    if connection.dialect.name == "postgresql" and len(wanted) > 1:
+        rows = select(lanes.c.lane).where(lanes.c.lane.in_(wanted)).order_by(lanes.c.lane)
+        connection.execute(rows.with_for_update())
+
+
+def _owned(connection: Connection, owner: str) -> list[str]:
+    return list(connection.scalars(select(lanes.c.lane).where(lanes.c.owner == owner)))
+
+
+def claim(
+    connection: Connection, owner: str, limit: int, lease_ms: int, *, batch: int = BATCH, but: Iterable[str] = ()
+) -> list[Claim]:
+    """Lease up to `limit` lanes that have something to send and nobody who does; none of the accounts `but`."""
+    now = _clock(connection)
+    free = (
+        select(lanes.c.lane)
+        .where(or_(lanes.c.dirty == 1, lanes.c.owner.is_not(None)), lanes.c.lease_until <= now)
+        .order_by(lanes.c.lease_until)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    )
+    if accounts := list(but):
+        free = free.where(lanes.c.account.not_in(accounts))
+    names = list(connection.scalars(free))
+    if not names:
+        return []
+    taken = connection.execute(
+        update(lanes)
+        .where(lanes.c.lane.in_(names))
+        .values(
+            # An owner that did not give its lane back died, or lost it, with the head perhaps on its way.
+            uncertain_since=case((lanes.c.owner.is_not(None), _last_sign(lease_ms)), else_=lanes.c.uncertain_since),
+            owner=owner,
+            fence=lanes.c.fence + 1,
+            lease_until=now + lease_ms,
+            dirty=0,
+        )
+        .returning(lanes.c.lane, lanes.c.fence, lanes.c.account, lanes.c.uncertain_since)
+    ).all()
+    return [
+        Claim(Fence(lane, owner, fence), account, uncertain, fetch(connection, lane, batch))
+        for lane, fence, account, uncertain in taken
+    ]
+
+
+def _last_sign(lease_ms: int) -> ColumnElement[int]:
+    """When an owner that is gone may have sent something, at the earliest: earlier doubts are written down."""
+    return func.coalesce(lanes.c.uncertain_since, lanes.c.lease_until - lease_ms)
+
+
+def fetch(connection: Connection, lane: str, limit: int = BATCH) -> list[Row]:
+    """The first queued events of a lane."""
+    found = connection.execute(
+        select(*_ROW).where(outbox.c.lane == lane, outbox.c.state == "queued").order_by(outbox.c.id).limit(limit)
+    )
+    return [_row(values) for values in found]
+
+
+def row_of(values: Mapping[str, Any]) -> Row:
+    """The event of a whole table row."""
+    return _row([values[column.name] for column in _ROW])
+
+
+def _row(values: Sequence[Any]) -> Row:
+    fields = list(values)
+    fields[6] = fields[6].encode()
+    return Row(*fields)
+
+
+def renew(connection: Connection, owner: str, lease_ms: int) -> dict[str, tuple[int, bool]]:
+    """Prolong all leases of an owner: lane → fence, and whether events came that it may not know."""
+    lock(connection, _owned(connection, owner))
+    now = _clock(connection)
+    connection.execute(
+        update(lanes).where(lanes.c.owner == owner, lanes.c.lease_until > now).values(lease_until=now + lease_ms)
+    )
+    found = connection.execute(
+        select(lanes.c.lane, lanes.c.fence, lanes.c.dirty).where(lanes.c.owner == owner, lanes.c.lease_until > now)
+    )
+    held = {lane: (fence, bool(dirty)) for lane, fence, dirty in found}
+    known = [lane for lane, (_, dirty) in held.items() if dirty]
+    if known:
+        connection.execute(update(lanes).where(lanes.c.lane.in_(known), lanes.c.owner == owner).values(dirty=0))
+    return held
+
+
+def release(connection: Connection, fences: Iterable[Fence], rest_ms: int = 0) -> None:
+    """Give lanes back; those with queued events are up for the next claim, once `rest_ms` are over."""
+    waiting = exists(select(1).where(outbox.c.lane == lanes.c.lane, outbox.c.state == "queued"))
+    until = _clock(connection) + rest_ms if rest_ms else literal(0)
+    for fence in sorted(fences, key=lambda fence: fence.lane):
+        connection.execute(
+            update(lanes)
+            .where(_holds(fence))
+            .values(owner=None, lease_until=until, dirty=case((or_(lanes.c.dirty == 1, waiting), 1), else_=0))
+        )
+
+
+def release_all(connection: Connection, owner: str) -> None:
+    """Give all lanes of an owner back: it ends, and nothing of it is under way any more."""
+    lock(connection, _owned(connection, owner))
+    waiting = exists(select(1).where(outbox.c.lane == lanes.c.lane, outbox.c.state == "queued"))
+    connection.execute(
+        update(lanes)
+        .where(lanes.c.owner == owner)
+        .values(owner=None, lease_until=0, dirty=case((or_(lanes.c.dirty == 1, waiting), 1), else_=0))
+    )
+
+
+def recover(connection: Connection, lease_ms: int) -> None:
+    """At the start on a file of our own: whoever held a lane is dead."""
+    connection.execute(
+        update(lanes)
+        .where(lanes.c.owner.is_not(None))
+        .values(owner=None, lease_until=0, dirty=1, uncertain_since=_last_sign(lease_ms))
+    )
+
+
+def doubt(connection: Connection, fence: Fence, since: int | None) -> None:
+    """Since when (ms) the head of a lane may have been sent; None once that is known."""
+    connection.execute(update(lanes).where(_holds(fence)).values(uncertain_since=since))
+
+
+def note(connection: Connection, delivery: str, attempts: int, history: str) -> None:
+    """Keep what has been tried so far of an event that is still queued."""
+    connection.execute(
+        update(outbox)
+        .where(outbox.c.delivery == delivery, outbox.c.state == "queued")
+        .values(attempts=attempts, history=history)
+    )
+
+
+def sent_before(connection: Connection, lane: str, since: int, event_ids: Sequence[str]) -> set[str]:
+    """Those of these event ids that are known to be other events of the lane, settled since (ms)."""
+    found = connection.scalars(
+        select(outbox.c.event_id).where(
+            outbox.c.settled_at >= since, outbox.c.lane == lane, outbox.c.event_id.in_(event_ids)
+        )
+    )
+    return {str(event_id) for event_id in found}
+
+
+def _holds(fence: Fence) -> ColumnElement[bool]:
+    return and_(lanes.c.lane == fence.lane, lanes.c.owner == fence.owner, lanes.c.fence == fence.number)
+
+
+_SETTLE = (
+    update(outbox)
+    .where(
+        outbox.c.delivery == bindparam("b_delivery"),
+        outbox.c.state == "queued",
+        exists(
+            select(1).where(
+                lanes.c.lane == bindparam("b_lane"),
+                lanes.c.owner == bindparam("b_owner"),
+                lanes.c.fence == bindparam("b_fence"),
+            )
+        ),
+    )
+    .values(
+        state=bindparam("b_state"),
+        attempts=bindparam("b_attempts"),
+        history=bindparam("b_history"),
+        event_id=bindparam("b_event_id"),
+        error=bindparam("b_error"),
+        settled_at=bindparam("b_settled_at"),
+    )
+)
+
+
+def settle(connection: Connection, settlements: Sequence[Mapping[str, Any]]) -> None:
+    """Record outcomes. A row whose lane has another owner by now is left alone."""
+    if settlements:
+        connection.execute(_SETTLE, list(settlements))
+
+
+def waiting(connection: Connection, delivery: str) -> tuple[Row, str | None] | None:
+    """A queued event, and who holds its lane."""
+    found = connection.execute(
+        select(*_ROW, lanes.c.owner)
+        .outerjoin(lanes, lanes.c.lane == outbox.c.lane)
+        .where(outbox.c.delivery == delivery, outbox.c.state == "queued")
+    ).first()
+    return (_row(found[:-1]), found[-1]) if found else None
+
+
+def _not_needed() -> ColumnElement[bool]:
+    """What a lane has sent tells, while it is in doubt, which events in the room are not the doubtful one."""
+    return ~exists(select(1).where(lanes.c.lane == outbox.c.lane, lanes.c.uncertain_since.is_not(None)))
+
+
+def purge(connection: Connection, sent: int, dead: int) -> int:
+    """Forget what was settled before these times (ms), some at once; returns how many rows went."""
+    old = or_(
+        and_(outbox.c.state == "sent", outbox.c.settled_at < sent, _not_needed()),
+        and_(outbox.c.state == "dead", outbox.c.settled_at < dead),
+    )
+    ids = select(outbox.c.id).where(outbox.c.settled_at.is_not(None), old).limit(5_000)
+    return connection.execute(delete(outbox).where(outbox.c.id.in_(ids.scalar_subquery()))).rowcount
+
+
+def purge_oldest(connection: Connection) -> int:
+    """Forget sent events before their time, the oldest first: the disk is needed for what is queued."""
+    oldest = (
+        select(outbox.c.id)
+        .where(outbox.c.settled_at.is_not(None), outbox.c.state == "sent", _not_needed())
+        .order_by(outbox.c.settled_at)
+        .limit(5_000)
+    )
+    return connection.execute(delete(outbox).where(outbox.c.id.in_(oldest.scalar_subquery()))).rowcount
+
+
+def forget_idle_lanes(connection: Connection) -> int:
+    """Lanes with nothing in them are made anew when they are needed; returns how many went."""
+    queued = exists(select(1).where(outbox.c.lane == lanes.c.lane, outbox.c.state == "queued"))
+    idle = and_(lanes.c.owner.is_(None), lanes.c.dirty == 0, ~queued)
+    names = select(lanes.c.lane).where(idle).limit(1_000).with_for_update(skip_locked=True)
+    return connection.execute(delete(lanes).where(idle, lanes.c.lane.in_(names.scalar_subquery()))).rowcount
+
+
+def queued(connection: Connection) -> dict[str, tuple[int, int]]:
+    """Per lane with queued events: how many, and the id of the first."""
+    found = connection.execute(
+        select(outbox.c.lane, func.count(), func.min(outbox.c.id))
+        .where(outbox.c.state == "queued")
+        .group_by(outbox.c.lane)
+    )
+    return {lane: (number, first) for lane, number, first in found}
+
+
+def accepted_at(connection: Connection, id_: int) -> int | None:
+    """When an event was accepted (ms)."""
+    found: int | None = connection.scalar(select(outbox.c.accepted_at).where(outbox.c.id == id_))
+    return found
+
+
+def dead(connection: Connection) -> int:
+    """How many dead letters there are."""
+    return connection.scalar(select(func.count()).where(outbox.c.state == "dead")) or 0
+
+
+def withdraw(connection: Connection, delivery: str, owner: str) -> bool:
+    """Delete a queued event, unless its lane is somebody else's: it may be on its way."""
+    lane = select(outbox.c.lane).where(outbox.c.delivery == delivery).scalar_subquery()
+    holder = connection.scalar(select(lanes.c.owner).where(lanes.c.lane == lane).with_for_update())
+    return holder in (None, owner) and remove(connection, delivery, states=["queued"])
+
+
+def remove(connection: Connection, delivery: str, *, states: Sequence[str]) -> bool:
+    """Delete an event that is in one of these states."""
+    done = connection.execute(delete(outbox).where(outbox.c.delivery == delivery, outbox.c.state.in_(states)))
+    return done.rowcount > 0
+
+
+def outcomes(connection: Connection, deliveries: Sequence[str]) -> dict[str, tuple[Any, str | None, Any]]:
+    """Those of these deliveries that are settled: state, event id, error."""
+    found = connection.execute(
+        select(outbox.c.delivery, outbox.c.state, outbox.c.event_id, outbox.c.error).where(
+            outbox.c.delivery.in_(deliveries), outbox.c.state != "queued"
+        )
+    )
+    return {row.delivery: (row.state, row.event_id, json.loads(row.error) if row.error else None) for row in found}

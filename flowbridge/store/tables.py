@@ -1,0 +1,78 @@
+"""The tables, one schema for SQLite and PostgreSQL. Times are milliseconds since 1970, UTC."""
+
+from sqlalchemy import BigInteger, Column, Index, Integer, MetaData, Table, Text, text
+
+metadata = MetaData()
+
+_Id = BigInteger().with_variant(Integer, "sqlite")
+
+outbox = Table(
+    "outbox",
+    metadata,
+    Column("id", _Id, primary_key=True, autoincrement=True),  # the order of acceptance
+    Column("delivery", Text, nullable=False, unique=True),  # what callers know it by
+    Column("lane", Text, nullable=False),
+    Column("account", Text, nullable=False),
+    Column("room_id", Text, nullable=False),
+    Column("event_type", Text, nullable=False),
+    Column("state_key", Text),  # NULL for a message event
+    Column("content", Text, nullable=False),  # canonical JSON
+    Column("request", Text),  # the body as it came, where it was not the content
+    Column("txn_id", Text, nullable=False),
+    Column("idem", Text, unique=True),
+    Column("fingerprint", Text),
+    Column("state", Text, nullable=False, server_default="queued"),  # queued | sent | dead
+    Column("attempts", Integer, nullable=False, server_default="0"),
+    Column("history", Text, nullable=False, server_default="[]"),  # JSON: the last attempts
+    Column("event_id", Text),
+    Column("error", Text),  # JSON: what a caller is told
+    Column("api_key", Text),  # the id of the key that sent it
+    Column("accepted_at", BigInteger, nullable=False),
+    Column("settled_at", BigInteger),
+    sqlite_autoincrement=True,
+)
+_QUEUED = text("state = 'queued'")
+Index("outbox_queued", outbox.c.lane, outbox.c.id, sqlite_where=_QUEUED, postgresql_where=_QUEUED)
+_SETTLED = text("settled_at IS NOT NULL")
+Index("outbox_settled", outbox.c.settled_at, sqlite_where=_SETTLED, postgresql_where=_SETTLED)
+_DEAD = text("state = 'dead'")
+Index("outbox_dead", outbox.c.id, sqlite_where=_DEAD, postgresql_where=_DEAD)
+
+lanes = Table(
+    "lanes",
+    metadata,
+    Column("lane", Text, primary_key=True),  # an account in a room
+    Column("account", Text, nullable=False),
+    Column("owner", Text),
+    Column("fence", BigInteger, nullable=False, server_default="0"),
+    Column("lease_until", BigInteger, nullable=False, server_default="0"),
+    Column("dirty", Integer, nullable=False, server_default="0"),  # has events that its owner may not know
+    Column("uncertain_since", BigInteger),  # the head may have been sent then, and nobody heard
+)
+_WAITING = text("dirty = 1 OR owner IS NOT NULL")
+Index("lanes_waiting", lanes.c.lease_until, sqlite_where=_WAITING, postgresql_where=_WAITING)
+
+accounts = Table(
+    "accounts",
+    metadata,
+    Column("account", Text, primary_key=True),
+    Column("user_id", Text, nullable=False),
+    Column("device_id", Text),
+    Column("token", Text),  # encrypted; NULL once no queued event needs it
+    Column("token_hash", Text, unique=True),
+    Column("seen_at", BigInteger, nullable=False),
+)
+
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("hash", Text, nullable=False, unique=True),  # SHA-256, hexadecimal
+    Column("rooms", Text, nullable=False),  # JSON: room ids and aliases; [] is all
+    Column("event_types", Text, nullable=False),  # JSON: types, or beginnings that end in *; [] is all
+    Column("admin", Integer, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("revoked_at", BigInteger),
+    Column("used_at", BigInteger),
+)
