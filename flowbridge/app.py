@@ -9,7 +9,7 @@ from fastapi import FastAPI
 
 from flowbridge import edge, openapi
 from flowbridge.core import Core
-from flowbridge.routes import operations, schemas, send
+from flowbridge.routes import deliveries, operations, schemas, send
 from flowbridge.settings import Settings
 
 
@@ -32,9 +32,10 @@ def create_app(settings: Settings, core: Core | None = None) -> edge.Edge:
     app = Bridge(lifespan=_lifespan, openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.core = core
     endpoints = [
-        *send.routes(core.intake, core.callers, core.homeserver),
+        *send.routes(core),
+        *deliveries.routes(core),
         *schemas.routes(core.catalogue, core.intake),
-        *operations.routes(core.homeserver, core.callers),
+        *operations.routes(core),
     ]
     app.router.routes.extend(endpoints)
     return edge.Edge(app, endpoints)

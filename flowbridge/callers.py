@@ -2,48 +2,63 @@
 
 import asyncio
 import hashlib
-import hmac
-import socket
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 from urllib.parse import parse_qs
 
-from flowbridge.errors import BadGateway, Errcode, MatrixError, Unauthorized
+from flowbridge import keyring, log
+from flowbridge.bot import Bot
+from flowbridge.errors import BadGateway, Errcode, GatewayTimeout, MatrixError, Unauthorized, Unavailable
 from flowbridge.homeserver import Homeserver
-from flowbridge.models import Caller
+from flowbridge.keyring import Keyring
+from flowbridge.models import ApiKey, Caller
 from flowbridge.settings import Settings, is_token
+from flowbridge.store.keys import PREFIX
 
-KEEP_SECONDS = 600.0  # how long whoami's answer is kept
+KEEP_SECONDS = 600.0  # how long whoami's answer is good; after that it is asked anew, and good until then
+AGAIN_SECONDS = 5.0  # between two questions that bring no answer
+PATIENCE_SECONDS = 0.5  # for a homeserver that hangs, before what was seen earlier counts
 MAX_KEPT = 10_000
-LOGIN_PAUSE_SECONDS = 10.0
-KEY_PREFIX = "fb_"
+MAX_RENEWING = 16  # answers that are asked anew at once: sends need the connections to the homeserver, too
 
 
 @dataclass(frozen=True, slots=True)
 class Credential:
-    """What a request brought: a Matrix token, or (None) an API key that was right."""
+    """What a request brought: a Matrix token, or (None) an API key that was right. Neither: the bridge itself."""
 
     token: str | None
+    key: ApiKey | None = None
 
 
 Identity = tuple[str, str | None]  # user id and device id
+Seen = Callable[[str], Awaitable[Identity | None]]  # token → whose it was when it was seen before
+Tasks = dict[str, asyncio.Task[Identity]]
 
 
 class Callers:
     """Tells whose request it is. Asks the homeserver once per token."""
 
-    def __init__(self, settings: Settings, homeserver: Homeserver) -> None:
+    def __init__(self, settings: Settings, homeserver: Homeserver, seen: Seen, keys: Keyring) -> None:
         self._homeserver = homeserver
+        self._seen = seen
+        self._keys = keys
         self._bot = Bot(settings, homeserver) if settings.has_bot else None
-        self._keys = [_digest(key.get_secret_value()) for key in settings.api_keys]
         self._kept: dict[str, tuple[Identity, float]] = {}
-        self._asking: dict[str, asyncio.Task[Identity]] = {}
+        self._dead: dict[bytes, None] = {}
+        self._asking: Tasks = {}
+        self._learning: Tasks = {}
+        self._renewing: set[asyncio.Task[Identity]] = set()
 
-    def credential(self, headers: Mapping[str, str], query: bytes) -> Credential:
-        """What the request brought, without asking anybody. Raises Unauthorized."""
+    async def refresh(self) -> None:
+        """Learn which API keys there are; to be called at the start and every keyring.REFRESH_SECONDS."""
+        await self._keys.refresh()
+
+    async def credential(self, headers: Mapping[str, str], query: bytes) -> Credential:
+        """What the request brought, without asking the homeserver. Raises Unauthorized, or Unavailable."""
         if key := headers.get("x-api-key"):
-            return self._by_key(key)
+            return await self._by_key(key)
         scheme, _, token = headers.get("authorization", "").partition(" ")
         token = token.strip() if scheme.lower() == "bearer" else _from_query(query)
         if not token:
@@ -52,19 +67,28 @@ class Callers:
                 "or `X-API-Key: fb_…`",
                 errcode=Errcode.MISSING_TOKEN,
             )
-        if token.startswith(KEY_PREFIX):
-            return self._by_key(token)
+        if token.startswith(PREFIX):
+            return await self._by_key(token)
         if not is_token(token):
             raise Unauthorized("the access token is not visible ASCII")
         return Credential(token)
 
+    def permit(self, credential: Credential, event_type: str, *rooms: str) -> None:
+        """Raises Forbidden when an API key is not for this.
+
+        `rooms`: all that the one room is called: as the request named it, and its id once that is known; none: only
+        the event type is looked at. What a Matrix token may do, the homeserver says.
+        """
+        if credential.key is not None:
+            keyring.permit(credential.key, event_type, rooms)
+
     async def identify(self, credential: Credential) -> Caller:
-        """The account behind a credential. Raises what the homeserver says of the token."""
+        """The account behind a credential. Raises what the homeserver says of the token, or Unavailable."""
         if credential.token is not None:
             return Caller(*await self._whoami(credential.token), credential.token)
         assert self._bot is not None
         try:
-            return await self._as_bot(self._bot)
+            return replace(await self._as_bot(self._bot), key=credential.key)
         except MatrixError as error:
             raise self._bot_trouble(error) from None
 
@@ -72,30 +96,46 @@ class Callers:
         """The bridge's own account; None when none is configured."""
         return await self.identify(Credential(None)) if self._bot else None
 
+    async def renew_bot(self, token: str) -> Caller | None:
+        """The bridge's own account with another token, when this one of its is refused; None without a password.
+
+        Logs in unless that has been done since. Raises as `identify` does.
+        """
+        if self._bot is None or not self._bot.forget(token):
+            return None
+        self.forget(token)
+        return await self.bot()
+
     def refused(self, caller: Caller, error: MatrixError) -> MatrixError:
         """To be told when the homeserver refuses a caller's call: forgets a token that it no longer accepts."""
         if error.status != 401:
             return error
-        self._kept.pop(caller.token, None)
+        self.forget(caller.token)
         if not caller.bot:
             return error
         assert self._bot is not None
         self._bot.forget(caller.token)
         return self._bot_trouble(error)
 
-    def _by_key(self, key: str) -> Credential:
-        digest = _digest(key)
-        # No early end: the time taken tells nothing about which key was nearly right.
-        if not sum(hmac.compare_digest(digest, known) for known in self._keys):
+    def forget(self, token: str) -> None:
+        """The homeserver does not accept this token: from now on only the homeserver can say whose it is."""
+        self._kept.pop(token, None)
+        if len(self._dead) >= MAX_KEPT:
+            del self._dead[next(iter(self._dead))]
+        self._dead[_digest(token)] = None
+
+    async def _by_key(self, secret: str) -> Credential:
+        key = await self._keys.find(secret)
+        if key is None:
             raise Unauthorized("this API key is not known here")
         if self._bot is None:
             raise Unauthorized(
                 "the API key is right, but the bridge has no account to act as: set ACCESS_TOKEN, "
                 "or FLOWBRIDGE_USER and FLOWBRIDGE_PASSWORD"
             )
-        return Credential(None)
+        return Credential(None, key)
 
-    async def _as_bot(self, bot: "Bot") -> Caller:
+    async def _as_bot(self, bot: Bot) -> Caller:
         token = await bot.token()
         try:
             return Caller(*await self._whoami(token), token, bot=True)
@@ -105,22 +145,65 @@ class Callers:
         token = await bot.token()
         return Caller(*await self._whoami(token), token, bot=True)
 
+    # whose token it is
+
     async def _whoami(self, token: str) -> Identity:
-        identity, until = self._kept.get(token, (None, 0.0))
-        if identity is not None and until > time.monotonic():
-            return identity
-        task = self._asking.get(token)
-        if task is None:  # whoever comes while the homeserver is asked waits for the same answer
-            task = asyncio.ensure_future(self._ask(token))
-            self._asking[token] = task
-            task.add_done_callback(lambda _: self._asking.pop(token, None))
-        return await asyncio.shield(task)
+        """Whoever comes while it is being found out waits for the same answer."""
+        kept = self._kept.get(token)
+        if kept is None:
+            return await asyncio.shield(_once(self._learning, token, self._learn))
+        identity, until = kept
+        now = time.monotonic()
+        if until <= now and len(self._renewing) < MAX_RENEWING:
+            self._kept[token] = (identity, now + AGAIN_SECONDS)
+            renewing = _once(self._asking, token, self._ask)
+            self._renewing.add(renewing)
+            renewing.add_done_callback(self._renewing.discard)
+        return identity
+
+    async def _learn(self, token: str) -> Identity:
+        """Ask the homeserver; while it does not answer, what was seen of the token before counts."""
+        asking = _once(self._asking, token, self._ask)
+        await asyncio.wait({asking}, timeout=PATIENCE_SECONDS)
+        if not asking.done():
+            known = await self._before(token)
+            if known is not None and not asking.done():
+                return self._keep(token, known, AGAIN_SECONDS)
+        try:
+            return await asyncio.shield(asking)
+        except MatrixError as error:
+            if error.status < 500 and error.status != 429:
+                raise
+            known = await self._before(token)
+            if known is not None:
+                return self._keep(token, known, AGAIN_SECONDS)
+            if isinstance(error, (BadGateway, GatewayTimeout)):
+                raise Unavailable(f"nobody can tell whose token this is just now: {error.error}") from None
+            raise
 
     async def _ask(self, token: str) -> Identity:
-        identity = await self._homeserver.whoami(token)
-        if len(self._kept) >= MAX_KEPT:
+        try:
+            identity = await self._homeserver.whoami(token)
+        except MatrixError as error:
+            if error.status == 401:
+                self.forget(token)
+            raise
+        self._dead.pop(_digest(token), None)
+        return self._keep(token, identity, KEEP_SECONDS)
+
+    async def _before(self, token: str) -> Identity | None:
+        """Whose token it was when it was seen before, unless it has been refused since."""
+        if _digest(token) in self._dead:
+            return None
+        try:
+            return await self._seen(token)
+        except Unavailable:
+            return None
+
+    def _keep(self, token: str, identity: Identity, seconds: float) -> Identity:
+        if len(self._kept) >= MAX_KEPT and token not in self._kept:
             del self._kept[next(iter(self._kept))]
-        self._kept[token] = (identity, time.monotonic() + KEEP_SECONDS)
+        self._kept[token] = (identity, time.monotonic() + seconds)
         return identity
 
     def _bot_trouble(self, error: MatrixError) -> MatrixError:
@@ -130,54 +213,25 @@ class Callers:
         return BadGateway(f"the homeserver does not accept the bridge's own account: {error.error}")
 
 
-class Bot:
-    """The bridge's own account: a token from the settings, or one from logging in with the password."""
-
-    def __init__(self, settings: Settings, homeserver: Homeserver) -> None:
-        self._homeserver = homeserver
-        self._user = settings.user
-        self._password = settings.password
-        self._token = settings.access_token.get_secret_value() if settings.access_token else None
-        self._lock = asyncio.Lock()
-        self._refused: MatrixError | None = None
-        self._retry_at = 0.0
-
-    async def token(self) -> str:
-        if self._token is None:
-            async with self._lock:
-                if self._token is None:
-                    self._token = await self._login()
-        return self._token
-
-    async def _login(self) -> str:
-        """Log in; after a refusal not at once again: homeservers lock accounts that try too often."""
-        assert self._user is not None
-        assert self._password is not None
-        if self._refused is not None and time.monotonic() < self._retry_at:
-            raise self._refused.with_traceback(None)
-        try:
-            token = await self._homeserver.login(self._user, self._password.get_secret_value(), device_id())
-        except MatrixError as error:
-            if error.status < 500:
-                self._refused, self._retry_at = error, time.monotonic() + LOGIN_PAUSE_SECONDS
-            raise
-        self._refused = None
-        return token
-
-    def forget(self, token: str) -> bool:
-        """A token that was refused is replaced by logging in again; False where there is no password to do so."""
-        if self._password is not None and self._token == token:
-            self._token = None
-        return self._password is not None
+def _once(tasks: Tasks, token: str, work: Callable[[str], Coroutine[Any, Any, Identity]]) -> asyncio.Task[Identity]:
+    """The task that does this work for a token: the one that is at it already, or a new one."""
+    task = tasks.get(token)
+    if task is None:
+        task = tasks[token] = asyncio.ensure_future(work(token))
+        task.add_done_callback(lambda _: tasks.pop(token))
+        task.add_done_callback(_heard)
+    return task
 
 
-def device_id() -> str:
-    """The same device at each start on this machine, so that logging in again leaves no row of dead devices."""
-    return f"FLOWBRIDGE_{hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8].upper()}"
+def _heard(done: "asyncio.Task[Any]") -> None:
+    """The end of a task that perhaps nobody waits for any more."""
+    if not done.cancelled() and (error := done.exception()) is not None and not isinstance(error, MatrixError):
+        log.error("identify_failed", exc_info=error)
 
 
-def _digest(key: str) -> bytes:
-    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
+def _digest(token: str) -> bytes:
+    """Of the tokens that are dead only this is kept: they may be long, and anybody can send them."""
+    return hashlib.sha256(token.encode()).digest()
 
 
 def _from_query(query: bytes) -> str:

@@ -1,6 +1,8 @@
 """The `flowbridge` command. Each command imports what it needs: `serve` and `--help` must not wait for the others."""
 
+import contextlib
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -54,10 +56,10 @@ def send(
     body: Annotated[str, typer.Argument(metavar="[JSON|-]", help="The payload; - reads standard input.")] = "-",
 ) -> None:
     """Send one event as the bot account. Prints the event id."""
-    from flowbridge import commands
+    from flowbridge.commands import events
     from flowbridge.settings import Settings
 
-    raise typer.Exit(commands.send(Settings.load(), room, event_type, _input(body)))
+    raise typer.Exit(events.send(Settings.load(), room, event_type, _input(body)))
 
 
 @app.command()
@@ -66,16 +68,16 @@ def validate(
     file: Annotated[Path, typer.Argument(metavar="[FILE|-]", help="The payload; - reads standard input.")] = Path("-"),
 ) -> None:
     """Check a payload against its schema, as a send would."""
-    from flowbridge import commands
+    from flowbridge.commands import events
     from flowbridge.settings import Settings
 
-    raise typer.Exit(commands.validate(Settings.load(), event_type, _read(file)))
+    raise typer.Exit(events.validate(Settings.load(), event_type, _read(file)))
 
 
 @app.command()
 def doctor() -> None:
     """Check the settings against the real homeserver."""
-    from flowbridge import doctor as examination
+    from flowbridge.commands import doctor as examination
     from flowbridge.settings import Settings
 
     raise typer.Exit(examination.run(Settings.load()))
@@ -93,11 +95,123 @@ def openapi() -> None:
     print(json.dumps(document, indent=2, ensure_ascii=False))
 
 
+delivery_log = typer.Typer(no_args_is_help=True, help="The delivery log: what became of events, and sending them anew.")
+app.add_typer(delivery_log, name="deliveries")
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+InRoom = Annotated[str, typer.Option("--room", metavar="ID", help="Only of this room; no alias.")]
+OfType = Annotated[str, typer.Option("--type", metavar="TYPE", help="Only of this event type.")]
+Since = Annotated[str, typer.Option(metavar="TIME", help="Accepted since: 2026-11-22T10:00:00Z (UTC), or 2h, 7d ago.")]
+
+
+@delivery_log.command("list")
+def list_deliveries(
+    state: Annotated[list[str] | None, typer.Option(help="sent, queued or dead; may be repeated.")] = None,
+    room: InRoom = "",
+    event_type: OfType = "",
+    since: Since = "",
+    limit: Annotated[int, typer.Option(min=1, max=1_000_000, help="How many at most.")] = 50,
+    as_json: AsJson = False,
+) -> None:
+    """List deliveries, the newest first."""
+    from flowbridge.commands import deliveries
+    from flowbridge.settings import Settings
+
+    with _usage():
+        selection = deliveries.choose(state=state or [], room=room, event_type=event_type, since=since)
+        raise typer.Exit(deliveries.show_all(Settings.load(), selection, limit, as_json=as_json))
+
+
+@delivery_log.command("show")
+def show_delivery(
+    id_: Annotated[str, typer.Argument(metavar="ID", help="As `deliveries list` shows it.")], as_json: AsJson = False
+) -> None:
+    """Show a delivery: its request as it came, the event, and every attempt."""
+    from flowbridge.commands import deliveries
+    from flowbridge.settings import Settings
+
+    raise typer.Exit(deliveries.show(Settings.load(), id_, as_json=as_json))
+
+
+@delivery_log.command("replay")
+def replay_deliveries(
+    ids: Annotated[list[str] | None, typer.Argument(metavar="ID…", help="What is sent or dead.")] = None,
+    dead: Annotated[bool, typer.Option("--dead", help="All dead letters, the oldest first.")] = False,
+    room: InRoom = "",
+    event_type: OfType = "",
+    since: Since = "",
+) -> None:
+    """Send events anew. A running bridge finds them by itself."""
+    from flowbridge.commands import deliveries
+    from flowbridge.settings import Settings
+
+    with _usage():
+        if bool(ids) == dead or ((room or event_type or since) and not dead):
+            raise deliveries.Usage("name the deliveries, or say --dead (and only then --room, --type, --since)")
+        if ids:
+            raise typer.Exit(deliveries.replay(Settings.load(), ids))
+        selection = deliveries.choose(state=["dead"], room=room, event_type=event_type, since=since)
+        raise typer.Exit(deliveries.replay_dead(Settings.load(), selection))
+
+
+@delivery_log.command("purge")
+def purge_deliveries(
+    state: Annotated[list[str] | None, typer.Option(help="sent or dead; both when it is not given.")] = None,
+    older_than: Annotated[str, typer.Option(metavar="AGE", help="Settled longer ago than 90m, 12h, 7d.")] = "",
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Delete what is settled. An Idempotency-Key that was used for it then counts as new."""
+    from flowbridge.commands import deliveries
+    from flowbridge.settings import Settings
+
+    with _usage():
+        raise typer.Exit(deliveries.purge(Settings.load(), state or [], older_than, yes=yes))
+
+
+api_keys = typer.Typer(no_args_is_help=True, help="API keys, which let callers act as the bot account.")
+app.add_typer(api_keys, name="keys")
+
+
+@api_keys.command("create")
+def create_key(
+    name: Annotated[str, typer.Option(help="What to list it as.")] = "",
+    room: Annotated[list[str] | None, typer.Option(help="Only for this room (id or alias); may be repeated.")] = None,
+    event_type: Annotated[
+        list[str] | None, typer.Option(help="Only for this event type, or m.room.* for many; may be repeated.")
+    ] = None,
+    admin: Annotated[bool, typer.Option("--admin", help="May see everybody's deliveries.")] = False,
+) -> None:
+    """Make a key. It is printed once, alone on standard output."""
+    from flowbridge.commands import keys
+    from flowbridge.settings import Settings
+
+    raise typer.Exit(keys.create(Settings.load(), name, room or [], event_type or [], admin=admin))
+
+
+@api_keys.command("list")
+def list_keys() -> None:
+    """List all keys with what they may do, never the keys themselves."""
+    from flowbridge.commands import keys
+    from flowbridge.settings import Settings
+
+    raise typer.Exit(keys.show(Settings.load()))
+
+
+@api_keys.command("revoke")
+def revoke_key(id_: Annotated[str, typer.Argument(metavar="ID", help="As `keys list` shows it.")]) -> None:
+    """Revoke a key: a running bridge refuses it within 2 s."""
+    from flowbridge.commands import keys
+    from flowbridge.settings import Settings
+
+    raise typer.Exit(keys.revoke(Settings.load(), id_))
+
+
 def main() -> None:
     """Run a command; what is wrong with a setting is one line and exit code 2."""
     from flowbridge.catalogue.lint import SchemaError
     from flowbridge.homeserver.address import AddressError
     from flowbridge.settings import SettingsError
+    from flowbridge.store.errors import StoreError
 
     try:
         app()
@@ -107,6 +221,18 @@ def main() -> None:
         _stop(f"BASE_URL: {error}")
     except SchemaError as error:
         _stop(f"FLOWBRIDGE_SCHEMAS_DIR: {error}")
+    except StoreError as error:
+        _stop(f"FLOWBRIDGE_DATABASE_URL: {error}")
+
+
+@contextlib.contextmanager
+def _usage() -> Iterator[None]:
+    from flowbridge.commands.deliveries import Usage
+
+    try:
+        yield
+    except Usage as error:
+        _stop(str(error))
 
 
 def _stop(line: str) -> NoReturn:

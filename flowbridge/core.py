@@ -7,24 +7,66 @@ from collections.abc import AsyncIterator
 from flowbridge import log
 from flowbridge.callers import Callers
 from flowbridge.catalogue import Catalogue
+from flowbridge.delivery import Courier
+from flowbridge.delivery.carrier import Carrier
 from flowbridge.homeserver import Address, AddressError, AddressUnknown, Homeserver, Locator, tls_context
 from flowbridge.intake import Intake
+from flowbridge.keyring import Keyring
 from flowbridge.settings import Settings
+from flowbridge.store import Database
+from flowbridge.store.journal import Journal
+from flowbridge.store.stock import Limits, Stock
+from flowbridge.tokens import Tokens, cipher
+from flowbridge.upkeep import Upkeep
 
 LOCATE_SECONDS = 1.0
 
 
 class Core:
-    """The core, without HTTP in: what the commands use too. Raises AddressError or SchemaError when made."""
+    """The core, without HTTP in. Raises AddressError, SchemaError or StoreError when made."""
 
     def __init__(self, settings: Settings) -> None:
         tls = tls_context(settings.ca_file)
         self.settings = settings
         self.catalogue = Catalogue.load(settings.schemas_dir)
         self.locator = Locator(settings.base_url, tls, allow_http=settings.allow_http)
-        self.homeserver = Homeserver(self.locator, tls, deadline=settings.wait_seconds)
-        self.callers = Callers(settings, self.homeserver)
-        self.intake = Intake(self.catalogue, self.callers, self.homeserver)
+        self.homeserver = Homeserver(self.locator, tls, deadline=settings.request_seconds)
+        self.database = Database(settings.database_url.get_secret_value())
+        self.journal = Journal(self.database, max_waiting=settings.max_waiting)
+        self.stock = Stock(self.database, _limits(settings))
+        self.tokens = Tokens(self.database, self.journal)
+        self.callers = Callers(settings, self.homeserver, self.tokens.identity, Keyring(settings, self.database))
+        self.carrier = Carrier(
+            self.homeserver,
+            self.tokens,
+            self.database,
+            refuse_encrypted=settings.encrypted_rooms == "refuse",
+            deadline=settings.request_seconds,
+        )
+        self.courier = Courier(
+            self.database,
+            self.journal,
+            self.stock,
+            self.carrier,
+            deadline=settings.request_seconds,
+            lease=settings.lease_seconds,
+        )
+        self.intake = Intake(
+            self.catalogue,
+            self.callers,
+            self.homeserver,
+            self.tokens,
+            self.courier,
+            reused_txn_id=settings.reused_txn_id,
+        )
+        self.upkeep = Upkeep(settings, self.database, self.stock, self.callers)
+        self.tokens.on_change = self.carrier.trust
+        self.carrier.on_distrust = self._distrusted
+
+    def open(self) -> None:
+        """Open the store; only who accepts events needs it. Raises StoreError or SettingsError."""
+        self.database.open()
+        self.tokens.unlock(cipher(self.settings))
 
     async def locate(self) -> None:
         """Learn the homeserver's address, for a second at most: a slow network must not hold up the start.
@@ -42,15 +84,40 @@ class Core:
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Know the homeserver's address, keep it fresh, close what was opened. Raises AddressError."""
+        """Know the homeserver's address and deliver, until it ends. Raises AddressError, StoreError, SettingsError."""
+        self.open()
         if self.locator.known is None:
             await self.locate()
-        refreshing = asyncio.create_task(self.locator.keep_fresh())
+        self.database.start()
+        await self.stock.refresh()
+        await self.callers.refresh()
+        await self.courier.start()
+        beside = [asyncio.create_task(self.locator.keep_fresh()), asyncio.create_task(self.upkeep.run())]
         try:
             yield
         finally:
-            refreshing.cancel()
+            for task in beside:
+                task.cancel()
+            await self.courier.stop()
+            await self.database.stop()
             self.homeserver.close()
+
+    async def _distrusted(self, account: str, token: str) -> None:
+        """The homeserver does not accept a token any more: ask anew whose it is, and log the bot in again."""
+        self.tokens.forget(account)
+        self.callers.forget(token)
+        bot = await self.callers.renew_bot(token) if token else await self.callers.bot()
+        if bot is not None:
+            self.tokens.remember(bot)
+
+
+def _limits(settings: Settings) -> Limits:
+    return Limits(
+        queued=settings.max_queued,
+        per_lane=settings.max_queued_per_room,
+        database_bytes=settings.max_database_bytes,
+        free_disk_bytes=settings.min_free_disk_bytes,
+    )
 
 
 def _heard(asking: "asyncio.Future[Address]") -> None:

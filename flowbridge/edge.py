@@ -15,7 +15,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from flowbridge import log
+from flowbridge import log, metrics
 from flowbridge.errors import MatrixError, MethodNotAllowed, NotFound
 from flowbridge.routes.endpoint import LOG, Endpoint, Handler, error_answer
 
@@ -46,6 +46,7 @@ class Edge:
         scope["path_params"] = params
         response = await _respond(Request(scope, receive), methods, path)
         await response(scope, receive, send)
+        metrics.count(metrics.requests, str(response.status_code))
         log.info(
             "request",
             method=scope["method"],
@@ -66,7 +67,7 @@ async def _respond(request: Request, methods: dict[str, Handler] | None, path: s
             raise MethodNotAllowed(f"{request.method} is not served on this path; {allowed} is")
         return await handler(request)
     except MatrixError as error:
-        request.scope[LOG] = {"errcode": str(error.errcode), "error": error.error[:300]}
+        request.scope.setdefault(LOG, {}).update(errcode=str(error.errcode), error=error.error[:300])
         response = error_answer(error)
         if methods and handler is None:
             response.headers["Allow"] = allowed

@@ -4,20 +4,27 @@ Nothing is asked of the homeserver before the payload is known to be right.
 """
 
 import asyncio
+import hashlib
+import json
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import ParamSpec, TypeVar
+from itertools import count
+from typing import Any, Literal, ParamSpec, TypeVar
 
-from flowbridge import canonical, payload
+from flowbridge import canonical, log, metrics, payload
 from flowbridge.callers import Callers, Credential
 from flowbridge.catalogue import Catalogue, Entry
-from flowbridge.errors import BadContent, MatrixError, Problem, TooLarge
+from flowbridge.delivery import Courier
+from flowbridge.errors import BadContent, BadGateway, Conflict, GatewayTimeout, MatrixError, Problem, TooLarge
 from flowbridge.homeserver import Homeserver, dialect
 from flowbridge.models import Caller, Event, Payload, Surface
+from flowbridge.store import Row, outbox
+from flowbridge.store.journal import Outcome, Ticket
+from flowbridge.tokens import Tokens
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -26,14 +33,54 @@ MAX_CONTENT_BYTES = 62_000  # of the 65,536 that a whole event may have (specifi
 LARGE_BYTES = 16_384  # a larger body is read and checked outside the event loop
 ALIAS_SECONDS = 600.0
 MAX_ALIASES = 10_000
+MAX_TXN_IDS = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Sending:
+    """How an event came: by which surface, under which key (Idempotency-Key or txnId), with which body.
+
+    `waits`: the caller wants to know how it ends, and will ask the courier once.
+    """
+
+    surface: Surface
+    key: str | None = None
+    request: bytes = b""
+    waits: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """An accepted event. `replayed`: the same had been accepted before, under the same key."""
+
+    caller: Caller
+    ticket: Ticket
+    replayed: bool = False
 
 
 class Intake:
-    def __init__(self, catalogue: Catalogue, callers: Callers, homeserver: Homeserver) -> None:
+    """`reused_txn_id`: what becomes of other content under a txnId that was used before (Matrix surface)."""
+
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        callers: Callers,
+        homeserver: Homeserver,
+        tokens: Tokens,
+        courier: Courier,
+        *,
+        reused_txn_id: Literal["send", "replay"] = "send",
+    ) -> None:
         self.catalogue = catalogue
         self._callers = callers
         self._homeserver = homeserver
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="flowbridge-check")
+        self._tokens = tokens
+        self._instance, self._numbers = secrets.token_urlsafe(16), count()
+        self._courier = courier
+        self._reused_txn_id = reused_txn_id
+        self._txn_ids: dict[str, str] = {}  # key → fingerprint of what was sent under it last
+        self._deliveries = _names()
         self._aliases: dict[tuple[str, str], tuple[asyncio.Task[str], float]] = {}
 
     def read(self, body: bytes, content_type: str, event_type: str, surface: Surface) -> Payload:
@@ -74,15 +121,82 @@ class Intake:
             raise BadContent(problems)
         return Event(room, event_type, content, state_key)
 
-    async def accept(self, credential: Credential, event: Event, txn_id: str | None) -> tuple[Caller, str]:
-        """Send a checked event as the caller. Returns the caller and the event id."""
+    async def accept(self, credential: Credential, event: Event, sending: Sending) -> Receipt:
+        """Write a checked event down, and hand it to the worker.
+
+        Raises Forbidden for a key that is not for this, Conflict for an Idempotency-Key that was used with other
+        content, StoreFull and StoreUnavailable.
+        """
+        self._callers.permit(credential, event.type, event.room)
         caller = await self._callers.identify(credential)
         try:
             room_id = await self.room_id(caller, event.room)
-            return caller, await self._homeserver.send(caller.token, event, room_id, txn_id or new_txn_id())
         except MatrixError as error:
-            self._aliases.pop((caller.user_id, event.room), None)
             raise self._callers.refused(caller, error) from None
+        ticket = self._ticket(caller, room_id, event, sending)
+        self._courier.offer(ticket)
+        if ticket.idem is not None:
+            await ticket.committed
+            if ticket.existing is not None:
+                return await self._replayed(caller, ticket, ticket.existing, sending)
+        metrics.count(metrics.accepted, sending.surface)
+        return Receipt(caller, ticket)
+
+    def _ticket(self, caller: Caller, room_id: str, event: Event, sending: Sending) -> Ticket:
+        account = self._tokens.remember(caller)
+        delivery = next(self._deliveries)
+        loop = asyncio.get_running_loop()
+        row = Row(
+            delivery=delivery,
+            lane=f"{account}|{room_id}",
+            account=account,
+            room_id=room_id,
+            event_type=event.type,
+            state_key=event.state_key,
+            content=event.content,
+            txn_id=delivery,
+            accepted_at=outbox.now_ms(),
+            api_key=caller.key.id if caller.key else None,
+        )
+        ticket = Ticket(row, loop.create_future(), loop.create_future(), waiters=int(sending.waits))
+        ticket.committed.add_done_callback(_heard)  # who does not wait for the commit need not hear of its failure
+        if sending.request != event.content:
+            ticket.request = sending.request.decode("utf-8", "replace").replace("\0", "\ufffd")
+        if sending.key is not None:
+            self._mark(ticket, caller, sending, sending.key)
+        return ticket
+
+    def _mark(self, ticket: Ticket, caller: Caller, sending: Sending, key: str) -> None:
+        """Under which key it was accepted: by user, device (or API key), room and event type."""
+        row = ticket.row
+        ticket.fingerprint = _digest(row.content, (row.state_key or "").encode())
+        who = row.api_key or caller.device_id or ""  # a bot may have another device at each replica
+        scope = (caller.user_id, who, row.room_id, row.event_type)
+        ticket.idem = _digest(*(part.encode() for part in (*scope, sending.surface, key)))
+        if sending.surface == "matrix" and self._reused_txn_id == "send":
+            # Real clients use a transaction id again for something else, and lose messages by it.
+            before = self._txn_ids.pop(ticket.idem, ticket.fingerprint)
+            if before != ticket.fingerprint:
+                log.warning("txn_id_reused", was=before, now=ticket.fingerprint, delivery=row.delivery)
+            elif len(self._txn_ids) >= MAX_TXN_IDS:
+                del self._txn_ids[next(iter(self._txn_ids))]
+            self._txn_ids[ticket.idem] = ticket.fingerprint
+            ticket.idem = _digest(ticket.idem.encode(), ticket.fingerprint.encode())
+
+    async def _replayed(self, caller: Caller, ticket: Ticket, existing: Mapping[str, Any], sending: Sending) -> Receipt:
+        """The delivery that was accepted under the same key before."""
+        if existing["fingerprint"] != ticket.fingerprint and sending.surface == "flow":
+            log.warning(
+                "key_reused", was=existing["fingerprint"], now=ticket.fingerprint, delivery=existing["delivery"]
+            )
+            raise Conflict("this Idempotency-Key was used before, with other content")
+        row = outbox.row_of(existing)
+        if existing["state"] == "queued":
+            return Receipt(caller, await self._courier.join(row, waits=sending.waits), replayed=True)
+        error = json.loads(existing["error"]) if existing["error"] else None
+        settled = replace(ticket, row=row, settled=asyncio.get_running_loop().create_future(), waiters=1)
+        settled.settled.set_result(Outcome(existing["state"], existing["event_id"], error))
+        return Receipt(caller, settled, replayed=True)
 
     async def room_id(self, caller: Caller, room: str) -> str:
         """The room id of an alias, which the caller joins once; a room id as it is."""
@@ -91,11 +205,24 @@ class Intake:
         key = (caller.user_id, room)
         joining, until = self._aliases.get(key, (None, 0.0))
         if joining is None or until < time.monotonic():
-            joining = asyncio.ensure_future(self._homeserver.join(caller.token, room))
+            earlier = joining
+            joining = asyncio.ensure_future(self._join(caller, room, earlier))
             if len(self._aliases) >= MAX_ALIASES:
                 del self._aliases[next(iter(self._aliases))]
             self._aliases[key] = (joining, time.monotonic() + ALIAS_SECONDS)
-        return await asyncio.shield(joining)
+        try:
+            return await asyncio.shield(joining)
+        except MatrixError:
+            self._aliases.pop(key, None)
+            raise
+
+    async def _join(self, caller: Caller, room: str, earlier: "asyncio.Task[str] | None") -> str:
+        try:
+            return await self._homeserver.join(caller.token, room)
+        except (BadGateway, GatewayTimeout):  # accepting goes on while the homeserver is away
+            if earlier is None:
+                raise
+            return await earlier
 
     async def _aside(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Work in a thread: in one only, so that fifty hostile bodies share its time."""
@@ -119,5 +246,16 @@ def _problems(entry: Entry, found: Payload, state_key: str | None, as_state: boo
     return problems
 
 
-def new_txn_id() -> str:
-    return secrets.token_urlsafe(16)
+def _heard(future: "asyncio.Future[None]") -> None:
+    if not future.cancelled():
+        future.exception()
+
+
+def _names() -> Iterator[str]:
+    """Names of deliveries that nobody else gives. Chance once: for each it would be a system call."""
+    prefix = secrets.token_urlsafe(12)
+    return (f"{prefix}{number:x}" for number in count(1))
+
+
+def _digest(*parts: bytes) -> str:
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()

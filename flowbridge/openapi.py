@@ -12,7 +12,7 @@ Json = dict[str, Any]
 
 _DESCRIPTION = """\
 One HTTP call puts an event into a Matrix room. flowbridge checks the payload against a JSON Schema of its event type,
-tells you exactly what is wrong with it, and forwards it to the homeserver.
+tells you exactly what is wrong with it, stores it, and brings it to the homeserver once and in order.
 
 Two surfaces over one core: short paths for flow tools, and the Matrix client-server API. On the Matrix surface each
 path is served under `/_matrix/client/v3`, `r0`, `api/v1` and `unstable` alike; only v3 is listed here.
@@ -58,7 +58,9 @@ def document(app: FastAPI, catalogue: Catalogue) -> Json:
 
 
 def _finish(operation: Json, catalogue: Catalogue) -> None:
-    operation["responses"].pop("422", None)  # FastAPI's own validation, which no endpoint uses
+    answers = operation["responses"].get("200", {}).get("content", {})
+    if len(answers) > 1 and answers.get("application/json") == {"schema": {}}:
+        del answers["application/json"]  # FastAPI's guess, beside what we say
     body = operation.get("requestBody", {}).get("content", {}).get("application/json")
     if body is not None:
         flow = body["schema"]["$ref"].endswith("FlowBody")
@@ -150,7 +152,39 @@ def _object(required: list[str], /, **properties: Json) -> Json:
     return {"type": "object", "required": required, "properties": properties}
 
 
+def _reference(name: str) -> Json:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
 _STRING: Json = {"type": "string"}
+_TIME: Json = {
+    "type": "string",
+    "format": "date-time",
+    "description": "UTC, with milliseconds.",
+    "examples": ["2026-11-22T10:00:00.000Z"],
+}
+_DELIVERY_ID: Json = {**_STRING, "examples": ["KZbVxTqKq5mS0o3lPz9r_g1f"]}
+_STATUS: Json = {"enum": ["queued", "sent", "dead"]}
+_DELIVERY: Json = {
+    "delivery_id": _DELIVERY_ID,
+    "status": _STATUS,
+    "room_id": _STRING,
+    "event_type": _STRING,
+    "state_key": {**_STRING, "description": "Only of a state event."},
+    "event_id": {**_STRING, "description": "Once it is sent."},
+    "error": {
+        "type": "object",
+        "description": "Why it is dead: the homeserver's answer.",
+        "required": ["status", "errcode", "error"],
+        "properties": {"status": {"type": "integer"}, "errcode": _STRING, "error": _STRING},
+    },
+    "attempts": {"type": "integer", "minimum": 0, "description": "Since it was accepted, or replayed."},
+    "accepted_at": {**_TIME, "description": "When it was accepted, or replayed."},
+    "settled_at": {**_TIME, "description": "When it was sent, or died."},
+    "user_id": {**_STRING, "description": "Whose account it is sent with."},
+    "api_key": {**_STRING, "description": "The id of the API key that sent it."},
+}
+_DELIVERY_REQUIRED = ["delivery_id", "status", "room_id", "event_type", "attempts", "accepted_at"]
 _ANSWERS: Json = {
     "EventId": _object(["event_id"], event_id={**_STRING, "examples": ["$YUwRidLecu:example.com"]}),
     "Problem": _object(
@@ -174,6 +208,46 @@ _ANSWERS: Json = {
                 "problems": {"type": "array", "items": {"$ref": "#/components/schemas/Problem"}},
             },
         },
+    ),
+    "Accepted": _object(["delivery_id", "status"], delivery_id=_DELIVERY_ID, status=_STATUS),
+    "Delivery": _object(_DELIVERY_REQUIRED, **_DELIVERY),
+    "Deliveries": _object(
+        ["deliveries"],
+        deliveries={"type": "array", "items": _reference("Delivery")},
+        next={**_STRING, "description": "The `cursor` of the following page; the last page has none."},
+    ),
+    "DeliveryDetail": _object(
+        [*_DELIVERY_REQUIRED, "request", "event", "txn_id", "history"],
+        **_DELIVERY,
+        request={**_STRING, "description": "The body as it came."},
+        event=_object(
+            ["type", "content"],
+            type=_STRING,
+            state_key=_STRING,
+            content={"type": "object", "description": "As it is sent."},
+        ),
+        txn_id={**_STRING, "description": "Under which the homeserver knows it; a replay has a new one."},
+        history={
+            "type": "array",
+            "description": "The last attempts and replays, the oldest first.",
+            "items": _reference("HistoryEntry"),
+        },
+    ),
+    "HistoryEntry": _object(
+        ["time"],
+        time=_TIME,
+        milliseconds={"type": "integer", "minimum": 0, "description": "How long the attempt took."},
+        status={"type": "integer", "description": "The homeserver's answer to the attempt."},
+        errcode=_STRING,
+        error=_STRING,
+        replayed=_object(
+            ["by", "status", "txn_id", "accepted_at"],
+            by={**_STRING, "description": "A user id, `key:` and a key's id, or `cli:` and a name."},
+            status={"enum": ["sent", "dead"], "description": "What it was before."},
+            event_id=_STRING,
+            txn_id=_STRING,
+            accepted_at=_TIME,
+        ),
     ),
     "Schemas": _object(
         ["event_types"],
@@ -205,5 +279,7 @@ _ANSWERS: Json = {
         ready={"const": True},
         homeserver={**_STRING, "description": "Its address."},
         bot={"type": ["string", "null"], "description": "The bot account's user id."},
+        queued={"type": "integer", "description": "Events that wait to be sent."},
+        accounts_paused={"type": "integer", "description": "Accounts whose token is not accepted: their events wait."},
     ),
 }

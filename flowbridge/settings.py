@@ -18,6 +18,8 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+LEASE_MARGIN_SECONDS = 5.0  # else a request could still be under way when somebody else takes the room over
+
 _VISIBLE = frozenset(string.ascii_letters + string.digits + string.punctuation)
 
 
@@ -46,8 +48,21 @@ class Settings(BaseSettings):
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = _name("FLOWBRIDGE_API_KEYS", ())
     allow_http: bool = _name("FLOWBRIDGE_ALLOW_HTTP", False)
     ca_file: Path | None = _name("FLOWBRIDGE_CA_FILE")
+    database_url: SecretStr = _name("FLOWBRIDGE_DATABASE_URL", SecretStr("sqlite:///flowbridge.db"))
+    secret_key: SecretStr | None = _name("FLOWBRIDGE_SECRET_KEY")
+    encrypted_rooms: Literal["refuse", "allow"] = _name("FLOWBRIDGE_ENCRYPTED_ROOMS", "refuse")
     schemas_dir: Path | None = _name("FLOWBRIDGE_SCHEMAS_DIR")
     wait_seconds: Annotated[float, Field(gt=0, le=300)] = _name("FLOWBRIDGE_WAIT_SECONDS", 10.0)
+    request_seconds: Annotated[float, Field(gt=0, le=300)] = _name("FLOWBRIDGE_REQUEST_SECONDS", 10.0)
+    lease_seconds: Annotated[float, Field(gt=0, le=600)] = _name("FLOWBRIDGE_LEASE_SECONDS", 30.0)
+    reused_txn_id: Literal["send", "replay"] = _name("FLOWBRIDGE_REUSED_TXN_ID", "send")
+    max_queued: Annotated[int, Field(ge=1)] = _name("FLOWBRIDGE_MAX_QUEUED", 1_000_000)
+    max_queued_per_room: Annotated[int, Field(ge=1)] = _name("FLOWBRIDGE_MAX_QUEUED_PER_ROOM", 100_000)
+    max_database_bytes: Annotated[int, Field(ge=1)] = _name("FLOWBRIDGE_MAX_DATABASE_BYTES", 1024**3)
+    min_free_disk_bytes: Annotated[int, Field(ge=0)] = _name("FLOWBRIDGE_MIN_FREE_DISK_BYTES", 256 * 1024**2)
+    max_waiting: Annotated[int, Field(ge=1)] = _name("FLOWBRIDGE_MAX_WAITING", 10_000)
+    keep_sent_hours: Annotated[float, Field(ge=0, le=87_600)] = _name("FLOWBRIDGE_KEEP_SENT_HOURS", 24.0)
+    keep_dead_days: Annotated[float, Field(ge=0, le=36_500)] = _name("FLOWBRIDGE_KEEP_DEAD_DAYS", 30.0)
     log_format: Literal["text", "json"] = _name("FLOWBRIDGE_LOG_FORMAT", "text")
     log_level: Literal["debug", "info", "warning", "error"] = _name("FLOWBRIDGE_LOG_LEVEL", "info")
 
@@ -66,7 +81,14 @@ class Settings(BaseSettings):
         """Whether an account is configured that the bridge can act as."""
         return self.access_token is not None or self.user is not None
 
-    @field_validator("log_format", "log_level", mode="before")
+    @property
+    def database_file(self) -> Path | None:
+        """The file of an SQLite database; None for another database, or one in memory."""
+        url = self.database_url.get_secret_value()
+        path = url.partition("///")[2].partition("?")[0]
+        return Path(path) if url.startswith("sqlite") and path and path != ":memory:" else None
+
+    @field_validator("log_format", "log_level", "encrypted_rooms", "reused_txn_id", mode="before")
     @classmethod
     def _any_case(cls, value: Any) -> Any:
         return value.lower() if isinstance(value, str) else value
@@ -103,6 +125,11 @@ class Settings(BaseSettings):
             raise ValueError("FLOWBRIDGE_USER and FLOWBRIDGE_PASSWORD go together")
         if self.user is not None and self.access_token is not None:
             raise ValueError("ACCESS_TOKEN and FLOWBRIDGE_USER both name the bot account: set one of them")
+        if self.request_seconds + LEASE_MARGIN_SECONDS > self.lease_seconds:
+            raise ValueError(
+                f"FLOWBRIDGE_LEASE_SECONDS: {self.lease_seconds:g} s is too short for FLOWBRIDGE_REQUEST_SECONDS "
+                f"({self.request_seconds:g} s): a lease must outlive a request by {LEASE_MARGIN_SECONDS:g} s"
+            )
         return self
 
     @classmethod

@@ -5,6 +5,7 @@ request came on. Where a script gives None, the upstream answers as a homeserver
 """
 
 import contextlib
+import hashlib
 import json
 import socket
 import ssl
@@ -12,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Self
+from urllib.parse import unquote
 
 PATIENCE = 10.0  # seconds that a test waits for something which should have come at once
 
@@ -127,7 +129,8 @@ class Upstream:
     @property
     def events(self) -> list[Request]:
         """The requests that would put something into a room."""
-        return [request for request in self.requests if request.method != "GET"]
+        with self._changed:
+            return self._events()
 
     @property
     def accepted(self) -> int:
@@ -155,6 +158,11 @@ class Upstream:
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
 
+    def listen(self) -> None:
+        """Accept connections again, on the same port."""
+        self._listener = socket.create_server(("127.0.0.1", self.port), backlog=512)
+        self._start(self._accept)
+
     def drop(self) -> None:
         """Hang up on everybody."""
         with self._changed:
@@ -168,10 +176,19 @@ class Upstream:
             assert self._changed.wait_for(lambda: len(self._requests) >= number, PATIENCE), self._requests
             return list(self._requests)
 
+    def wait_for_events(self, number: int) -> list[Request]:
+        """Until this many have come that would put something into a room."""
+        with self._changed:
+            assert self._changed.wait_for(lambda: len(self._events()) >= number, PATIENCE), self._requests
+            return self._events()
+
     def wait_for_open(self, number: int) -> None:
         """Until exactly this many connections are open."""
         with self._changed:
             assert self._changed.wait_for(lambda: len(self._open) == number, PATIENCE), self._open
+
+    def _events(self) -> list[Request]:
+        return [request for request in self._requests if request.method != "GET"]
 
     def _start(self, target: Callable[..., None], *args: Any) -> None:
         thread = threading.Thread(target=target, args=args, daemon=True)
@@ -217,20 +234,90 @@ class Upstream:
                 self._changed.notify_all()
 
 
+def user_of(token: str) -> str:
+    """Who has this token: another one for each, so that what one caller leaves behind is in nobody else's way."""
+    return f"@{hashlib.sha256(token.encode()).hexdigest()[:12]}:upstream"
+
+
 def healthy(request: Request) -> Behaviour:
     """What a homeserver would answer."""
     path = request.target.partition("?")[0]
     if path.endswith("/account/whoami"):
-        return answer({"user_id": "@alice:upstream", "device_id": "DEVICE"})
+        return answer({"user_id": user_of(_token(request)), "device_id": "DEVICE"})
     if path.endswith("/versions"):
         return answer({"versions": ["v1.11"]})
     if "/join/" in path:
         return answer({"room_id": "!joined:upstream"})
     if request.method == "PUT":
         return answer({"event_id": "$event"})
+    if "/state/m.room.encryption" in path:
+        return matrix_error(404, "M_NOT_FOUND", "Event not found.")  # as in a room that is not encrypted
     if "/state/" in path:
         return answer({"name": "the state"})
     return matrix_error(404, "M_UNRECOGNIZED", "Unrecognized request")
+
+
+def _token(request: Request) -> str:
+    return request.header("authorization").partition(" ")[2]
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """An event that is in a room."""
+
+    event_id: str
+    sender: str
+    room_id: str
+    type: str
+    state_key: str | None
+    content: Any
+
+
+class Rooms:
+    """A script: a homeserver that keeps what it is sent, and knows a transaction id again (by user and room)."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Condition()
+        self._events: list[Kept] = []
+        self._txn_ids: dict[tuple[str, ...], Kept] = {}
+
+    def __call__(self, request: Request) -> Behaviour | None:
+        match [unquote(part) for part in request.target.partition("?")[0].split("/")[4:]]:
+            case ["rooms", room_id, "send", type_, txn_id] if request.method == "PUT":
+                return answer({"event_id": self._keep(request, room_id, type_, None, txn_id).event_id})
+            case ["rooms", room_id, "state", type_, *key] if request.method == "PUT":
+                return answer({"event_id": self._keep(request, room_id, type_, "".join(key), "").event_id})
+        return None
+
+    @property
+    def events(self) -> list[Kept]:
+        """All that is in the rooms, in order."""
+        with self._lock:
+            return list(self._events)
+
+    @property
+    def bodies(self) -> list[Any]:
+        """What the messages say, in order."""
+        return [event.content.get("body") for event in self.events]
+
+    def wait_for(self, number: int) -> list[Kept]:
+        """Until there are this many events."""
+        with self._lock:
+            assert self._lock.wait_for(lambda: len(self._events) >= number, PATIENCE), self._events
+            return list(self._events)
+
+    def _keep(self, request: Request, room_id: str, type_: str, state_key: str | None, txn_id: str) -> Kept:
+        sender = user_of(_token(request))
+        with self._lock:
+            known = self._txn_ids.get((sender, room_id, txn_id)) if txn_id else None
+            if known is not None:
+                return known
+            event_id = f"${len(self._events) + 1}"
+            event = Kept(event_id, sender, room_id, type_, state_key, request.json())
+            self._events.append(event)
+            self._txn_ids[(sender, room_id, txn_id)] = event
+            self._lock.notify_all()
+            return event
 
 
 def encoded(status: int, body: bytes, *headers: str) -> bytes:

@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from tempfile import TemporaryDirectory
 from types import FrameType
 
 import httpx
@@ -45,13 +46,16 @@ def demo(*, once: bool, port: int) -> int:
 
 def _demo(console: Console, *, once: bool, port: int) -> int:
     _say(console, "Starting a real Synapse on this machine …")
-    with LocalSynapse() as homeserver:
+    with LocalSynapse() as homeserver, TemporaryDirectory(prefix="flowbridge-demo-") as folder:
         # The names of the guide's examples: its memberships then need no change.
         bot, friend = homeserver.register("example"), homeserver.register("myfriend")
         key = f"fb_{secrets.token_urlsafe(32)}"
         # Not from the environment: its BASE_URL and account are those of a real homeserver.
         settings = Settings.model_construct(
-            base_url=homeserver.url, access_token=SecretStr(bot.access_token), api_keys=(SecretStr(key),)
+            base_url=homeserver.url,
+            access_token=SecretStr(bot.access_token),
+            api_keys=(SecretStr(key),),
+            database_url=SecretStr(f"sqlite:///{folder}/flowbridge.db"),
         )
         examples = tour.load_examples(catalogue.built_in())
         with background(settings, port=_usable(port, console)) as url:

@@ -2,16 +2,17 @@
 
 import json
 import ssl
-from typing import Final
+from typing import Any, Final
 
 from flowbridge import __version__
-from flowbridge.errors import BadGateway
+from flowbridge.errors import BadGateway, Errcode, HomeserverError
 from flowbridge.homeserver import dialect, verdict
 from flowbridge.homeserver.address import Address, AddressError, AddressUnknown, Locator
 from flowbridge.homeserver.wire import Answer, Wire, WireError
 from flowbridge.models import Event
 
 SEND_LIMIT: Final = 64 * 1024  # bytes of an answer to a send
+HISTORY_LIMIT: Final = 8 * 1024 * 1024  # bytes of a page of 100 events
 READ_LIMIT: Final = 1024 * 1024  # bytes of an answer to a read: an event has at most 64 KiB, its state form a few more
 
 _HEAD: Final = f"User-Agent: flowbridge/{__version__}\r\nAccept: application/json\r\n".encode()
@@ -29,13 +30,37 @@ class Homeserver:
         self._prefix = ""
         locator.on_change = self._move
 
-    async def send(self, token: str, event: Event, room_id: str, txn_id: str) -> str:
-        """Send an event: a state event to `/state/`, any other with its txnId. Returns the event id."""
+    async def send(self, token: str, event: Event, txn_id: str) -> Answer:
+        """One attempt at a send: a state event to `/state/`, any other with its txnId. The answer as it came."""
         if event.state_key is None:
-            target = dialect.send_target(room_id, event.type, txn_id)
+            target = dialect.send_target(event.room, event.type, txn_id)
         else:
-            target = dialect.state_target(room_id, event.type, event.state_key)
-        return verdict.event_id(await self.call("PUT", target, token=token, body=event.content))
+            target = dialect.state_target(event.room, event.type, event.state_key)
+        return await self.call("PUT", target, token=token, body=event.content)
+
+    async def is_encrypted(self, token: str, room_id: str) -> bool:
+        """Whether messages in this room are encrypted. Raises MatrixError unless the homeserver plainly says so."""
+        answer = await self.call("GET", dialect.state_target(room_id, "m.room.encryption", ""), token=token)
+        if answer.status == 404 and verdict.error(answer).errcode == Errcode.NOT_FOUND:
+            return False
+        if answer.status != 200:
+            raise verdict.error(answer)
+        return True
+
+    async def is_joined(self, token: str, room_id: str, user_id: str) -> bool:
+        """Whether a user is in a room, as far as this user may know. Raises MatrixError when nobody can tell."""
+        answer = await self.call("GET", dialect.state_target(room_id, "m.room.member", user_id), token=token)
+        if answer.status in (403, 404) and isinstance(verdict.error(answer), HomeserverError):
+            return False
+        return verdict.success(answer).get("membership") == "join"
+
+    async def recent(self, token: str, room_id: str, before: str) -> tuple[list[dict[str, Any]], str]:
+        """Up to 100 events of a room, newest first, and where the page before them begins ("" at the start)."""
+        target = dialect.messages_target(room_id, before)
+        page = verdict.success(await self.call("GET", target, token=token, limit=HISTORY_LIMIT))
+        chunk, end = page.get("chunk"), page.get("end")
+        events = [event for event in chunk if isinstance(event, dict)] if isinstance(chunk, list) else []
+        return events, end if isinstance(end, str) and events else ""
 
     async def read_state(self, token: str, room_id: str, type_: str, state_key: str, query: str) -> Answer:
         """GET a state event; the answer as it came, when it is a 200."""
@@ -52,6 +77,8 @@ class Homeserver:
         user_id, device_id = answer.get("user_id"), answer.get("device_id")
         if not isinstance(user_id, str) or not isinstance(device_id, str | None):
             raise BadGateway("the homeserver's /account/whoami names no user_id")
+        if not f"{user_id}{device_id or ''}".isprintable():  # users name their devices, and databases do not hold all
+            raise BadGateway("the homeserver's /account/whoami names a user or device with control characters")
         return user_id, device_id
 
     async def join(self, token: str, room_or_alias: str) -> str:

@@ -4,6 +4,7 @@ A caller may speak `api/v1`, `r0`, `v3` or `unstable`; the homeserver is always 
 """
 
 import re
+from functools import lru_cache
 from unicodedata import category
 from urllib.parse import quote, unquote_to_bytes
 
@@ -15,6 +16,7 @@ MAX_BYTES = 255  # of an identifier (specification, appendix "Identifier grammar
 CLIENT = "/_matrix/client/v3"
 
 
+@lru_cache(4_096)
 def segment(raw: str, what: str, *, empty: bool = False) -> str:
     """One path segment, percent-decoded and checked as `identifier` does. Raises BadRequest."""
     try:
@@ -63,16 +65,23 @@ def event_type(raw: str) -> str:
 
 
 def send_target(room_id: str, type_: str, txn_id: str) -> str:
-    return f"{CLIENT}/rooms/{_q(room_id)}/send/{_q(type_)}/{_q(txn_id)}"
+    return f"{CLIENT}/rooms/{_q(room_id)}/send/{_q(type_)}/{quote(txn_id, safe='')}"
 
 
 def state_target(room_id: str, type_: str, state_key: str) -> str:
     return f"{CLIENT}/rooms/{_q(room_id)}/state/{_q(type_)}/{_q(state_key)}"
 
 
+def messages_target(room_id: str, before: str) -> str:
+    """A page of a room's events, newest first."""
+    start = f"&from={quote(before, safe='')}" if before else ""
+    return f"{CLIENT}/rooms/{_q(room_id)}/messages?dir=b&limit=100{start}"
+
+
 def join_target(room_or_alias: str) -> str:
     return f"{CLIENT}/join/{_q(room_or_alias)}"
 
 
+@lru_cache(4_096)
 def _q(text: str) -> str:
     return text if _UNRESERVED.fullmatch(text) else quote(text, safe="")

@@ -2,8 +2,9 @@
 
 import json
 import time
+from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 from flowbridge.errors import BadGateway, Errcode, GatewayTimeout, HomeserverError, MatrixError
 from flowbridge.homeserver.wire import Answer, TimedOut, WireError
@@ -16,9 +17,9 @@ def event_id(answer: Answer) -> str:
     """The event id of a send that was accepted. Raises MatrixError for every other answer."""
     if answer.status == 200:
         value = (_object(answer) or {}).get("event_id")
-        if isinstance(value, str) and value:
+        if isinstance(value, str) and value and value.isprintable():  # what is not, no database may be able to hold
             return value
-        raise BadGateway("the homeserver answered 200 without an event_id: is BASE_URL a Matrix homeserver?")
+        raise _strange("the homeserver answered 200 without an event_id: is BASE_URL a Matrix homeserver?")
     raise error(answer)
 
 
@@ -43,16 +44,24 @@ def error(answer: Answer) -> MatrixError:
         text = text if isinstance(text, str) else errcode
         return HomeserverError(text, errcode=errcode, status=answer.status, **found)
     media_type = answer.header(b"content-type").partition(";")[0] or "no content type"
-    return BadGateway(
+    return _strange(
         f"the homeserver answered {answer.status} with no Matrix error ({media_type}): is BASE_URL right, "
         "and does a proxy in between work?"
     )
 
 
+def _strange(text: str) -> MatrixError:
+    """An answer that no homeserver would give: somebody is there, and may have passed the request on."""
+    error = BadGateway(text)
+    error.sent = True
+    return error
+
+
 def no_answer(failure: WireError) -> MatrixError:
     """The error for an exchange that brought no answer."""
-    text = str(failure)
-    return GatewayTimeout(text) if isinstance(failure, TimedOut) else BadGateway(text)
+    error = GatewayTimeout(str(failure)) if isinstance(failure, TimedOut) else BadGateway(str(failure))
+    error.sent = failure.sent
+    return error
 
 
 def pause_ms(answer: Answer, named: Any = None) -> int:
@@ -86,3 +95,42 @@ def _object(answer: Answer) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What to do with an event after an attempt (design "Verdicts": only a Matrix errcode may kill an event).
+
+    sent: `event_id` is its id. dead: the homeserver refuses it for good. forbidden: likewise, by 403 M_FORBIDDEN.
+    absent: forbidden since the account is not in the room. again: nobody knows, or not now. slow: the account has to
+    pause for `pause_ms`. token: the account's token is not accepted.
+    """
+
+    kind: Literal["sent", "dead", "forbidden", "absent", "again", "slow", "token"]
+    event_id: str = ""
+    error: MatrixError | None = None
+    pause_ms: int = 0
+
+
+_TOKEN_ERRCODES = frozenset({"M_UNKNOWN_TOKEN", "M_MISSING_TOKEN", "M_USER_LOCKED"})
+
+
+def judge(answer: Answer) -> Verdict:
+    """The verdict over the answer to a send."""
+    try:
+        return Verdict("sent", event_id(answer))
+    except MatrixError as refusal:
+        return refused(refusal)
+
+
+def refused(refusal: MatrixError) -> Verdict:
+    """The verdict over what came instead of a success, or over that nothing came."""
+    if refusal.status == 429:
+        return Verdict("slow", error=refusal, pause_ms=int(refusal.extra.get("retry_after_ms", MIN_PAUSE_MS)))
+    if not isinstance(refusal, HomeserverError) or refusal.status >= 500 or refusal.errcode == Errcode.UNRECOGNIZED:
+        return Verdict("again", error=refusal)
+    if refusal.status == 401 and refusal.errcode in _TOKEN_ERRCODES:
+        return Verdict("token", error=refusal)
+    if refusal.status == 403 and refusal.errcode == Errcode.FORBIDDEN:
+        return Verdict("forbidden", error=refusal)
+    return Verdict("dead", error=refusal)

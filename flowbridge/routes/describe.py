@@ -11,14 +11,16 @@ _ERRORS = {
     400: "The request is malformed, or the payload breaks its schema: `flowbridge.problems` lists every problem.",
     401: "No token or key, or one that is not accepted.",
     403: "The account may not do this in the room.",
-    404: "There is no such room, event or path.",
+    404: "There is no such room, event, delivery or path.",
     408: "The body did not arrive in time.",
+    409: "The delivery is queued, or on its way just now.",
     413: "The body or the event is too large.",
     415: "The body is a form, multipart, XML or compressed.",
+    422: "This `Idempotency-Key` was used before, with other content.",
     429: "The homeserver asks to wait `retry_after_ms`.",
     500: "The homeserver failed.",
     502: "The homeserver is away, or is no homeserver.",
-    503: "Not ready.",
+    503: "Not just now; `Retry-After` says when: the store is full or away, or nobody can tell whose token this is.",
     504: "The homeserver did not answer in time.",
 }
 
@@ -31,7 +33,7 @@ def _json(schema: Mapping[str, Any], **more: Any) -> Operation:
     return {"application/json": {"schema": dict(schema), **more}}
 
 
-def _parameter(name: str, description: str, example: str, where: str = "path", **schema: Any) -> Operation:
+def _parameter(name: str, description: str, example: Any, where: str = "path", **schema: Any) -> Operation:
     return {
         "name": name,
         "in": where,
@@ -67,15 +69,20 @@ def _operation(
     tag: str,
     summary: str,
     *,
-    ok: str,
-    answers: Mapping[str, Any],
+    ok: str = "",
+    answers: Mapping[str, Any] | None = None,
+    accepted: Operation | None = None,
     errors: Iterable[int] = (),
     description: str = "",
     parameters: Iterable[Operation] = (),
     body: Operation | None = None,
     open_to_all: bool = False,
 ) -> Operation:
-    responses: dict[str, Any] = {"200": {"description": ok, "content": dict(answers)}}
+    responses: dict[str, Any] = {}
+    if answers is not None:
+        responses["200"] = {"description": ok, "content": dict(answers)}
+    if accepted is not None:
+        responses["202"] = accepted
     for status in sorted({404, 405, *errors}):
         text = _ERRORS.get(status, "The path is known, but not with this method.")
         responses[str(status)] = {"description": text, "content": _json(_schema("MatrixError"))}
@@ -104,8 +111,52 @@ _SHAPES = (
     "but for text/plain."
 )
 _MATRIX_SHAPES = "The event's content; or a whole event, whose `content` and `state_key` are used."
-_UPSTREAM = (401, 403, 429, 500, 502, 504)
+_UPSTREAM = (401, 403, 429, 500, 502, 503, 504)
 _BODY = (400, 408, 413, 415)
+
+_PREFER = {
+    "name": "Prefer",
+    "in": "header",
+    "description": "RFC 7240. `wait=N`: wait for N seconds, instead of the bridge's own 10, for the event to be in the "
+    "room. `respond-async`, on the flow surface: answer 202 as soon as the event is on the disk.",
+    "schema": {"type": "string"},
+    "example": "respond-async",
+}
+_IDEMPOTENCY_KEY = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "description": "Any text. The same key with the same content is the same delivery: its answer is given again, with "
+    "`Idempotent-Replayed: true`. Wins over a `txnId` in the path.",
+    "schema": {"type": "string", "minLength": 1, "maxLength": 255},
+    "example": "order-17-shipped",
+}
+
+
+def _header(description: str, **schema: Any) -> Operation:
+    return {"description": description, "schema": {"type": "string", **schema}}
+
+
+_LOCATION = _header("The delivery: `/deliveries/{deliveryId}`.")
+_DELIVERY_HEADERS = {
+    "Flowbridge-Delivery": _header("The delivery's id, in every answer to an event that was accepted."),
+    "Idempotent-Replayed": _header("The answer is that of an earlier request with the same key.", const="true"),
+}
+_ACCEPTED = {
+    "description": "The event is on the disk, and will be in the room.",
+    "content": _json(_schema("Accepted")),
+    "headers": {
+        "Location": _LOCATION,
+        "Preference-Applied": _header("What was granted of `Prefer`.", const="respond-async"),
+        **_DELIVERY_HEADERS,
+    },
+}
+
+
+def _sending(surface: str, operation: Operation) -> Operation:
+    """A send: with what a caller may say about waiting, and what it hears of the delivery."""
+    operation["responses"]["200"]["headers"] = _DELIVERY_HEADERS
+    operation["parameters"] += [_PREFER, _IDEMPOTENCY_KEY] if surface == "flow" else [_PREFER]
+    return operation
 
 
 def event(method: str, path: str) -> Operation:
@@ -115,21 +166,25 @@ def event(method: str, path: str) -> Operation:
     surface, tag = ("matrix", "Matrix surface") if matrix else ("flow", "Flow surface")
     variant = "Txn" if "{txnId}" in path else "Key" if "{stateKey}" in path else ""
     shapes = _MATRIX_SHAPES if matrix else _SHAPES
+    accepted = None if matrix else _ACCEPTED
+    errors = (*_BODY, *_UPSTREAM) if matrix else (*_BODY, *_UPSTREAM, 422)
     if "/send/" in path:
-        return _operation(
+        found = _operation(
             f"{surface}_{method.lower()}_send{variant}",
             tag,
             "Send an event",
-            description="The payload is checked against the schema of its event type, then sent. State event types "
-            "of the catalogue (`m.room.name`, `m.room.topic`, …) become room state.",
+            description="The payload is checked against the schema of its event type, stored, then sent. State event "
+            "types of the catalogue (`m.room.name`, `m.room.topic`, …) become room state.",
             ok="The event is in the room.",
             answers=_json(_schema("EventId")),
-            errors=(*_BODY, *_UPSTREAM),
+            accepted=accepted,
+            errors=errors,
             parameters=parameters,
             body=_body("MatrixBody" if matrix else "FlowBody", shapes, text=not matrix),
         )
+        return _sending(surface, found)
     if method == "PUT":
-        return _operation(
+        found = _operation(
             f"{surface}_put_state{variant}",
             tag,
             "Set room state",
@@ -137,10 +192,12 @@ def event(method: str, path: str) -> Operation:
             "by an empty list. Setting what is already set answers the old event id.",
             ok="The state is set.",
             answers=_json(_schema("EventId")),
-            errors=(*_BODY, *_UPSTREAM),
+            accepted=accepted,
+            errors=errors,
             parameters=parameters,
             body=_body("MatrixBody" if matrix else "FlowBody", shapes, text=False),
         )
+        return _sending(surface, found)
     return _operation(
         f"{surface}_get_state{variant}",
         tag,
@@ -152,6 +209,71 @@ def event(method: str, path: str) -> Operation:
     )
 
 
+def _filter(name: str, description: str, example: Any, **schema: Any) -> Operation:
+    return _parameter(name, description, example, "query", **schema)
+
+
+_DELIVERY_ID = _parameter(
+    "deliveryId", "As `Flowbridge-Delivery` and a 202 name it.", "KZbVxTqKq5mS0o3lPz9r_g1f", maxLength=128
+)
+_OWN = (
+    "A key with `admin` sees all deliveries, another key those that it sent, a Matrix token those that its user sent. "
+)
+_LOG_ERRORS = (400, 401, 403, 429, 500, 502, 503, 504)
+
+DELIVERIES = _operation(
+    "deliveries",
+    "Deliveries",
+    "What became of events",
+    description=f"{_OWN}The newest first. A parameter that is blank counts as absent.",
+    ok="A page of them. `next` is the `cursor` of the following page; the last page has none.",
+    answers=_json(_schema("Deliveries")),
+    errors=_LOG_ERRORS,
+    parameters=[
+        _filter("state", "`sent`, `queued`, `dead`; several with commas, or repeated.", "dead"),
+        _filter("room_id", "A room id; no alias.", ROOM),
+        _filter("event_type", "An event type.", "m.room.message"),
+        _filter("since", "Accepted then or later: ISO 8601, UTC where it has no offset.", "2026-11-22T10:00:00Z"),
+        _filter("until", "Accepted before then.", "2026-11-22T12:00:00+01:00"),
+        _filter("limit", "How many at most.", 50, type="integer", minimum=1, maximum=200, default=50),
+        _filter("cursor", "The `next` of the page before; the other parameters stay as they were.", "AAAAAAAAAGQ"),
+    ],
+)
+DELIVERY = _operation(
+    "delivery",
+    "Deliveries",
+    "All about one delivery",
+    description=f"{_OWN}Somebody else's is a 404, as is one that never was.",
+    ok="The request as it came, the event as it is sent, and every attempt.",
+    answers=_json(_schema("DeliveryDetail")),
+    errors=_LOG_ERRORS,
+    parameters=[_DELIVERY_ID],
+)
+REPLAY = _operation(
+    "replay",
+    "Deliveries",
+    "Send a settled event anew",
+    description="Of a dead letter, or once more of what was sent: the same delivery goes behind all that is queued for "
+    "its room.",
+    accepted={
+        "description": "It is queued.",
+        "content": _json(_schema("Accepted")),
+        "headers": {"Location": _LOCATION},
+    },
+    errors=(*_LOG_ERRORS, 409),
+    parameters=[_DELIVERY_ID],
+)
+DELETE_DELIVERY = _operation(
+    "deleteDelivery",
+    "Deliveries",
+    "Delete a delivery",
+    description="One that is queued is given up, unless it is on its way just now. Nothing is taken out of the room: "
+    "after an attempt without an answer the event may be there all the same.",
+    ok="It is gone.",
+    answers=_json({"type": "object", "maxProperties": 0}),
+    errors=(*_LOG_ERRORS, 409),
+    parameters=[_DELIVERY_ID],
+)
 SCHEMAS = _operation(
     "schemas",
     "Catalogue",
@@ -205,9 +327,18 @@ READYZ = _operation(
     "readyz",
     "Operations",
     "Whether events can be sent",
-    ok="The homeserver can be reached, and the bot account, if there is one, is accepted.",
+    ok="The store can be written, the homeserver reached, and the bot account, if there is one, is accepted. "
+    "With a 503 `flowbridge.failed` names the part that fails: store, homeserver or bot.",
     answers=_json(_schema("Ready")),
     errors=(503,),
+    open_to_all=True,
+)
+METRICS = _operation(
+    "metrics",
+    "Operations",
+    "Figures for Prometheus",
+    ok="Prometheus' text format: what is queued and since when, lanes, commits, pauses. No names of rooms or accounts.",
+    answers={"text/plain": {"schema": {"type": "string"}}},
     open_to_all=True,
 )
 VERSIONS = _operation(

@@ -37,11 +37,11 @@ def endpoint(
         path,
         handler,
         methods=[method],
+        status_code=int(min(operation["responses"])),
         response_model=None,
         operation_id=operation["operationId"],
         summary=operation["summary"],
         description=operation.get("description"),
-        tags=list(operation["tags"]),
         openapi_extra=dict(operation),
         include_in_schema=documented,
     )

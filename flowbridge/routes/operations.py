@@ -1,6 +1,7 @@
 """For those who run it: health, readiness, the homeserver's versions, the documentation."""
 
 import importlib.util
+import time
 from pathlib import Path
 from typing import Any
 
@@ -8,42 +9,75 @@ from fastapi.openapi.docs import get_swagger_ui_html
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 
-from flowbridge import __version__
-from flowbridge.callers import Callers
-from flowbridge.errors import Errcode, MatrixError, NotFound
-from flowbridge.homeserver import Homeserver
+from flowbridge import __version__, metrics
+from flowbridge.core import Core
+from flowbridge.errors import Errcode, MatrixError, NotFound, Unavailable
 from flowbridge.routes import describe
 from flowbridge.routes.endpoint import Endpoint, endpoint, json_answer
+from flowbridge.store.accounts import account_of
 
 ASSETS = ("swagger-ui-bundle.js", "swagger-ui.css", "favicon.png")
 
 
 class Operations:
-    def __init__(self, homeserver: Homeserver, callers: Callers) -> None:
-        self._homeserver = homeserver
-        self._callers = callers
+    def __init__(self, core: Core) -> None:
+        self._core = core
 
     async def healthz(self, _: Request) -> Response:
         """GET /healthz: the process answers."""
         return json_answer({"status": "ok", "version": __version__})
 
     async def readyz(self, _: Request) -> Response:
-        """GET /readyz: the homeserver can be reached, and the bot account, if there is one, is accepted."""
-        checks: dict[str, Any] = {}
+        """GET /readyz: events are accepted and delivered; else which part fails, and why."""
+        core = self._core
+        paused = self._paused()
+        checks: dict[str, Any] = {"queued": core.stock.queued, "accounts_paused": len(paused)}
+        failed = "store"
         try:
-            await self._homeserver.versions()
-            checks["homeserver"] = str(self._homeserver.locator.known)
-            bot = await self._callers.bot()
+            if reason := core.database.trouble or core.stock.full:
+                raise Unavailable(f"the store: {reason}")
+            failed = "homeserver"
+            await core.homeserver.versions()
+            checks["homeserver"] = str(core.locator.known)
+            failed = "bot"
+            bot = await core.callers.bot()
             checks["bot"] = bot.user_id if bot else None
+            if bot is not None and (reason := paused.get(account_of(bot.user_id, bot.device_id), "")):
+                raise Unavailable(f"the homeserver does not accept the bridge's own account: {reason}")
         except MatrixError as error:
-            failed = "bot" if "homeserver" in checks else "homeserver"
             not_ready = MatrixError(f"not ready: {error.error}", status=503, flowbridge={"failed": failed, **checks})
             return json_answer(not_ready.body(), 503, {"Retry-After": "2"})
         return json_answer({"ready": True, **checks})
 
+    def _paused(self) -> dict[str, str]:
+        """The accounts of which something waits for a token that works: what is wrong with the one there is.
+
+        One that was refused and of which nothing waits is nobody's trouble, and may be right by now.
+        """
+        distrusted = self._core.carrier.distrusted
+        waiting = self._core.stock.accounts() if distrusted else ()
+        return {account: reason for account, reason in distrusted.items() if account in waiting}
+
+    async def metrics(self, _: Request) -> Response:
+        """GET /metrics: Prometheus' text format; no names of rooms or accounts are in it."""
+        stock, carrier = self._core.stock, self._core.carrier
+        lanes = self._core.courier.lanes()
+        metrics.uncertain.set(lanes.pop("uncertain"))
+        for state, number in lanes.items():
+            metrics.lanes.labels(state).set(number)
+        metrics.queued.set(stock.queued)
+        metrics.dead.set(stock.dead)
+        metrics.store_bytes.set(stock.used_bytes)
+        metrics.store_full.set(bool(stock.full))
+        oldest = stock.oldest_at if stock.queued else None
+        metrics.oldest_queued_seconds.set(max(0.0, time.time() - oldest) if oldest is not None else 0.0)
+        metrics.accounts_paused.set(len(self._paused()))
+        metrics.homeserver_up.set(not carrier.is_away)
+        return Response(metrics.render(), media_type=metrics.CONTENT_TYPE)
+
     async def versions(self, _: Request) -> Response:
         """GET /_matrix/client/versions: the homeserver's own answer."""
-        answer = await self._homeserver.versions()
+        answer = await self._core.homeserver.versions()
         return Response(answer.body, 200, media_type="application/json")
 
 
@@ -74,11 +108,12 @@ async def asset(request: Request) -> Response:
     return FileResponse(Path(found.origin).parent / "static" / name)
 
 
-def routes(homeserver: Homeserver, callers: Callers) -> list[Endpoint]:
-    handlers = Operations(homeserver, callers)
+def routes(core: Core) -> list[Endpoint]:
+    handlers = Operations(core)
     return [
         endpoint("GET", "/healthz", handlers.healthz, describe.HEALTHZ),
         endpoint("GET", "/readyz", handlers.readyz, describe.READYZ),
+        endpoint("GET", "/metrics", handlers.metrics, describe.METRICS),
         endpoint("GET", "/_matrix/client/versions", handlers.versions, describe.VERSIONS),
         endpoint("GET", "/openapi.json", openapi, describe.OPENAPI),
         endpoint("GET", "/docs", docs, describe.PAGE, documented=False),

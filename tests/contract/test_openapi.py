@@ -21,15 +21,15 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from flowbridge.app import create_app
-from flowbridge.serve import background
 from flowbridge.settings import Settings
 from tests import upstream as scripted
-from tests.http.conftest import KEY, settings_for
+from tests.http.conftest import KEY, running
 from tests.upstream import Behaviour, Request, Upstream
 
 FILE = Path(__file__).parents[2] / "openapi.json"
 DOCUMENT = create_app(Settings.model_construct()).app.openapi()
 EXAMPLES = 30  # per operation
+SHORT = 0.02  # seconds that a send is waited for: it is often enough in time, and often not
 # What an operation promises whatever comes in. Not asked: that generated bodies are accepted or refused as the
 # document alone would have it, because the event type in the path decides which schema holds (`anyOf` cannot say so).
 CHECKS: list[CheckFunction] = [
@@ -83,7 +83,8 @@ def test_every_operation_has_a_name_and_its_errors() -> None:
         for operation in path.values():
             names.append(operation["operationId"])
             assert operation["summary"]
-            assert {"200", "404", "405"} <= operation["responses"].keys()
+            assert {"404", "405"} <= operation["responses"].keys()
+            assert {"200", "202"} & operation["responses"].keys()
     assert len(names) == len(set(names))
 
 
@@ -96,7 +97,7 @@ def moody() -> scripted.Script:
             scripted.matrix_error(403, "M_FORBIDDEN", "You are not in the room"),
             None,
             scripted.matrix_error(404, "M_NOT_FOUND", "Event not found"),
-            scripted.matrix_error(429, "M_LIMIT_EXCEEDED", "Too many requests", retry_after_ms=1_500),
+            scripted.matrix_error(429, "M_LIMIT_EXCEEDED", "Too many requests", retry_after_ms=50),
             None,
             scripted.matrix_error(400, "M_UNKNOWN", "Cannot do this"),
             scripted.matrix_error(401, "M_UNKNOWN_TOKEN", "Unrecognised access token"),
@@ -110,9 +111,10 @@ def moody() -> scripted.Script:
 
 
 @pytest.fixture(scope="module")
-def bridge_url() -> Iterator[str]:
-    with Upstream(moody()) as upstream, background(settings_for(upstream.url)) as url:
-        yield url
+def bridge_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder = tmp_path_factory.mktemp("contract")
+    with Upstream(moody()) as upstream, running(upstream, folder, wait_seconds=SHORT) as bridge:
+        yield bridge.url
 
 
 @pytest.fixture(scope="module")
@@ -140,10 +142,16 @@ bounded = settings(
 )
 
 
+def is_to_be_expected(response: Response) -> bool:
+    """Whether it is one of the two ways in which this upstream makes the bridge itself answer a 5xx."""
+    refused = response.status_code == 502 and "own account" in response.text  # the upstream's 401, for a key
+    unsettled = response.status_code == 504 and "the same txnId" in response.text
+    return refused or unsettled
+
+
 def check(case: schemathesis.Case[Any], url: str, session: requests.Session, headers: dict[str, str]) -> None:
     response: Response = case.call(base_url=url, session=session, headers=headers, timeout=5)
-    bot_refused = response.status_code == 502 and "own account" in response.text  # the upstream's 401, for a key
-    assert response.status_code < 500 or bot_refused, f"{response.status_code}: {response.text[:500]}"
+    assert response.status_code < 500 or is_to_be_expected(response), f"{response.status_code}: {response.text[:500]}"
     case.validate_response(response, checks=CHECKS)
 
 

@@ -1,11 +1,15 @@
-"""A running bridge in front of a scripted upstream, and a raw socket to it."""
+"""Running bridges in front of a scripted upstream, and a raw socket to them."""
 
 import json
 import secrets
 import socket
+import ssl
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self
 from urllib.parse import urlsplit
 
@@ -13,16 +17,21 @@ import httpx
 import pytest
 from pydantic import SecretStr
 
+from flowbridge.delivery import lane
 from flowbridge.serve import background
 from flowbridge.settings import Settings
-from tests.upstream import PATIENCE, Upstream
+from tests.upstream import PATIENCE, Rooms, Upstream
 
 KEY = "fb_http-tests"
 BOT_TOKEN = "bot-token"
-WAIT_SECONDS = 1.0
+REQUEST_SECONDS = 1.0  # for one attempt upstream
+WAIT_SECONDS = 10.0  # for an event to be in its room: longer than any test needs
+HASTE_SECONDS = 0.3  # the same, where the time is meant to pass
+FIRST_PAUSE = 0.05  # before the second attempt
 ROOM = "!room:upstream"
 SEND = f"/rooms/{ROOM}/send/m.room.message"
 HELLO = {"msgtype": "m.text", "body": "hello"}
+TLS = ssl.create_default_context()  # httpx would make one for each client, in 50 ms
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +146,43 @@ class Bridge:
         with self.connect() as client:
             return client.send(data).answer(method)
 
+    def delivery(self, id_: str) -> dict[str, Any]:
+        """All that the bridge knows of a delivery."""
+        return dict(self._operate("GET", f"/deliveries/{id_}").json())
+
+    def wait_until(self, id_: str, status: str) -> dict[str, Any]:
+        """The delivery, once it is so."""
+        ending = time.monotonic() + PATIENCE
+        while (found := self.delivery(id_))["status"] != status:
+            assert time.monotonic() < ending, found
+            time.sleep(0.01)
+        return found
+
+    def queued(self) -> list[str]:
+        """The deliveries that are on their way."""
+        page = self._operate("GET", "/deliveries?state=queued&limit=200").json()
+        return [delivery["delivery_id"] for delivery in page["deliveries"]]
+
+    def wait_until_idle(self) -> None:
+        """Until nothing is on its way."""
+        ending = time.monotonic() + PATIENCE
+        while queued := self.queued():
+            assert time.monotonic() < ending, queued
+            time.sleep(0.02)
+
+    def clear(self) -> None:
+        """Give up what is queued, or wait until it is sent."""
+        ending = time.monotonic() + PATIENCE
+        while queued := self.queued():
+            assert time.monotonic() < ending, queued
+            for delivery in queued:
+                if self._operate("DELETE", f"/deliveries/{delivery}").status == 409:
+                    self.upstream.drop()
+
+    def _operate(self, method: str, target: str) -> Answer:
+        """As somebody with a key that may do everything."""
+        return self.ask(post(target, b"", f"X-API-Key: {KEY}", "Authorization: Basic x", method=method))
+
     def post(self, target: str = SEND, body: bytes = b"", *headers: str, method: str = "POST") -> Answer:
         return self.ask(post(target, body, *headers, method=method), method)
 
@@ -156,41 +202,103 @@ def new_token() -> str:
     return f"token-{secrets.token_hex(8)}"
 
 
-def settings_for(url: str, **values: Any) -> Settings:
-    """Settings that no environment changes."""
+def settings_for(url: str, folder: Path, **values: Any) -> Settings:
+    """Settings that no environment changes; the store is in this folder."""
     defaults = {
         "access_token": SecretStr(BOT_TOKEN),
         "api_keys": (SecretStr(KEY),),
+        "database_url": SecretStr(f"sqlite:///{folder}/flowbridge.db"),
         "wait_seconds": WAIT_SECONDS,
+        "request_seconds": REQUEST_SECONDS,
     }
     return Settings.model_construct(base_url=url, **{**defaults, **values})
 
 
-@pytest.fixture(scope="session")
-def shared_bridge() -> Iterator[Bridge]:
-    with Upstream() as upstream, background(settings_for(upstream.url)) as url:
+@contextmanager
+def running(upstream: Upstream, folder: Path, **values: Any) -> Iterator[Bridge]:
+    """A bridge of its own, which knows what an earlier one left behind in this folder."""
+    with background(settings_for(upstream.url, folder, **values)) as url:
         yield Bridge(url, upstream)
 
 
-@pytest.fixture
-def bridge(shared_bridge: Bridge) -> Iterator[Bridge]:
-    """With an upstream in good health that remembers only this test's requests."""
-    shared_bridge.upstream.reset()
-    yield shared_bridge
-    shared_bridge.upstream.reset()
+@pytest.fixture(scope="session")
+def shared_upstream() -> Iterator[Upstream]:
+    with Upstream() as upstream:
+        yield upstream
+
+
+@pytest.fixture(scope="session")
+def shared_bridge(shared_upstream: Upstream, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bridge]:
+    with running(shared_upstream, tmp_path_factory.mktemp("patient")) as bridge:
+        yield bridge
+
+
+@pytest.fixture(scope="session")
+def shared_hasty_bridge(shared_upstream: Upstream, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bridge]:
+    with running(shared_upstream, tmp_path_factory.mktemp("hasty"), wait_seconds=HASTE_SECONDS) as bridge:
+        yield bridge
 
 
 @pytest.fixture
-def upstream(bridge: Bridge) -> Upstream:
-    return bridge.upstream
+def upstream(shared_upstream: Upstream) -> Iterator[Upstream]:
+    """In good health, remembering only this test's requests."""
+    shared_upstream.reset()
+    yield shared_upstream
+    shared_upstream.reset()
+
+
+@pytest.fixture
+def rooms(upstream: Upstream) -> Rooms:
+    """The rooms of the upstream, which keeps what it is sent."""
+    found = Rooms()
+    upstream.script(found)
+    return found
+
+
+@pytest.fixture
+def go() -> Iterator[threading.Event]:
+    """For `scripted.when(go, …)`; nobody waits for it after the test."""
+    event = threading.Event()
+    yield event
+    event.set()
+
+
+@pytest.fixture
+def bridge(shared_bridge: Bridge, upstream: Upstream) -> Iterator[Bridge]:
+    yield from _lent(shared_bridge)
+
+
+@pytest.fixture
+def hasty(shared_hasty_bridge: Bridge, upstream: Upstream, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bridge]:
+    """For what does not become well: it does not wait for long, and tries again soon."""
+    monkeypatch.setattr(lane, "FIRST_PAUSE", FIRST_PAUSE)
+    yield from _lent(shared_hasty_bridge)
+
+
+def _lent(bridge: Bridge) -> Iterator[Bridge]:
+    yield bridge
+    bridge.upstream.reset()
+    bridge.clear()
 
 
 @pytest.fixture
 def caller(bridge: Bridge) -> Iterator[httpx.Client]:
     """A caller with a token of its own, which the bridge has not seen before."""
-    headers = {"Authorization": f"Bearer {new_token()}"}
-    with httpx.Client(base_url=bridge.url, headers=headers, trust_env=False, timeout=PATIENCE) as client:
+    with as_caller(bridge) as client:
         yield client
+
+
+@pytest.fixture
+def hasty_caller(hasty: Bridge) -> Iterator[httpx.Client]:
+    """The same, of the hasty bridge."""
+    with as_caller(hasty) as client:
+        yield client
+
+
+def as_caller(bridge: Bridge, token: str = "") -> httpx.Client:
+    headers = {"Authorization": f"Bearer {token or new_token()}"}
+    patience = PATIENCE + WAIT_SECONDS
+    return httpx.Client(base_url=bridge.url, headers=headers, trust_env=False, timeout=patience, verify=TLS)
 
 
 Elapsed = Callable[[], float]

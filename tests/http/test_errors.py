@@ -4,6 +4,7 @@ import json
 import socket
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -11,10 +12,26 @@ import httpx
 import pytest
 
 from flowbridge.callers import Callers
+from flowbridge.delivery import carrier, lane
 from flowbridge.serve import background
 from tests import upstream as scripted
-from tests.http.conftest import HELLO, KEY, ROOM, SEND, WAIT_SECONDS, Bridge, Elapsed, post, settings_for
-from tests.upstream import Behaviour, Upstream
+from tests.http.conftest import (
+    FIRST_PAUSE,
+    HASTE_SECONDS,
+    HELLO,
+    KEY,
+    REQUEST_SECONDS,
+    ROOM,
+    SEND,
+    Bridge,
+    Elapsed,
+    as_caller,
+    post,
+    running,
+    settings_for,
+)
+from tests.http.sends import MATRIX, check_queued
+from tests.upstream import Behaviour, Rooms, Upstream
 
 STATE = f"/rooms/{ROOM}/state/m.room.name"
 WHOAMI = "/_matrix/client/v3/account/whoami"
@@ -131,52 +148,78 @@ def test_wrong_method_is_a_405_that_names_the_right_ones(
 
 @pytest.mark.parametrize(
     ("status", "errcode"),
-    [(400, "M_BAD_JSON"), (403, "M_FORBIDDEN"), (404, "M_NOT_FOUND"), (413, "M_TOO_LARGE"), (500, "M_UNKNOWN")],
+    [(400, "M_BAD_JSON"), (403, "M_FORBIDDEN"), (404, "M_NOT_FOUND"), (413, "M_TOO_LARGE"), (418, "ORG_TEAPOT")],
 )
-@pytest.mark.parametrize("prefix", ["", "/_matrix/client/v3"], ids=["flow", "matrix"])
+@pytest.mark.parametrize("prefix", ["", MATRIX], ids=["flow", "matrix"])
 def test_homeservers_own_error_passes(
     caller: httpx.Client, upstream: Upstream, prefix: str, status: int, errcode: str
 ) -> None:
     upstream.always(scripted.matrix_error(status, errcode, "its own text", room_version="12"), at="/send/")
     found = check_error(caller.post(prefix + SEND, json=HELLO), status, errcode)
     assert found == {"errcode": errcode, "error": "its own text", "room_version": "12"}
+    assert len(upstream.events) == 1
     upstream.always(scripted.matrix_error(status, errcode, "its own text"), at="/state/")
     check_error(caller.get(prefix + STATE), status, errcode)
     check_error(caller.put(prefix + STATE, json={"name": "n"}), status, errcode)
 
 
+@pytest.mark.parametrize("prefix", ["", MATRIX], ids=["flow", "matrix"])
+def test_homeservers_own_500_passes_where_state_is_read(caller: httpx.Client, upstream: Upstream, prefix: str) -> None:
+    upstream.always(scripted.matrix_error(500, "M_UNKNOWN", "its own text", room_version="12"), at="/state/")
+    found = check_error(caller.get(prefix + STATE), 500, "M_UNKNOWN")
+    assert found == {"errcode": "M_UNKNOWN", "error": "its own text", "room_version": "12"}
+
+
 @pytest.mark.parametrize(
-    ("behaviour", "pause_ms", "header"),
+    ("behaviour", "pause_ms"),
     [
+        pytest.param(scripted.matrix_error(429, "M_LIMIT_EXCEEDED", "slow", retry_after_ms=1_234), 1_234, id="body"),
+        pytest.param(scripted.matrix_error(429, "M_LIMIT_EXCEEDED", "slow", "Retry-After: 7"), 7_000, id="header"),
+        pytest.param(scripted.matrix_error(429, "M_LIMIT_EXCEEDED", "slow"), 500, id="not-said"),
+        pytest.param(scripted.raw(scripted.encoded(429, b"slow down", "Retry-After: 3")), 3_000, id="by-a-proxy"),
+        pytest.param(scripted.matrix_error(429, "M_LIMIT_EXCEEDED", "slow", retry_after_ms="soon"), 500, id="a-word"),
         pytest.param(
-            scripted.matrix_error(429, "M_LIMIT_EXCEEDED", "slow", retry_after_ms=1_234), 1_234, "2", id="in-the-body"
-        ),
-        pytest.param(
-            scripted.matrix_error(429, "M_LIMIT_EXCEEDED", "slow", "Retry-After: 7"), 7_000, "7", id="as-a-header"
-        ),
-        pytest.param(scripted.matrix_error(429, "M_LIMIT_EXCEEDED", "slow"), 500, "1", id="not-said"),
-        pytest.param(scripted.raw(scripted.encoded(429, b"slow down", "Retry-After: 3")), 3_000, "3", id="by-a-proxy"),
-        pytest.param(
-            scripted.matrix_error(429, "M_LIMIT_EXCEEDED", "slow", retry_after_ms="soon"), 500, "1", id="a-word"
-        ),
-        pytest.param(
-            scripted.matrix_error(429, "M_LIMIT_EXCEEDED", "slow", retry_after_ms=10**30), 600_000, "600", id="for-ever"
+            scripted.matrix_error(429, "M_LIMIT_EXCEEDED", "slow", retry_after_ms=10**30), 60_000, id="for-ever"
         ),
     ],
 )
-def test_rate_limit_passes_with_its_pause(
-    caller: httpx.Client, upstream: Upstream, behaviour: Behaviour, pause_ms: int, header: str
+def test_rate_limit_that_does_not_end_in_time_passes_with_what_is_left_of_it(
+    hasty_caller: httpx.Client, upstream: Upstream, behaviour: Behaviour, pause_ms: int, elapsed: Elapsed
 ) -> None:
     upstream.always(behaviour, at="/send/")
-    answer = caller.post(SEND, json=HELLO)
-    assert check_error(answer, 429, "M_LIMIT_EXCEEDED")["retry_after_ms"] == pause_ms
-    assert answer.headers["retry-after"] == header
+    answer = hasty_caller.post(MATRIX + SEND, json=HELLO)
+    left_ms = check_error(answer, 429, "M_LIMIT_EXCEEDED")["retry_after_ms"]
+    assert answer.headers["retry-after"] == str(-(-left_ms // 1_000))
+    assert pause_ms - elapsed() * 1_000 <= left_ms <= pause_ms * 1.02
+    assert len(upstream.events) == 1, "nobody asks while it lasts"
+    check_queued(hasty_caller.post(SEND, json=HELLO))
 
 
 @pytest.mark.parametrize("status", [200, 201, 204, 304, 404, 500, 502, 503])
-def test_html_from_upstream_is_a_502(caller: httpx.Client, upstream: Upstream, status: int) -> None:
-    upstream.always(scripted.html(status), at="/send/")
-    check_error(caller.post(SEND, json=HELLO), 502, "M_UNKNOWN")
+def test_html_from_upstream_is_waited_out(
+    hasty: Bridge, hasty_caller: httpx.Client, upstream: Upstream, status: int
+) -> None:
+    check_waited_out(hasty, hasty_caller, upstream, scripted.html(status), 502)
+
+
+def check_waited_out(
+    bridge: Bridge, caller: httpx.Client, upstream: Upstream, behaviour: Behaviour, status: int
+) -> list[dict[str, Any]]:
+    """The event is accepted, and in the room when the fault has passed; the attempts at it, of that status."""
+    upstream.always(behaviour, at="/send/")
+    delivery = check_queued(caller.post(SEND, json=HELLO))
+    rooms = Rooms()
+    upstream.script(rooms)
+    found = bridge.wait_until(delivery, "sent")
+    assert [event.content for event in rooms.events] == [HELLO]
+    assert found["event_id"] == "$1"
+    failed: list[dict[str, Any]]
+    *failed, last = found["history"]
+    assert last["status"] == 200
+    assert failed
+    assert {(attempt["status"], attempt["errcode"]) for attempt in failed} == {(status, "M_UNKNOWN")}
+    assert all(attempt["error"] for attempt in failed)
+    return failed
 
 
 @pytest.mark.parametrize("path", [STATE, "/_matrix/client/versions", f"/_matrix/client/v3{STATE}/"])
@@ -193,10 +236,10 @@ def test_bridge_is_not_ready_when_html_answers_for_the_homeserver(caller: httpx.
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-def test_redirect_is_not_followed(caller: httpx.Client, upstream: Upstream, status: int) -> None:
-    upstream.always(scripted.redirect(f"{upstream.url}/elsewhere", status), at="/send/")
-    check_error(caller.post(SEND, json=HELLO), 502, "M_UNKNOWN")
-    assert len(upstream.events) == 1
+def test_redirect_is_not_followed(hasty: Bridge, hasty_caller: httpx.Client, upstream: Upstream, status: int) -> None:
+    moved = scripted.redirect(f"{upstream.url}/elsewhere", status)
+    check_waited_out(hasty, hasty_caller, upstream, moved, 502)
+    assert len({request.target for request in upstream.events}) == 1
     assert "/elsewhere" not in targets(upstream)
 
 
@@ -223,11 +266,89 @@ def test_redirect_is_not_followed(caller: httpx.Client, upstream: Upstream, stat
         pytest.param(scripted.raw(scripted.encoded(403, b"[" * 60_000)), id="deep-json"),
     ],
 )
-def test_nonsense_from_upstream_is_a_502(caller: httpx.Client, upstream: Upstream, behaviour: Behaviour) -> None:
+def test_nonsense_from_upstream_is_waited_out(
+    hasty: Bridge, hasty_caller: httpx.Client, upstream: Upstream, behaviour: Behaviour
+) -> None:
+    check_waited_out(hasty, hasty_caller, upstream, behaviour, 502)
+    assert hasty_caller.post(SEND, json=HELLO).json() == {"event_id": "$2"}
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "says"),
+    [
+        pytest.param(scripted.html(404), "answered 404 with no Matrix error (text/html)", id="html"),
+        pytest.param(scripted.html(200), "answered 200 without an event_id", id="no-event-id"),
+        pytest.param(scripted.hang_up, "closed the connection without an answer", id="hangs-up"),
+        pytest.param(scripted.raw(b"\0" * 64), "is not HTTP/1.1", id="no-http"),
+    ],
+)
+def test_delivery_says_what_came_instead_of_an_answer(
+    hasty: Bridge, hasty_caller: httpx.Client, upstream: Upstream, behaviour: Behaviour, says: str
+) -> None:
+    for attempt in check_waited_out(hasty, hasty_caller, upstream, behaviour, 502):
+        assert says in attempt["error"]
+
+
+@pytest.mark.parametrize(
+    "behaviour",
+    [
+        pytest.param(scripted.matrix_error(500, "M_UNKNOWN", "Internal server error"), id="500"),
+        pytest.param(scripted.matrix_error(503, "ORG_BUSY", "Workers are away"), id="503"),
+        pytest.param(scripted.matrix_error(404, "M_UNRECOGNIZED", "Unrecognized request"), id="unrecognized"),
+        pytest.param(scripted.html(), id="html"),
+        pytest.param(scripted.answer({}), id="no-event-id"),
+        pytest.param(scripted.hang_up, id="hangs-up"),
+    ],
+)
+def test_fault_that_passes_in_time_is_not_heard_of(
+    bridge: Bridge,
+    caller: httpx.Client,
+    upstream: Upstream,
+    behaviour: Behaviour,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(lane, "FIRST_PAUSE", FIRST_PAUSE)
+    rooms = Rooms()
+    for number, path in enumerate((SEND, MATRIX + SEND), 1):
+        left = [behaviour, behaviour]
+
+        def script(request: scripted.Request, left: list[Behaviour] = left) -> Behaviour | None:
+            return left.pop() if left and "/send/" in request.target else rooms(request)
+
+        upstream.script(script)
+        answer = caller.post(path, json=HELLO)
+        assert (answer.status_code, answer.json()) == (200, {"event_id": f"${number}"})
+        assert left == []
+
+
+@pytest.mark.parametrize(
+    "behaviour",
+    [
+        pytest.param(scripted.matrix_error(500, "M_UNKNOWN", "Internal server error"), id="500"),
+        pytest.param(scripted.matrix_error(404, "M_UNRECOGNIZED", "Unrecognized request"), id="unrecognized"),
+        pytest.param(scripted.html(), id="html"),
+        pytest.param(scripted.answer({}), id="no-event-id"),
+        pytest.param(scripted.hang_up, id="hangs-up"),
+        pytest.param(scripted.silence, id="silent"),
+    ],
+)
+def test_fault_after_which_nobody_knows_is_a_504_on_the_matrix_surface(
+    hasty_caller: httpx.Client, upstream: Upstream, behaviour: Behaviour
+) -> None:
     upstream.always(behaviour, at="/send/")
-    check_error(caller.post(SEND, json=HELLO), 502, "M_UNKNOWN")
-    upstream.script(None)
-    assert caller.post(SEND, json=HELLO).json() == {"event_id": "$event"}
+    answer = hasty_caller.put(f"{MATRIX}{SEND}/txn", json=HELLO)
+    found = check_error(answer, 504, "M_UNKNOWN")
+    assert "the same txnId" in found["error"]
+    rooms = Rooms()
+    upstream.script(rooms)
+    upstream.drop()
+    again = hasty_caller.put(f"{MATRIX}{SEND}/txn", json=HELLO)
+    while again.status_code == 504:
+        again = hasty_caller.put(f"{MATRIX}{SEND}/txn", json=HELLO)
+    assert again.json() == {"event_id": "$1"}
+    assert again.headers["flowbridge-delivery"] == answer.headers["flowbridge-delivery"]
+    assert again.headers["idempotent-replayed"] == "true"
+    assert len(rooms.events) == 1
 
 
 @pytest.mark.parametrize(
@@ -253,12 +374,14 @@ def test_odd_extras_of_an_error_still_give_a_json_answer(
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
-def test_number_that_is_no_json_is_not_passed_on(caller: httpx.Client, upstream: Upstream, number: float) -> None:
-    upstream.always(scripted.answer({"errcode": "M_FORBIDDEN", "error": "no", "number": number}, 403), at="/send/")
-    answer = caller.post(SEND, json=HELLO)
-    assert answer.status_code in (403, 502)  # the rest of the error, or an answer that no homeserver gives
-    assert "NaN" not in answer.text
-    assert "Infinity" not in answer.text
+def test_number_that_is_no_json_is_not_passed_on(hasty_caller: httpx.Client, upstream: Upstream, number: float) -> None:
+    """This is no answer that a homeserver gives."""
+    assert hasty_caller.post(SEND, json=HELLO).status_code == 200
+    upstream.always(scripted.answer({"errcode": "M_FORBIDDEN", "error": "no", "number": number}, 403))
+    delivery = check_queued(hasty_caller.post(SEND, json=HELLO))
+    for answer in (hasty_caller.get(STATE), hasty_caller.get(f"/deliveries/{delivery}")):
+        assert "NaN" not in answer.text
+        assert "Infinity" not in answer.text
 
 
 def test_error_text_that_is_no_text_gives_way_to_the_errcode(caller: httpx.Client, upstream: Upstream) -> None:
@@ -274,55 +397,109 @@ def dead_port() -> Iterator[int]:
         yield taken.getsockname()[1]
 
 
-def test_dead_upstream_is_a_502_at_once(dead_port: int, elapsed: Elapsed) -> None:
+def test_dead_upstream_is_told_to_who_cannot_be_known(dead_port: int, tmp_path: Path, elapsed: Elapsed) -> None:
+    """A token that was never seen: nobody can tell whose it is."""
     with (
-        background(settings_for(f"http://127.0.0.1:{dead_port}")) as url,
+        background(settings_for(f"http://127.0.0.1:{dead_port}", tmp_path)) as url,
         httpx.Client(base_url=url, headers={"Authorization": "Bearer t"}, trust_env=False) as caller,
     ):
-        for path in (SEND, f"/_matrix/client/v3{SEND}"):
-            check_error(caller.post(path, json=HELLO), 502, "M_UNKNOWN")
-        check_error(caller.get(STATE), 502, "M_UNKNOWN")
-        check_error(caller.get("/_matrix/client/versions"), 502, "M_UNKNOWN")
-        check_error(caller.get("/readyz"), 503, "M_UNKNOWN")
+        refused = f"cannot connect to http://127.0.0.1:{dead_port}"
+        for answer in (
+            caller.post(SEND, json=HELLO),
+            caller.post(MATRIX + SEND, json=HELLO),
+            caller.get(STATE),
+        ):
+            assert refused in check_error(answer, 503, "M_UNKNOWN")["error"]
+            assert answer.headers["retry-after"] == "1"
+        assert refused in check_error(caller.get("/_matrix/client/versions"), 502, "M_UNKNOWN")["error"]
+        found = check_error(caller.get("/readyz"), 503, "M_UNKNOWN")
+        assert refused in found["error"]
+        assert found["flowbridge"]["failed"] == "homeserver"
         assert caller.get("/healthz").status_code == 200
         assert caller.post("/validate/m.room.message", json=HELLO).status_code == 200
         assert elapsed() < 6
 
 
-def test_upstream_that_dies_and_comes_back_needs_no_restart(caller: httpx.Client, upstream: Upstream) -> None:
-    assert caller.post(SEND, json=HELLO).status_code == 200
-    upstream.always(scripted.hang_up)
-    check_error(caller.post(SEND, json=HELLO), 502, "M_UNKNOWN")
-    upstream.script(None)
-    assert caller.post(SEND, json=HELLO).status_code == 200
+def test_dead_upstream_is_a_502_on_the_matrix_surface_and_nothing_is_sent_later(tmp_path: Path) -> None:
+    rooms = Rooms()
+    with (
+        Upstream(rooms) as upstream,
+        running(upstream, tmp_path, wait_seconds=HASTE_SECONDS) as bridge,
+        as_caller(bridge) as caller,
+    ):
+        assert caller.post(SEND, json=HELLO).status_code == 200
+        upstream.refuse()
+        upstream.drop()
+        answer = caller.put(f"{MATRIX}{SEND}/txn", json={**HELLO, "body": "withdrawn"})
+        assert f"cannot connect to {upstream.url}" in check_error(answer, 502, "M_UNKNOWN")["error"]
+        assert answer.headers["flowbridge-delivery"]
+        assert bridge.queued() == []
+        accepted = check_queued(caller.post(SEND, json={**HELLO, "body": "accepted"}))
+        answer = caller.put(f"{MATRIX}{SEND}/txn", json={**HELLO, "body": "withdrawn"})
+        check_error(answer, 429, "M_LIMIT_EXCEEDED")  # behind what was accepted, it was not even tried
+        assert bridge.queued() == [accepted]
+        upstream.listen()
+        bridge.wait_until(accepted, "sent")
+        assert rooms.bodies == ["hello", "accepted"]
+        answer = caller.put(f"{MATRIX}{SEND}/txn", json={**HELLO, "body": "withdrawn"})
+        assert answer.json() == {"event_id": "$3"}
+        assert "idempotent-replayed" not in answer.headers
 
 
-@pytest.mark.parametrize(
-    "behaviour",
-    [
-        pytest.param(scripted.silence, id="silent"),
-        pytest.param(scripted.drip(b"HTTP/1.1 200 OK\r\n\r\n", 0.1), id="dripping"),
-    ],
-)
-@pytest.mark.parametrize("at", ["/whoami", "/send/"])
-def test_silent_upstream_is_a_504_within_the_wait(
-    caller: httpx.Client, upstream: Upstream, behaviour: Behaviour, at: str, elapsed: Elapsed
+def test_upstream_that_dies_and_comes_back_needs_no_restart(
+    hasty: Bridge, hasty_caller: httpx.Client, upstream: Upstream
 ) -> None:
-    upstream.always(behaviour, at=at)
-    check_error(caller.post(SEND, json=HELLO), 504, "M_UNKNOWN")
-    assert elapsed() < WAIT_SECONDS + 1
-    assert len(upstream.events) == (at == "/send/")
+    assert hasty_caller.post(SEND, json=HELLO).status_code == 200
+    upstream.always(scripted.hang_up)
+    delivery = check_queued(hasty_caller.post(SEND, json=HELLO))
+    upstream.script(None)
+    hasty.wait_until(delivery, "sent")
+    assert hasty_caller.post(SEND, json=HELLO).status_code == 200
 
 
-def test_silent_upstream_does_not_hold_up_others(bridge: Bridge, caller: httpx.Client, elapsed: Elapsed) -> None:
-    bridge.upstream.always(scripted.silence, at="/send/")
-    with bridge.connect() as other:
-        other.send(post(SEND, json.dumps(HELLO).encode()))
-        bridge.upstream.wait_for_requests(2)
-        assert caller.get(STATE).status_code == 200
-        assert caller.get("/healthz").status_code == 200
-        assert elapsed() < WAIT_SECONDS
-        assert other.answer().status == 504
+SILENT = [
+    pytest.param(scripted.silence, id="silent"),
+    pytest.param(scripted.drip(b"HTTP/1.1 200 OK\r\n\r\n", 0.1), id="dripping"),
+]
+
+
+@pytest.mark.parametrize("behaviour", SILENT)
+def test_silent_upstream_is_a_503_for_who_is_not_known(
+    caller: httpx.Client, upstream: Upstream, behaviour: Behaviour, elapsed: Elapsed
+) -> None:
+    upstream.always(behaviour, at="/whoami")
+    answer = caller.post(SEND, json=HELLO)
+    assert "did not answer in time" in check_error(answer, 503, "M_UNKNOWN")["error"]
+    assert answer.headers["retry-after"] == "1"
+    assert "flowbridge-delivery" not in answer.headers
+    assert elapsed() < REQUEST_SECONDS + 1
+    assert upstream.events == []
+
+
+@pytest.mark.parametrize("behaviour", SILENT)
+def test_silent_upstream_is_answered_within_the_wait(
+    hasty: Bridge, hasty_caller: httpx.Client, upstream: Upstream, behaviour: Behaviour, elapsed: Elapsed
+) -> None:
+    upstream.always(behaviour, at="/send/")
+    delivery = check_queued(hasty_caller.post(SEND, json=HELLO))
+    check_error(hasty_caller.post(MATRIX + SEND, json=HELLO), 429, "M_LIMIT_EXCEEDED")  # the first is before it
+    assert elapsed() < 2 * HASTE_SECONDS + 1
+    assert len(upstream.events) == 1
+    upstream.script(None)
+    attempt, *_ = hasty.wait_until(delivery, "sent")["history"]
+    assert (attempt["status"], attempt["error"]) == (504, "the homeserver did not answer in time")
+    assert attempt["milliseconds"] >= REQUEST_SECONDS * 900
+
+
+def test_silent_upstream_does_not_hold_up_others(hasty: Bridge, hasty_caller: httpx.Client, elapsed: Elapsed) -> None:
+    hasty.upstream.always(scripted.silence, at="/send/")
+    with hasty.connect() as other:
+        other.send(post(SEND, json.dumps(HELLO).encode(), "Prefer: wait=1"))
+        hasty.upstream.wait_for_events(1)
+        assert hasty_caller.get(STATE).status_code == 200
+        assert hasty_caller.get("/healthz").status_code == 200
+        assert elapsed() < 1
+        assert other.answer().status == 202
 
 
 def test_path_of_any_length_makes_a_short_line(bridge: Bridge, caplog: pytest.LogCaptureFixture) -> None:
@@ -357,7 +534,11 @@ def test_whoami_that_is_asked_by_many_at_once_is_asked_once(bridge: Bridge) -> N
 
 
 @pytest.mark.parametrize("at", ["/whoami", "/send/", "/state/"])
-def test_401_for_a_callers_token_passes_and_is_asked_again(caller: httpx.Client, upstream: Upstream, at: str) -> None:
+def test_401_for_a_callers_token_passes_and_is_asked_again(
+    caller: httpx.Client, upstream: Upstream, at: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(carrier, "TOKEN_PAUSE", HASTE_SECONDS)
+
     def call() -> httpx.Response:
         return caller.get(STATE) if at == "/state/" else caller.post(SEND, json=HELLO)
 
@@ -374,12 +555,12 @@ def test_401_for_a_callers_token_passes_and_is_asked_again(caller: httpx.Client,
     assert targets(upstream).count(WHOAMI) == asked + (3 if at == "/whoami" else 2)
 
 
-@pytest.mark.parametrize("at", ["/whoami", "/send/", "/state/"])
-def test_401_for_the_bot_is_a_502(upstream: Upstream, at: str) -> None:
+@pytest.mark.parametrize("at", ["/whoami", "/state/"])
+def test_401_for_the_bot_is_a_502(upstream: Upstream, tmp_path: Path, at: str) -> None:
     headers = {"X-API-Key": KEY}
     with (
-        background(settings_for(upstream.url)) as url,
-        httpx.Client(base_url=url, headers=headers, trust_env=False) as caller,
+        running(upstream, tmp_path) as bridge,
+        httpx.Client(base_url=bridge.url, headers=headers, trust_env=False) as caller,
     ):
         upstream.always(UNKNOWN_TOKEN, at=at)
         answer = caller.get(STATE) if at == "/state/" else caller.post(SEND, json=HELLO)
@@ -388,6 +569,33 @@ def test_401_for_the_bot_is_a_502(upstream: Upstream, at: str) -> None:
         assert "soft_logout" not in found
         upstream.script(None)
         assert caller.post(SEND, json=HELLO).status_code == 200
+
+
+def test_send_of_a_bot_that_is_refused_waits_until_it_is_not(
+    upstream: Upstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its callers can do nothing about it, and whoever can hears of it at /readyz."""
+    monkeypatch.setattr(carrier, "TOKEN_PAUSE", HASTE_SECONDS)
+    rooms = Rooms()
+    with (
+        running(upstream, tmp_path, wait_seconds=HASTE_SECONDS) as bridge,
+        httpx.Client(base_url=bridge.url, headers={"X-API-Key": KEY}, trust_env=False) as caller,
+    ):
+        upstream.always(UNKNOWN_TOKEN, at="/send/")
+        found = check_error(caller.post(MATRIX + SEND, json={**HELLO, "body": "withdrawn"}), 502, "M_UNKNOWN")
+        assert "own account" in found["error"]
+        assert "Access token has expired" in found["error"]
+        assert "soft_logout" not in found
+        deliveries = [check_queued(caller.post(SEND, json={**HELLO, "body": str(n)})) for n in range(2)]
+        not_ready = check_error(caller.get("/readyz"), 503, "M_UNKNOWN")
+        assert "own account: Access token has expired" in not_ready["error"]
+        assert not_ready["flowbridge"]["failed"] == "bot"
+        assert not_ready["flowbridge"]["accounts_paused"] == 1
+        upstream.script(rooms)
+        for delivery in deliveries:
+            bridge.wait_until(delivery, "sent")
+        assert rooms.bodies == ["0", "1"]
+        assert caller.get("/readyz").json()["accounts_paused"] == 0
 
 
 def test_403_for_the_bot_in_a_room_passes(bridge: Bridge, upstream: Upstream) -> None:

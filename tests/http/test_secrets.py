@@ -5,12 +5,15 @@ import json
 import logging
 import os
 import re
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from urllib.parse import quote
 
@@ -19,7 +22,7 @@ from pydantic import SecretStr
 
 from flowbridge.serve import background
 from tests import upstream as scripted
-from tests.http.conftest import HELLO, ROOM, SEND, Bridge, post, settings_for
+from tests.http.conftest import HASTE_SECONDS, HELLO, ROOM, SEND, Bridge, post, settings_for
 from tests.upstream import PATIENCE, Upstream
 
 HEADER = "canary_in_the_header"
@@ -29,6 +32,7 @@ KEY = "fb_canary_of_a_key"
 OTHER_KEY = "fb_canary_of_an_unknown_key"
 PASSWORD = "canary_of_the_password"
 CANARY = "canary_"
+CALLERS = 32
 
 BODY = json.dumps(HELLO).encode()
 MATRIX = "/_matrix/client/v3"
@@ -85,7 +89,10 @@ BEHAVIOURS: dict[str, scripted.Behaviour | None] = {
 
 
 def play(bridge: Bridge, *names: str) -> bytes:
-    """Every request, to a homeserver in each of these states; all that the bridge says."""
+    """Every request, to a homeserver in each of these states; all that the bridge says.
+
+    Many at once: who sends while the homeserver is not well waits as long as the bridge does.
+    """
     said = b""
     for number, name in enumerate(names):
         behaviour = BEHAVIOURS[name]
@@ -93,13 +100,19 @@ def play(bridge: Bridge, *names: str) -> bytes:
             bridge.upstream.script(None)
             if behaviour:
                 bridge.upstream.always(behaviour, at=at)
-            for request in requests():
-                # other tokens in each round, so that none is remembered from the one before
-                marked = request.replace(HEADER.encode(), f"{HEADER}_{number}{at[1:2]}".encode())
-                with bridge.connect() as client:
-                    client.send(marked.replace(b" HTTP/1.1\r\n", b" HTTP/1.1\r\nConnection: close\r\n", 1)).end()
-                    said += client.rest(PATIENCE) or b""
+            # other tokens in each round, so that none is remembered from the one before
+            marked = [
+                request.replace(HEADER.encode(), f"{HEADER}_{number}{at[1:2]}".encode()) for request in requests()
+            ]
+            with ThreadPoolExecutor(CALLERS) as callers:
+                said += b"".join(callers.map(partial(tell, bridge), marked))
     return said
+
+
+def tell(bridge: Bridge, request: bytes) -> bytes:
+    with bridge.connect() as client:
+        client.send(request.replace(b" HTTP/1.1\r\n", b" HTTP/1.1\r\nConnection: close\r\n", 1)).end()
+        return client.rest(PATIENCE) or b""
 
 
 def check_upstream(upstream: Upstream) -> None:
@@ -115,6 +128,16 @@ def check_upstream(upstream: Upstream) -> None:
     assert f"Bearer {QUERY}" in tokens
     assert f"Bearer {BOT}" in tokens
     assert not any("fb_" in token for token in tokens)
+
+
+def check_store(folder: Path) -> None:
+    """The tokens are in it, though nobody could read them there."""
+    with sqlite3.connect(folder / "flowbridge.db") as connection:
+        assert connection.execute("SELECT count(*) FROM accounts WHERE token LIKE 'gAAAA%'").fetchone()[0] > 3
+        assert connection.execute("SELECT count(*) FROM outbox").fetchone()[0] > 10
+    connection.close()
+    for file in folder.glob("flowbridge.db*"):
+        assert CANARY.encode() not in file.read_bytes(), file
 
 
 def secret_lines(text: str) -> list[str]:
@@ -139,15 +162,25 @@ def everything_logged() -> Iterator[io.StringIO]:
         root.removeHandler(handler)
 
 
-def test_no_logger_of_the_process_says_a_token() -> None:
+def test_no_logger_of_the_process_says_a_token(tmp_path: Path) -> None:
     with Upstream() as upstream, everything_logged() as text:
-        settings = settings_for(upstream.url, access_token=SecretStr(BOT), api_keys=(SecretStr(KEY),))
+        settings = settings_for(
+            upstream.url,
+            tmp_path,
+            access_token=SecretStr(BOT),
+            api_keys=(SecretStr(KEY),),
+            wait_seconds=HASTE_SECONDS,
+        )
         with background(settings) as url:
             said = play(Bridge(url, upstream), *BEHAVIOURS)
         check_upstream(upstream)
+    check_store(tmp_path)
     assert secret_lines(text.getvalue()) == []
     assert secret_lines(said.decode("latin-1")) == []
     assert text.getvalue().count("/nothing") > 10, "the log does say which paths were asked for"
+    assert {"not_delivered", "account_paused", "request"} <= set(
+        re.findall(r"^flowbridge \w+ (\w+)", text.getvalue(), re.MULTILINE)
+    )
 
 
 @pytest.mark.parametrize(("level", "style"), [("debug", "text"), ("info", "json")])
@@ -160,6 +193,7 @@ def test_serve_prints_no_token(tmp_path: Path, level: str, style: str) -> None:
             "BASE_URL": upstream.url,
             "ACCESS_TOKEN": BOT,
             "FLOWBRIDGE_API_KEYS": KEY,
+            "FLOWBRIDGE_WAIT_SECONDS": str(HASTE_SECONDS),
             "FLOWBRIDGE_LOG_FORMAT": style,
             "FLOWBRIDGE_LOG_LEVEL": level,
             "PYTHONASYNCIODEBUG": "1" if level == "debug" else "",
@@ -173,6 +207,7 @@ def test_serve_prints_no_token(tmp_path: Path, level: str, style: str) -> None:
                 process.terminate()
             printed, _ = process.communicate(timeout=PATIENCE)
         check_upstream(upstream)
+    check_store(tmp_path)
     logged = (tmp_path / "stderr").read_text()
     assert secret_lines(logged) == []
     assert secret_lines(printed.decode()) == []
@@ -212,17 +247,23 @@ def test_settings_that_are_refused_are_not_repeated(tmp_path: Path, values: dict
     assert secret_lines(done.stderr + done.stdout) == []
 
 
-def test_password_goes_to_login_alone_and_into_no_log() -> None:
+def test_password_goes_to_login_alone_and_into_no_log(tmp_path: Path) -> None:
     with Upstream() as upstream, everything_logged() as text:
         upstream.script(
             lambda request: scripted.answer({"access_token": BOT}) if request.target.endswith("/login") else None
         )
         settings = settings_for(
-            upstream.url, access_token=None, user="bot", password=SecretStr(PASSWORD), api_keys=(SecretStr(KEY),)
+            upstream.url,
+            tmp_path,
+            access_token=None,
+            user="bot",
+            password=SecretStr(PASSWORD),
+            api_keys=(SecretStr(KEY),),
         )
         with background(settings) as url:
             assert Bridge(url, upstream).post(SEND, BODY, f"X-API-Key: {KEY}").status == 200
         seen = [request for request in upstream.requests if PASSWORD.encode() in request.body]
         assert [request.target for request in seen] == [f"{MATRIX}/login"]
         assert all(PASSWORD not in quote(value) for request in upstream.requests for _, value in request.headers)
+    assert not any(PASSWORD.encode() in file.read_bytes() for file in tmp_path.glob("flowbridge.db*"))
     assert secret_lines(text.getvalue()) == []

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -14,6 +15,11 @@ from flowbridge.settings import Settings
 from tests.conftest import MakeAccount, MakeRoom
 
 KEY = "fb_integration-key"
+
+
+def store_in(folder: Path) -> str:
+    """The URL of a database there."""
+    return f"sqlite:///{folder}/flowbridge.db"
 
 
 @dataclass(frozen=True)
@@ -34,6 +40,21 @@ class Room:
     def state(self, event_type: str, state_key: str = "") -> dict[str, Any]:
         return self._get(f"state/{event_type}/{quote(state_key, safe='')}")
 
+    def messages(self) -> list[dict[str, Any]]:
+        """All messages in the room, the oldest first."""
+        found: list[dict[str, Any]] = []
+        page = self._get("messages?dir=f&limit=500")
+        while page["chunk"]:
+            found += [event for event in page["chunk"] if event["type"] == "m.room.message"]
+            if "end" not in page:
+                break
+            page = self._get(f"messages?dir=f&limit=500&from={page['end']}")
+        return found
+
+    def bodies(self) -> list[str]:
+        """What they say."""
+        return [event["content"]["body"] for event in self.messages()]
+
     def _get(self, path: str) -> dict[str, Any]:
         headers = {"Authorization": f"Bearer {self.owner.access_token}"}
         answer = self.direct.get(f"/_matrix/client/v3{self.path}/{path}", headers=headers)
@@ -47,8 +68,11 @@ def owner(make_account: MakeAccount) -> Account:
 
 
 @pytest.fixture(scope="session")
-def bridge_url(synapse: LocalSynapse, owner: Account) -> Iterator[str]:
-    settings = Settings.load(base_url=synapse.url, access_token=owner.access_token, api_keys=[KEY])
+def bridge_url(synapse: LocalSynapse, owner: Account, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder = tmp_path_factory.mktemp("bridge")
+    settings = Settings.load(
+        base_url=synapse.url, access_token=owner.access_token, api_keys=[KEY], database_url=store_in(folder)
+    )
     with background(settings) as url:
         yield url
 

@@ -26,6 +26,7 @@ from flowbridge.homeserver import AddressError, AddressUnknown, Locator, tls_con
 from flowbridge.serve import background
 from flowbridge.settings import Settings
 from tests.conftest import MakeAccount, MakeRoom
+from tests.integration.conftest import store_in
 
 
 @pytest.fixture(scope="module")
@@ -85,12 +86,12 @@ def _ask(base_url: str, certificate: Path | None = None) -> str:
 
 
 def test_bare_host_is_asked_for_its_well_known(
-    certificate: Path, synapse: LocalSynapse, make_account: MakeAccount, make_room: MakeRoom
+    certificate: Path, synapse: LocalSynapse, make_account: MakeAccount, make_room: MakeRoom, tmp_path: Path
 ) -> None:
     account = make_account()
     announced = json.dumps({"m.homeserver": {"base_url": f"{synapse.url}/"}}).encode()
     with https_server(certificate, 200, announced) as host:
-        settings = Settings.load(base_url=host, ca_file=certificate)
+        settings = Settings.load(base_url=host, ca_file=certificate, database_url=store_in(tmp_path))
         with background(settings) as url, httpx.Client(base_url=url, trust_env=False) as client:
             answer = client.post(
                 f"/rooms/{make_room(account)}/send/m.room.message",

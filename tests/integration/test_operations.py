@@ -1,11 +1,14 @@
 """What tells an operator how things stand, with a real homeserver behind."""
 
+from pathlib import Path
+
 import httpx
 
 from flowbridge.demo.synapse import LocalSynapse
 from flowbridge.serve import background
 from flowbridge.settings import Settings
 from tests.conftest import MakeAccount, MakeRoom
+from tests.integration.conftest import store_in
 
 
 def test_readyz_names_homeserver_and_bot(anyone: httpx.Client, synapse: LocalSynapse, owner: object) -> None:
@@ -20,11 +23,18 @@ def test_versions_are_the_homeservers_own(anyone: httpx.Client, synapse: LocalSy
     assert anyone.get("/_matrix/client/versions").json() == direct.json()
 
 
-def test_bot_logs_in_with_its_password(synapse: LocalSynapse, make_account: MakeAccount, make_room: MakeRoom) -> None:
+def test_bot_logs_in_with_its_password(
+    synapse: LocalSynapse, make_account: MakeAccount, make_room: MakeRoom, tmp_path: Path
+) -> None:
     account = make_account()
     room_id = make_room(account)
     settings = Settings.load(
-        base_url=synapse.url, user=account.user_id, password=account.password, api_keys=["fb_k"], access_token=None
+        base_url=synapse.url,
+        user=account.user_id,
+        password=account.password,
+        api_keys=["fb_k"],
+        access_token=None,
+        database_url=store_in(tmp_path),
     )
     with background(settings) as url, httpx.Client(base_url=url, trust_env=False) as client:
         for _ in range(2):
@@ -32,11 +42,13 @@ def test_bot_logs_in_with_its_password(synapse: LocalSynapse, make_account: Make
             assert answer.status_code == 200, answer.text
 
 
-def test_bridge_recovers_when_the_homeserver_comes_back() -> None:
+def test_bridge_recovers_when_the_homeserver_comes_back(tmp_path: Path) -> None:
     with LocalSynapse() as homeserver:
         account = homeserver.register("late")
         homeserver.stop()
-        settings = Settings.load(base_url=homeserver.url, access_token=account.access_token)
+        settings = Settings.load(
+            base_url=homeserver.url, access_token=account.access_token, database_url=store_in(tmp_path)
+        )
         with background(settings) as url, httpx.Client(base_url=url, trust_env=False) as client:
             assert client.get("/healthz").status_code == 200
             not_ready = client.get("/readyz")

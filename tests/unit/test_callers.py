@@ -1,19 +1,32 @@
 """flowbridge.callers: who may call, and how seldom the homeserver is asked."""
 
 import asyncio
+from collections.abc import Callable
 from typing import Any, cast
 
 import pytest
 
-from flowbridge import callers
-from flowbridge.callers import Callers, Credential
-from flowbridge.errors import BadGateway, HomeserverError, MatrixError, Unauthorized
+from flowbridge import bot, callers
+from flowbridge.callers import Callers, Credential, Identity
+from flowbridge.errors import (
+    BadGateway,
+    Forbidden,
+    GatewayTimeout,
+    HomeserverError,
+    MatrixError,
+    Unauthorized,
+    Unavailable,
+)
 from flowbridge.homeserver import Homeserver
-from flowbridge.models import Caller
+from flowbridge.keyring import Keyring
+from flowbridge.models import ApiKey, Caller
 from flowbridge.settings import Settings
+from flowbridge.store import Database, StoreUnavailable
 from tests.unit import Clock
 
 KEY = "fb_key"
+FIXED = ApiKey("fixed-e231073c", admin=True)  # KEY, by its SHA-256
+ALICE = ("@alice:hs", "DEVICE")
 
 pytestmark = pytest.mark.usefixtures("nothing_set")
 
@@ -55,15 +68,47 @@ def unknown_token() -> MatrixError:
     return HomeserverError("Unrecognised access token", errcode="M_UNKNOWN_TOKEN", status=401, soft_logout=False)
 
 
-def make(homeserver: FakeHomeserver | None = None, **values: Any) -> Callers:
+class Memory:
+    """The store's memory of tokens; `gate` holds it back, `broken` makes it fail."""
+
+    def __init__(self, **identities: Identity) -> None:
+        self.identities = identities
+        self.asked: list[str] = []
+        self.arrivals: asyncio.Queue[str] = asyncio.Queue()
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.broken: Unavailable | None = None
+
+    async def seen(self, token: str) -> Identity | None:
+        self.asked.append(token)
+        self.arrivals.put_nowait(token)
+        await self.gate.wait()
+        if self.broken:
+            raise self.broken
+        return self.identities.get(token)
+
+
+def make(homeserver: FakeHomeserver | None = None, memory: Memory | None = None, **values: Any) -> Callers:
     settings = Settings.load(**values)
-    return Callers(settings, cast("Homeserver", homeserver or FakeHomeserver()))
+    keys = Keyring(settings, Database("sqlite:///nowhere.db"))
+    found = cast("Homeserver", homeserver or FakeHomeserver())
+    return Callers(settings, found, (memory or Memory()).seen, keys)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Let the others work until this holds."""
+    for _ in range(1_000):
+        if condition():
+            return
+        await asyncio.sleep(0)
+    raise AssertionError("it does not come to that")
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(callers, "time", clock)
+    monkeypatch.setattr(bot, "time", clock)
     return clock
 
 
@@ -82,8 +127,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
         ({"x-api-key": "", "authorization": "Bearer syt_a"}, b"", "syt_a"),
     ],
 )
-def test_token_is_taken_from_header_or_query(headers: dict[str, str], query: bytes, token: str) -> None:
-    assert make().credential(headers, query) == Credential(token)
+async def test_token_is_taken_from_header_or_query(headers: dict[str, str], query: bytes, token: str) -> None:
+    assert await make().credential(headers, query) == Credential(token)
 
 
 @pytest.mark.parametrize(
@@ -94,8 +139,9 @@ def test_token_is_taken_from_header_or_query(headers: dict[str, str], query: byt
         ({"x-api-key": KEY, "authorization": "Bearer syt_a"}, b"access_token=syt_b"),
     ],
 )
-def test_right_key_is_the_bot(headers: dict[str, str], query: bytes) -> None:
-    assert make(api_keys=f"fb_other,{KEY}", access_token="bot").credential(headers, query) == Credential(None)
+async def test_right_key_is_the_bot(headers: dict[str, str], query: bytes) -> None:
+    bridge = make(api_keys=f"fb_other,{KEY}", access_token="bot")
+    assert await bridge.credential(headers, query) == Credential(None, FIXED)
 
 
 @pytest.mark.parametrize(
@@ -110,9 +156,9 @@ def test_right_key_is_the_bot(headers: dict[str, str], query: bytes) -> None:
         ({"x-api-key": ""}, b""),
     ],
 )
-def test_neither_token_nor_key_is_a_missing_token(headers: dict[str, str], query: bytes) -> None:
+async def test_neither_token_nor_key_is_a_missing_token(headers: dict[str, str], query: bytes) -> None:
     with pytest.raises(Unauthorized) as caught:
-        make(api_keys=KEY, access_token="bot").credential(headers, query)
+        await make(api_keys=KEY, access_token="bot").credential(headers, query)
     assert (caught.value.status, caught.value.errcode) == (401, "M_MISSING_TOKEN")
 
 
@@ -131,33 +177,33 @@ def test_neither_token_nor_key_is_a_missing_token(headers: dict[str, str], query
         ({}, b"access_token=a%0d%0aX-Evil:1"),
     ],
 )
-def test_token_that_can_be_none_is_refused_here(headers: dict[str, str], query: bytes) -> None:
+async def test_token_that_can_be_none_is_refused_here(headers: dict[str, str], query: bytes) -> None:
     with pytest.raises(Unauthorized) as caught:
-        make().credential(headers, query)
+        await make().credential(headers, query)
     assert caught.value.errcode == "M_UNKNOWN_TOKEN"
 
 
 @pytest.mark.parametrize("key", ["fb_wrong", "fb_", "fb_ke", "fb_keyy", "FB_KEY", "fb_k\xe9y", "unprefixed", "fb_\xff"])
-def test_wrong_key_is_refused_and_not_repeated(key: str) -> None:
+async def test_wrong_key_is_refused_and_not_repeated(key: str) -> None:
     for headers in ({"x-api-key": key}, {"authorization": f"Bearer {key}"}):
         if "authorization" in headers and not key.startswith("fb_"):
             continue  # a token
         with pytest.raises(Unauthorized) as caught:
-            make(api_keys=KEY, access_token="bot").credential(headers, b"")
+            await make(api_keys=KEY, access_token="bot").credential(headers, b"")
         assert caught.value.errcode == "M_UNKNOWN_TOKEN"
         assert key == "fb_" or key not in caught.value.error
 
 
-def test_wrong_key_is_not_helped_by_a_right_token() -> None:
+async def test_wrong_key_is_not_helped_by_a_right_token() -> None:
     with pytest.raises(Unauthorized):
-        make(api_keys=KEY).credential({"x-api-key": "fb_wrong", "authorization": "Bearer syt_a"}, b"")
+        await make(api_keys=KEY).credential({"x-api-key": "fb_wrong", "authorization": "Bearer syt_a"}, b"")
 
 
-def test_key_without_a_bot_names_the_setting() -> None:
+async def test_key_without_a_bot_names_the_setting() -> None:
     with pytest.raises(Unauthorized, match="ACCESS_TOKEN"):
-        make(api_keys=KEY).credential({"x-api-key": KEY}, b"")
+        await make(api_keys=KEY).credential({"x-api-key": KEY}, b"")
     with pytest.raises(Unauthorized) as caught:
-        make(api_keys=KEY).credential({"x-api-key": "fb_wrong"}, b"")
+        await make(api_keys=KEY).credential({"x-api-key": "fb_wrong"}, b"")
     assert "ACCESS_TOKEN" not in caught.value.error
 
 
@@ -201,7 +247,69 @@ async def test_answer_is_kept_for_10_minutes(clock: Clock) -> None:
     assert len(homeserver.asked) == 1
     clock.now += 2
     await bridge.identify(Credential("syt_a"))
-    assert len(homeserver.asked) == 2
+    await until(lambda: len(homeserver.asked) == 2)
+
+
+async def test_old_answer_is_good_while_the_homeserver_hangs_and_is_asked_once(clock: Clock) -> None:
+    homeserver = FakeHomeserver(syt_a="@alice:hs")
+    bridge = make(homeserver)
+    await bridge.identify(Credential("syt_a"))
+    homeserver.gate.clear()
+    for seconds in (601, 3_600, 6, 6, 6):
+        clock.now += seconds
+        async with asyncio.timeout(0.4):
+            assert (await bridge.identify(Credential("syt_a"))).user_id == "@alice:hs"
+    await until(lambda: homeserver.arrivals.qsize() == 2)
+    homeserver.gate.set()
+    await until(lambda: not bridge._asking)
+    clock.now += 599
+    await bridge.identify(Credential("syt_a"))
+    assert homeserver.asked == ["syt_a"] * 2
+
+
+async def test_old_answer_is_asked_anew_every_5_s_while_the_homeserver_is_away(clock: Clock) -> None:
+    homeserver = FakeHomeserver(syt_a="@alice:hs")
+    bridge = make(homeserver)
+    await bridge.identify(Credential("syt_a"))
+    homeserver.broken = BadGateway("away")
+    clock.now += 601
+    for asked in (2, 2, 3, 3, 4):
+        assert (await bridge.identify(Credential("syt_a"))).user_id == "@alice:hs"
+        await until(lambda: not bridge._asking)
+        assert len(homeserver.asked) == asked
+        clock.now += 2.6
+    homeserver.broken = None
+
+
+async def test_old_answer_goes_with_a_401(clock: Clock) -> None:
+    homeserver = FakeHomeserver(syt_a="@alice:hs")
+    bridge = make(homeserver)
+    await bridge.identify(Credential("syt_a"))
+    homeserver.accounts.clear()
+    clock.now += 601
+    await bridge.identify(Credential("syt_a"))
+    await until(lambda: not bridge._asking)
+    with pytest.raises(HomeserverError) as caught:
+        await bridge.identify(Credential("syt_a"))
+    assert caught.value.status == 401
+
+
+async def test_few_old_answers_are_asked_anew_at_once(clock: Clock) -> None:
+    tokens = {f"syt_{number}": f"@user{number}:hs" for number in range(50)}
+    homeserver = FakeHomeserver(**tokens)
+    bridge = make(homeserver)
+    for token in tokens:
+        await bridge.identify(Credential(token))
+    clock.now += 601
+    homeserver.gate.clear()
+    for token in tokens:
+        await bridge.identify(Credential(token))
+    await until(lambda: homeserver.arrivals.qsize() == 50 + callers.MAX_RENEWING)
+    homeserver.gate.set()
+    await until(lambda: not bridge._asking)
+    for token in tokens:
+        await bridge.identify(Credential(token))
+    await until(lambda: homeserver.arrivals.qsize() == 50 + 2 * callers.MAX_RENEWING)
 
 
 async def test_401_on_a_call_makes_the_bridge_ask_again() -> None:
@@ -230,7 +338,12 @@ async def test_other_error_on_a_call_keeps_the_answer(status: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "error", [unknown_token(), BadGateway("away"), HomeserverError("x", errcode="M_X", status=500)]
+    "error",
+    [
+        unknown_token(),
+        HomeserverError("x", errcode="M_X", status=500),
+        HomeserverError("x", errcode="M_LIMIT_EXCEEDED", status=429, retry_after_ms=5),
+    ],
 )
 async def test_failure_is_told_as_it_is_and_not_kept(error: MatrixError) -> None:
     homeserver = FakeHomeserver(syt_a="@alice:hs")
@@ -241,6 +354,156 @@ async def test_failure_is_told_as_it_is_and_not_kept(error: MatrixError) -> None
     assert caught.value is error
     homeserver.broken = None
     assert (await bridge.identify(Credential("syt_a"))).user_id == "@alice:hs"
+
+
+# while the homeserver is away
+
+AWAY = [
+    BadGateway("away"),
+    GatewayTimeout("hangs"),
+    HomeserverError("x", errcode="M_UNKNOWN", status=500),
+    HomeserverError("x", errcode="M_LIMIT_EXCEEDED", status=429, retry_after_ms=5),
+]
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(callers, "PATIENCE_SECONDS", 0.01)
+
+
+@pytest.mark.parametrize("error", AWAY)
+async def test_token_that_was_seen_before_is_known_while_the_homeserver_is_away(error: MatrixError) -> None:
+    homeserver, memory = FakeHomeserver(syt_a="@alice:hs"), Memory(syt_a=ALICE)
+    homeserver.broken = error
+    bridge = make(homeserver, memory)
+    for _ in range(3):
+        assert await bridge.identify(Credential("syt_a")) == Caller(*ALICE, "syt_a")
+    assert (homeserver.asked, memory.asked) == (["syt_a"], ["syt_a"])
+
+
+async def test_token_that_was_seen_before_is_asked_anew_soon(clock: Clock) -> None:
+    homeserver, memory = FakeHomeserver(), Memory(syt_a=ALICE)
+    homeserver.broken = BadGateway("away")
+    bridge = make(homeserver, memory)
+    await bridge.identify(Credential("syt_a"))
+    homeserver.broken = None  # it is back, and knows the token no more
+    clock.now += 5.1
+    await bridge.identify(Credential("syt_a"))
+    await until(lambda: not bridge._asking)
+    with pytest.raises(HomeserverError):
+        await bridge.identify(Credential("syt_a"))
+
+
+@pytest.mark.parametrize("error", [BadGateway("away"), GatewayTimeout("hangs")])
+async def test_token_that_nobody_has_seen_is_a_503_while_the_homeserver_is_away(error: MatrixError) -> None:
+    homeserver = FakeHomeserver(syt_a="@alice:hs")
+    homeserver.broken = error
+    bridge = make(homeserver)
+    with pytest.raises(Unavailable, match=error.error) as caught:
+        await bridge.identify(Credential("syt_a"))
+    assert caught.value.status == 503
+    assert "Retry-After" in caught.value.headers()
+    homeserver.broken = None
+    assert (await bridge.identify(Credential("syt_a"))).user_id == "@alice:hs"
+
+
+async def test_store_that_is_away_too_is_a_503() -> None:
+    homeserver, memory = FakeHomeserver(), Memory(syt_a=ALICE)
+    homeserver.broken, memory.broken = BadGateway("away"), StoreUnavailable("locked")
+    with pytest.raises(Unavailable):
+        await make(homeserver, memory).identify(Credential("syt_a"))
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_homeserver_that_hangs_is_not_waited_for_when_the_token_was_seen_before() -> None:
+    homeserver, memory = FakeHomeserver(syt_a="@alice:hs"), Memory(syt_a=ALICE)
+    homeserver.gate.clear()
+    bridge = make(homeserver, memory)
+    async with asyncio.timeout(1):
+        found = await asyncio.gather(*(bridge.identify(Credential("syt_a")) for _ in range(50)))
+    assert {caller.user_id for caller in found} == {"@alice:hs"}
+    assert (await bridge.identify(Credential("syt_a"))).user_id == "@alice:hs"
+    assert (homeserver.asked, memory.asked) == (["syt_a"], ["syt_a"])
+    homeserver.accounts["syt_a"] = "@renamed:hs"
+    homeserver.gate.set()
+    await until(lambda: not bridge._asking)
+    assert (await bridge.identify(Credential("syt_a"))).user_id == "@renamed:hs"
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_homeserver_that_hangs_is_waited_for_when_nobody_has_seen_the_token() -> None:
+    homeserver, memory = FakeHomeserver(syt_a="@alice:hs"), Memory()
+    homeserver.gate.clear()
+    waiting = asyncio.create_task(make(homeserver, memory).identify(Credential("syt_a")))
+    await memory.arrivals.get()
+    homeserver.gate.set()
+    assert (await waiting).user_id == "@alice:hs"
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_homeserver_that_is_slow_is_waited_for_when_the_store_is_away() -> None:
+    homeserver, memory = FakeHomeserver(syt_a="@alice:hs"), Memory(syt_a=ALICE)
+    memory.broken = StoreUnavailable("locked")
+    homeserver.gate.clear()
+    waiting = asyncio.create_task(make(homeserver, memory).identify(Credential("syt_a")))
+    await memory.arrivals.get()
+    homeserver.gate.set()
+    assert (await waiting).user_id == "@alice:hs"
+
+
+async def test_homeserver_that_answers_in_time_is_believed_and_the_store_not_asked() -> None:
+    memory = Memory(syt_a=("@other:hs", None), syt_b=("@bob:hs", None))
+    bridge = make(FakeHomeserver(syt_a="@alice:hs"), memory)
+    assert (await bridge.identify(Credential("syt_a"))).user_id == "@alice:hs"
+    with pytest.raises(HomeserverError) as caught:
+        await bridge.identify(Credential("syt_b"))
+    assert caught.value.status == 401
+    assert memory.asked == []
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_401_that_comes_while_the_store_is_read_counts() -> None:
+    homeserver, memory = FakeHomeserver(), Memory(syt_a=ALICE)
+    homeserver.gate.clear()
+    memory.gate.clear()
+    bridge = make(homeserver, memory)
+    waiting = asyncio.create_task(bridge.identify(Credential("syt_a")))
+    await memory.arrivals.get()
+    homeserver.gate.set()
+    await until(lambda: not bridge._asking)
+    memory.gate.set()
+    with pytest.raises(HomeserverError) as caught:
+        await waiting
+    assert caught.value.status == 401
+
+
+@pytest.mark.parametrize("how", ["whoami", "call"])
+async def test_token_that_was_refused_is_not_revived_by_an_outage(how: str) -> None:
+    homeserver, memory = FakeHomeserver(syt_a="@alice:hs"), Memory(syt_a=ALICE)
+    bridge = make(homeserver, memory)
+    if how == "call":
+        bridge.refused(await bridge.identify(Credential("syt_a")), unknown_token())
+    else:
+        homeserver.accounts.clear()
+        with pytest.raises(HomeserverError):
+            await bridge.identify(Credential("syt_a"))
+    homeserver.broken = BadGateway("away")
+    with pytest.raises(Unavailable):
+        await bridge.identify(Credential("syt_a"))
+    homeserver.broken, homeserver.accounts["syt_a"] = None, "@alice:hs"  # it was locked, no more
+    await bridge.identify(Credential("syt_a"))
+    assert not bridge._dead
+
+
+async def test_nothing_grows_with_the_number_of_wrong_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(callers, "MAX_KEPT", 100)
+    bridge = make(FakeHomeserver())
+    for number in range(300):
+        with pytest.raises(HomeserverError):
+            await bridge.identify(Credential(f"syt_{number}"))
+    await until(lambda: not (bridge._asking or bridge._learning))
+    assert len(bridge._dead) == 100
+    assert not bridge._kept
 
 
 async def test_oldest_answer_makes_room_for_a_new_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -310,7 +573,7 @@ async def test_password_logs_in_once_for_many_callers() -> None:
     await homeserver.arrivals.get()
     homeserver.gate.set()
     assert {caller.user_id for caller in await waiting} == {"@bot:hs"}
-    assert homeserver.logins == [("bot", "pw", callers.device_id())]
+    assert homeserver.logins == [("bot", "pw", bot.device_id())]
     assert homeserver.asked == ["login1"]
 
 
@@ -332,6 +595,8 @@ async def test_password_logs_in_again_after_a_401_on_whoami(clock: Clock) -> Non
     await bridge.identify(Credential(None))
     homeserver.accounts.clear()
     clock.now += 601
+    assert (await bridge.identify(Credential(None))).token == "login1"
+    await until(lambda: not bridge._asking)
     assert (await bridge.identify(Credential(None))).token == "login2"
     assert len(homeserver.logins) == 2
 
@@ -357,3 +622,80 @@ async def test_wrong_password_is_a_502_and_tried_again_later_and_not_at_once(clo
         await bridge.identify(Credential(None))
     clock.now += 11
     assert (await bridge.identify(Credential(None))).user_id == "@bot:hs"
+
+
+async def test_login_that_fails_fails_for_all_who_wait() -> None:
+    homeserver = FakeHomeserver()
+    homeserver.gate.clear()
+    homeserver.broken = GatewayTimeout("hangs")
+    bridge = make(homeserver, user="bot", password="pw")
+    waiting = asyncio.gather(*(bridge.identify(Credential(None)) for _ in range(50)), return_exceptions=True)
+    await homeserver.arrivals.get()
+    homeserver.gate.set()
+    assert {type(outcome) for outcome in await waiting} == {GatewayTimeout}
+    assert len(homeserver.logins) == 1
+    homeserver.broken = None
+    assert (await bridge.identify(Credential(None))).user_id == "@bot:hs"
+
+
+async def test_caller_who_leaves_does_not_end_the_login_for_others() -> None:
+    homeserver = FakeHomeserver()
+    homeserver.gate.clear()
+    bridge = make(homeserver, user="bot", password="pw")
+    first, second = (asyncio.create_task(bridge.identify(Credential(None))) for _ in range(2))
+    await homeserver.arrivals.get()
+    first.cancel()
+    homeserver.gate.set()
+    assert (await second).token == "login1"
+    assert len(homeserver.logins) == 1
+
+
+async def test_bot_with_a_password_is_renewed_once_for_many_lanes() -> None:
+    homeserver = FakeHomeserver()
+    bridge = make(homeserver, user="bot", password="pw")
+    old = await bridge.identify(Credential(None))
+    del homeserver.accounts[old.token]
+    renewed = await asyncio.gather(*(bridge.renew_bot(old.token) for _ in range(20)))
+    assert renewed == [Caller("@bot:hs", "DEVICE", "login2", bot=True)] * 20
+    assert await bridge.renew_bot(old.token) == renewed[0]  # late news
+    assert len(homeserver.logins) == 2
+    with pytest.raises(HomeserverError):  # as a caller's own token it is dead, too
+        await bridge.identify(Credential(old.token))
+
+
+async def test_bot_with_a_token_or_none_is_not_renewed() -> None:
+    homeserver = FakeHomeserver(bot="@bot:hs")
+    assert await make(homeserver, access_token="bot").renew_bot("bot") is None
+    assert await make(homeserver).renew_bot("bot") is None
+    assert (homeserver.asked, homeserver.logins) == ([], [])
+
+
+async def test_bot_that_cannot_be_renewed_is_a_502() -> None:
+    homeserver = FakeHomeserver()
+    bridge = make(homeserver, user="bot", password="pw")
+    old = await bridge.identify(Credential(None))
+    homeserver.broken = HomeserverError("Invalid username or password", errcode="M_FORBIDDEN", status=403)
+    with pytest.raises(BadGateway, match="Invalid username"):
+        await bridge.renew_bot(old.token)
+
+
+# what a key may do
+
+SCOPED = ApiKey("k1", rooms=("!a:hs", "#ops:hs"), event_types=("m.room.message", "org.example.*"))
+
+
+async def test_key_is_told_with_the_caller() -> None:
+    bridge = make(FakeHomeserver(bot="@bot:hs"), api_keys=KEY, access_token="bot")
+    credential = await bridge.credential({"x-api-key": KEY}, b"")
+    assert await bridge.identify(credential) == Caller("@bot:hs", "DEVICE", "bot", bot=True, key=FIXED)
+    assert await bridge.bot() == Caller("@bot:hs", "DEVICE", "bot", bot=True)
+
+
+def test_scopes_bind_keys_alone() -> None:
+    bridge = make(access_token="bot")
+    bridge.permit(Credential("syt_a"), "m.room.name", "!b:hs")
+    bridge.permit(Credential(None), "m.room.name", "!b:hs")
+    bridge.permit(Credential(None, SCOPED), "m.room.message", "!a:hs")
+    with pytest.raises(Forbidden) as caught:
+        bridge.permit(Credential(None, SCOPED), "m.room.message", "#other:hs", "!b:hs")
+    assert (caught.value.status, caught.value.errcode) == (403, "M_FORBIDDEN")

@@ -1,21 +1,40 @@
-"""flowbridge.intake: what kind of event it is, what is checked, and where it goes."""
+"""flowbridge.intake: what kind of event it is, what is checked, and what is written down of it."""
 
 import asyncio
-from typing import Any, cast
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
+from pydantic import SecretStr
+from sqlalchemy import select
 
 from flowbridge import intake
-from flowbridge.callers import Callers, Credential
-from flowbridge.catalogue import Catalogue
-from flowbridge.errors import BadContent, BadGateway, BadRequest, HomeserverError, MatrixError, TooLarge
-from flowbridge.homeserver import Homeserver
-from flowbridge.intake import MAX_CONTENT_BYTES, Intake
-from flowbridge.models import Event, Payload
+from flowbridge.callers import Credential
+from flowbridge.core import Core
+from flowbridge.errors import (
+    BadContent,
+    BadGateway,
+    BadRequest,
+    Conflict,
+    Forbidden,
+    HomeserverError,
+    MatrixError,
+    TooLarge,
+)
+from flowbridge.homeserver.wire import Answer
+from flowbridge.intake import MAX_CONTENT_BYTES, Receipt, Sending
+from flowbridge.models import ApiKey, Event, Payload
 from flowbridge.settings import Settings
+from flowbridge.store.journal import Outcome, _Batch
+from flowbridge.store.tables import outbox
 from tests.unit import Clock
 
-CATALOGUE = Catalogue.load()
+CORE = Core(Settings.model_construct(base_url="http://127.0.0.1:1"))  # without a store: it is never opened
+CATALOGUE = CORE.catalogue
 STATE_TYPES = [name for name, entry in CATALOGUE.items() if entry.kind == "state"]
 NOT_CLEARED = {"m.room.name", "m.room.topic", "m.room.pinned_events"}
 STATE_KEYS = {
@@ -28,40 +47,50 @@ TEXT = {"msgtype": "m.text", "body": "hi"}
 ROOM = "!a:hs"
 ALIAS = "#flow:hs"
 ALICE = Credential("alice")
+FLOW = Sending("flow")
+KEYED = Sending("flow", "key")
 
 pytestmark = pytest.mark.usefixtures("nothing_set")
 
 
 class FakeHomeserver:
-    """Takes everything, and remembers it; `broken` makes the sends fail."""
+    """Takes everything, and remembers it; `refusal` is what it says of joins. Sends are answered after `go`."""
 
     def __init__(self) -> None:
         self.joins: list[tuple[str, str]] = []
-        self.sends: list[tuple[str, Event, str, str]] = []
-        self.broken: MatrixError | None = None
+        self.sends: list[tuple[str, Event, str]] = []
+        self.refusal: MatrixError | None = None
+        self.go: asyncio.Future[None] | None = None
+        self.asked = asyncio.Event()  # a send waits for `go`
 
     async def whoami(self, token: str) -> tuple[str, str | None]:
-        return f"@{token}:hs", None
+        user, _, device = token.partition("-")
+        return f"@{user}:hs", device or None
 
     async def join(self, token: str, room_or_alias: str) -> str:
         self.joins.append((token, room_or_alias))
         await asyncio.sleep(0)
+        if self.refusal is not None:
+            raise self.refusal
         return f"!room{len(self.joins)}:hs"
 
-    async def send(self, token: str, event: Event, room_id: str, txn_id: str) -> str:
-        self.sends.append((token, event, room_id, txn_id))
-        if self.broken:
-            raise self.broken
-        return f"$event{len(self.sends)}"
+    async def is_encrypted(self, token: str, room_id: str) -> bool:
+        return False
 
+    async def send(self, token: str, event: Event, txn_id: str) -> Answer:
+        self.sends.append((token, event, txn_id))
+        number = len(self.sends)
+        if self.go is not None:
+            self.asked.set()
+            await self.go
+        return Answer(200, (), b'{"event_id": "$event%d"}' % number)
 
-def make(homeserver: FakeHomeserver | None = None) -> Intake:
-    found = cast("Homeserver", homeserver or FakeHomeserver())
-    return Intake(CATALOGUE, Callers(Settings.load(access_token="bot"), found), found)
+    def close(self) -> None:
+        pass
 
 
 async def check(event_type: str, content: Any, state_key: str | None = None, *, as_state: bool = False) -> Event:
-    return await make().check(ROOM, event_type, Payload(content, state_key), as_state=as_state)
+    return await CORE.intake.check(ROOM, event_type, Payload(content, state_key), as_state=as_state)
 
 
 async def pointers(event_type: str, content: Any, state_key: str | None = None, *, as_state: bool = False) -> list[str]:
@@ -190,105 +219,300 @@ async def test_content_that_is_no_object_is_refused(event_type: str, content: An
     assert await pointers(event_type, content) == [""]
 
 
-async def test_nothing_is_asked_of_the_homeserver_for_a_wrong_payload() -> None:
-    homeserver = FakeHomeserver()
-    with pytest.raises(BadContent):
-        await make(homeserver).check(ALIAS, "m.room.message", Payload({}), as_state=False)
-    assert (homeserver.joins, homeserver.sends) == ([], [])
-
-
 def test_read_knows_the_keys_of_the_type() -> None:
     flow = b'{"payload": {"topic": "Door"}, "topic": "sensors", "_msgid": "a.1"}'
-    assert make().read(flow, "", "m.room.topic", "flow") == Payload({"topic": "Door"})
+    assert CORE.intake.read(flow, "", "m.room.topic", "flow") == Payload({"topic": "Door"})
 
 
-# sending
+# accepting
 
 
-async def test_event_is_sent_as_the_caller_with_its_transaction_id() -> None:
-    homeserver = FakeHomeserver()
-    event = await check("m.room.message", TEXT)
-    caller, event_id = await make(homeserver).accept(ALICE, event, "a/b")
-    assert (caller.user_id, event_id) == ("@alice:hs", "$event1")
-    assert homeserver.sends == [("alice", event, ROOM, "a/b")]
+@pytest.fixture
+def homeserver(monkeypatch: pytest.MonkeyPatch) -> FakeHomeserver:
+    found = FakeHomeserver()
+    monkeypatch.setattr("flowbridge.core.Homeserver", lambda *_, **__: found)
+    return found
+
+
+@asynccontextmanager
+async def running(folder: Path, **values: Any) -> AsyncIterator[Core]:
+    settings = {"access_token": SecretStr("bot"), "database_url": SecretStr(f"sqlite:///{folder}/x.db"), **values}
+    core = Core(Settings.model_construct(base_url="http://127.0.0.1:1", **settings))
+    async with core.running():
+        yield core
+
+
+@pytest.fixture
+async def core(homeserver: FakeHomeserver, tmp_path: Path) -> AsyncIterator[Core]:
+    async with running(tmp_path) as core:
+        yield core
+
+
+async def accept(
+    core: Core,
+    content: Any = TEXT,
+    *,
+    by: Credential = ALICE,
+    room: str = ROOM,
+    type_: str = "m.room.message",
+    how: Sending = FLOW,
+) -> Receipt:
+    event = await core.intake.check(room, type_, Payload(content), as_state=False)
+    return await core.intake.accept(by, event, how)
+
+
+async def send(core: Core, content: Any = TEXT, **values: Any) -> str:
+    """The id of the event."""
+    outcome = await core.courier.wait((await accept(core, content, **values)).ticket, 10)
+    assert outcome is not None
+    assert outcome.event_id is not None
+    return outcome.event_id
+
+
+async def rows(core: Core) -> list[dict[str, Any]]:
+    """All that is in the store, once it is there."""
+    found = await core.database.run(
+        lambda connection: connection.execute(select(outbox).order_by(outbox.c.id)).mappings().all()
+    )
+    return [dict(row) for row in found]
+
+
+async def test_event_is_sent_as_its_caller_and_not_under_the_callers_key(
+    core: Core, homeserver: FakeHomeserver
+) -> None:
+    receipt = await accept(core, how=replace(FLOW, key="a/b"))
+    assert receipt.caller.user_id == "@alice:hs"
+    assert not receipt.replayed
+    assert await core.courier.wait(receipt.ticket, 10) == Outcome("sent", "$event1")
+    ((token, event, txn_id),) = homeserver.sends
+    assert (token, event) == ("alice", await check("m.room.message", TEXT))
+    assert txn_id == receipt.ticket.row.delivery
     assert homeserver.joins == []
 
 
-async def test_send_without_a_transaction_id_gets_a_new_one_each_time() -> None:
-    homeserver = FakeHomeserver()
-    event = await check("m.room.message", TEXT)
-    for _ in range(2):
-        await make(homeserver).accept(ALICE, event, None)
-    first, second = (txn_id for _, _, _, txn_id in homeserver.sends)
-    assert len(first) >= 16
-    assert first != second
+async def test_deliveries_have_names_of_their_own(core: Core, homeserver: FakeHomeserver, tmp_path: Path) -> None:
+    await asyncio.gather(*(send(core) for _ in range(50)))
+    other = tmp_path / "other"
+    other.mkdir()
+    async with running(other) as second:
+        await asyncio.gather(*(send(second) for _ in range(50)))
+    names = {txn_id for _, _, txn_id in homeserver.sends}
+    assert len(names) == 100
+    assert min(len(name) for name in names) >= 16
 
 
-async def test_callers_refused_token_is_asked_for_again() -> None:
-    homeserver = FakeHomeserver()
-    homeserver.broken = HomeserverError("Unknown", errcode="M_UNKNOWN_TOKEN", status=401)
-    event = await check("m.room.message", TEXT)
-    with pytest.raises(HomeserverError):
-        await make(homeserver).accept(ALICE, event, None)
-    with pytest.raises(BadGateway):
-        await make(homeserver).accept(Credential(None), event, None)
+async def test_what_came_is_kept_where_it_is_not_what_is_sent(core: Core) -> None:
+    for body in (b'{"payload": "caf\xc3\xa9"}', b'{"body":"hi","msgtype":"m.text"}', b"\xff\0"):
+        await send(core, how=replace(FLOW, request=body))
+    assert [row["request"] for row in await rows(core)] == ['{"payload": "café"}', None, "\ufffd\ufffd"]
+
+
+async def test_row_says_whose_event_it_is(core: Core) -> None:
+    key = ApiKey("the-key")
+    await send(core, by=Credential(None, key))
+    await send(core, by=Credential("alice-PHONE"))
+    by_key, by_token = await rows(core)
+    assert (by_key["api_key"], by_token["api_key"]) == ("the-key", None)
+    assert by_key["account"] != by_token["account"]
+    assert {row["lane"] for row in (by_key, by_token)} == {f"{row['account']}|{ROOM}" for row in (by_key, by_token)}
+
+
+async def test_nothing_is_asked_of_the_homeserver_for_a_key_that_is_not_for_this(
+    core: Core, homeserver: FakeHomeserver
+) -> None:
+    for key in (ApiKey("k", rooms=("!other:hs",)), ApiKey("k", event_types=("m.room.name",))):
+        with pytest.raises(Forbidden):
+            await accept(core, by=Credential(None, key), room=ALIAS if not key.rooms else ROOM)
+    assert homeserver.joins == []
+    assert await rows(core) == []
+
+
+async def test_nothing_is_asked_of_the_homeserver_for_a_wrong_payload(core: Core, homeserver: FakeHomeserver) -> None:
+    with pytest.raises(BadContent):
+        await accept(core, {}, room=ALIAS)
+    assert homeserver.joins == []
+
+
+# keys
+
+
+async def test_same_key_and_content_is_the_same_delivery(core: Core, homeserver: FakeHomeserver) -> None:
+    first = await accept(core, how=KEYED)
+    await core.courier.wait(first.ticket, 10)
+    second = await accept(core, how=KEYED)
+    assert (first.replayed, second.replayed) == (False, True)
+    assert second.ticket.row.delivery == first.ticket.row.delivery
+    assert await core.courier.wait(second.ticket, 10) == Outcome("sent", "$event1")
+    assert len(homeserver.sends) == 1
+
+
+async def test_content_is_the_same_however_it_was_written(core: Core) -> None:
+    first = await send(core, {"msgtype": "m.text", "body": "hi"}, how=replace(KEYED, request=b"hi"))
+    assert await send(core, {"body": "hi", "msgtype": "m.text"}, how=replace(KEYED, request=b'"hi"')) == first
+
+
+async def test_same_key_with_other_content_is_a_conflict_on_the_flow_surface(
+    core: Core, homeserver: FakeHomeserver, caplog: pytest.LogCaptureFixture
+) -> None:
+    await send(core, how=KEYED)
+    with pytest.raises(Conflict, match="Idempotency-Key") as caught:
+        await accept(core, TEXT | {"body": "canary"}, how=KEYED)
+    assert caught.value.status == 422
+    assert len(homeserver.sends) == 1
+    assert len(await rows(core)) == 1
+    (line,) = [record.fields for record in caplog.records if record.msg == "key_reused"]  # type: ignore[attr-defined]
+    assert {len(line["was"]), len(line["now"])} == {64}
+    assert line["was"] != line["now"]
+    assert "canary" not in json.dumps(line)
+
+
+@pytest.mark.parametrize("policy", ["send", "replay"])
+async def test_same_key_with_other_content_is_a_new_event_on_the_matrix_surface_unless_a_setting_says_no(
+    homeserver: FakeHomeserver, tmp_path: Path, caplog: pytest.LogCaptureFixture, policy: str
+) -> None:
+    other = TEXT | {"body": "canary"}
+    async with running(tmp_path, reused_txn_id=policy) as core:
+        how = replace(KEYED, surface="matrix")
+        found = [await send(core, content, how=how) for content in (TEXT, other, TEXT, other)]
+    lines = [record.fields for record in caplog.records if record.msg == "txn_id_reused"]  # type: ignore[attr-defined]
+    if policy == "replay":
+        assert found == ["$event1"] * 4
+        assert lines == []
+    else:
+        assert found == ["$event1", "$event2", "$event1", "$event2"]
+        assert lines
+        assert "canary" not in json.dumps(lines)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"by": Credential("bob")},
+        {"by": Credential("alice-PHONE")},
+        {"by": Credential(None, ApiKey("one"))},
+        {"room": "!b:hs"},
+        {"type_": "m.sticker.of.ours"},
+        {"how": Sending("matrix", "key")},
+        {"how": Sending("flow", "Key")},
+        {"how": Sending("flow")},
+    ],
+    ids=["user", "device", "api-key", "room", "type", "surface", "key", "no-key"],
+)
+async def test_key_counts_for_one_sender_room_and_type(core: Core, other: dict[str, Any]) -> None:
+    assert await send(core, how=KEYED) == "$event1"
+    assert await send(core, **{"how": KEYED, **other}) == "$event2"
+    assert await send(core, how=KEYED) == "$event1"
+
+
+async def test_keys_of_two_api_keys_do_not_collide(core: Core, homeserver: FakeHomeserver) -> None:
+    for name in ("one", "two", "one"):
+        await send(core, how=KEYED, by=Credential(None, ApiKey(name)))
+    assert len(homeserver.sends) == 2
+
+
+async def test_key_that_is_known_is_not_sent_even_when_its_turn_comes_in_the_moment_of_the_commit(
+    core: Core, homeserver: FakeHomeserver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = _Batch.done
+
+    def answered_just_then(batch: _Batch, commit: "asyncio.Future[None]") -> None:
+        if homeserver.go is not None and not homeserver.go.done():
+            homeserver.go.set_result(None)  # the room's next event is that with the key
+        done(batch, commit)
+
+    monkeypatch.setattr(_Batch, "done", answered_just_then)
+    assert await send(core, how=KEYED) == "$event1"
+    await rows(core)  # what is written from here on is one group
+    homeserver.go = asyncio.get_running_loop().create_future()
+    under_way = await accept(core, TEXT | {"body": "under way"})
+    await homeserver.asked.wait()
+    assert (await accept(core, how=KEYED)).replayed
+    assert await core.courier.wait(under_way.ticket, 10) == Outcome("sent", "$event2")
+    assert await send(core, TEXT | {"body": "the next"}) == "$event3"
+
+
+async def test_state_key_is_content(core: Core) -> None:
+    async def put(state_key: str) -> Receipt:
+        event = await check("org.example.reading", {"a": 1}, state_key)
+        return await core.intake.accept(ALICE, event, KEYED)
+
+    await put("cellar")
+    assert (await put("cellar")).replayed
+    with pytest.raises(Conflict):
+        await put("attic")
 
 
 # aliases
 
 
-async def to_alias(bridge: Intake, credential: Credential = ALICE) -> None:
-    event = await bridge.check(ALIAS, "m.room.message", Payload(TEXT), as_state=False)
-    await bridge.accept(credential, event, None)
+async def to_alias(core: Core, by: Credential = ALICE) -> None:
+    await send(core, by=by, room=ALIAS)
 
 
-async def test_alias_is_joined_once_and_kept_for_10_minutes(clock: Clock) -> None:
-    homeserver = FakeHomeserver()
-    bridge = make(homeserver)
-    await to_alias(bridge)
+def rooms(homeserver: FakeHomeserver) -> list[str]:
+    return [event.room for _, event, _ in homeserver.sends]
+
+
+async def test_alias_is_joined_once_and_kept_for_10_minutes(
+    core: Core, homeserver: FakeHomeserver, clock: Clock
+) -> None:
+    await to_alias(core)
     clock.now += 599
-    await to_alias(bridge)
+    await to_alias(core)
     assert homeserver.joins == [("alice", ALIAS)]
-    assert [room_id for _, _, room_id, _ in homeserver.sends] == ["!room1:hs", "!room1:hs"]
+    assert rooms(homeserver) == ["!room1:hs", "!room1:hs"]
     clock.now += 2
-    await to_alias(bridge)
+    await to_alias(core)
     assert len(homeserver.joins) == 2
-    assert homeserver.sends[-1][2] == "!room2:hs"
+    assert rooms(homeserver)[-1] == "!room2:hs"
 
 
-async def test_alias_is_joined_by_each_caller_once() -> None:
-    homeserver = FakeHomeserver()
-    bridge = make(homeserver)
+async def test_alias_is_joined_by_each_caller_once(core: Core, homeserver: FakeHomeserver) -> None:
     for token in ("alice", "bob", "alice", "bob"):
-        await to_alias(bridge, Credential(token))
+        await to_alias(core, Credential(token))
     assert homeserver.joins == [("alice", ALIAS), ("bob", ALIAS)]
 
 
-async def test_50_concurrent_sends_to_an_alias_join_once() -> None:
-    homeserver = FakeHomeserver()
-    bridge = make(homeserver)
-    await asyncio.gather(*(to_alias(bridge) for _ in range(50)))
+async def test_50_concurrent_sends_to_an_alias_join_once(core: Core, homeserver: FakeHomeserver) -> None:
+    await asyncio.gather(*(to_alias(core) for _ in range(50)))
     assert len(homeserver.joins) == 1
     assert len(homeserver.sends) == 50
 
 
-async def test_alias_is_dropped_after_an_error() -> None:
-    homeserver = FakeHomeserver()
-    bridge = make(homeserver)
-    await to_alias(bridge)
-    homeserver.broken = HomeserverError("not in room", errcode="M_FORBIDDEN", status=403)
+async def test_alias_that_could_not_be_joined_is_asked_for_again(core: Core, homeserver: FakeHomeserver) -> None:
+    homeserver.refusal = HomeserverError("not found", errcode="M_NOT_FOUND", status=404)
     with pytest.raises(HomeserverError):
-        await to_alias(bridge)
-    homeserver.broken = None
-    await to_alias(bridge)
+        await to_alias(core)
+    homeserver.refusal = None
+    await to_alias(core)
     assert len(homeserver.joins) == 2
-    assert homeserver.sends[-1][2] == "!room2:hs"
+    assert await rows(core) != []
 
 
-async def test_oldest_alias_makes_room_for_a_new_one(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_known_alias_is_good_while_the_homeserver_is_away(
+    core: Core, homeserver: FakeHomeserver, clock: Clock
+) -> None:
+    await to_alias(core)
+    homeserver.refusal = BadGateway("away")
+    clock.now += 601
+    await to_alias(core)
+    assert rooms(homeserver) == ["!room1:hs", "!room1:hs"]
+    with pytest.raises(BadGateway):
+        await to_alias(core, Credential("bob"))
+
+
+async def test_refused_token_is_asked_for_again(core: Core, homeserver: FakeHomeserver) -> None:
+    homeserver.refusal = HomeserverError("Unknown", errcode="M_UNKNOWN_TOKEN", status=401)
+    with pytest.raises(HomeserverError):
+        await to_alias(core)
+    with pytest.raises(BadGateway, match="own account"):
+        await to_alias(core, Credential(None, ApiKey("one")))
+
+
+async def test_oldest_alias_makes_room_for_a_new_one(
+    core: Core, homeserver: FakeHomeserver, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(intake, "MAX_ALIASES", 1)
-    homeserver = FakeHomeserver()
-    bridge = make(homeserver)
     for token in ("alice", "bob", "alice"):
-        await to_alias(bridge, Credential(token))
+        await to_alias(core, Credential(token))
     assert len(homeserver.joins) == 3

@@ -15,7 +15,20 @@ VALUES = {
     "FLOWBRIDGE_API_KEYS": ("api_keys", "fb_a", (SecretStr("fb_a"),)),
     "FLOWBRIDGE_ALLOW_HTTP": ("allow_http", "1", True),
     "FLOWBRIDGE_SCHEMAS_DIR": ("schemas_dir", "/srv/schemas", Path("/srv/schemas")),
+    "FLOWBRIDGE_DATABASE_URL": ("database_url", "sqlite:////srv/x.db", SecretStr("sqlite:////srv/x.db")),
+    "FLOWBRIDGE_SECRET_KEY": ("secret_key", "c2VjcmV0", SecretStr("c2VjcmV0")),
+    "FLOWBRIDGE_ENCRYPTED_ROOMS": ("encrypted_rooms", "Allow", "allow"),
     "FLOWBRIDGE_WAIT_SECONDS": ("wait_seconds", "2.5", 2.5),
+    "FLOWBRIDGE_REQUEST_SECONDS": ("request_seconds", "5", 5.0),
+    "FLOWBRIDGE_LEASE_SECONDS": ("lease_seconds", "60", 60.0),
+    "FLOWBRIDGE_REUSED_TXN_ID": ("reused_txn_id", "REPLAY", "replay"),
+    "FLOWBRIDGE_MAX_QUEUED": ("max_queued", "3", 3),
+    "FLOWBRIDGE_MAX_QUEUED_PER_ROOM": ("max_queued_per_room", "2", 2),
+    "FLOWBRIDGE_MAX_DATABASE_BYTES": ("max_database_bytes", "1000000", 1_000_000),
+    "FLOWBRIDGE_MIN_FREE_DISK_BYTES": ("min_free_disk_bytes", "0", 0),
+    "FLOWBRIDGE_MAX_WAITING": ("max_waiting", "10", 10),
+    "FLOWBRIDGE_KEEP_SENT_HOURS": ("keep_sent_hours", "0.5", 0.5),
+    "FLOWBRIDGE_KEEP_DEAD_DAYS": ("keep_dead_days", "7", 7.0),
     "FLOWBRIDGE_LOG_FORMAT": ("log_format", "JSON", "json"),
     "FLOWBRIDGE_LOG_LEVEL": ("log_level", "Debug", "debug"),
 }
@@ -45,8 +58,21 @@ def test_defaults_are_those_of_the_contract() -> None:
         "api_keys": (),
         "allow_http": False,
         "ca_file": None,
+        "database_url": SecretStr("sqlite:///flowbridge.db"),
+        "secret_key": None,
+        "encrypted_rooms": "refuse",
         "schemas_dir": None,
         "wait_seconds": 10.0,
+        "request_seconds": 10.0,
+        "lease_seconds": 30.0,
+        "reused_txn_id": "send",
+        "max_queued": 1_000_000,
+        "max_queued_per_room": 100_000,
+        "max_database_bytes": 1_073_741_824,
+        "min_free_disk_bytes": 268_435_456,
+        "max_waiting": 10_000,
+        "keep_sent_hours": 24.0,
+        "keep_dead_days": 30.0,
         "log_format": "text",
         "log_level": "info",
     }
@@ -111,6 +137,8 @@ def test_dotenv_that_is_not_utf8_is_one_line() -> None:
         ("ACCESS_TOKEN", "access_token", {}),
         ("FLOWBRIDGE_PASSWORD", "password", {"FLOWBRIDGE_USER": "bot"}),
         ("FLOWBRIDGE_API_KEYS", "api_keys", {}),
+        ("FLOWBRIDGE_SECRET_KEY", "secret_key", {}),
+        ("FLOWBRIDGE_DATABASE_URL", "database_url", {}),  # it may hold a password
     ],
 )
 @pytest.mark.parametrize("via_dotenv", [False, True])
@@ -163,7 +191,10 @@ def test_name_of_a_file_works_for_secrets_only(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_secrets_are_not_printed() -> None:
-    settings = Settings.load(user="bot", password=SECRET, api_keys=f"fb_{SECRET}")
+    database_url = f"postgresql+psycopg://flow:{SECRET}@db/flow"
+    settings = Settings.load(
+        user="bot", password=SECRET, api_keys=f"fb_{SECRET}", secret_key=SECRET, database_url=database_url
+    )
     assert SECRET not in repr(settings)
     assert SECRET not in str(settings.model_dump())
 
@@ -188,6 +219,25 @@ def test_secrets_are_not_printed() -> None:
         ("FLOWBRIDGE_WAIT_SECONDS", "-1"),
         ("FLOWBRIDGE_WAIT_SECONDS", "301"),
         ("FLOWBRIDGE_WAIT_SECONDS", "nan"),
+        ("FLOWBRIDGE_REQUEST_SECONDS", "0"),
+        ("FLOWBRIDGE_REQUEST_SECONDS", "inf"),
+        ("FLOWBRIDGE_LEASE_SECONDS", "-30"),
+        ("FLOWBRIDGE_LEASE_SECONDS", "601"),
+        ("FLOWBRIDGE_LEASE_SECONDS", "nan"),
+        ("FLOWBRIDGE_ENCRYPTED_ROOMS", "perhaps"),
+        ("FLOWBRIDGE_REUSED_TXN_ID", "drop"),
+        ("FLOWBRIDGE_MAX_QUEUED", "0"),
+        ("FLOWBRIDGE_MAX_QUEUED", "many"),
+        ("FLOWBRIDGE_MAX_QUEUED_PER_ROOM", "0"),
+        ("FLOWBRIDGE_MAX_QUEUED_PER_ROOM", "1.5"),
+        ("FLOWBRIDGE_MAX_DATABASE_BYTES", "0"),
+        ("FLOWBRIDGE_MAX_DATABASE_BYTES", "1GiB"),
+        ("FLOWBRIDGE_MIN_FREE_DISK_BYTES", "-1"),
+        ("FLOWBRIDGE_MAX_WAITING", "0"),
+        ("FLOWBRIDGE_KEEP_SENT_HOURS", "-1"),
+        ("FLOWBRIDGE_KEEP_SENT_HOURS", "nan"),
+        ("FLOWBRIDGE_KEEP_DEAD_DAYS", "-0.5"),
+        ("FLOWBRIDGE_KEEP_DEAD_DAYS", "inf"),
         ("FLOWBRIDGE_LOG_FORMAT", "xml"),
         ("FLOWBRIDGE_LOG_LEVEL", "loud"),
         ("FLOWBRIDGE_LOG_LEVEL", "20"),
@@ -223,6 +273,34 @@ def test_token_and_user_exclude_each_other() -> None:
     line = refused(user="bot", password=SECRET, access_token="syt_x")
     assert "ACCESS_TOKEN" in line
     assert "FLOWBRIDGE_USER" in line
+
+
+@pytest.mark.parametrize(
+    ("request_seconds", "lease_seconds", "good"),
+    [(10, 15, True), (10, 14.9, False), (25, 30, True), (25.5, 30, False), (300, 30, False), (300, 305, True)],
+)
+def test_lease_outlives_a_request_by_5_seconds(request_seconds: float, lease_seconds: float, *, good: bool) -> None:
+    values = {"request_seconds": request_seconds, "lease_seconds": lease_seconds}
+    if good:
+        assert Settings.load(**values).lease_seconds == lease_seconds
+    else:
+        line = refused(**values)
+        assert line.startswith("FLOWBRIDGE_LEASE_SECONDS: ")
+        assert "FLOWBRIDGE_REQUEST_SECONDS" in line
+
+
+@pytest.mark.parametrize(
+    ("url", "file"),
+    [
+        ("sqlite:///flowbridge.db", "flowbridge.db"),
+        ("sqlite:////srv/flow.db", "/srv/flow.db"),
+        ("sqlite://", None),
+        ("postgresql+psycopg://db/flow", None),
+        ("postgresql:///flow", None),
+    ],
+)
+def test_database_file_is_that_of_sqlite(url: str, file: str | None) -> None:
+    assert Settings.load(database_url=url).database_file == (Path(file) if file else None)
 
 
 @pytest.mark.parametrize("values", [{"access_token": "syt_x"}, {"user": "bot", "password": "x"}])

@@ -223,3 +223,84 @@ def test_no_answer_is_a_gateway_error_that_says_why(failure: WireError, kind: ty
     error = verdict.no_answer(failure)
     assert isinstance(error, kind)
     assert (error.status, error.error) == (status, str(failure))
+
+
+# what becomes of an event
+
+
+@pytest.mark.parametrize(
+    ("kind", "status", "body"),
+    [
+        ("sent", 200, {"event_id": "$x"}),
+        ("again", 200, {}),
+        ("again", 200, HTML),
+        ("again", 201, {"event_id": "$x"}),
+        ("again", 204, b""),
+        ("again", 302, b""),
+        ("again", 302, {"errcode": "M_FORBIDDEN", "error": "moved"}),
+        ("again", 400, HTML),
+        ("again", 401, b""),
+        ("again", 403, HTML),
+        ("again", 403, {"error": "no errcode"}),
+        ("again", 404, b"404 page not found"),
+        ("again", 404, {"errcode": "M_UNRECOGNIZED", "error": "Unrecognized request"}),
+        ("again", 405, {"errcode": "M_UNRECOGNIZED", "error": "Unrecognized request"}),
+        ("again", 413, HTML),
+        ("again", 500, {"errcode": "M_UNKNOWN", "error": "Internal server error"}),
+        ("again", 500, {"errcode": "M_FORBIDDEN", "error": "?"}),
+        ("again", 502, HTML),
+        ("again", 503, {"errcode": "M_UNKNOWN", "error": "busy"}),
+        ("again", 599, {"errcode": "M_TOO_LARGE", "error": "?"}),
+        ("slow", 429, {"errcode": "M_LIMIT_EXCEEDED", "error": "Too many"}),
+        ("slow", 429, HTML),
+        ("token", 401, {"errcode": "M_UNKNOWN_TOKEN", "error": "Invalid"}),
+        ("token", 401, {"errcode": "M_MISSING_TOKEN", "error": "Missing"}),
+        ("token", 401, {"errcode": "M_USER_LOCKED", "error": "Locked", "soft_logout": True}),
+        ("dead", 401, {"errcode": "M_FORBIDDEN", "error": "?"}),
+        ("forbidden", 403, {"errcode": "M_FORBIDDEN", "error": "You are not in the room"}),
+        ("dead", 403, {"errcode": "M_GUEST_ACCESS_FORBIDDEN", "error": "No guests"}),
+        ("dead", 403, {"errcode": "M_UNKNOWN_TOKEN", "error": "?"}),
+        ("dead", 400, {"errcode": "M_BAD_JSON", "error": "No."}),
+        ("dead", 400, {"errcode": "M_NOT_JSON", "error": "No."}),
+        ("dead", 400, {"errcode": "M_INVALID_PARAM", "error": "No."}),
+        ("dead", 400, {"errcode": "ORG_EXAMPLE", "error": "No."}),
+        ("dead", 404, {"errcode": "M_NOT_FOUND", "error": "Unknown room"}),
+        ("dead", 413, {"errcode": "M_TOO_LARGE", "error": "event too large"}),
+    ],
+)
+def test_verdict_over_an_answer(kind: str, status: int, body: Any) -> None:
+    found = verdict.judge(answer(status, body))
+    assert found.kind == kind
+    if kind == "sent":
+        assert (found.event_id, found.error) == ("$x", None)
+    else:
+        assert found.event_id == ""
+        assert found.error is not None
+        assert found.error.error
+
+
+@pytest.mark.parametrize(("body", "pause"), [({"retry_after_ms": 1_500}, 1_500), ({}, 500), (HTML, 500), (b"", 500)])
+def test_verdict_over_a_429_says_how_long_to_pause(body: Any, pause: int) -> None:
+    assert verdict.judge(answer(429, body)).pause_ms == pause
+    assert verdict.judge(answer(429, body, retry_after="7")).pause_ms == 7_000
+
+
+@pytest.mark.parametrize("sent", [True, False])
+@pytest.mark.parametrize("kind", [TimedOut, Unreachable, WireError])
+def test_event_is_tried_again_when_there_is_no_answer(kind: type[WireError], *, sent: bool) -> None:
+    found = verdict.refused(verdict.no_answer(kind("nothing", sent=sent)))
+    assert found.kind == "again"
+    assert found.error is not None
+    assert found.error.sent is sent
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.integers(100, 999),
+    st.binary(max_size=40)
+    | st.dictionaries(st.sampled_from(["errcode", "error"]), st.sampled_from([5, None, True, ["M_FORBIDDEN"]])).map(
+        lambda value: json.dumps(value).encode()
+    ),
+)
+def test_nothing_but_an_errcode_kills_an_event(status: int, body: bytes) -> None:
+    assert verdict.judge(answer(status, body)).kind in ("again", "slow")

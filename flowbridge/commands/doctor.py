@@ -6,12 +6,17 @@ from collections.abc import Iterator
 from email.utils import parsedate_to_datetime
 from typing import NamedTuple
 
+from sqlalchemy.exc import SQLAlchemyError
+
 from flowbridge import log
 from flowbridge.core import Core
 from flowbridge.errors import MatrixError
 from flowbridge.homeserver import AddressError, AddressUnknown
 from flowbridge.homeserver.wire import Answer
-from flowbridge.settings import Settings
+from flowbridge.settings import Settings, SettingsError
+from flowbridge.store import StoreError, keys, outbox
+from flowbridge.store.engine import name, reason
+from flowbridge.tokens import cipher
 
 FAILED = 1
 MAX_CLOCK_SECONDS = 60
@@ -36,7 +41,7 @@ def run(settings: Settings) -> int:
 
 
 async def _examine(core: Core) -> list[Finding]:
-    findings = [Finding("schemas", True, f"{len(core.catalogue)} schemas are read and sound")]
+    findings = [Finding("schemas", True, f"{len(core.catalogue)} schemas are read and sound"), _store(core)]
     try:
         address = await core.locator.address()
     except (AddressError, AddressUnknown) as error:
@@ -50,6 +55,23 @@ async def _examine(core: Core) -> list[Finding]:
     findings += await _account(core)
     core.homeserver.close()
     return findings
+
+
+def _store(core: Core) -> Finding:
+    """The database, beside a server that may run on it."""
+    try:
+        core.database.open(shared=True)
+        cipher(core.settings)
+        with core.database.engine.connect().execution_options(reads=True) as connection:
+            queued = sum(number for number, _ in outbox.queued(connection).values())
+            dead = outbox.dead(connection)
+    except StoreError as error:
+        return Finding("store", False, f"FLOWBRIDGE_DATABASE_URL: {error}")
+    except SettingsError as error:
+        return Finding("store", False, str(error))
+    except SQLAlchemyError as error:
+        return Finding("store", False, reason(error))
+    return Finding("store", True, f"{name(core.database.url)}: {queued} queued, {dead} dead letters")
 
 
 def _versions(answer: Answer) -> Iterator[Finding]:
@@ -96,10 +118,17 @@ async def _account(core: Core) -> list[Finding]:
 
 
 def _keys(core: Core) -> Finding:
-    number = len(core.settings.api_keys)
+    if number := len(core.settings.api_keys):
+        where = "in FLOWBRIDGE_API_KEYS"
+    elif core.database.is_open:
+        with core.database.engine.connect().execution_options(reads=True) as connection:
+            number = len(keys.valid(connection))
+        where = "in the store"
+    else:
+        return Finding("api keys", None, "nobody can tell without the store")
     if number and not core.settings.has_bot:
-        return Finding("api keys", False, "keys are set, but no account to act as: set ACCESS_TOKEN")
-    return Finding("api keys", True if number else None, f"{number} in FLOWBRIDGE_API_KEYS")
+        return Finding("api keys", False, "there are keys, but no account to act as: set ACCESS_TOKEN")
+    return Finding("api keys", True if number else None, f"{number} {where}")
 
 
 async def _rate_limit(core: Core, token: str, user_id: str) -> Finding:

@@ -2,15 +2,18 @@
 
 import asyncio
 import json
+import secrets
 import sys
 from collections.abc import Coroutine
+from dataclasses import replace
 from typing import Any
 
 from flowbridge import log
 from flowbridge.callers import Credential
 from flowbridge.core import Core
-from flowbridge.errors import BadContent, MatrixError
-from flowbridge.homeserver import dialect
+from flowbridge.delivery.carrier import IN_PLAIN_TEXT
+from flowbridge.errors import BadContent, Forbidden, MatrixError
+from flowbridge.homeserver import dialect, verdict
 from flowbridge.models import Event
 from flowbridge.settings import Settings, SettingsError
 
@@ -51,9 +54,15 @@ async def _told(command: Coroutine[Any, Any, str]) -> int:
 
 async def _send(core: Core, room: str, event_type: str, body: bytes) -> str:
     event = await _checked(core, room, event_type, body)
-    async with core.running():
-        _, event_id = await core.intake.accept(Credential(None), event, None)
-    return event_id
+    await core.locate()
+    caller = await core.callers.identify(Credential(None))
+    event = replace(event, room=await core.intake.room_id(caller, room))
+    try:
+        if await core.carrier.refuses(caller.token, event):
+            raise Forbidden(IN_PLAIN_TEXT)
+        return verdict.event_id(await core.homeserver.send(caller.token, event, secrets.token_urlsafe(16)))
+    finally:
+        core.homeserver.close()
 
 
 async def _validate(core: Core, event_type: str, body: bytes) -> str:

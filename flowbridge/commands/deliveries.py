@@ -1,0 +1,280 @@
+"""`flowbridge deliveries`: the delivery log on the database itself, with the server up or down."""
+
+import contextlib
+import getpass
+import json
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+from rich.text import Text
+from sqlalchemy.exc import SQLAlchemyError
+
+from flowbridge import log
+from flowbridge.deliveries import detail, moment, new_txn_id, states, summary
+from flowbridge.errors import BadRequest
+from flowbridge.homeserver import dialect
+from flowbridge.settings import Settings
+from flowbridge.store import Database, StoreError, ledger, outbox
+from flowbridge.store.engine import name, reason
+from flowbridge.store.ledger import Selection
+
+FAILED = 1
+BATCH = 100  # replays in one commit: a server beside us waits for no longer than for one of its own
+WIDE = 1_000  # columns of what is no terminal, so that nothing is cut off
+
+_HEADS = (("DELIVERY", "ROOM"), ("STATUS", "TYPE"), ("ACCEPTED", "BY"), ("TRIES", "EVENT OR ERROR"))
+_COLOURS = {"dead": "red", "queued": "yellow", "sent": "green"}
+_AGE = re.compile(r"([0-9]{1,6})([smhdw])")
+_SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
+
+
+class Usage(Exception):
+    """Options that cannot be used; one line."""
+
+
+def choose(
+    *, state: Sequence[str] = (), room: str = "", event_type: str = "", since: str = "", until: str = ""
+) -> Selection:
+    """The deliveries that options name. Raises Usage."""
+    try:
+        return Selection(
+            states=states(",".join(state), "--state"),
+            room_id=dialect.identifier(room, "--room") if room else None,
+            event_type=dialect.identifier(event_type, "--type") if event_type else None,
+            since=_ago(since, "--since") if since else None,
+            until=_ago(until, "--until") if until else None,
+        )
+    except BadRequest as error:
+        raise Usage(error.error) from None
+
+
+def show_all(settings: Settings, selection: Selection, limit: int, *, as_json: bool) -> int:
+    """Print deliveries, the newest first; returns the exit code."""
+    with _database(settings) as database, database.engine.connect().execution_options(reads=True) as connection:
+        rows, _ = ledger.page(connection, selection, limit)
+    found = [summary(row) for row in rows]
+    if as_json:
+        _print_json({"deliveries": found})
+    elif found:
+        is_terminal = sys.stdout.isatty()
+        # Everything is taken as it is: room names and errors are other people's words.
+        console = Console(markup=False, highlight=False, emoji=False, width=None if is_terminal else WIDE)
+        console.print(_table(found, stacked=is_terminal))
+    else:
+        _say("no such deliveries")
+    return 0
+
+
+def show(settings: Settings, delivery: str, *, as_json: bool) -> int:
+    """Print all about a delivery; returns the exit code: 1 when there is none of this name."""
+    with _database(settings) as database, database.engine.connect().execution_options(reads=True) as connection:
+        row = ledger.get(connection, _sayable(delivery))
+    if row is None:
+        return _unknown(delivery)
+    if as_json:
+        _print_json(detail(row))
+    else:
+        _print_detail(detail(row))
+    return 0
+
+
+def replay(settings: Settings, deliveries: Sequence[str]) -> int:
+    """Queue settled deliveries anew, in this order; returns the exit code: 1 when one of them cannot be."""
+    failed = False
+    with _database(settings) as database:
+        for delivery in deliveries:
+            with database.engine.begin() as connection:
+                row = ledger.replay(connection, _sayable(delivery), new_txn_id(), _who())
+                known = row is not None or ledger.get(connection, _sayable(delivery)) is not None
+            if row is not None:
+                print(f"{delivery} is queued")
+                continue
+            failed = True
+            if known:
+                _say(f"{delivery} is queued already")
+            else:
+                _unknown(delivery)
+    return FAILED if failed else 0
+
+
+def replay_dead(settings: Settings, selection: Selection) -> int:
+    """Queue all dead letters of a selection anew, the oldest first; returns the exit code."""
+    with _database(settings) as database:
+        with database.engine.connect().execution_options(reads=True) as connection:
+            total, newest = ledger.extent(connection, selection)
+        queued, after = 0, 0
+        with _progress("replaying", total) as advance:
+            # Not beyond the newest of now: what dies once more meanwhile has a higher id.
+            while batch := _replay_batch(database, selection, after, newest):
+                queued += sum(1 for _, replayed in batch if replayed)
+                after = batch[-1][0]
+                advance(len(batch))
+    print(f"{queued} of {total} dead letters are queued")
+    return 0
+
+
+def purge(settings: Settings, wanted: Sequence[str], older_than: str, *, yes: bool) -> int:
+    """Delete what is settled; returns the exit code: 1 when it is not confirmed. Raises Usage."""
+    chosen = choose(state=wanted).states or ("sent", "dead")
+    if "queued" in chosen:
+        raise Usage("--state: only what is sent or dead can be purged")
+    before = _ago(older_than or "0s", "--older-than", ages_only=True)
+    with _database(settings) as database:
+        with database.engine.connect().execution_options(reads=True) as connection:
+            counts = ledger.settled(connection, before)
+        total = sum(counts.get(state, 0) for state in chosen)
+        what = " and ".join(f"{counts.get(state, 0)} {state}" for state in chosen)
+        if total and not yes and not _confirmed(f"Delete {what} deliveries? Their content cannot be had back."):
+            return FAILED
+        gone = 0
+        sent, dead = (before if state in chosen else 0 for state in ("sent", "dead"))
+        with _progress("deleting", total) as advance:
+            while number := _purge_batch(database, sent, dead):
+                gone += number
+                advance(number)
+    print(f"{gone} deliveries are deleted")
+    return 0
+
+
+def _replay_batch(database: Database, selection: Selection, after: int, newest: int) -> list[tuple[int, bool]]:
+    """The next dead letters: id, and whether it was queued; not, when somebody was faster."""
+    with database.engine.begin() as connection:
+        found = ledger.deliveries(connection, selection, after, newest, BATCH)
+        return [(id_, ledger.replay(connection, delivery, new_txn_id(), _who()) is not None) for id_, delivery in found]
+
+
+def _purge_batch(database: Database, sent: int, dead: int) -> int:
+    with database.engine.begin() as connection:
+        return outbox.purge(connection, sent, dead)
+
+
+@contextlib.contextmanager
+def _database(settings: Settings) -> Iterator[Database]:
+    """The store as it is, perhaps beside a server. Raises StoreError, also when nothing was ever stored there."""
+    log.setup(settings.log_format, "warning")
+    file = settings.database_file
+    if file is not None and not file.exists():
+        raise StoreError(f"there is no file {file}: the commands and `serve` have to be run with the same setting")
+    database = Database(settings.database_url.get_secret_value())
+    database.open(shared=True)
+    try:
+        yield database
+    except SQLAlchemyError as error:
+        raise StoreError(f"{name(database.url)} cannot be used: {reason(error)}") from None
+    finally:
+        database.engine.dispose()
+
+
+def _ago(text: str, option: str, *, ages_only: bool = False) -> int:
+    """A time, or how long ago it is (`90m`, `7d`), as ms since 1970. Raises Usage."""
+    if found := _AGE.fullmatch(text):
+        return outbox.now_ms() - int(found[1]) * _SECONDS[found[2]] * 1000
+    if ages_only:
+        raise Usage(f"{option}: {text[:80]!r} is no age: write it like 90m, 12h or 7d")
+    try:
+        return moment(text, option)
+    except BadRequest as error:
+        raise Usage(f"{error.error}, or like 2h or 7d") from None
+
+
+def _confirmed(question: str) -> bool:
+    if not sys.stdin.isatty():
+        raise Usage("nobody is there to confirm it: --yes deletes without asking")
+    return typer.confirm(question, err=True)
+
+
+def _who() -> str:
+    with contextlib.suppress(Exception):  # a container's user may have no name
+        return f"cli:{getpass.getuser()}"
+    return "cli:"
+
+
+def _sayable(delivery: str) -> str:
+    """As it can be asked for: an argument may be no UTF-8."""
+    return delivery.encode("utf-8", "replace").decode()
+
+
+def _table(found: Sequence[dict[str, Any]], *, stacked: bool) -> Table:
+    """`stacked`: two lines for each, since one would not fit into a terminal."""
+    table = Table(box=None, pad_edge=False)
+    least = max(len(one["delivery_id"]) for one in found)
+    for heads in _HEADS:
+        for head in ["\n".join(heads)] if stacked else heads:
+            shrinks = stacked and head.startswith(("DELIVERY", "TRIES"))  # ids, times and types are read in full
+            width = least if head.startswith("DELIVERY") else 5
+            table.add_column(head, no_wrap=not shrinks, overflow="ellipsis", min_width=width)
+    for one in found:
+        pairs = _cells(one)
+        table.add_row(*(Text("\n").join(pair) for pair in pairs) if stacked else chain.from_iterable(pairs))
+    return table
+
+
+def _cells(one: dict[str, Any]) -> tuple[tuple[Text, Text], ...]:
+    outcome = one.get("event_id") or one.get("error", {}).get("error", "")
+    return (
+        (Text(one["delivery_id"]), _text(one["room_id"])),
+        (Text(one["status"], style=_COLOURS[one["status"]]), _text(one["event_type"])),
+        (Text(f"{one['accepted_at'][:19]}Z"), _text(one.get("api_key") or one.get("user_id", ""))),
+        (Text(str(one["attempts"])), _text(outcome)),
+    )
+
+
+def _text(words: str) -> Text:
+    return Text(_printable(words))
+
+
+def _print_detail(found: dict[str, Any]) -> None:
+    for key, value in found.items():
+        if key not in ("event", "request", "history"):
+            print(f"{key:<12} {_printable(value if isinstance(value, str) else json.dumps(value))}")
+    print("", "event", _printable(_json(found["event"])), sep="\n")
+    print("", "request", _printable(found["request"]), sep="\n")
+    print("", "history", *(_printable(_entry(entry)) for entry in found["history"]), sep="\n")
+
+
+def _entry(entry: dict[str, Any]) -> str:
+    if was := entry.get("replayed"):
+        return f"{entry['time']}  replayed by {was['by']}; it was {was['status']}, accepted {was['accepted_at']}"
+    said = " ".join(str(entry[key]) for key in ("status", "errcode", "error") if key in entry)
+    return f"{entry['time']}  {entry.get('milliseconds', 0)} ms  {said}"
+
+
+@contextlib.contextmanager
+def _progress(what: str, total: int) -> Iterator[Any]:
+    """Shows on a terminal how far it is; yields what is told of each further number."""
+    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
+        task = progress.add_task(what, total=total)
+        yield lambda number: progress.advance(task, number)
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False)
+
+
+def _print_json(value: Any) -> None:
+    print(_printable(_json(value)))
+
+
+def _printable(text: str) -> str:
+    """Without what a terminal would obey, as JSON writes it."""
+    if text.isprintable():
+        return text
+    return "".join(
+        character if character.isprintable() or character == "\n" else json.dumps(character)[1:-1] for character in text
+    )
+
+
+def _unknown(delivery: str) -> int:
+    _say(f"there is no delivery {_printable(_sayable(delivery))[:200]}")
+    return FAILED
+
+
+def _say(line: str) -> None:
+    print(f"flowbridge: {line}", file=sys.stderr)

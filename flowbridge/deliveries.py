@@ -1,0 +1,259 @@
+"""The delivery log: what became of accepted events; sending them anew, and taking them away (contract, `/deliveries`).
+
+Reading asks neither the homeserver nor the writer, so that it goes on while either of them is away or busy.
+"""
+
+import asyncio
+import base64
+import json
+import re
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from typing import Any, TypeVar
+
+from sqlalchemy import Connection
+
+from flowbridge import log
+from flowbridge.callers import Callers, Credential
+from flowbridge.errors import BadRequest, Errcode, NotFound, WrongState
+from flowbridge.models import Caller
+from flowbridge.store import Database, ledger
+from flowbridge.store.ledger import ALL, Selection, Whose
+from flowbridge.tokens import Tokens
+
+T = TypeVar("T")
+
+STATES = ("sent", "queued", "dead")
+SPAN = 10_000  # ids that are looked at in one go: others wait for this long at most, some 10 ms
+QUICK_SECONDS = 0.01  # where a go takes less, the next may be twice as long
+
+_DELIVERY = re.compile(r"[A-Za-z0-9_~.-]{1,128}")
+_CURSOR = re.compile(r"[A-Za-z0-9_-]{11}")
+_TIME = re.compile(r"[0-9]{4}-?[0-9]{2}-?[0-9]{2}([T ][0-9:.,]{1,20}(Z|[+-][0-9:]{1,10})?)?")
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class Viewer:
+    """Who asks, and whose deliveries are shown: `caller` is the one with a Matrix token."""
+
+    name: str
+    whose: Whose
+    caller: Caller | None = None
+
+
+class Deliveries:
+    """The use case. `cancel`: give a queued delivery up, False when it is on its way just now; `wake`: the worker."""
+
+    def __init__(
+        self,
+        database: Database,
+        callers: Callers,
+        tokens: Tokens,
+        *,
+        cancel: Callable[[str], Awaitable[bool]],
+        wake: Callable[[], None],
+    ) -> None:
+        self._database = database
+        self._callers = callers
+        self._tokens = tokens
+        self._cancel = cancel
+        self._wake = wake
+        self._turn = asyncio.Lock()
+
+    async def viewer(self, credential: Credential) -> Viewer:
+        """Keys with `admin` see everything, others what they sent; a Matrix token sees what its user sent."""
+        if (key := credential.key) is not None:
+            return Viewer(f"key:{key.id}", ALL if key.admin else Whose(api_key=key.id))
+        caller = await self._callers.identify(credential)
+        return Viewer(caller.user_id, Whose(user_id=caller.user_id), caller)
+
+    async def page(self, viewer: Viewer, selection: Selection, limit: int, cursor: str = "") -> dict[str, Any]:
+        """A page, the newest first: `{"deliveries": […], "next": cursor}`; without `next` when it is the last."""
+        selection = replace(selection, whose=viewer.whose)
+        before = _position(cursor) if cursor else None
+        found: list[dict[str, Any]] = []
+        span = SPAN
+        while True:
+            started = time.monotonic()
+            missing = limit + 1 - len(found)
+            rows, before = await self._read(
+                partial(ledger.page, selection=selection, limit=missing, before=before, span=span)
+            )
+            found += rows
+            if before is None or len(found) > limit:
+                break
+            span *= 2 if time.monotonic() - started < QUICK_SECONDS else 1
+        answer: dict[str, Any] = {"deliveries": [summary(row) for row in found[:limit]]}
+        if len(found) > limit:
+            answer["next"] = _cursor(found[limit - 1]["id"])
+        return answer
+
+    async def get(self, viewer: Viewer, delivery: str) -> dict[str, Any]:
+        """All that is known of a delivery. Raises NotFound, also for somebody else's."""
+        work = partial(ledger.get, delivery=_named(delivery), whose=viewer.whose)
+        row = await self._read(work)
+        if row is None:  # the writer may be about to write it: a 200 does not wait for the disk
+            row = await self._database.run(work)
+        if row is None:
+            raise _unknown()
+        return detail(row)
+
+    async def replay(self, viewer: Viewer, delivery: str) -> None:
+        """Queue a settled delivery anew. Raises NotFound, or WrongState when it is queued already."""
+        account = self._tokens.remember(viewer.caller) if viewer.caller else None
+        work = partial(
+            ledger.replay,
+            delivery=_named(delivery),
+            txn_id=new_txn_id(),
+            by=viewer.name,
+            whose=viewer.whose,
+            account=account,
+        )
+        if await self._database.run(work, alone=True) is None:
+            await self._must_exist(viewer, delivery)
+            raise WrongState("it is queued already: only what is sent or dead can be replayed")
+        log.info("delivery_replayed", delivery=delivery, by=viewer.name)
+        self._wake()
+
+    async def remove(self, viewer: Viewer, delivery: str) -> None:
+        """Delete a settled delivery, or give a queued one up. Raises NotFound, or WrongState when it is on its way."""
+        work = partial(ledger.remove, delivery=_named(delivery), whose=viewer.whose)
+        removed = await self._database.run(work)
+        if not removed:
+            await self._must_exist(viewer, delivery)
+            # In the moment between, it may have been settled.
+            removed = await self._cancel(delivery) or await self._database.run(work)
+        if not removed:
+            raise WrongState("it is on its way to the room just now: try again in a moment")
+        log.info("delivery_deleted", delivery=delivery, by=viewer.name)
+
+    async def _must_exist(self, viewer: Viewer, delivery: str) -> None:
+        if await self._database.run(partial(ledger.get, delivery=delivery, whose=viewer.whose)) is None:
+            raise _unknown()
+
+    async def _read(self, work: Callable[[Connection], T]) -> T:
+        """One reading at a time and each in its turn: others have to read the store, too."""
+        async with self._turn:
+            return await self._database.read(work)
+
+
+def new_txn_id() -> str:
+    """Random: under the old one a homeserver that remembers it would send nothing."""
+    return secrets.token_urlsafe(16)
+
+
+def summary(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A delivery as a list shows it. What it does not have, or not yet, is left out."""
+    found = {
+        "delivery_id": row["delivery"],
+        "status": row["state"],
+        "room_id": row["room_id"],
+        "event_type": row["event_type"],
+        "state_key": row["state_key"],
+        "event_id": row["event_id"],
+        "error": json.loads(row["error"]) if row["error"] else None,
+        "attempts": row["attempts"],
+        "accepted_at": _time(row["accepted_at"]),
+        "settled_at": _time(row["settled_at"]),
+        "user_id": row["user_id"],
+        "api_key": row["api_key"],
+    }
+    return _without_none(found)
+
+
+def detail(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A delivery with its request as it came, the event as it is sent, and every attempt that is remembered."""
+    event = {"type": row["event_type"], "state_key": row["state_key"], "content": json.loads(row["content"])}
+    return {
+        **summary(row),
+        "request": row["content"] if row["request"] is None else row["request"],
+        "event": _without_none(event),
+        "txn_id": row["txn_id"],
+        "history": [_happened(entry) for entry in json.loads(row["history"])],
+    }
+
+
+def _happened(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """An attempt, or a replay with what the delivery was before."""
+    found = {
+        "time": _time(entry["at"]),
+        "milliseconds": entry.get("ms"),
+        "status": entry.get("status"),
+        "errcode": entry.get("errcode"),
+        "error": entry.get("error"),
+    }
+    if (was := entry.get("replayed")) is not None:
+        found["replayed"] = _without_none(
+            {
+                "by": was["by"],
+                "status": was["state"],
+                "event_id": was.get("event_id"),
+                "txn_id": was["txn_id"],
+                "accepted_at": _time(was["accepted_at"]),
+            }
+        )
+    return _without_none(found)
+
+
+def states(text: str, name: str) -> tuple[str, ...]:
+    """States with commas between them. Raises BadRequest, which names the parameter, as all of these do."""
+    found = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    for state in found:
+        if state not in STATES:
+            raise BadRequest(f"{name}: {state[:80]!r} is none of {', '.join(STATES)}")
+    return found
+
+
+def moment(text: str, name: str) -> int:
+    """A time in ISO 8601 as ms since 1970; UTC, where it has no offset."""
+    text = text.strip()
+    if "T" in text:
+        text = text.replace(" ", "+")  # what a + becomes that was not percent-encoded
+    try:
+        if not _TIME.fullmatch(text):
+            raise ValueError
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        raise BadRequest(f"{name}: {text[:80]!r} is no time: write it like 2026-11-22T10:00:00Z") from None
+    found = found if found.tzinfo else found.replace(tzinfo=UTC)
+    return (found - _EPOCH) // timedelta(milliseconds=1)
+
+
+def _time(ms: int | None) -> str | None:
+    """ISO 8601, UTC, with milliseconds."""
+    if ms is None:
+        return None
+    return (_EPOCH + timedelta(milliseconds=ms)).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _without_none(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _cursor(id_: int) -> str:
+    return base64.urlsafe_b64encode(id_.to_bytes(8, "big")).decode().rstrip("=")
+
+
+def _position(cursor: str) -> int:
+    """The id that a cursor stands for. It says only where to go on, and not what may be seen."""
+    if _CURSOR.fullmatch(cursor):
+        position = int.from_bytes(base64.urlsafe_b64decode(f"{cursor}="), "big")
+        if position < 2**63:
+            return position
+    raise BadRequest("cursor: this is not the `next` of a page")
+
+
+def _named(delivery: str) -> str:
+    """A delivery's name, if it can be one. Raises NotFound."""
+    if not _DELIVERY.fullmatch(delivery):
+        raise _unknown()
+    return delivery
+
+
+def _unknown() -> NotFound:
+    return NotFound("there is no such delivery", errcode=Errcode.NOT_FOUND)

@@ -1,0 +1,384 @@
+"""The worker: which lanes are ours, what comes into them, and what callers hear of it.
+
+A lane is an account in a room. Whoever holds a lane's lease sends its events in order; lanes never wait for each other.
+"""
+
+import asyncio
+import contextlib
+import math
+import secrets
+import time
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from functools import partial
+
+from flowbridge import log, metrics
+from flowbridge.delivery.carrier import Carrier
+from flowbridge.delivery.lane import Lane, LeaseLost, Shared
+from flowbridge.delivery.tickets import Tickets
+from flowbridge.store import Database, Fence, Row, outbox
+from flowbridge.store.engine import reason
+from flowbridge.store.journal import Journal, Outcome, Ticket
+from flowbridge.store.outbox import BATCH, Claim
+from flowbridge.store.stock import Stock
+
+POLL_SECONDS = 0.5
+IDLE_SECONDS = 20.0  # after which a lane is given back
+CLAIM_LANES = 200
+MAX_LANES = 2_000  # that are held at once
+MAX_HELD = 10_000  # events that are held in memory, in all lanes
+PAUSED_SECONDS = 2.0  # an account that pauses for longer makes room for others
+MAX_REST = 30.0
+HEARD = 500  # deliveries that are asked about at once
+
+
+class Courier:
+    """The worker. `deadline`: seconds that one attempt takes at most; `lease`: for which a lane is claimed."""
+
+    def __init__(
+        self,
+        database: Database,
+        journal: Journal,
+        stock: Stock,
+        carrier: Carrier,
+        *,
+        deadline: float = 10.0,
+        lease: float = 30.0,
+    ) -> None:
+        self._database = database
+        self._journal = journal
+        self._stock = stock
+        self._carrier = carrier
+        self._lease = lease
+        self._owner = secrets.token_hex(8)
+        self._lanes: dict[str, Lane] = {}
+        self._tickets = Tickets()
+        self._missed: set[str] = set()  # lanes for which something was offered while lanes were being claimed
+        self._shared = Shared(database, journal, stock, carrier, self._tickets, deadline, self._batch, self._renew)
+        self._wake = asyncio.Event()
+        self._looks = False  # for what others have put into lanes of ours
+        self._renewing: asyncio.Task[None] | None = None
+        self._keeper: asyncio.Task[None] | None = None
+
+    def offer(self, ticket: Ticket) -> None:
+        """Take a new ticket: into its lane when that is ours and short, else by way of the store. Raises StoreFull.
+
+        With several replicas always by way of the store: only there it is known what another one has accepted before.
+        """
+        self._stock.admit(ticket.row.lane)
+        lane = self._lanes.get(ticket.row.lane)
+        well = self._database.is_sqlite and not self._database.trouble  # else a failed commit could not be told as such
+        direct = lane is not None and well and lane.takes() and self._batch() > 1
+        ticket.urgent = not direct or ticket.idem is not None or not ticket.waiters
+        ticket.dirty = lane is None or not self._database.is_sqlite or not lane.is_held()
+        self._journal.append(ticket)
+        self._stock.add(ticket)
+        self._tickets.know(ticket)
+        ticket.committed.add_done_callback(lambda done: self._on_written(ticket, done))
+        if lane is None:
+            self._missed.add(ticket.row.lane)
+            self._wake.set()
+        elif direct:
+            lane.put(ticket)
+        else:
+            lane.look()  # what is read from the store from here on is read after this commit
+
+    async def join(self, row: Row, *, waits: bool) -> Ticket:
+        """The ticket of a delivery that was accepted before, to wait with."""
+        known = self._tickets.get(row.delivery)
+        ticket = known or self._tickets.of(row)
+        ticket.waiters += waits
+        try:
+            if known is None:  # it may have been settled a moment ago
+                await self._hear([row.delivery])
+        except BaseException:
+            self._unwait(ticket, waits=waits)
+            raise
+        return ticket
+
+    async def wait(self, ticket: Ticket, seconds: float) -> Outcome | None:
+        """How the delivery ended; None when it has not, in this time. To be called once for each of its waiters."""
+        loop = asyncio.get_running_loop()
+        heard: asyncio.Future[None] = loop.create_future()  # asyncio.wait does the same, at several times the price
+        hear = partial(_wake, heard)
+        timer = loop.call_later(seconds, hear)
+        ticket.settled.add_done_callback(hear)
+        try:
+            await heard
+            return ticket.settled.result() if ticket.settled.done() else None
+        finally:
+            timer.cancel()
+            ticket.settled.remove_done_callback(hear)
+            self._unwait(ticket)
+
+    def _unwait(self, ticket: Ticket, *, waits: bool = True) -> None:
+        ticket.waiters -= waits
+        self._tickets.leave(ticket)
+
+    async def withdraw(self, ticket: Ticket) -> bool:
+        """Take back what was never tried, and nobody else waits for. False when it was, or may have been elsewhere."""
+        ticket = self._tickets.get(ticket.row.delivery) or ticket  # the one that a lane may have made meanwhile
+        lane = self._lanes.get(ticket.row.lane)
+        if lane is None or ticket.waiters or ticket.settled.done() or lane.is_uncertain(ticket):
+            return False
+        return await self._remove(ticket)
+
+    async def cancel(self, delivery: str) -> bool:
+        """Give a queued event up, tried or not. False when it is on its way just now, or not queued any more."""
+        found = await self._database.run(lambda connection: outbox.waiting(connection, delivery))
+        if found is None or found[1] not in (None, self._owner):
+            return False
+        ticket = self._tickets.of(found[0])
+        lane = self._lanes.get(ticket.row.lane)
+        if ticket.settled.done() or (lane is not None and lane.is_sending(ticket)):
+            return False
+        return await self._remove(ticket)
+
+    async def _remove(self, ticket: Ticket) -> bool:
+        delivery = ticket.row.delivery
+        removing = self._database.run(lambda connection: outbox.withdraw(connection, delivery, self._owner), alone=True)
+        ticket.withdrawn = True
+        self._tickets.know(ticket)  # for a lane that reads it from the store just now
+        removing.add_done_callback(lambda _: self._on_removed(ticket, removing))
+        return await asyncio.shield(removing)
+
+    def _on_removed(self, ticket: Ticket, removing: "asyncio.Future[bool]") -> None:
+        if removing.exception() is not None:  # it is still there
+            ticket.withdrawn = False
+            if not ticket.held and (lane := self._lanes.get(ticket.row.lane)) is not None:
+                lane.look()
+            self._tickets.leave(ticket)
+            return
+        if removing.result():
+            self._stock.remove(ticket)
+        if not ticket.settled.done():
+            ticket.settled.set_result(None)
+
+    def wake(self) -> None:
+        """There is something new in the store, perhaps in lanes that are held here."""
+        self._looks = True
+        self._wake.set()
+
+    def hush(self) -> None:
+        """Send those away who wait for an outcome: this process is about to end."""
+        self._tickets.hush()
+
+    def lanes(self) -> dict[str, int]:
+        """How many lanes there are here: those `sending`, those that wait for a `pause` to end, those `idle`."""
+        found = {"sending": 0, "pause": 0, "idle": 0, "uncertain": 0}
+        for lane in self._lanes.values():
+            kind = "sending" if lane.at_work else "pause" if lane.tickets else "idle"
+            found[kind] += 1
+            found["uncertain"] += lane.uncertain_since is not None
+        return found
+
+    async def start(self) -> None:
+        self._keeper = asyncio.create_task(self._keep())
+
+    async def stop(self, seconds: float = 10.0) -> None:
+        """Finish what is under way, settle it, give all lanes back."""
+        if self._keeper is not None:
+            self._keeper.cancel()
+        lanes = list(self._lanes.values())
+        tasks = [lane.task for lane in lanes if lane.task is not None]
+        for lane in lanes:
+            lane.stop()
+        if tasks:
+            _, late = await asyncio.wait(tasks, timeout=seconds)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        for lane in lanes:
+            self._forget(lane)
+        self._carrier.close()
+        self._journal.hurry()  # outcomes that the store has refused so far: nobody tries to write them later
+        with contextlib.suppress(Exception):
+            await self._database.run(lambda connection: outbox.release_all(connection, self._owner), alone=True)
+
+    @property
+    def _lease_ms(self) -> int:
+        return int(self._lease * 1000)
+
+    def _batch(self) -> int:
+        """How many events a lane may hold: with many lanes, few."""
+        return max(1, min(BATCH, MAX_HELD // (len(self._lanes) + 1)))
+
+    def _on_written(self, ticket: Ticket, done: "asyncio.Future[None]") -> None:
+        error = None if done.cancelled() else done.exception()
+        if error is None and ticket.existing is None:
+            self._tickets.leave(ticket)
+            return
+        lane = self._lanes.get(ticket.row.lane)
+        was_tried = ticket.outcome is not None or ticket.tried or (lane is not None and lane.is_sending(ticket))
+        if error is not None and was_tried:
+            return  # it is in the room, or may be: who waits hears of that
+        ticket.withdrawn = True
+        self._stock.remove(ticket)
+        if ticket.settled.done():
+            return
+        if error is None:
+            ticket.settled.cancel()  # whoever waits does so with the delivery that was accepted before
+        else:
+            ticket.settled.set_exception(error)
+            ticket.settled.exception()  # who waits hears of it; nobody else has to
+
+    # which lanes are ours
+
+    async def _keep(self) -> None:
+        """Claim, renew, listen for the others; for ever."""
+        renew_at = 0.0
+        pace = self._lease / 3 if self._database.is_sqlite else POLL_SECONDS
+        recovered = not self._database.is_sqlite
+        while True:
+            claims: Sequence[Claim] = ()
+            try:
+                if not recovered:  # here, since a disk may be full at the start
+                    await self._database.run(lambda connection: outbox.recover(connection, self._lease_ms))
+                    recovered = True
+                if self._looks or time.monotonic() >= renew_at:
+                    self._looks = False
+                    await self._renew()
+                    await self._hear(self._tickets.waited_for())
+                    renew_at = time.monotonic() + pace
+                claims = await self._claim()
+            except Exception as error:
+                log.warning("store_away", error=reason(error))
+            self._end_idle()
+            if len(claims) < CLAIM_LANES:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(POLL_SECONDS):
+                        await self._wake.wait()
+                self._wake.clear()
+
+    def _end_idle(self) -> None:
+        long_ago = time.monotonic() - IDLE_SECONDS
+        for lane in self._lanes.values():
+            lane.end_if_idle(long_ago)
+
+    async def _claim(self) -> Sequence[Claim]:
+        self._missed.clear()
+        but = self._make_room() if len(self._lanes) > MAX_LANES // 2 else []
+        limit = min(CLAIM_LANES, MAX_LANES - len(self._lanes))
+        if limit <= 0:
+            return ()
+        asked = time.monotonic()
+        batch = max(1, min(BATCH, MAX_HELD // (len(self._lanes) + limit)))
+        claims = await self._database.run(
+            lambda connection: outbox.claim(connection, self._owner, limit, self._lease_ms, batch=batch, but=but),
+            alone=True,
+        )
+        for claim in claims:
+            self._take(claim, asked + self._lease, full=len(claim.rows) >= batch)
+        return claims
+
+    def _take(self, claim: Claim, lease_until: float, *, full: bool) -> None:
+        name = claim.fence.lane
+        old = self._lanes.get(name)
+        if old is not None:
+            self._drop(old)  # we had lost it, and have it anew
+        # What was offered since the lane was read may lie in the store by now.
+        full = full or old is not None or name in self._missed
+        lane = self._lanes[name] = Lane(self._shared, claim, lease_until, full=full)
+        lane.task = asyncio.create_task(self._attend(lane))
+
+    async def _attend(self, lane: Lane) -> None:
+        """Run a lane, and give it back when it is done."""
+        rest = 0.0
+        try:
+            rest = await lane.run()
+        except LeaseLost:
+            self._lost(lane)
+            return
+        except Exception as error:  # nothing that goes wrong in one lane may stop it for good
+            log.error("lane_failed", exc_info=error, lane=lane.fence.lane)
+            rest = POLL_SECONDS
+        finally:
+            self._forget(lane)
+        await self._release([lane.fence], rest)
+
+    def _forget(self, lane: Lane) -> None:
+        """What comes for this lane from here on goes by way of the store."""
+        lane.leave()
+        if self._lanes.get(lane.fence.lane) is lane:
+            del self._lanes[lane.fence.lane]
+
+    def _drop(self, lane: Lane) -> None:
+        """End a lane from outside; perhaps it has not even begun."""
+        self._forget(lane)
+        if lane.task is not None:
+            lane.task.cancel()
+
+    def _lost(self, lane: Lane) -> None:
+        metrics.leases_lost.inc()
+        log.warning("lease_lost", lane=lane.fence.lane)
+
+    async def _release(self, fences: Sequence[Fence], rest: float = 0.0) -> None:
+        with contextlib.suppress(Exception):  # then the lease runs out
+            await self._database.run(
+                lambda connection: outbox.release(connection, fences, int(rest * 1000)), alone=True
+            )
+            if not rest:
+                self._wake.set()
+
+    def _make_room(self) -> list[str]:
+        """Give lanes back that send nothing just now; returns the accounts that shall have no more of them.
+
+        A thousand rooms of one caller must not stand in the way of others.
+        """
+        paused = set(self._carrier.paused(PAUSED_SECONDS))
+        resting: dict[str, list[Fence]] = defaultdict(list)
+        for lane in list(self._lanes.values()):
+            if lane.account in paused and not lane.at_work:
+                self._drop(lane)
+                resting[lane.account].append(lane.fence)
+        for account, fences in resting.items():
+            rest = min(self._carrier.pause_of(account), MAX_REST)
+            asyncio.ensure_future(self._release(fences, rest))  # noqa: RUF006 (nobody asks how it ends)
+        self._end_longest_idle(len(self._lanes) - MAX_LANES // 2)
+        held = Counter(lane.account for lane in self._lanes.values())
+        share = MAX_LANES // (len(held) + 1)
+        return [*paused, *(account for account, number in held.items() if number > share)]
+
+    def _end_longest_idle(self, number: int) -> None:
+        idle = [(lane.idle_since, lane) for lane in self._lanes.values() if lane.idle_since is not None]
+        for _, lane in sorted(idle, key=lambda pair: pair[0])[: max(0, number)]:
+            lane.end_if_idle(math.inf)
+
+    async def _renew(self) -> None:
+        """Prolong all leases; whoever asks meanwhile waits for the same answer."""
+        if self._renewing is None or self._renewing.done():
+            self._renewing = asyncio.create_task(self._renew_all())
+        await asyncio.shield(self._renewing)
+
+    async def _renew_all(self) -> None:
+        asked = time.monotonic()
+        held = await self._database.run(
+            lambda connection: outbox.renew(connection, self._owner, self._lease_ms), alone=True
+        )
+        for name, lane in list(self._lanes.items()):
+            number, dirty = held.pop(name, (-1, False))
+            if number != lane.fence.number:
+                self._lost(lane)
+                self._drop(lane)
+                continue
+            lane.lease_until = asked + self._lease
+            if dirty:
+                lane.look()
+        stray = [Fence(name, self._owner, number) for name, (number, _) in held.items()]
+        if stray:  # ours by the store, of which we know nothing: somebody shall have them
+            await self._release(stray)
+
+    async def _hear(self, deliveries: Sequence[str]) -> None:
+        """Learn how deliveries ended that somebody waits for here and that another process carried."""
+        for start in range(0, len(deliveries), HEARD):
+            asked = deliveries[start : start + HEARD]
+            ended = await self._database.run(partial(outbox.outcomes, deliveries=asked))
+            for delivery, (state, event_id, error) in ended.items():
+                ticket = self._tickets.get(delivery)
+                if ticket is not None and not ticket.settled.done():
+                    ticket.settled.set_result(Outcome(state, event_id, error))
+
+
+def _wake(heard: "asyncio.Future[None]", _: object = None) -> None:
+    if not heard.done():
+        heard.set_result(None)

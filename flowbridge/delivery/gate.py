@@ -1,0 +1,127 @@
+"""How many requests may be under way at once, and when none may.
+
+The window halves when the other side says that it is too much, and grows by one for each windowful that went well, but
+for a while by no more than one a second: all that is under way when the next limit is met is refused, too. At first,
+and after an outage, it doubles for each windowful. So a homeserver that allows ten messages a second is asked about as
+often as it answers, and not by sixty callers at once.
+"""
+
+import asyncio
+from collections import OrderedDict
+from typing import Self
+
+LIMITED_SECONDS = 60.0  # for which the window grows slowly after it was too much
+SLOWLY = 1.0  # a second
+
+
+class Gate:
+    """Lets callers through in the order they came. To be used on one event loop.
+
+    `widest`: how wide the window ever gets; `first`: how wide it is at first.
+    """
+
+    def __init__(self, widest: int, first: int | None = None) -> None:
+        self._widest = widest
+        self._window = float(first or widest)
+        self._known_good = float(widest)  # up to where the window may double
+        self._limited_until = self._grown_at = 0.0  # the loop's clock
+        self._under_way = 0
+        self._closed_until = 0.0  # the loop's clock
+        self._shut = False
+        self._queue: OrderedDict[asyncio.Future[None], None] = OrderedDict()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def passage(self) -> Self:
+        """`async with gate.passage():` waits for a place, and holds it."""
+        return self
+
+    async def __aenter__(self) -> None:
+        if not self._queue and self._free():
+            self._under_way += 1
+            return
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._queue[turn] = None
+        self._plan()
+        try:
+            await turn
+        except asyncio.CancelledError:
+            self._queue.pop(turn, None)
+            if turn.done() and not turn.cancelled():
+                self._leave()
+            raise
+
+    async def __aexit__(self, *_: object) -> None:
+        self._leave()
+
+    def _leave(self) -> None:
+        self._under_way -= 1
+        self._pump()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it is open, and nobody is in it or waits."""
+        return not (self._under_way or self._queue) and self.closed_for == 0
+
+    @property
+    def closed_for(self) -> float:
+        """Seconds until it opens; 0 when it is open. Shut for no known time: infinity."""
+        if self._shut:
+            return float("inf")
+        if not self._closed_until:
+            return 0.0
+        left = self._closed_until - asyncio.get_running_loop().time()
+        if left <= 0.0:
+            self._closed_until = 0.0
+        return max(0.0, left)
+
+    def went_well(self) -> None:
+        """An answer came that was no refusal. The window grows only when somebody waits for it to."""
+        if not self._queue or self._window >= self._widest:
+            return
+        step = 1.0 if self._window < self._known_good else 1 / self._window
+        if self._limited_until and (now := asyncio.get_running_loop().time()) < self._limited_until:
+            step = min(step, max(0.0, now - self._grown_at) * SLOWLY)
+            self._grown_at = max(now, self._closed_until)
+        self._window = min(self._widest, self._window + step)
+
+    def too_much(self, seconds: float) -> None:
+        """Close for a time, and be slower from then on."""
+        loop = asyncio.get_running_loop()
+        if self._closed_until <= loop.time():  # the others that were under way say the same once more
+            self._window = self._known_good = max(1.0, self._window / 2)
+        self._closed_until = self._grown_at = max(self._closed_until, loop.time() + seconds)
+        self._limited_until = self._closed_until + LIMITED_SECONDS
+        self._plan()
+
+    def shut(self) -> None:
+        """Let nobody through until `open`."""
+        self._shut = True
+
+    def open(self) -> None:
+        """Let callers through again, at first one at a time."""
+        self._shut = False
+        self._window = 1.0
+        self._closed_until = 0.0
+        self._pump()
+
+    def _free(self) -> bool:
+        return not self._shut and self._under_way < int(self._window) and self.closed_for == 0
+
+    def _pump(self) -> None:
+        if not self._queue:
+            return
+        while self._queue and self._free():
+            turn, _ = self._queue.popitem(last=False)
+            if not turn.done():
+                self._under_way += 1
+                turn.set_result(None)
+        self._plan()
+
+    def _plan(self) -> None:
+        """Come back when the time is over, for those who wait; it may have ended since `_free` was asked."""
+        if self._queue and self._timer is None and not self._shut and self._under_way < int(self._window):
+            self._timer = asyncio.get_running_loop().call_later(self.closed_for, self._on_time)
+
+    def _on_time(self) -> None:
+        self._timer = None
+        self._pump()

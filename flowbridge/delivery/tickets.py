@@ -1,0 +1,60 @@
+"""The tickets of this process: those that lie in a lane, and those that somebody waits with."""
+
+import asyncio
+import json
+
+from flowbridge.store import Row
+from flowbridge.store.journal import Ticket
+
+
+class Tickets:
+    """One ticket for each delivery, so that whoever waits hears of what a lane does. For one event loop."""
+
+    def __init__(self) -> None:
+        self._by_delivery: dict[str, Ticket] = {}
+
+    def get(self, delivery: str) -> Ticket | None:
+        return self._by_delivery.get(delivery)
+
+    def know(self, ticket: Ticket) -> Ticket:
+        self._by_delivery[ticket.row.delivery] = ticket
+        ticket.settled.add_done_callback(lambda _: self._forget(ticket))
+        return ticket
+
+    def of(self, row: Row) -> Ticket:
+        """The ticket of an event that is in the store."""
+        known = self._by_delivery.get(row.delivery)
+        if known is not None:
+            return known
+        loop = asyncio.get_running_loop()
+        return self.know(
+            Ticket(
+                row,
+                loop.create_future(),
+                loop.create_future(),
+                attempts=row.attempts,
+                tried=row.attempts > 0,
+                history=json.loads(row.history),
+                counted=True,
+                written=True,
+            )
+        )
+
+    def leave(self, ticket: Ticket) -> None:
+        """Forget a ticket that neither a lane holds nor a caller waits with: the store has it."""
+        if not ticket.held and not ticket.waiters:
+            self._forget(ticket)
+
+    def _forget(self, ticket: Ticket) -> None:
+        if self._by_delivery.get(ticket.row.delivery) is ticket:
+            del self._by_delivery[ticket.row.delivery]
+
+    def waited_for(self) -> list[str]:
+        """The deliveries that somebody waits for and that no lane of ours holds."""
+        return [delivery for delivery, ticket in self._by_delivery.items() if ticket.waiters and not ticket.held]
+
+    def hush(self) -> None:
+        """Send all who wait away, without an outcome."""
+        for ticket in list(self._by_delivery.values()):
+            if ticket.waiters and not ticket.settled.done():
+                ticket.settled.set_result(None)

@@ -1,0 +1,80 @@
+"""What has to be done from time to time: count, forget what is old, learn of new keys."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from flowbridge import log
+from flowbridge.callers import Callers
+from flowbridge.keyring import REFRESH_SECONDS
+from flowbridge.settings import Settings
+from flowbridge.store import Database, accounts, outbox
+from flowbridge.store.engine import reason
+from flowbridge.store.stock import Stock
+from flowbridge.tokens import KEEP_SECONDS
+
+AGAIN_SECONDS = 10.0  # after work that failed
+COUNT_SECONDS = 10.0
+COUNT_SHARE = 50  # counting takes at most one of so many seconds
+PURGE_SECONDS = 60.0
+IDLE_SECONDS = 600.0
+PURGE_SHARE = 0.9  # of the allowed size: from here on sent events go before their time
+HOUR_MS = 3_600_000
+
+
+class Upkeep:
+    def __init__(self, settings: Settings, database: Database, stock: Stock, callers: Callers) -> None:
+        self._settings = settings
+        self._database = database
+        self._stock = stock
+        self._callers = callers
+
+    async def run(self) -> None:
+        """For ever; each kind of work at its own pace."""
+        await asyncio.gather(*map(_forever, (self._learn_keys, self._count, self._purge, self._forget_idle)))
+
+    async def _learn_keys(self) -> float:
+        await self._callers.refresh()
+        return REFRESH_SECONDS
+
+    async def _count(self) -> float:
+        return max(COUNT_SECONDS, COUNT_SHARE * await self._stock.refresh())
+
+    async def _purge(self) -> float:
+        now = outbox.now_ms()
+        sent = now - int(self._settings.keep_sent_hours * HOUR_MS)
+        dead = now - int(self._settings.keep_dead_days * 24 * HOUR_MS)
+        gone = await self._repeat(lambda: self._database.run(lambda connection: outbox.purge(connection, sent, dead)))
+        while self._stock.used_bytes >= PURGE_SHARE * self._settings.max_database_bytes:
+            early = await self._database.run(outbox.purge_oldest)
+            if not early:
+                break
+            gone += early
+            await self._stock.refresh()
+        if gone:
+            log.info("events_purged", events=gone)
+        return PURGE_SECONDS
+
+    async def _forget_idle(self) -> float:
+        before = outbox.now_ms() - int(KEEP_SECONDS * 1000)
+        await self._repeat(lambda: self._database.run(outbox.forget_idle_lanes, alone=True))
+        await self._database.run(lambda connection: accounts.drop_idle_tokens(connection, before))
+        return IDLE_SECONDS
+
+    async def _repeat(self, work: Callable[[], Awaitable[int]]) -> int:
+        """A large job in small pieces, so that accepting does not wait for it."""
+        gone = 0
+        while piece := await work():
+            gone += piece
+            await asyncio.sleep(0.05)
+        return gone
+
+
+async def _forever(work: Callable[[], Awaitable[float]]) -> None:
+    """Do it again and again; it says how many seconds later."""
+    while True:
+        try:
+            pause = await work()
+        except Exception as error:
+            log.warning("upkeep_failed", error=reason(error))
+            pause = AGAIN_SECONDS
+        await asyncio.sleep(pause)

@@ -1,0 +1,266 @@
+"""Several workers on one PostgreSQL: who has a room, what others hear of it, and what becomes of it at the end."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+
+import pytest
+from sqlalchemy import NullPool, create_engine, make_url, text
+
+from flowbridge.delivery import courier, lane
+from flowbridge.store import StoreUnavailable
+from flowbridge.store import database as database_module
+from flowbridge.store.journal import Outcome
+from tests.postgres import LocalPostgres
+from tests.worker import Rooms, Worker, after, refuse_connection, slow, soon, until
+
+OTHER = "!other:hs"
+
+MakeWorker = Callable[..., Worker]
+
+
+@pytest.fixture
+def url(postgres: LocalPostgres) -> str:
+    return postgres.fresh_database()
+
+
+@pytest.fixture
+def rooms() -> Rooms:
+    return Rooms()
+
+
+@pytest.fixture
+def make(url: str, rooms: Rooms) -> MakeWorker:
+    """`make()`: one more replica."""
+    return lambda **how: Worker(url, rooms, **how)
+
+
+@pytest.fixture
+async def pair(make: MakeWorker) -> AsyncIterator[tuple[Worker, Worker]]:
+    """Two replicas of which the first has the room."""
+    async with make() as one:
+        await one.send("first")
+        await one.settled()
+        async with make() as other:
+            yield one, other
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lane, "FIRST_PAUSE", 0.002)
+    monkeypatch.setattr(lane, "MAX_PAUSE", 0.01)
+    monkeypatch.setattr(courier, "POLL_SECONDS", 0.03)
+
+
+def tell(url: str, *statements: str) -> None:
+    with create_engine(url, isolation_level="AUTOCOMMIT", poolclass=NullPool).connect() as connection:
+        for statement in statements:
+            connection.execute(text(statement))
+
+
+def lanes_of(worker: Worker) -> int:
+    found = worker.courier.lanes()
+    return found["sending"] + found["pause"] + found["idle"]
+
+
+async def test_event_goes_by_whoever_has_the_room_and_who_waits_elsewhere_hears(
+    pair: tuple[Worker, Worker], rooms: Rooms
+) -> None:
+    one, other = pair
+    for number in range(5):
+        assert await other.send(str(number), seconds=5) == Outcome("sent", f"${number + 2}")
+    assert (lanes_of(one), lanes_of(other)) == (1, 0)
+    await until(lambda: other.remembered == 0)
+
+
+async def test_order_is_that_of_acceptance_at_whichever_replica(pair: tuple[Worker, Worker], rooms: Rooms) -> None:
+    for number in range(30):
+        await pair[number % 2].accept(str(number))
+    await pair[0].settled(31)
+    assert rooms.bodies() == ["first", *map(str, range(30))]
+
+
+async def test_room_is_handed_over_at_once_by_a_replica_that_ends(pair: tuple[Worker, Worker], rooms: Rooms) -> None:
+    one, other = pair
+    answered = asyncio.Event()
+    rooms.then(after(answered))
+    for body in "abc":
+        await one.accept(body)
+    await until(lambda: len(rooms.sends) == 2)
+    waiting = asyncio.ensure_future(other.send("d", seconds=5))
+    stopping = asyncio.ensure_future(one.stop())
+    await asyncio.sleep(0)
+    answered.set()
+    await soon(stopping)
+    assert await soon(waiting)
+    assert rooms.tries() == ["first", "a", "b", "c", "d"]
+    assert lanes_of(other) == 1
+    assert rooms.looks == []
+
+
+async def test_who_waits_hears_though_the_room_has_become_ones_own(
+    make: MakeWorker, rooms: Rooms, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one has settled it and gone, before anybody here has asked what became of it."""
+    monkeypatch.setattr(courier, "POLL_SECONDS", 0.5)
+    async with make() as one, contextlib.AsyncExitStack() as later:
+        await one.send("first")
+        other = await later.enter_async_context(make())
+        ticket = other.offer("a")
+        await until(lambda: rooms.bodies() == ["first", "a"])
+        await one.stop()
+        other.offer("b", waits=False)  # so it takes the room at once
+        await until(lambda: lanes_of(other))
+        assert await other.courier.wait(ticket, 5) == Outcome("sent", "$2")
+
+
+async def test_dead_replicas_rooms_are_taken_over_after_the_lease(make: MakeWorker, rooms: Rooms, url: str) -> None:
+    answered = asyncio.Event()
+    async with make(lease=1.0, deadline=0.2) as one, contextlib.AsyncExitStack() as later:
+        rooms.then(after(answered))
+        await one.accept("a")
+        await one.accept("b")
+        await until(lambda: rooms.sends)
+        other = await later.enter_async_context(make(lease=1.0, deadline=0.2))
+        began = time.monotonic()
+        await one.crash()
+        waiting = asyncio.ensure_future(other.send("c", seconds=5))
+        assert await soon(waiting)
+        assert 0.3 < time.monotonic() - began < 4
+        await other.settled()
+    assert rooms.bodies() == ["a", "b", "c"]
+
+
+async def test_what_a_dead_replica_may_have_sent_is_looked_for_when_that_is_long_ago(
+    make: MakeWorker, rooms: Rooms, url: str
+) -> None:
+    async with make() as one:
+        await one.accept("a")
+        await one.settled()
+        rooms.always(refuse_connection)
+        await one.accept("b")
+        await one.accept("c")
+        await until(lambda: len(rooms.sends) > 1)
+        await one.crash()
+    rooms.store(next(sent for sent in rooms.sends if sent.body == "b"))
+    rooms.forget()
+    rooms.always(None)
+    tell(
+        url,
+        "UPDATE outbox SET accepted_at = accepted_at - 3600000",
+        "UPDATE lanes SET lease_until = lease_until - 3600000",
+    )
+    async with make() as other:
+        await other.settled()
+    assert rooms.bodies() == ["a", "b", "c"]
+
+
+async def test_zombie_sends_nothing_after_its_lease_and_settles_nothing(make: MakeWorker, rooms: Rooms) -> None:
+    async with make(lease=1.0, deadline=0.3) as one, contextlib.AsyncExitStack() as later:
+        await one.send("first")
+        other = await later.enter_async_context(make(lease=1.0, deadline=0.3))
+        rooms.always(slow(50))
+        for number in range(10):
+            await one.accept(str(number))
+        await until(lambda: len(rooms.sends) > 1)
+        with one.busy_writer():  # it does not get to the database any more, and has events in memory
+            await until(lambda: lanes_of(other), 5)
+            taken_over = len(rooms.sends)
+            rooms.always(None)
+            await other.settled()
+            assert rooms.bodies() == ["first", *map(str, range(10))]
+            assert rooms.tries()[taken_over:] == [str(number) for number in range(10)]
+        await until(lambda: lanes_of(one) == 0)
+        assert set(other.states()) == {"sent"}
+        assert await one.send("last", seconds=5)
+    assert rooms.bodies() == ["first", *map(str, range(10)), "last"]
+
+
+async def test_same_key_at_two_replicas_at_the_same_moment_is_one_event(
+    pair: tuple[Worker, Worker], rooms: Rooms
+) -> None:
+    for number in range(6):
+        key = f"key-{number}"
+        tickets = await asyncio.gather(*[worker.accept(str(number), key=key, waits=True) for worker in pair])
+        outcomes = await asyncio.gather(
+            *[worker.courier.wait(ticket, 5) for worker, ticket in zip(pair, tickets, strict=True)]
+        )
+        assert tickets[0].row.delivery == tickets[1].row.delivery
+        assert outcomes[0] == outcomes[1] == Outcome("sent", f"${number + 2}")
+    assert rooms.tries() == ["first", *map(str, range(6))]
+
+
+async def test_event_whose_room_another_replica_has_is_not_taken_back(
+    pair: tuple[Worker, Worker], rooms: Rooms
+) -> None:
+    one, other = pair
+    rooms.always(slow(60_000))
+    ticket = other.offer("a")
+    await until(lambda: len(rooms.sends) == 2)
+    assert not await other.courier.withdraw(ticket)
+    assert not await other.courier.cancel(ticket.row.delivery)
+    assert other.states() == ["sent", "queued"]
+    assert await one.courier.cancel(ticket.row.delivery)
+    assert other.states() == ["sent"]
+
+
+async def test_rooms_are_shared_out_and_none_has_two_owners(make: MakeWorker, rooms: Rooms) -> None:
+    async with make() as one, make() as other:
+        for number in range(10):
+            for room in range(20):
+                (one, other)[room % 2].offer(str(number), f"!{room}:hs", waits=False)
+        await one.settled(200)
+        assert all(rooms.bodies(f"!{room}:hs") == list("0123456789") for room in range(20))
+        assert len(rooms.sends) == 200
+        assert lanes_of(one) + lanes_of(other) == 20
+
+
+CUT = (
+    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+    "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+)
+
+
+@contextlib.contextmanager
+def unreachable_database(url: str, postgres: LocalPostgres) -> Iterator[None]:
+    name = make_url(url).database
+    engine = create_engine(url, isolation_level="AUTOCOMMIT", poolclass=NullPool)
+    with engine.connect() as inside:
+        tell(postgres.url, f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS false')
+        inside.execute(text(CUT))
+    yield
+    tell(postgres.url, f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS true')
+
+
+async def test_worker_goes_on_when_a_database_that_was_away_is_back(
+    make: MakeWorker, rooms: Rooms, url: str, postgres: LocalPostgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when it was away for so long that those who waited were told: nothing hangs on for ever."""
+    monkeypatch.setattr(database_module, "RETRY_SECONDS", 0.1)
+    async with make() as worker:
+        await worker.send("a")
+        await worker.settled()
+        with unreachable_database(url, postgres):
+            ticket = worker.offer("b")
+            with pytest.raises(StoreUnavailable):
+                await soon(ticket.committed)
+            with pytest.raises(StoreUnavailable):
+                await worker.courier.wait(ticket, 5)
+        await until(lambda: not worker.database.trouble)
+        assert await worker.send("c", seconds=5)
+        await until(lambda: worker.states() == ["sent", "sent"])
+        assert rooms.bodies() == ["a", "c"]
+
+
+async def test_connections_that_are_cut_again_and_again_lose_and_double_nothing(
+    make: MakeWorker, rooms: Rooms, url: str
+) -> None:
+    async with make() as one, make() as other:
+        for number in range(24):
+            await (one, other)[number % 2].accept(str(number), key=str(number))
+            if number % 8 == 0:
+                await asyncio.to_thread(tell, url, CUT)
+        await one.settled(24)
+        assert one.states() == ["sent"] * 24
+    assert rooms.bodies() == [str(number) for number in range(24)]

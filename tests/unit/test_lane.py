@@ -1,0 +1,718 @@
+"""flowbridge.delivery.lane: what becomes of an event by the answers that it gets, and of those behind it."""
+
+import asyncio
+import json
+import sqlite3
+import time
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flowbridge import log
+from flowbridge.delivery import carrier, courier
+from flowbridge.delivery import lane as module
+from flowbridge.store import journal
+from flowbridge.store.journal import Outcome
+from flowbridge.store.outbox import HISTORY
+from tests.unit import test_carrier as answers
+from tests.worker import (
+    ALICE,
+    BOB,
+    ROOM,
+    SERVICE,
+    Behaviour,
+    Rooms,
+    Sent,
+    Worker,
+    after,
+    cut,
+    cut_off,
+    error,
+    lose,
+    refuse_connection,
+    silence,
+    slow,
+    soon,
+    unreachable,
+    until,
+)
+
+HOUR = 3_600_000  # milliseconds
+WEEK = 7 * 24 * HOUR
+OTHER = "!other:hs"
+
+MakeWorker = Callable[..., Worker]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "flowbridge.db"
+
+
+@pytest.fixture
+def rooms() -> Rooms:
+    return Rooms()
+
+
+@pytest.fixture
+def make(path: Path, rooms: Rooms) -> MakeWorker:
+    """`make()`: a process on the same file and homeserver as those before it."""
+    return lambda **how: Worker(f"sqlite:///{path}", rooms, **how)
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pauses of milliseconds."""
+    monkeypatch.setattr(module, "FIRST_PAUSE", 0.002)
+    monkeypatch.setattr(module, "MAX_PAUSE", 0.01)
+    monkeypatch.setattr(courier, "POLL_SECONDS", 0.02)
+    monkeypatch.setattr(carrier, "TOKEN_PAUSE", 0.02)
+    monkeypatch.setattr(carrier, "FIRST_PROBE_PAUSE", 0.01)
+
+
+def tell(path: Path, statement: str, *values: object) -> None:
+    """Change the store from outside."""
+    with closing(sqlite3.connect(path, timeout=10)) as connection, connection:
+        connection.execute(statement, values)
+
+
+def age(path: Path, ms: int) -> None:
+    """As if all that was written had been written so much earlier."""
+    tell(path, "UPDATE outbox SET accepted_at = accepted_at - ?", ms)
+    tell(path, "UPDATE lanes SET lease_until = lease_until - ?, uncertain_since = uncertain_since - ?", ms, ms)
+
+
+# verdicts
+
+
+@pytest.mark.parametrize("name", ["400 M_BAD_JSON", "413 M_TOO_LARGE"])
+async def test_refused_event_is_dead_and_the_next_one_goes(make: MakeWorker, rooms: Rooms, name: str) -> None:
+    async with make() as worker:
+        rooms.then(answers.DEAD[name])
+        await worker.accept("a")
+        await worker.accept("b")
+        await worker.settled()
+        assert worker.rows("state", "attempts") == [("dead", 1), ("sent", 1)]
+        told = json.loads(worker.rows("error")[0])
+        assert told == {"status": int(name.split()[0]), "errcode": name.split()[1], "error": "no"}
+        assert rooms.tries() == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    "name", ["200 without an event_id", "404 of a proxy", "503 M_FORBIDDEN", "timeout, reset", "connection refused"]
+)
+async def test_event_is_tried_again_under_the_same_id_and_nothing_overtakes_it(
+    make: MakeWorker, rooms: Rooms, name: str
+) -> None:
+    async with make() as worker:
+        rooms.then(*[answers.AGAIN_PERHAPS_SENT.get(name, refuse_connection)] * 3)
+        await worker.accept("a")
+        await worker.accept("b")
+        await worker.settled()
+        assert rooms.tries() == ["a", "a", "a", "a", "b"]
+        assert len({sent.txn_id for sent in rooms.sends}) == 2
+        assert worker.rows("state", "attempts") == [("sent", 4), ("sent", 1)]
+        history = json.loads(worker.rows("history")[0])
+        assert [entry["status"] for entry in history][-1] == 200
+        assert len(history) == 4
+
+
+async def test_event_whose_answer_got_lost_is_in_the_room_once(make: MakeWorker, rooms: Rooms) -> None:
+    async with make() as worker:
+        rooms.then(lose, cut, lose)
+        assert await worker.send("a") == Outcome("sent", "$1")
+        assert rooms.bodies() == ["a"]
+        assert len(rooms.sends) == 4
+
+
+async def test_there_is_no_limit_of_attempts_but_one_of_what_is_remembered(make: MakeWorker, rooms: Rooms) -> None:
+    async with make() as worker:
+        rooms.then(*[cut] * 30)
+        await worker.send("a")
+        await worker.settled()
+        assert worker.rows("state", "attempts") == [("sent", 31)]
+        assert len(json.loads(worker.rows("history")[0])) == HISTORY
+
+
+async def test_429_is_no_attempt_and_another_account_goes_on(make: MakeWorker, rooms: Rooms) -> None:
+    async with make() as worker:
+        rooms.then(slow(120), slow(1))
+        alice = worker.offer("a")
+        await until(lambda: rooms.sends)
+        elsewhere = worker.offer("b", OTHER)
+        assert await worker.send("c", caller=BOB) == Outcome("sent", "$1")
+        assert not alice.settled.done()
+        assert not elsewhere.settled.done()
+        assert (await soon(alice.settled)).state == (await soon(elsewhere.settled)).state == "sent"
+        await worker.settled()
+        assert worker.rows("attempts") == [1, 1, 1]
+        assert alice.history[0]["status"] == 429
+
+
+async def test_caller_waits_a_rate_limit_out(make: MakeWorker, rooms: Rooms) -> None:
+    async with make() as worker:
+        rooms.then(*[slow(20)] * 3)
+        assert await worker.send("a") == Outcome("sent", "$1")
+
+
+async def test_account_with_a_refused_token_waits_and_goes_on_with_a_new_one(make: MakeWorker, rooms: Rooms) -> None:
+    async with make() as worker:
+        rooms.script(lambda sent: error(401, "M_USER_LOCKED") if sent.token == "alice" else None)
+        await worker.accept("a")
+        await worker.accept("b")
+        await until(lambda: len(rooms.sends) >= 3)
+        assert await worker.send("c", OTHER, caller=BOB) == Outcome("sent", "$1")
+        assert worker.rows("state", "attempts")[:2] == [("queued", 0), ("queued", 0)]
+        await worker.accept("d", caller=replace(ALICE, token="new"))
+        await worker.settled()
+        assert rooms.bodies() == ["a", "b", "d"]
+
+
+async def test_who_sends_with_a_bad_token_of_his_own_and_waits_is_told(make: MakeWorker, rooms: Rooms) -> None:
+    async with make() as worker:
+        rooms.always(error(401, "M_UNKNOWN_TOKEN"))
+        outcome = await worker.send("a")
+        assert outcome is not None
+        assert (outcome.state, outcome.error) == (
+            "dead",
+            {"status": 401, "errcode": "M_UNKNOWN_TOKEN", "error": "no"},
+        )
+
+
+async def test_who_sends_with_a_key_is_not_told_of_the_bots_token(make: MakeWorker, rooms: Rooms) -> None:
+    async with make() as worker:
+        rooms.script(lambda sent: error(401, "M_UNKNOWN_TOKEN") if sent.token == "alice" else None)
+        ticket = worker.offer("a", api_key="key")
+        await until(lambda: len(rooms.sends) >= 2)
+        assert not ticket.settled.done()
+        worker.tokens.remember(replace(ALICE, token="new"))
+        assert await worker.courier.wait(ticket, 5) == Outcome("sent", "$1")
+
+
+async def test_403_in_a_room_one_is_in_is_dead_at_once(make: MakeWorker, rooms: Rooms) -> None:
+    async with make() as worker:
+        rooms.then(error(403, "M_FORBIDDEN"))
+        await worker.accept("a")
+        await worker.accept("b")
+        await worker.settled()
+        assert worker.states() == ["dead", "sent"]
+
+
+@pytest.fixture
+def absences(monkeypatch: pytest.MonkeyPatch) -> tuple[float, ...]:
+    assert module.ABSENT_SECONDS == (60.0, 300.0, 900.0)
+    seconds = (0.06, 0.12, 0.18)
+    monkeypatch.setattr(module, "ABSENT_SECONDS", seconds)
+    monkeypatch.setattr(module, "REST_SECONDS", 0.03)
+    return seconds
+
+
+async def test_lane_waits_three_times_for_an_invitation(
+    make: MakeWorker, rooms: Rooms, absences: tuple[float, ...]
+) -> None:
+    tried: list[float] = []
+
+    def refuse(sent: Sent) -> Behaviour | None:
+        tried.append(time.monotonic())
+        return error(403, "M_FORBIDDEN") if sent.body == "a" else None
+
+    rooms.joined = False
+    rooms.script(refuse)
+    async with make() as worker:
+        await worker.accept("a")
+        await worker.accept("b")
+        await worker.settled()
+        assert worker.rows("state", "attempts") == [("dead", 4), ("sent", 1)]
+        pauses = [later - earlier for earlier, later in pairwise(tried[:4])]
+        assert all(pause >= seconds for pause, seconds in zip(pauses, absences, strict=True)), pauses
+
+
+@pytest.mark.usefixtures("absences")
+async def test_event_is_sent_when_the_invitation_comes(make: MakeWorker, rooms: Rooms) -> None:
+    rooms.joined = False
+    async with make() as worker:
+        rooms.then(error(403, "M_FORBIDDEN"), error(403, "M_FORBIDDEN"))
+        await worker.accept("a")
+        await worker.settled()
+        assert worker.rows("state", "attempts") == [("sent", 3)]
+
+
+async def test_lane_that_waits_for_an_invitation_is_held_by_nobody(
+    make: MakeWorker, rooms: Rooms, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "ABSENT_SECONDS", (60.0,))
+    rooms.joined = False
+    async with make() as worker:
+        rooms.then(error(403, "M_FORBIDDEN"))
+        await worker.accept("a")
+        await until(lambda: worker.lane().lease_until > time.time() * 1000 + 55_000)
+        assert worker.lane().owner is None
+        await worker.accept("b")
+        assert await worker.send("c", OTHER)
+        assert rooms.tries(ROOM) == ["a"]
+        assert sum(worker.courier.lanes()[kind] for kind in ("sending", "pause", "idle")) == 1
+
+
+@pytest.mark.usefixtures("absences")
+async def test_absences_are_counted_over_a_restart(make: MakeWorker, rooms: Rooms) -> None:
+    rooms.joined = False
+    rooms.always(error(403, "M_FORBIDDEN"))
+    async with make() as worker:
+        await worker.accept("a")
+        await until(lambda: worker.rows("attempts") == [2])
+    async with make() as worker:
+        await worker.settled()
+        assert worker.rows("state", "attempts") == [("dead", 4)]
+
+
+async def test_who_waits_is_told_at_once_that_he_is_not_in_the_room(make: MakeWorker, rooms: Rooms) -> None:
+    rooms.joined = False
+    async with make() as worker:
+        rooms.then(error(403, "M_FORBIDDEN"))
+        outcome = await worker.send("a")
+        assert outcome is not None
+        assert outcome.error is not None
+        assert (outcome.state, outcome.error["errcode"]) == ("dead", "M_FORBIDDEN")
+
+
+@pytest.mark.parametrize("behaviour", [error(500, "M_UNKNOWN"), error(403, "M_FORBIDDEN"), refuse_connection])
+async def test_event_is_dead_after_seven_days(make: MakeWorker, rooms: Rooms, path: Path, behaviour: Behaviour) -> None:
+    assert module.DEAD_SECONDS * 1000 == WEEK
+    rooms.joined = False
+    rooms.always(refuse_connection)
+    async with make() as worker:
+        await worker.accept("a")
+        await worker.accept("b")
+        await worker.crash()
+    age(path, WEEK)
+    tell(path, "UPDATE outbox SET accepted_at = accepted_at + 60000 WHERE content LIKE '%\"b\"%'")
+    rooms.script(lambda sent: behaviour if sent.body == "a" else cut if rooms.tries().count("b") == 1 else None)
+    rooms.sends.clear()
+    async with make() as worker:
+        await worker.settled()
+        assert worker.states() == ["dead", "sent"]
+        assert rooms.tries() == ["a", "b", "b"]
+
+
+async def test_encrypted_room_makes_dead_letters_and_does_not_stop_the_lane(make: MakeWorker, rooms: Rooms) -> None:
+    rooms.encrypted[ROOM] = True
+    async with make(refuse_encrypted=True) as worker:
+        await worker.accept("a")
+        await worker.accept("b", type_="m.room.encrypted")
+        await worker.settled()
+        assert worker.states() == ["dead", "sent"]
+        assert rooms.tries() == ["b"]
+
+
+@pytest.mark.parametrize("trouble", [cut_off(), unreachable()])
+async def test_event_waits_until_somebody_can_tell_whether_the_room_is_encrypted(
+    make: MakeWorker, rooms: Rooms, trouble: Any
+) -> None:
+    rooms.encrypted[ROOM] = trouble
+    async with make(refuse_encrypted=True) as worker:
+        await worker.accept("a")
+        await until(lambda: len(rooms.looks) >= 3)
+        assert rooms.sends == []
+        rooms.encrypted[ROOM] = False
+        await worker.settled()
+        assert (worker.states(), rooms.bodies()) == (["sent"], ["a"])
+        assert worker.lane().uncertain_since is None
+
+
+async def test_what_goes_wrong_in_one_lane_stops_neither_it_nor_others(make: MakeWorker, rooms: Rooms) -> None:
+    async def explode(rooms: Rooms, sent: Sent) -> Any:
+        raise RuntimeError("a fault of ours")
+
+    async with make() as worker:
+        rooms.then(explode, explode)
+        await worker.accept("a")
+        await worker.accept("b", OTHER)
+        await worker.settled()
+        assert (rooms.bodies(), rooms.bodies(OTHER)) == (["a"], ["b"])
+
+
+def test_pauses_double_up_to_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    pauses = [module.pause_after(number) for number in range(200)]
+    for pause, middle in zip(pauses, [0.5, 1, 2, 4, 8, 16, 32, *[60] * 193], strict=True):
+        assert 0.8 * middle <= pause <= 1.2 * middle
+    assert len(set(pauses[7:])) > 100  # not all at the same moment
+
+
+# doubts
+
+
+async def test_doubt_is_written_down_and_ends_with_the_event(make: MakeWorker, rooms: Rooms) -> None:
+    answered = asyncio.Event()
+    async with make() as worker:
+        rooms.then(lose, after(answered))
+        before = time.time()
+        ticket = worker.offer("a")
+        await until(lambda: len(rooms.sends) == 2)
+        await until(lambda: worker.lane().uncertain_since)
+        assert before - 0.1 < worker.lane().uncertain_since / 1000 <= time.time()
+        assert worker.courier.lanes()["uncertain"] == 1
+        answered.set()
+        await soon(ticket.settled)
+        await until(lambda: worker.lane().uncertain_since is None)
+        assert worker.courier.lanes()["uncertain"] == 0
+
+
+async def test_failure_before_anything_was_sent_is_no_doubt(make: MakeWorker, rooms: Rooms) -> None:
+    answered = asyncio.Event()
+    async with make() as worker:
+        rooms.then(refuse_connection, slow(1), after(answered))
+        ticket = worker.offer("a")
+        await until(lambda: len(rooms.sends) == 3)
+        assert worker.courier.lanes()["uncertain"] == 0
+        answered.set()
+        await soon(ticket.settled)
+
+
+async def test_doubt_counts_from_the_first_attempt_and_survives_a_crash(
+    make: MakeWorker, rooms: Rooms, path: Path
+) -> None:
+    rooms.always(lose)
+    async with make() as worker:
+        await worker.accept("a")
+        await until(lambda: worker.lane() and worker.lane().uncertain_since)
+        first = worker.lane().uncertain_since
+        await until(lambda: len(rooms.sends) >= 5)
+        assert worker.lane().uncertain_since == first
+        await worker.crash()
+    rooms.forget()
+    age(path, HOUR)
+    rooms.always(None)
+    tries = len(rooms.sends)
+    async with make() as worker:
+        await worker.settled()
+    assert rooms.bodies() == ["a"]
+    assert len(rooms.sends) == tries  # it was found in the room
+
+
+async def test_attempt_that_a_stop_cuts_off_does_not_make_an_older_doubt_younger(
+    make: MakeWorker, rooms: Rooms, path: Path
+) -> None:
+    """The homeserver counts its 20 minutes from the first attempt, not from the last."""
+    rooms.then(lose, silence)
+    async with make() as worker:
+        await worker.accept("a")
+        await until(lambda: len(rooms.sends) == 2 and worker.lane().uncertain_since)
+        first = worker.lane().uncertain_since
+        tell(path, "UPDATE lanes SET uncertain_since = uncertain_since - ?", HOUR)
+        await worker.stop(0.0)
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("SELECT uncertain_since FROM lanes").fetchall() == [(first - HOUR,)]
+
+
+async def test_stop_that_cuts_an_attempt_off_leaves_a_doubt(make: MakeWorker, rooms: Rooms, path: Path) -> None:
+    rooms.then(silence)
+    async with make() as worker:
+        await worker.accept("a")
+        await until(lambda: rooms.sends)
+        await worker.stop(0.0)
+    with closing(sqlite3.connect(path)) as connection:
+        ((owner, since),) = connection.execute("SELECT owner, uncertain_since FROM lanes").fetchall()
+    assert owner is None
+    assert abs(since / 1000 - time.time()) < 5
+
+
+async def sent_but_not_written(worker: Worker, *bodies: str, room: str = ROOM, **how: Any) -> None:
+    """Let these be on their way when the process dies: in the room, and queued in the store."""
+    rooms = worker.rooms
+    rooms.always(refuse_connection)
+    tickets = [await worker.accept(body, room, **how) for body in bodies]
+    await until(lambda: worker.lane(room) and worker.lane(room).owner)
+    await worker.crash()
+    rooms.always(None)
+    for ticket in tickets:
+        row = ticket.row
+        rooms.store(Sent(ALICE.token, room, row.event_type, row.state_key, json.loads(row.content), row.txn_id))
+    rooms.sends.clear()
+
+
+async def test_all_that_a_dead_process_may_have_sent_is_looked_for(make: MakeWorker, rooms: Rooms, path: Path) -> None:
+    """Several events may have gone out before the first of their outcomes was written."""
+    async with make() as worker:
+        await sent_but_not_written(worker, "a", "b", "c")
+    age(path, HOUR)
+    rooms.forget()
+    async with make() as worker:
+        await worker.accept("d")
+        await worker.settled()
+    assert rooms.bodies() == ["a", "b", "c", "d"]
+    assert rooms.tries() == ["d"]
+
+
+async def test_states_that_a_dead_process_set_are_not_set_back(make: MakeWorker, rooms: Rooms) -> None:
+    async with make() as worker:
+        await sent_but_not_written(worker, "a", "b", type_="m.room.topic", state_key="")
+    async with make() as worker:
+        await worker.accept("c", type_="m.room.topic", state_key="")
+        await worker.settled()
+    assert rooms.bodies() == ["a", "b", "c"]
+
+
+async def test_event_that_another_replica_accepted_by_a_faster_clock_is_in_doubt_too(
+    make: MakeWorker, rooms: Rooms, path: Path
+) -> None:
+    async with make() as worker:
+        await sent_but_not_written(worker, "a", "b")
+    age(path, HOUR)
+    tell(path, "UPDATE outbox SET accepted_at = ?", int(time.time() * 1000) + 30_000)
+    rooms.forget()
+    for event in rooms.timeline[ROOM]:
+        event["origin_server_ts"] = int(time.time() * 1000)
+    async with make() as worker:
+        await worker.settled()
+    assert rooms.bodies() == ["a", "b"]
+
+
+async def test_look_ends_with_the_first_event_that_is_not_there(make: MakeWorker, rooms: Rooms, path: Path) -> None:
+    """Events go in order: if one was not sent, none behind it was."""
+    async with make() as worker:
+        await sent_but_not_written(worker, "a")
+    async with make() as worker:
+        rooms.always(refuse_connection)
+        for body in "bcdef":
+            await worker.accept(body)
+        await worker.crash()
+    rooms.always(None)
+    rooms.looks.clear()
+    rooms.forget()
+    age(path, HOUR)
+    async with make() as worker:
+        await worker.settled()
+    assert rooms.bodies() == ["a", "b", "c", "d", "e", "f"]
+    assert rooms.looks == [("recent", ROOM)] * 3  # one page for a, which is there, two for b, and no more
+
+
+async def test_what_was_accepted_since_is_not_looked_for(make: MakeWorker, rooms: Rooms, path: Path) -> None:
+    async with make() as worker:
+        await worker.accept("a")
+        await worker.settled()
+        await worker.crash()
+    age(path, HOUR)
+    async with make() as worker:
+        await until(lambda: worker.lane().fence == 2 and worker.lane().uncertain_since is None)
+        assert await worker.send("b")
+    assert rooms.looks == []
+
+
+async def test_lane_with_nothing_in_it_is_in_no_doubt(make: MakeWorker, rooms: Rooms, path: Path) -> None:
+    async with make() as worker:
+        await worker.send("a")
+        await worker.settled()
+        await worker.crash()
+    async with make() as worker:
+        await until(lambda: worker.lane().fence == 2 and worker.lane().uncertain_since is None)
+        assert worker.courier.lanes()["uncertain"] == 0
+
+
+async def test_account_without_a_device_looks_after_a_crash_however_short(make: MakeWorker, rooms: Rooms) -> None:
+    async with make() as worker:
+        rooms.then(lose, refuse_connection, refuse_connection)
+        await worker.accept("a", caller=SERVICE)
+        await until(lambda: rooms.bodies() == ["a"])
+        await worker.crash()
+    rooms.always(None)
+    rooms.forget()
+    async with make() as worker:
+        await worker.settled()
+    assert rooms.bodies() == ["a"]
+
+
+# outcomes on their way to the disk
+
+
+async def test_dead_letter_is_written_with_its_time_however_fast_the_writer_is(
+    make: MakeWorker, rooms: Rooms, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of the year 1970 would be purged within the minute."""
+    async with make() as worker:
+        await worker.send("first")
+        await worker.settled()
+        warn = log.warning
+
+        def slowly(action: str, **fields: Any) -> None:
+            """Writing a line takes so long that the writer sees what is there so far."""
+            deadline = time.monotonic() + 2
+            while action == "event_dead" and len(worker.states()) < 2 and time.monotonic() < deadline:
+                time.sleep(0.002)
+            warn(action, **fields)
+
+        monkeypatch.setattr(log, "warning", slowly)
+        rooms.then(error(400, "M_BAD_JSON"))
+        await worker.send("a")
+        await worker.settled()
+        assert worker.states() == ["sent", "dead"]
+        assert worker.rows("settled_at")[1] > time.time() * 1000 - 60_000
+
+
+async def test_outcome_that_the_store_refuses_is_tried_again_and_the_event_is_not_sent_again(
+    make: MakeWorker, rooms: Rooms, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal, "AGAIN_SECONDS", 0.02)
+    async with make() as worker:
+        answered = asyncio.Event()
+        rooms.then(after(answered))
+        await worker.accept("a")
+        await worker.accept("b")
+        await until(lambda: rooms.sends)
+        tell(path, "CREATE TRIGGER no BEFORE UPDATE OF state ON outbox BEGIN SELECT RAISE(ABORT, 'no'); END")
+        answered.set()
+        await until(lambda: len(worker.journal.unwritten) == 2)
+        tell(path, "UPDATE lanes SET dirty = 1")
+        worker.courier.wake()  # the lane looks into the store, and finds them queued
+        await until(lambda: not worker.lane().dirty)
+        for _ in range(20):
+            await asyncio.sleep(0.002)
+        assert worker.states() == ["queued", "queued"]
+        assert rooms.tries() == ["a", "b"]
+        tell(path, "DROP TRIGGER no")
+        await worker.settled()
+        await until(lambda: not worker.journal.unwritten)
+        assert await worker.send("c")
+        assert rooms.tries() == ["a", "b", "c"]
+
+
+async def test_refused_outcome_is_tried_once_more_at_the_end(
+    make: MakeWorker, rooms: Rooms, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal, "AGAIN_SECONDS", 60.0)
+    async with make() as worker:
+        answered = asyncio.Event()
+        rooms.then(after(answered))
+        await worker.accept("a")
+        await until(lambda: rooms.sends)
+        tell(path, "CREATE TRIGGER no BEFORE UPDATE OF state ON outbox BEGIN SELECT RAISE(ABORT, 'no'); END")
+        answered.set()
+        await until(lambda: worker.journal.unwritten)
+        tell(path, "DROP TRIGGER no")
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("SELECT state FROM outbox").fetchall() == [("sent",)]
+
+
+# the lease
+
+
+async def test_nothing_is_sent_for_a_lane_that_may_be_anothers(make: MakeWorker, rooms: Rooms, path: Path) -> None:
+    async with make(lease=1.0, deadline=0.2) as worker:
+        rooms.then(cut)
+        await worker.accept("a")
+        await until(lambda: rooms.sends)
+        tell(path, "UPDATE lanes SET owner = 'other', fence = fence + 1, lease_until = ?", (time.time() + 5) * 1000)
+        rooms.always(error(500, "M_UNKNOWN"))
+        await until(lambda: not worker.courier.lanes()["sending"] and not worker.courier.lanes()["pause"])
+        tries = len(rooms.sends)
+        await worker.accept("b", OTHER)  # while the worker goes on with others
+        await until(lambda: rooms.tries(OTHER))
+        assert len(rooms.tries(ROOM)) <= tries
+        assert worker.states()[0] == "queued"
+        rooms.always(None)
+
+
+async def test_nothing_is_sent_when_the_lease_ran_out_while_the_account_paused(make: MakeWorker, rooms: Rooms) -> None:
+    async with make(lease=0.6, deadline=0.1) as worker:
+        rooms.then(slow(800))
+        await worker.accept("a")
+        await until(lambda: rooms.sends)
+        account = worker.tokens.remember(ALICE)
+        await until(lambda: worker.carrier.pause_of(account))
+        with worker.busy_writer():  # so nobody prolongs it
+            await until(lambda: not worker.carrier.pause_of(account))
+            for _ in range(20):
+                await asyncio.sleep(0.002)
+            assert len(rooms.sends) == 1
+        await worker.settled()
+        assert rooms.bodies() == ["a"]
+
+
+async def test_lane_that_was_lost_is_taken_up_again_when_nobody_has_it(
+    make: MakeWorker, rooms: Rooms, path: Path
+) -> None:
+    """As after a sleep of the whole machine."""
+    async with make(lease=0.6, deadline=0.1) as worker:
+        answered = asyncio.Event()
+        rooms.then(after(answered))
+        await worker.accept("a")
+        await until(lambda: rooms.sends)
+        tell(path, "UPDATE lanes SET lease_until = 1")
+        await worker.accept("b")
+        answered.set()
+        await worker.settled()
+        assert rooms.bodies() == ["a", "b"]
+
+
+@pytest.mark.parametrize("waits", [True, False])
+async def test_event_whose_key_was_used_before_is_not_sent(make: MakeWorker, rooms: Rooms, waits: bool) -> None:
+    async with make() as worker:
+        await worker.send("a", key="k")
+        again = await worker.accept("a", key="k", waits=waits)
+        assert await worker.send("b") == Outcome("sent", "$2")
+        assert (again.row.delivery, rooms.tries()) == (worker.rows("delivery")[0], ["a", "b"])
+
+
+async def test_repeat_after_a_crash_is_not_sent_into_a_lane_in_doubt(make: MakeWorker, rooms: Rooms) -> None:
+    """The usual case: the process died before it answered, and the caller asks again."""
+    async with make() as worker:
+        await worker.send("a", key="k")
+        await worker.settled()
+        await worker.crash()
+    async with make() as worker:
+        await until(lambda: worker.lane().fence == 2)
+        await worker.accept("a", key="k")
+        assert await worker.send("b")
+    assert rooms.tries() == ["a", "b"]
+
+
+async def test_keyed_event_is_not_sent_before_it_is_written(make: MakeWorker, rooms: Rooms, path: Path) -> None:
+    async with make() as worker:
+        await worker.send("a")
+        await worker.settled()
+        with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            keyed, plain = worker.offer("b", key="k"), worker.offer("c", OTHER)
+            direct = worker.offer("d")
+            await asyncio.sleep(0)
+            assert await worker.courier.wait(worker.offer("e", OTHER), 0.1) is None
+            assert rooms.tries(ROOM) == ["a"]  # neither it, nor what came after it
+            connection.execute("ROLLBACK")
+        for ticket in (keyed, plain, direct):
+            assert (await soon(ticket.settled)).state == "sent"
+        assert rooms.bodies() == ["a", "b", "d"]
+
+
+async def test_event_without_a_key_need_not_wait_for_the_disk(make: MakeWorker, rooms: Rooms, path: Path) -> None:
+    async with make() as worker:
+        await worker.send("a")
+        await worker.settled()
+        with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            tickets = [worker.offer(str(number)) for number in range(5)]
+            for ticket in tickets:
+                assert (await soon(ticket.settled)).state == "sent"
+            assert worker.states() == ["sent"]
+            connection.execute("ROLLBACK")
+        await until(lambda: worker.states() == ["sent"] * 6)  # written with their outcomes
+
+
+async def test_stopping_lane_does_not_wait_for_a_pause_to_end(
+    make: MakeWorker, rooms: Rooms, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "FIRST_PAUSE", 4.0)
+    monkeypatch.setattr(module, "MAX_PAUSE", 4.0)
+    answered = asyncio.Event()
+    async with make() as worker:
+        rooms.then(after(answered, cut))
+        await worker.accept("a")
+        await until(lambda: rooms.sends)
+        asyncio.get_running_loop().call_later(0.05, answered.set)
+        began = time.monotonic()
+        await worker.stop()
+        assert time.monotonic() - began < 2

@@ -1,0 +1,414 @@
+"""The worker put together without HTTP, over a homeserver in memory that does what a test tells it to.
+
+`Rooms` remembers transaction ids as Synapse does, until it is told to forget them. A behaviour says what becomes of
+one send; where none is given, the event goes into its room.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import json
+import secrets
+import threading
+import time
+from collections import defaultdict, deque
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Self
+
+from cryptography.fernet import Fernet
+from sqlalchemy import select
+
+from flowbridge.delivery import Courier
+from flowbridge.delivery.carrier import Carrier
+from flowbridge.errors import BadGateway, GatewayTimeout, MatrixError
+from flowbridge.homeserver import Homeserver
+from flowbridge.homeserver.wire import Answer
+from flowbridge.models import Caller, Event
+from flowbridge.store import Database, Row, outbox, tables
+from flowbridge.store.journal import Journal, Outcome, Ticket
+from flowbridge.store.stock import Limits, Stock
+from flowbridge.tokens import Tokens
+
+PATIENCE = 10.0  # seconds that a test waits for something which should have come at once
+ROOM = "!room:hs"
+KEY = Fernet.generate_key()
+PLENTY = Limits(queued=1_000_000, per_lane=100_000, database_bytes=1 << 30, free_disk_bytes=0)
+
+ALICE = Caller("@alice:hs", "PHONE", "alice")
+BOB = Caller("@bob:hs", "PHONE", "bob")
+SERVICE = Caller("@service:hs", None, "service")  # an application service: its tokens have no device
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """A send as the homeserver sees it."""
+
+    token: str
+    room: str
+    type: str
+    state_key: str | None
+    content: Any
+    txn_id: str
+
+    @property
+    def body(self) -> Any:
+        return self.content.get("body")
+
+
+Behaviour = Callable[["Rooms", Sent], Awaitable[Answer]]
+
+
+class Rooms(Homeserver):
+    """A homeserver's rooms. `users`: token → user id and device id."""
+
+    def __init__(self) -> None:
+        self.users = {caller.token: (caller.user_id, caller.device_id) for caller in (ALICE, BOB, SERVICE)}
+        self.sends: list[Sent] = []
+        self.looks: list[tuple[str, str]] = []  # what else was asked, and about which room
+        self.timeline: dict[str, list[dict[str, Any]]] = defaultdict(list)
+        self.shows_txn_ids = True
+        self.encrypted: dict[str, bool | MatrixError | float] = {}  # a number: it is not, after so many seconds
+        self.joined: bool | MatrixError | float = True
+        self.page_size = 100
+        self.version: MatrixError | None = None
+        self.reading: MatrixError | None = None
+        self._script: Callable[[Sent], Behaviour | None] = lambda _: None
+        self._next: dict[str, deque[Behaviour]] = defaultdict(deque)
+        self._known: dict[tuple[str, ...], str] = {}
+        self._numbers = itertools.count(1)
+
+    # what a test says
+
+    def script(self, script: Callable[[Sent], Behaviour | None]) -> None:
+        """Do this from now on; None is a send that goes well."""
+        self._script = script
+
+    def always(self, behaviour: Behaviour | None) -> None:
+        self._script = lambda _: behaviour
+
+    def then(self, *behaviours: Behaviour, room: str = ROOM) -> None:
+        """Do these, one after the other, with the next sends into a room."""
+        self._next[room].extend(behaviours)
+
+    def forget(self) -> None:
+        """Know no transaction id any more."""
+        self._known.clear()
+
+    def put(self, body: str, room: str = ROOM, *, sender: str = ALICE.user_id, **event: Any) -> str:
+        """Put an event into a room by another way; returns its id."""
+        content = {"msgtype": "m.text", "body": body}
+        return self._put(room, {"sender": sender, "type": "m.room.message", "content": content, **event})
+
+    def bodies(self, room: str = ROOM) -> list[Any]:
+        """What people read in a room, the oldest first."""
+        return [event["content"].get("body") for event in self.timeline[room]]
+
+    async def reads(self, number: int, room: str = ROOM) -> None:
+        """Until there are so many events in a room."""
+        await until(lambda: len(self.timeline[room]) >= number)
+
+    def tries(self, room: str | None = None) -> list[Any]:
+        """The bodies of all sends, those that failed included."""
+        return [sent.body for sent in self.sends if room in (None, sent.room)]
+
+    # what the worker asks
+
+    async def send(self, token: str, event: Event, txn_id: str) -> Answer:
+        sent = Sent(token, event.room, event.type, event.state_key, json.loads(event.content), txn_id)
+        self.sends.append(sent)
+        following = self._next[sent.room]
+        behaviour = following.popleft() if following else self._script(sent)
+        return await (behaviour or accept)(self, sent)
+
+    async def is_encrypted(self, token: str, room_id: str) -> bool:
+        self.looks.append(("encrypted", room_id))
+        return await _say(self.encrypted.get(room_id, False))
+
+    async def is_joined(self, token: str, room_id: str, user_id: str) -> bool:
+        self.looks.append(("joined", room_id))
+        return await _say(self.joined)
+
+    async def recent(self, token: str, room_id: str, before: str) -> tuple[list[dict[str, Any]], str]:
+        self.looks.append(("recent", room_id))
+        if self.reading is not None:
+            raise self.reading
+        newest_first = self.timeline[room_id][::-1]
+        start = int(before or 0)
+        page = newest_first[start : start + self.page_size]
+        device = self.users[token]
+        shown = [{key: value for key, value in event.items() if key != "_txn"} for event in page]
+        for event, whole in zip(shown, page, strict=True):
+            txn = whole.get("_txn")
+            if self.shows_txn_ids and txn is not None and txn[0] == device:
+                event["unsigned"] = {"transaction_id": txn[1]}
+        return shown, str(start + self.page_size) if page else ""
+
+    async def versions(self) -> Answer:
+        self.looks.append(("versions", ""))
+        if self.version is not None:
+            raise self.version
+        return reply(200, {"versions": ["v1.11"]})
+
+    def store(self, sent: Sent) -> str:
+        """Take an event, unless it is one that came before; a state, unless it is so already."""
+        device = self.users.get(sent.token, ("", None))
+        if sent.state_key is not None:
+            state = {"type": sent.type, "state_key": sent.state_key}
+            before = [event for event in self.timeline[sent.room] if state.items() <= event.items()]
+            if before and before[-1]["content"] == sent.content:
+                return str(before[-1]["event_id"])
+            return self._put(sent.room, {"sender": device[0], "content": sent.content, **state})
+        name = (str(device), sent.room, sent.type, sent.txn_id)
+        if name not in self._known:
+            event = {"sender": device[0], "type": sent.type, "content": sent.content, "_txn": (device, sent.txn_id)}
+            self._known[name] = self._put(sent.room, event)
+        return self._known[name]
+
+    def _put(self, room: str, event: dict[str, Any]) -> str:
+        event_id = f"${next(self._numbers)}"
+        self.timeline[room].append({"origin_server_ts": outbox.now_ms(), **event, "event_id": event_id})
+        return event_id
+
+
+async def _say(what: bool | MatrixError | float) -> bool:
+    if isinstance(what, MatrixError):
+        raise what
+    if isinstance(what, float):
+        await asyncio.sleep(what)
+        return False
+    return what
+
+
+def reply(status: int, value: Any, *headers: tuple[bytes, bytes]) -> Answer:
+    return Answer(status, headers, json.dumps(value).encode())
+
+
+async def accept(rooms: Rooms, sent: Sent) -> Answer:
+    return reply(200, {"event_id": rooms.store(sent)})
+
+
+async def lose(rooms: Rooms, sent: Sent) -> Answer:
+    """Take the event; the answer gets lost."""
+    rooms.store(sent)
+    raise cut_off()
+
+
+async def cut(rooms: Rooms, sent: Sent) -> Answer:
+    """The request gets lost on its way."""
+    raise cut_off()
+
+
+async def refuse_connection(rooms: Rooms, sent: Sent) -> Answer:
+    raise unreachable()
+
+
+async def silence(rooms: Rooms, sent: Sent) -> Answer:
+    await asyncio.Event().wait()
+    raise AssertionError
+
+
+def error(status: int, errcode: str, text: str = "no", **extra: Any) -> Behaviour:
+    """The homeserver refuses."""
+    return raw(reply(status, {"errcode": errcode, "error": text, **extra}))
+
+
+def slow(ms: int) -> Behaviour:
+    return error(429, "M_LIMIT_EXCEEDED", retry_after_ms=ms)
+
+
+def raw(answer: Answer) -> Behaviour:
+    async def behave(rooms: Rooms, sent: Sent) -> Answer:
+        return answer
+
+    return behave
+
+
+def after(event: asyncio.Event, behaviour: Behaviour = accept) -> Behaviour:
+    """That, but not before the event."""
+
+    async def behave(rooms: Rooms, sent: Sent) -> Answer:
+        await event.wait()
+        return await behaviour(rooms, sent)
+
+    return behave
+
+
+def cut_off() -> MatrixError:
+    lost = GatewayTimeout("the homeserver did not answer in time")
+    lost.sent = True
+    return lost
+
+
+def unreachable() -> MatrixError:
+    return BadGateway("cannot connect")
+
+
+@dataclass
+class Worker:
+    """A courier with all that it stands on, as `with` is entered; `stop` or `crash` end it before that is left."""
+
+    url: str
+    rooms: Rooms
+    lease: float = 30.0
+    deadline: float = 10.0
+    refuse_encrypted: bool = False
+    limits: Limits = PLENTY
+    callers: dict[str, Caller] = field(default_factory=dict)
+    database: Database = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.database = Database(self.url)
+        self.journal = Journal(self.database)
+        self.stock = Stock(self.database, self.limits)
+        self.tokens = Tokens(self.database, self.journal)
+        self.tokens.unlock(Fernet(KEY))
+        self.carrier = Carrier(
+            self.rooms,
+            self.tokens,
+            self.database,
+            refuse_encrypted=self.refuse_encrypted,
+            deadline=self.deadline,
+        )
+        self.courier = Courier(
+            self.database, self.journal, self.stock, self.carrier, deadline=self.deadline, lease=self.lease
+        )
+        self.tokens.on_change = self.carrier.trust
+        self._name, self._names = secrets.token_hex(4), itertools.count(1)
+        self._ended = False
+
+    async def __aenter__(self) -> Self:
+        self.database.open()
+        self.database.start()
+        await self.stock.refresh()
+        await self.courier.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, failure: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not self._ended:
+            await (self.stop() if failure is None else self.crash())
+
+    async def stop(self, seconds: float = 10.0) -> None:
+        self._ended = True
+        await self.courier.stop(seconds)
+        await self.database.stop()
+
+    async def crash(self) -> None:
+        """End as by kill -9, but for what waits for a commit: that is written. Nothing is given back."""
+        self._ended = True
+        await self.database.stop()
+        with contextlib.suppress(TimeoutError):  # what it asks of the store from here on is never done
+            await asyncio.wait_for(self.courier.stop(0.0), 0.02)
+        if self.courier._renewing is not None:
+            self.courier._renewing.cancel()
+
+    def ticket(
+        self,
+        body: str,
+        room: str = ROOM,
+        *,
+        caller: Caller = ALICE,
+        key: str | None = None,
+        waits: bool = True,
+        type_: str = "m.room.message",
+        content: dict[str, Any] | None = None,
+        state_key: str | None = None,
+        api_key: str | None = None,
+    ) -> Ticket:
+        """A new ticket, as the intake makes it. `key`: an Idempotency-Key, the same for the same body."""
+        account = self.tokens.remember(caller)
+        delivery = f"{self._name}-{next(self._names)}"
+        text = json.dumps({"msgtype": "m.text", "body": body} if content is None else content)
+        row = Row(
+            delivery=delivery,
+            lane=f"{account}|{room}",
+            account=account,
+            room_id=room,
+            event_type=type_,
+            state_key=state_key,
+            content=text.encode(),
+            txn_id=delivery,
+            accepted_at=outbox.now_ms(),
+            api_key=api_key,
+        )
+        loop = asyncio.get_running_loop()
+        ticket = Ticket(row, loop.create_future(), loop.create_future(), waiters=int(waits))
+        ticket.committed.add_done_callback(lambda done: done.cancelled() or done.exception())
+        if key is not None:
+            ticket.idem, ticket.fingerprint = f"{account}|{room}|{key}", text
+        return ticket
+
+    def offer(self, body: str, room: str = ROOM, **how: Any) -> Ticket:
+        """Give the courier a new event; see `ticket`."""
+        ticket = self.ticket(body, room, **how)
+        self.courier.offer(ticket)
+        return ticket
+
+    async def accept(self, body: str, room: str = ROOM, **how: Any) -> Ticket:
+        """As a 202 does: come back when it is on the disk, with the delivery's ticket, also of one from before."""
+        how.setdefault("waits", False)
+        ticket = self.offer(body, room, **how)
+        await soon(ticket.committed)
+        if ticket.existing is None:
+            return ticket
+        return await self.courier.join(outbox.row_of(ticket.existing), waits=how["waits"])
+
+    async def send(self, body: str, room: str = ROOM, *, seconds: float = PATIENCE, **how: Any) -> Outcome | None:
+        """As a caller who waits does."""
+        return await self.courier.wait(self.offer(body, room, **how), seconds)
+
+    @contextlib.contextmanager
+    def busy_writer(self) -> Iterator[None]:
+        """Nothing is committed for as long as this lasts."""
+        free = threading.Event()
+        self.database.run(lambda connection: free.wait(PATIENCE))
+        try:
+            yield
+        finally:
+            free.set()
+
+    @property
+    def remembered(self) -> int:
+        """How many tickets are in memory."""
+        return len(self.courier._tickets._by_delivery)
+
+    def rows(self, *columns: str) -> list[Any]:
+        """These columns of all rows in the order of acceptance; a single column not as a tuple."""
+        chosen = [tables.outbox.c[name] for name in columns]
+        with self.database.engine.connect().execution_options(reads=True) as connection:
+            found = connection.execute(select(*chosen).order_by(tables.outbox.c.id)).all()
+        return [row[0] if len(columns) == 1 else tuple(row) for row in found]
+
+    def states(self) -> list[str]:
+        return self.rows("state")
+
+    def lane(self, room: str = ROOM, caller: Caller = ALICE) -> Any:
+        """The row of a lane, or None."""
+        name = f"{self.tokens.remember(caller)}|{room}"
+        with self.database.engine.connect().execution_options(reads=True) as connection:
+            return connection.execute(select(tables.lanes).where(tables.lanes.c.lane == name)).first()
+
+    async def settled_in(self, room: str) -> None:
+        """Until nothing is queued any more for a room."""
+        await until(lambda: ("queued", room) not in self.rows("state", "room_id"))
+
+    async def settled(self, number: int | None = None) -> None:
+        """Until nothing is queued any more or, with a number, until so many are settled."""
+        if number is None:
+            await until(lambda: self.rows("state") and "queued" not in self.rows("state"))
+        else:
+            await until(lambda: len([state for state in self.states() if state != "queued"]) >= number)
+
+
+async def until(condition: Callable[[], object], seconds: float = PATIENCE) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "what should have come at once did not come"
+        await asyncio.sleep(0.002)
+
+
+async def soon(what: Awaitable[Any]) -> Any:
+    return await asyncio.wait_for(what, PATIENCE)
