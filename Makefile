@@ -1,6 +1,6 @@
 # flowbridge: `make` alone prints this help.
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve test check format bench openapi lock clean
+.PHONY: help install demo serve test check format bench chaos openapi lock clean
 ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
@@ -45,6 +45,9 @@ format: $(STAMP)  ## put the code into shape
 
 bench: $(STAMP)  ## side by side with its peers; writes docs/benchmarks.md (needs nginx and wrk)
 	@$(BIN)/python -m benchmarks $(ARGS)
+
+chaos: $(STAMP)  ## try to lose events, by every means (SECONDS=600, ARGS=outage: that alone, ARGS=--seeds)
+	@$(BIN)/python -m benchmarks.chaos $(if $(SECONDS),--seconds $(SECONDS)) $(ARGS)
 
 openapi: $(STAMP)  ## write openapi.json anew
 	@$(BIN)/flowbridge openapi > openapi.json.new && mv openapi.json.new openapi.json

@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks import nginx
+from benchmarks.durable import durable
 from benchmarks.footprint import memory, start
 from benchmarks.latency import latency
 from benchmarks.report import Benchmark, Run, Section, document, say, targets_table
@@ -16,6 +17,7 @@ from benchmarks.throughput import throughput
 
 BENCHMARKS: dict[str, Benchmark] = {
     "throughput": throughput,
+    "outbox": durable,
     "memory": memory,
     "start": start,
     "latency": latency,

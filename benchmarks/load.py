@@ -1,4 +1,4 @@
-"""The load: wrk with 32 keep-alive connections that post one message over and over."""
+"""The load: wrk with keep-alive connections that post one message over and over, into rooms in turns."""
 
 import http.client
 import json
@@ -11,6 +11,7 @@ from benchmarks.servers import PeerError
 
 SCRIPT = Path(__file__).parent / "post.lua"
 TOKEN = "syt_YmVuY2g_benchmarkbenchmarkbe_0aBcDe"
+ROOMS = 64
 SEND_PATH = "/rooms/%21room%3Aexample.org/send/m.room.message"
 MESSAGE = json.dumps(
     {
@@ -37,14 +38,15 @@ class Load:
         return self.requests / self.seconds
 
 
-def arguments(seconds: float) -> list[str]:
+def arguments(seconds: float, connections: int = 32) -> list[str]:
     """wrk's own arguments, without script, URL and body."""
-    return ["wrk", "-t1", "-c32", f"-d{max(1, round(seconds))}s", "--timeout", "10s", "--latency"]
+    return ["wrk", "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "--timeout", "10s", "--latency"]
 
 
-def run(url: str, seconds: float) -> Load:
+def run(url: str, seconds: float, *, connections: int = 32, rooms: int = ROOMS, prefer: str = "") -> Load:
     """Post for that long; any status of 400 and above, socket error or timeout is a failure."""
-    command = [*arguments(seconds), "-s", str(SCRIPT), url, "--", MESSAGE, TOKEN]
+    message = [MESSAGE, TOKEN, str(rooms), *([prefer] if prefer else [])]
+    command = [*arguments(seconds, connections), "-s", str(SCRIPT), url, "--", *message]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     if done.returncode:
         raise PeerError(f"wrk ended with {done.returncode}: {(done.stdout + done.stderr).strip()[:160]}")
@@ -72,6 +74,17 @@ def probe_guards(url: str) -> None:
         status, _ = post(url, body, headers)
         if not 400 <= status < 500:
             raise PeerError(f"answers {status} to an {what} message, which it should refuse")
+
+
+def metric(url: str, name: str) -> float:
+    """One figure of a bridge's /metrics."""
+    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=15)
+    try:
+        connection.request("GET", "/metrics")
+        lines = connection.getresponse().read().decode().splitlines()
+        return next(float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"{name} "))
+    finally:
+        connection.close()
 
 
 def post(url: str, body: str, headers: dict[str, str]) -> tuple[int, str]:

@@ -35,6 +35,7 @@ HOMESERVER = """
   server {
     listen HOST:PORT backlog=4096;
     location / { return 404 '{"errcode":"M_UNRECOGNIZED","error":"Not part of this benchmark"}'; }
+    location ~ ^/_matrix/client/[^/]+/rooms/!stuck[^/]*/send/ { return 502; }
     location ~ ^/_matrix/client/[^/]+/rooms/[^/]+/(send|state)/ {
       if ($request_method = GET) { return 404 '{"errcode":"M_NOT_FOUND","error":"Event not found."}'; }
       return 200 '{"event_id":"${dollar}bWHlCnGyNUZdbyKPX6Iqmw5PsXrCyqsDGzrhlHe0Dwc"}';

@@ -18,6 +18,7 @@ WEBHOOK_LOCK = HERE / "matrix-webhook.lock"
 SNIFFIO_LOCK = HERE / "sniffio.lock"
 LOCKS = [WEBHOOK_LOCK, SNIFFIO_LOCK]
 BIN = Path(sys.executable).parent
+BEFORE_STORE = "4676f4f"  # the last commit without an outbox
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,24 @@ def flowbridge(upstream: Server, directory: Path) -> Peer:
     return Peer(flowbridge_command(upstream.url), guarded=True)
 
 
+def without_store(upstream: Server, directory: Path) -> Peer:
+    """The bridge as it was before the outbox, from this repository's history."""
+    home = directory / "without-store"
+    home.mkdir()
+    archive = subprocess.run(
+        ["git", "-C", str(REPOSITORY), "archive", BEFORE_STORE, "flowbridge", "schemas"],
+        check=False,
+        capture_output=True,
+    )
+    if archive.returncode:
+        raise PeerError(f"commit {BEFORE_STORE} is not in this clone: {archive.stderr.decode().strip()[:160]}")
+    subprocess.run(["tar", "-x", "-C", str(home)], input=archive.stdout, check=True)
+    port = free_port()
+    argv = [sys.executable, "-m", "flowbridge", "serve", "--host", HOST, "--port", str(port)]
+    settings = {"BASE_URL": upstream.url, "PYTHONPATH": str(home)}
+    return Peer(Command("without store", argv, port, "/healthz", settings), guarded=True)
+
+
 def flowbridge_command(homeserver_url: str) -> Command:
     """`flowbridge serve` in front of a homeserver, everything else at its default."""
     port = free_port()
@@ -95,10 +114,11 @@ PEERS: dict[str, Callable[[Server, Path], Peer]] = {
     "handwritten": handwritten,
     "handwritten+sniffio": handwritten_with_sniffio,
     "matrix-webhook": matrix_webhook,
+    "without store": without_store,
     "flowbridge": flowbridge,
 }
 # Those that come from outside: a machine without a package index can still measure the others.
-INSTALLED = {"handwritten+sniffio", "matrix-webhook"}
+INSTALLED = {"handwritten+sniffio", "matrix-webhook", "without store"}
 
 
 def pinned(lock: Path) -> str:

@@ -1,10 +1,19 @@
--- One POST over and over: wrk … -s post.lua URL -- BODY TOKEN. The last line printed is for load.py.
+-- One POST over and over: wrk … -s post.lua URL -- BODY TOKEN ROOMS [PREFER]. The last line printed is for load.py.
+-- "!room" in the URL becomes !room0, !room1 …, in turns: in one room events go one after another.
+
+local requests, turn = {}, 0
 
 function init(args)
-  wrk.method = "POST"
-  wrk.body = args[1]
-  wrk.headers["Content-Type"] = "application/json"
-  wrk.headers["Authorization"] = "Bearer " .. args[2]
+  local headers = { ["Content-Type"] = "application/json", ["Authorization"] = "Bearer " .. args[2] }
+  if args[4] then headers["Prefer"] = args[4] end
+  for room = 0, tonumber(args[3]) - 1 do
+    requests[room] = wrk.format("POST", wrk.path:gsub("%%21room", "%%21room" .. room), headers, args[1])
+  end
+end
+
+function request()
+  turn = (turn + 1) % (#requests + 1)
+  return requests[turn]
 end
 
 function done(summary, latency)

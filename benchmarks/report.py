@@ -25,6 +25,7 @@ PACKAGES = [
     "httpx",
     "jsonschema",
     "jsonschema-rs",
+    "sqlalchemy",
     "matrix-synapse",
 ]
 

@@ -19,14 +19,16 @@ WARM_UP_SECONDS = 2
 SETTLE_SECONDS = 1  # what wrk left behind when it stopped must not count in the next run
 QUIET_CORES = 0.2
 ABOUT = f"""\
-wrk posts one m.text message with a formatted body over 32 connections; a static nginx plays the homeserver.
+wrk posts one m.text message with a formatted body over 32 connections, into {load.ROOMS} rooms in turns; a static
+nginx plays the homeserver.
 After a warm-up each peer is measured in {ROUNDS} rounds, in turns; the figures are medians of the rounds,
 and the ratios are medians of the ratios within a round. CPU is what the peer's own processes used. "calls"
 is how many requests reached the homeserver for each one answered. nginx checks nothing; the hand-written
 bridge (`benchmarks/handwritten.py`) and flowbridge check the message against a schema and require the
 sender's token. The hand-written bridge is measured twice: with the packages that pip installs today, and
 with sniffio beside them, which httpcore looks for on every call and is slow not to find. matrix-webhook
-checks a key of its own, and joins the room before every message."""
+checks a key of its own, and joins the room before every message. "without store" is flowbridge as it was
+before it had one: it sent as it was told and forgot."""
 HEADER = [
     "peer",
     "requests/s",
@@ -184,7 +186,14 @@ def _ratio(value: float | None) -> str:
 def _targets(contenders: dict[str, Contender]) -> list[Target]:
     bridge = contenders["flowbridge"]
     return [
-        Target("share of nginx's rate (aim 0.10)", bridge.ratio_to(contenders["nginx"]), 0.06, at_least=True),
+        # What 0.06 was without the store, which may take 0.4 of the rate: the next target.
+        Target("share of nginx's rate (0.6 of 0.06)", bridge.ratio_to(contenders["nginx"]), 0.036, at_least=True),
+        Target(
+            "synchronous sends, against those without the store",
+            bridge.ratio_to(contenders["without store"]),
+            0.6,
+            at_least=True,
+        ),
         Target(
             "rate against the hand-written bridge",
             bridge.ratio_to(contenders["handwritten"]),
@@ -198,5 +207,5 @@ def _targets(contenders: dict[str, Contender]) -> list[Target]:
 def _commands(contenders: dict[str, Contender], seconds: float) -> list[str]:
     started = [c.peer for c in contenders.values() if c.peer]
     wrk = [*load.arguments(seconds), "-s", "benchmarks/post.lua"]
-    calls = [[*wrk, f"http://{HOST}:PORT{peer.path}", "--", load.MESSAGE, "TOKEN"] for peer in started]
+    calls = [[*wrk, f"http://{HOST}:PORT{peer.path}", "--", load.MESSAGE, "TOKEN", str(load.ROOMS)] for peer in started]
     return [peer.command.shown for peer in started] + [shlex.join(call) for call in calls]

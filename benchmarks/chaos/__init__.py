@@ -1,0 +1,1 @@
+"""The judge: does every accepted event reach its room once and in order, whatever breaks? See README.md here."""

@@ -1,0 +1,29 @@
+"""The scenarios, each with the figures that it must reach (design, "The judge")."""
+
+from benchmarks.chaos.scenarios.bridges import replicas, roll, sqlite, stop, term
+from benchmarks.chaos.scenarios.homeservers import memory, outage, proxy, storm
+from benchmarks.chaos.scenarios.real import drain, synapse
+from benchmarks.chaos.scenarios.scenario import Scenario
+from benchmarks.chaos.scenarios.stores import full, locked, network, restart
+
+_ALL = (
+    Scenario(sqlite),
+    Scenario(replicas, postgres=True),
+    Scenario(stop, seconds=64, postgres=True),
+    Scenario(term, seconds=45),
+    Scenario(roll, seconds=45, postgres=True),
+    Scenario(restart, postgres=True),
+    Scenario(network, postgres=True),
+    Scenario(full, seconds=45),
+    Scenario(locked, seconds=40),
+    Scenario(outage, seconds=120),
+    Scenario(storm),
+    Scenario(memory, seconds=0),
+    Scenario(proxy, seconds=30),
+    Scenario(synapse),
+    Scenario(drain, seconds=0),
+)
+SCENARIOS = {one.name: one for one in _ALL}
+LONG = ("sqlite", "replicas")  # those that --seconds is meant for when none is named
+
+__all__ = ["LONG", "SCENARIOS", "Scenario"]
