@@ -14,15 +14,13 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
-from sqlalchemy.exc import SQLAlchemyError
 
-from flowbridge import log
+from flowbridge.commands.store import opened
 from flowbridge.deliveries import detail, moment, new_txn_id, states, summary
 from flowbridge.errors import BadRequest
 from flowbridge.homeserver import dialect
 from flowbridge.settings import Settings
-from flowbridge.store import Database, StoreError, ledger, outbox
-from flowbridge.store.engine import name, reason
+from flowbridge.store import Database, ledger, outbox
 from flowbridge.store.ledger import Selection
 
 FAILED = 1
@@ -57,7 +55,10 @@ def choose(
 
 def show_all(settings: Settings, selection: Selection, limit: int, *, as_json: bool) -> int:
     """Print deliveries, the newest first; returns the exit code."""
-    with _database(settings) as database, database.engine.connect().execution_options(reads=True) as connection:
+    with (
+        opened(settings, make=False) as database,
+        database.engine.connect().execution_options(reads=True) as connection,
+    ):
         rows, _ = ledger.page(connection, selection, limit)
     found = [summary(row) for row in rows]
     if as_json:
@@ -74,7 +75,10 @@ def show_all(settings: Settings, selection: Selection, limit: int, *, as_json: b
 
 def show(settings: Settings, delivery: str, *, as_json: bool) -> int:
     """Print all about a delivery; returns the exit code: 1 when there is none of this name."""
-    with _database(settings) as database, database.engine.connect().execution_options(reads=True) as connection:
+    with (
+        opened(settings, make=False) as database,
+        database.engine.connect().execution_options(reads=True) as connection,
+    ):
         row = ledger.get(connection, _sayable(delivery))
     if row is None:
         return _unknown(delivery)
@@ -88,7 +92,7 @@ def show(settings: Settings, delivery: str, *, as_json: bool) -> int:
 def replay(settings: Settings, deliveries: Sequence[str]) -> int:
     """Queue settled deliveries anew, in this order; returns the exit code: 1 when one of them cannot be."""
     failed = False
-    with _database(settings) as database:
+    with opened(settings, make=False) as database:
         for delivery in deliveries:
             with database.engine.begin() as connection:
                 row = ledger.replay(connection, _sayable(delivery), new_txn_id(), _who())
@@ -106,7 +110,7 @@ def replay(settings: Settings, deliveries: Sequence[str]) -> int:
 
 def replay_dead(settings: Settings, selection: Selection) -> int:
     """Queue all dead letters of a selection anew, the oldest first; returns the exit code."""
-    with _database(settings) as database:
+    with opened(settings, make=False) as database:
         with database.engine.connect().execution_options(reads=True) as connection:
             total, newest = ledger.extent(connection, selection)
         queued, after = 0, 0
@@ -126,7 +130,7 @@ def purge(settings: Settings, wanted: Sequence[str], older_than: str, *, yes: bo
     if "queued" in chosen:
         raise Usage("--state: only what is sent or dead can be purged")
     before = _ago(older_than or "0s", "--older-than", ages_only=True)
-    with _database(settings) as database:
+    with opened(settings, make=False) as database:
         with database.engine.connect().execution_options(reads=True) as connection:
             counts = ledger.settled(connection, before)
         total = sum(counts.get(state, 0) for state in chosen)
@@ -153,23 +157,6 @@ def _replay_batch(database: Database, selection: Selection, after: int, newest: 
 def _purge_batch(database: Database, sent: int, dead: int) -> int:
     with database.engine.begin() as connection:
         return outbox.purge(connection, sent, dead)
-
-
-@contextlib.contextmanager
-def _database(settings: Settings) -> Iterator[Database]:
-    """The store as it is, perhaps beside a server. Raises StoreError, also when nothing was ever stored there."""
-    log.setup(settings.log_format, "warning")
-    file = settings.database_file
-    if file is not None and not file.exists():
-        raise StoreError(f"there is no file {file}: the commands and `serve` have to be run with the same setting")
-    database = Database(settings.database_url.get_secret_value())
-    database.open(shared=True)
-    try:
-        yield database
-    except SQLAlchemyError as error:
-        raise StoreError(f"{name(database.url)} cannot be used: {reason(error)}") from None
-    finally:
-        database.engine.dispose()
 
 
 def _ago(text: str, option: str, *, ages_only: bool = False) -> int:

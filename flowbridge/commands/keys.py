@@ -1,19 +1,15 @@
 """`flowbridge keys`: API keys in the store, made, listed and revoked, also beside a running `serve`."""
 
-import contextlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
-from sqlalchemy.exc import SQLAlchemyError
-
-from flowbridge import log
+from flowbridge.commands.store import opened
 from flowbridge.errors import BadRequest
 from flowbridge.homeserver import dialect
 from flowbridge.models import ApiKey
 from flowbridge.settings import Settings
-from flowbridge.store import Database, StoreError, keys
-from flowbridge.store.engine import reason
+from flowbridge.store import keys
 
 FAILED = 1
 USAGE = 2
@@ -32,7 +28,7 @@ def create(settings: Settings, name: str, rooms: Sequence[str], event_types: Seq
     except BadRequest as error:
         return _fail(error.error, USAGE)
     secret = keys.new_secret()
-    with _database(settings) as database, database.engine.begin() as connection:
+    with opened(settings, make=True) as database, database.engine.begin() as connection:
         keys.add(connection, key, secret)
     print(secret, flush=True)
     _say(f"Key {key.id} is made: {_scopes(key)}. It is not shown again; callers send it as `X-API-Key`.")
@@ -42,7 +38,7 @@ def create(settings: Settings, name: str, rooms: Sequence[str], event_types: Seq
 
 def show(settings: Settings) -> int:
     """Print all keys, the oldest first, without their secrets; returns the exit code."""
-    with _database(settings) as database, database.engine.connect().execution_options(reads=True) as connection:
+    with opened(settings, make=True) as database, database.engine.connect().execution_options(reads=True) as connection:
         found = keys.every(connection)
     rows = [("ID", "NAME", "CREATED", "LAST USED", "REVOKED", "SCOPES")]
     for entry in found:
@@ -61,26 +57,12 @@ def revoke(settings: Settings, id_: str) -> int:
         return _fail("this is a key, not the id of one: `flowbridge keys list` shows the ids", FAILED)
     revoked_at = None
     if id_.isprintable():
-        with _database(settings) as database, database.engine.begin() as connection:
+        with opened(settings, make=True) as database, database.engine.begin() as connection:
             revoked_at = keys.revoke(connection, id_)
     if revoked_at is None:
         return _fail(f"there is no key {id_!r}: `flowbridge keys list` shows the ids", FAILED)
     _say(f"Key {id_} is revoked since {_time(revoked_at)}. A running bridge refuses it within 2 s.")
     return 0
-
-
-@contextlib.contextmanager
-def _database(settings: Settings) -> Iterator[Database]:
-    """The store, which is made when it is not there. Raises StoreError."""
-    log.setup(settings.log_format, "warning")
-    database = Database(settings.database_url.get_secret_value())
-    database.open(shared=True)
-    try:
-        yield database
-    except SQLAlchemyError as error:
-        raise StoreError(f"the keys cannot be reached: {reason(error)}") from None
-    finally:
-        database.engine.dispose()
 
 
 def _each(option: str, texts: Sequence[str], check: Callable[[str], str]) -> tuple[str, ...]:
