@@ -76,6 +76,8 @@ class Deliveries:
         """A page, the newest first: `{"deliveries": […], "next": cursor}`; without `next` when it is the last."""
         selection = replace(selection, whose=viewer.whose)
         before = _position(cursor) if cursor else None
+        if before is None:  # who was just answered 200 finds the event: its row may linger on its way to the disk
+            await self._database.flush()
         found: list[dict[str, Any]] = []
         span = SPAN
         while True:

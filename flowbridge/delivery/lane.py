@@ -63,6 +63,7 @@ class Lane:
         # Whoever held the lane before may have sent more than its head: each event that was accepted until now (ms),
         # by the clock of another replica perhaps.
         self._doubtful_until = outbox.now_ms() + CLOCK_SKEW_MS if claim.uncertain_since else 0
+        self._missing = False  # the head was looked for, and is not in the room
         self.at_work = False  # a request is under way
         self.task: asyncio.Task[None] | None = None
         self._more = False  # there are, or may be, further events in the store
@@ -188,6 +189,7 @@ class Lane:
 
     async def _carry(self, ticket: Ticket) -> Verdict | None:
         started = time.time()
+        self._missing = False
         try:
             return await self._shared.carrier.carry(
                 ticket.row, self.uncertain_since, lambda looked: self._begin(ticket, looked=looked)
@@ -202,10 +204,9 @@ class Lane:
     def _begin(self, ticket: Ticket, *, looked: bool) -> bool:
         """Asked right before a request goes out: a process that slept may have lost the lane meanwhile.
 
-        `looked`: the event is not in the room, and so nothing is that comes after it.
+        `looked`: the event is not in the room.
         """
-        if looked:
-            self._doubtful_until = 0
+        self._missing = looked
         self.at_work = not self._stopping and not ticket.withdrawn and self.is_held()
         return self.at_work
 
@@ -295,6 +296,10 @@ class Lane:
         metrics.count(metrics.settled, ticket.outcome.state)
         self._shared.stock.remove(ticket)
         self._shared.journal.settle(ticket, self.fence)
+        if self._missing and found.kind == "sent":
+            # It was never sent before, and so nothing is there that comes after it. One that is refused proves nothing:
+            # it may have been refused before, and what comes after it sent.
+            self._doubtful_until = 0
         if not self._is_doubtful(ticket):
             self._be_certain()
         if not ticket.settled.done():

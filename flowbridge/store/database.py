@@ -116,6 +116,11 @@ class Database:
         self._jobs.put(_Job(work, future, alone))
         return future
 
+    async def flush(self) -> None:
+        """Wait until all that was asked for so far is on the disk, or cannot be brought there."""
+        with contextlib.suppress(StoreFull, StoreUnavailable):
+            await self.run(lambda connection: None)
+
     async def read(self, work: Callable[[Connection], T]) -> T:
         """Some reading, beside the writer and one at a time. Raises StoreUnavailable."""
         try:

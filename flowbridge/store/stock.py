@@ -1,7 +1,6 @@
 """How much is queued, and whether there may be more: back-pressure before anything is half accepted."""
 
 import asyncio
-import contextlib
 import shutil
 import time
 from collections import Counter
@@ -12,7 +11,7 @@ from sqlalchemy import Connection, text
 
 from flowbridge.store import outbox
 from flowbridge.store.database import Database
-from flowbridge.store.errors import StoreFull, StoreUnavailable
+from flowbridge.store.errors import StoreFull
 from flowbridge.store.journal import Ticket
 
 FULL_RETRY_MS = 10_000
@@ -82,8 +81,7 @@ class Stock:
         """Count anew: what other processes did is known from here on. Returns the seconds that it took."""
         started = time.monotonic()
         self._meanwhile.clear()
-        with contextlib.suppress(StoreFull, StoreUnavailable):  # outcomes linger on their way to the disk
-            await self._database.run(lambda connection: None)
+        await self._database.flush()  # outcomes linger on their way to the disk
         lanes, oldest_ms, dead, used = await self._database.read(self._look)
         self._lanes = {lane: number for lane, (number, _) in lanes.items()}
         self.queued = sum(self._lanes.values())

@@ -83,7 +83,7 @@ def test_figures_show_what_is_stuck(
     monkeypatch.setattr(upkeep, "COUNT_SECONDS", 0.05)
     monkeypatch.setattr(lane, "FIRST_PAUSE", FIRST_PAUSE)
     monkeypatch.setattr(carrier, "TOKEN_PAUSE", 60.0)
-    with running(upstream, tmp_path, request_seconds=PATIENCE) as bridge, ExitStack() as stack:
+    with running(upstream, tmp_path, request_seconds=2 * PATIENCE) as bridge, ExitStack() as stack:
         before = figures(stack.enter_context(as_caller(bridge)))
         held, uncertain, paused, refused = (stack.enter_context(as_caller(bridge)) for _ in range(4))
         upstream.script(first(limited(20), then=rooms))

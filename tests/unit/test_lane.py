@@ -473,6 +473,20 @@ async def test_event_that_another_replica_accepted_by_a_faster_clock_is_in_doubt
     assert rooms.bodies() == ["a", "b"]
 
 
+async def test_refused_event_says_nothing_of_those_behind_it(make: MakeWorker, rooms: Rooms, path: Path) -> None:
+    """It was refused, they were sent, and the process died before any of that was written."""
+    async with make() as worker:
+        rooms.always(refuse_connection)
+        await worker.accept("bad")
+        await sent_but_not_written(worker, "a", "b")
+    rooms.forget()
+    age(path, HOUR)
+    rooms.then(error(400, "M_BAD_JSON"))
+    async with make() as worker:
+        await worker.settled()
+    assert rooms.bodies() == ["a", "b"]
+
+
 async def test_look_ends_with_the_first_event_that_is_not_there(make: MakeWorker, rooms: Rooms, path: Path) -> None:
     """Events go in order: if one was not sent, none behind it was."""
     async with make() as worker:
