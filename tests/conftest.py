@@ -10,7 +10,10 @@ import httpx
 import pytest
 
 from flowbridge.demo.synapse import Account, LocalSynapse
+from flowbridge.store import Database
+from flowbridge.store.tables import metadata
 from tests.postgres import LocalPostgres
+from tests.postgres import kept_url as kept_url
 from tests.postgres import own_postgres as own_postgres
 from tests.postgres import postgres as postgres
 
@@ -70,3 +73,15 @@ def bot(make_account: MakeAccount) -> Account:
 def friend(make_account: MakeAccount) -> Account:
     """Somebody else on the same homeserver."""
     return make_account()
+
+
+@pytest.fixture
+def empty_url(kept_url: str) -> str:
+    """The URL of a database with nothing in its tables. The test runs on each engine."""
+    database = Database(kept_url)
+    database.open(shared=True)
+    with database.engine.begin() as connection:
+        for table in reversed(metadata.sorted_tables):
+            connection.execute(table.delete())
+    database.engine.dispose()
+    return kept_url

@@ -7,7 +7,15 @@ import pytest
 
 from benchmarks.postgres import LocalPostgres, PostgresError, why_unavailable
 
-__all__ = ["LocalPostgres", "PostgresError", "own_postgres", "postgres", "require_postgres", "why_unavailable"]
+__all__ = [
+    "LocalPostgres",
+    "PostgresError",
+    "kept_url",
+    "own_postgres",
+    "postgres",
+    "require_postgres",
+    "why_unavailable",
+]
 
 
 def require_postgres(*, private: bool = False) -> None:
@@ -36,3 +44,12 @@ def own_postgres() -> Iterator[LocalPostgres]:
     require_postgres(private=True)
     with LocalPostgres(private=True) as server:
         yield server
+
+
+@pytest.fixture(scope="session", params=["sqlite", "postgresql"])
+def kept_url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The URL of one database for all tests of an engine: making one takes PostgreSQL a while."""
+    if request.param == "postgresql":
+        server: LocalPostgres = request.getfixturevalue("postgres")
+        return server.fresh_database()
+    return f"sqlite:///{tmp_path_factory.mktemp('store')}/flowbridge.db"

@@ -412,3 +412,6 @@ async def until(condition: Callable[[], object], seconds: float = PATIENCE) -> N
 
 async def soon(what: Awaitable[Any]) -> Any:
     return await asyncio.wait_for(what, PATIENCE)
+
+
+MakeWorker = Callable[..., Worker]

@@ -117,9 +117,10 @@ class Database:
         return future
 
     async def flush(self) -> None:
-        """Wait until all that was asked for so far is on the disk, or cannot be brought there."""
-        with contextlib.suppress(StoreFull, StoreUnavailable):
-            await self.run(lambda connection: None)
+        """Wait until all that was asked for so far is on the disk; not when it cannot be brought there just now."""
+        if not self.trouble:
+            with contextlib.suppress(StoreFull, StoreUnavailable):
+                await self.run(lambda connection: None)
 
     async def read(self, work: Callable[[Connection], T]) -> T:
         """Some reading, beside the writer and one at a time. Raises StoreUnavailable."""

@@ -5,9 +5,7 @@ from pathlib import Path
 import pytest
 
 from flowbridge.settings import Settings
-from flowbridge.store import Database
-from flowbridge.store.tables import metadata
-from tests.postgres import LocalPostgres
+from tests.worker import MakeWorker, Rooms, Worker
 
 
 @pytest.fixture
@@ -20,22 +18,17 @@ def nothing_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.fixture(scope="session", params=["sqlite", "postgresql"])
-def kept_url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The URL of one database for all tests of an engine: making one takes PostgreSQL a while."""
-    if request.param == "postgresql":
-        server: LocalPostgres = request.getfixturevalue("postgres")
-        return server.fresh_database()
-    return f"sqlite:///{tmp_path_factory.mktemp('store')}/flowbridge.db"
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "flowbridge.db"
 
 
 @pytest.fixture
-def empty_url(kept_url: str) -> str:
-    """The URL of a database with nothing in its tables. The test runs on each engine."""
-    database = Database(kept_url)
-    database.open(shared=True)
-    with database.engine.begin() as connection:
-        for table in reversed(metadata.sorted_tables):
-            connection.execute(table.delete())
-    database.engine.dispose()
-    return kept_url
+def rooms() -> Rooms:
+    return Rooms()
+
+
+@pytest.fixture
+def make(path: Path, rooms: Rooms) -> MakeWorker:
+    """`make()`: a process on the same file and homeserver as those before it."""
+    return lambda **how: Worker(f"sqlite:///{path}", rooms, **how)

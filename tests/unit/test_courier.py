@@ -5,7 +5,7 @@ import contextlib
 import json
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from tests.worker import (
     BOB,
     ROOM,
     Behaviour,
+    MakeWorker,
     Rooms,
     Worker,
     after,
@@ -41,24 +42,6 @@ from tests.worker import (
 
 OTHER = "!other:hs"
 HOUR = 3_600_000
-
-MakeWorker = Callable[..., Worker]
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "flowbridge.db"
-
-
-@pytest.fixture
-def rooms() -> Rooms:
-    return Rooms()
-
-
-@pytest.fixture
-def make(path: Path, rooms: Rooms) -> MakeWorker:
-    """`make()`: a process on the same file and homeserver as those before it."""
-    return lambda **how: Worker(f"sqlite:///{path}", rooms, **how)
 
 
 @pytest.fixture(autouse=True)

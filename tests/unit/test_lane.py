@@ -4,7 +4,6 @@ import asyncio
 import json
 import sqlite3
 import time
-from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from itertools import pairwise
@@ -26,6 +25,7 @@ from tests.worker import (
     ROOM,
     SERVICE,
     Behaviour,
+    MakeWorker,
     Rooms,
     Sent,
     Worker,
@@ -45,24 +45,6 @@ from tests.worker import (
 HOUR = 3_600_000  # milliseconds
 WEEK = 7 * 24 * HOUR
 OTHER = "!other:hs"
-
-MakeWorker = Callable[..., Worker]
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "flowbridge.db"
-
-
-@pytest.fixture
-def rooms() -> Rooms:
-    return Rooms()
-
-
-@pytest.fixture
-def make(path: Path, rooms: Rooms) -> MakeWorker:
-    """`make()`: a process on the same file and homeserver as those before it."""
-    return lambda **how: Worker(f"sqlite:///{path}", rooms, **how)
 
 
 @pytest.fixture(autouse=True)

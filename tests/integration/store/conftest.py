@@ -7,28 +7,11 @@ import pytest
 from sqlalchemy import Engine
 
 from flowbridge.store import Database
-from flowbridge.store.tables import metadata
-from tests.postgres import LocalPostgres
-
-
-@pytest.fixture(scope="session", params=["sqlite", "postgresql"])
-def kept_url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The URL of one database for all tests of an engine: making one takes PostgreSQL a while."""
-    if request.param == "postgresql":
-        server: LocalPostgres = request.getfixturevalue("postgres")
-        return server.fresh_database()
-    return f"sqlite:///{tmp_path_factory.mktemp('store')}/flowbridge.db"
 
 
 @pytest.fixture
-def url(kept_url: str) -> str:
-    database = Database(kept_url)
-    database.open()
-    with database.engine.begin() as connection:
-        for table in reversed(metadata.sorted_tables):
-            connection.execute(table.delete())
-    database.close()
-    return kept_url
+def url(empty_url: str) -> str:
+    return empty_url
 
 
 @pytest.fixture

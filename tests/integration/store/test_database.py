@@ -255,6 +255,21 @@ async def test_reading_that_fails_says_so(database: Database) -> None:
     assert await database.read(count) == 0
 
 
+async def test_flush_waits_for_what_was_asked_before(database: Database) -> None:
+    done = database.run(lambda connection: None, lingers=True)
+    await asyncio.wait_for(database.flush(), 5)
+    assert done.done()
+
+
+async def test_flush_does_not_wait_for_a_store_in_trouble(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who looks at the delivery log does so because something is wrong."""
+    database.trouble = "the disk is full"
+    asked: list[object] = []
+    monkeypatch.setattr(database, "run", asked.append)
+    await database.flush()
+    assert asked == []
+
+
 # trouble that passes
 
 
