@@ -11,6 +11,7 @@ from benchmarks import nginx
 from benchmarks.durable import durable
 from benchmarks.footprint import memory, start
 from benchmarks.latency import latency
+from benchmarks.relay import relay
 from benchmarks.report import Benchmark, Run, Section, document, say, targets_table
 from benchmarks.servers import REPOSITORY, running
 from benchmarks.throughput import throughput
@@ -21,6 +22,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "memory": memory,
     "start": start,
     "latency": latency,
+    "relay": relay,
 }
 RESULTS = REPOSITORY / "docs" / "benchmarks.md"
 

@@ -9,7 +9,7 @@ from fastapi import FastAPI
 
 from flowbridge import edge, openapi
 from flowbridge.core import Core
-from flowbridge.routes import deliveries, operations, schemas, send
+from flowbridge.routes import deliveries, discovery, operations, relay, schemas, send
 from flowbridge.settings import Settings
 
 
@@ -36,9 +36,10 @@ def create_app(settings: Settings, core: Core | None = None) -> edge.Edge:
         *deliveries.routes(core),
         *schemas.routes(core.catalogue, core.intake),
         *operations.routes(core),
+        *discovery.routes(core),
     ]
     app.router.routes.extend(endpoints)
-    return edge.Edge(app, endpoints)
+    return edge.Edge(app, endpoints, relay.Relaying(core).relay)
 
 
 @contextlib.asynccontextmanager

@@ -179,7 +179,10 @@ def create_key(
     event_type: Annotated[
         list[str] | None, typer.Option(help="Only for this event type, or m.room.* for many; may be repeated.")
     ] = None,
-    admin: Annotated[bool, typer.Option("--admin", help="May see everybody's deliveries.")] = False,
+    admin: Annotated[
+        bool,
+        typer.Option("--admin", help="May see everybody's deliveries; without limits also use the whole Matrix API."),
+    ] = False,
 ) -> None:
     """Make a key. It is printed once, alone on standard output."""
     from flowbridge.commands import keys

@@ -9,7 +9,7 @@ from flowbridge.callers import Callers
 from flowbridge.catalogue import Catalogue
 from flowbridge.delivery import Courier
 from flowbridge.delivery.carrier import Carrier
-from flowbridge.homeserver import Address, AddressError, AddressUnknown, Homeserver, Locator, tls_context
+from flowbridge.homeserver import Address, AddressError, AddressUnknown, Homeserver, Locator, Relay, tls_context
 from flowbridge.intake import Intake
 from flowbridge.keyring import Keyring
 from flowbridge.settings import Settings
@@ -31,6 +31,7 @@ class Core:
         self.catalogue = Catalogue.load(settings.schemas_dir)
         self.locator = Locator(settings.base_url, tls, allow_http=settings.allow_http)
         self.homeserver = Homeserver(self.locator, tls, deadline=settings.request_seconds)
+        self.relay = Relay(self.locator, tls)
         self.database = Database(settings.database_url.get_secret_value())
         self.journal = Journal(self.database, max_waiting=settings.max_waiting)
         self.stock = Stock(self.database, _limits(settings))
@@ -101,6 +102,7 @@ class Core:
             await self.courier.stop()
             await self.database.stop()
             self.homeserver.close()
+            self.relay.close()
 
     async def _distrusted(self, account: str, token: str) -> None:
         """The homeserver does not accept a token any more: ask anew whose it is, and log the bot in again."""

@@ -4,6 +4,8 @@ Why before FastAPI's router: `%2F` inside a segment must survive (event ids and 
 Starlette decodes the path before it matches. A tree of raw segments is also what makes a send cheap: with FastAPI's
 router and middleware in between a bare answer took 0.26 ms, without them 0.18 ms. FastAPI keeps what it is good at: the
 lifespan and the OpenAPI document. Its router sees no request: it would match the decoded path.
+
+What no endpoint serves under `/_matrix/` passes through to the homeserver; web pages may call all of it.
 """
 
 import time
@@ -13,7 +15,7 @@ from typing import Any
 from fastapi import FastAPI
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from flowbridge import log, metrics
 from flowbridge.errors import MatrixError, MethodNotAllowed, NotFound
@@ -27,13 +29,25 @@ _ANY = "{}"  # a child that takes any one segment; its name is at _NAME
 _NAME = "{name}"
 _HANDLERS = "{handlers}"  # method → handler; braces cannot stand raw in a path
 
+MATRIX = "/_matrix/"
+WELL_KNOWN = "/.well-known/"
+
+# Client-server specification, "Web Browser Clients"
+_CORS = [
+    (b"access-control-allow-origin", b"*"),
+    (b"access-control-allow-methods", b"GET, POST, PUT, DELETE, OPTIONS"),
+    (b"access-control-allow-headers", b"X-Requested-With, Content-Type, Authorization"),
+]
+_CORS_NAMES = frozenset(name for name, _ in _CORS)
+
 
 class Edge:
-    """An ASGI application around the FastAPI one."""
+    """An ASGI application around the FastAPI one. `relay` takes what no endpoint serves under `/_matrix/`."""
 
-    def __init__(self, app: FastAPI, endpoints: Iterable[Endpoint]) -> None:
+    def __init__(self, app: FastAPI, endpoints: Iterable[Endpoint], relay: Handler) -> None:
         self.app = app
         self._tree = _grow(endpoints)
+        self._relay = relay
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -44,6 +58,12 @@ class Edge:
         methods, params = _find(self._tree, path)
         scope["app"] = self.app
         scope["path_params"] = params
+        if path.startswith((MATRIX, WELL_KNOWN)):
+            send = _for_web_pages(send)
+            if scope["method"] == "OPTIONS":
+                methods = {"OPTIONS": _preflight}
+            elif path.startswith(MATRIX) and scope["method"] not in (methods or ()):
+                methods = {scope["method"]: self._relay}
         response = await _respond(Request(scope, receive), methods, path)
         await response(scope, receive, send)
         metrics.count(metrics.requests, str(response.status_code))
@@ -55,6 +75,23 @@ class Edge:
             ms=round((time.perf_counter() - started) * 1000, 1),
             **scope.get(LOG, {}),
         )
+
+
+async def _preflight(_: Request) -> Response:
+    """OPTIONS: a browser asks whether a page may call this."""
+    return Response(status_code=204)
+
+
+def _for_web_pages(send: Send) -> Send:
+    """Answers that any page may read; what the homeserver says of that is replaced."""
+
+    async def with_cors(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            kept = [pair for pair in message["headers"] if pair[0] not in _CORS_NAMES]
+            message = {**message, "headers": kept + _CORS}
+        await send(message)
+
+    return with_cors
 
 
 async def _respond(request: Request, methods: dict[str, Handler] | None, path: str) -> Response:

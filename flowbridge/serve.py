@@ -11,6 +11,7 @@ import threading
 from asyncio import TimerHandle, Transport
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from types import FrameType
 
 import uvicorn
@@ -20,10 +21,12 @@ from flowbridge import __version__, first_key, log
 from flowbridge.app import create_app
 from flowbridge.core import Core
 from flowbridge.errors import Errcode
+from flowbridge.routes.endpoint import HANG_UP
 from flowbridge.settings import Settings
 
 HEAD_SECONDS = 10.0  # for a request line and its headers to arrive
-BODY_SECONDS = 20.0  # for a body
+BODY_SECONDS = 20.0  # for a body, or for each further part of it:
+BODY_PART_BYTES = 64 * 1024  # so much must come in that time while somebody reads it, which lets an upload take hours
 MAX_HEAD_BYTES = 64 * 1024
 MAX_CONNECTIONS = 4_096
 STOP_SECONDS = 10
@@ -38,6 +41,7 @@ class Protocol(HttpToolsProtocol):
 
     _timer: TimerHandle | None = None
     _head_bytes = 0
+    _body_bytes = 0  # since the timer was set
     _in_head = True
     _began = False  # this head began in the segment that ended the request before it
 
@@ -58,7 +62,7 @@ class Protocol(HttpToolsProtocol):
             data = _UPGRADE.sub(rb"\nx-offered:", head) + end + rest
         super().data_received(data)
         if not self._in_head:
-            self._time_the_body()
+            self._time_the_body(len(data))
             return
         self._head_bytes += 0 if self._began else len(data)
         self._began = False
@@ -67,14 +71,19 @@ class Protocol(HttpToolsProtocol):
         elif self._timer is None:
             self._timer = self.loop.call_later(HEAD_SECONDS, self._too_slow)
 
-    def _time_the_body(self) -> None:
+    def _time_the_body(self, more: int) -> None:
+        self._body_bytes += more
         if self.cycle.response_complete:  # bytes behind an answer: uvicorn has stopped its own clock for them
             if self._timer is None:
                 self._timer = self.loop.call_later(HEAD_SECONDS, self.transport.close)
         elif not self.cycle.more_body:
             self._stop_timer()
         elif self._timer is None:
-            self._timer = self.loop.call_later(BODY_SECONDS, self._too_slow)
+            self._expect_a_part()
+
+    def _expect_a_part(self) -> None:
+        self._body_bytes = 0
+        self._timer = self.loop.call_later(BODY_SECONDS, self._too_slow)
 
     def on_message_begin(self) -> None:
         self._in_head, self._head_bytes = True, 0
@@ -85,6 +94,12 @@ class Protocol(HttpToolsProtocol):
         self._in_head = False
         self._stop_timer()
         super().on_headers_complete()
+        self.scope[HANG_UP] = partial(self._hang_up, self.cycle)  # type: ignore[literal-required]
+
+    def _hang_up(self, cycle: RequestResponseCycle) -> None:
+        """End the connection in the middle of an answer: what is missing is seen to be missing."""
+        cycle.disconnected = True  # uvicorn need not wonder why the answer has no end
+        self.transport.abort()
 
     def send_400_response(self, msg: str) -> None:
         self._refuse(400, Errcode.UNKNOWN, "this is not an HTTP/1.1 request")
@@ -93,6 +108,9 @@ class Protocol(HttpToolsProtocol):
         self._timer = None
         if not self._in_head and self.cycle.response_complete:
             self.transport.close()  # answered before its body had come: nobody reads that any more
+            return
+        if not self._in_head and (self.flow.read_paused or self._body_bytes >= BODY_PART_BYTES):
+            self._expect_a_part()  # it is we who do not read, or enough has come
             return
         what, seconds = ("headers", HEAD_SECONDS) if self._in_head else ("body", BODY_SECONDS)
         self._refuse(408, Errcode.UNKNOWN, f"the {what} did not arrive within {seconds:g} s")
@@ -116,6 +134,9 @@ class Protocol(HttpToolsProtocol):
             self.transport.pause_reading()
             self.pipeline.clear()
             self.cycle.keep_alive = False  # a whole request is at work: its answer first, then hang up
+            return
+        if self._is_busy() and self.cycle.response_started:
+            self._hang_up(self.cycle)  # nothing else can be said in the middle of an answer
             return
         body = json.dumps({"errcode": errcode, "error": error}).encode()
         self.transport.write(
@@ -163,7 +184,11 @@ class Server(uvicorn.Server):
         self._captured_signals.clear()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Requests at work may end; before their time is up, who waits for an outcome is told that it is accepted."""
+        """Requests at work may end; before their time is up, who waits for an outcome is told that it is accepted.
+
+        Long polls end at once.
+        """
+        self.core.relay.stopping.set()
         asyncio.get_running_loop().call_later(STOP_SECONDS / 2, self.core.courier.hush)
         await super().shutdown(sockets)
 

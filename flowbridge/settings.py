@@ -4,6 +4,7 @@ Every secret may also come from a file: `ACCESS_TOKEN_FILE=/run/secrets/token` i
 """
 
 import os
+import re
 import string
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -20,6 +21,7 @@ from pydantic_settings import (
 
 LEASE_MARGIN_SECONDS = 5.0  # else a request could still be under way when somebody else takes the room over
 
+_BASE_URL = re.compile(r"https?://(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+)(?::[0-9]{1,5})?(?:/[A-Za-z0-9._~/-]*)?")
 _VISIBLE = frozenset(string.ascii_letters + string.digits + string.punctuation)
 
 
@@ -50,6 +52,7 @@ class Settings(BaseSettings):
     ca_file: Path | None = _name("FLOWBRIDGE_CA_FILE")
     database_url: SecretStr = _name("FLOWBRIDGE_DATABASE_URL", SecretStr("sqlite:///flowbridge.db"))
     secret_key: SecretStr | None = _name("FLOWBRIDGE_SECRET_KEY")
+    public_url: str | None = _name("FLOWBRIDGE_PUBLIC_URL")
     encrypted_rooms: Literal["refuse", "allow"] = _name("FLOWBRIDGE_ENCRYPTED_ROOMS", "refuse")
     schemas_dir: Path | None = _name("FLOWBRIDGE_SCHEMAS_DIR")
     wait_seconds: Annotated[float, Field(gt=0, le=300)] = _name("FLOWBRIDGE_WAIT_SECONDS", 10.0)
@@ -111,6 +114,13 @@ class Settings(BaseSettings):
         if token is not None and not is_token(token.get_secret_value()):
             raise ValueError("a token is visible ASCII without spaces")
         return token
+
+    @field_validator("public_url")
+    @classmethod
+    def _is_base_url(cls, url: str | None) -> str | None:
+        if url is not None and not _BASE_URL.fullmatch(url):
+            raise ValueError("a base URL is https://host or http://host, with a port or a path if need be")
+        return url.rstrip("/") if url else None
 
     @field_validator("ca_file")
     @classmethod

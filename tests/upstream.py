@@ -69,12 +69,30 @@ class Connection:
         method, target, _ = first.split(" ")
         pairs = (line.partition(":") for line in lines)
         headers = tuple((name.lower(), value.strip()) for name, _, value in pairs)
-        length = int(dict(headers).get("content-length", "0"))
+        if dict(headers).get("transfer-encoding") == "chunked":
+            body = self._chunks()
+        else:
+            body = self._read(int(dict(headers).get("content-length", "0")))
+        return None if body is None else Request(self.number, method, target, headers, body)
+
+    def _read(self, length: int) -> bytes | None:
         while len(self._buffer) < length:
             if not self._fill():
                 return None
-        body, self._buffer = self._buffer[:length], self._buffer[length:]
-        return Request(self.number, method, target, headers, body)
+        found, self._buffer = self._buffer[:length], self._buffer[length:]
+        return found
+
+    def _chunks(self) -> bytes | None:
+        body = b""
+        while True:
+            while b"\r\n" not in self._buffer:
+                if not self._fill():
+                    return None
+            size, _, self._buffer = self._buffer.partition(b"\r\n")
+            chunk = self._read(int(size, 16) + 2)
+            if chunk is None or len(chunk) == 2:
+                return None if chunk is None else body
+            body += chunk[:-2]
 
     def _fill(self) -> bool:
         data = self._socket.recv(65_536)

@@ -3,5 +3,6 @@
 from flowbridge.homeserver import dialect
 from flowbridge.homeserver.address import Address, AddressError, AddressUnknown, Locator, tls_context
 from flowbridge.homeserver.client import Homeserver
+from flowbridge.homeserver.relay import Relay
 
-__all__ = ["Address", "AddressError", "AddressUnknown", "Homeserver", "Locator", "dialect", "tls_context"]
+__all__ = ["Address", "AddressError", "AddressUnknown", "Homeserver", "Locator", "Relay", "dialect", "tls_context"]

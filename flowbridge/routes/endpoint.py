@@ -14,6 +14,7 @@ Handler = Callable[[Request], Awaitable[Response]]
 
 MAX_BODY_BYTES = 512 * 1024  # 62,000 bytes of content can be written in six times as many, as \\u escapes
 LOG = "flowbridge.log"  # in the scope: fields that a handler adds to its request's log line
+HANG_UP = "flowbridge.hang_up"  # in the scope: a function that ends the connection in the middle of an answer
 
 
 _ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))

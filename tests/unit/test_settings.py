@@ -27,6 +27,11 @@ VALUES = {
     "FLOWBRIDGE_MAX_DATABASE_BYTES": ("max_database_bytes", "1000000", 1_000_000),
     "FLOWBRIDGE_MIN_FREE_DISK_BYTES": ("min_free_disk_bytes", "0", 0),
     "FLOWBRIDGE_MAX_WAITING": ("max_waiting", "10", 10),
+    "FLOWBRIDGE_PUBLIC_URL": (
+        "public_url",
+        "https://bridge.example:8443/matrix/",
+        "https://bridge.example:8443/matrix",
+    ),
     "FLOWBRIDGE_KEEP_SENT_HOURS": ("keep_sent_hours", "0.5", 0.5),
     "FLOWBRIDGE_KEEP_DEAD_DAYS": ("keep_dead_days", "7", 7.0),
     "FLOWBRIDGE_LOG_FORMAT": ("log_format", "JSON", "json"),
@@ -71,6 +76,7 @@ def test_defaults_are_those_of_the_contract() -> None:
         "max_database_bytes": 1_073_741_824,
         "min_free_disk_bytes": 268_435_456,
         "max_waiting": 10_000,
+        "public_url": None,
         "keep_sent_hours": 24.0,
         "keep_dead_days": 30.0,
         "log_format": "text",
@@ -343,3 +349,10 @@ def test_empty_secret_file_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     Path("secret").write_text("\n")
     monkeypatch.setenv("ACCESS_TOKEN_FILE", "secret")
     assert refused() == "ACCESS_TOKEN_FILE: secret is empty"
+
+
+@pytest.mark.parametrize(
+    "url", ["bridge.example", "ftp://bridge.example", "https://", "https://a b", "https://x/?y", "https://u:p@x"]
+)
+def test_public_url_that_is_no_base_url_is_refused(url: str) -> None:
+    assert refused(public_url=url).startswith("FLOWBRIDGE_PUBLIC_URL: a base URL is ")

@@ -1,0 +1,124 @@
+"""What changes in a request, and in an answer, that passes through to and from the homeserver. Pure.
+
+Everything else stays byte for byte: the path (`%2F`, trailing slashes), the query, the bodies.
+"""
+
+import json
+import math
+import re
+from collections.abc import Iterable
+from typing import Final
+from urllib.parse import unquote_plus, unquote_to_bytes
+
+from flowbridge.errors import BadRequest, NotJson
+
+Headers = list[tuple[bytes, bytes]]
+
+MAX_POLL_SECONDS: Final = 3_600.0  # the longest `timeout=` that is believed
+
+# RFC 9110 §7.6.1, and the older names for the same
+_HOP_BY_HOP: Final = frozenset(
+    b"connection keep-alive proxy-authenticate proxy-authorization proxy-connection te trailer transfer-encoding "
+    b"upgrade".split()
+)
+# Made anew (host, authorization, content-length), answered here (expect), or nobody else's business. Referer: it may
+# hold an access token. x-offered: an Upgrade that nobody took (flowbridge.serve).
+_NOT_UP: Final = _HOP_BY_HOP | frozenset(
+    b"host authorization content-length expect cookie x-api-key referer forwarded x-real-ip x-offered".split()
+)
+# date: the server's own. The others are about the connection's origin, which is another one here.
+_NOT_DOWN: Final = _HOP_BY_HOP | frozenset(b"date set-cookie alt-svc strict-transport-security".split())
+
+_OLD_DIALECT: Final = re.compile(r"/_matrix/client/(?:api/v1|r0)/")
+_NOT_ON_THE_WIRE: Final = re.compile(rb"[^\x21-\x7e]")
+# Where a float may be too large, or a surrogate alone: nearly no body has it.
+_SUSPICIOUS: Final = re.compile(rb"[eE]\+?[0-9]{3}|[0-9]{200}|\\u[dD]")
+_CONTROL: Final = re.compile(rb"[\x00-\x1f\x7f]")
+
+
+def target(path: str, query: bytes) -> str:
+    """Path and query for the homeserver. Raises BadRequest.
+
+    `api/v1` and `r0` become v3, which has all that they had: current homeservers do not answer every path in the old
+    dialects. `unstable` and `v1` name other things, and stay. A step that would climb out of `/_matrix/` behind some
+    proxy is refused, and so are control characters: they mean nothing good anywhere.
+    """
+    decoded = unquote_to_bytes(path)
+    if _CONTROL.search(decoded):
+        raise BadRequest("the path holds a control character")
+    if not {b".", b".."}.isdisjoint(decoded.split(b"/")):
+        raise BadRequest("the path holds a '.' or '..' segment")
+    path = _OLD_DIALECT.sub("/_matrix/client/v3/", path, count=1) if _OLD_DIALECT.match(path) else path
+    kept = b"&".join(part for part in query.split(b"&") if _is_kept(part))
+    if not kept:
+        return path
+    return f"{path}?{_NOT_ON_THE_WIRE.sub(_encoded, kept).decode('ascii')}"
+
+
+def poll_seconds(query: bytes) -> float:
+    """For how long a long poll asks the homeserver to wait (`timeout=`, in milliseconds)."""
+    for part in query.split(b"&"):
+        name, _, value = part.partition(b"=")
+        if name == b"timeout" and value.isdigit():
+            return min(int(value[:12]) / 1000, MAX_POLL_SECONDS)
+    return 0.0
+
+
+def request_headers(headers: Iterable[tuple[bytes, bytes]], token: str | None, *, has_body: bool) -> Headers:
+    """The headers for the homeserver; names come and go in lower case. Host is the client's to set."""
+    headers = list(headers)
+    dropped = _NOT_UP | _named(headers)
+    found = [(name, value) for name, value in headers if name not in dropped and not name.startswith(b"x-forwarded-")]
+    if token is not None:
+        found.append((b"authorization", b"Bearer " + token.encode("ascii")))
+    if has_body:
+        found += [(name, value) for name, value in headers if name == b"content-length"]
+    return found
+
+
+def answer_headers(headers: Iterable[tuple[bytes, bytes]]) -> Headers:
+    """The headers for the caller; names come in lower case."""
+    headers = list(headers)
+    dropped = _NOT_DOWN | _named(headers)
+    return [(name, value) for name, value in headers if name not in dropped and not _CONTROL.search(value)]
+
+
+def check_body(body: bytes) -> None:
+    """Raises NotJson for JSON to which a homeserver answers 500: `1e400`, lone surrogates (contract §4, 14).
+
+    What is wrong in other ways the homeserver says itself, and better.
+    """
+    if not _SUSPICIOUS.search(body):
+        return
+    try:
+        value = json.loads(body, parse_float=_finite)
+    except (ValueError, RecursionError):
+        return
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise NotJson("the body holds a lone surrogate, which is not Unicode text") from None
+
+
+def _finite(number: str) -> float:
+    value = float(number)
+    if math.isinf(value):
+        raise NotJson(f"the body holds {number[:40]}, which is too large for a number")
+    return value
+
+
+def _named(headers: Headers) -> set[bytes]:
+    """What `Connection` says is for the next hop only."""
+    return {name.strip().lower() for key, value in headers if key == b"connection" for name in value.split(b",")}
+
+
+def _is_kept(part: bytes) -> bool:
+    """A token goes as a header only; a blank value means that the parameter is absent."""
+    name, equals, value = part.partition(b"=")
+    if not name or (equals and not value):
+        return False
+    return unquote_plus(name.decode("latin-1")).strip().lower() != "access_token"
+
+
+def _encoded(found: "re.Match[bytes]") -> bytes:
+    return b"%%%02X" % found[0][0]

@@ -1,0 +1,26 @@
+"""The OpenAPI operation of flowbridge.routes.discovery."""
+
+from flowbridge.routes.describe import _json, _operation
+
+WELL_KNOWN = _operation(
+    "well_known",
+    "Matrix surface",
+    "Where Matrix clients find their homeserver",
+    description="The bridge's own address: `FLOWBRIDGE_PUBLIC_URL`, or as the request names it.",
+    ok="What the specification's server discovery says.",
+    answers=_json(
+        {
+            "type": "object",
+            "required": ["m.homeserver"],
+            "properties": {
+                "m.homeserver": {
+                    "type": "object",
+                    "required": ["base_url"],
+                    "properties": {"base_url": {"type": "string", "format": "uri"}},
+                }
+            },
+        }
+    ),
+    errors=(400,),
+    open_to_all=True,
+)

@@ -1,0 +1,259 @@
+"""Everything under `/_matrix/` that no endpoint serves: passed through, streamed both ways."""
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import Message, Receive, Scope, Send
+
+from flowbridge import log
+from flowbridge.core import Core
+from flowbridge.errors import Errcode, Forbidden, HomeserverError, MatrixError, Unauthorized, Unavailable
+from flowbridge.homeserver import passing, verdict
+from flowbridge.homeserver.relay import BODYLESS, SILENCE_SECONDS, STALL_SECONDS, Relayed
+from flowbridge.homeserver.wire import Answer
+from flowbridge.models import Caller
+from flowbridge.routes.endpoint import HANG_UP, LOG, MAX_BODY_BYTES, error_answer, headers_of
+
+REFUSAL_LIMIT = 1024 * 1024  # bytes of a 401, which is looked into
+FRAMING = frozenset({"content-length", "transfer-encoding"})  # either says that there is a body
+MEDIA = "/_matrix/media/"
+GONE = 499  # in the log: the caller did not wait for the answer
+
+
+@dataclass(frozen=True, slots=True)
+class _Ask:
+    """What goes to the homeserver.
+
+    `body`: None when it is still to come, and is streamed. `bot`: an API key asks, and the bridge does it as itself.
+    """
+
+    method: str
+    target: str
+    headers: passing.Headers
+    body: bytes | None
+    silence: float
+    token: str | None
+    bot: Caller | None
+
+
+class Relaying:
+    def __init__(self, core: Core) -> None:
+        self._core = core
+
+    async def relay(self, request: Request) -> Response:
+        """Any request. Its answer is asked for when it is called, since it is streamed."""
+        scope = request.scope
+        query: bytes = scope["query_string"]
+        target = passing.target(scope["raw_path"].decode("ascii"), query)
+        headers = headers_of(request)
+        token, bot = await self._token(headers, query)
+        pairs = [pair for pair in scope["headers"] if bot is None or pair[0] != b"accept-encoding"]  # its 401 is read
+        has_body = request.method not in BODYLESS and not headers.keys().isdisjoint(FRAMING)
+        caller = _Caller(request.receive, has_body=has_body)
+        ask = _Ask(
+            request.method,
+            target,
+            passing.request_headers(pairs, token, has_body=has_body),
+            await _body(caller, headers, target) if has_body else b"",
+            SILENCE_SECONDS + passing.poll_seconds(query),
+            token,
+            bot,
+        )
+        return _Passage(self._core, ask, caller)
+
+    async def _token(self, headers: Mapping[str, str], query: bytes) -> tuple[str | None, Caller | None]:
+        """The token to pass on, None when the caller brings nothing; and the bot if it is the bot's."""
+        callers = self._core.callers
+        try:
+            credential = await callers.credential(headers, query)
+        except Unauthorized as error:
+            if error.errcode != Errcode.MISSING_TOKEN:
+                raise
+            return None, None
+        if credential.key is None:
+            return credential.token, None
+        if not credential.key.admin or credential.key.rooms or credential.key.event_types:
+            raise Forbidden(
+                "this API key is not for this: what is passed on to the homeserver needs a key with `admin`, "
+                "for all rooms and event types"
+            )
+        bot = await callers.identify(credential)
+        return bot.token, bot
+
+
+async def _body(caller: "_Caller", headers: Mapping[str, str], target: str) -> bytes | None:
+    """The body, when it can be looked into first; None when it is long, or no JSON, and is to be streamed."""
+    length = headers.get("content-length", "0")
+    is_long = len(length) > 9 or int(length) > MAX_BODY_BYTES
+    if is_long or "content-encoding" in headers or target.startswith(MEDIA):
+        return None
+    body = await caller.whole(MAX_BODY_BYTES)
+    if body is not None:
+        passing.check_body(body)
+    return body
+
+
+class _Passage(Response):
+    """An answer that is asked for while it is given. `status_code`: what the caller got, or 499 if it went away."""
+
+    def __init__(self, core: Core, ask: _Ask, caller: "_Caller") -> None:  # the base class would want the body
+        self.status_code = GONE
+        self._relay = core.relay
+        self._callers = core.callers
+        self._ask = ask
+        self._caller = caller
+        self._started = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._scope, self._send = scope, send
+        exchange = asyncio.create_task(self._pass())
+        leaving = asyncio.create_task(self._caller.left())
+        stopping = asyncio.create_task(self._relay.stopping.wait())
+        is_here = True
+        try:
+            await self._wait(exchange, leaving, stopping)
+            is_here = not leaving.done()
+        except asyncio.CancelledError:  # the server has waited for as long as it does when it stops
+            is_here = False
+            self._cut("the bridge stops")
+        finally:
+            for task in (exchange, leaving, stopping):
+                task.cancel()
+            await asyncio.wait({exchange, leaving, stopping})
+        if not exchange.cancelled():
+            await self._judge(exchange.exception())
+        elif is_here:
+            await self._refuse(Unavailable("the bridge stops"))
+
+    async def _wait(
+        self, exchange: "asyncio.Task[None]", leaving: "asyncio.Task[None]", stopping: "asyncio.Task[bool]"
+    ) -> None:
+        """Until the exchange is over, or there is no reason to go on with it."""
+        await asyncio.wait({exchange, leaving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if stopping.done() and (self._started or self._ask.method not in BODYLESS):
+            await asyncio.wait({exchange, leaving}, return_when=asyncio.FIRST_COMPLETED)
+
+    async def _pass(self) -> None:
+        ask = self._ask
+        body = self._caller if ask.body is None else ask.body
+        async with self._relay.open(ask.method, ask.target, ask.headers, body, silence=ask.silence) as answer:
+            if _is_strange(answer):
+                raise verdict.error(Answer(answer.status, tuple(answer.headers), b""))
+            refusal = await self._refusal(answer)
+            await self._begin(answer)
+            if refusal is not None:
+                await self._give(refusal)
+            else:
+                async for chunk in answer.chunks():
+                    await self._give(chunk)
+        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _refusal(self, answer: Relayed) -> bytes | None:
+        """The body of a 401 to a token, after a look into it; None for any other answer.
+
+        It may be the first step of an interactive authentication, which says nothing about the token.
+        """
+        if answer.status != 401 or self._ask.token is None:
+            return None
+        body = await answer.read(REFUSAL_LIMIT)
+        error = verdict.error(Answer(401, tuple(answer.headers), body))
+        if isinstance(error, HomeserverError) and verdict.refused(error).kind == "token":
+            if self._ask.bot is not None:
+                raise self._callers.refused(self._ask.bot, error)
+            self._callers.forget(self._ask.token)
+        return body
+
+    async def _begin(self, answer: Relayed) -> None:
+        self.status_code = answer.status
+        self._started = True
+        headers = passing.answer_headers(answer.headers)
+        await self._send({"type": "http.response.start", "status": answer.status, "headers": headers})
+
+    async def _give(self, chunk: bytes) -> None:
+        """A piece of the body to the caller, as fast as it takes them."""
+        async with asyncio.timeout(STALL_SECONDS):
+            await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
+
+    async def _judge(self, error: BaseException | None) -> None:
+        """What is still to be said when the exchange is over."""
+        if error is None:
+            return
+        if isinstance(error, ClientDisconnect):
+            self.status_code = GONE
+        elif isinstance(error, MatrixError) and not self._started:
+            await self._refuse(error)
+        elif isinstance(error, MatrixError):
+            self._cut(error.error)
+        elif isinstance(error, TimeoutError):
+            self._cut(f"the caller has taken nothing of the answer for {STALL_SECONDS:g} s")
+        else:
+            raise error
+
+    async def _refuse(self, error: MatrixError) -> None:
+        self._scope.setdefault(LOG, {}).update(errcode=str(error.errcode), error=error.error[:300])
+        response = error_answer(error)
+        self.status_code = response.status_code
+        await response(self._scope, _nothing, self._send)
+
+    def _cut(self, reason: str) -> None:
+        """End the connection, so that nobody takes a part of an answer for the whole."""
+        log.warning("answer_cut", path=self._scope["raw_path"].decode("ascii")[:1_000], reason=reason)
+        self._scope.setdefault(LOG, {}).update(error=reason)
+        if HANG_UP in self._scope:
+            self._scope[HANG_UP]()
+
+
+class _Caller:
+    """The caller's side: its body, piece by piece, and whether it is still there."""
+
+    def __init__(self, receive: Receive, *, has_body: bool) -> None:
+        self._receive = receive
+        self._early = bytearray()
+        self._read = asyncio.Event()
+        if not has_body:
+            self._read.set()
+
+    def __aiter__(self) -> "_Caller":
+        return self
+
+    async def __anext__(self) -> bytes:
+        if self._early:
+            early, self._early = self._early, bytearray()
+            return bytes(early)
+        while not self._read.is_set():
+            if piece := await self._more():
+                return piece
+        raise StopAsyncIteration
+
+    async def whole(self, limit: int) -> bytes | None:
+        """The body; None when it is longer than `limit` bytes, and still to be given piece by piece."""
+        while not self._read.is_set() and len(self._early) <= limit:
+            self._early += await self._more()
+        return bytes(self._early) if len(self._early) <= limit else None
+
+    async def _more(self) -> bytes:
+        message = await self._receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        if not message.get("more_body", False):
+            self._read.set()
+        return bytes(message.get("body", b""))
+
+    async def left(self) -> None:
+        """Until it has gone away; that is only looked at when its body is there."""
+        await self._read.wait()
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+
+
+def _is_strange(answer: Relayed) -> bool:
+    """Whether something in between says this: a homeserver's own HTML pages have other statuses."""
+    is_page = answer.header(b"content-type").startswith("text/html")
+    return answer.status > 599 or (is_page and (answer.status in (404, 405) or answer.status >= 500))
+
+
+async def _nothing() -> Message:
+    return {"type": "http.disconnect"}

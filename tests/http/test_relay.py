@@ -1,0 +1,412 @@
+"""What passes through to the homeserver, where a real one does not do what is asked: faults, and headers of its own."""
+
+import json
+import logging
+import secrets
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from flowbridge import serve
+from flowbridge.routes import relay
+from tests import upstream as scripted
+from tests.http.conftest import BOT_TOKEN, KEY, TLS, Bridge, as_caller, new_token, post, running
+from tests.http.test_errors import check_error
+from tests.http.test_wire import Authority
+from tests.http.test_wire import authority as authority
+from tests.upstream import PATIENCE, Request, Upstream
+
+ANY = "/_matrix/client/v3/capabilities"
+SYNC = "/_matrix/client/v3/sync?timeout=30000"
+UPLOAD = "/_matrix/media/v3/upload"
+CORS = {
+    "access-control-allow-origin": "*",
+    "access-control-allow-methods": "GET, POST, PUT, DELETE, OPTIONS",
+    "access-control-allow-headers": "X-Requested-With, Content-Type, Authorization",
+}
+
+
+def seen(upstream: Upstream) -> Request:
+    """The one request that came."""
+    (request,) = upstream.requests
+    return request
+
+
+def check_cors(answer: httpx.Response) -> None:
+    """They are there, each once."""
+    for name, value in CORS.items():
+        assert answer.headers.get_list(name) == [value]
+
+
+# What goes up, and what comes down
+
+
+def test_headers_of_the_hop_and_secrets_of_the_caller_do_not_go_up(bridge: Bridge) -> None:
+    bridge.upstream.always(scripted.answer({}))
+    token = new_token()
+    hop = [
+        "Connection: close, X-Mine",
+        "X-Mine: 1",
+        "Keep-Alive: 5",
+        "TE: trailers",
+        "Proxy-Authorization: Basic x",
+        "Cookie: a=b",
+        "X-Forwarded-For: 1.2.3.4",
+        "Forwarded: for=1.2.3.4",
+        f"Referer: /?access_token={token}",
+        "Expect: 100-continue",
+    ]
+    target = f"/_matrix/client/api/v1/a%2Fb/?x=%2F&access_token={token}&membership="
+    assert bridge.post(target, b"{}", *hop, "Authorization: Basic x", "X-Kept: 1").status == 200
+    request = seen(bridge.upstream)
+    assert request.target == "/_matrix/client/v3/a%2Fb/?x=%2F"
+    assert dict(request.headers) == {
+        "host": bridge.upstream.url.removeprefix("http://"),
+        "x-kept": "1",
+        "authorization": f"Bearer {token}",
+        "content-length": "2",
+    }
+    assert request.body == b"{}"
+
+
+def test_headers_of_the_hop_and_cookies_do_not_come_down(bridge: Bridge) -> None:
+    headers = ["Connection: X-Mine", "X-Mine: 1", "Set-Cookie: a=b", "Proxy-Authenticate: x", "X-Kept: 1", "Date: x"]
+    headers += ["Access-Control-Allow-Origin: https://only.me", "Access-Control-Expose-Headers: ETag"]
+    bridge.upstream.always(scripted.answer({}, 200, *headers))
+    with as_caller(bridge) as caller:
+        answer = caller.get(ANY)
+    assert set(answer.headers) == {
+        *CORS,
+        "access-control-expose-headers",
+        "content-length",
+        "content-type",
+        "date",
+        "x-kept",
+    }
+    assert answer.headers.get_list("date") != ["x"]
+    check_cors(answer)
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_body_of_a_get_is_ignored(bridge: Bridge, method: str) -> None:
+    bridge.upstream.always(scripted.answer({}))
+    assert bridge.post(ANY, b"{}", method=method).status == 200
+    request = seen(bridge.upstream)
+    assert (request.method, request.body, request.header("content-length")) == (method, b"", "")
+
+
+def test_encoded_answer_comes_as_it_is(caller: httpx.Client, upstream: Upstream) -> None:
+    upstream.always(scripted.raw(scripted.encoded(200, b"\x1f\x8bnot gzip at all", "Content-Encoding: gzip")))
+    with caller.stream("GET", ANY) as answer:
+        assert answer.headers["content-encoding"] == "gzip"
+        assert b"".join(answer.iter_raw()) == b"\x1f\x8bnot gzip at all"
+
+
+def test_redirect_is_the_callers_to_follow(caller: httpx.Client, upstream: Upstream) -> None:
+    upstream.always(scripted.redirect("https://idp.example/?x"))
+    answer = caller.get("/_matrix/client/v3/login/sso/redirect")
+    assert (answer.status_code, answer.headers["location"]) == (302, "https://idp.example/?x")
+    assert len(upstream.requests) == 1
+
+
+# Who may
+
+
+@pytest.mark.parametrize("token", ["%00", "%ff", "a%20b", "%C3%A4", "fb_unknown"])
+def test_token_that_cannot_be_one_does_not_reach_the_homeserver(bridge: Bridge, token: str) -> None:
+    answer = bridge.post(f"{ANY}?access_token={token}", b"", "Authorization: Basic x", method="GET")
+    assert (answer.status, answer.json()["errcode"]) == (401, "M_UNKNOWN_TOKEN")
+    answer = bridge.ask(post(ANY, b"", "Authorization: Bearer \xe4", method="GET"))
+    assert (answer.status, answer.json()["errcode"]) == (401, "M_UNKNOWN_TOKEN")
+    assert bridge.upstream.requests == []
+
+
+def test_request_without_a_token_passes(bridge: Bridge) -> None:
+    bridge.upstream.always(scripted.answer({"flows": []}))
+    assert bridge.post("/_matrix/client/v3/other", b"", "Authorization: Basic x", method="GET").status == 200
+    assert seen(bridge.upstream).header("authorization") == ""
+
+
+@pytest.mark.parametrize("header", [f"X-API-Key: {KEY}", f"Authorization: Bearer {KEY}"])
+def test_key_asks_as_the_bot(bridge: Bridge, header: str) -> None:
+    bridge.upstream.always(scripted.answer({}), at=ANY)
+    assert bridge.post(ANY, b"", header, "X-Other: 1", method="GET").status == 200
+    (request,) = [request for request in bridge.upstream.requests if request.target == ANY]
+    assert request.header("authorization") == f"Bearer {BOT_TOKEN}"
+    assert not any("fb_" in value for _, value in request.headers)
+
+
+def test_refused_bot_is_not_the_callers_fault(bridge: Bridge) -> None:
+    bridge.upstream.always(scripted.matrix_error(401, "M_UNKNOWN_TOKEN", "Unrecognised"), at=ANY)
+    answer = bridge.post(ANY, b"", f"X-API-Key: {KEY}", method="GET")
+    assert answer.status == 502
+    assert "own account" in answer.json()["error"]
+
+
+def test_refused_token_is_forgotten_and_an_interactive_step_is_not_a_refusal(bridge: Bridge) -> None:
+    send = "/_matrix/client/v3/rooms/!room:upstream/send/m.room.message"
+    with as_caller(bridge) as caller:
+
+        def times_asked() -> int:
+            assert (
+                caller.put(f"{send}/{secrets.token_hex(4)}", json={"msgtype": "m.text", "body": "x"}).status_code == 200
+            )
+            return sum(request.target.endswith("/whoami") for request in bridge.upstream.requests)
+
+        assert times_asked() == 1
+        flows = scripted.answer({"flows": [], "session": "s"}, 401)
+        bridge.upstream.always(flows, at="/v3/delete_devices")
+        answer = caller.post("/_matrix/client/v3/delete_devices", json={})
+        assert (answer.status_code, answer.json()) == (401, {"flows": [], "session": "s"})
+        assert times_asked() == 1
+        bridge.upstream.always(scripted.matrix_error(401, "M_UNKNOWN_TOKEN", "x", soft_logout=True), at=ANY)
+        answer = caller.get(ANY)
+        assert check_error(answer, 401, "M_UNKNOWN_TOKEN")["soft_logout"] is True
+        assert times_asked() == 2
+
+
+# Faults
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "status"),
+    [
+        pytest.param(scripted.hang_up, 502, id="hangs-up"),
+        pytest.param(scripted.raw(b"\0\0\0\0"), 502, id="garbage"),
+        pytest.param(scripted.html(502), 502, id="a-proxys-page"),
+        pytest.param(scripted.html(404), 502, id="a-web-servers-page"),
+        pytest.param(scripted.answer({}, 999), 502, id="status-999"),
+        pytest.param(scripted.silence, 504, id="silence"),
+    ],
+)
+def test_fault_is_a_matrix_error(
+    caller: httpx.Client,
+    upstream: Upstream,
+    monkeypatch: pytest.MonkeyPatch,
+    behaviour: scripted.Behaviour,
+    status: int,
+) -> None:
+    monkeypatch.setattr(relay, "SILENCE_SECONDS", 0.2)
+    upstream.always(behaviour)
+    answer = caller.get(ANY)
+    check_error(answer, status, "M_UNKNOWN")
+    check_cors(answer)
+
+
+def test_error_of_the_homeserver_passes(caller: httpx.Client, upstream: Upstream) -> None:
+    upstream.always(scripted.matrix_error(429, "M_LIMIT_EXCEEDED", "Slow", "Retry-After: 2", retry_after_ms=1_500))
+    answer = caller.get(ANY)
+    assert check_error(answer, 429, "M_LIMIT_EXCEEDED")["retry_after_ms"] == 1_500
+    assert answer.headers["retry-after"] == "2"
+
+
+def test_homeserver_that_is_away_is_a_502(tmp_path: Path) -> None:
+    with Upstream() as upstream:
+        upstream.refuse()
+        with running(upstream, tmp_path) as bridge, as_caller(bridge) as caller:
+            check_error(caller.get(ANY), 502, "M_UNKNOWN")
+            upstream.listen()
+            upstream.always(scripted.answer({}))
+            assert caller.get(ANY).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "behaviour",
+    [
+        pytest.param(scripted.chunked([b"x" * 1_000], complete=False), id="chunked"),
+        pytest.param(
+            scripted.then_close(scripted.raw(b"HTTP/1.1 200 OK\r\nContent-Length: 5000\r\n\r\nx")), id="length"
+        ),
+    ],
+)
+def test_answer_that_breaks_off_is_cut_for_the_caller_too(
+    caller: httpx.Client, upstream: Upstream, caplog: pytest.LogCaptureFixture, behaviour: scripted.Behaviour
+) -> None:
+    upstream.always(behaviour)
+    with caplog.at_level(logging.INFO), pytest.raises(httpx.RemoteProtocolError):
+        caller.get(f"{ANY}?access_token=canary")
+    (record,) = [record for record in caplog.records if record.getMessage() == "answer_cut"]
+    assert record.__dict__["fields"] == {
+        "path": ANY,
+        "reason": "in the middle of an answer: the homeserver closed the connection",
+    }
+    assert not any(record.exc_info or record.name != "flowbridge" for record in caplog.records if record.levelno >= 30)
+    upstream.always(scripted.answer({}))
+    assert caller.get(ANY).status_code == 200
+
+
+@pytest.fixture
+def fresh(tmp_path: Path) -> Iterator[Bridge]:
+    """A bridge that has no connection to its homeserver yet."""
+    with Upstream() as upstream, running(upstream, tmp_path) as bridge:
+        yield bridge
+
+
+def test_callers_departure_ends_the_long_poll_at_once(fresh: Bridge) -> None:
+    fresh.upstream.always(scripted.silence, at="/sync")
+    with fresh.connect() as client:
+        client.send(post(SYNC, b"", method="GET"))
+        fresh.upstream.wait_for_requests(1)
+    fresh.upstream.wait_for_open(0)
+
+
+def test_callers_departure_in_the_middle_of_an_upload_ends_it(fresh: Bridge) -> None:
+    with fresh.connect() as client:
+        client.send(post(UPLOAD, b"x" * 200_000, "Content-Length: 1000000"))
+        fresh.upstream.wait_for_open(1)
+    fresh.upstream.wait_for_open(0)
+    assert fresh.upstream.requests == [], "it never became a whole one"
+
+
+def test_caller_that_reads_nothing_is_given_up(fresh: Bridge, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relay, "STALL_SECONDS", 0.2)
+    fresh.upstream.always(scripted.raw(scripted.encoded(200, b"x" * 30_000_000)))
+    with fresh.connect() as client:
+        client.send(post(ANY, b"", method="GET"))
+        fresh.upstream.wait_for_requests(1)
+        fresh.upstream.wait_for_open(0)
+        assert client.rest(PATIENCE) is not None
+
+
+def test_long_poll_may_last_longer_than_any_other_request(bridge: Bridge, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relay, "SILENCE_SECONDS", 0.1)
+    go = threading.Event()
+    bridge.upstream.always(scripted.when(go, scripted.answer({"next_batch": "s1"})), at="/sync")
+    with bridge.connect() as client:
+        client.send(post(SYNC, b"", method="GET"))
+        assert not client.is_closed(0.5)
+        go.set()
+        assert client.answer().json() == {"next_batch": "s1"}
+
+
+def test_stopping_bridge_ends_long_polls_at_once(tmp_path: Path) -> None:
+    with Upstream() as upstream:
+        upstream.always(scripted.silence, at="/sync")
+        with running(upstream, tmp_path) as bridge:
+            client = bridge.connect()
+            client.send(post(SYNC, b"", method="GET"))
+            upstream.wait_for_requests(1)
+        with client:
+            answer = client.answer()
+    assert (answer.status, answer.json()["error"]) == (503, "the bridge stops")
+    assert answer.headers["retry-after"] == "1"
+
+
+# Bodies
+
+
+def test_upload_that_lasts_arrives_as_long_as_bytes_move(bridge: Bridge, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serve, "BODY_SECONDS", 0.3)
+    monkeypatch.setattr(serve, "BODY_PART_BYTES", 1_000)
+    bridge.upstream.always(scripted.answer({"content_uri": "mxc://a/b"}))
+    pause = threading.Event()
+    with bridge.connect() as client:
+        client.send(post(UPLOAD, b"", f"Content-Length: {10 * 100_000}"))
+        for _ in range(10):
+            client.send(b"x" * 100_000)
+            pause.wait(0.1)
+        assert client.answer().status == 200
+    assert len(seen(bridge.upstream).body) == 1_000_000
+
+
+def test_upload_that_drips_is_a_408(fresh: Bridge, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serve, "BODY_SECONDS", 0.3)
+    with fresh.connect() as client:
+        client.send(post(UPLOAD, b"x", "Content-Length: 1000000"))
+        assert client.answer().status == 408
+    fresh.upstream.wait_for_open(0)
+
+
+@pytest.mark.parametrize("body", [b'{"a":1e400}', b'{"reason":"\\ud800"}'])
+def test_json_that_makes_a_homeserver_fail_does_not_reach_it(
+    caller: httpx.Client, upstream: Upstream, body: bytes
+) -> None:
+    check_error(caller.post("/_matrix/client/v3/other", content=body), 400, "M_NOT_JSON")
+    check_error(caller.post("/_matrix/client/v3/other", content=iter([body[:5], body[5:]])), 400, "M_NOT_JSON")
+    check_error(caller.post("/_matrix/client/v3/other", content=iter([body[:5], body[5:]])), 400, "M_NOT_JSON")
+    assert upstream.requests == []
+    upstream.always(scripted.answer({"content_uri": "mxc://a/b"}))
+    assert caller.post(UPLOAD, content=body).status_code == 200
+    assert seen(upstream).body == body
+
+
+@pytest.mark.parametrize("size", [0, 5, 500_000, 600_000, 2_000_000])
+@pytest.mark.parametrize("is_chunked", [True, False])
+@pytest.mark.parametrize("path", ["/_matrix/client/v3/other", UPLOAD])
+def test_body_of_any_length_arrives_whole(
+    caller: httpx.Client, upstream: Upstream, size: int, path: str, *, is_chunked: bool
+) -> None:
+    upstream.always(scripted.answer({}))
+    body = secrets.token_bytes(size)
+    sent = iter([body[at : at + 70_000] for at in range(0, size, 70_000)]) if is_chunked else body
+    assert caller.post(path, content=sent).status_code == 200
+    assert seen(upstream).body == body
+
+
+def test_bodies_pass_over_tls(authority: Authority, tmp_path: Path) -> None:
+    certificate, context = authority("127.0.0.1")
+    body = secrets.token_bytes(3_000_000)
+    with Upstream(tls=context) as upstream, running(upstream, tmp_path, ca_file=certificate) as bridge:
+        upstream.always(scripted.raw(scripted.encoded(200, body)))
+        with as_caller(bridge) as caller:
+            assert caller.post(UPLOAD, content=body).content == body
+        assert seen(upstream).body == body
+    with Upstream(tls=context) as upstream, running(upstream, tmp_path) as bridge, as_caller(bridge) as caller:
+        assert "TLS" in check_error(caller.get(ANY), 502, "M_UNKNOWN")["error"]
+        assert upstream.requests == []
+
+
+# Web pages
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/_matrix/client/versions"),
+        ("PUT", "/_matrix/client/v3/rooms/!room:upstream/send/m.room.message/1"),
+        ("GET", "/_matrix/client/v3/rooms/nonsense/state/m.room.name"),
+        ("GET", "/_matrix/no/such/path"),
+        ("GET", "/.well-known/matrix/client"),
+        ("GET", "/.well-known/matrix/nothing"),
+        ("POST", "/.well-known/matrix/client"),
+    ],
+)
+def test_web_page_may_read_every_answer(caller: httpx.Client, method: str, path: str) -> None:
+    check_cors(caller.request(method, path, headers={"Origin": "https://app.example"}))
+
+
+@pytest.mark.parametrize(
+    "path", [ANY, "/_matrix/client/v3/rooms/!r/send/x/1", "/_matrix/x", "/.well-known/matrix/client"]
+)
+def test_preflight_is_answered_here(bridge: Bridge, path: str) -> None:
+    with httpx.Client(base_url=bridge.url, trust_env=False, verify=TLS) as page:
+        answer = page.options(path, headers={"Access-Control-Request-Method": "PUT", "Origin": "https://app.example"})
+    assert (answer.status_code, answer.content) == (204, b"")
+    check_cors(answer)
+    assert bridge.upstream.requests == []
+
+
+def test_flow_surface_is_not_for_web_pages(caller: httpx.Client) -> None:
+    assert not any(name.startswith("access-control") for name in caller.get("/healthz").headers)
+
+
+# Discovery
+
+
+def test_well_known_names_the_bridge_as_the_request_does(bridge: Bridge) -> None:
+    for host in ("bridge.example:8443", "[::1]:80", "localhost"):
+        head = f"GET /.well-known/matrix/client HTTP/1.1\r\nHost: {host}\r\nX-Forwarded-Host: evil\r\n\r\n"
+        answer = bridge.ask(head.encode())
+        assert answer.json() == {"m.homeserver": {"base_url": f"http://{host}"}}
+    for host in ("a b", "x/y", "<script>", ""):
+        answer = bridge.ask(f"GET /.well-known/matrix/client HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+        assert (answer.status, answer.json()["errcode"]) == (400, "M_INVALID_PARAM")
+
+
+def test_well_known_names_the_public_url(upstream: Upstream, tmp_path: Path) -> None:
+    with running(upstream, tmp_path, public_url="https://bridge.example/x") as bridge, as_caller(bridge) as caller:
+        answer = caller.get("/.well-known/matrix/client")
+    assert json.loads(answer.content) == {"m.homeserver": {"base_url": "https://bridge.example/x"}}

@@ -1,0 +1,144 @@
+"""What changes in a request, and in an answer, that passes through."""
+
+import pytest
+
+from flowbridge.errors import BadRequest, NotJson
+from flowbridge.homeserver import passing
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("/_matrix/client/v3/sync", "/_matrix/client/v3/sync"),
+        ("/_matrix/client/r0/sync", "/_matrix/client/v3/sync"),
+        ("/_matrix/client/api/v1/pushrules/", "/_matrix/client/v3/pushrules/"),
+        ("/_matrix/client/unstable/org.example/x", "/_matrix/client/unstable/org.example/x"),
+        ("/_matrix/client/v1/rooms/!r/hierarchy", "/_matrix/client/v1/rooms/!r/hierarchy"),
+        ("/_matrix/client/v3/profile/r0/", "/_matrix/client/v3/profile/r0/"),
+        ("/_matrix/media/r0/download/hs/a%2Fb", "/_matrix/media/r0/download/hs/a%2Fb"),
+        ("/_matrix/client/v3/directory/room/%23a%2fb:hs//", "/_matrix/client/v3/directory/room/%23a%2fb:hs//"),
+        ("/_matrix/client/v3/x/...", "/_matrix/client/v3/x/..."),
+    ],
+)
+def test_path_is_kept_but_for_the_old_dialects(path: str, expected: str) -> None:
+    assert passing.target(path, b"") == expected
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/_matrix/../_synapse/admin",
+        "/_matrix/client/%2e%2e/x",
+        "/_matrix/client/a%2F..%2Fb",
+        "/_matrix/./x",
+        "/_matrix/client/v3/profile/%00",
+        "/_matrix/client/v3/profile/%0d%0aX:%20y",
+    ],
+)
+def test_path_that_means_no_good_is_refused(path: str) -> None:
+    with pytest.raises(BadRequest):
+        passing.target(path, b"")
+
+
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [
+        (b"", ""),
+        (b"access_token=x", ""),
+        (b"a=1&access_token=x&b=2", "?a=1&b=2"),
+        (b"access_token=x&access_token=y&ACCESS_TOKEN=z&acc%65ss_token=w", ""),
+        (b"membership=&not_membership=leave", "?not_membership=leave"),
+        (b"flag&since=s1%2F_2&filter=%7B%7D", "?flag&since=s1%2F_2&filter=%7B%7D"),
+        (b"&&a=1&", "?a=1"),
+        (b"q=\xc3\xbc", "?q=%C3%BC"),
+    ],
+)
+def test_query_is_kept_but_for_tokens_and_blank_values(query: bytes, expected: str) -> None:
+    assert passing.target("/_matrix/x", query) == f"/_matrix/x{expected}"
+
+
+@pytest.mark.parametrize(
+    ("query", "seconds"),
+    [
+        (b"timeout=30000", 30.0),
+        (b"a=b&timeout=0", 0.0),
+        (b"", 0.0),
+        (b"timeout=-5", 0.0),
+        (b"timeout=" + b"9" * 99, 3600),
+    ],
+)
+def test_timeout_of_a_long_poll_is_read(query: bytes, seconds: float) -> None:
+    assert passing.poll_seconds(query) == seconds
+
+
+def test_request_headers_lose_what_is_not_for_the_homeserver() -> None:
+    headers = [
+        (b"host", b"bridge"),
+        (b"connection", b"close, X-Mine"),
+        (b"x-mine", b"1"),
+        (b"te", b"trailers"),
+        (b"transfer-encoding", b"chunked"),
+        (b"authorization", b"Basic x"),
+        (b"cookie", b"a=b"),
+        (b"x-api-key", b"fb_x"),
+        (b"x-forwarded-for", b"1.2.3.4"),
+        (b"x-forwarded-anything", b"1"),
+        (b"referer", b"/?access_token=x"),
+        (b"content-length", b"3"),
+        (b"content-type", b"image/png"),
+        (b"accept", b"a"),
+        (b"accept", b"b"),
+    ]
+    kept = [(b"content-type", b"image/png"), (b"accept", b"a"), (b"accept", b"b")]
+    assert passing.request_headers(headers, None, has_body=False) == kept
+    assert passing.request_headers(headers, "t", has_body=True) == [
+        *kept,
+        (b"authorization", b"Bearer t"),
+        (b"content-length", b"3"),
+    ]
+
+
+def test_answer_headers_lose_what_is_of_the_connection() -> None:
+    headers = [
+        (b"connection", b"X-Mine"),
+        (b"x-mine", b"1"),
+        (b"keep-alive", b"5"),
+        (b"transfer-encoding", b"chunked"),
+        (b"set-cookie", b"a=b"),
+        (b"date", b"now"),
+        (b"x-bad", b"a\x01b"),
+        (b"etag", b'"1"'),
+        (b"content-encoding", b"gzip"),
+        (b"content-length", b"3"),
+    ]
+    assert passing.answer_headers(headers) == [
+        (b"etag", b'"1"'),
+        (b"content-encoding", b"gzip"),
+        (b"content-length", b"3"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b'{"a":1e400}', b'{"a":[-1E+400]}', b'{"a":"\\ud800"}', b'{"\\uDFFF":1}', b'{"a":1' + b"0" * 300 + b"e99}"],
+)
+def test_json_that_makes_a_homeserver_fail_is_refused(body: bytes) -> None:
+    with pytest.raises(NotJson):
+        passing.check_body(body)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{}",
+        b'{"order":0.25}',
+        b'{"a":1e-400}',
+        b'{"a":"\\ud83d\\ude00"}',
+        b"\xff\\ud800",
+        b"{",
+        b"[" * 100_000 + b"1e400",
+    ],
+)
+def test_any_other_body_is_for_the_homeserver_to_judge(body: bytes) -> None:
+    passing.check_body(body)
