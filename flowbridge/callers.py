@@ -10,7 +10,7 @@ from urllib.parse import parse_qs
 
 from flowbridge import keyring, log
 from flowbridge.bot import Bot
-from flowbridge.errors import BadGateway, Errcode, GatewayTimeout, MatrixError, Unauthorized, Unavailable
+from flowbridge.errors import BadGateway, Errcode, Forbidden, GatewayTimeout, MatrixError, Unauthorized, Unavailable
 from flowbridge.homeserver import Homeserver
 from flowbridge.keyring import Keyring
 from flowbridge.models import ApiKey, Caller
@@ -81,6 +81,11 @@ class Callers:
         """
         if credential.key is not None:
             keyring.permit(credential.key, event_type, rooms)
+
+    def permit_all(self, credential: Credential) -> None:
+        """Raises Forbidden when an API key has no `admin` scope; for what is about no room and no event type."""
+        if credential.key is not None and not credential.key.admin:
+            raise Forbidden("this API key is not for this: it needs the scope `admin`")
 
     async def identify(self, credential: Credential) -> Caller:
         """The account behind a credential. Raises what the homeserver says of the token, or Unavailable."""

@@ -34,6 +34,7 @@ class Errcode(StrEnum):
     BAD_STATE = "M_BAD_STATE"  # what is asked for cannot be done as things stand
     FORBIDDEN = "M_FORBIDDEN"
     INVALID_PARAM = "M_INVALID_PARAM"  # a path segment, query value or header is malformed
+    INVALID_USERNAME = "M_INVALID_USERNAME"
     LIMIT_EXCEEDED = "M_LIMIT_EXCEEDED"
     MISSING_TOKEN = "M_MISSING_TOKEN"  # noqa: S105 (a name, not a secret)
     NOT_FOUND = "M_NOT_FOUND"

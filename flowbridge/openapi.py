@@ -63,8 +63,9 @@ def _finish(operation: Json, catalogue: Catalogue) -> None:
         del answers["application/json"]  # FastAPI's guess, beside what we say
     body = operation.get("requestBody", {}).get("content", {}).get("application/json")
     if body is not None:
-        flow = body["schema"]["$ref"].endswith("FlowBody")
-        body["examples"] = _flow_examples(catalogue) if flow else _examples(catalogue)
+        kind = body["schema"].get("$ref", "").rpartition("/")[2]
+        if kind in ("FlowBody", "MatrixBody"):
+            body["examples"] = _flow_examples(catalogue) if kind == "FlowBody" else _examples(catalogue)
 
 
 def _flow_examples(catalogue: Catalogue) -> Json:

@@ -91,6 +91,7 @@ class Protocol(HttpToolsProtocol):
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
+        self.url = self.url.replace(b"#", b"%23")  # no request has a fragment (RFC 9112): this is a room alias
         self._in_head = False
         self._stop_timer()
         super().on_headers_complete()

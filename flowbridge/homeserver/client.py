@@ -67,6 +67,13 @@ class Homeserver:
         target = dialect.state_target(room_id, type_, state_key) + (f"?{query}" if query else "")
         return await self._get(target, token=token)
 
+    async def resolve(self, token: str, alias: str) -> str:
+        """The room id of an alias; nobody joins it."""
+        room_id = verdict.success(await self.call("GET", dialect.alias_target(alias), token=token)).get("room_id")
+        if not isinstance(room_id, str) or not room_id.startswith("!"):
+            raise BadGateway("the homeserver's answer for an alias names no room_id")
+        return room_id
+
     async def versions(self) -> Answer:
         """GET /versions; the answer as it came, when it is a 200."""
         return await self._get("/_matrix/client/versions")
@@ -105,15 +112,27 @@ class Homeserver:
         return token
 
     async def call(
-        self, method: str, target: str, *, token: str = "", body: bytes = b"", limit: int = SEND_LIMIT
+        self,
+        method: str,
+        target: str,
+        *,
+        token: str = "",
+        body: bytes = b"",
+        limit: int = SEND_LIMIT,
+        deadline: float | None = None,
     ) -> Answer:
-        """Any call; the answer whatever its status. Raises BadGateway or GatewayTimeout when there is none."""
+        """Any call; the answer whatever its status. Raises BadGateway or GatewayTimeout when there is none.
+
+        `deadline`: seconds for this call, where they are not the usual ones.
+        """
         wire = self._wire or await self._connect()
         head = _JSON_HEAD if body else _HEAD
         if token:
             head = b"Authorization: Bearer %b\r\n%b" % (token.encode("ascii"), head)
         try:
-            return await wire.exchange(method, self._prefix + target, head, body, deadline=self.deadline, limit=limit)
+            return await wire.exchange(
+                method, self._prefix + target, head, body, deadline=deadline or self.deadline, limit=limit
+            )
         except WireError as failure:
             raise verdict.no_answer(failure) from None
 

@@ -78,8 +78,17 @@ def messages_target(room_id: str, before: str) -> str:
     return f"{CLIENT}/rooms/{_q(room_id)}/messages?dir=b&limit=100{start}"
 
 
+def alias_target(alias: str) -> str:
+    return f"{CLIENT}/directory/room/{_q(alias)}"
+
+
 def join_target(room_or_alias: str) -> str:
     return f"{CLIENT}/join/{_q(room_or_alias)}"
+
+
+def member_target(room_id: str, action: str) -> str:
+    """`action`: join, invite, leave, kick, ban or unban."""
+    return f"{CLIENT}/rooms/{_q(room_id)}/{action}"
 
 
 @lru_cache(4_096)

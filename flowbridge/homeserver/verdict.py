@@ -31,6 +31,12 @@ def success(answer: Answer) -> dict[str, Any]:
     return found
 
 
+def challenge(answer: Answer) -> dict[str, Any] | None:
+    """What a 401 asks for before it can be a 200 (specification, "User-Interactive Authentication API")."""
+    found = _object(answer) if answer.status == 401 else None
+    return found if found is not None and isinstance(found.get("flows"), list) else None
+
+
 def error(answer: Answer) -> MatrixError:
     """The homeserver's own error as it came; a 502 for what no homeserver would say."""
     found = _object(answer) or {}

@@ -25,15 +25,15 @@ _ERRORS = {
 }
 
 
-def _schema(name: str) -> Operation:
+def schema(name: str) -> Operation:
     return {"$ref": f"#/components/schemas/{name}"}
 
 
-def _json(schema: Mapping[str, Any], **more: Any) -> Operation:
+def as_json(schema: Mapping[str, Any], **more: Any) -> Operation:
     return {"application/json": {"schema": dict(schema), **more}}
 
 
-def _parameter(name: str, description: str, example: Any, where: str = "path", **schema: Any) -> Operation:
+def parameter(name: str, description: str, example: Any, where: str = "path", **schema: Any) -> Operation:
     return {
         "name": name,
         "in": where,
@@ -44,18 +44,18 @@ def _parameter(name: str, description: str, example: Any, where: str = "path", *
     }
 
 
-_PARAMETERS = {
-    "roomId": _parameter(
+PARAMETERS = {
+    "roomId": parameter(
         "roomId",
         "A room id, with or without `:server`, or an alias `#name:server`, which is joined once. "
         "Percent-encoded or raw.",
         ROOM,
     ),
-    "eventType": _parameter("eventType", "The event type, e.g. one of `GET /schemas`.", "m.room.message"),
-    "txnId": _parameter("txnId", "The caller's transaction id: the same id sends the same event once.", "m1"),
-    "stateKey": _parameter("stateKey", "The state key; may be empty.", "", maxLength=255),
+    "eventType": parameter("eventType", "The event type, e.g. one of `GET /schemas`.", "m.room.message"),
+    "txnId": parameter("txnId", "The caller's transaction id: the same id sends the same event once.", "m1"),
+    "stateKey": parameter("stateKey", "The state key; may be empty.", "", maxLength=255),
 }
-_FORMAT = _parameter(
+_FORMAT = parameter(
     "format",
     "`event` answers the whole event instead of its content.",
     "event",
@@ -64,7 +64,7 @@ _FORMAT = _parameter(
 )
 
 
-def _operation(
+def operation(
     id_: str,
     tag: str,
     summary: str,
@@ -85,7 +85,7 @@ def _operation(
         responses["202"] = accepted
     for status in sorted({404, 405, *errors}):
         text = _ERRORS.get(status, "The path is known, but not with this method.")
-        responses[str(status)] = {"description": text, "content": _json(_schema("MatrixError"))}
+        responses[str(status)] = {"description": text, "content": as_json(schema("MatrixError"))}
     found: Operation = {"operationId": id_, "tags": [tag], "summary": summary, "responses": responses}
     if description:
         found["description"] = description
@@ -99,7 +99,7 @@ def _operation(
 
 
 def _body(name: str, description: str, *, text: bool) -> Operation:
-    content = _json(_schema(name))
+    content = as_json(schema(name))
     if text:
         content["text/plain"] = {"schema": {"type": "string"}, "example": "the backup is done"}
     return {"required": True, "description": description, "content": content}
@@ -111,7 +111,7 @@ _SHAPES = (
     "but for text/plain."
 )
 _MATRIX_SHAPES = "The event's content; or a whole event, whose `content` and `state_key` are used."
-_UPSTREAM = (401, 403, 429, 500, 502, 503, 504)
+UPSTREAM = (401, 403, 429, 500, 502, 503, 504)
 _BODY = (400, 408, 413, 415)
 
 _PREFER = {
@@ -143,7 +143,7 @@ _DELIVERY_HEADERS = {
 }
 _ACCEPTED = {
     "description": "The event is on the disk, and will be in the room.",
-    "content": _json(_schema("Accepted")),
+    "content": as_json(schema("Accepted")),
     "headers": {
         "Location": _LOCATION,
         "Preference-Applied": _header("What was granted of `Prefer`.", const="respond-async"),
@@ -162,21 +162,21 @@ def _sending(surface: str, operation: Operation) -> Operation:
 def event(method: str, path: str) -> Operation:
     """The operation of one of the send and state routes."""
     matrix = path.startswith("/_matrix/")
-    parameters = [parameter for name, parameter in _PARAMETERS.items() if f"{{{name}}}" in path]
+    parameters = [parameter for name, parameter in PARAMETERS.items() if f"{{{name}}}" in path]
     surface, tag = ("matrix", "Matrix surface") if matrix else ("flow", "Flow surface")
     variant = "Txn" if "{txnId}" in path else "Key" if "{stateKey}" in path else ""
     shapes = _MATRIX_SHAPES if matrix else _SHAPES
     accepted = None if matrix else _ACCEPTED
-    errors = (*_BODY, *_UPSTREAM) if matrix else (*_BODY, *_UPSTREAM, 422)
+    errors = (*_BODY, *UPSTREAM) if matrix else (*_BODY, *UPSTREAM, 422)
     if "/send/" in path:
-        found = _operation(
+        found = operation(
             f"{surface}_{method.lower()}_send{variant}",
             tag,
             "Send an event",
             description="The payload is checked against the schema of its event type, stored, then sent. State event "
             "types of the catalogue (`m.room.name`, `m.room.topic`, …) become room state.",
             ok="The event is in the room.",
-            answers=_json(_schema("EventId")),
+            answers=as_json(schema("EventId")),
             accepted=accepted,
             errors=errors,
             parameters=parameters,
@@ -184,36 +184,36 @@ def event(method: str, path: str) -> Operation:
         )
         return _sending(surface, found)
     if method == "PUT":
-        found = _operation(
+        found = operation(
             f"{surface}_put_state{variant}",
             tag,
             "Set room state",
             description="`{}` clears most state; a name and a topic are cleared by an empty string, pinned events "
             "by an empty list. Setting what is already set answers the old event id.",
             ok="The state is set.",
-            answers=_json(_schema("EventId")),
+            answers=as_json(schema("EventId")),
             accepted=accepted,
             errors=errors,
             parameters=parameters,
             body=_body("MatrixBody" if matrix else "FlowBody", shapes, text=False),
         )
         return _sending(surface, found)
-    return _operation(
+    return operation(
         f"{surface}_get_state{variant}",
         tag,
         "Read room state",
         ok="The content of the state event, or the whole event with `format=event`.",
-        answers=_json({"type": "object"}),
-        errors=(400, *_UPSTREAM),
+        answers=as_json({"type": "object"}),
+        errors=(400, *UPSTREAM),
         parameters=[*parameters, _FORMAT],
     )
 
 
-def _filter(name: str, description: str, example: Any, **schema: Any) -> Operation:
-    return _parameter(name, description, example, "query", **schema)
+def query(name: str, description: str, example: Any, **schema: Any) -> Operation:
+    return parameter(name, description, example, "query", **schema)
 
 
-_DELIVERY_ID = _parameter(
+_DELIVERY_ID = parameter(
     "deliveryId", "As `Flowbridge-Delivery` and a 202 name it.", "KZbVxTqKq5mS0o3lPz9r_g1f", maxLength=128
 )
 _OWN = (
@@ -221,35 +221,35 @@ _OWN = (
 )
 _LOG_ERRORS = (400, 401, 403, 429, 500, 502, 503, 504)
 
-DELIVERIES = _operation(
+DELIVERIES = operation(
     "deliveries",
     "Deliveries",
     "What became of events",
     description=f"{_OWN}The newest first. A parameter that is blank counts as absent.",
     ok="A page of them. `next` is the `cursor` of the following page; the last page has none.",
-    answers=_json(_schema("Deliveries")),
+    answers=as_json(schema("Deliveries")),
     errors=_LOG_ERRORS,
     parameters=[
-        _filter("state", "`sent`, `queued`, `dead`; several with commas, or repeated.", "dead"),
-        _filter("room_id", "A room id; no alias.", ROOM),
-        _filter("event_type", "An event type.", "m.room.message"),
-        _filter("since", "Accepted then or later: ISO 8601, UTC where it has no offset.", "2026-11-22T10:00:00Z"),
-        _filter("until", "Accepted before then.", "2026-11-22T12:00:00+01:00"),
-        _filter("limit", "How many at most.", 50, type="integer", minimum=1, maximum=200, default=50),
-        _filter("cursor", "The `next` of the page before; the other parameters stay as they were.", "AAAAAAAAAGQ"),
+        query("state", "`sent`, `queued`, `dead`; several with commas, or repeated.", "dead"),
+        query("room_id", "A room id; no alias.", ROOM),
+        query("event_type", "An event type.", "m.room.message"),
+        query("since", "Accepted then or later: ISO 8601, UTC where it has no offset.", "2026-11-22T10:00:00Z"),
+        query("until", "Accepted before then.", "2026-11-22T12:00:00+01:00"),
+        query("limit", "How many at most.", 50, type="integer", minimum=1, maximum=200, default=50),
+        query("cursor", "The `next` of the page before; the other parameters stay as they were.", "AAAAAAAAAGQ"),
     ],
 )
-DELIVERY = _operation(
+DELIVERY = operation(
     "delivery",
     "Deliveries",
     "All about one delivery",
     description=f"{_OWN}Somebody else's is a 404, as is one that never was.",
     ok="The request as it came, the event as it is sent, and every attempt.",
-    answers=_json(_schema("DeliveryDetail")),
+    answers=as_json(schema("DeliveryDetail")),
     errors=_LOG_ERRORS,
     parameters=[_DELIVERY_ID],
 )
-REPLAY = _operation(
+REPLAY = operation(
     "replay",
     "Deliveries",
     "Send a settled event anew",
@@ -257,83 +257,83 @@ REPLAY = _operation(
     "its room.",
     accepted={
         "description": "It is queued.",
-        "content": _json(_schema("Accepted")),
+        "content": as_json(schema("Accepted")),
         "headers": {"Location": _LOCATION},
     },
     errors=(*_LOG_ERRORS, 409),
     parameters=[_DELIVERY_ID],
 )
-DELETE_DELIVERY = _operation(
+DELETE_DELIVERY = operation(
     "deleteDelivery",
     "Deliveries",
     "Delete a delivery",
     description="One that is queued is given up, unless it is on its way just now. Nothing is taken out of the room: "
     "after an attempt without an answer the event may be there all the same.",
     ok="It is gone.",
-    answers=_json({"type": "object", "maxProperties": 0}),
+    answers=as_json({"type": "object", "maxProperties": 0}),
     errors=(*_LOG_ERRORS, 409),
     parameters=[_DELIVERY_ID],
 )
-SCHEMAS = _operation(
+SCHEMAS = operation(
     "schemas",
     "Catalogue",
     "The event types that flowbridge knows",
     ok="All event types by name.",
-    answers=_json(_schema("Schemas")),
+    answers=as_json(schema("Schemas")),
     open_to_all=True,
 )
-SCHEMA = _operation(
+SCHEMA = operation(
     "schema",
     "Catalogue",
     "The JSON Schema of an event type",
     description="Also of one msgtype: `m.room.message$m.image`. A relative `$ref` leads to `/schemas/…`.",
     ok="A JSON Schema 2020-12.",
-    answers=_json({"type": "object"}),
+    answers=as_json({"type": "object"}),
     errors=(400,),
-    parameters=[_PARAMETERS["eventType"]],
+    parameters=[PARAMETERS["eventType"]],
     open_to_all=True,
 )
-COMPONENT = _operation(
+COMPONENT = operation(
     "schemaComponent",
     "Catalogue",
     "A part that schemas share",
     ok="A JSON Schema 2020-12.",
-    answers=_json({"type": "object"}),
+    answers=as_json({"type": "object"}),
     errors=(400,),
-    parameters=[_parameter("name", "The component's file name.", "image_info.json")],
+    parameters=[parameter("name", "The component's file name.", "image_info.json")],
     open_to_all=True,
 )
-VALIDATE = _operation(
+VALIDATE = operation(
     "validate",
     "Catalogue",
     "Try a payload without sending it",
     description="Answers what would be sent, or the error that a send would get. Needs no token.",
     ok="The payload is right.",
-    answers=_json(_schema("Valid")),
+    answers=as_json(schema("Valid")),
     errors=_BODY,
-    parameters=[_PARAMETERS["eventType"]],
+    parameters=[PARAMETERS["eventType"]],
     body=_body("FlowBody", _SHAPES, text=True),
     open_to_all=True,
 )
-HEALTHZ = _operation(
+HEALTHZ = operation(
     "healthz",
     "Operations",
     "Whether the process answers",
     ok="It does.",
-    answers=_json(_schema("Health")),
+    answers=as_json(schema("Health")),
     open_to_all=True,
 )
-READYZ = _operation(
+READYZ = operation(
     "readyz",
     "Operations",
     "Whether events can be sent",
     ok="The store can be written, the homeserver reached, and the bot account, if there is one, is accepted. "
     "With a 503 `flowbridge.failed` names the part that fails: store, homeserver or bot.",
-    answers=_json(_schema("Ready")),
+    answers=as_json(schema("Ready")),
     errors=(503,),
     open_to_all=True,
 )
-METRICS = _operation(
+METRICS = operation(
     "metrics",
     "Operations",
     "Figures for Prometheus",
@@ -341,21 +341,21 @@ METRICS = _operation(
     answers={"text/plain": {"schema": {"type": "string"}}},
     open_to_all=True,
 )
-VERSIONS = _operation(
+VERSIONS = operation(
     "versions",
     "Matrix surface",
     "The homeserver's versions",
     ok="The homeserver's own answer.",
-    answers=_json({"type": "object"}),
+    answers=as_json({"type": "object"}),
     errors=(429, 500, 502, 504),
     open_to_all=True,
 )
-OPENAPI = _operation(
+OPENAPI = operation(
     "openapi",
     "Operations",
     "This document",
     ok="OpenAPI 3.1.",
-    answers=_json({"type": "object"}),
+    answers=as_json({"type": "object"}),
     open_to_all=True,
 )
-PAGE = _operation("docs", "Operations", "The documentation as a page", ok="HTML.", answers={"text/html": {}})
+PAGE = operation("docs", "Operations", "The documentation as a page", ok="HTML.", answers={"text/html": {}})

@@ -1,14 +1,14 @@
 """The OpenAPI operation of flowbridge.routes.discovery."""
 
-from flowbridge.routes.describe import _json, _operation
+from flowbridge.routes.describe import as_json, operation
 
-WELL_KNOWN = _operation(
+WELL_KNOWN = operation(
     "well_known",
     "Matrix surface",
     "Where Matrix clients find their homeserver",
     description="The bridge's own address: `FLOWBRIDGE_PUBLIC_URL`, or as the request names it.",
     ok="What the specification's server discovery says.",
-    answers=_json(
+    answers=as_json(
         {
             "type": "object",
             "required": ["m.homeserver"],

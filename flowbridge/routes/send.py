@@ -17,7 +17,7 @@ from flowbridge.routes.endpoint import LOG, Endpoint, endpoint, error_answer, he
 from flowbridge.store.journal import Outcome, Ticket
 
 MAX_WAIT_SECONDS = 300
-DIALECTS = ("v3", "r0", "api/v1", "unstable")
+DIALECTS = ("v3", "r0", "v1", "api/v1", "unstable")
 
 
 class Sending:

@@ -63,7 +63,6 @@ def targets(upstream: Upstream) -> list[str]:
         "/nothing",
         "/healthz/",
         "/healthz/more",
-        "/rooms",
         "/rooms/",
         f"/rooms/{ROOM}/send",
         f"/rooms/{ROOM}/send/m.room.message/1/2",

@@ -403,7 +403,7 @@ def test_well_known_names_the_bridge_as_the_request_does(bridge: Bridge) -> None
         assert answer.json() == {"m.homeserver": {"base_url": f"http://{host}"}}
     for host in ("a b", "x/y", "<script>", ""):
         answer = bridge.ask(f"GET /.well-known/matrix/client HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
-        assert (answer.status, answer.json()["errcode"]) == (400, "M_INVALID_PARAM")
+        assert answer.json() == {"m.homeserver": {"base_url": bridge.url}}
 
 
 def test_well_known_names_the_public_url(upstream: Upstream, tmp_path: Path) -> None:

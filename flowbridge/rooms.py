@@ -1,0 +1,77 @@
+"""Rooms: make them, and be in them or not.
+
+An API key acts as the bot, in the rooms of its scopes: membership is the event type `m.room.member`.
+"""
+
+import asyncio
+from typing import Any, Literal
+
+from flowbridge import canonical
+from flowbridge.callers import Callers, Credential
+from flowbridge.errors import MatrixError, Unavailable
+from flowbridge.homeserver import Homeserver, dialect, verdict
+from flowbridge.models import Caller
+
+Json = dict[str, Any]
+Action = Literal["join", "invite", "leave", "kick", "ban", "unban"]
+
+MEMBER = "m.room.member"
+PATIENCE_SECONDS = 120.0  # a room of another server may take a minute to join
+MAX_AT_ONCE = 64  # of what may take so long: sends need the connections to the homeserver, too
+
+
+class Rooms:
+    """Every method answers as the homeserver does, and raises MatrixError with what it says."""
+
+    def __init__(self, homeserver: Homeserver, callers: Callers) -> None:
+        self._homeserver = homeserver
+        self._callers = callers
+        self._turns = asyncio.Semaphore(MAX_AT_ONCE)
+
+    async def create(self, credential: Credential, body: Json) -> tuple[Caller, Json]:
+        """Make a room: room_id and, when a `room_alias_name` was asked for, room_alias as the guide prints it."""
+        self._callers.permit_all(credential)
+        caller = await self._callers.identify(credential)
+        found = await self._post(caller, f"{dialect.CLIENT}/createRoom", body)
+        if "room_alias_name" in body:
+            server = caller.user_id.partition(":")[2]
+            found.setdefault("room_alias", f"#{body['room_alias_name']}:{server}")
+        return caller, found
+
+    async def change(
+        self, credential: Credential, room: str, action: Action, body: Json, query: str = ""
+    ) -> tuple[Caller, Json]:
+        """Somebody's membership, or with join and leave one's own. `query`: the servers to join by."""
+        caller = await self._callers.identify(credential)
+        names = [room]
+        if room.startswith("#") and (action != "join" or credential.key is not None):
+            names.append(await self._room_id(caller, room))
+        self._callers.permit(credential, MEMBER, *names)
+        if action == "join" and (query or room.startswith("#")):
+            target = dialect.join_target(room) + query
+        else:
+            target = dialect.member_target(names[-1], action)
+        return caller, await self._post(caller, target, body)
+
+    async def _room_id(self, caller: Caller, alias: str) -> str:
+        try:
+            return await self._homeserver.resolve(caller.token, alias)
+        except MatrixError as error:
+            raise self._callers.refused(caller, error) from None
+
+    async def _post(self, caller: Caller, target: str, body: Json) -> Json:
+        try:
+            async with asyncio.timeout(self._homeserver.deadline):
+                await self._turns.acquire()
+        except TimeoutError:
+            raise Unavailable("too many rooms are being made and joined just now") from None
+        try:
+            request = canonical.write(body)
+            answer = await self._homeserver.call(
+                "POST", target, token=caller.token, body=request, deadline=PATIENCE_SECONDS
+            )
+            return verdict.success(answer)
+        except MatrixError as error:
+            raise self._callers.refused(caller, error) from None
+        finally:
+            self._turns.release()
