@@ -9,7 +9,7 @@ from fastapi import FastAPI
 
 from flowbridge import edge, openapi
 from flowbridge.core import Core
-from flowbridge.routes import accounts, deliveries, discovery, operations, relay, rooms, schemas, send
+from flowbridge.routes import accounts, deliveries, discovery, operations, reading, relay, rooms, schemas, send
 from flowbridge.settings import Settings
 
 
@@ -35,6 +35,7 @@ def create_app(settings: Settings, core: Core | None = None) -> edge.Edge:
         *send.routes(core),
         *accounts.routes(core),
         *rooms.routes(core),
+        *reading.routes(core),
         *deliveries.routes(core),
         *schemas.routes(core.catalogue, core.intake),
         *operations.routes(core),

@@ -87,6 +87,11 @@ class Callers:
         if credential.key is not None and not credential.key.admin:
             raise Forbidden("this API key is not for this: it needs the scope `admin`")
 
+    def permit_reading(self, credential: Credential, *rooms: str) -> None:
+        """Raises Forbidden when an API key may not read a room (all that it is called); none: all that the bot sees."""
+        if credential.key is not None:
+            keyring.permit_reading(credential.key, rooms)
+
     async def identify(self, credential: Credential) -> Caller:
         """The account behind a credential. Raises what the homeserver says of the token, or Unavailable."""
         if credential.token is not None:

@@ -9,6 +9,7 @@ from flowbridge.callers import Callers
 from flowbridge.catalogue import Catalogue
 from flowbridge.delivery import Courier
 from flowbridge.delivery.carrier import Carrier
+from flowbridge.history import History
 from flowbridge.homeserver import Address, AddressError, AddressUnknown, Homeserver, Locator, Relay, tls_context
 from flowbridge.intake import Intake
 from flowbridge.keyring import Keyring
@@ -60,6 +61,7 @@ class Core:
             self.courier,
             reused_txn_id=settings.reused_txn_id,
         )
+        self.history = History(self.callers, self.homeserver)
         self.upkeep = Upkeep(settings, self.database, self.stock, self.callers)
         self.tokens.on_change = self.carrier.trust
         self.carrier.on_distrust = self._distrusted

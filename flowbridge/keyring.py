@@ -111,6 +111,21 @@ def permit(key: ApiKey, event_type: str, rooms: Iterable[str]) -> None:
         )
 
 
+def permit_reading(key: ApiKey, rooms: Iterable[str]) -> None:
+    """Raises Forbidden unless the key may read all events of the room that has these names.
+
+    That needs a key for all event types, or `admin`. No room named: all at once, which needs `admin` in all rooms.
+    """
+    rooms = list(rooms)
+    if not rooms and not (key.admin and not key.rooms):
+        raise Forbidden("this API key may not read all rooms at once: that needs `admin`, and a key for all rooms")
+    if key.rooms and rooms and not any(room in key.rooms for room in rooms):
+        raise Forbidden(f"this API key is not for this room: it is for {_named(key.rooms, '')}, and for no other")
+    if key.event_types and not key.admin:
+        only = _named(key.event_types, "")
+        raise Forbidden(f"this API key may not read: it is for {only}, and reading shows events of every type")
+
+
 def _covers(scope: str, event_type: str) -> bool:
     """`m.room.message` covers itself, `m.room.*` whatever begins with `m.room.`."""
     return event_type.startswith(scope[:-1]) if scope.endswith("*") else event_type == scope

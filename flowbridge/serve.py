@@ -190,6 +190,7 @@ class Server(uvicorn.Server):
         Long polls end at once.
         """
         self.core.relay.stopping.set()
+        self.core.history.hush()
         asyncio.get_running_loop().call_later(STOP_SECONDS / 2, self.core.courier.hush)
         await super().shutdown(sockets)
 

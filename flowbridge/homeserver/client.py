@@ -4,16 +4,18 @@ import json
 import ssl
 from typing import Any, Final
 
-from flowbridge import __version__
-from flowbridge.errors import BadGateway, Errcode, HomeserverError
+from flowbridge import __version__, bulk
+from flowbridge.errors import BadGateway, Errcode, HomeserverError, TooLarge
 from flowbridge.homeserver import dialect, verdict
 from flowbridge.homeserver.address import Address, AddressError, AddressUnknown, Locator
-from flowbridge.homeserver.wire import Answer, Wire, WireError
+from flowbridge.homeserver.wire import Answer, Oversize, Wire, WireError
 from flowbridge.models import Event
 
 SEND_LIMIT: Final = 64 * 1024  # bytes of an answer to a send
 HISTORY_LIMIT: Final = 8 * 1024 * 1024  # bytes of a page of 100 events
 READ_LIMIT: Final = 1024 * 1024  # bytes of an answer to a read: an event has at most 64 KiB, its state form a few more
+BULK_LIMIT: Final = 64 * 1024 * 1024  # bytes of an answer to a read that may be large: all state of all rooms
+READERS: Final = 256  # connections for reads that may be large or slow, so that no send waits for one
 
 _HEAD: Final = f"User-Agent: flowbridge/{__version__}\r\nAccept: application/json\r\n".encode()
 _JSON_HEAD: Final = _HEAD + b"Content-Type: application/json\r\n"
@@ -27,6 +29,7 @@ class Homeserver:
         self.deadline = deadline
         self._tls = tls
         self._wire: Wire | None = None
+        self._readers: Wire | None = None
         self._prefix = ""
         locator.on_change = self._move
 
@@ -67,12 +70,42 @@ class Homeserver:
         target = dialect.state_target(room_id, type_, state_key) + (f"?{query}" if query else "")
         return await self._get(target, token=token)
 
+    async def read(self, target: str, *, token: str, seconds: float | None = None) -> tuple[bytes, Any]:
+        """GET what may be large, or long in coming: the bytes of a 200, and their JSON value.
+
+        `seconds` (default: the deadline of all calls) may be as many as a long poll needs: these calls have connections
+        of their own. Raises TooLarge for an answer of more than BULK_LIMIT bytes.
+        """
+        await self._connect()
+        assert self._readers is not None
+        head = b"Authorization: Bearer %b\r\n%b" % (token.encode("ascii"), _HEAD)
+        deadline = self.deadline if seconds is None else seconds
+        try:
+            answer = await self._readers.exchange(
+                "GET", self._prefix + target, head, b"", deadline=deadline, limit=BULK_LIMIT
+            )
+        except Oversize:
+            raise TooLarge(f"the homeserver's answer is larger than {BULK_LIMIT} bytes: ask for less") from None
+        except WireError as failure:
+            raise verdict.no_answer(failure) from None
+        if answer.status == 200:
+            try:
+                return answer.body, await bulk.aside(len(answer.body), bulk.read, answer.body)
+            except (ValueError, RecursionError):
+                pass
+        raise verdict.error(answer)
+
     async def resolve(self, token: str, alias: str) -> str:
         """The room id of an alias; nobody joins it."""
         room_id = verdict.success(await self.call("GET", dialect.alias_target(alias), token=token)).get("room_id")
         if not isinstance(room_id, str) or not room_id.startswith("!"):
             raise BadGateway("the homeserver's answer for an alias names no room_id")
         return room_id
+
+    async def is_public(self, token: str, room_id: str) -> bool:
+        """Whether a room is in the homeserver's room directory."""
+        answer = verdict.success(await self.call("GET", dialect.listing_target(room_id), token=token))
+        return answer.get("visibility") == "public"
 
     async def versions(self) -> Answer:
         """GET /versions; the answer as it came, when it is a 200."""
@@ -137,8 +170,9 @@ class Homeserver:
             raise verdict.no_answer(failure) from None
 
     def close(self) -> None:
-        if self._wire is not None:
-            self._wire.close()
+        for wire in (self._wire, self._readers):
+            if wire is not None:
+                wire.close()
 
     async def _get(self, target: str, *, token: str = "") -> Answer:
         answer = await self.call("GET", target, token=token, limit=READ_LIMIT)
@@ -157,4 +191,5 @@ class Homeserver:
         """The homeserver is elsewhere now: what is under way ends where it began."""
         self.close()
         self._wire = Wire(address.origin, self._tls)
+        self._readers = Wire(address.origin, self._tls, most=READERS)
         self._prefix = address.prefix

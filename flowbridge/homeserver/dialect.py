@@ -4,13 +4,16 @@ A caller may speak `api/v1`, `r0`, `v3` or `unstable`; the homeserver is always 
 """
 
 import re
+from collections.abc import Mapping
 from functools import lru_cache
 from unicodedata import category
-from urllib.parse import quote, unquote_to_bytes
+from urllib.parse import quote, unquote_to_bytes, urlencode
 
 from flowbridge.errors import BadRequest
 
 _UNRESERVED = re.compile(r"[A-Za-z0-9._~-]*")  # RFC 3986: what is never encoded
+
+_PAGE_TOKEN = re.compile(r"\At[0-9]+-(?=[0-9]+(?:_|\Z))")
 
 MAX_BYTES = 255  # of an identifier (specification, appendix "Identifier grammar")
 CLIENT = "/_matrix/client/v3"
@@ -78,8 +81,26 @@ def messages_target(room_id: str, before: str) -> str:
     return f"{CLIENT}/rooms/{_q(room_id)}/messages?dir=b&limit=100{start}"
 
 
+def room_target(room_id: str, what: str, query: Mapping[str, str]) -> str:
+    """What there is to read of a room: members, joined_members, messages or state."""
+    return f"{CLIENT}/rooms/{_q(room_id)}/{what}{_query(query)}"
+
+
+def stream_token(token: str) -> str:
+    """A token of a page of messages as a sync takes it: Synapse's hold the place in the stream behind a dash."""
+    return _PAGE_TOKEN.sub("s", token)
+
+
+def sync_target(query: Mapping[str, str]) -> str:
+    return f"{CLIENT}/sync{_query(query)}"
+
+
 def alias_target(alias: str) -> str:
     return f"{CLIENT}/directory/room/{_q(alias)}"
+
+
+def listing_target(room_id: str) -> str:
+    return f"{CLIENT}/directory/list/room/{_q(room_id)}"
 
 
 def join_target(room_or_alias: str) -> str:
@@ -89,6 +110,10 @@ def join_target(room_or_alias: str) -> str:
 def member_target(room_id: str, action: str) -> str:
     """`action`: join, invite, leave, kick, ban or unban."""
     return f"{CLIENT}/rooms/{_q(room_id)}/{action}"
+
+
+def _query(query: Mapping[str, str]) -> str:
+    return f"?{urlencode(query, quote_via=quote)}" if query else ""
 
 
 @lru_cache(4_096)

@@ -35,6 +35,10 @@ class Unreachable(WireError):
     """The connection could not be made, or broke."""
 
 
+class Oversize(Unreachable):
+    """The answer is larger than was asked for."""
+
+
 class TimedOut(WireError):
     """The deadline passed."""
 
@@ -74,15 +78,20 @@ class Answer:
 
 
 class Wire:
-    """The connections to one origin: at most MAX_CONNECTIONS, each asking one question at a time."""
+    """The connections to one origin: at most `most` (MAX_CONNECTIONS), each asking one question at a time."""
 
-    def __init__(self, origin: Origin, tls: ssl.SSLContext | None) -> None:
+    def __init__(self, origin: Origin, tls: ssl.SSLContext | None, *, most: int | None = None) -> None:
         self.origin = origin
+        self._bound = most
         self._tls = tls if origin.tls else None
         self._idle: list[_Connection] = []
         self._open = 0
         self._queue: deque[asyncio.Future[_Connection | None]] = deque()
         self._closed = False
+
+    @property
+    def _most(self) -> int:
+        return self._bound or MAX_CONNECTIONS
 
     async def exchange(
         self, method: str, target: str, head: bytes, body: bytes, *, deadline: float, limit: int
@@ -125,7 +134,7 @@ class Wire:
 
     async def _place(self, ends: float, *, fresh: bool = False) -> "_Connection":
         """A new connection or, when there are too many, the first that is free; `fresh`: a new one in its stead."""
-        while self._open >= MAX_CONNECTIONS:
+        while self._open >= self._most:
             if fresh and self._idle:
                 self._idle.pop().abort()  # its end gives a turn
             turn: asyncio.Future[_Connection | None] = asyncio.get_running_loop().create_future()
@@ -137,7 +146,7 @@ class Wire:
                 if turn.done() and not turn.cancelled():
                     self._pass_on(turn.result())
                 if isinstance(error, TimeoutError):
-                    reason = f"all {MAX_CONNECTIONS} connections to {self.origin} are taken"
+                    reason = f"all {self._most} connections to {self.origin} are taken"
                     raise TimedOut(reason, sent=False) from None
                 raise
             if connection is not None and connection.usable():
@@ -286,7 +295,7 @@ class _Connection(asyncio.Protocol):
             return
         self._received += len(data)
         if self._received > self._limit + MAX_HEAD_BYTES:
-            self._fail(Unreachable(f"the homeserver's answer is larger than {self._limit} bytes", sent=True))
+            self._fail(Oversize(f"the homeserver's answer is larger than {self._limit} bytes", sent=True))
             return
         try:
             self._parser.feed_data(data)
@@ -316,7 +325,7 @@ class _Connection(asyncio.Protocol):
     def on_body(self, chunk: bytes) -> None:
         self._body += chunk
         if len(self._body) > self._limit:
-            self._fail(Unreachable(f"the homeserver's answer is larger than {self._limit} bytes", sent=True))
+            self._fail(Oversize(f"the homeserver's answer is larger than {self._limit} bytes", sent=True))
 
     def on_message_complete(self) -> None:
         if self._parser.get_status_code() < 200:  # 100 Continue, 103 Early Hints: the answer is still to come

@@ -1,0 +1,206 @@
+"""Reading rooms and what happens in them, on both surfaces; `initialSync` and `events` as the old guide has them."""
+
+import asyncio
+import re
+from collections.abc import Coroutine
+from typing import TypeVar
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from flowbridge import canonical
+from flowbridge.callers import Credential
+from flowbridge.core import Core
+from flowbridge.errors import BadRequest
+from flowbridge.homeserver import dialect
+from flowbridge.routes import describe_reading
+from flowbridge.routes.endpoint import Endpoint, endpoint, headers_of
+from flowbridge.routes.send import DIALECTS
+
+T = TypeVar("T")
+
+DEFAULT_LIMIT = 10  # events of a room
+MAX_LIMIT = 1_000
+POLL_SECONDS = 30.0  # that `events` waits unless told otherwise: as Synapse's own did
+MAX_POLL_SECONDS = 300.0
+MAX_PARAMETER = 4_096  # characters: tokens grow with the number of a homeserver's writers
+
+_LONG_NUMBER = re.compile("[0-9]{19,}")
+_LISTS = frozenset(f"{no}{what}" for what in ("types", "senders", "rooms") for no in ("", "not_"))
+
+
+class Reading:
+    """The handlers. `old`: lists of members, messages and state have the old fields, too."""
+
+    def __init__(self, core: Core, *, old: bool) -> None:
+        self._callers = core.callers
+        self._history = core.history
+        self._old = old
+
+    async def initial_sync(self, request: Request) -> Response:
+        """GET …/initialSync?limit=&archived="""
+        credential = await self._credential(request)
+        limit = _number(request, "limit", DEFAULT_LIMIT, MAX_LIMIT)
+        archived = _choice(request, "archived", "false", ("true", "false")) == "true"
+        return _answer(await self._history.snapshot(credential, limit, archived=archived))
+
+    async def room_initial_sync(self, request: Request) -> Response:
+        """GET …/rooms/{roomId}/initialSync?limit="""
+        credential = await self._credential(request)
+        room = dialect.room(request.path_params["roomId"])
+        limit = _number(request, "limit", DEFAULT_LIMIT, MAX_LIMIT)
+        return _answer(await self._history.room_snapshot(credential, room, limit))
+
+    async def events(self, request: Request) -> Response:
+        """GET …/events?from=&timeout=&room_id=, timeout in milliseconds"""
+        credential = await self._credential(request)
+        since = _token(request, "from")
+        seconds = _number(request, "timeout", int(POLL_SECONDS * 1000), int(MAX_POLL_SECONDS * 1000)) / 1000
+        room = _text(request, "room_id")
+        if room:
+            dialect.room(room)
+        working = self._history.events(credential, "" if since == "END" else since, seconds, room)
+        return _answer(await _unless_gone(request, working))
+
+    async def members(self, request: Request) -> Response:
+        """GET …/rooms/{roomId}/members?membership=&not_membership=&at="""
+        query = {name: _text(request, name) for name in ("membership", "not_membership")}
+        return await self._page(request, "members", {**query, "at": _token(request, "at")})
+
+    async def joined_members(self, request: Request) -> Response:
+        """GET …/rooms/{roomId}/joined_members"""
+        return await self._page(request, "joined_members", {})
+
+    async def state(self, request: Request) -> Response:
+        """GET …/rooms/{roomId}/state"""
+        return await self._page(request, "state", {})
+
+    async def messages(self, request: Request) -> Response:
+        """GET …/rooms/{roomId}/messages?from=&to=&dir=&limit=&filter=
+
+        Without `dir` the newest come first; `from=END` and `to=START` are what clients once said for "all".
+        """
+        since, until = _token(request, "from"), _token(request, "to")
+        dir_ = _choice(request, "dir", "b", ("b", "f"))
+        ends = ("END", "START") if dir_ == "b" else ("START", "END")
+        query = {
+            "from": "" if since == ends[0] else since,
+            "to": "" if until == ends[1] else until,
+            "dir": dir_,
+            "limit": str(_number(request, "limit", DEFAULT_LIMIT, MAX_LIMIT)),
+            "filter": _filter(request.query_params.get("filter", "")),
+        }
+        return await self._page(request, "messages", query)
+
+    async def _page(self, request: Request, what: str, query: dict[str, str]) -> Response:
+        credential = await self._credential(request)
+        room = dialect.room(request.path_params["roomId"])
+        given = {name: text for name, text in query.items() if text}
+        return _answer(await self._history.page(credential, room, what, given, old=self._old))
+
+    async def _credential(self, request: Request) -> Credential:
+        return await self._callers.credential(headers_of(request), request.scope["query_string"])
+
+
+def _answer(body: bytes) -> Response:
+    return Response(body, media_type="application/json")
+
+
+async def _unless_gone(request: Request, work: Coroutine[None, None, T]) -> T:
+    """What the work brings; it is given up when the caller hangs up. Raises ClientDisconnect."""
+    working = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_hung_up(request))
+    try:
+        await asyncio.wait({working, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientDisconnect
+        return working.result()
+    finally:
+        working.cancel()
+        gone.cancel()
+
+
+async def _hung_up(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _text(request: Request, name: str) -> str:
+    """A parameter; a blank one counts as absent."""
+    text = request.query_params.get(name, "")
+    if len(text) > MAX_PARAMETER or not text.isprintable():
+        raise BadRequest(f"{name}: it is longer than {MAX_PARAMETER} characters, or holds a control character")
+    return text
+
+
+def _token(request: Request, name: str) -> str:
+    """A token of the homeserver's. Numbers in it that no database holds would make a 500 of Synapse."""
+    text = _text(request, name)
+    if any(int(digits[:20]) >= 2**63 for digits in _LONG_NUMBER.findall(text)):
+        raise BadRequest(f"{name}: {text[:80]!r} is no token")
+    return text
+
+
+def _number(request: Request, name: str, default: int, most: int) -> int:
+    """A whole number; one that is larger than the most counts as that."""
+    text = _text(request, name)
+    if not text:
+        return default
+    if not (text.isascii() and text.isdigit()):
+        raise BadRequest(f"{name}: {text[:80]!r} is no whole number")
+    return min(int(text[:12]), most)
+
+
+def _choice(request: Request, name: str, default: str, choices: tuple[str, ...]) -> str:
+    text = _text(request, name) or default
+    if text not in choices:
+        raise BadRequest(f"{name}: {text[:80]!r} is none of {', '.join(choices)}")
+    return text
+
+
+def _filter(text: str) -> str:
+    """The specification's RoomEventFilter, as far as Synapse answers a 500 for what is wrong with it."""
+    if not text:
+        return ""
+    try:
+        found = canonical.read(text.encode())
+    except BadRequest as error:
+        raise BadRequest(f"filter: {error.error}") from None
+    if not found.clean or not isinstance(found.value, dict):
+        raise BadRequest("filter: it is no JSON object as Matrix has it")
+    for name in _LISTS & found.value.keys():
+        names = found.value[name]
+        if not isinstance(names, list) or not all(isinstance(each, str) for each in names):
+            raise BadRequest(f"filter: {name} is no list of strings")
+    return canonical.write(found.value).decode()
+
+
+def routes(core: Core) -> list[Endpoint]:
+    """Both surfaces. Of the Matrix dialects only v3 is documented: but for the old fields the others are the same."""
+    flow = Reading(core, old=False)
+    table = [
+        ("/initialSync", flow.initial_sync),
+        ("/events", flow.events),
+        ("/rooms/{roomId}/initialSync", flow.room_initial_sync),
+        ("/rooms/{roomId}/members", flow.members),
+        ("/rooms/{roomId}/messages", flow.messages),
+        ("/rooms/{roomId}/state", flow.state),
+    ]
+    found = [endpoint("GET", path, handler, describe_reading.of(path)) for path, handler in table]
+    for name in DIALECTS:
+        found += _matrix(f"/_matrix/client/{name}", Reading(core, old=name == "api/v1"), documented=name == "v3")
+    return found
+
+
+def _matrix(prefix: str, handlers: Reading, *, documented: bool) -> list[Endpoint]:
+    room = f"{prefix}/rooms/{{roomId}}"
+    table = [
+        (f"{prefix}/initialSync", handlers.initial_sync),
+        (f"{prefix}/events", handlers.events),
+        (f"{room}/initialSync", handlers.room_initial_sync),
+        (f"{room}/members", handlers.members),
+        (f"{room}/joined_members", handlers.joined_members),
+        (f"{room}/messages", handlers.messages),
+        (f"{room}/state", handlers.state),
+    ]
+    return [endpoint("GET", path, handler, describe_reading.of(path), documented=documented) for path, handler in table]
