@@ -13,6 +13,7 @@ from flowbridge.history import History
 from flowbridge.homeserver import Address, AddressError, AddressUnknown, Homeserver, Locator, Relay, tls_context
 from flowbridge.intake import Intake
 from flowbridge.keyring import Keyring
+from flowbridge.media import Media
 from flowbridge.settings import Settings
 from flowbridge.store import Database
 from flowbridge.store.journal import Journal
@@ -62,6 +63,7 @@ class Core:
             reused_txn_id=settings.reused_txn_id,
         )
         self.history = History(self.callers, self.homeserver)
+        self.media = Media(self.callers, self.homeserver, self.relay)
         self.upkeep = Upkeep(settings, self.database, self.stock, self.callers)
         self.tokens.on_change = self.carrier.trust
         self.carrier.on_distrust = self._distrusted

@@ -13,7 +13,7 @@ from flowbridge.callers import Credential
 from flowbridge.core import Core
 from flowbridge.errors import BadRequest
 from flowbridge.homeserver import dialect
-from flowbridge.routes import describe_reading
+from flowbridge.routes import describe_reading, streaming
 from flowbridge.routes.endpoint import Endpoint, endpoint, headers_of
 from flowbridge.routes.send import DIALECTS
 
@@ -109,7 +109,7 @@ def _answer(body: bytes) -> Response:
 async def _unless_gone(request: Request, work: Coroutine[None, None, T]) -> T:
     """What the work brings; it is given up when the caller hangs up. Raises ClientDisconnect."""
     working = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_hung_up(request))
+    gone = asyncio.ensure_future(streaming.left(request.receive))
     try:
         await asyncio.wait({working, gone}, return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
@@ -118,11 +118,6 @@ async def _unless_gone(request: Request, work: Coroutine[None, None, T]) -> T:
     finally:
         working.cancel()
         gone.cancel()
-
-
-async def _hung_up(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
 
 
 def _text(request: Request, name: str) -> str:

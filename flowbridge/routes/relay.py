@@ -8,14 +8,14 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from flowbridge import log
 from flowbridge.core import Core
 from flowbridge.errors import Errcode, Forbidden, HomeserverError, MatrixError, Unauthorized, Unavailable
 from flowbridge.homeserver import passing, verdict
-from flowbridge.homeserver.relay import BODYLESS, SILENCE_SECONDS, STALL_SECONDS, Relayed
+from flowbridge.homeserver.relay import BODYLESS, SILENCE_SECONDS, Relayed
 from flowbridge.homeserver.wire import Answer
 from flowbridge.models import Caller
-from flowbridge.routes.endpoint import HANG_UP, LOG, MAX_BODY_BYTES, error_answer, headers_of
+from flowbridge.routes import streaming
+from flowbridge.routes.endpoint import LOG, MAX_BODY_BYTES, error_answer, headers_of
 
 REFUSAL_LIMIT = 1024 * 1024  # bytes of a 401, which is looked into
 FRAMING = frozenset({"content-length", "transfer-encoding"})  # either says that there is a body
@@ -118,7 +118,7 @@ class _Passage(Response):
             is_here = not leaving.done()
         except asyncio.CancelledError:  # the server has waited for as long as it does when it stops
             is_here = False
-            self._cut("the bridge stops")
+            streaming.cut(scope, "the bridge stops")
         finally:
             for task in (exchange, leaving, stopping):
                 task.cancel()
@@ -145,10 +145,10 @@ class _Passage(Response):
             refusal = await self._refusal(answer)
             await self._begin(answer)
             if refusal is not None:
-                await self._give(refusal)
+                await streaming.give(self._send, refusal)
             else:
                 async for chunk in answer.chunks():
-                    await self._give(chunk)
+                    await streaming.give(self._send, chunk)
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _refusal(self, answer: Relayed) -> bytes | None:
@@ -172,11 +172,6 @@ class _Passage(Response):
         headers = passing.answer_headers(answer.headers)
         await self._send({"type": "http.response.start", "status": answer.status, "headers": headers})
 
-    async def _give(self, chunk: bytes) -> None:
-        """A piece of the body to the caller, as fast as it takes them."""
-        async with asyncio.timeout(STALL_SECONDS):
-            await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
-
     async def _judge(self, error: BaseException | None) -> None:
         """What is still to be said when the exchange is over."""
         if error is None:
@@ -185,25 +180,14 @@ class _Passage(Response):
             self.status_code = GONE
         elif isinstance(error, MatrixError) and not self._started:
             await self._refuse(error)
-        elif isinstance(error, MatrixError):
-            self._cut(error.error)
-        elif isinstance(error, TimeoutError):
-            self._cut(f"the caller has taken nothing of the answer for {STALL_SECONDS:g} s")
         else:
-            raise error
+            streaming.broken(self._scope, error)
 
     async def _refuse(self, error: MatrixError) -> None:
         self._scope.setdefault(LOG, {}).update(errcode=str(error.errcode), error=error.error[:300])
         response = error_answer(error)
         self.status_code = response.status_code
         await response(self._scope, _nothing, self._send)
-
-    def _cut(self, reason: str) -> None:
-        """End the connection, so that nobody takes a part of an answer for the whole."""
-        log.warning("answer_cut", path=self._scope["raw_path"].decode("ascii")[:1_000], reason=reason)
-        self._scope.setdefault(LOG, {}).update(error=reason)
-        if HANG_UP in self._scope:
-            self._scope[HANG_UP]()
 
 
 class _Caller:
@@ -245,8 +229,7 @@ class _Caller:
     async def left(self) -> None:
         """Until it has gone away; that is only looked at when its body is there."""
         await self._read.wait()
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
+        await streaming.left(self._receive)
 
 
 def _is_strange(answer: Relayed) -> bool:

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from flowbridge import serve
-from flowbridge.routes import relay
+from flowbridge.routes import relay, streaming
 from tests import upstream as scripted
 from tests.http.conftest import BOT_TOKEN, KEY, TLS, Bridge, as_caller, new_token, post, running
 from tests.http.test_errors import check_error
@@ -262,7 +262,7 @@ def test_callers_departure_in_the_middle_of_an_upload_ends_it(fresh: Bridge) -> 
 
 
 def test_caller_that_reads_nothing_is_given_up(fresh: Bridge, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(relay, "STALL_SECONDS", 0.2)
+    monkeypatch.setattr(streaming, "STALL_SECONDS", 0.2)
     fresh.upstream.always(scripted.raw(scripted.encoded(200, b"x" * 30_000_000)))
     with fresh.connect() as client:
         client.send(post(ANY, b"", method="GET"))

@@ -1,0 +1,56 @@
+"""What a file is called, of what type it is, and which JSON holds one."""
+
+import json
+
+import pytest
+
+from flowbridge import attachment
+from flowbridge.attachment import Label
+from flowbridge.errors import BadContent, BadRequest
+
+
+@pytest.mark.parametrize(
+    ("name", "type_"),
+    [("a.png", "image/png"), ("a.WEBP", "image/webp"), ("a.tar.gz", attachment.UNKNOWN), ("a", attachment.UNKNOWN)],
+)
+def test_type_is_guessed_from_the_name(name: str, type_: str) -> None:
+    assert Label(name).media_type == type_
+    assert Label(name, "text/x").media_type == "text/x"
+
+
+@pytest.mark.parametrize("size", [0, 1, 65_536, 200_000])
+def test_buffer_of_any_length_is_read(size: int) -> None:
+    data = bytes(number % 256 for number in range(size))
+    for body in ({"type": "Buffer", "data": list(data)}, {"payload": {"data": list(data), "type": "Buffer"}}):
+        found = attachment.read(json.dumps(body).encode())
+        assert found is not None
+        assert found.data == data
+
+
+@pytest.mark.parametrize("numbers", ["1,", ",1", "1 2", "1,,2", "+1", "1_0", "0x1", "1e1", "9" * 5000])
+def test_what_is_no_list_of_bytes_is_refused(numbers: str) -> None:
+    with pytest.raises(BadContent):
+        attachment.read(f'{{"type": "Buffer", "data": [{numbers}]}}'.encode())
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"\xff",
+        b'{"type": "Buffer", "data": [1}',
+        b'{"type": "Buffer", "data": [[1]]}',
+        b'{"type": "Blob", "data": [1]}',
+        b'{"payload": {"payload": {"data": ""}}}',
+        b'{"x\\"data": [1], "type": "Buffer"}',
+        b"[" * 100_000,
+    ],
+)
+def test_other_json_is_a_file_itself(body: bytes) -> None:
+    assert attachment.read(body) is None
+
+
+@pytest.mark.parametrize("text", ["image", "image/", "/png", "image/png\r\nX: y", "image/pñg", "a b/c"])
+def test_what_is_no_media_type_is_refused(text: str) -> None:
+    with pytest.raises(BadRequest):
+        attachment.content_type(text)
