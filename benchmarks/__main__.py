@@ -11,6 +11,7 @@ from benchmarks import nginx
 from benchmarks.durable import durable
 from benchmarks.footprint import memory, start
 from benchmarks.latency import latency
+from benchmarks.live import live
 from benchmarks.relay import relay
 from benchmarks.report import Benchmark, Run, Section, document, say, targets_table
 from benchmarks.servers import REPOSITORY, running
@@ -23,6 +24,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "start": start,
     "latency": latency,
     "relay": relay,
+    "live": live,
 }
 RESULTS = REPOSITORY / "docs" / "benchmarks.md"
 

@@ -9,7 +9,19 @@ from fastapi import FastAPI
 
 from flowbridge import edge, openapi
 from flowbridge.core import Core
-from flowbridge.routes import accounts, deliveries, discovery, media, operations, reading, relay, rooms, schemas, send
+from flowbridge.routes import (
+    accounts,
+    deliveries,
+    discovery,
+    live,
+    media,
+    operations,
+    reading,
+    relay,
+    rooms,
+    schemas,
+    send,
+)
 from flowbridge.settings import Settings
 
 
@@ -38,6 +50,7 @@ def create_app(settings: Settings, core: Core | None = None) -> edge.Edge:
         *reading.routes(core),
         *deliveries.routes(core),
         *media.routes(core),
+        *live.routes(core),
         *schemas.routes(core.catalogue, core.intake),
         *operations.routes(core),
         *discovery.routes(core),

@@ -13,6 +13,7 @@ from flowbridge.history import History
 from flowbridge.homeserver import Address, AddressError, AddressUnknown, Homeserver, Locator, Relay, tls_context
 from flowbridge.intake import Intake
 from flowbridge.keyring import Keyring
+from flowbridge.live import Live
 from flowbridge.media import Media
 from flowbridge.settings import Settings
 from flowbridge.store import Database
@@ -64,6 +65,7 @@ class Core:
         )
         self.history = History(self.callers, self.homeserver)
         self.media = Media(self.callers, self.homeserver, self.relay)
+        self.live = Live(self.homeserver, self.callers)
         self.upkeep = Upkeep(settings, self.database, self.stock, self.callers)
         self.tokens.on_change = self.carrier.trust
         self.carrier.on_distrust = self._distrusted
@@ -103,6 +105,7 @@ class Core:
         finally:
             for task in beside:
                 task.cancel()
+            self.live.stop()
             await self.courier.stop()
             await self.database.stop()
             self.homeserver.close()

@@ -30,6 +30,7 @@ commit_seconds = Histogram(
     registry=_registry,
 )
 commit_failures = _counter("commit_failures", "Commits that the store refused or did not answer.")
+live_dropped = _counter("live_dropped", "Streams of live events that were ended because nobody read them.")
 
 queued = _gauge("queued_events", "Events that wait to be sent.")
 oldest_queued_seconds = _gauge("oldest_queued_seconds", "Age of the event that has waited longest; 0 without one.")
@@ -38,6 +39,8 @@ lanes = _gauge("lanes", "Rooms (of an account) held by this process, by what the
 uncertain = _gauge("uncertain_lanes", "Rooms whose first event may have been sent already.")
 accounts_paused = _gauge("accounts_paused", "Accounts whose token the homeserver does not accept.")
 homeserver_up = _gauge("homeserver_up", "0 while the homeserver cannot be reached.")
+live_listeners = _gauge("live_listeners", "Open streams of live events.")
+live_accounts = _gauge("live_accounts", "Accounts that are listened to: one long poll each.")
 store_bytes = _gauge("store_bytes", "Bytes that the store takes.")
 store_full = _gauge("store_full", "1 while nothing is accepted because the store is full.")
 

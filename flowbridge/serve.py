@@ -187,10 +187,11 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Requests at work may end; before their time is up, who waits for an outcome is told that it is accepted.
 
-        Long polls end at once.
+        Long polls and live streams end at once.
         """
         self.core.relay.stopping.set()
         self.core.history.hush()
+        self.core.live.stop()
         asyncio.get_running_loop().call_later(STOP_SECONDS / 2, self.core.courier.hush)
         await super().shutdown(sockets)
 

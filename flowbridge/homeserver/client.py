@@ -2,7 +2,7 @@
 
 import json
 import ssl
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from flowbridge import __version__, bulk
 from flowbridge.errors import BadGateway, Errcode, HomeserverError, TooLarge
@@ -16,6 +16,7 @@ HISTORY_LIMIT: Final = 8 * 1024 * 1024  # bytes of a page of 100 events
 READ_LIMIT: Final = 1024 * 1024  # bytes of an answer to a read: an event has at most 64 KiB, its state form a few more
 BULK_LIMIT: Final = 64 * 1024 * 1024  # bytes of an answer to a read that may be large: all state of all rooms
 READERS: Final = 256  # connections for reads that may be large or slow, so that no send waits for one
+POLLS: Final = 1_024  # connections for the long polls of live streams
 
 _HEAD: Final = f"User-Agent: flowbridge/{__version__}\r\nAccept: application/json\r\n".encode()
 _JSON_HEAD: Final = _HEAD + b"Content-Type: application/json\r\n"
@@ -28,8 +29,7 @@ class Homeserver:
         self.locator = locator
         self.deadline = deadline
         self._tls = tls
-        self._wire: Wire | None = None
-        self._readers: Wire | None = None
+        self._wires: _Wires | None = None
         self._prefix = ""
         locator.on_change = self._move
 
@@ -76,14 +76,10 @@ class Homeserver:
         `seconds` (default: the deadline of all calls) may be as many as a long poll needs: these calls have connections
         of their own. Raises TooLarge for an answer of more than BULK_LIMIT bytes.
         """
-        await self._connect()
-        assert self._readers is not None
-        head = b"Authorization: Bearer %b\r\n%b" % (token.encode("ascii"), _HEAD)
+        wire = (self._wires or await self._connect()).reads
         deadline = self.deadline if seconds is None else seconds
         try:
-            answer = await self._readers.exchange(
-                "GET", self._prefix + target, head, b"", deadline=deadline, limit=BULK_LIMIT
-            )
+            answer = await self._exchange(wire, "GET", target, token, b"", deadline, BULK_LIMIT)
         except Oversize:
             raise TooLarge(f"the homeserver's answer is larger than {BULK_LIMIT} bytes: ask for less") from None
         except WireError as failure:
@@ -158,38 +154,60 @@ class Homeserver:
 
         `deadline`: seconds for this call, where they are not the usual ones.
         """
-        wire = self._wire or await self._connect()
-        head = _JSON_HEAD if body else _HEAD
-        if token:
-            head = b"Authorization: Bearer %b\r\n%b" % (token.encode("ascii"), head)
+        wire = (self._wires or await self._connect()).calls
         try:
-            return await wire.exchange(
-                method, self._prefix + target, head, body, deadline=deadline or self.deadline, limit=limit
-            )
+            return await self._exchange(wire, method, target, token, body, deadline or self.deadline, limit)
+        except WireError as failure:
+            raise verdict.no_answer(failure) from None
+
+    async def poll(self, target: str, *, token: str, deadline: float, limit: int) -> Answer:
+        """A GET that may take long, within `deadline` seconds; on connections of its own. Raises as `call` does."""
+        wire = (self._wires or await self._connect()).polls
+        try:
+            return await self._exchange(wire, "GET", target, token, b"", deadline, limit)
         except WireError as failure:
             raise verdict.no_answer(failure) from None
 
     def close(self) -> None:
-        for wire in (self._wire, self._readers):
-            if wire is not None:
+        if self._wires is not None:
+            for wire in self._wires:
                 wire.close()
+
+    async def _exchange(
+        self, wire: Wire, method: str, target: str, token: str, body: bytes, deadline: float, limit: int
+    ) -> Answer:
+        head = _JSON_HEAD if body else _HEAD
+        if token:
+            head = b"Authorization: Bearer %b\r\n%b" % (token.encode("ascii"), head)
+        return await wire.exchange(method, self._prefix + target, head, body, deadline=deadline, limit=limit)
 
     async def _get(self, target: str, *, token: str = "") -> Answer:
         answer = await self.call("GET", target, token=token, limit=READ_LIMIT)
         verdict.success(answer)
         return answer
 
-    async def _connect(self) -> Wire:
+    async def _connect(self) -> "_Wires":
         try:
             await self.locator.address()
         except (AddressError, AddressUnknown) as error:
             raise BadGateway(f"the homeserver's address is not known: {error}") from None
-        assert self._wire is not None
-        return self._wire
+        assert self._wires is not None
+        return self._wires
 
     def _move(self, address: Address) -> None:
         """The homeserver is elsewhere now: what is under way ends where it began."""
         self.close()
-        self._wire = Wire(address.origin, self._tls)
-        self._readers = Wire(address.origin, self._tls, most=READERS)
+        self._wires = _Wires(
+            Wire(address.origin, self._tls),
+            Wire(address.origin, self._tls, most=READERS),
+            Wire(address.origin, self._tls, most=POLLS),
+        )
         self._prefix = address.prefix
+
+
+class _Wires(NamedTuple):
+    """Connections apart, so that what takes long holds up nothing else."""
+
+    calls: Wire
+    reads: Wire
+    polls: Wire
