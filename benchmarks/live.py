@@ -80,7 +80,7 @@ def live(run: Run) -> Section:
     ):
         direct, last, polls = asyncio.run(_measure(homeserver, bridge))
         rss = bridge.rss_mb()
-    reached = median(last) - median(direct)
+    reached = max(last) - median(direct)
     return Section(
         title="Live",
         about=ABOUT,
@@ -90,7 +90,7 @@ def live(run: Run) -> Section:
             [f"last of {LISTENERS}", f"{median(last):.1f}", f"{max(last):.1f}", f"{rss:.1f}", f"{polls:g}"],
         ],
         targets=[
-            Target(f"an event with all of {LISTENERS} after it comes direct, medians", reached, LIMIT_MS, " ms"),
+            Target(f"the slowest event with all of {LISTENERS}, after the median direct one", reached, LIMIT_MS, " ms"),
             Target(f"memory with {LISTENERS} listeners", rss, 200, " MB"),
             Target("long polls for one account", polls, 1),
         ],
