@@ -127,7 +127,7 @@ class Protocol(HttpToolsProtocol):
             self._timer = None
 
     def _refuse(self, status: int, errcode: Errcode, error: str) -> None:
-        """Answer by hand, since no request came to be, and hang up."""
+        """Answer by hand, since no request came to be, and hang up. Any web page may read it, whatever was asked."""
         self._stop_timer()
         if self.transport.is_closing():
             return
@@ -141,8 +141,8 @@ class Protocol(HttpToolsProtocol):
             return
         body = json.dumps({"errcode": errcode, "error": error}).encode()
         self.transport.write(
-            b"%bcontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%b"
-            % (STATUS_LINE[status], len(body), body)
+            b"%bcontent-type: application/json\r\naccess-control-allow-origin: *\r\ncontent-length: %d\r\n"
+            b"connection: close\r\n\r\n%b" % (STATUS_LINE[status], len(body), body)
         )
         self.transport.close()
 

@@ -29,7 +29,7 @@ _NOT_UP: Final = _HOP_BY_HOP | frozenset(
 # date: the server's own. The others are about the connection's origin, which is another one here.
 _NOT_DOWN: Final = _HOP_BY_HOP | frozenset(b"date set-cookie alt-svc strict-transport-security".split())
 
-_OLD_DIALECT: Final = re.compile(r"/_matrix/client/(?:api/v1|r0)/")
+_OLD_DIALECT: Final = re.compile(r"/_matrix/(?:(client)/(?:api/v1|r0)|(media)/(?:v1|r0))/")
 _NOT_ON_THE_WIRE: Final = re.compile(rb"[^\x21-\x7e]")
 # Where a float may be too large, or a surrogate alone: nearly no body has it.
 _SUSPICIOUS: Final = re.compile(rb"[eE]\+?[0-9]{3}|[0-9]{200}|\\u[dD]")
@@ -39,16 +39,17 @@ _CONTROL: Final = re.compile(rb"[\x00-\x1f\x7f]")
 def target(path: str, query: bytes) -> str:
     """Path and query for the homeserver. Raises BadRequest.
 
-    `api/v1` and `r0` become v3, which has all that they had: current homeservers do not answer every path in the old
-    dialects. `unstable` and `v1` name other things, and stay. A step that would climb out of `/_matrix/` behind some
-    proxy is refused, and so are control characters: they mean nothing good anywhere.
+    `api/v1` and `r0`, of media `v1` and `r0`, become v3, which has all that they had: current homeservers do not answer
+    every path in the old dialects. `unstable` and the client API's `v1` name other things, and stay. A step that would
+    climb out of `/_matrix/` behind some proxy is refused, and so are control characters, which mean nothing good.
     """
     decoded = unquote_to_bytes(path)
     if _CONTROL.search(decoded):
         raise BadRequest("the path holds a control character")
     if not {b".", b".."}.isdisjoint(decoded.split(b"/")):
         raise BadRequest("the path holds a '.' or '..' segment")
-    path = _OLD_DIALECT.sub("/_matrix/client/v3/", path, count=1) if _OLD_DIALECT.match(path) else path
+    if old := _OLD_DIALECT.match(path):
+        path = f"/_matrix/{old[1] or old[2]}/v3/{path[old.end() :]}"
     kept = b"&".join(part for part in query.split(b"&") if _is_kept(part))
     if not kept:
         return path
