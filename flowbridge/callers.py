@@ -83,9 +83,10 @@ class Callers:
             keyring.permit(credential.key, event_type, rooms)
 
     def permit_all(self, credential: Credential) -> None:
-        """Raises Forbidden when an API key has no `admin` scope; for what is about no room and no event type."""
-        if credential.key is not None and not credential.key.admin:
-            raise Forbidden("this API key is not for this: it needs the scope `admin`")
+        """Raises Forbidden unless an API key has `admin` and no limits: for what is about no room and no event type."""
+        key = credential.key
+        if key is not None and (not key.admin or key.rooms or key.event_types):
+            raise Forbidden("this API key is not for this, which needs `admin`, for all rooms and event types")
 
     def permit_reading(self, credential: Credential, *rooms: str) -> None:
         """Raises Forbidden when an API key may not read a room (all that it is called); none: all that the bot sees."""

@@ -13,6 +13,7 @@ from flowbridge.errors import BadRequest
 
 _UNRESERVED = re.compile(r"[A-Za-z0-9._~-]*")  # RFC 3986: what is never encoded
 
+_LONG_NUMBER = re.compile(r"[0-9]{19,}")
 _PAGE_TOKEN = re.compile(r"\At[0-9]+-(?=[0-9]+(?:_|\Z))")
 
 MAX_BYTES = 255  # of an identifier (specification, appendix "Identifier grammar")
@@ -84,6 +85,13 @@ def messages_target(room_id: str, before: str) -> str:
 def room_target(room_id: str, what: str, query: Mapping[str, str]) -> str:
     """What there is to read of a room: members, joined_members, messages or state."""
     return f"{CLIENT}/rooms/{_q(room_id)}/{what}{_query(query)}"
+
+
+def token(text: str, what: str) -> str:
+    """A token of the homeserver's. Raises BadRequest for numbers that no database holds: a 500 of Synapse."""
+    if any(int(digits[:20]) >= 2**63 for digits in _LONG_NUMBER.findall(text)):
+        raise BadRequest(f"{what}: {text[:80]!r} is no token")
+    return text
 
 
 def stream_token(token: str) -> str:

@@ -29,10 +29,11 @@ _NOT_UP: Final = _HOP_BY_HOP | frozenset(
 # date: the server's own. The others are about the connection's origin, which is another one here.
 _NOT_DOWN: Final = _HOP_BY_HOP | frozenset(b"date set-cookie alt-svc strict-transport-security".split())
 
-_OLD_DIALECT: Final = re.compile(r"/_matrix/(?:(client)/(?:api/v1|r0)|(media)/(?:v1|r0))/")
+_OLD_DIALECT: Final = re.compile(r"/_matrix/(?:(client)/(?:api/v1|r0)|(media)/(?:v1(?!/create)|r0))/")
 _NOT_ON_THE_WIRE: Final = re.compile(rb"[^\x21-\x7e]")
 # Where a float may be too large, or a surrogate alone: nearly no body has it.
 _SUSPICIOUS: Final = re.compile(rb"[eE]\+?[0-9]{3}|[0-9]{200}|\\u[dD]")
+_TOKEN: Final = re.compile(rb'"(?:[^"\\]|\\.)*"|-?[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?', re.DOTALL)
 _CONTROL: Final = re.compile(rb"[\x00-\x1f\x7f]")
 
 
@@ -40,10 +41,14 @@ def target(path: str, query: bytes) -> str:
     """Path and query for the homeserver. Raises BadRequest.
 
     `api/v1` and `r0`, of media `v1` and `r0`, become v3, which has all that they had: current homeservers do not answer
-    every path in the old dialects. `unstable` and the client API's `v1` name other things, and stay. A step that would
-    climb out of `/_matrix/` behind some proxy is refused, and so are control characters, which mean nothing good.
+    every path in the old dialects. `unstable`, the client API's `v1` and `media/v1/create` name other things, and stay.
+    A step that would climb out of `/_matrix/` behind some proxy is refused, and so is what is no text.
     """
     decoded = unquote_to_bytes(path)
+    try:
+        decoded.decode()
+    except UnicodeDecodeError:
+        raise BadRequest("the path is not UTF-8") from None
     if _CONTROL.search(decoded):
         raise BadRequest("the path holds a control character")
     if not {b".", b".."}.isdisjoint(decoded.split(b"/")):
@@ -66,8 +71,13 @@ def poll_seconds(query: bytes) -> float:
 
 
 def request_headers(headers: Iterable[tuple[bytes, bytes]], token: str | None, *, has_body: bool) -> Headers:
-    """The headers for the homeserver; names come and go in lower case. Host is the client's to set."""
+    """The headers for the homeserver; names come and go in lower case. Host is the client's to set.
+
+    Raises BadRequest for a media type that is not ASCII.
+    """
     headers = list(headers)
+    if not all(value.isascii() for name, value in headers if name == b"content-type"):
+        raise BadRequest("Content-Type: it is not ASCII")
     dropped = _NOT_UP | _named(headers)
     found = [(name, value) for name, value in headers if name not in dropped and not name.startswith(b"x-forwarded-")]
     if token is not None:
@@ -87,25 +97,29 @@ def answer_headers(headers: Iterable[tuple[bytes, bytes]]) -> Headers:
 def check_body(body: bytes) -> None:
     """Raises NotJson for JSON to which a homeserver answers 500: `1e400`, lone surrogates (contract §4, 14).
 
-    What is wrong in other ways the homeserver says itself, and better.
+    What is wrong in other ways the homeserver says itself, and better. Strings and numbers are looked at one by one, so
+    that a large body takes no more memory, and other threads have their turn.
     """
     if not _SUSPICIOUS.search(body):
         return
+    for found in _TOKEN.finditer(body):
+        token = found[0]
+        if token[:1] != b'"':
+            if math.isinf(float(token)) and not token.lstrip(b"-").isdigit():
+                raise NotJson(f"the body holds {token[:40].decode()}, which is too large for a number")
+        elif b"\\u" in token and not _is_text(token):
+            raise NotJson("the body holds a lone surrogate, which is not Unicode text")
+
+
+def _is_text(string: bytes) -> bool:
+    """Whether a JSON string can be written as UTF-8; what is no JSON is not judged here."""
     try:
-        value = json.loads(body, parse_float=_finite)
-    except (ValueError, RecursionError):
-        return
-    try:
-        json.dumps(value, ensure_ascii=False).encode()
+        json.loads(string).encode()
     except UnicodeEncodeError:
-        raise NotJson("the body holds a lone surrogate, which is not Unicode text") from None
-
-
-def _finite(number: str) -> float:
-    value = float(number)
-    if math.isinf(value):
-        raise NotJson(f"the body holds {number[:40]}, which is too large for a number")
-    return value
+        return False
+    except ValueError:
+        return True
+    return True
 
 
 def _named(headers: Headers) -> set[bytes]:

@@ -60,6 +60,7 @@ def _query(name: str, description: str, example: Any, **schema: Any) -> Operatio
 
 _LIMIT = _query("limit", "How many events of a room; 1,000 at most.", 10, type="integer", minimum=0, default=10)
 _NEWEST = _query("limit", "How many of the newest events of each room; 100 at most.", 1, type="integer", minimum=0)
+_KEY = "An API key must be for all rooms, and for all event types or `admin`."
 _OLD = "Events have the guide's `ts`, `user_id`, `age` and, for members, `membership` beside today's fields."
 
 # name: summary, what there is, its schema, description, parameters
@@ -68,7 +69,7 @@ _OPERATIONS: dict[str, tuple[str, str, Operation, str, list[Operation]]] = {
         "All rooms at once",
         "The rooms that the caller is in or invited to, with their state and newest events.",
         _SNAPSHOT,
-        f"{_OLD} `end` is where `GET /events` goes on. An API key needs `admin`.",
+        f"{_OLD} `end` is where `GET /events` goes on. {_KEY}",
         [
             _NEWEST,
             _query("archived", "`true`: the rooms that the caller has left, too.", "true", enum=["true", "false"]),
@@ -85,7 +86,7 @@ _OPERATIONS: dict[str, tuple[str, str, Operation, str, list[Operation]]] = {
         "Wait for events",
         "What happened after `from`, in order; nothing when the time is up.",
         _MESSAGES,
-        f"{_OLD} Ask again with `from` set to the answer's `end`. An API key needs `admin`, unless `room_id` is given.",
+        f"{_OLD} Ask again with `from` set to the answer's `end`. Without `room_id`: {_KEY}",
         [
             _query("from", "The `end` of the answer before, or of an initialSync. Default: now.", "s39_18_0"),
             _query(

@@ -33,7 +33,7 @@ def create(path: str) -> Operation:
         f"{surface}_create{'Rooms' if path == '/rooms' else 'Room'}",
         tag,
         "Make a room",
-        description="An API key needs `admin`, and makes it as the bot.",
+        description="An API key needs `admin`, and no limits, and makes it as the bot.",
         ok="The room, and its alias when one was asked for.",
         answers=_json(["room_id"], room_id=_ROOM_ID, room_alias={**_TEXT, "examples": ["#tutorial:localhost"]}),
         errors=_ERRORS,

@@ -1,6 +1,7 @@
 """Live events as Server-Sent Events."""
 
 import contextlib
+from dataclasses import replace
 from functools import partial
 
 from starlette.requests import Request
@@ -39,13 +40,16 @@ class Listening:
         """GET /rooms/{roomId}/live"""
         credential = await self._callers.credential(headers_of(request), request.scope["query_string"])
         room = dialect.room(request.path_params["roomId"])
-        types, since = self._types(request, credential, room), _position(request)
+        is_alias = room.startswith("#")
+        types, since = self._types(request, credential, *(() if is_alias else (room,))), _position(request)
         caller = await self._callers.identify(credential)
         try:
+            if is_alias and credential.key is not None:  # a key may name the room by its id
+                self._types(request, credential, room, await self._homeserver.resolve(caller.token, room))
             room_id = await self._intake.room_id(caller, room)
             await self._enter(caller, room_id)
         except (BadGateway, GatewayTimeout):
-            if since is None or room.startswith("#"):
+            if since is None or is_alias:
                 raise
             room_id = room  # who resumes waits for the homeserver with an open stream
         except MatrixError as error:
@@ -112,7 +116,11 @@ def _names(request: Request, name: str) -> tuple[str, ...]:
 def _position(request: Request) -> Position | None:
     """Where to go on: a browser that connects again says it in a header, which wins over the query it began with."""
     text = request.headers.get("last-event-id", "").strip() or request.query_params.get("last_event_id", "").strip()
-    return position.parse(text) if text else None
+    if not text:
+        return None
+    found = position.parse(text)
+    since, until = (dialect.stream_token(dialect.token(part, "Last-Event-ID")) for part in (found.since, found.until))
+    return replace(found, since=since, until=until)
 
 
 def routes(core: Core) -> list[Endpoint]:

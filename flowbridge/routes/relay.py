@@ -9,14 +9,16 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from flowbridge.core import Core
-from flowbridge.errors import Errcode, Forbidden, HomeserverError, MatrixError, Unauthorized, Unavailable
+from flowbridge.errors import Errcode, HomeserverError, MatrixError, TooLarge, Unauthorized, Unavailable
 from flowbridge.homeserver import passing, verdict
 from flowbridge.homeserver.relay import BODYLESS, SILENCE_SECONDS, Relayed
 from flowbridge.homeserver.wire import Answer
 from flowbridge.models import Caller
 from flowbridge.routes import streaming
 from flowbridge.routes.endpoint import LOG, MAX_BODY_BYTES, error_answer, headers_of
+from flowbridge.spool import Spool
 
+MAX_JSON_BYTES = 8 * 1024 * 1024  # of a body that is no file: events have 64 KiB at most, backups of keys some MiB
 REFUSAL_LIMIT = 1024 * 1024  # bytes of a 401, which is looked into
 FRAMING = frozenset({"content-length", "transfer-encoding"})  # either says that there is a body
 MEDIA = "/_matrix/media/"
@@ -27,13 +29,14 @@ GONE = 499  # in the log: the caller did not wait for the answer
 class _Ask:
     """What goes to the homeserver.
 
-    `body`: None when it is still to come, and is streamed. `bot`: an API key asks, and the bridge does it as itself.
+    `body`: on the disk when it is long; None when it is still to come, and is streamed. `bot`: an API key asks, and the
+    bridge does it as itself.
     """
 
     method: str
     target: str
     headers: passing.Headers
-    body: bytes | None
+    body: bytes | Spool | None
     silence: float
     token: str | None
     bot: Caller | None
@@ -42,6 +45,7 @@ class _Ask:
 class Relaying:
     def __init__(self, core: Core) -> None:
         self._core = core
+        self._turns = asyncio.Semaphore(2)  # how many long bodies are looked into at a time
 
     async def relay(self, request: Request) -> Response:
         """Any request. Its answer is asked for when it is called, since it is streamed."""
@@ -53,11 +57,15 @@ class Relaying:
         pairs = [pair for pair in scope["headers"] if bot is None or pair[0] != b"accept-encoding"]  # its 401 is read
         has_body = request.method not in BODYLESS and not headers.keys().isdisjoint(FRAMING)
         caller = _Caller(request.receive, has_body=has_body)
+        passed_on = passing.request_headers(pairs, token, has_body=has_body)
+        body = await self._body(caller, headers, target) if has_body else b""
+        if isinstance(body, Spool) and "content-length" not in headers:
+            passed_on.append((b"content-length", b"%d" % body.size))
         ask = _Ask(
             request.method,
             target,
-            passing.request_headers(pairs, token, has_body=has_body),
-            await _body(caller, headers, target) if has_body else b"",
+            passed_on,
+            body,
             SILENCE_SECONDS + passing.poll_seconds(query),
             token,
             bot,
@@ -75,25 +83,37 @@ class Relaying:
             return None, None
         if credential.key is None:
             return credential.token, None
-        if not credential.key.admin or credential.key.rooms or credential.key.event_types:
-            raise Forbidden(
-                "this API key is not for this: what is passed on to the homeserver needs a key with `admin`, "
-                "for all rooms and event types"
-            )
+        callers.permit_all(credential)
         bot = await callers.identify(credential)
         return bot.token, bot
 
+    async def _body(self, caller: "_Caller", headers: Mapping[str, str], target: str) -> bytes | Spool | None:
+        """The body, after a look into it; None when it is a file, which is streamed. Raises BadRequest or TooLarge."""
+        if target.startswith(MEDIA):
+            return None
+        length = headers.get("content-length", "0")
+        if len(length) > 9 or int(length) > MAX_JSON_BYTES:
+            raise _too_long()
+        body = await caller.whole(MAX_BODY_BYTES)
+        if body is not None:
+            passing.check_body(body)
+            return body
+        spool = Spool()
+        try:
+            async for piece in caller:
+                await spool.write(piece)
+                if spool.size > MAX_JSON_BYTES:
+                    raise _too_long()
+            async with self._turns:
+                await asyncio.to_thread(passing.check_body, await spool.read())
+        except BaseException:
+            spool.close()
+            raise
+        return spool
 
-async def _body(caller: "_Caller", headers: Mapping[str, str], target: str) -> bytes | None:
-    """The body, when it can be looked into first; None when it is long, or no JSON, and is to be streamed."""
-    length = headers.get("content-length", "0")
-    is_long = len(length) > 9 or int(length) > MAX_BODY_BYTES
-    if is_long or "content-encoding" in headers or target.startswith(MEDIA):
-        return None
-    body = await caller.whole(MAX_BODY_BYTES)
-    if body is not None:
-        passing.check_body(body)
-    return body
+
+def _too_long() -> TooLarge:
+    return TooLarge(f"the body is longer than {MAX_JSON_BYTES} bytes")
 
 
 class _Passage(Response):
@@ -123,6 +143,8 @@ class _Passage(Response):
             for task in (exchange, leaving, stopping):
                 task.cancel()
             await asyncio.wait({exchange, leaving, stopping})
+            if isinstance(self._ask.body, Spool):
+                self._ask.body.close()
         if not exchange.cancelled():
             await self._judge(exchange.exception())
         elif is_here:
@@ -138,10 +160,12 @@ class _Passage(Response):
 
     async def _pass(self) -> None:
         ask = self._ask
-        body = self._caller if ask.body is None else ask.body
+        body = ask.body.chunks() if isinstance(ask.body, Spool) else self._caller if ask.body is None else ask.body
         async with self._relay.open(ask.method, ask.target, ask.headers, body, silence=ask.silence) as answer:
             if _is_strange(answer):
                 raise verdict.error(Answer(answer.status, tuple(answer.headers), b""))
+            if answer.status >= 400 and answer.header(b"content-length") == "0" and ask.method != "HEAD":
+                raise MatrixError(f"the homeserver answers {answer.status}, and says no more", status=answer.status)
             refusal = await self._refusal(answer)
             await self._begin(answer)
             if refusal is not None:

@@ -325,12 +325,38 @@ def test_json_that_makes_a_homeserver_fail_does_not_reach_it(
     caller: httpx.Client, upstream: Upstream, body: bytes
 ) -> None:
     check_error(caller.post("/_matrix/client/v3/other", content=body), 400, "M_NOT_JSON")
-    check_error(caller.post("/_matrix/client/v3/other", content=iter([body[:5], body[5:]])), 400, "M_NOT_JSON")
-    check_error(caller.post("/_matrix/client/v3/other", content=iter([body[:5], body[5:]])), 400, "M_NOT_JSON")
+    padded = b" " * 600_000 + body
+    for content in (body, iter([body[:5], body[5:]]), padded, iter([padded, b" "])):
+        check_error(caller.post("/_matrix/client/v3/other", content=content), 400, "M_NOT_JSON")
+    for encoding in ("identity", "gzip"):
+        headers = {"Content-Encoding": encoding}
+        check_error(caller.post("/_matrix/client/v3/other", content=body, headers=headers), 400, "M_NOT_JSON")
     assert upstream.requests == []
     upstream.always(scripted.answer({"content_uri": "mxc://a/b"}))
     assert caller.post(UPLOAD, content=body).status_code == 200
     assert seen(upstream).body == body
+
+
+@pytest.mark.parametrize("is_chunked", [True, False])
+def test_json_longer_than_any_homeserver_takes_is_a_413(
+    caller: httpx.Client, upstream: Upstream, *, is_chunked: bool
+) -> None:
+    size = relay.MAX_JSON_BYTES + 1
+    content = iter([b"x" * 1_000_000] * (size // 1_000_000 + 1)) if is_chunked else b"x" * size
+    check_error(caller.post("/_matrix/client/v3/other", content=content), 413, "M_TOO_LARGE")
+    assert upstream.requests == []
+
+
+def test_refusal_without_a_word_gets_one(caller: httpx.Client, upstream: Upstream) -> None:
+    upstream.always(scripted.raw(b"HTTP/1.1 415 Unsupported Media Type\r\nContent-Length: 0\r\n\r\n"))
+    check_error(caller.post("/_matrix/client/v3/other", content=b"{}"), 415, "M_UNKNOWN")
+
+
+def test_what_is_no_text_does_not_reach_the_homeserver(caller: httpx.Client, upstream: Upstream) -> None:
+    check_error(caller.get("/_matrix/client/v1/media/download/%ff/%ff"), 400, "M_INVALID_PARAM")
+    headers = {"Content-Type": b"text/html\xff"}
+    check_error(caller.post(UPLOAD, content=b"x", headers=headers), 400, "M_INVALID_PARAM")  # type: ignore[arg-type]
+    assert upstream.requests == []
 
 
 @pytest.mark.parametrize("size", [0, 5, 500_000, 600_000, 2_000_000])

@@ -463,6 +463,7 @@ async def test_slow_listener_is_dropped_and_may_come_again_while_another_goes_on
         ("/live", {"Last-Event-ID": "s1,"}, 400, "M_INVALID_PARAM"),
         ("/live", {"Last-Event-ID": "no position"}, 400, "M_INVALID_PARAM"),
         ("/live", {"Last-Event-ID": "what"}, 400, "M_INVALID_PARAM"),
+        ("/live", {"Last-Event-ID": "s99999999999999999999999"}, 400, "M_INVALID_PARAM"),
         ("/live?last_event_id=%00", {}, 400, "M_INVALID_PARAM"),
         ("/live?own=maybe", {}, 400, "M_INVALID_PARAM"),
         ("/live?types=m.*.x", {}, 400, "M_INVALID_PARAM"),

@@ -17,6 +17,7 @@ from flowbridge.homeserver import passing
         ("/_matrix/client/v3/profile/r0/", "/_matrix/client/v3/profile/r0/"),
         ("/_matrix/media/r0/download/hs/a%2Fb", "/_matrix/media/v3/download/hs/a%2Fb"),
         ("/_matrix/media/v1/upload", "/_matrix/media/v3/upload"),
+        ("/_matrix/media/v1/create", "/_matrix/media/v1/create"),
         ("/_matrix/media/api/v1/upload", "/_matrix/media/api/v1/upload"),
         ("/_matrix/client/v3/directory/room/%23a%2fb:hs//", "/_matrix/client/v3/directory/room/%23a%2fb:hs//"),
         ("/_matrix/client/v3/x/...", "/_matrix/client/v3/x/..."),
@@ -122,7 +123,14 @@ def test_answer_headers_lose_what_is_of_the_connection() -> None:
 
 @pytest.mark.parametrize(
     "body",
-    [b'{"a":1e400}', b'{"a":[-1E+400]}', b'{"a":"\\ud800"}', b'{"\\uDFFF":1}', b'{"a":1' + b"0" * 300 + b"e99}"],
+    [
+        b'{"a":1e400}',
+        b'{"a":[-1E+400]}',
+        b'{"a":"\\ud800"}',
+        b'{"\\uDFFF":1}',
+        b'{"a":1' + b"0" * 300 + b"e99}",
+        b"[" * 9_999 + b"1e400",
+    ],
 )
 def test_json_that_makes_a_homeserver_fail_is_refused(body: bytes) -> None:
     with pytest.raises(NotJson):
@@ -139,7 +147,10 @@ def test_json_that_makes_a_homeserver_fail_is_refused(body: bytes) -> None:
         b'{"a":"\\ud83d\\ude00"}',
         b"\xff\\ud800",
         b"{",
-        b"[" * 100_000 + b"1e400",
+        b"[" * 100_000 + b"1e40",
+        b'{"a":"1e400"}',
+        b'{"a":"\\\\ud800"}',
+        b'{"a":' + b"9" * 400 + b"}",
     ],
 )
 def test_any_other_body_is_for_the_homeserver_to_judge(body: bytes) -> None:

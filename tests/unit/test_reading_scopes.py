@@ -12,7 +12,7 @@ ROOM, OTHER, ALIAS = "!a:hs", "!b:hs", "#ops:hs"
 @pytest.mark.parametrize(
     ("key", "room", "everything"),
     [
-        (ApiKey("k"), True, False),
+        (ApiKey("k"), True, True),
         (ApiKey("k", admin=True), True, True),
         (ApiKey("k", rooms=(ROOM,)), True, False),
         (ApiKey("k", rooms=(ALIAS,)), True, False),
