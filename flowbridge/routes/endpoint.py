@@ -42,7 +42,7 @@ def endpoint(
         response_model=None,
         operation_id=operation["operationId"],
         summary=operation["summary"],
-        description=operation.get("description"),
+        description=operation.get("description") or "\f",  # else FastAPI takes the handler's docstring, up to a \f
         openapi_extra=dict(operation),
         include_in_schema=documented,
     )

@@ -94,10 +94,10 @@ def test_figures_show_what_is_stuck(
         upstream.script(first(BROKEN, then=Held(go)))
         check_queued(uncertain.post(SEND, json=HELLO, headers={"Prefer": "wait=1"}))
         check_queued(held.post(SEND, json=HELLO, headers=ASYNC))
-        upstream.wait_for_events(6)
+        upstream.wait_for_events(7)
         upstream.always(UNKNOWN_TOKEN, at="/send/")
         check_queued(paused.post(SEND, json=HELLO, headers=ASYNC))
-        upstream.wait_for_events(7)
+        upstream.wait_for_events(8)
         wanted: Figures = {
             ("flowbridge_queued_events", ()): 3,
             ("flowbridge_dead_events", ()): 1,
