@@ -85,13 +85,17 @@ class Accounts:
         verdict.success(answer)
 
     async def whoami(self, credential: Credential) -> Json:
-        """user_id, device_id and is_guest, from the homeserver itself."""
+        """user_id, device_id and is_guest, from the homeserver itself; and what the API key may do, if it is one."""
         caller = await self._callers.identify(credential)
         try:
             target = f"{dialect.CLIENT}/account/whoami"
-            return verdict.success(await self._homeserver.call("GET", target, token=caller.token))
+            found = verdict.success(await self._homeserver.call("GET", target, token=caller.token))
         except MatrixError as error:
             raise self._callers.refused(caller, error) from None
+        if (key := credential.key) is not None:
+            scopes = {"rooms": key.rooms, "event_types": key.event_types, "admin": key.admin}
+            found["flowbridge"] = {"key": {"name": key.name, **scopes}}
+        return found
 
     async def page(self) -> Answer:
         """The homeserver's page for logging in with a browser; or where it says that there is one."""

@@ -6,6 +6,7 @@ Nothing here joins a room.
 """
 
 import asyncio
+import contextlib
 import json
 import secrets
 import time
@@ -33,6 +34,15 @@ VISIBILITY_SECONDS = 60.0  # how long it is remembered whether a room is in the 
 MAX_VISIBILITIES = 10_000
 
 _NOTHING: Json = {"room": {"rooms": []}, "presence": {"types": []}, "account_data": {"types": []}}
+_NAMES: Json = {
+    **_NOTHING,
+    "room": {
+        "timeline": {"limit": 1},  # a room without any event would be left out
+        "state": {"types": ["m.room.name", "m.room.canonical_alias"]},
+        "ephemeral": {"types": []},
+        "account_data": {"types": []},
+    },
+}
 
 
 class History:
@@ -55,6 +65,20 @@ class History:
         if not old or not isinstance(value, dict | list):
             return body
         return await bulk.aside(len(body), lambda: bulk.write(old_events.page(value)))
+
+    async def rooms(self, credential: Credential) -> bytes:
+        """The rooms that the caller is in, of an API key with rooms those: ids, names and aliases, sorted by name."""
+        caller = await self._callers.identify(credential)
+        async with self._snapshots:
+            _, sync = await self._sync(caller, _NAMES)
+        found = old_events.named_rooms(sync)
+        if credential.key is not None and credential.key.rooms:
+            scope = set(credential.key.rooms)
+            for alias in [name for name in scope if name.startswith("#")]:
+                with contextlib.suppress(HomeserverError):  # it leads nowhere just now
+                    scope.add(await self._homeserver.resolve(caller.token, alias))
+            found = [room for room in found if room["room_id"] in scope]
+        return bulk.write({"rooms": found})
 
     async def snapshot(self, credential: Credential, limit: int, *, archived: bool = False) -> bytes:
         """All rooms that the caller is in or invited to, with their state and `limit` newest events.

@@ -125,6 +125,21 @@ def chunk(sync: Mapping[str, Any], user_id: str, whole: Mapping[str, list[Json]]
     return [found for _, found in timed] + others + listed(sync, "account_data")
 
 
+def named_rooms(sync: Mapping[str, Any]) -> list[Json]:
+    """`room_id` of each joined room with its `name` and `canonical_alias`, as far as it has them; by name, then id."""
+    found = []
+    for room_id, data in section(sync, "rooms", "join").items():
+        current = _current(listed(data, "state"), listed(data, "timeline"))
+        state = {each.get("type"): section(each, "content") for each in current if each.get("state_key") == ""}
+        room = {
+            "room_id": room_id,
+            "name": section(state, "m.room.name").get("name"),
+            "canonical_alias": section(state, "m.room.canonical_alias").get("alias"),
+        }
+        found.append({key: text for key, text in room.items() if isinstance(text, str) and text})
+    return sorted(found, key=lambda room: (room.get("name", "~").casefold(), room["room_id"]))
+
+
 def presence(found: Mapping[str, Any]) -> Json:
     """An event of the presence stream; whose it is once stood in its content."""
     return {**found, "content": {**section(found, "content"), "user_id": found.get("sender")}}

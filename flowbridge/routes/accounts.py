@@ -105,7 +105,6 @@ class Sessions:
     async def whoami(self, request: Request) -> Response:
         """GET …/account/whoami"""
         credential = await self._core.callers.credential(headers_of(request), request.scope["query_string"])
-        self._core.callers.permit_all(credential)
         found = await self._accounts.whoami(credential)
         request.scope[LOG] = {"user": found.get("user_id")}
         return json_answer(found)

@@ -143,7 +143,7 @@ def _whoami(id_: str, tag: str) -> Operation:
         id_,
         tag,
         "Whose token this is",
-        description="With an API key, which needs `admin`: the bot account.",
+        description="With an API key: the bot account, and in `flowbridge.key` what the key may do.",
         ok="The account.",
         answers=as_json({"type": "object", "required": ["user_id"], "properties": {"user_id": _USER_ID}}),
         errors=_UPSTREAM,

@@ -42,6 +42,20 @@ _SNAPSHOT = {
         "account_data": _EVENTS,
     },
 }
+_ROOMS = {
+    "type": "object",
+    "required": ["rooms"],
+    "properties": {
+        "rooms": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "required": ["room_id"],
+                "properties": {"room_id": _TEXT, "name": _TEXT, "canonical_alias": _TEXT},
+            },
+        }
+    },
+}
 _CHUNK = {"type": "object", "required": ["chunk"], "properties": {"chunk": _EVENTS}}
 _PAGE = {**_CHUNK, "properties": {"chunk": _EVENTS, "start": _TOKEN, "end": _TOKEN, "state": _EVENTS}}
 _JOINED = {"type": "object", "required": ["joined"], "properties": {"joined": {"type": "object"}}}
@@ -65,6 +79,13 @@ _OLD = "Events have the guide's `ts`, `user_id`, `age` and, for members, `member
 
 # name: summary, what there is, its schema, description, parameters
 _OPERATIONS: dict[str, tuple[str, str, Operation, str, list[Operation]]] = {
+    "rooms": (
+        "Where the caller is",
+        "The rooms that it has joined, by name; of an API key with rooms, those.",
+        _ROOMS,
+        "",
+        [],
+    ),
     "initialSync": (
         "All rooms at once",
         "The rooms that the caller is in or invited to, with their state and newest events.",

@@ -35,6 +35,10 @@ class Reading:
         self._history = core.history
         self._old = old
 
+    async def rooms(self, request: Request) -> Response:
+        """GET /rooms"""
+        return _answer(await self._history.rooms(await self._credential(request)))
+
     async def initial_sync(self, request: Request) -> Response:
         """GET …/initialSync?limit=&archived="""
         credential = await self._credential(request)
@@ -168,6 +172,7 @@ def routes(core: Core) -> list[Endpoint]:
     """Both surfaces. Of the Matrix dialects only v3 is documented: but for the old fields the others are the same."""
     flow = Reading(core, old=False)
     table = [
+        ("/rooms", flow.rooms),
         ("/initialSync", flow.initial_sync),
         ("/events", flow.events),
         ("/rooms/{roomId}/initialSync", flow.room_initial_sync),

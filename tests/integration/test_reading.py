@@ -17,8 +17,10 @@ import pytest
 
 from flowbridge import history
 from flowbridge.demo.synapse import Account, LocalSynapse
+from flowbridge.models import ApiKey
 from flowbridge.serve import background
 from flowbridge.settings import Settings
+from flowbridge.store import Database, keys
 from tests.conftest import MakeAccount, MakeRoom
 from tests.integration.conftest import KEY, store_in
 
@@ -657,6 +659,44 @@ class TestWithoutTheOldEndpoints:
             heard += bodies(found["chunk"])
             end = found["end"]
         assert heard == ["n0", "n1", "n2", "n3"]
+
+
+class TestRooms:
+    def test_are_listed_by_name_with_their_aliases(self, alice: User, bob: User) -> None:
+        name = f"list-{alice.id[1:].partition(':')[0]}"
+        plain = alice.new_room()
+        named = alice.new_room(name="zebra")
+        alice.do("PUT", f"{at(named)}/state/m.room.name", name="Zebra")  # the newest event is a name, too
+        aliased = alice.new_room(name="apple", room_alias_name=name)
+        alice.do("POST", f"{at(alice.new_room(name='left'))}/leave")
+        bob.new_room(name="of somebody else")
+        assert alice.read("/rooms")["rooms"] == [
+            {"room_id": aliased, "name": "apple", "canonical_alias": f"#{name}:localhost"},
+            {"room_id": named, "name": "Zebra"},
+            {"room_id": plain},
+        ]
+
+    def test_key_is_told_of_its_own_rooms(self, synapse: LocalSynapse, alice: User, tmp_path: Path) -> None:
+        bot = alice
+        name = f"scope-{bot.id[1:].partition(':')[0]}"
+        one, aliased, _ = bot.new_room(), bot.new_room(room_alias_name=name), bot.new_room()
+        rooms = (one, f"#{name}:localhost", "#nowhere:localhost")
+        key = ApiKey("k", "lists", rooms=rooms, event_types=("m.room.message",))
+        database = Database(store_in(tmp_path))
+        database.open(shared=True)
+        with database.engine.begin() as connection:
+            keys.add(connection, key, "fb_scoped")
+        database.engine.dispose()
+        settings = Settings.load(base_url=synapse.url, access_token=bot.token, database_url=store_in(tmp_path))
+        headers = {"X-API-Key": "fb_scoped"}
+        with background(settings) as url, httpx.Client(base_url=url, headers=headers, trust_env=False) as client:
+            assert {room["room_id"] for room in client.get("/rooms").json()["rooms"]} == {one, aliased}
+            assert client.get("/whoami").json()["flowbridge"]["key"] == {
+                "name": "lists",
+                "rooms": list(rooms),
+                "event_types": ["m.room.message"],
+                "admin": False,
+            }
 
 
 class TestPresenceAndDirectory:
