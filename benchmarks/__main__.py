@@ -12,6 +12,7 @@ from benchmarks.durable import durable
 from benchmarks.footprint import memory, start
 from benchmarks.latency import latency
 from benchmarks.live import live
+from benchmarks.nodes import nodes
 from benchmarks.relay import relay
 from benchmarks.report import Benchmark, Run, Section, document, say, targets_table
 from benchmarks.servers import REPOSITORY, running
@@ -25,6 +26,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "latency": latency,
     "relay": relay,
     "live": live,
+    "nodes": nodes,
 }
 RESULTS = REPOSITORY / "docs" / "benchmarks.md"
 

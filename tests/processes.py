@@ -26,14 +26,26 @@ def run(*arguments: str, stdin: str = "", **settings: str) -> "subprocess.Comple
     )
 
 
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 @contextmanager
 def serving(
     *, log: Path | None = None, cwd: Path | None = None, **settings: str
 ) -> Iterator[tuple[str, "subprocess.Popen[str]"]]:
     """A running `flowbridge serve`: its URL and process."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    with serving_at(free_port(), settings, log=log, cwd=cwd) as found:
+        yield found
+
+
+@contextmanager
+def serving_at(
+    port: int, settings: Mapping[str, str], *, log: Path | None = None, cwd: Path | None = None
+) -> Iterator[tuple[str, "subprocess.Popen[str]"]]:
+    """The same on a port that the test chooses."""
     command = [FLOWBRIDGE, "serve", "--port", str(port)]
     with (log or Path(os.devnull)).open("w") as errors:
         process = subprocess.Popen(command, env=_environment(settings), cwd=cwd, stderr=errors, text=True)

@@ -1,0 +1,124 @@
+"use strict";
+// Starts a flow with each event that happens in the rooms.
+
+const { InputError } = require("./lib/client");
+const { serverOf, show } = require("./lib/node");
+const { evaluate } = require("./lib/values");
+
+module.exports = function (RED) {
+    class Listen {
+        constructor(config) {
+            RED.nodes.createNode(this, config);
+            this.types = names(config.types);
+            this.wanted = {
+                types: this.types.map(pattern),
+                msgtypes: names(config.msgtypes),
+                senders: names(config.senders),
+                own: Boolean(config.own),
+            };
+            try {
+                this.server = serverOf(RED, config.server);
+                const kind = config.roomType === "env" ? "env" : "str";
+                this.room = String(evaluate(RED, this, config.room || "", kind) || "").trim();
+                if (this.room && !/^[!#]./.test(this.room)) {
+                    throw new InputError("the room is no room: a room id begins with '!', an alias with '#'");
+                }
+                this.stop = this.server.listen({
+                    types: this.types,
+                    event: (event) => this.hear(event),
+                    state: (state) => this.tell(state),
+                });
+            } catch (error) {
+                this.error(error.message);
+                show(this, "error", error.message);
+            }
+            this.on("close", () => {
+                this.closed = true;
+                clearTimeout(this.again);
+                if (this.stop) this.stop();
+            });
+        }
+
+        /** An event comes; those that came while it was not known whose the rooms are wait. */
+        hear(event) {
+            if (this.closed) return;
+            if (this.knows) this.pass(event);
+            else this.early = [...(this.early || []), event].slice(-MAX_EARLY);
+        }
+
+        pass(event) {
+            const { types, msgtypes, senders, own } = this.wanted;
+            const content = event.content || {};
+            const fits =
+                (!this.roomId || event.room_id === this.roomId) &&
+                (!types.length || types.some((type) => type.test(event.type))) &&
+                (!msgtypes.length || msgtypes.includes(content.msgtype)) &&
+                (!senders.length || senders.includes(event.sender)) &&
+                (own || event.sender !== this.userId);
+            if (!fits) return;
+            const { room_id: roomId, event_id: eventId, sender } = event;
+            this.send({ topic: roomId, payload: content, event, roomId, eventId, sender });
+        }
+
+        tell({ open, why, refused }) {
+            if (this.closed) return;
+            if (open) {
+                if (this.knows) show(this, "connected", RED._("flowbridge-listen.status.connected"));
+                else this.learn();
+                return;
+            }
+            if (!why) {
+                show(this, "waiting", RED._("flowbridge-listen.status.connecting"));
+                return;
+            }
+            show(this, "error", why);
+            if (refused && this.said !== why) this.error(why); // of what passes by itself the status is enough
+            this.said = why;
+        }
+
+        /** Which room an alias names, and who we are. */
+        async learn() {
+            if (this.learning) return;
+            this.learning = true;
+            clearTimeout(this.again);
+            try {
+                if (this.room) this.roomId = await this.server.roomId(this.room);
+                if (!this.wanted.own) this.userId = (await this.server.call("GET", "/whoami")).body.user_id;
+            } catch (error) {
+                if (this.closed) return;
+                show(this, "error", error.message);
+                if (this.said !== error.message) this.error(error.message);
+                this.said = error.message;
+                this.again = setTimeout(() => this.learn(), RETRY);
+                return;
+            } finally {
+                this.learning = false;
+            }
+            if (this.closed) return;
+            this.knows = true;
+            this.said = "";
+            show(this, "connected", RED._("flowbridge-listen.status.connected"));
+            const early = this.early || [];
+            this.early = [];
+            for (const event of early) this.pass(event);
+        }
+    }
+
+    RED.nodes.registerType("flowbridge listen", Listen);
+};
+
+const RETRY = 10_000; // ms
+const MAX_EARLY = 1_000; // events
+
+function names(text) {
+    return String(text || "")
+        .split(",")
+        .map((name) => name.trim())
+        .filter(Boolean);
+}
+
+/** `m.room.*` is all types that begin so. */
+function pattern(type) {
+    const literal = type.replace(/\*$/, "").replace(/[.*+?^${}()|[\]\\]/g, "\\$&");
+    return new RegExp(`^${literal}${type.endsWith("*") ? "" : "$"}`);
+}

@@ -1,0 +1,117 @@
+"use strict";
+// Sends a payload into a room, as an event or as a file.
+
+const { randomUUID } = require("node:crypto");
+
+const { InputError, segments } = require("./lib/client");
+const content = require("./lib/content");
+const { fail, roomOf, serverOf, show, tokenOf } = require("./lib/node");
+const { Outbox } = require("./lib/outbox");
+const { valueOf } = require("./lib/values");
+
+const CLOSE = 10_000; // ms: Node-RED waits 15 s for a node to close
+const PATIENCE_MINUTES = 10;
+const KEY = /^[\x20-\x7e]{1,255}$/;
+
+module.exports = function (RED) {
+    class Send {
+        constructor(config) {
+            RED.nodes.createNode(this, config);
+            this.config = config;
+            this.queues = config.mode === "queue";
+            const minutes = Number(config.patience);
+            this.outbox = new Outbox({
+                patience: this.queues ? (minutes > 0 ? minutes : PATIENCE_MINUTES) * 60_000 : 0,
+                changed: (waiting, trouble) => this.tell(waiting, trouble),
+            });
+            this.inOrder = Promise.resolve(); // expressions may take their time, and must not let a message overtake
+            this.on("input", (msg, send, done) => {
+                const reading = this.inOrder.then(() => this.read(msg));
+                this.inOrder = reading.catch(() => {});
+                reading.then((request) => this.deliver(request, msg, send)).then(
+                    () => done(),
+                    (error) => fail(this, msg, done, error),
+                );
+            });
+            this.on("close", (removed, done) => {
+                this.closing = true;
+                this.inOrder.then(() => this.outbox.close(CLOSE)).then(() => {
+                    this.status({});
+                    done();
+                });
+            });
+        }
+
+        /** What a message asks for: `{server, room, type, key, token, body | file, label}`. */
+        async read(msg) {
+            const config = this.config;
+            const typed = (name) => valueOf(RED, this, msg, config[name], config[`${name}Type`]);
+            const server = serverOf(RED, config.server);
+            server.usable();
+            const room = roomOf((await typed("room")).value, msg);
+            const type = (await typed("eventType")).value || content.MESSAGE;
+            if (typeof type !== "string") throw new InputError("the event type is no string", "/eventType");
+            const payload = config.payloadType ? await typed("payload") : { value: msg.payload };
+            const found = content.read(payload.value, type);
+            const request = { server, room, type: found.type, token: tokenOf(msg), key: keyOf((await typed("key")).value) };
+            if (!found.file) return { ...request, body: frozen(found.content) };
+            return { ...request, file: found.file, label: content.label(found.file, msg) };
+        }
+
+        async deliver(request, msg, send) {
+            const answer = await this.outbox.send(request.room, (signal) => this.attempt(request, signal));
+            const deliveryId = answer.headers["flowbridge-delivery"];
+            msg.payload = answer.body;
+            msg.eventId = answer.body.event_id;
+            msg.roomId = request.room;
+            if (deliveryId) msg.deliveryId = deliveryId;
+            if (!this.closing && !this.outbox.waiting) {
+                if (msg.eventId) show(this, "connected", RED._("flowbridge-send.status.sent"));
+                else show(this, "queued", RED._("flowbridge-send.status.accepted"));
+            }
+            send(msg);
+        }
+
+        /** Uploads a file, once, and sends the event. */
+        async attempt(request, signal) {
+            const { client } = request.server;
+            if (request.file && !request.url) {
+                request.url = await client.upload(request.file, { ...request.label, key: request.token, signal });
+                const found = content.fileMessage(request.url, request.file.length, request.label);
+                request.body = Buffer.from(JSON.stringify(found));
+            }
+            const headers = { "idempotency-key": request.key };
+            if (this.queues) headers.prefer = "respond-async";
+            const path = segments("rooms", request.room, "send", request.type);
+            return client.call("POST", path, { body: request.body, headers, key: request.token, signal });
+        }
+
+        tell(waiting, trouble) {
+            if (this.closing || !waiting) return;
+            if (trouble) show(this, "queued", RED._("flowbridge-send.status.waiting", { waiting, trouble }));
+            else show(this, "sending", RED._("flowbridge-send.status.sending", { waiting }));
+        }
+    }
+
+    RED.nodes.registerType("flowbridge send", Send);
+};
+
+/** The content as it is now, in bytes: a flow may change its objects while they wait. */
+function frozen(found) {
+    let text;
+    try {
+        text = JSON.stringify(found);
+    } catch (error) {
+        throw new InputError(`the payload cannot be written as JSON: ${String(error.message).split("\n")[0]}`);
+    }
+    if (text === undefined) throw new InputError("the payload cannot be written as JSON");
+    return Buffer.from(text);
+}
+
+/** An Idempotency-Key: what the node says, or one that no other message has. */
+function keyOf(given) {
+    if (given === undefined || given === null || given === "") return randomUUID();
+    const key = typeof given === "object" ? "" : String(given).trim();
+    if (!KEY.test(key)) throw new InputError("the idempotency key is 1 to 255 visible ASCII characters", "/key");
+    return key;
+}

@@ -1,0 +1,228 @@
+"use strict";
+// One flowbridge over HTTP. Knows nothing of Node-RED.
+
+const http = require("node:http");
+const https = require("node:https");
+
+const MAX_ANSWER_BYTES = 64 * 1024 * 1024;
+const MAX_SOCKETS = 32;
+const SLOW_BYTES = 100_000; // of an upload, in a second
+
+/** The bridge refused: `status`, `errcode`, `problems` ([{pointer, message, schema}]), `retryAfter` (ms, or undefined). */
+class BridgeError extends Error {
+    constructor(message, { status, errcode, problems, retryAfter }) {
+        super(message);
+        this.name = "BridgeError";
+        this.status = status;
+        this.errcode = errcode;
+        this.problems = problems || [];
+        this.retryAfter = retryAfter;
+    }
+
+    /** Whether the same request may succeed later. */
+    get passes() {
+        return this.status === 429 || this.status === 408 || (this.status >= 500 && this.status !== 501);
+    }
+}
+
+/** There is no answer: the bridge is away, or too slow. */
+class Unreachable extends Error {
+    constructor(message) {
+        super(message);
+        this.name = "Unreachable";
+        this.problems = [];
+    }
+
+    get passes() {
+        return true;
+    }
+}
+
+/** What a flow author gave cannot be used; `problems` names where. */
+class InputError extends Error {
+    constructor(message, pointer = "") {
+        super(message);
+        this.name = "InputError";
+        this.problems = [{ pointer, message }];
+    }
+}
+
+class Client {
+    /** `timeout`: seconds for a whole call; `tls`: options of Node's https (ca, cert, key, rejectUnauthorized …). */
+    constructor({ url, key = "", timeout = 30, tls = {} }) {
+        this.base = baseOf(url);
+        this.key = key;
+        this.timeout = timeout;
+        const module = this.base.protocol === "https:" ? https : http;
+        this.open = module.request;
+        const options = this.base.protocol === "https:" ? tls : {};
+        this.agent = new module.Agent({ ...options, keepAlive: true, maxSockets: MAX_SOCKETS });
+        this.streams = new module.Agent({ ...options });
+    }
+
+    /**
+     * One call; resolves to `{status, headers, body}`, the body as JSON. `path` is made of `segments(…)`. `body`: a
+     * Buffer, or what becomes JSON. `key`: another than the client's, "" for none. Rejects with BridgeError, Unreachable or InputError.
+     */
+    async call(method, path, { query, body, headers = {}, key, timeout = this.timeout, signal } = {}) {
+        const data = body === undefined || Buffer.isBuffer(body) ? body : written(body);
+        const request = { method, path: this.target(path, query), headers: { ...this.headers(key), ...headers } };
+        if (data !== undefined) {
+            request.headers["content-length"] = data.length;
+            request.headers["content-type"] = request.headers["content-type"] || "application/json";
+        }
+        const ask = () => this.exchange(request, data, timeout, signal);
+        const answer = await ask().catch((error) => {
+            if (error.stale) return ask();
+            throw error;
+        });
+        const found = parsed(answer.data);
+        if (answer.status >= 400) throw refusal(answer, found, this.base);
+        if (found === undefined) throw new Unreachable(`${this.base.href} is no flowbridge: its answer is not JSON`);
+        return { status: answer.status, headers: answer.headers, body: found };
+    }
+
+    /** A file to the homeserver, in one piece; resolves to its mxc:// address. */
+    async upload(data, { filename = "", contentType = "application/octet-stream", key, signal } = {}) {
+        const timeout = this.timeout + data.length / SLOW_BYTES;
+        const query = filename ? { filename } : {};
+        const headers = { "content-type": contentType };
+        const answer = await this.call("POST", "/media", { query, body: data, headers, key, timeout, signal });
+        return answer.body.content_uri;
+    }
+
+    target(path, query = {}) {
+        const given = Object.entries(query).filter(([, value]) => value !== undefined && value !== "");
+        const text = new URLSearchParams(given).toString();
+        return this.base.pathname.replace(/\/$/, "") + path + (text && `?${text}`);
+    }
+
+    headers(key = this.key) {
+        const headers = { accept: "application/json", "user-agent": "flowbridge-node-red" };
+        if (key) headers.authorization = `Bearer ${key}`;
+        return headers;
+    }
+
+    /** The request options of Node's http for this bridge. */
+    options(request) {
+        return { host: this.base.hostname.replace(/^\[|\]$/g, ""), port: this.base.port, ...request };
+    }
+
+    exchange(request, data, timeout, signal) {
+        return new Promise((resolve, reject) => {
+            const ends = (error) => {
+                clearTimeout(timer);
+                if (signal) signal.removeEventListener("abort", stop);
+                if (error) reject(error);
+            };
+            const away = (why) => ends(new Unreachable(`${why}: ${this.base.href}`));
+            let call;
+            const stop = () => {
+                ends(new Unreachable("stopped"));
+                if (call) call.destroy();
+            };
+            const timer = setTimeout(() => {
+                away(`no answer within ${timeout} s`);
+                call.destroy();
+            }, timeout * 1000);
+            if (signal && signal.aborted) return stop();
+            if (signal) signal.addEventListener("abort", stop);
+            try {
+                call = this.open(this.options({ ...request, agent: this.agent }), (answer) => {
+                    const pieces = [];
+                    let size = 0;
+                    answer.on("data", (piece) => {
+                        pieces.push(piece);
+                        size += piece.length;
+                        if (size > MAX_ANSWER_BYTES) call.destroy(new Error("an answer of more than 64 MiB"));
+                    });
+                    answer.on("error", (error) => away(reason(error)));
+                    answer.on("end", () => {
+                        ends();
+                        resolve({ status: answer.statusCode, headers: answer.headers, data: Buffer.concat(pieces) });
+                    });
+                });
+            } catch (error) {
+                // Node refuses characters that no header or path may hold.
+                return ends(new InputError(`the request cannot be made: ${error.message}`));
+            }
+            call.on("error", (error) => {
+                const failure = new Unreachable(`${reason(error)}: ${this.base.href}`);
+                // A kept connection that was closed in the same moment: the bridge has seen nothing of the request.
+                failure.stale = call.reusedSocket && error.code === "ECONNRESET";
+                ends(failure);
+            });
+            call.end(data);
+        });
+    }
+
+    /** Ends connections that nobody uses. */
+    close() {
+        this.agent.destroy();
+        this.streams.destroy();
+    }
+}
+
+/** A path of these segments, each encoded. */
+function segments(...parts) {
+    try {
+        return parts.map((part) => `/${encodeURIComponent(part)}`).join("");
+    } catch {
+        throw new InputError("a name holds half a character (a lone surrogate)");
+    }
+}
+
+function baseOf(url) {
+    let base;
+    try {
+        base = new URL(url);
+    } catch {
+        throw new InputError(`${JSON.stringify(String(url))} is no URL: one is http://localhost:8090`);
+    }
+    if (!["http:", "https:"].includes(base.protocol)) throw new InputError(`${base.protocol}// is not http:// or https://`);
+    if (base.username || base.search) throw new InputError("the URL holds a user or a query: give the key as such");
+    base.port = base.port || (base.protocol === "https:" ? 443 : 80);
+    return base;
+}
+
+/** JSON in bytes. */
+function written(value) {
+    let text;
+    try {
+        text = JSON.stringify(value);
+    } catch (error) {
+        throw new InputError(`it cannot be written as JSON: ${String(error && error.message).split("\n")[0]}`);
+    }
+    if (text === undefined) throw new InputError(`it cannot be written as JSON: it is of the type ${typeof value}`);
+    return Buffer.from(text);
+}
+
+function parsed(data) {
+    try {
+        return JSON.parse(data.toString());
+    } catch {
+        return undefined;
+    }
+}
+
+function refusal({ status, headers }, found, base) {
+    if (!found || typeof found.errcode !== "string") {
+        return new BridgeError(`${base.href} answers ${status}, and is no flowbridge`, { status });
+    }
+    const pause = found.retry_after_ms ?? Number(headers["retry-after"]) * 1000;
+    return new BridgeError(found.error || found.errcode, {
+        status,
+        errcode: found.errcode,
+        problems: found.flowbridge && found.flowbridge.problems,
+        retryAfter: Number.isFinite(pause) ? pause : undefined,
+    });
+}
+
+function reason(error) {
+    if (error.code === "ECONNREFUSED") return "nobody listens there";
+    if (error.code === "ENOTFOUND" || error.code === "EAI_AGAIN") return "there is no such host";
+    if (error.errors && error.errors.length) return reason(error.errors[0]);
+    return error.message || error.code || "the connection broke";
+}
+
+module.exports = { Client, BridgeError, Unreachable, InputError, segments, reason };

@@ -1,0 +1,65 @@
+"use strict";
+// What the nodes have in common: their server, their status, and how a message ends.
+
+const { InputError } = require("./client");
+
+const STATUS = {
+    connected: { fill: "green", shape: "dot" },
+    sending: { fill: "blue", shape: "dot" },
+    queued: { fill: "yellow", shape: "ring" },
+    waiting: { fill: "yellow", shape: "dot" },
+    error: { fill: "red", shape: "ring" },
+};
+const MAX_TEXT = 60; // characters below a node
+
+/** The server node of a node's configuration. Throws InputError when there is none. */
+function serverOf(RED, id) {
+    const server = RED.nodes.getNode(id);
+    if (!server || !server.usable) throw new InputError("no flowbridge server is chosen in this node, or it is not deployed");
+    return server;
+}
+
+function show(node, kind, text) {
+    const line = String(text).split("\n")[0];
+    node.status({ ...STATUS[kind], text: line.length > MAX_TEXT ? `${line.slice(0, MAX_TEXT - 1)}…` : line });
+}
+
+/**
+ * Ends a message that failed, once: `done(err)`, with `err.problems`. Catch nodes see a copy of the message, so that the
+ * problems, the errcode and the status are in `msg.problems`, `msg.errcode` and `msg.statusCode`, too.
+ */
+function fail(node, msg, done, thrown) {
+    const error = thrown instanceof Error ? thrown : new Error(String(thrown));
+    error.problems = error.problems || [];
+    error.toString = () => error.message; // what Catch nodes and the log show
+    show(node, "error", error.message);
+    try {
+        Object.assign(msg, { problems: error.problems, errcode: error.errcode, statusCode: error.status });
+    } catch {
+        // a frozen message, or one with odd setters: the error says it all the same
+    }
+    done(error);
+}
+
+/** The room of a message: as the node says, else `msg.roomId`, else `msg.topic`. Throws InputError. */
+function roomOf(given, msg) {
+    const name = [given, msg.roomId, msg.topic].find((each) => each !== undefined && each !== null && each !== "");
+    if (name === undefined) {
+        throw new InputError("which room? Neither the node nor msg.roomId nor msg.topic names one", "/roomId");
+    }
+    const room = typeof name === "string" ? name.trim() : "";
+    if (!/^[!#]./.test(room)) {
+        throw new InputError("the room is no room: a room id begins with '!', an alias with '#'", "/roomId");
+    }
+    return room;
+}
+
+/** The token of the account that this message is to act as: `msg.accessToken`, or undefined for the server's key. */
+function tokenOf(msg) {
+    const token = msg.accessToken;
+    if (token === undefined || token === null || token === "") return undefined;
+    if (typeof token !== "string") throw new InputError("msg.accessToken is no string", "/accessToken");
+    return token.trim();
+}
+
+module.exports = { serverOf, show, fail, roomOf, tokenOf };

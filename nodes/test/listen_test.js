@@ -1,0 +1,145 @@
+"use strict";
+
+const assert = require("node:assert/strict");
+
+const { helper, load, unload } = require("./flow");
+const world = require("./world");
+
+const LISTEN = { id: "n", type: "flowbridge listen" };
+
+const shown = (node) => (node.status.lastCall ? node.status.lastCall.args[0] : {});
+
+describe("flowbridge listen", () => {
+    let facts, room;
+
+    before(async () => {
+        facts = await world.open();
+        room = await world.room({ invite: [facts.friend.user_id] });
+        await world.matrix(facts.friend, "POST", `/rooms/${encodeURIComponent(room)}/join`, {});
+    });
+    afterEach(unload);
+
+    let number = 0;
+
+    async function say(account, content, { type = "m.room.message", into = room } = {}) {
+        const body = typeof content === "string" ? { msgtype: "m.text", body: content } : content;
+        const target = `/rooms/${encodeURIComponent(into)}/send/${type}/${process.pid}-${Date.now()}-${(number += 1)}`;
+        return (await world.matrix(account, "PUT", target, body)).event_id;
+    }
+
+    async function listening(nodes, options) {
+        const flow = await load(nodes, options);
+        await world.until(() => nodes.every(({ id }) => shown(flow.node(id)).fill === "green"));
+        return flow;
+    }
+
+    const heard = (received) => received.map((msg) => msg.payload.body);
+
+    it("starts a flow with the content, the room and the whole event", async () => {
+        const { received } = await listening([LISTEN]);
+        const eventId = await say(facts.friend, "hello");
+        await world.until(() => received.length);
+        const [msg] = received;
+        assert.deepEqual(msg.payload, { msgtype: "m.text", body: "hello" });
+        assert.equal(msg.topic, room);
+        assert.deepEqual([msg.roomId, msg.eventId, msg.sender], [room, eventId, facts.friend.user_id]);
+        assert.equal(msg.event.event_id, eventId);
+        assert.equal(msg.event.type, "m.room.message");
+    });
+
+    it("hears own events when it is told to", async () => {
+        const { received, node } = await listening([LISTEN, { ...LISTEN, id: "own", own: true, wires: [["out"]] }]);
+        await say(facts.bot, "mine");
+        await say(facts.friend, "theirs");
+        await world.until(() => received.length >= 3);
+        assert.deepEqual(heard(received).sort(), ["mine", "theirs", "theirs"]);
+        assert.equal(shown(node("own")).shape, "dot");
+    });
+
+    for (const [what, config, wanted] of [
+        ["type", { types: "m.reaction" }, ["reaction"]],
+        ["types, one with a star", { types: "m.rea*, org.example.x" }, ["reaction", "own type"]],
+        ["msgtype", { types: "m.room.message", msgtypes: "m.notice, m.emote" }, ["notice"]],
+        ["sender", { types: "m.room.message", senders: "@friend:localhost" }, ["text", "notice", "last"]],
+        ["sender who is somebody else", { types: "m.room.message", senders: "@nobody:localhost" }, []],
+        ["nothing at all", { types: "" }, ["text", "notice", "reaction", "own type", "last"]],
+    ]) {
+        it(`chooses by ${what}`, async () => {
+            const { received } = await listening([
+                { ...LISTEN, ...config },
+                { ...LISTEN, id: "last", types: "m.room.message", wires: [[]] },
+            ]);
+            let ends = false;
+            helper.getNode("last").send = (msg) => (ends = msg.payload.body === "last");
+            await say(facts.friend, "text");
+            await say(facts.friend, { msgtype: "m.notice", body: "notice" });
+            await say(facts.friend, { body: "reaction" }, { type: "m.reaction" });
+            await say(facts.friend, { body: "own type" }, { type: "org.example.x" });
+            await say(facts.friend, "last");
+            await world.until(() => ends);
+            await world.until(() => received.length >= wanted.length);
+            assert.deepEqual(heard(received), wanted);
+        });
+    }
+
+    it("listens to one room, by its id and by its alias", async () => {
+        const name = `listen${Date.now()}`;
+        const other = await world.room({ room_alias_name: name });
+        const { received } = await listening([
+            { ...LISTEN, room: other, own: true },
+            { ...LISTEN, id: "alias", room: `#${name}:localhost`, own: true },
+        ]);
+        await say(facts.friend, "elsewhere");
+        await say(facts.bot, "here", { into: other });
+        await world.until(() => received.length >= 2);
+        assert.deepEqual(heard(received), ["here", "here"]);
+    });
+
+    it("shares one stream with all listeners", async () => {
+        await listening([1, 2, 3, 4].map((id) => ({ ...LISTEN, id: `n${id}` })));
+        const metrics = await (await fetch(`${facts.bridge}/metrics`)).text();
+        assert.match(metrics, /flowbridge_live_listeners(?:\{[^}]*\})? 1(?:\.0)?\n/);
+    });
+
+    it("goes on without gap or repeat when the bridge comes back, and says so meanwhile", async () => {
+        const { received, node } = await listening([LISTEN]);
+        await say(facts.friend, "before");
+        await world.until(() => received.length === 1);
+        await world.bridge("kill");
+        await world.until(() => shown(node("n")).fill === "red");
+        for (const body of ["a", "b", "c"]) await say(facts.friend, body);
+        await world.bridge("start");
+        await say(facts.friend, "after");
+        await world.until(() => received.length >= 5);
+        assert.deepEqual(heard(received), ["before", "a", "b", "c", "after"]);
+        assert.equal(shown(node("n")).fill, "green");
+    });
+
+    it("hears what happened while the flow was deployed anew", async () => {
+        const { received, redeploy } = await listening([LISTEN]);
+        await say(facts.friend, "one");
+        await world.until(() => received.length === 1);
+        await world.bridge("kill");
+        await redeploy();
+        await say(facts.friend, "in between");
+        await world.bridge("start");
+        await world.until(() => received.length === 2);
+        assert.deepEqual(heard(received), ["one", "in between"]);
+    });
+
+    it("says what is wrong with its configuration", async () => {
+        for (const [config, options, words] of [
+            [{ room: "nonsense" }, {}, /is no room/],
+            [{ room: "#nowhere:localhost" }, {}, /not found|Room alias/i],
+            [{ server: "" }, {}, /no flowbridge server/],
+            [{}, { key: "fb_wrong" }, /key|token/i],
+            [{}, { server: { url: "nonsense" } }, /is no URL/],
+            [{}, { server: { url: "http://127.0.0.1:1" } }, /nobody listens/],
+        ]) {
+            const { node } = await load([{ ...LISTEN, ...config }], options);
+            await world.until(() => shown(node("n")).fill === "red");
+            assert.match(shown(node("n")).text, words);
+            await unload();
+        }
+    });
+});
