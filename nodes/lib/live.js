@@ -56,7 +56,8 @@ class Live extends EventEmitter {
         let call;
         try {
             call = this.client.open(this.client.options(request), (answer) => {
-                if (answer.statusCode === 200) this.read(answer, over);
+                const isStream = /^text\/event-stream\b/.test(answer.headers["content-type"]);
+                if (answer.statusCode === 200 && isStream) this.read(answer, over);
                 else this.refuse(answer, over);
             });
         } catch (error) {
@@ -110,7 +111,7 @@ class Live extends EventEmitter {
             const status = answer.statusCode;
             if (status === 400 && this.position) this.position = ""; // from another homeserver, or long forgotten
             over(error || `${this.client.base.href} answers ${status}, and is no flowbridge`, {
-                refused: [401, 403, 404].includes(status),
+                refused: [200, 401, 403, 404].includes(status),
             });
         });
     }

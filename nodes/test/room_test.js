@@ -133,6 +133,38 @@ describe("flowbridge room", () => {
     });
 });
 
+describe("room and account", () => {
+    afterEach(unload);
+
+    const NODES = [
+        { id: "members", type: "flowbridge room", operation: "members", room: "!any:localhost" },
+        { id: "whoami", type: "flowbridge account", operation: "whoami" },
+    ];
+
+    it("say that the key is wrong, or that the bridge is away", async () => {
+        for (const [options, words] of [
+            [{ key: "fb_wrong" }, /key|token/i],
+            [{ server: { url: "http://127.0.0.1:1" } }, /nobody listens/],
+        ]) {
+            const { ask, ends, node } = await load(NODES, options);
+            for (const { id } of NODES) {
+                assert.match((await ask({}, id)).error.message, words);
+                assert.equal(node(id).status.lastCall.args[0].fill, "red");
+            }
+            assert.deepEqual([...ends.values()], [1, 1]);
+            await unload();
+        }
+    });
+
+    it("go on when the bridge comes back", async () => {
+        const { ask } = await load(NODES);
+        await world.bridge("kill");
+        assert.match((await ask({}, "whoami")).error.message, /nobody listens/);
+        await world.bridge("start");
+        assert.equal((await ask({}, "whoami")).error, undefined);
+    });
+});
+
 describe("flowbridge account", () => {
     afterEach(unload);
 
