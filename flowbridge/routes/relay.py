@@ -1,7 +1,7 @@
 """Everything under `/_matrix/` that no endpoint serves: passed through, streamed both ways."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from starlette.requests import ClientDisconnect, Request
@@ -19,6 +19,7 @@ from flowbridge.routes.endpoint import LOG, MAX_BODY_BYTES, error_answer, header
 from flowbridge.spool import Spool
 
 MAX_JSON_BYTES = 8 * 1024 * 1024  # of a body that is no file: events have 64 KiB at most, backups of keys some MiB
+MAX_LONG = 64  # bodies on the disk at a time: anybody may send one
 REFUSAL_LIMIT = 1024 * 1024  # bytes of a 401, which is looked into
 FRAMING = frozenset({"content-length", "transfer-encoding"})  # either says that there is a body
 MEDIA = "/_matrix/media/"
@@ -46,6 +47,7 @@ class Relaying:
     def __init__(self, core: Core) -> None:
         self._core = core
         self._turns = asyncio.Semaphore(2)  # how many long bodies are looked into at a time
+        self._long = 0  # how many are on the disk
 
     async def relay(self, request: Request) -> Response:
         """Any request. Its answer is asked for when it is called, since it is streamed."""
@@ -70,7 +72,7 @@ class Relaying:
             token,
             bot,
         )
-        return _Passage(self._core, ask, caller)
+        return _Passage(self._core, ask, caller, self._drop)
 
     async def _token(self, headers: Mapping[str, str], query: bytes) -> tuple[str | None, Caller | None]:
         """The token to pass on, None when the caller brings nothing; and the bot if it is the bot's."""
@@ -88,7 +90,10 @@ class Relaying:
         return bot.token, bot
 
     async def _body(self, caller: "_Caller", headers: Mapping[str, str], target: str) -> bytes | Spool | None:
-        """The body, after a look into it; None when it is a file, which is streamed. Raises BadRequest or TooLarge."""
+        """The body, after a look into it; None when it is a file, which is streamed.
+
+        Raises BadRequest, TooLarge or Unavailable.
+        """
         if target.startswith(MEDIA):
             return None
         length = headers.get("content-length", "0")
@@ -98,6 +103,9 @@ class Relaying:
         if body is not None:
             passing.check_body(body)
             return body
+        if self._long >= MAX_LONG:
+            raise Unavailable("too many long bodies are on their way just now")
+        self._long += 1
         spool = Spool()
         try:
             async for piece in caller:
@@ -107,9 +115,13 @@ class Relaying:
             async with self._turns:
                 await asyncio.to_thread(passing.check_body, await spool.read())
         except BaseException:
-            spool.close()
+            self._drop(spool)
             raise
         return spool
+
+    def _drop(self, spool: Spool) -> None:
+        spool.close()
+        self._long -= 1
 
 
 def _too_long() -> TooLarge:
@@ -119,12 +131,14 @@ def _too_long() -> TooLarge:
 class _Passage(Response):
     """An answer that is asked for while it is given. `status_code`: what the caller got, or 499 if it went away."""
 
-    def __init__(self, core: Core, ask: _Ask, caller: "_Caller") -> None:  # the base class would want the body
+    def __init__(self, core: Core, ask: _Ask, caller: "_Caller", drop: Callable[[Spool], None]) -> None:
+        # the base class would want the body
         self.status_code = GONE
         self._relay = core.relay
         self._callers = core.callers
         self._ask = ask
         self._caller = caller
+        self._drop = drop
         self._started = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -144,7 +158,7 @@ class _Passage(Response):
                 task.cancel()
             await asyncio.wait({exchange, leaving, stopping})
             if isinstance(self._ask.body, Spool):
-                self._ask.body.close()
+                self._drop(self._ask.body)
         if not exchange.cancelled():
             await self._judge(exchange.exception())
         elif is_here:

@@ -347,6 +347,19 @@ def test_json_longer_than_any_homeserver_takes_is_a_413(
     assert upstream.requests == []
 
 
+def test_long_bodies_have_so_many_places_and_give_them_back(
+    caller: httpx.Client, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relay, "MAX_LONG", 1)
+    upstream.always(scripted.answer({}))
+    body = b" " * 600_000
+    for _ in range(3):
+        assert caller.post("/_matrix/client/v3/other", content=body + b"{}").status_code == 200
+        check_error(caller.post("/_matrix/client/v3/other", content=body + b"[1e400]"), 400, "M_NOT_JSON")
+    monkeypatch.setattr(relay, "MAX_LONG", 0)
+    check_error(caller.post("/_matrix/client/v3/other", content=body + b"{}"), 503, "M_UNKNOWN")
+
+
 def test_refusal_without_a_word_gets_one(caller: httpx.Client, upstream: Upstream) -> None:
     upstream.always(scripted.raw(b"HTTP/1.1 415 Unsupported Media Type\r\nContent-Length: 0\r\n\r\n"))
     check_error(caller.post("/_matrix/client/v3/other", content=b"{}"), 415, "M_UNKNOWN")
