@@ -57,7 +57,7 @@ class Client {
         this.open = module.request;
         const options = this.base.protocol === "https:" ? tls : {};
         this.agent = new module.Agent({ ...options, keepAlive: true, maxSockets: MAX_SOCKETS });
-        this.streams = new module.Agent({ ...options });
+        this.fresh = new module.Agent({ ...options }); // a connection for each request
     }
 
     /**
@@ -71,6 +71,8 @@ class Client {
             request.headers["content-length"] = data.length;
             request.headers["content-type"] = request.headers["content-type"] || "application/json";
         }
+        // On a kept connection nobody knows whether a request that broke was seen: only what may be repeated goes there.
+        request.agent = method !== "POST" || headers["idempotency-key"] ? this.agent : this.fresh;
         const ask = () => this.exchange(request, data, timeout, signal);
         const answer = await ask().catch((error) => {
             if (error.stale) return ask();
@@ -128,7 +130,7 @@ class Client {
             if (signal && signal.aborted) return stop();
             if (signal) signal.addEventListener("abort", stop);
             try {
-                call = this.open(this.options({ ...request, agent: this.agent }), (answer) => {
+                call = this.open(this.options(request), (answer) => {
                     const pieces = [];
                     let size = 0;
                     answer.on("data", (piece) => {
@@ -148,7 +150,7 @@ class Client {
             }
             call.on("error", (error) => {
                 const failure = new Unreachable(`${reason(error)}: ${this.base.href}`);
-                // A kept connection that was closed in the same moment: the bridge has seen nothing of the request.
+                // A kept connection, which may have been closed in the same moment.
                 failure.stale = call.reusedSocket && error.code === "ECONNRESET";
                 ends(failure);
             });
@@ -156,10 +158,10 @@ class Client {
         });
     }
 
-    /** Ends connections that nobody uses. */
+    /** Keeps no connection any more: those at work end with their call, which may still be made. */
     close() {
-        this.agent.destroy();
-        this.streams.destroy();
+        this.agent.maxFreeSockets = 0;
+        for (const socket of Object.values(this.agent.freeSockets).flat()) socket.destroy();
     }
 }
 

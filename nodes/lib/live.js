@@ -44,7 +44,7 @@ class Live extends EventEmitter {
         const headers = { ...this.client.headers(), accept: "text/event-stream" };
         if (this.position) headers["last-event-id"] = this.position;
         const target = this.client.target(this.path, this.query);
-        const request = { method: "GET", path: target, headers, agent: this.client.streams };
+        const request = { method: "GET", path: target, headers, agent: this.client.fresh };
         let isOver = false;
         const over = (why, how) => {
             if (isOver) return;
