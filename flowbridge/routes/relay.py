@@ -139,6 +139,7 @@ class _Passage(Response):
         self._ask = ask
         self._caller = caller
         self._drop = drop
+        self._spool = ask.body if isinstance(ask.body, Spool) else None
         self._started = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -157,8 +158,7 @@ class _Passage(Response):
             for task in (exchange, leaving, stopping):
                 task.cancel()
             await asyncio.wait({exchange, leaving, stopping})
-            if isinstance(self._ask.body, Spool):
-                self._drop(self._ask.body)
+            self._free()
         if not exchange.cancelled():
             await self._judge(exchange.exception())
         elif is_here:
@@ -176,6 +176,7 @@ class _Passage(Response):
         ask = self._ask
         body = ask.body.chunks() if isinstance(ask.body, Spool) else self._caller if ask.body is None else ask.body
         async with self._relay.open(ask.method, ask.target, ask.headers, body, silence=ask.silence) as answer:
+            self._free()
             if _is_strange(answer):
                 raise verdict.error(Answer(answer.status, tuple(answer.headers), b""))
             if answer.status >= 400 and answer.header(b"content-length") == "0" and ask.method != "HEAD":
@@ -188,6 +189,12 @@ class _Passage(Response):
                 async for chunk in answer.chunks():
                     await streaming.give(self._send, chunk)
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    def _free(self) -> None:
+        """The body's place on the disk, once the homeserver answers or nobody waits for that any more."""
+        if self._spool is not None:
+            self._drop(self._spool)
+            self._spool = None
 
     async def _refusal(self, answer: Relayed) -> bytes | None:
         """The body of a 401 to a token, after a look into it; None for any other answer.
