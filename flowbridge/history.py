@@ -8,7 +8,6 @@ Nothing here joins a room.
 import asyncio
 import contextlib
 import json
-import secrets
 import time
 from collections.abc import Awaitable, Mapping
 from typing import Any, TypeVar
@@ -268,6 +267,6 @@ def _checked(body: bytes, sync: Any) -> tuple[int, Json]:
 
 
 def _once(filter_: Json) -> str:
-    """The filter, unlike any before: Synapse answers a sync that it knows from memory for two minutes."""
-    room = {**filter_["room"], "not_rooms": [f"!{secrets.token_urlsafe(9)}:flowbridge.invalid"]}
+    """The filter, unlike any before, so that no sync is answered from memory."""
+    room = {**filter_["room"], "not_rooms": [dialect.nowhere()]}
     return json.dumps({**filter_, "room": room}, separators=(",", ":"))

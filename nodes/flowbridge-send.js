@@ -3,7 +3,7 @@
 
 const { randomUUID } = require("node:crypto");
 
-const { InputError, segments } = require("./lib/client");
+const { InputError, segments, written } = require("./lib/client");
 const content = require("./lib/content");
 const { fail, roomOf, serverOf, show, tokenOf } = require("./lib/node");
 const { Outbox } = require("./lib/outbox");
@@ -54,7 +54,8 @@ module.exports = function (RED) {
             const payload = config.payloadType ? await typed("payload") : { value: msg.payload };
             const found = content.read(payload.value, type);
             const request = { server, room, type: found.type, token: tokenOf(msg), key: keyOf((await typed("key")).value) };
-            if (!found.file) return { ...request, body: frozen(found.content) };
+            // In bytes at once: a flow may change its objects while they wait.
+            if (!found.file) return { ...request, body: written(found.content) };
             return { ...request, file: found.file, label: content.label(found.file, msg) };
         }
 
@@ -78,7 +79,7 @@ module.exports = function (RED) {
             if (request.file && !request.url) {
                 request.url = await client.upload(request.file, { ...request.label, key: request.token, signal });
                 const found = content.fileMessage(request.url, request.file.length, request.label);
-                request.body = Buffer.from(JSON.stringify(found));
+                request.body = written(found);
             }
             const headers = { "idempotency-key": request.key };
             if (this.queues) headers.prefer = "respond-async";
@@ -95,18 +96,6 @@ module.exports = function (RED) {
 
     RED.nodes.registerType("flowbridge send", Send);
 };
-
-/** The content as it is now, in bytes: a flow may change its objects while they wait. */
-function frozen(found) {
-    let text;
-    try {
-        text = JSON.stringify(found);
-    } catch (error) {
-        throw new InputError(`the payload cannot be written as JSON: ${String(error.message).split("\n")[0]}`);
-    }
-    if (text === undefined) throw new InputError("the payload cannot be written as JSON");
-    return Buffer.from(text);
-}
 
 /** An Idempotency-Key: what the node says, or one that no other message has. */
 function keyOf(given) {

@@ -4,6 +4,7 @@ A caller may speak `api/v1`, `r0`, `v3` or `unstable`; the homeserver is always 
 """
 
 import re
+import secrets
 from collections.abc import Mapping
 from functools import lru_cache
 from unicodedata import category
@@ -101,6 +102,14 @@ def stream_token(token: str) -> str:
 
 def sync_target(query: Mapping[str, str]) -> str:
     return f"{CLIENT}/sync{_query(query)}"
+
+
+def nowhere() -> str:
+    """The id of a room that is nowhere, another each time: in a filter it makes a new question of a sync.
+
+    Synapse keeps its answer to a sync for two minutes and gives it again (`sync_response_cache_duration`).
+    """
+    return f"!{secrets.token_hex(8)}:nowhere.invalid"
 
 
 def alias_target(alias: str) -> str:

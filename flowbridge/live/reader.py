@@ -5,7 +5,6 @@ read by /messages, page by page from one position to the other, as is all that s
 """
 
 import json
-import secrets
 from collections.abc import AsyncGenerator, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -46,10 +45,6 @@ def _timeline(limit: int, nonce: str = "") -> str:
     return _filter({**room, "not_rooms": [nonce]} if nonce else room)
 
 
-def _nonce() -> str:
-    return f"!{secrets.token_hex(8)}:nowhere.invalid"
-
-
 @dataclass(frozen=True, slots=True)
 class Item:
     """An event, and the position behind it."""
@@ -79,7 +74,7 @@ class Reader:
 
     async def now(self) -> str:
         """The position behind all that has happened so far."""
-        return _until(await self._sync("", _filter({"rooms": [], "not_rooms": [_nonce()]}), 0))
+        return _until(await self._sync("", _filter({"rooms": [], "not_rooms": [dialect.nowhere()]}), 0))
 
     async def poll(self, since: str, *, cautious: bool) -> News:
         """Wait for what is new. `cautious`: ask for little, since there may be much, or nobody there."""
@@ -121,7 +116,7 @@ class Reader:
         """The rooms, sorted, that have events between two positions, and perhaps some that have not."""
 
         async def ask() -> tuple[list[str], int]:
-            found = sorted(_rooms(await self._sync(since, _timeline(1, _nonce()), 0)))
+            found = sorted(_rooms(await self._sync(since, _timeline(1, dialect.nowhere()), 0)))
             return found, 1_000 + 100 * len(found)
 
         return await self._memo.get(f"{since} {until}", ask)

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from flowbridge.routes.describe import Operation, as_json, operation, schema
+from flowbridge.routes.describe import UPSTREAM, Operation, as_json, operation, schema
 
-_UPSTREAM = (400, 401, 403, 429, 500, 502, 503, 504)
+_UPSTREAM = (400, *UPSTREAM)
 _BODY = (408, 413, 415)
 
 _TEXT = {"type": "string"}

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from flowbridge.routes.describe import ROOM, Operation, operation, parameter
+from flowbridge.routes.describe import ROOM, UPSTREAM, Operation, operation, parameter
 
-_ERRORS = (400, 401, 403, 408, 413, 415, 429, 500, 502, 503, 504)
+_ERRORS = (400, 408, 413, 415, *UPSTREAM)
 _KEYS = "An API key acts as the bot, in the rooms of its scopes; membership is the event type `m.room.member`."
 
 _TEXT = {"type": "string"}

@@ -193,9 +193,9 @@ function written(value) {
     try {
         text = JSON.stringify(value);
     } catch (error) {
-        throw new InputError(`it cannot be written as JSON: ${String(error && error.message).split("\n")[0]}`);
+        throw new InputError(`the payload cannot be written as JSON: ${String(error && error.message).split("\n")[0]}`);
     }
-    if (text === undefined) throw new InputError(`it cannot be written as JSON: it is of the type ${typeof value}`);
+    if (text === undefined) throw new InputError(`the payload cannot be written as JSON: it is of the type ${typeof value}`);
     return Buffer.from(text);
 }
 
@@ -227,4 +227,4 @@ function reason(error) {
     return error.message || error.code || "the connection broke";
 }
 
-module.exports = { Client, BridgeError, Unreachable, InputError, segments, reason };
+module.exports = { Client, BridgeError, Unreachable, InputError, segments, written, reason };

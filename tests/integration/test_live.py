@@ -187,6 +187,18 @@ async def test_alias_names_the_room(bridge_url: str, bot_user: User, friend_user
     assert (seen["room_id"], seen["content"]["body"]) == (room_id, "hello")
 
 
+async def test_token_of_a_page_is_a_place_to_go_on_from(
+    bridge_url: str, bot_user: User, friend_user: User, shared_room: str
+) -> None:
+    """Synapse fails on it as on no other; whoever reads the history has one at hand."""
+    page = bot_user.call("GET", f"rooms/{quote(shared_room, safe='')}/messages?dir=b&limit=1")
+    assert page["start"].startswith("t")
+    friend_user.say(shared_room, "after it")
+    position = quote(page["start"], safe="")
+    async with listening(live(bridge_url), bot_user.account.access_token, last_id=position) as stream:
+        assert await stream.body() == "after it"
+
+
 @pytest.mark.parametrize(
     ("choice", "expected"),
     [
@@ -509,9 +521,16 @@ async def test_key_listens_to_what_it_is_for_and_no_longer_than_it_lives(
         keys.add(connection, ApiKey("room", rooms=(mine,)), "fb_room")
         keys.add(connection, ApiKey("type", event_types=("m.room.*",)), "fb_type")
         keys.add(connection, ApiKey("none", rooms=("#nowhere:localhost",)), "fb_none")
+    name, others = (f"#key{secrets.token_hex(4)}:localhost" for _ in range(2))
+    for alias, room_id in ((name, mine), (others, other)):
+        friend_user.call("PUT", f"directory/room/{quote(alias, safe='')}", {"room_id": room_id})
     with background(settings) as url:
+        async with listening(live(url, name), "fb_room") as by_alias:
+            friend_user.say(mine, "by alias")
+            assert await by_alias.body() == "by alias"
         refused = {
             (live(url, other), "fb_room"),
+            (live(url, others), "fb_room"),
             (live(url, mine), "fb_type"),
             (live(url), "fb_type"),
             (f"{live(url)}?types=m.room.message,m.reaction", "fb_type"),
