@@ -33,7 +33,10 @@ _OLD_DIALECT: Final = re.compile(r"/_matrix/(?:(client)/(?:api/v1|r0)|(media)/(?
 _NOT_ON_THE_WIRE: Final = re.compile(rb"[^\x21-\x7e]")
 # Where a float may be too large, or a surrogate alone: nearly no body has it.
 _SUSPICIOUS: Final = re.compile(rb"[eE]\+?[0-9]{3}|[0-9]{200}|\\u[dD]")
-_TOKEN: Final = re.compile(rb'"(?:[^"\\]|\\.)*"|-?[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?', re.DOTALL)
+# Without going back (`++`): a string that does not end takes its length in time, and no memory.
+_TOKEN: Final = re.compile(
+    rb'"(?:[^"\\]++|\\.)*+"|-?[0-9]++(?:\.[0-9]++)?(?:[eE][+-]?[0-9]++)?|[][{}:, \t\r\n]++|true|false|null', re.DOTALL
+)
 _CONTROL: Final = re.compile(rb"[\x00-\x1f\x7f]")
 
 
@@ -97,18 +100,27 @@ def answer_headers(headers: Iterable[tuple[bytes, bytes]]) -> Headers:
 def check_body(body: bytes) -> None:
     """Raises NotJson for JSON to which a homeserver answers 500: `1e400`, lone surrogates (contract §4, 14).
 
-    What is wrong in other ways the homeserver says itself, and better. Strings and numbers are looked at one by one, so
-    that a large body takes no more memory, and other threads have their turn.
+    What is wrong in other ways the homeserver says itself, and better; what is no JSON may be what it asks for. It is
+    looked at token by token, so that a large body takes no more memory, and other threads have their turn.
     """
     if not _SUSPICIOUS.search(body):
         return
-    for found in _TOKEN.finditer(body):
-        token = found[0]
-        if token[:1] != b'"':
-            if math.isinf(float(token)) and not token.lstrip(b"-").isdigit():
-                raise NotJson(f"the body holds {token[:40].decode()}, which is too large for a number")
-        elif b"\\u" in token and not _is_text(token):
-            raise NotJson("the body holds a lone surrogate, which is not Unicode text")
+    at, fault = 0, ""
+    while found := _TOKEN.match(body, at):
+        at = found.end()
+        fault = fault or _fault(found[0])
+    if fault and at == len(body):
+        raise NotJson(f"the body holds {fault}")
+
+
+def _fault(token: bytes) -> str:
+    """What is wrong with a token of JSON, or an empty string."""
+    if token[:1] == b'"':
+        return "a lone surrogate, which is not Unicode text" if b"\\u" in token and not _is_text(token) else ""
+    number = token.lstrip(b"-")
+    if number[:1].isdigit() and not number.isdigit() and math.isinf(float(token)):
+        return f"{token[:40].decode()}, which is too large for a number"
+    return ""
 
 
 def _is_text(string: bytes) -> bool:

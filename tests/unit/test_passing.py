@@ -1,5 +1,7 @@
 """What changes in a request, and in an answer, that passes through."""
 
+import time
+
 import pytest
 
 from flowbridge.errors import BadRequest, NotJson
@@ -151,7 +153,17 @@ def test_json_that_makes_a_homeserver_fail_is_refused(body: bytes) -> None:
         b'{"a":"1e400"}',
         b'{"a":"\\\\ud800"}',
         b'{"a":' + b"9" * 400 + b"}",
+        b"\x00\xeb1e400\xff",
+        b"1e400 is a number",
+        b'{"a":1e400,"b":"unfinished',
+        bytes(range(256)) + b"1e400" + bytes(range(255, -1, -1)),
     ],
 )
 def test_any_other_body_is_for_the_homeserver_to_judge(body: bytes) -> None:
     passing.check_body(body)
+
+
+def test_look_into_a_body_takes_a_time_that_grows_as_its_length() -> None:
+    started = time.process_time()
+    passing.check_body(b'[1e400,"' + b'\\"' * 1_000_000)
+    assert time.process_time() - started < 5
