@@ -25,7 +25,7 @@ function odd() {
     const revoked = Proxy.revocable({}, {});
     revoked.revoke();
     const found = [
-        undefined, null, NaN, Infinity, -Infinity, -0, 0, 1e400, 2 ** 60, true, false, "", " ", "\0", "\ud800", "a\udfffb", "\u202e",
+        undefined, null, NaN, Infinity, -Infinity, -0, 0, 2 ** 60, true, false, "", " ", "\0", "\ud800", "a\udfffb", "\u202e",
         "x".repeat(70_000), "é".repeat(40_000), Symbol("s"), () => {}, async () => {}, function named() {}, class X {}, 10n, 10n ** 400n,
         [], [1], [[[]]], ["text"], new Array(5), new Array(1e5).fill(0), {}, { body: 1 }, { msgtype: 5 }, { msgtype: "m.text" },
         { msgtype: "m.image" }, { msgtype: "nonsense", body: "x" }, { body: "\ud800", msgtype: "m.text" }, { ["\ud800"]: 1 },

@@ -8,8 +8,6 @@ const world = require("./world");
 const SEND = { id: "n", type: "flowbridge send" };
 const PNG = Buffer.from("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg==", "base64");
 
-const shown = (node) => (node.status.lastCall ? node.status.lastCall.args[0] : {});
-
 describe("flowbridge send", function () {
     let facts, room;
 
