@@ -33,6 +33,7 @@ _OLD_DIALECT: Final = re.compile(r"/_matrix/(?:(client)/(?:api/v1|r0)|(media)/(?
 _NOT_ON_THE_WIRE: Final = re.compile(rb"[^\x21-\x7e]")
 # Where a float may be too large, or a surrogate alone: nearly no body has it.
 _SUSPICIOUS: Final = re.compile(rb"[eE]\+?[0-9]{3}|[0-9]{200}|\\u[dD]")
+_PIECE: Final = 64 * 1024  # bytes looked into in one go: 2 ms, in which no other thread has its turn
 # Without going back (`++`): a string that does not end takes its length in time, and no memory.
 _TOKEN: Final = re.compile(
     rb'"(?:[^"\\]++|\\.)*+"|-?[0-9]++(?:\.[0-9]++)?(?:[eE][+-]?[0-9]++)?|[][{}:, \t\r\n]++|true|false|null', re.DOTALL
@@ -103,7 +104,7 @@ def check_body(body: bytes) -> None:
     What is wrong in other ways the homeserver says itself, and better; what is no JSON may be what it asks for. It is
     looked at token by token, so that a large body takes no more memory, and other threads have their turn.
     """
-    if not _SUSPICIOUS.search(body):
+    if not any(_SUSPICIOUS.search(body, at, at + _PIECE + 200) for at in range(0, len(body), _PIECE)):
         return
     at, fault = 0, ""
     while found := _TOKEN.match(body, at):

@@ -132,6 +132,8 @@ def test_answer_headers_lose_what_is_of_the_connection() -> None:
         b'{"\\uDFFF":1}',
         b'{"a":1' + b"0" * 300 + b"e99}",
         b"[" * 9_999 + b"1e400",
+        b"[" * 65_534 + b"1e400",
+        b"[" * 65_381 + b"1" * 310 + b".0]",
     ],
 )
 def test_json_that_makes_a_homeserver_fail_is_refused(body: bytes) -> None:
