@@ -5,6 +5,7 @@ import contextlib
 from collections.abc import AsyncIterator
 
 from flowbridge import log
+from flowbridge.aliases import Aliases
 from flowbridge.callers import Callers
 from flowbridge.catalogue import Catalogue
 from flowbridge.delivery import Courier
@@ -40,6 +41,7 @@ class Core:
         self.stock = Stock(self.database, _limits(settings))
         self.tokens = Tokens(self.database, self.journal)
         self.callers = Callers(settings, self.homeserver, self.tokens.identity, Keyring(settings, self.database))
+        self.aliases = Aliases(self.callers, self.homeserver)
         self.carrier = Carrier(
             self.homeserver,
             self.tokens,
@@ -58,12 +60,12 @@ class Core:
         self.intake = Intake(
             self.catalogue,
             self.callers,
-            self.homeserver,
+            self.aliases,
             self.tokens,
             self.courier,
             reused_txn_id=settings.reused_txn_id,
         )
-        self.history = History(self.callers, self.homeserver)
+        self.history = History(self.callers, self.aliases, self.homeserver)
         self.media = Media(self.callers, self.homeserver, self.relay)
         self.live = Live(self.homeserver, self.callers)
         self.upkeep = Upkeep(settings, self.database, self.stock, self.callers)

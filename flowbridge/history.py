@@ -6,13 +6,14 @@ Nothing here joins a room.
 """
 
 import asyncio
-import contextlib
 import json
 import time
 from collections.abc import Awaitable, Mapping
+from functools import partial
 from typing import Any, TypeVar
 
 from flowbridge import bulk, old_events
+from flowbridge.aliases import Aliases
 from flowbridge.callers import Callers, Credential
 from flowbridge.errors import BadGateway, BadRequest, Errcode, Forbidden, HomeserverError, MatrixError
 from flowbridge.homeserver import Homeserver, dialect
@@ -47,8 +48,9 @@ _NAMES: Json = {
 class History:
     """Every answer is JSON in bytes. Every method raises MatrixError."""
 
-    def __init__(self, callers: Callers, homeserver: Homeserver) -> None:
+    def __init__(self, callers: Callers, aliases: Aliases, homeserver: Homeserver) -> None:
         self._callers = callers
+        self._aliases = aliases
         self._homeserver = homeserver
         self._snapshots = asyncio.Semaphore(MAX_SNAPSHOTS)
         self._polls: set[asyncio.Future[tuple[bytes, Any]]] = set()
@@ -72,10 +74,7 @@ class History:
             _, sync = await self._sync(caller, _NAMES)
         found = old_events.named_rooms(sync)
         if credential.key is not None and credential.key.rooms:
-            scope = set(credential.key.rooms)
-            for alias in [name for name in scope if name.startswith("#")]:
-                with contextlib.suppress(HomeserverError):  # it leads nowhere just now
-                    scope.add(await self._homeserver.resolve(caller.token, alias))
+            scope = await self._aliases.scope(caller, credential.key)
             found = [room for room in found if room["room_id"] in scope]
         return bulk.write({"rooms": found})
 
@@ -151,15 +150,7 @@ class History:
 
     async def _enter(self, credential: Credential, room: str) -> tuple[Caller, str]:
         """Who reads, and the id of the room."""
-        is_alias = room.startswith("#")
-        if not is_alias:
-            self._callers.permit_reading(credential, room)
-        caller = await self._callers.identify(credential)
-        if not is_alias:
-            return caller, room
-        room_id = await self._asked(caller, self._homeserver.resolve(caller.token, room))
-        self._callers.permit_reading(credential, room, room_id)
-        return caller, room_id
+        return await self._aliases.enter(credential, room, partial(self._callers.permit_reading, credential))
 
     async def _sync(self, caller: Caller, filter_: Json) -> tuple[int, Json]:
         """How things stand: the size of a sync without a `since`, and the sync. Does not make the caller "online"."""

@@ -7,7 +7,6 @@ import asyncio
 import hashlib
 import json
 import secrets
-import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -16,11 +15,12 @@ from itertools import count
 from typing import Any, Literal, ParamSpec, TypeVar
 
 from flowbridge import canonical, log, metrics, payload
+from flowbridge.aliases import Aliases
 from flowbridge.callers import Callers, Credential
 from flowbridge.catalogue import Catalogue, Entry
 from flowbridge.delivery import Courier
-from flowbridge.errors import BadContent, BadGateway, Conflict, GatewayTimeout, MatrixError, Problem, TooLarge
-from flowbridge.homeserver import Homeserver, dialect
+from flowbridge.errors import BadContent, Conflict, Problem, TooLarge
+from flowbridge.homeserver import dialect
 from flowbridge.models import Caller, Event, Payload, Surface
 from flowbridge.store import Row, outbox
 from flowbridge.store.journal import Outcome, Ticket
@@ -31,8 +31,6 @@ T = TypeVar("T")
 
 MAX_CONTENT_BYTES = 62_000  # of the 65,536 that a whole event may have (specification, "Size limits")
 LARGE_BYTES = 16_384  # a larger body is read and checked outside the event loop
-ALIAS_SECONDS = 600.0
-MAX_ALIASES = 10_000
 MAX_TXN_IDS = 10_000
 
 
@@ -65,7 +63,7 @@ class Intake:
         self,
         catalogue: Catalogue,
         callers: Callers,
-        homeserver: Homeserver,
+        aliases: Aliases,
         tokens: Tokens,
         courier: Courier,
         *,
@@ -73,7 +71,7 @@ class Intake:
     ) -> None:
         self.catalogue = catalogue
         self._callers = callers
-        self._homeserver = homeserver
+        self._aliases = aliases
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="flowbridge-check")
         self._tokens = tokens
         self._instance, self._numbers = secrets.token_urlsafe(16), count()
@@ -81,7 +79,6 @@ class Intake:
         self._reused_txn_id = reused_txn_id
         self._txn_ids: dict[str, str] = {}  # key → fingerprint of what was sent under it last
         self._deliveries = _names()
-        self._aliases: dict[tuple[str, str], tuple[asyncio.Task[str], float]] = {}
 
     def read(self, body: bytes, content_type: str, event_type: str, surface: Surface) -> Payload:
         """Any of the body shapes. Raises a 4xx MatrixError."""
@@ -127,12 +124,8 @@ class Intake:
         Raises Forbidden for a key that is not for this, Conflict for an Idempotency-Key that was used with other
         content, StoreFull and StoreUnavailable.
         """
-        self._callers.permit(credential, event.type, event.room)
-        caller = await self._callers.identify(credential)
-        try:
-            room_id = await self.room_id(caller, event.room)
-        except MatrixError as error:
-            raise self._callers.refused(caller, error) from None
+        permit = partial(self._callers.permit, credential, event.type)
+        caller, room_id = await self._aliases.enter(credential, event.room, permit, joins=True)
         ticket = self._ticket(caller, room_id, event, sending)
         self._courier.offer(ticket)
         if ticket.idem is not None:
@@ -197,32 +190,6 @@ class Intake:
         settled = replace(ticket, row=row, settled=asyncio.get_running_loop().create_future(), waiters=1)
         settled.settled.set_result(Outcome(existing["state"], existing["event_id"], error))
         return Receipt(caller, settled, replayed=True)
-
-    async def room_id(self, caller: Caller, room: str) -> str:
-        """The room id of an alias, which the caller joins once; a room id as it is."""
-        if not room.startswith("#"):
-            return room
-        key = (caller.user_id, room)
-        joining, until = self._aliases.get(key, (None, 0.0))
-        if joining is None or until < time.monotonic():
-            earlier = joining
-            joining = asyncio.ensure_future(self._join(caller, room, earlier))
-            if len(self._aliases) >= MAX_ALIASES:
-                del self._aliases[next(iter(self._aliases))]
-            self._aliases[key] = (joining, time.monotonic() + ALIAS_SECONDS)
-        try:
-            return await asyncio.shield(joining)
-        except MatrixError:
-            self._aliases.pop(key, None)
-            raise
-
-    async def _join(self, caller: Caller, room: str, earlier: "asyncio.Task[str] | None") -> str:
-        try:
-            return await self._homeserver.join(caller.token, room)
-        except (BadGateway, GatewayTimeout):  # accepting goes on while the homeserver is away
-            if earlier is None:
-                raise
-            return await earlier
 
     async def _aside(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Work in a thread: in one only, so that fifty hostile bodies share its time."""

@@ -4,9 +4,11 @@ An API key acts as the bot, in the rooms of its scopes: membership is the event 
 """
 
 import asyncio
+from functools import partial
 from typing import Any, Literal
 
 from flowbridge import canonical
+from flowbridge.aliases import Aliases
 from flowbridge.callers import Callers, Credential
 from flowbridge.errors import MatrixError, Unavailable
 from flowbridge.homeserver import Homeserver, dialect, verdict
@@ -23,9 +25,10 @@ MAX_AT_ONCE = 64  # of what may take so long: sends need the connections to the 
 class Rooms:
     """Every method answers as the homeserver does, and raises MatrixError with what it says."""
 
-    def __init__(self, homeserver: Homeserver, callers: Callers) -> None:
+    def __init__(self, homeserver: Homeserver, callers: Callers, aliases: Aliases) -> None:
         self._homeserver = homeserver
         self._callers = callers
+        self._aliases = aliases
         self._turns = asyncio.Semaphore(MAX_AT_ONCE)
 
     async def create(self, credential: Credential, body: Json) -> tuple[Caller, Json]:
@@ -42,22 +45,16 @@ class Rooms:
         self, credential: Credential, room: str, action: Action, body: Json, query: str = ""
     ) -> tuple[Caller, Json]:
         """Somebody's membership, or with join and leave one's own. `query`: the servers to join by."""
-        caller = await self._callers.identify(credential)
-        names = [room]
-        if room.startswith("#") and (action != "join" or credential.key is not None):
-            names.append(await self._room_id(caller, room))
-        self._callers.permit(credential, MEMBER, *names)
+        if action == "join" and credential.key is None:
+            caller, room_id = await self._callers.identify(credential), room
+        else:
+            permit = partial(self._callers.permit, credential, MEMBER)
+            caller, room_id = await self._aliases.enter(credential, room, permit)
         if action == "join" and (query or room.startswith("#")):
             target = dialect.join_target(room) + query
         else:
-            target = dialect.member_target(names[-1], action)
+            target = dialect.member_target(room_id, action)
         return caller, await self._post(caller, target, body)
-
-    async def _room_id(self, caller: Caller, alias: str) -> str:
-        try:
-            return await self._homeserver.resolve(caller.token, alias)
-        except MatrixError as error:
-            raise self._callers.refused(caller, error) from None
 
     async def _post(self, caller: Caller, target: str, body: Json) -> Json:
         try:

@@ -56,7 +56,7 @@ async def _send(core: Core, room: str, event_type: str, body: bytes) -> str:
     event = await _checked(core, room, event_type, body)
     await core.locate()
     caller = await core.callers.identify(Credential(None))
-    event = replace(event, room=await core.intake.room_id(caller, room))
+    event = replace(event, room=await core.aliases.joined(caller, room))
     try:
         if await core.carrier.refuses(caller.token, event):
             raise Forbidden(IN_PLAIN_TEXT)

@@ -1,6 +1,5 @@
 """Live events as Server-Sent Events."""
 
-import contextlib
 from dataclasses import replace
 from functools import partial
 
@@ -25,7 +24,7 @@ class Listening:
     def __init__(self, core: Core) -> None:
         self._live = core.live
         self._callers = core.callers
-        self._intake = core.intake
+        self._aliases = core.aliases
         self._homeserver = core.homeserver
 
     async def everywhere(self, request: Request) -> Response:
@@ -33,49 +32,42 @@ class Listening:
         credential = await self._callers.credential(headers_of(request), request.scope["query_string"])
         types, since = self._types(request, credential), _position(request)
         caller = await self._callers.identify(credential)
-        rooms = await self._scope(caller, credential) if credential.key and credential.key.rooms else None
+        key, rooms = credential.key, None
+        if key is not None and key.rooms:
+            rooms = await self._aliases.scope(caller, key, joins=True)
         return await self._stream(request, credential, caller, _wish(request, caller, types, rooms), since)
 
     async def room(self, request: Request) -> Response:
         """GET /rooms/{roomId}/live"""
         credential = await self._callers.credential(headers_of(request), request.scope["query_string"])
         room = dialect.room(request.path_params["roomId"])
-        is_alias = room.startswith("#")
-        types, since = self._types(request, credential, *(() if is_alias else (room,))), _position(request)
-        caller = await self._callers.identify(credential)
+        types, since = self._types(request, credential), _position(request)
+        permit = partial(self._permit, credential, types)
+        caller, room_id = await self._aliases.enter(credential, room, permit, joins=True)
         try:
-            if is_alias and credential.key is not None:  # a key may name the room by its id
-                self._types(request, credential, room, await self._homeserver.resolve(caller.token, room))
-            room_id = await self._intake.room_id(caller, room)
             await self._enter(caller, room_id)
         except (BadGateway, GatewayTimeout):
-            if since is None or is_alias:
+            if since is None:
                 raise
-            room_id = room  # who resumes waits for the homeserver with an open stream
+            # who resumes waits for the homeserver with an open stream
         except MatrixError as error:
             raise self._callers.refused(caller, error) from None
         wish = _wish(request, caller, types, frozenset({room_id}))
         return await self._stream(request, credential, caller, wish, since)
 
-    def _types(self, request: Request, credential: Credential, *rooms: str) -> tuple[str, ...]:
+    def _types(self, request: Request, credential: Credential) -> tuple[str, ...]:
         """The event types that are wanted. Raises Forbidden when an API key is not for all of them."""
         types = _names(request, "types")
         for type_ in types:
             dialect.identifier(type_, "event type")
             if "*" in type_[:-1]:
                 raise BadRequest("types: '*' may only stand at the end of a type")
-        for type_ in types or ("*",):
-            self._callers.permit(credential, type_, *rooms)
+        self._permit(credential, types)
         return types
 
-    async def _scope(self, caller: Caller, credential: Credential) -> frozenset[str]:
-        """The ids of the rooms that an API key is for; an alias that leads nowhere just now is none."""
-        assert credential.key is not None
-        found = set()
-        for room in credential.key.rooms:
-            with contextlib.suppress(MatrixError):
-                found.add(await self._intake.room_id(caller, room))
-        return frozenset(found)
+    def _permit(self, credential: Credential, types: tuple[str, ...], *rooms: str) -> None:
+        for type_ in types or ("*",):
+            self._callers.permit(credential, type_, *rooms)
 
     async def _enter(self, caller: Caller, room_id: str) -> None:
         """Raises what the homeserver says, or Forbidden, when the caller is not in the room."""

@@ -1,6 +1,7 @@
 """Sending events and reading state, on both surfaces."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -27,6 +28,7 @@ class Sending:
         self._surface: Surface = surface
         self._intake = core.intake
         self._callers = core.callers
+        self._aliases = core.aliases
         self._homeserver = core.homeserver
         self._courier = core.courier
         self._carrier = core.carrier
@@ -62,14 +64,9 @@ class Sending:
         room, event_type = dialect.room(path["roomId"]), dialect.event_type(path["eventType"])
         state_key = dialect.segment(path.get("stateKey", ""), "state key", empty=True)
         query = "format=event" if request.query_params.get("format") == "event" else ""
-        if not room.startswith("#"):
-            self._callers.permit(credential, event_type, room)
-        caller = await self._callers.identify(credential)
+        permit = partial(self._callers.permit, credential, event_type)
+        caller, room_id = await self._aliases.enter(credential, room, permit)
         try:
-            room_id = room
-            if room.startswith("#"):  # looked up: who reads does not join
-                room_id = await self._homeserver.resolve(caller.token, room)
-                self._callers.permit(credential, event_type, room, room_id)
             answer = await self._homeserver.read_state(caller.token, room_id, event_type, state_key, query)
         except MatrixError as error:
             raise self._callers.refused(caller, error) from None

@@ -297,10 +297,19 @@ def test_key_of_a_room_is_for_that_room_alone(
     headers = {"X-API-Key": make_key(tmp_path, room.id if room_scope == "id" else name)}
     with background(settings) as url, httpx.Client(base_url=url, headers=headers, trust_env=False) as client:
         assert client.post(f"/join/{quote(name)}").json() == {"room_id": room.id}
-        if room_scope == "id":
-            assert client.post(f"{room.path}/leave").json() == {}
-        for action in ("join", "leave"):
-            check_error(client.post(f"{other.path}/{action}"), 403, "M_FORBIDDEN")
+        for path in (room.path, f"/rooms/{quote(name)}"):
+            sent = client.post(f"{path}/send/m.room.message", json="hi")
+            assert sent.status_code == 200, sent.text
+            for what in ("members", "messages", "state", "state/m.room.create", "initialSync"):
+                assert client.get(f"{path}/{what}").status_code == 200, what
+            assert client.head(f"{path}/live").status_code == 200
+        assert client.post(f"{room.path}/leave").json() == {}
+        for action in ("join", "leave", "send/m.room.message"):
+            check_error(
+                client.post(f"{other.path}/{action}", json={"msgtype": "m.text", "body": "x"}), 403, "M_FORBIDDEN"
+            )
+        for what in ("members", "messages", "state", "state/m.room.create", "initialSync", "live"):
+            check_error(client.get(f"{other.path}/{what}"), 403, "M_FORBIDDEN")
         for path in ("/rooms", "/createRoom", "/logout", "/register", "/login"):
             check_error(client.post(path), 403, "M_FORBIDDEN")
         assert client.get("/whoami").json()["user_id"] == bot.user_id

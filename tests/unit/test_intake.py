@@ -12,16 +12,13 @@ import pytest
 from pydantic import SecretStr
 from sqlalchemy import select
 
-from flowbridge import intake
 from flowbridge.callers import Credential
 from flowbridge.core import Core
 from flowbridge.errors import (
     BadContent,
-    BadGateway,
     BadRequest,
     Conflict,
     Forbidden,
-    HomeserverError,
     MatrixError,
     TooLarge,
 )
@@ -31,7 +28,6 @@ from flowbridge.models import ApiKey, Event, Payload
 from flowbridge.settings import Settings
 from flowbridge.store.journal import Outcome, _Batch
 from flowbridge.store.tables import outbox
-from tests.unit import Clock
 
 CORE = Core(Settings.model_construct(base_url="http://127.0.0.1:1"))  # without a store: it is never opened
 CATALOGUE = CORE.catalogue
@@ -74,6 +70,9 @@ class FakeHomeserver:
             raise self.refusal
         return f"!room{len(self.joins)}:hs"
 
+    async def resolve(self, token: str, alias: str) -> str:
+        return f"!room{len(self.joins) + 1}:hs"
+
     async def is_encrypted(self, token: str, room_id: str) -> bool:
         return False
 
@@ -97,13 +96,6 @@ async def pointers(event_type: str, content: Any, state_key: str | None = None, 
     with pytest.raises(BadContent) as caught:
         await check(event_type, content, state_key, as_state=as_state)
     return [problem.pointer for problem in caught.value.problems]
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr(intake, "time", clock)
-    return clock
 
 
 # kinds and state keys
@@ -442,77 +434,11 @@ async def test_state_key_is_content(core: Core) -> None:
         await put("attic")
 
 
-# aliases
-
-
-async def to_alias(core: Core, by: Credential = ALICE) -> None:
-    await send(core, by=by, room=ALIAS)
-
-
-def rooms(homeserver: FakeHomeserver) -> list[str]:
-    return [event.room for _, event, _ in homeserver.sends]
-
-
-async def test_alias_is_joined_once_and_kept_for_10_minutes(
-    core: Core, homeserver: FakeHomeserver, clock: Clock
-) -> None:
-    await to_alias(core)
-    clock.now += 599
-    await to_alias(core)
-    assert homeserver.joins == [("alice", ALIAS)]
-    assert rooms(homeserver) == ["!room1:hs", "!room1:hs"]
-    clock.now += 2
-    await to_alias(core)
+async def test_event_goes_to_the_room_that_its_alias_leads_to(core: Core, homeserver: FakeHomeserver) -> None:
+    for by in (ALICE, Credential(None, ApiKey("two", rooms=("!room2:hs",)))):
+        await send(core, by=by, room=ALIAS)
+    assert homeserver.joins == [("alice", ALIAS), ("bot", ALIAS)]
+    assert [event.room for _, event, _ in homeserver.sends] == ["!room1:hs", "!room2:hs"]
+    with pytest.raises(Forbidden):
+        await send(core, by=Credential(None, ApiKey("four", rooms=("!room4:hs",))), room=ALIAS)
     assert len(homeserver.joins) == 2
-    assert rooms(homeserver)[-1] == "!room2:hs"
-
-
-async def test_alias_is_joined_by_each_caller_once(core: Core, homeserver: FakeHomeserver) -> None:
-    for token in ("alice", "bob", "alice", "bob"):
-        await to_alias(core, Credential(token))
-    assert homeserver.joins == [("alice", ALIAS), ("bob", ALIAS)]
-
-
-async def test_50_concurrent_sends_to_an_alias_join_once(core: Core, homeserver: FakeHomeserver) -> None:
-    await asyncio.gather(*(to_alias(core) for _ in range(50)))
-    assert len(homeserver.joins) == 1
-    assert len(homeserver.sends) == 50
-
-
-async def test_alias_that_could_not_be_joined_is_asked_for_again(core: Core, homeserver: FakeHomeserver) -> None:
-    homeserver.refusal = HomeserverError("not found", errcode="M_NOT_FOUND", status=404)
-    with pytest.raises(HomeserverError):
-        await to_alias(core)
-    homeserver.refusal = None
-    await to_alias(core)
-    assert len(homeserver.joins) == 2
-    assert await rows(core) != []
-
-
-async def test_known_alias_is_good_while_the_homeserver_is_away(
-    core: Core, homeserver: FakeHomeserver, clock: Clock
-) -> None:
-    await to_alias(core)
-    homeserver.refusal = BadGateway("away")
-    clock.now += 601
-    await to_alias(core)
-    assert rooms(homeserver) == ["!room1:hs", "!room1:hs"]
-    with pytest.raises(BadGateway):
-        await to_alias(core, Credential("bob"))
-
-
-async def test_refused_token_is_asked_for_again(core: Core, homeserver: FakeHomeserver) -> None:
-    homeserver.refusal = HomeserverError("Unknown", errcode="M_UNKNOWN_TOKEN", status=401)
-    with pytest.raises(HomeserverError):
-        await to_alias(core)
-    with pytest.raises(BadGateway, match="own account"):
-        await to_alias(core, Credential(None, ApiKey("one")))
-
-
-async def test_oldest_alias_makes_room_for_a_new_one(
-    core: Core, homeserver: FakeHomeserver, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(intake, "MAX_ALIASES", 1)
-    for token in ("alice", "bob", "alice"):
-        await to_alias(core, Credential(token))
-    assert len(homeserver.joins) == 3

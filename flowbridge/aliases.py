@@ -1,0 +1,138 @@
+"""The room that is meant, by its id or by an alias, and whether an API key is for it.
+
+A key's scope and a request may call one room by different names: its id, or one of its aliases.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable
+
+from flowbridge.callers import Callers, Credential
+from flowbridge.errors import BadGateway, GatewayTimeout, MatrixError
+from flowbridge.homeserver import Homeserver
+from flowbridge.models import ApiKey, Caller
+
+FOUND_SECONDS = 60.0  # how long an alias of a key's scope leads where it led
+JOINED_SECONDS = 600.0  # likewise an alias that was joined
+MAX_KNOWN = 10_000
+
+Ask = Callable[[str, str], Awaitable[str]]  # token and alias → room id
+Permit = Callable[..., None]  # names of one room; raises Forbidden unless the key is for one of them
+
+
+class Aliases:
+    """Every method raises MatrixError with what the homeserver says."""
+
+    def __init__(self, callers: Callers, homeserver: Homeserver) -> None:
+        self._callers = callers
+        self._resolve = homeserver.resolve
+        self._found = _Known(homeserver.resolve, FOUND_SECONDS)
+        self._joined = _Known(homeserver.join, JOINED_SECONDS)
+
+    async def enter(
+        self, credential: Credential, room: str, permit: Permit, *, joins: bool = False
+    ) -> tuple[Caller, str]:
+        """Who asks, and the id of the room. `joins`: whoever asks joins an alias, once.
+
+        The homeserver is asked what else the room is called only when the key's scope does not have the room as the
+        request names it. A key that is not for the room joins nothing.
+        """
+        key = _needs_look(credential.key, room)
+        if key is None:
+            permit(room)
+        caller = await self._callers.identify(credential)
+        if key is None and not room.startswith("#"):
+            return caller, room
+        try:
+            return caller, await self._enter(caller, room, key, permit, joins=joins)
+        except MatrixError as error:
+            raise self._callers.refused(caller, error) from None
+
+    async def joined(self, caller: Caller, room: str) -> str:
+        """The room id of an alias, which the caller joins once; a room id as it is."""
+        return await self._joined.room_id(caller, room) if room.startswith("#") else room
+
+    async def scope(self, caller: Caller, key: ApiKey, *, joins: bool = False) -> frozenset[str]:
+        """The ids of the rooms that a key is for; an alias that leads nowhere just now is none."""
+        known = self._joined if joins else self._found
+        found = {room for room in key.rooms if not room.startswith("#")}
+        for alias in _aliases(key):
+            with contextlib.suppress(MatrixError):
+                found.add(await known.room_id(caller, alias))
+        return frozenset(found)
+
+    async def _enter(self, caller: Caller, room: str, key: ApiKey | None, permit: Permit, *, joins: bool) -> str:
+        """`key`: one that is yet to be permitted."""
+        room_id = room
+        if room.startswith("#") and not joins:
+            room_id = await self._resolve(caller.token, room)
+        elif room.startswith("#") and key is not None:
+            room_id = await self._found.room_id(caller, room)
+        if key is not None:
+            permit(room_id, *await self._names(caller, key, room_id))
+        if joins and room.startswith("#"):
+            found, room_id = room_id, await self._joined.room_id(caller, room)
+            if key is not None and room_id != found:  # the alias has moved
+                permit(room_id, *await self._names(caller, key, room_id))
+        return room_id
+
+    async def _names(self, caller: Caller, key: ApiKey, room_id: str) -> list[str]:
+        """Of the aliases that a key is for one that leads to this room, if any does."""
+        trouble = None
+        for alias in () if room_id in key.rooms else _aliases(key):
+            try:
+                if await self._found.room_id(caller, alias) == room_id:
+                    return [alias]
+            except MatrixError as error:
+                if error.status not in (400, 403, 404):  # it may well lead there
+                    trouble = error
+        if trouble is not None:
+            raise trouble
+        return []
+
+
+class _Known:
+    """Where aliases lead, for some time.
+
+    Whoever comes while the homeserver is asked waits for the same answer. While it is away, its last answer counts:
+    accepting goes on.
+    """
+
+    def __init__(self, ask: Ask, seconds: float) -> None:
+        self._ask = ask
+        self._seconds = seconds
+        self._asked: dict[tuple[str, str], tuple[asyncio.Task[str], float]] = {}
+
+    async def room_id(self, caller: Caller, alias: str) -> str:
+        key = (caller.user_id, alias)
+        asking, until = self._asked.get(key, (None, 0.0))
+        if asking is None or until < time.monotonic():
+            asking = asyncio.ensure_future(self._learn(caller, alias, asking))
+            if len(self._asked) >= MAX_KNOWN:
+                del self._asked[next(iter(self._asked))]
+            self._asked[key] = (asking, time.monotonic() + self._seconds)
+        try:
+            return await asyncio.shield(asking)
+        except MatrixError:
+            self._asked.pop(key, None)
+            raise
+
+    async def _learn(self, caller: Caller, alias: str, earlier: "asyncio.Task[str] | None") -> str:
+        try:
+            return await self._ask(caller.token, alias)
+        except (BadGateway, GatewayTimeout):
+            if earlier is None:
+                raise
+            return await earlier
+
+
+def _needs_look(key: ApiKey | None, room: str) -> ApiKey | None:
+    """The key, when its scope may have the room under another name than the request."""
+    if key is None or not key.rooms or room in key.rooms:
+        return None
+    return key if room.startswith("#") or _aliases(key) else None
+
+
+def _aliases(key: ApiKey) -> list[str]:
+    return [room for room in key.rooms if room.startswith("#")]
