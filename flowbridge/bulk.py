@@ -29,12 +29,12 @@ async def aside(size: int, work: Callable[P, T], *args: P.args, **kwargs: P.kwar
     return await asyncio.get_running_loop().run_in_executor(_THREAD, partial(work, *args, **kwargs))
 
 
-def read(body: bytes) -> Any:
-    """The value of a JSON text. Raises ValueError or RecursionError."""
+def read(body: bytes, levels: int = LEVELS) -> Any:
+    """The value of a JSON text, whose outer levels are walked. Raises ValueError or RecursionError."""
     text = body.decode()
     if len(body) < LARGE_BYTES:
         return _DECODER.decode(text)
-    value, end = _value(text, _skip(text, 0), LEVELS)
+    value, end = _value(text, _skip(text, 0), levels)
     if _skip(text, end) != len(text):
         raise ValueError("there is more behind the JSON value")
     return value

@@ -1,6 +1,7 @@
 """What a file is called, of what type it is, and which JSON holds one."""
 
 import json
+from typing import Any
 
 import pytest
 
@@ -48,6 +49,12 @@ def test_what_is_no_list_of_bytes_is_refused(numbers: str) -> None:
 )
 def test_other_json_is_a_file_itself(body: bytes) -> None:
     assert attachment.read(body) is None
+
+
+@pytest.mark.parametrize("value", [[{"data": "aGk="}], {"rows": [{"id": 1}]}, "text", 1])
+def test_long_json_that_cannot_hold_a_file_is_not_read(monkeypatch: pytest.MonkeyPatch, value: Any) -> None:
+    monkeypatch.setattr(attachment, "bulk", None)
+    assert attachment.read(json.dumps(value).encode()) is None
 
 
 @pytest.mark.parametrize("text", ["image", "image/", "/png", "image/png\r\nX: y", "image/pñg", "a b/c"])
