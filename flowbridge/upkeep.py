@@ -29,8 +29,13 @@ class Upkeep:
         self._callers = callers
 
     async def run(self) -> None:
-        """For ever; each kind of work at its own pace."""
-        await asyncio.gather(*map(_forever, (self._learn_keys, self._count, self._purge, self._forget_idle)))
+        """For ever; each kind of work at its own pace. To learn of keys and to count, the core has begun with."""
+        await asyncio.gather(
+            _forever(self._learn_keys, REFRESH_SECONDS),
+            _forever(self._count, COUNT_SECONDS),
+            _forever(self._purge),
+            _forever(self._forget_idle),
+        )
 
     async def _learn_keys(self) -> float:
         await self._callers.refresh()
@@ -69,8 +74,9 @@ class Upkeep:
         return gone
 
 
-async def _forever(work: Callable[[], Awaitable[float]]) -> None:
-    """Do it again and again; it says how many seconds later."""
+async def _forever(work: Callable[[], Awaitable[float]], begin: float = 0.0) -> None:
+    """Do it again and again, first after `begin` seconds; it says how many seconds later."""
+    await asyncio.sleep(begin)
     while True:
         try:
             pause = await work()

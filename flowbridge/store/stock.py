@@ -78,7 +78,10 @@ class Stock:
             self._lanes[lane] = now
 
     async def refresh(self) -> float:
-        """Count anew: what other processes did is known from here on. Returns the seconds that it took."""
+        """Count anew: what other processes did is known from here on. Returns the seconds that it took.
+
+        An event that is accepted meanwhile may be counted twice, until the next time.
+        """
         started = time.monotonic()
         self._meanwhile.clear()
         await self._database.flush()  # outcomes linger on their way to the disk

@@ -213,3 +213,17 @@ async def test_pace_of_counting_is_a_share_of_what_it_costs(worker: Worker, monk
 
     monkeypatch.setattr(worker.stock, "refresh", slowly)
     assert await keep() == 100.0
+
+
+async def test_what_the_core_has_just_counted_is_not_counted_again_at_once(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An event that comes while it is counted may be counted twice: at the start nearly every first one would be."""
+    monkeypatch.setattr(module, "COUNT_SECONDS", 60.0)
+    callers = FakeCallers()
+    async with running(worker, callers):
+        await put(worker, "of another process")
+        await rounds(worker, callers)
+    assert worker.stock.queued == 0
+    await worker.stock.refresh()
+    assert worker.stock.queued == 1
