@@ -1,8 +1,7 @@
 "use strict";
 // Starts a flow with each event that happens in the rooms.
 
-const { InputError } = require("./lib/client");
-const { serverOf, show } = require("./lib/node");
+const { roomNamed, serverOf, show } = require("./lib/node");
 const { evaluate } = require("./lib/values");
 
 module.exports = function (RED) {
@@ -19,10 +18,8 @@ module.exports = function (RED) {
             try {
                 this.server = serverOf(RED, config.server);
                 const kind = config.roomType === "env" ? "env" : "str";
-                this.room = String(evaluate(RED, this, config.room || "", kind) || "").trim();
-                if (this.room && !/^[!#]./.test(this.room)) {
-                    throw new InputError("the room is no room: a room id begins with '!', an alias with '#'");
-                }
+                const room = String(evaluate(RED, this, config.room || "", kind) || "").trim();
+                this.room = room && roomNamed(room);
                 this.stop = this.server.listen({
                     types: this.types,
                     event: (event) => this.hear(event),

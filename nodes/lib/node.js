@@ -47,6 +47,11 @@ function roomOf(given, msg) {
     if (name === undefined) {
         throw new InputError("which room? Neither the node nor msg.roomId nor msg.topic names one", "/roomId");
     }
+    return roomNamed(name);
+}
+
+/** A room's id or alias, without blanks around it. Throws InputError for what is neither. */
+function roomNamed(name) {
     const room = typeof name === "string" ? name.trim() : "";
     if (!/^[!#]./.test(room)) {
         throw new InputError("the room is no room: a room id begins with '!', an alias with '#'", "/roomId");
@@ -62,4 +67,4 @@ function tokenOf(msg) {
     return token.trim();
 }
 
-module.exports = { serverOf, show, fail, roomOf, tokenOf };
+module.exports = { serverOf, show, fail, roomNamed, roomOf, tokenOf };

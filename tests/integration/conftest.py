@@ -10,8 +10,10 @@ import httpx
 import pytest
 
 from flowbridge.demo.synapse import Account, LocalSynapse
+from flowbridge.models import ApiKey
 from flowbridge.serve import background
 from flowbridge.settings import Settings
+from flowbridge.store import Database, keys
 from tests.conftest import MakeAccount, MakeRoom
 
 KEY = "fb_integration-key"
@@ -20,6 +22,17 @@ KEY = "fb_integration-key"
 def store_in(folder: Path) -> str:
     """The URL of a database there."""
     return f"sqlite:///{folder}/flowbridge.db"
+
+
+def make_key(folder: Path, key: ApiKey) -> str:
+    """The secret of this key, which is put into the store there; no bridge has opened that yet."""
+    secret = keys.new_secret()
+    database = Database(store_in(folder))
+    database.open(shared=True)
+    with database.engine.begin() as connection:
+        keys.add(connection, key, secret)
+    database.engine.dispose()
+    return secret
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,8 @@ from flowbridge.demo.synapse import Account, LocalSynapse
 from flowbridge.models import ApiKey
 from flowbridge.serve import background
 from flowbridge.settings import Settings
-from flowbridge.store import Database, keys
 from tests.conftest import MakeAccount, MakeRoom
-from tests.integration.conftest import KEY, store_in
+from tests.integration.conftest import KEY, make_key, store_in
 
 OLD = "/_matrix/client/api/v1"
 NEW = "/_matrix/client/v3"
@@ -682,13 +681,8 @@ class TestRooms:
         one, aliased, _ = bot.new_room(), bot.new_room(room_alias_name=name), bot.new_room()
         rooms = (one, f"#{name}:localhost", "#nowhere:localhost")
         key = ApiKey("k", "lists", rooms=rooms, event_types=("m.room.message",))
-        database = Database(store_in(tmp_path))
-        database.open(shared=True)
-        with database.engine.begin() as connection:
-            keys.add(connection, key, "fb_scoped")
-        database.engine.dispose()
+        headers = {"X-API-Key": make_key(tmp_path, key)}
         settings = Settings.load(base_url=synapse.url, access_token=bot.token, database_url=store_in(tmp_path))
-        headers = {"X-API-Key": "fb_scoped"}
         with background(settings) as url, httpx.Client(base_url=url, headers=headers, trust_env=False) as client:
             assert {room["room_id"] for room in client.get("/rooms").json()["rooms"]} == {one, aliased}
             assert client.get("/whoami").json()["flowbridge"]["key"] == {

@@ -18,9 +18,8 @@ from flowbridge.demo.synapse import Account, LocalSynapse
 from flowbridge.models import ApiKey
 from flowbridge.serve import background
 from flowbridge.settings import Settings
-from flowbridge.store import Database, keys
 from tests.conftest import MakeAccount, MakeRoom
-from tests.integration.conftest import KEY, Room, store_in
+from tests.integration.conftest import KEY, Room, make_key, store_in
 from tests.processes import serving
 
 V3 = "/_matrix/client/v3"
@@ -210,15 +209,11 @@ def test_key_for_everything_asks_as_the_bot(anyone: httpx.Client, owner: Account
 def test_only_a_key_for_everything_passes(
     synapse: LocalSynapse, owner: Account, tmp_path: Path, key: ApiKey, status: int
 ) -> None:
-    database = Database(store_in(tmp_path))
-    database.open(shared=True)
-    with database.engine.begin() as connection:
-        keys.add(connection, key, "fb_scoped")
-    database.engine.dispose()
+    headers = {"X-API-Key": make_key(tmp_path, key)}
     settings = Settings.load(base_url=synapse.url, access_token=owner.access_token, database_url=store_in(tmp_path))
     with background(settings) as url, httpx.Client(base_url=url, trust_env=False) as client:
         for path in (f"{V3}/devices", f"{V3}/pushrules/", "/_matrix/media/v3/config"):
-            answer = client.get(path, headers={"X-API-Key": "fb_scoped"})
+            answer = client.get(path, headers=headers)
             assert answer.status_code == status, answer.text
             if status == 403:
                 assert answer.json()["errcode"] == "M_FORBIDDEN"

@@ -14,10 +14,9 @@ from flowbridge.demo.synapse import Account, LocalSynapse
 from flowbridge.models import ApiKey
 from flowbridge.serve import background
 from flowbridge.settings import Settings
-from flowbridge.store import Database, keys
 from tests.conftest import MakeAccount
 from tests.http.conftest import RawClient
-from tests.integration.conftest import KEY, Room, store_in
+from tests.integration.conftest import KEY, Room, make_key, store_in
 from tests.integration.test_accounts import bearer, check_error
 
 PREFIXES = ["", *(f"/_matrix/client/{name}" for name in ("api/v1", "r0", "v1", "v3", "unstable"))]
@@ -294,7 +293,7 @@ def test_key_of_a_room_is_for_that_room_alone(
     other = new_room(preset="public_chat")
     name = f"#{alias}:localhost"
     settings = Settings.load(base_url=synapse.url, access_token=bot.access_token, database_url=store_in(tmp_path))
-    headers = {"X-API-Key": make_key(tmp_path, room.id if room_scope == "id" else name)}
+    headers = {"X-API-Key": make_key(tmp_path, ApiKey("one-room", rooms=(room.id if room_scope == "id" else name,)))}
     with background(settings) as url, httpx.Client(base_url=url, headers=headers, trust_env=False) as client:
         assert client.post(f"/join/{quote(name)}").json() == {"room_id": room.id}
         for path in (room.path, f"/rooms/{quote(name)}"):
@@ -313,14 +312,3 @@ def test_key_of_a_room_is_for_that_room_alone(
         for path in ("/rooms", "/createRoom", "/logout", "/register", "/login"):
             check_error(client.post(path), 403, "M_FORBIDDEN")
         assert client.get("/whoami").json()["user_id"] == bot.user_id
-
-
-def make_key(folder: Path, room: str) -> str:
-    """A key for this room alone, in a store that no bridge has opened yet."""
-    secret = keys.new_secret()
-    database = Database(store_in(folder))
-    database.open(shared=True)
-    with database.engine.begin() as connection:
-        keys.add(connection, ApiKey("one-room", rooms=(room,)), secret)
-    database.engine.dispose()
-    return secret
