@@ -221,6 +221,7 @@ async def test_event_type_binds_under_every_name(enter: Enter, homeserver: FakeH
 async def test_homeserver_is_not_asked_when_the_scope_names_the_room_as_the_request_does(
     enter: Enter, homeserver: FakeHomeserver
 ) -> None:
+    assert await enter(with_key(ALIAS), ALIAS) == ROOM
     homeserver.refusal = BadGateway("away")
     assert await enter(with_key(ROOM, ALIAS), ROOM) == ROOM
     with pytest.raises(Forbidden):  # ids differ, whatever the homeserver says
