@@ -1,5 +1,6 @@
 """A real Synapse, and a real PostgreSQL, for the whole run, each started when the first test asks for it."""
 
+import inspect
 import itertools
 import secrets
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ import pytest
 from flowbridge.demo.synapse import Account, LocalSynapse
 from flowbridge.store import Database
 from flowbridge.store.tables import metadata
+from tests.patience import PATIENCE
 from tests.postgres import LocalPostgres
 from tests.postgres import kept_url as kept_url
 from tests.postgres import own_postgres as own_postgres
@@ -20,6 +22,10 @@ from tests.postgres import postgres as postgres
 MakeAccount = Callable[[], Account]
 MakeRoom = Callable[..., str]
 NewDatabase = Callable[[], str]
+
+# For a call that names no limit httpx has one of 5 s, which a busy machine reaches.
+_DEFAULT: httpx.Timeout = inspect.signature(httpx.Client).parameters["timeout"].default
+_DEFAULT.connect = _DEFAULT.read = _DEFAULT.write = _DEFAULT.pool = PATIENCE
 
 
 @pytest.fixture(scope="session")

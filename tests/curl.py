@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from tests.patience import PATIENCE
+
 GUIDE_HOST = "http://localhost:8008"
 
 
@@ -18,5 +20,5 @@ def curl(line: str, url: str, **instead: str) -> Any:
     for word, text in {GUIDE_HOST: url, **instead}.items():
         assert word in line, f"{word} is not in {line}"
         line = line.replace(word, text)
-    done = subprocess.run([*shlex.split(line), "-sS"], capture_output=True, text=True, timeout=30, check=True)
+    done = subprocess.run([*shlex.split(line), "-sS"], capture_output=True, text=True, timeout=PATIENCE, check=True)
     return json.loads(done.stdout)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 PROGRAMS = Path(sys.executable).parent
+INSTALL_SECONDS = 900
 
 
 def environment(**more: str) -> Mapping[str, str]:
@@ -20,10 +21,12 @@ def install(folder: Path, what: str) -> None:
     """What the folder's lock file says, by `npm ci`; where that cannot be, skips loudly, and in CI fails."""
     command = [str(PROGRAMS / "npm"), "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
     try:
-        done = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=300)
+        done = subprocess.run(
+            command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=INSTALL_SECONDS
+        )
         complaint = done.stderr[-2000:] if done.returncode else ""
     except subprocess.TimeoutExpired:
-        complaint = "it did not end within 300 s"
+        complaint = f"it did not end within {INSTALL_SECONDS} s"
     if complaint:
         missing(f"npm cannot install {what}, so that it is NOT TESTED:\n{complaint}")
 

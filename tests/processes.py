@@ -11,6 +11,8 @@ from pathlib import Path
 
 import httpx
 
+from tests.patience import PATIENCE
+
 FLOWBRIDGE = str(Path(sys.executable).with_name("flowbridge"))
 SETTINGS = ("BASE_URL", "ACCESS_TOKEN", "FLOWBRIDGE_")
 
@@ -22,7 +24,12 @@ def _environment(settings: Mapping[str, str]) -> dict[str, str]:
 
 def run(*arguments: str, stdin: str = "", **settings: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
-        [FLOWBRIDGE, *arguments], env=_environment(settings), input=stdin, text=True, capture_output=True, timeout=60
+        [FLOWBRIDGE, *arguments],
+        env=_environment(settings),
+        input=stdin,
+        text=True,
+        capture_output=True,
+        timeout=PATIENCE,
     )
 
 
@@ -53,11 +60,11 @@ def serving_at(
         yield _answering(f"http://127.0.0.1:{port}", process), process
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(PATIENCE)
 
 
 def _answering(url: str, process: "subprocess.Popen[str]") -> str:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline and process.poll() is None:
         try:
             httpx.get(f"{url}/healthz", trust_env=False).raise_for_status()

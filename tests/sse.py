@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 
-PATIENCE = 20.0  # seconds that a test waits for something which should have come at once
+from tests.patience import PATIENCE as PATIENCE
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 from urllib.parse import unquote
 
-PATIENCE = 10.0  # seconds that a test waits for something which should have come at once
+from tests.patience import PATIENCE as PATIENCE
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,10 +238,10 @@ class Upstream:
             self._changed.notify_all()
         try:
             while (request := connection.request()) is not None:
-                with self._changed:
+                with self._changed:  # who has waited for the request may give another script, which is not for it
                     self._requests.append(request)
+                    behaviour = self._script(request) if self._script else None
                     self._changed.notify_all()
-                behaviour = self._script(request) if self._script else None
                 (behaviour or healthy(request))(connection)
         except OSError:
             pass  # the connection ended, from either side

@@ -30,8 +30,8 @@ from flowbridge.store import Database, Row, outbox, tables
 from flowbridge.store.journal import Journal, Outcome, Ticket
 from flowbridge.store.stock import Limits, Stock
 from flowbridge.tokens import Tokens
+from tests.patience import PATIENCE as PATIENCE
 
-PATIENCE = 10.0  # seconds that a test waits for something which should have come at once
 ROOM = "!room:hs"
 KEY = Fernet.generate_key()
 PLENTY = Limits(queued=1_000_000, per_lane=100_000, database_bytes=1 << 30, free_disk_bytes=0)

@@ -12,6 +12,7 @@ import pytest
 
 from benchmarks.chaos.cable import Cable
 from benchmarks.chaos.disk import SizeLimit, memory_disk
+from tests.patience import PATIENCE
 
 
 @asynccontextmanager
@@ -46,7 +47,7 @@ class Wire:
         port = int(cable.url("postgresql+psycopg://me@host/db").rpartition(":")[2].partition("/")[0])
         return cls(*await asyncio.open_connection("127.0.0.1", port))
 
-    async def ask(self, word: bytes, seconds: float = 5) -> bytes:
+    async def ask(self, word: bytes, seconds: float = PATIENCE) -> bytes:
         self.writer.write(word)
         return await asyncio.wait_for(self.reader.read(100), seconds)
 
@@ -78,7 +79,7 @@ async def test_frozen_cable_keeps_what_it_was_given(cable: Cable) -> None:
     with pytest.raises(TimeoutError):
         await wire.ask(b"two", 0.1)
     cable.thaw()
-    assert await asyncio.wait_for(wire.reader.read(100), 5) == b"two"
+    assert await asyncio.wait_for(wire.reader.read(100), PATIENCE) == b"two"
 
 
 async def test_deaf_cable_carries_requests_and_no_answers(cable: Cable) -> None:
@@ -116,7 +117,7 @@ async def test_memory_disk_is_full_until_it_is_emptied(tmp_path: Path) -> None:
 
 
 async def _error(command: list[str]) -> str:
-    done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, timeout=30)
+    done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, timeout=PATIENCE)
     return done.stderr
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from flowbridge.demo.synapse import Account, LocalSynapse
 from tests.conftest import MakeRoom
+from tests.patience import PATIENCE
 from tests.processes import run, serving
 
 
@@ -143,7 +144,7 @@ def test_sighup_follows_the_homeserver_to_its_new_address(tmp_path: Path, synaps
         assert httpx.get(f"{url}/readyz", trust_env=False).status_code == 503
         file.write_text(synapse.url)
         process.send_signal(signal.SIGHUP)
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + PATIENCE
         while httpx.get(f"{url}/readyz", trust_env=False).status_code != 200:
             assert time.monotonic() < deadline, log.read_text()
             time.sleep(0.05)
@@ -154,7 +155,7 @@ def test_sighup_follows_the_homeserver_to_its_new_address(tmp_path: Path, synaps
 def test_serve_ends_when_it_is_told_to(number: signal.Signals) -> None:
     with serving(BASE_URL="http://127.0.0.1:1") as (_, process):
         process.send_signal(number)
-        assert process.wait(10) == 0
+        assert process.wait(PATIENCE) == 0
 
 
 def test_demo_once_sends_every_example_and_leaves_nothing(tmp_path: Path) -> None:

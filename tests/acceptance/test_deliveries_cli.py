@@ -19,9 +19,9 @@ from flowbridge.demo.synapse import Account, LocalSynapse
 from flowbridge.store import Database, outbox
 from tests.conftest import MakeRoom
 from tests.integration.store.events import event
+from tests.patience import PATIENCE
 from tests.processes import FLOWBRIDGE, run, serving
 
-PATIENCE = 30.0
 ROOM = "!room:example.org"
 
 

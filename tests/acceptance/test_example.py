@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from flowbridge.demo.synapse import LocalSynapse
+from tests.patience import PATIENCE
 from tests.processes import serving
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "messaging.sh"
@@ -24,7 +25,7 @@ def bridge(synapse: LocalSynapse, tmp_path_factory: pytest.TempPathFactory) -> I
 
 def run(url: str, *shell: str) -> "subprocess.CompletedProcess[str]":
     environment = {**os.environ, "BRIDGE": url, "no_proxy": "127.0.0.1"}
-    return subprocess.run([*shell, str(EXAMPLE)], env=environment, capture_output=True, text=True, timeout=100)
+    return subprocess.run([*shell, str(EXAMPLE)], env=environment, capture_output=True, text=True, timeout=4 * PATIENCE)
 
 
 @pytest.mark.parametrize("shell", SHELLS)

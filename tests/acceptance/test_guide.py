@@ -5,6 +5,7 @@ import subprocess
 from pathlib import Path
 
 from flowbridge.demo.synapse import LocalSynapse
+from tests.patience import PATIENCE
 from tests.processes import serving
 
 GUIDE = Path(__file__).parents[2] / "docs" / "guide.md"
@@ -21,5 +22,5 @@ def test_every_command_of_the_guide_works(synapse: LocalSynapse, tmp_path: Path)
     assert len(lines) > 20
     with serving(BASE_URL=synapse.url, FLOWBRIDGE_DATABASE_URL=f"sqlite:///{tmp_path}/flowbridge.db") as (url, _):
         script = "\n".join(["set -euxo pipefail", *lines]).replace("http://localhost:8090", url)
-        done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=60)
+        done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=4 * PATIENCE)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from flowbridge.catalogue import Catalogue, built_in
+from tests.patience import PATIENCE
 
 PROJECT = Path(__file__).parents[2]
 
@@ -28,7 +29,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         str(folder),
         str(PROJECT),
     ]
-    subprocess.run([sys.executable, *command], check=True, capture_output=True, timeout=100)
+    subprocess.run([sys.executable, *command], check=True, capture_output=True, timeout=4 * PATIENCE)
     return next(folder.glob("*.whl"))
 
 
@@ -50,7 +51,7 @@ def test_schemas_are_found_from_an_installed_wheel(wheel: Path, tmp_path: Path) 
         f"import sys; sys.path.append({str(here)!r}); import json; from flowbridge.catalogue import *; "
         "print(json.dumps([str(built_in()), sorted(Catalogue.load())]))"
     )
-    done = subprocess.run([python, "-I", "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([python, "-I", "-c", script], capture_output=True, text=True, timeout=PATIENCE, check=True)
     folder, names = json.loads(done.stdout)
     assert Path(folder) == site / "flowbridge" / "schemas"
     assert names == sorted(Catalogue.load())

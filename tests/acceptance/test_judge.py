@@ -28,6 +28,7 @@ from benchmarks.chaos.report import Check, Report, table
 from benchmarks.chaos.scenarios import SCENARIOS
 from benchmarks.chaos.seeds import HARMLESS, SEEDS, SOWN
 from benchmarks.chaos.trial import found_out
+from tests.patience import PATIENCE
 
 BOT = "syt_bot"
 ROOM, OTHER = "!room:chaos.test", "!other:chaos.test"
@@ -161,14 +162,14 @@ def test_every_scenario_says_what_it_does_and_needs_what_it_says() -> None:
 def test_seeds_find_what_they_break() -> None:
     """Where the bridge was rewritten, a seed must not go on and break nothing."""
     command = [sys.executable, "-m", "benchmarks.chaos.seeds", *SOWN, "--help"]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert done.returncode == 0, done.stderr
     assert "serve" in done.stdout
 
 
 def test_constant_that_is_not_there_is_not_set() -> None:
     command = [sys.executable, "-m", "benchmarks.chaos.seeds", "flowbridge.delivery.carrier.NO_SUCH=1", "--help"]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert done.returncode == 1
     assert "NO_SUCH" in done.stderr.splitlines()[-1]
 
@@ -191,7 +192,7 @@ class FaultyHomeserver:
     def __init__(self, process: Process, port: int) -> None:
         self.process = process
         self.url = f"http://127.0.0.1:{port}"
-        self.http = httpx.Client(base_url=self.url, trust_env=False, timeout=5)
+        self.http = httpx.Client(base_url=self.url, trust_env=False, timeout=PATIENCE)
 
     def call(self, method: str, path: str, content: Any = None, token: str = BOT) -> httpx.Response:
         headers = {"Authorization": f"Bearer {token}"}
@@ -238,7 +239,7 @@ def _answers(homeserver: FaultyHomeserver) -> bool:
 
 
 def _wait_for(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + PATIENCE
     while not holds():
         assert time.monotonic() < deadline
         time.sleep(0.01)

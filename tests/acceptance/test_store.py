@@ -11,6 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.patience import PATIENCE
 from tests.postgres import LocalPostgres
 from tests.processes import FLOWBRIDGE, run, serving
 
@@ -41,7 +42,7 @@ def test_second_process_on_the_same_file_is_refused_and_the_first_goes_on() -> N
         assert said.startswith("FLOWBRIDGE_DATABASE_URL: flowbridge.db is in use by another flowbridge")
         assert httpx.get(f"{url}/healthz", trust_env=False).status_code == 200
         process.kill()  # what is left of it must not keep anybody out
-        process.wait(10)
+        process.wait(PATIENCE)
         with serving(BASE_URL=NOWHERE):
             pass
 
@@ -109,7 +110,7 @@ def starting(log: Path, database_url: str) -> Iterator["subprocess.Popen[bytes]"
         yield process
     finally:
         process.kill()
-        process.wait(10)
+        process.wait(PATIENCE)
 
 
 def test_serve_waits_for_a_postgresql_that_starts_later(late_postgres: LocalPostgres, tmp_path: Path) -> None:
@@ -128,12 +129,12 @@ def test_serve_that_waits_for_postgresql_ends_when_it_is_told_to(
     with starting(log, late_postgres.url) as process:
         until_said("store_away", log)
         process.send_signal(number)
-        assert process.wait(5) in (0, -number)
+        assert process.wait(PATIENCE) in (0, -number)
     assert "Traceback" not in log.read_text()
 
 
 def until_said(action: str, log: Path) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + PATIENCE
     while f" {action} " not in log.read_text():
         assert time.monotonic() < deadline, log.read_text()
         time.sleep(0.05)

@@ -15,6 +15,7 @@ from flowbridge.serve import background
 from flowbridge.settings import Settings
 from flowbridge.store import Database, keys
 from tests.conftest import MakeAccount, MakeRoom
+from tests.patience import PATIENCE
 
 KEY = "fb_integration-key"
 
@@ -84,7 +85,11 @@ def owner(make_account: MakeAccount) -> Account:
 def bridge_url(synapse: LocalSynapse, owner: Account, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("bridge")
     settings = Settings.load(
-        base_url=synapse.url, access_token=owner.access_token, api_keys=[KEY], database_url=store_in(folder)
+        base_url=synapse.url,
+        access_token=owner.access_token,
+        api_keys=[KEY],
+        wait_seconds=PATIENCE,
+        database_url=store_in(folder),
     )
     with background(settings) as url:
         yield url

@@ -20,8 +20,8 @@ from tests import node
 from tests.conftest import MakeAccount
 from tests.integration.conftest import Room
 from tests.integration.test_media import png
+from tests.patience import PATIENCE
 
-PATIENCE = 20  # seconds for one answer
 JS = Path(__file__).parents[1] / "clients" / "js"
 
 
@@ -104,7 +104,7 @@ async def test_nio_waits_in_a_sync_until_something_happens(bridge_url: str, plac
         assert isinstance(first, nio.SyncResponse), first
         nothing = await client.sync(timeout=100, since=first.next_batch)
         assert isinstance(nothing, nio.SyncResponse), nothing
-        waiting = asyncio.create_task(client.sync(timeout=PATIENCE * 1000, since=nothing.next_batch))
+        waiting = asyncio.create_task(client.sync(timeout=int(PATIENCE * 1000), since=nothing.next_batch))
         sent = await client.room_send(place.room.id, "m.room.message", {"msgtype": "m.text", "body": "wake up"})
         assert isinstance(sent, nio.RoomSendResponse), sent
         seen = await waiting
@@ -129,7 +129,8 @@ async def test_nio_is_told_what_is_wrong(bridge_url: str, place: Place) -> None:
 
 def apprise_url(url: str, place: Place, who: str, target: str, version: int) -> str:
     address = url.removeprefix("http://")
-    options = f"?discovery=no&hsreq=no&image=no&v={version}"  # hsreq: ids of new rooms name no server
+    # hsreq: ids of new rooms name no server; cto and rto: seconds, 4 unless named
+    options = f"?discovery=no&hsreq=no&image=no&v={version}&cto={PATIENCE}&rto={PATIENCE}"
     secret = f"{place.name}:{place.visitor.password}" if who == "password" else place.visitor.access_token
     return f"matrix://{secret}@{address}/{quote(target, safe='')}{options}"
 
@@ -191,7 +192,12 @@ def test_js_sdk_joins_talks_uploads_and_reads_back(
     }
     command = [str(node.PROGRAMS / "node"), "conversation.mjs"]
     done = subprocess.run(
-        command, cwd=js_folder, env=node.environment(**environment), capture_output=True, text=True, timeout=60
+        command,
+        cwd=js_folder,
+        env=node.environment(**environment),
+        capture_output=True,
+        text=True,
+        timeout=4 * PATIENCE,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     seen: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])

@@ -22,10 +22,10 @@ from flowbridge.store import Database, keys
 from tests.conftest import MakeAccount
 from tests.http.conftest import Answer, RawClient
 from tests.integration.conftest import Room
+from tests.patience import PATIENCE
 from tests.postgres import LocalPostgres
 
-PATIENCE = 15.0
-AT_ONCE = 4.0  # the worker looks by itself, too, but seldom
+LEASE_SECONDS = 600.0  # the worker looks by itself, too, but on SQLite only three times in a lease
 ADMIN, ONE, TWO = "fb_deliveries-admin", "fb_deliveries-one", "fb_deliveries-two"
 
 
@@ -103,7 +103,7 @@ def running(database_url: str, homeserver_url: str, bot: Account, secret_key: st
         access_token=bot.access_token,
         database_url=database_url,
         secret_key=secret_key,
-        **values,
+        **{"wait_seconds": PATIENCE, "lease_seconds": LEASE_SECONDS, **values},
     )
     with background(settings) as url:
         yield Bridge(url)
@@ -332,9 +332,7 @@ def test_dead_letter_is_replayed_once_its_cause_is_gone(
     answer = one.replay(delivery)
     assert (answer.status_code, answer.json()) == (202, {"delivery_id": delivery, "status": "queued"})
     assert answer.headers["Location"] == f"/deliveries/{delivery}"
-    started = time.monotonic()
     sent = one.until(delivery, "sent")
-    assert time.monotonic() - started < AT_ONCE
     assert closed_room.event(sent["event_id"])["content"] == {"body": "at last", "msgtype": "m.text"}
     assert sent["txn_id"] != dead["txn_id"]
     assert sent["accepted_at"] > dead["settled_at"]
@@ -357,9 +355,7 @@ def test_sent_event_replayed_is_another_event(admin: Log, room: Room) -> None:
     delivery = admin.send(room, "twice")
     first = admin.until(delivery, "sent")
     assert admin.replay(delivery).status_code == 202
-    started = time.monotonic()
     second = admin.until(delivery, "sent")
-    assert time.monotonic() - started < AT_ONCE
     assert first["event_id"] != second["event_id"]
     assert [room.event(found["event_id"])["content"]["body"] for found in (first, second)] == ["twice", "twice"]
     assert second["history"][-2]["replayed"]["event_id"] == first["event_id"]

@@ -16,6 +16,7 @@ from flowbridge.store import Database
 from flowbridge.store.ledger import Selection
 from flowbridge.store.tables import accounts
 from tests.conftest import MakeRoom
+from tests.patience import PATIENCE
 
 
 def test_replay_after_the_bots_token_was_dropped_is_sent(
@@ -42,7 +43,7 @@ def test_replay_after_the_bots_token_was_dropped_is_sent(
     database.engine.dispose()
     assert deliveries.replay_dead(settings, Selection(states=("dead",))) == 0
     with background(settings) as url:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + PATIENCE
         status = ""
         while status != "sent":
             assert time.monotonic() < deadline, httpx.get(f"{url}/readyz", trust_env=False).text

@@ -24,6 +24,7 @@ from flowbridge.settings import Settings
 from flowbridge.store import Database, keys
 from tests.conftest import MakeRoom
 from tests.integration.conftest import store_in
+from tests.patience import PATIENCE
 from tests.processes import serving
 from tests.proxy import Proxy
 from tests.sse import listening
@@ -99,7 +100,7 @@ def live(url: str, room_id: str = "") -> str:
 
 
 def ask(url: str, **headers: str) -> httpx.Response:
-    return httpx.get(url, headers=headers, trust_env=False, timeout=20)
+    return httpx.get(url, headers=headers, trust_env=False, timeout=PATIENCE)
 
 
 def figure(url: str, name: str) -> float:
@@ -119,7 +120,7 @@ def few_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE):
         while not condition():  # noqa: ASYNC110 - what is waited for happens in other threads
             await asyncio.sleep(0.01)
 

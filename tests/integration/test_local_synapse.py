@@ -18,6 +18,7 @@ import pytest
 from flowbridge.demo import synapse as synapse_module
 from flowbridge.demo.synapse import Account, LocalSynapse, SynapseError, _free_port
 from tests.conftest import MakeRoom
+from tests.patience import PATIENCE
 
 
 @pytest.fixture
@@ -143,7 +144,7 @@ def answers(url: str) -> bool:
 
 
 def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + PATIENCE
     while not condition():
-        assert time.monotonic() < deadline, "still not so after 10 s"
+        assert time.monotonic() < deadline, f"still not so after {PATIENCE:g} s"
         time.sleep(0.05)

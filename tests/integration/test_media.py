@@ -17,6 +17,7 @@ import pytest
 
 from flowbridge.demo.synapse import Account, LocalSynapse
 from tests.integration.conftest import KEY, store_in
+from tests.patience import PATIENCE
 from tests.processes import serving
 
 EVERY_BYTE = bytes(range(256)) * 5 + b"\r\n--boundary\r\n"
@@ -317,13 +318,13 @@ TOO_LARGE: dict[str, tuple[dict[str, str], Callable[[], Iterator[bytes]]]] = {
 @pytest.mark.parametrize("case", TOO_LARGE)
 def test_larger_than_the_homeserver_takes_is_a_413(bridge: httpx.Client, case: str) -> None:
     headers, content = TOO_LARGE[case]
-    answer = bridge.post("/media", content=content(), headers=headers, timeout=30)
+    answer = bridge.post("/media", content=content(), headers=headers)
     assert (answer.status_code, answer.json()["errcode"]) == (413, "M_TOO_LARGE")
 
 
 def test_file_as_large_as_the_homeserver_takes(bridge: httpx.Client, direct: httpx.Client) -> None:
     headers = {"Content-Type": "multipart/form-data; boundary=b"}
-    answer = bridge.post("/media", content=form_of(LIMIT), headers=headers, timeout=30)
+    answer = bridge.post("/media", content=form_of(LIMIT), headers=headers)
     assert len(stored(direct, answer).content) == LIMIT
 
 
@@ -473,7 +474,7 @@ def test_memory_does_not_grow_with_the_file(synapse: LocalSynapse, owner: Accoun
     raw = {"Content-Type": "image/png"}
     with (
         bridge as (url, process),
-        httpx.Client(base_url=url, headers={"X-API-Key": KEY}, trust_env=False, timeout=60) as client,
+        httpx.Client(base_url=url, headers={"X-API-Key": KEY}, trust_env=False, timeout=PATIENCE) as client,
     ):
 
         def up_and_down(size: int) -> None:

@@ -20,6 +20,7 @@ from sqlalchemy.exc import OperationalError
 
 from benchmarks import postgres as postgres_module
 from benchmarks.postgres import LocalPostgres, PostgresError, _free_port, why_unavailable
+from tests.patience import PATIENCE
 from tests.postgres import require_postgres
 
 BUSY = "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND pid <> pg_backend_pid()"
@@ -76,11 +77,13 @@ def test_commits_are_durable_and_only_loopback_is_listened_on(server: LocalPostg
         assert ask(server.url, f"SHOW {name}") == value
 
 
-def test_starts_within_5_s() -> None:
+def test_start_and_end_take_less_than_5_s_of_work() -> None:
     require_postgres(private=True)
-    before = time.monotonic()
+    before = os.times()
     with LocalPostgres(private=True):
-        assert time.monotonic() - before < 5
+        pass
+    after = os.times()
+    assert after.children_user + after.children_system - before.children_user - before.children_system < 5
 
 
 def test_every_fresh_database_is_new_and_empty(postgres: LocalPostgres) -> None:
@@ -152,16 +155,17 @@ def test_start_waits_for_the_rest_when_somebody_else_killed_the_postmaster(own_p
 @pytest.mark.parametrize("killed", [False, True], ids=["running", "killed"])
 def test_leaving_removes_everything(killed: bool) -> None:
     require_postgres(private=True)
-    segments = shared_memory()
     with LocalPostgres(private=True) as server:
         directory, pid = server.directory, server.pid
         assert pid is not None
+        segment = (directory / "data" / "postmaster.pid").read_text().splitlines()[6].split()[1]
+        assert segment in shared_memory() or not shutil.which("ipcs")
         if killed:
             server.kill()
     assert not accepts(server.url)
     assert not running(pid)
     assert not directory.exists()
-    assert shared_memory() <= segments
+    assert segment not in shared_memory()
 
 
 @pytest.mark.parametrize("state", ["running", "killed"])
@@ -353,7 +357,7 @@ def shared_memory() -> set[str]:
 def accepts(url: str) -> bool:
     address = make_url(url)
     try:
-        socket.create_connection((address.host or "", address.port or 0), timeout=2).close()
+        socket.create_connection((address.host or "", address.port or 0), timeout=PATIENCE).close()
     except OSError:
         return False
     return True
@@ -370,7 +374,7 @@ def running(pid: int) -> bool:
 
 
 def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + PATIENCE
     while not condition():
-        assert time.monotonic() < deadline, "still not so after 10 s"
+        assert time.monotonic() < deadline, f"still not so after {PATIENCE:g} s"
         time.sleep(0.05)

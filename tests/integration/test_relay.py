@@ -20,6 +20,7 @@ from flowbridge.serve import background
 from flowbridge.settings import Settings
 from tests.conftest import MakeAccount, MakeRoom
 from tests.integration.conftest import KEY, Room, make_key, store_in
+from tests.patience import PATIENCE
 from tests.processes import serving
 
 V3 = "/_matrix/client/v3"
@@ -69,7 +70,7 @@ class Member:
 def member(bridge_url: str, make_account: MakeAccount, make_room: MakeRoom) -> Iterator[Member]:
     account = make_account()
     headers = {"Authorization": f"Bearer {account.access_token}"}
-    with httpx.Client(base_url=bridge_url, headers=headers, trust_env=False, timeout=60) as client:
+    with httpx.Client(base_url=bridge_url, headers=headers, trust_env=False, timeout=PATIENCE) as client:
         yield Member(client, make_room(account))
 
 
@@ -87,7 +88,7 @@ def test_long_poll_is_ended_by_an_event_and_not_before(member: Member) -> None:
         done, _ = wait([poll], timeout=1)
         assert not done, "it waits"
         event_id = member.say("at last")
-        assert member.heard(poll.result(20)) == [event_id]
+        assert member.heard(poll.result(PATIENCE)) == [event_id]
 
 
 def test_long_poll_lasts_as_long_as_it_asked_to(member: Member) -> None:
@@ -104,7 +105,7 @@ def test_large_upload_and_download_are_whole_and_take_no_memory(
     headers = {"Authorization": f"Bearer {owner.access_token}", "Content-Type": "application/octet-stream"}
     with (
         serving(cwd=tmp_path, BASE_URL=synapse.url) as (url, process),
-        httpx.Client(base_url=url, headers=headers, trust_env=False, timeout=60) as client,
+        httpx.Client(base_url=url, headers=headers, trust_env=False, timeout=PATIENCE) as client,
     ):
 
         def up(content: bytes) -> str:

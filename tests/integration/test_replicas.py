@@ -12,6 +12,7 @@ from flowbridge.delivery import courier, lane
 from flowbridge.store import StoreUnavailable
 from flowbridge.store import database as database_module
 from flowbridge.store.journal import Outcome
+from tests.patience import PATIENCE
 from tests.postgres import LocalPostgres
 from tests.worker import Rooms, Worker, after, refuse_connection, slow, soon, until
 
@@ -69,7 +70,7 @@ async def test_event_goes_by_whoever_has_the_room_and_who_waits_elsewhere_hears(
 ) -> None:
     one, other = pair
     for number in range(5):
-        assert await other.send(str(number), seconds=5) == Outcome("sent", f"${number + 2}")
+        assert await other.send(str(number)) == Outcome("sent", f"${number + 2}")
     assert (lanes_of(one), lanes_of(other)) == (1, 0)
     await until(lambda: other.remembered == 0)
 
@@ -88,7 +89,7 @@ async def test_room_is_handed_over_at_once_by_a_replica_that_ends(pair: tuple[Wo
     for body in "abc":
         await one.accept(body)
     await until(lambda: len(rooms.sends) == 2)
-    waiting = asyncio.ensure_future(other.send("d", seconds=5))
+    waiting = asyncio.ensure_future(other.send("d"))
     stopping = asyncio.ensure_future(one.stop())
     await asyncio.sleep(0)
     answered.set()
@@ -112,7 +113,7 @@ async def test_who_waits_hears_though_the_room_has_become_ones_own(
         await one.stop()
         other.offer("b", waits=False)  # so it takes the room at once
         await until(lambda: lanes_of(other))
-        assert await other.courier.wait(ticket, 5) == Outcome("sent", "$2")
+        assert await other.courier.wait(ticket, PATIENCE) == Outcome("sent", "$2")
 
 
 async def test_dead_replicas_rooms_are_taken_over_after_the_lease(make: MakeWorker, rooms: Rooms, url: str) -> None:
@@ -125,9 +126,9 @@ async def test_dead_replicas_rooms_are_taken_over_after_the_lease(make: MakeWork
         other = await later.enter_async_context(make(lease=1.0, deadline=0.2))
         began = time.monotonic()
         await one.crash()
-        waiting = asyncio.ensure_future(other.send("c", seconds=5))
+        waiting = asyncio.ensure_future(other.send("c"))
         assert await soon(waiting)
-        assert 0.3 < time.monotonic() - began < 4
+        assert time.monotonic() - began > 0.3
         await other.settled()
     assert rooms.bodies() == ["a", "b", "c"]
 
@@ -165,7 +166,7 @@ async def test_zombie_sends_nothing_after_its_lease_and_settles_nothing(make: Ma
             await one.accept(str(number))
         await until(lambda: len(rooms.sends) > 1)
         with one.busy_writer():  # it does not get to the database any more, and has events in memory
-            await until(lambda: lanes_of(other), 5)
+            await until(lambda: lanes_of(other))
             taken_over = len(rooms.sends)
             rooms.always(None)
             await other.settled()
@@ -173,7 +174,7 @@ async def test_zombie_sends_nothing_after_its_lease_and_settles_nothing(make: Ma
             assert rooms.tries()[taken_over:] == [str(number) for number in range(10)]
         await until(lambda: lanes_of(one) == 0)
         assert set(other.states()) == {"sent"}
-        assert await one.send("last", seconds=5)
+        assert await one.send("last")
     assert rooms.bodies() == ["first", *map(str, range(10)), "last"]
 
 
@@ -184,7 +185,7 @@ async def test_same_key_at_two_replicas_at_the_same_moment_is_one_event(
         key = f"key-{number}"
         tickets = await asyncio.gather(*[worker.accept(str(number), key=key, waits=True) for worker in pair])
         outcomes = await asyncio.gather(
-            *[worker.courier.wait(ticket, 5) for worker, ticket in zip(pair, tickets, strict=True)]
+            *[worker.courier.wait(ticket, PATIENCE) for worker, ticket in zip(pair, tickets, strict=True)]
         )
         assert tickets[0].row.delivery == tickets[1].row.delivery
         assert outcomes[0] == outcomes[1] == Outcome("sent", f"${number + 2}")
@@ -246,9 +247,9 @@ async def test_worker_goes_on_when_a_database_that_was_away_is_back(
             with pytest.raises(StoreUnavailable):
                 await soon(ticket.committed)
             with pytest.raises(StoreUnavailable):
-                await worker.courier.wait(ticket, 5)
+                await worker.courier.wait(ticket, PATIENCE)
         await until(lambda: not worker.database.trouble)
-        assert await worker.send("c", seconds=5)
+        assert await worker.send("c")
         await until(lambda: worker.states() == ["sent", "sent"])
         assert rooms.bodies() == ["a", "c"]
 

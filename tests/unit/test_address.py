@@ -13,6 +13,7 @@ import pytest
 
 from flowbridge.homeserver import address
 from flowbridge.homeserver.address import Address, AddressError, AddressUnknown, Locator, parse_host, parse_url
+from tests.patience import PATIENCE
 from tests.unit import Clock
 
 TLS = ssl.create_default_context()
@@ -324,7 +325,7 @@ async def test_file_that_changes_is_followed_on_the_interval(file: Path, monkeyp
     found.on_change = lambda _: moved.set()
     put(file, b"https://two.example.org")
     following = asyncio.create_task(found.keep_fresh())
-    await asyncio.wait_for(moved.wait(), 5)
+    await asyncio.wait_for(moved.wait(), PATIENCE)
     following.cancel()
     assert str(found.known) == "https://two.example.org"
 

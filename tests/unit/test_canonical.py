@@ -167,10 +167,10 @@ def test_many_brackets_side_by_side_are_no_levels() -> None:
     [b"[" * 200_000, b'{"a":' * 200_000, b"[" * 200_000 + b"]" * 200_000, b'"' + b"[" * 200_000, b'["' * 200_000],
 )
 def test_200000_brackets_are_refused_within_a_second(raw: bytes) -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises((BadContent, NotJson)):
         canonical.read(raw)
-    assert time.perf_counter() - started < 1
+    assert time.process_time() - started < 1
 
 
 def test_all_problems_are_listed_with_escaped_pointers() -> None:

@@ -342,11 +342,11 @@ def test_wrong_value_is_not_repeated_whole() -> None:
         ("m.call.candidates", {"call_id": "x", "version": 0, "candidates": [{}] * 10_000}),
     ],
 )
-def test_10000_mistakes_are_cut_at_100_within_a_second(name: str, content: Any) -> None:
+def test_10000_mistakes_are_cut_at_100_within_a_second_of_work(name: str, content: Any) -> None:
     CATALOGUE[name].problems({"": 1})  # imports the second engine
-    started = time.perf_counter()
+    started = time.process_time()
     problems = CATALOGUE[name].problems(content)
-    assert time.perf_counter() - started < 1
+    assert time.process_time() - started < 1
     assert 0 < len(problems) <= 100
 
 

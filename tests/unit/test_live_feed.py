@@ -18,6 +18,7 @@ from flowbridge.live.position import Position, parse
 from flowbridge.live.reader import Reader
 from flowbridge.models import Caller
 from tests.live import Rooms, answer
+from tests.patience import PATIENCE
 
 Make = Callable[[Rooms], Feed]
 
@@ -47,7 +48,7 @@ def listener(of: Feed) -> Listener:
 async def read(of: Listener, number: int) -> tuple[list[str], str]:
     """The ids of so many events, and the last position."""
     found, last, text = list[str](), "", ""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE):
         while len(found) < number:
             text += (await of.take(1)).decode()
             *blocks, text = text.split("\n\n")
@@ -122,7 +123,7 @@ async def test_refused_token_ends_all_listeners_and_whoever_comes_later(make: Ma
 
     rooms.poll = refuse  # type: ignore[method-assign]
     for one in both:
-        await asyncio.wait_for(one.over.wait(), 10)
+        await asyncio.wait_for(one.over.wait(), PATIENCE)
         assert isinstance(one.why, MatrixError)
         assert one.why.errcode == "M_UNKNOWN_TOKEN"
     with pytest.raises(HomeserverError):
@@ -144,7 +145,7 @@ async def test_who_comes_in_the_middle_of_a_batch_is_told_what_comes_after_it(ma
     first, late = listener(of), listener(of)
     await of.join(first, None)
     batch = happen(rooms, 2, 4, 6, 8)  # more than one poll names: read page by page
-    await asyncio.wait_for(reached.wait(), 10)
+    await asyncio.wait_for(reached.wait(), PATIENCE)
     await of.join(late, None)
     goes_on.set()
     assert (await read(first, 4))[0] == batch

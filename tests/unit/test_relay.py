@@ -10,6 +10,7 @@ import pytest
 from flowbridge.errors import BadGateway, BadRequest, GatewayTimeout
 from flowbridge.homeserver import Locator, relay
 from flowbridge.homeserver.relay import Relay
+from tests.patience import PATIENCE
 
 TLS = ssl.create_default_context()
 Reader = asyncio.StreamReader
@@ -171,9 +172,9 @@ async def test_answer_before_the_end_of_the_upload_is_passed_on() -> None:
         await head_of(reader)
         writer.write(b"HTTP/1.1 413 Too Large\r\nContent-Length: 2\r\n\r\nno")
         await writer.drain()
-        await asyncio.sleep(60)
+        await asyncio.sleep(2 * PATIENCE)
 
-    async with homeserver(serve) as made, asyncio.timeout(10):
+    async with homeserver(serve) as made, asyncio.timeout(PATIENCE):
         assert await ask(made, "POST", endless()) == (413, b"no")
 
 
@@ -193,7 +194,7 @@ async def test_answer_before_the_end_of_the_upload_is_passed_on() -> None:
     ],
 )
 async def test_answer_is_read_to_its_end(method: str, answer: bytes, expected: tuple[int, bytes]) -> None:
-    async with homeserver(answers(answer)) as made, asyncio.timeout(10):
+    async with homeserver(answers(answer)) as made, asyncio.timeout(PATIENCE):
         assert await ask(made, method) == expected
 
 
@@ -261,7 +262,7 @@ async def test_body_that_breaks_off_is_no_answer() -> None:
     ids=["garbage", "upgrade", "endless-headers"],
 )
 async def test_what_is_no_answer_is_a_bad_gateway(answer: bytes) -> None:
-    async with homeserver(answers(answer)) as made, asyncio.timeout(10):
+    async with homeserver(answers(answer)) as made, asyncio.timeout(PATIENCE):
         with pytest.raises(BadGateway):
             await ask(made)
 
@@ -290,9 +291,9 @@ async def test_homeserver_that_takes_no_body_is_a_timeout(monkeypatch: pytest.Mo
 
     async def serve(reader: Reader, writer: Writer) -> None:
         await head_of(reader)
-        await asyncio.sleep(60)
+        await asyncio.sleep(2 * PATIENCE)
 
-    async with homeserver(serve) as made, asyncio.timeout(10):
+    async with homeserver(serve) as made, asyncio.timeout(PATIENCE):
         with pytest.raises(GatewayTimeout, match="nothing of the body"):
             await ask(made, "POST", endless())
 
@@ -307,7 +308,7 @@ async def test_leaving_early_ends_the_exchange_at_once() -> None:
             await reader.read()
         ended.set()
 
-    async with homeserver(serve) as made, asyncio.timeout(10):
+    async with homeserver(serve) as made, asyncio.timeout(PATIENCE):
         async with made.open("GET", "/", []):
             pass
         await ended.wait()

@@ -17,9 +17,8 @@ from flowbridge.store import engine as engine_module
 from flowbridge.store.tables import outbox as events
 from tests.integration.store import events as rows
 from tests.integration.store.events import only_postgresql, only_sqlite, put, states
+from tests.patience import PATIENCE
 from tests.postgres import LocalPostgres
-
-PATIENCE = 20.0
 
 
 def put_one(name: str) -> Callable[[Connection], None]:
@@ -169,7 +168,7 @@ async def test_error_in_a_programs_own_work_fails_alone_and_at_once(database: Da
 
     async with busy(database):
         waiting = [database.run(put_one("one")), database.run(broken), database.run(put_one("two"))]
-    async with asyncio.timeout(PATIENCE / 4):
+    async with asyncio.timeout(PATIENCE / 2):
         done = await asyncio.gather(*waiting, return_exceptions=True)
     assert isinstance(done[1], StoreUnavailable)
     assert list(await database.read(states)) == ["one", "two"]
@@ -257,7 +256,7 @@ async def test_reading_that_fails_says_so(database: Database) -> None:
 
 async def test_flush_waits_for_what_was_asked_before(database: Database) -> None:
     done = database.run(lambda connection: None, lingers=True)
-    await asyncio.wait_for(database.flush(), 5)
+    await asyncio.wait_for(database.flush(), PATIENCE)
     assert done.done()
 
 

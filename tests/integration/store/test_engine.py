@@ -16,6 +16,7 @@ from sqlalchemy import NullPool, create_engine, make_url, text
 
 from flowbridge import log
 from flowbridge.store import Database, StoreError, engine
+from tests.patience import PATIENCE
 from tests.postgres import LocalPostgres
 
 SECRET = "wordpass"
@@ -201,7 +202,7 @@ def test_file_that_could_not_be_opened_is_not_kept_locked(tmp_path: Path) -> Non
 
 def test_commands_may_open_a_new_file_at_once(tmp_path: Path) -> None:
     for number in range(5):
-        together = threading.Barrier(8, timeout=20)
+        together = threading.Barrier(8, timeout=PATIENCE)
 
         def run(_: int, url: str = f"sqlite:///{tmp_path}/{number}.db", together: threading.Barrier = together) -> None:
             together.wait()
@@ -218,9 +219,9 @@ def test_file_that_is_locked_is_waited_for(tmp_path: Path, log_lines: Lines, mon
     other.execute("BEGIN EXCLUSIVE")
     with ThreadPoolExecutor(1) as threads:
         opening = threads.submit(opened, f"sqlite:///{tmp_path}/flowbridge.db")
-        assert log_lines.came.wait(20)
+        assert log_lines.came.wait(PATIENCE)
         other.execute("COMMIT")
-        opening.result(timeout=20)
+        opening.result(timeout=PATIENCE)
     other.close()
     assert "locked" in str(log_lines.seen[0][1]["error"])
 
@@ -246,9 +247,9 @@ def test_postgresql_that_starts_later_is_waited_for(own_postgres: LocalPostgres,
     own_postgres.stop()
     with ThreadPoolExecutor(1) as threads:
         opening = threads.submit(opened, own_postgres.url)
-        assert log_lines.came.wait(20)
+        assert log_lines.came.wait(PATIENCE)
         own_postgres.start()
-        opening.result(timeout=20)
+        opening.result(timeout=PATIENCE)
     assert [action for action, _ in log_lines.seen][:1] == ["store_away"]
     assert "refused" in str(log_lines.seen[0][1]["error"])
 
@@ -283,7 +284,7 @@ def test_wrong_password_is_told_at_once_and_not_said(own_postgres: LocalPostgres
     tell(own_postgres.url, "SELECT pg_reload_conf()")
     url = make_url(own_postgres.url)
     right = url.set(password="right").render_as_string(hide_password=False)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + PATIENCE
     while True:  # until the server has read its rules
         wrong = url.set(password=SECRET).render_as_string(hide_password=False)
         try:

@@ -15,6 +15,7 @@ from flowbridge.store.ledger import ALL, Selection, Whose
 from flowbridge.store.tables import accounts, lanes
 from flowbridge.store.tables import outbox as events
 from tests.integration.store import events as rows
+from tests.patience import PATIENCE
 
 ROOM, OTHER_ROOM = "!room:example.org", "!other:example.org"
 DEAD: dict[str, Any] = {
@@ -295,7 +296,7 @@ def test_two_replays_at_once_queue_it_once(engine: Engine) -> None:
 
 def wait_until_blocked(engine: Engine) -> None:
     blocked = text("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + PATIENCE
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         while not connection.scalar(blocked):
             assert time.monotonic() < deadline, "the second replay does not wait for the first"

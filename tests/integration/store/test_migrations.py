@@ -13,6 +13,7 @@ from sqlalchemy import Connection, NullPool, create_engine, text
 
 from flowbridge.store import Database, StoreError, migrations
 from tests.conftest import NewDatabase
+from tests.patience import PATIENCE
 
 Upgrade = Callable[[str], None]
 
@@ -133,7 +134,7 @@ def test_table_of_another_program_is_not_touched(database_url: str) -> None:
 def test_several_that_start_at_once_on_an_empty_database_do_not_collide(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    together, looked = threading.Barrier(4, timeout=20), threading.local()
+    together, looked = threading.Barrier(4, timeout=PATIENCE), threading.local()
     look = migrations.version
 
     def look_together(connection: Connection) -> str | None:
@@ -163,7 +164,7 @@ database.close()
 print(*sorted({name.partition('.')[0] for name in sys.modules}))
 """
     done = subprocess.run(
-        [sys.executable, "-c", script, database_url], capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-c", script, database_url], capture_output=True, text=True, timeout=PATIENCE, check=True
     )
     loaded = set(done.stdout.split())
     assert "sqlalchemy" in loaded

@@ -29,6 +29,7 @@ from tests.integration.store.events import (
     settlement,
     states,
 )
+from tests.patience import PATIENCE
 
 LONG_AGO = 1_000_000_000_000
 NEVER = 0
@@ -212,7 +213,7 @@ def with_databases(
         one.open(shared=True)
     with databases[0].engine.begin() as connection:
         prepare(connection)
-    together = threading.Barrier(number, timeout=30)
+    together = threading.Barrier(number, timeout=PATIENCE)
     with ThreadPoolExecutor(number) as threads:
         running = [threads.submit(work, f"owner-{at}", one, together) for at, one in enumerate(databases)]
     for one in databases:
@@ -231,7 +232,7 @@ def test_claim_does_not_wait_for_a_lane_that_another_claims_just_now(url: str) -
         put(connection, "there", lane=OTHER)
     with one.engine.begin() as first, other.engine.begin() as second:
         (mine,) = claim(first, "one", limit=1)
-        second.exec_driver_sql("SET LOCAL lock_timeout = '5s'")
+        second.exec_driver_sql("SET LOCAL lock_timeout = '60s'")
         (theirs,) = claim(second, "other")
         assert {mine.fence.lane, theirs.fence.lane} == {LANE, OTHER}
     one.close()
