@@ -1,6 +1,7 @@
 """The monkey: owns the bridges' processes, ends them in every way there is, and starts them again at once."""
 
 import asyncio
+import math
 import random
 import signal
 import time
@@ -12,8 +13,8 @@ from dataclasses import dataclass, field
 from benchmarks.chaos.client import Client, NoAnswer
 from benchmarks.chaos.processes import Process
 
-START_SECONDS = 30.0
-TERM_SECONDS = 20.0  # a bridge finishes its requests for at most 10 s
+START_SECONDS = 60.0  # a start takes one second of work, and many on a busy machine
+TERM_SECONDS = 40.0  # a bridge finishes its requests for at most 10 s
 MAX_CRASHES = 20  # a bridge that ends by itself more often than this will not do better
 IN_START = 0.1  # share of the kills that hit a bridge while it starts
 
@@ -111,9 +112,11 @@ class Monkey:
             politely = not in_start and self._chance.random() < term
             await (self.term(bridge) if politely else self.kill(bridge))
 
-    async def kill_every(self, pause: float, *, at_work: bool = False) -> None:
-        """One bridge after the other, until cancelled; `at_work`: each that long after it has started."""
+    async def kill_every(self, pause: float, *, at_work: bool = False, kills: float = math.inf) -> None:
+        """One bridge after the other, so many or until cancelled; `at_work`: each that long after it has started."""
         for bridge in self._turns():
+            if self.counts["kill"] >= kills:
+                return
             if at_work:
                 await bridge.ready()
             await asyncio.sleep(self._chance.uniform(0.5, 1.5) * pause)

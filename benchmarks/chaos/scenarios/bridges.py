@@ -2,6 +2,7 @@
 
 import asyncio
 
+from benchmarks.chaos.monkey import START_SECONDS
 from benchmarks.chaos.options import Options
 from benchmarks.chaos.report import Report, at_most
 from benchmarks.chaos.scenarios.scenario import FAULTS, SLOW, for_seconds
@@ -17,7 +18,7 @@ async def sqlite(options: Options) -> Report:
     kills = options.kills or max(1, round(options.seconds / 1.9))
     async with stage(options, FAULTS) as it:
         async with it.loading():
-            async with asyncio.timeout(options.seconds * 3 + 60):
+            async with asyncio.timeout(options.seconds + kills * START_SECONDS):
                 await it.monkey.kill_often(kills, options.seconds)
         done = it.monkey.counts["kill"]
         it.check("kills", f"kill -9: {done}, wanted {kills}", done >= kills)
@@ -25,10 +26,16 @@ async def sqlite(options: Options) -> Report:
 
 
 async def replicas(options: Options) -> Report:
-    """Two bridges on one PostgreSQL, one of them killed every few seconds, the same faults."""
+    """Two bridges on one PostgreSQL, one of them killed every few seconds, the same faults.
+
+    With a number of kills it lasts as long as these take, each of a bridge at work.
+    """
     async with stage(options, SLOW, databases=[options.shared_url] * 2) as it:
         async with it.loading() as load:
-            await for_seconds(options.seconds, it.monkey.kill_every(options.every))
+            if options.kills:
+                await it.monkey.kill_every(options.every, at_work=True, kills=options.kills)
+            else:
+                await for_seconds(options.seconds, it.monkey.kill_every(options.every))
             load.stop()
             await asyncio.sleep(FORGOTTEN_SECONDS)
             await it.monkey.kill_all()

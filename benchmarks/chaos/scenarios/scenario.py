@@ -56,5 +56,5 @@ async def steer_when_back(it: Stage, command: str, **faults: float) -> None:
     async def steered() -> bool:
         return bool(await it.steer(command, **faults))
 
-    if not await until(steered, 10):
+    if not await until(steered, 60):
         raise NoAnswer("the homeserver does not come back")
