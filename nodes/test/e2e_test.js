@@ -118,7 +118,7 @@ const DOES = {
 };
 
 describe("the examples", function () {
-    this.timeout(120_000);
+    this.timeout(600_000);
     let chromium;
     let red;
     let room;

@@ -18,12 +18,12 @@ const ARGUMENTS = [
     "--disable-sync",
 ];
 const VIEWPORT = { width: 1280, height: 800 };
-const PATIENCE = 20_000;
+const PATIENCE = 60_000;
 const MARGIN = 20; // around a flow in its picture
 
 /** Starts a browser with a new, empty profile; its `open(url)` resolves to an Editor. */
 async function start() {
-    const browser = await chromium.launch({ executablePath: CHROMIUM, args: ARGUMENTS, timeout: 60_000 });
+    const browser = await chromium.launch({ executablePath: CHROMIUM, args: ARGUMENTS, timeout: 2 * PATIENCE });
     return {
         open: (url) => open(browser, url),
         close: () => browser.close(),

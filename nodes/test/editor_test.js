@@ -12,7 +12,7 @@ const world = require("./world");
 const TYPES = ["send", "listen", "room", "account"].map((name) => `flowbridge ${name}`);
 
 describe("the editor", function () {
-    this.timeout(60_000);
+    this.timeout(300_000);
     let chromium;
     let red;
     let editor;

@@ -12,8 +12,8 @@ const { until } = require("./world");
 
 const PACKAGE = path.resolve(__dirname, "..");
 const RED = path.join(path.dirname(require.resolve("node-red/package.json")), "red.js");
-const START_PATIENCE = 60_000;
-const STOP_PATIENCE = 10_000;
+const START_PATIENCE = 120_000;
+const STOP_PATIENCE = 60_000;
 
 const SETTINGS = {
     uiHost: "127.0.0.1",
@@ -59,7 +59,7 @@ async function start(environment = {}) {
 async function install(folder) {
     const npm = async (cwd, ...command) => {
         const quiet = ["--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"];
-        return (await promisify(execFile)("npm", [...command, ...quiet], { cwd, timeout: 120_000 })).stdout;
+        return (await promisify(execFile)("npm", [...command, ...quiet], { cwd, timeout: 600_000 })).stdout;
     };
     await fs.writeFile(path.join(folder, "package.json"), '{"name": "node-red-project", "private": true}\n');
     await npm(PACKAGE, "pack", "--pack-destination", folder);

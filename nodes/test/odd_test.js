@@ -58,7 +58,7 @@ const named = (value) => {
 };
 
 describe("odd values", function () {
-    this.timeout(120_000);
+    this.timeout(600_000);
     let room;
     const escaped = [];
     const note = (error) => escaped.push(error);

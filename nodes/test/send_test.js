@@ -243,9 +243,11 @@ describe("flowbridge send", function () {
     });
 
     it("ends what waits for a bridge that is away when it is deployed anew", async () => {
-        const { ask, ends } = await load([{ ...SEND, room, mode: "queue" }], { server: { url: "http://127.0.0.1:1" } });
+        const { ask, ends, node } = await load([{ ...SEND, room, mode: "queue" }], {
+            server: { url: "http://127.0.0.1:1" },
+        });
         const asked = [1, 2, 3].map((number) => ask({ payload: `x${number}` }));
-        await new Promise((resolve) => setTimeout(resolve, 100));
+        await world.until(() => /nobody listens/.test(node("n").outbox.trouble) && node("n").outbox.waiting === 3);
         await helper.clearFlows();
         for (const { error } of await Promise.all(asked)) assert.match(error.message, /nobody listens|stopped/);
         assert.deepEqual([...ends.values()], [1, 1, 1]);

@@ -80,8 +80,11 @@ async function messages(roomId) {
     }
 }
 
-/** Until `look` resolves to something true, which is the result; fails after so many milliseconds. */
-async function until(look, patience = 8_000) {
+/**
+ * Until `look` resolves to something true, which is the result; fails after so many milliseconds: many, since a wait
+ * ends with what is waited for, and a test must not depend on how busy the machine is.
+ */
+async function until(look, patience = 60_000) {
     const ends = Date.now() + patience;
     for (;;) {
         const found = await look();
