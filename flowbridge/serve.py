@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import gc
 import json
-import re
 import signal
 import socket
 import threading
@@ -14,10 +13,12 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from types import FrameType
 
+import httptools
 import uvicorn
+from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from flowbridge import __version__, first_key, log
+from flowbridge import __version__, first_key, log, upgrade
 from flowbridge.app import create_app
 from flowbridge.core import Core
 from flowbridge.errors import Errcode
@@ -31,10 +32,6 @@ MAX_HEAD_BYTES = 64 * 1024
 MAX_CONNECTIONS = 4_096
 STOP_SECONDS = 10
 
-# llhttp takes whatever follows `Upgrade` for another protocol, and the body is lost. Java's HTTP client offers h2c on
-# every first request: under another name the offer is what it should be, an offer that nobody took.
-_UPGRADE = re.compile(rb"\nupgrade:", re.IGNORECASE)
-
 
 class Protocol(HttpToolsProtocol):
     """uvicorn's own, with deadlines for the head and the body of a request, a size, and a number of connections."""
@@ -42,8 +39,12 @@ class Protocol(HttpToolsProtocol):
     _timer: TimerHandle | None = None
     _head_bytes = 0
     _body_bytes = 0  # since the timer was set
+    _loose_bytes = 0  # since the last byte of a body: chunk extensions and trailers
     _in_head = True
     _began = False  # this head began in the segment that ended the request before it
+    _is_connect = False
+    _is_deaf = False  # nothing that still comes is read
+    _at_work: RequestResponseCycle | None = None  # the request that the application has last been given
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -57,14 +58,39 @@ class Protocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if (self._in_head or not self.cycle.more_body) and _UPGRADE.search(data):
-            head, end, rest = data.partition(b"\r\n\r\n")
-            data = _UPGRADE.sub(rb"\nx-offered:", head) + end + rest
-        super().data_received(data)
-        if not self._in_head:
-            self._time_the_body(len(data))
+        if self._is_deaf:
             return
-        self._head_bytes += 0 if self._began else len(data)
+        self._unset_keepalive_if_required()
+        self._loose_bytes += len(data)
+        try:
+            self._parse(data)
+        except httptools.HttpParserError:
+            self._refuse(400, Errcode.UNKNOWN, "this is not an HTTP/1.1 request")
+            return
+        if self._is_connect:
+            self._refuse(400, Errcode.UNRECOGNIZED, "CONNECT is for proxies, and flowbridge is none")
+        elif not self._in_head:
+            self._time_the_body(len(data))
+        else:
+            self._time_the_head(len(data))
+
+    def _parse(self, data: bytes | memoryview) -> None:
+        """Give the bytes to the parser, each once and as it came. Raises HttpParserError."""
+        while True:
+            try:
+                self.parser.feed_data(data)
+            except httptools.HttpParserUpgrade as stop:
+                if self._is_connect:
+                    return
+                data = memoryview(data)[stop.args[0] :]
+                self.parser = upgrade.successor(self)
+                kept = self.cycle.keep_alive
+                self.parser.feed_data(upgrade.head(self.scope["method"].encode(), self.headers, keep_alive=kept))
+            else:
+                return
+
+    def _time_the_head(self, more: int) -> None:
+        self._head_bytes += 0 if self._began else more
         self._began = False
         if self._head_bytes > MAX_HEAD_BYTES:
             self._refuse(431, Errcode.TOO_LARGE, f"the headers are longer than {MAX_HEAD_BYTES} bytes")
@@ -78,6 +104,8 @@ class Protocol(HttpToolsProtocol):
                 self._timer = self.loop.call_later(HEAD_SECONDS, self.transport.close)
         elif not self.cycle.more_body:
             self._stop_timer()
+        elif self._loose_bytes > MAX_HEAD_BYTES:
+            self._refuse(431, Errcode.TOO_LARGE, f"the trailers are longer than {MAX_HEAD_BYTES} bytes")
         elif self._timer is None:
             self._expect_a_part()
 
@@ -86,40 +114,63 @@ class Protocol(HttpToolsProtocol):
         self._timer = self.loop.call_later(BODY_SECONDS, self._too_slow)
 
     def on_message_begin(self) -> None:
+        before: RequestResponseCycle | None = self.cycle  # uvicorn's None before the first request
         self._in_head, self._head_bytes = True, 0
-        self._began = self._is_busy()
+        self._began = before is not None and (before.more_body or not before.response_complete)
         super().on_message_begin()
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """uvicorn's own, without blanks at the end of the value (RFC 9110 §5.5), and without trailers.
+
+        llhttp strips only those at its beginning. A trailer is not a header (§6.5.1): a proxy in front checks headers.
+        """
+        if self._in_head:
+            name, value = name.lower(), value.rstrip(b" \t")
+            if name == b"expect" and value.lower() == b"100-continue":
+                self.expect_100_continue = self.parser.get_http_version() != "1.0"  # RFC 9110 §10.1.1
+            self.headers.append((name, value))
+
     def on_headers_complete(self) -> None:
+        if self.parser.should_upgrade() and self.parser.get_method() == b"CONNECT":
+            self._is_connect = True
+            return
         self.url = self.url.replace(b"#", b"%23")  # no request has a fragment (RFC 9112): this is a room alias
-        self._in_head = False
-        self._stop_timer()
         super().on_headers_complete()
+        self._in_head = False
+        self._loose_bytes = 0
+        self._stop_timer()
         self.scope[HANG_UP] = partial(self._hang_up, self.cycle)  # type: ignore[literal-required]
+
+    def on_body(self, body: bytes) -> None:
+        self._loose_bytes = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        if not self.parser.should_upgrade():  # else its body is still to come
+            super().on_message_complete()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self._at_work = cycle
+        super()._start_asgi_task(cycle, app)
 
     def _hang_up(self, cycle: RequestResponseCycle) -> None:
         """End the connection in the middle of an answer: what is missing is seen to be missing."""
         cycle.disconnected = True  # uvicorn need not wonder why the answer has no end
         self.transport.abort()
 
-    def send_400_response(self, msg: str) -> None:
-        self._refuse(400, Errcode.UNKNOWN, "this is not an HTTP/1.1 request")
-
     def _too_slow(self) -> None:
         self._timer = None
-        if not self._in_head and self.cycle.response_complete:
-            self.transport.close()  # answered before its body had come: nobody reads that any more
+        if self.flow.read_paused:  # it is we who do not read
+            self._timer = self.loop.call_later(BODY_SECONDS, self._too_slow)
             return
-        if not self._in_head and (self.flow.read_paused or self._body_bytes >= BODY_PART_BYTES):
-            self._expect_a_part()  # it is we who do not read, or enough has come
+        if not self._in_head and self.cycle.response_complete:
+            self.transport.close()  # answered before its body had come: the rest is read by no handler
+            return
+        if not self._in_head and self._body_bytes >= BODY_PART_BYTES:
+            self._expect_a_part()
             return
         what, seconds = ("headers", HEAD_SECONDS) if self._in_head else ("body", BODY_SECONDS)
         self._refuse(408, Errcode.UNKNOWN, f"the {what} did not arrive within {seconds:g} s")
-
-    def _is_busy(self) -> bool:
-        """Whether a request has come whose answer has not gone out yet."""
-        cycle: RequestResponseCycle | None = self.cycle  # uvicorn's None before the first request
-        return cycle is not None and not cycle.response_complete
 
     def _stop_timer(self) -> None:
         if self._timer is not None:
@@ -127,18 +178,27 @@ class Protocol(HttpToolsProtocol):
             self._timer = None
 
     def _refuse(self, status: int, errcode: Errcode, error: str) -> None:
-        """Answer by hand, since no request came to be, and hang up. Any web page may read it, whatever was asked."""
+        """Read nothing more, answer by hand, since no request came to be, and hang up.
+
+        Requests that came whole before it are answered first, and this is not: its answer would be taken for theirs.
+        Any web page may read it, whatever was asked.
+        """
         self._stop_timer()
+        self._is_deaf = True
         if self.transport.is_closing():
             return
-        if self._is_busy() and not self.cycle.more_body:
-            self.transport.pause_reading()
-            self.pipeline.clear()
-            self.cycle.keep_alive = False  # a whole request is at work: its answer first, then hang up
-            return
-        if self._is_busy() and self.cycle.response_started:
-            self._hang_up(self.cycle)  # nothing else can be said in the middle of an answer
-            return
+        if self.pipeline and self.pipeline[0][0].more_body:
+            self.pipeline.popleft()  # the one that is refused
+        at_work = self._at_work
+        if at_work is not None and not at_work.response_complete:
+            if at_work is not self.cycle or not at_work.more_body:
+                self.transport.pause_reading()
+                last = self.pipeline[0][0] if self.pipeline else at_work
+                last.keep_alive = False
+                return
+            if at_work.response_started:
+                self._hang_up(at_work)  # nothing else can be said in the middle of an answer
+                return
         body = json.dumps({"errcode": errcode, "error": error}).encode()
         self.transport.write(
             b"%bcontent-type: application/json\r\naccess-control-allow-origin: *\r\ncontent-length: %d\r\n"

@@ -22,9 +22,9 @@ _HOP_BY_HOP: Final = frozenset(
     b"upgrade".split()
 )
 # Made anew (host, authorization, content-length), answered here (expect), or nobody else's business. Referer: it may
-# hold an access token. x-offered: an Upgrade that nobody took (flowbridge.serve).
+# hold an access token.
 _NOT_UP: Final = _HOP_BY_HOP | frozenset(
-    b"host authorization content-length expect cookie x-api-key referer forwarded x-real-ip x-offered".split()
+    b"host authorization content-length expect cookie x-api-key referer forwarded x-real-ip".split()
 )
 # date: the server's own. The others are about the connection's origin, which is another one here.
 _NOT_DOWN: Final = _HOP_BY_HOP | frozenset(b"date set-cookie alt-svc strict-transport-security".split())

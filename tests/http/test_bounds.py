@@ -13,7 +13,7 @@ import pytest
 from flowbridge import serve
 from flowbridge.routes import endpoint
 from tests import upstream as scripted
-from tests.http.conftest import HELLO, ROOM, SEND, Answer, Bridge, Elapsed, RawClient, new_token, post
+from tests.http.conftest import HELLO, KEY, ROOM, SEND, Answer, Bridge, Elapsed, RawClient, new_token, post
 from tests.processes import serving
 
 SOON = 0.3  # what the deadlines are set to, where they are meant to pass
@@ -667,3 +667,25 @@ def test_many_hostile_bodies_do_not_stop_healthz(upstream: scripted.Upstream, tm
         assert {client.answer().status for client in clients} <= {400, 413}
     assert slowest < 0.5
     assert upstream.requests == []
+
+
+@pytest.mark.parametrize("blanks", [" ", "\t", "  \t "])
+@pytest.mark.parametrize(
+    "header",
+    [f"X-API-Key: {KEY}", f"Authorization: Bearer {KEY}", "Content-Encoding: identity"],
+)
+def test_blanks_at_the_end_of_a_header_do_not_count(bridge: Bridge, header: str, blanks: str) -> None:
+    """RFC 9110 §5.5."""
+    answer = bridge.post(SEND, BODY, header + blanks)
+    assert answer.status == 200, answer
+
+
+def test_blanks_at_the_end_of_a_key_or_preference_do_not_count(bridge: Bridge) -> None:
+    token = f"Authorization: Bearer {new_token()}"
+    answers = [bridge.post(SEND, BODY, f"Idempotency-Key: one{blanks}", token) for blanks in ("", " ", "\t")]
+    assert [answer.status for answer in answers] == [200] * 3
+    assert len(sent(bridge)) == 1
+    answer = bridge.post(SEND, BODY, "Prefer: respond-async ", token)
+    assert (answer.status, answer.headers["preference-applied"]) == (202, "respond-async")
+    body = b"just text"
+    assert bridge.post("/validate/m.room.message", body, "Content-Type: text/plain \t").status == 200
