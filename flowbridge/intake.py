@@ -32,6 +32,7 @@ T = TypeVar("T")
 MAX_CONTENT_BYTES = 62_000  # of the 65,536 that a whole event may have (specification, "Size limits")
 LARGE_BYTES = 16_384  # a larger body is read and checked outside the event loop
 MAX_TXN_IDS = 10_000
+MEMBER = "m.room.member"
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +115,11 @@ class Intake:
             )
         if state_key:
             dialect.identifier(state_key, "state key")
-        if entry is not None and (problems := _problems(entry, found, state_key, as_state)):
+        problems = _problems(entry, found, state_key, as_state) if entry is not None else []
+        if general := self.catalogue.general.problems(event_type, found.content):
+            known = {problem.pointer for problem in problems}  # a schema of the type says it more exactly
+            problems = [*problems, *(problem for problem in general if problem.pointer not in known)]
+        if problems:
             raise BadContent(problems)
         return Event(room, event_type, content, state_key)
 
@@ -126,6 +131,8 @@ class Intake:
         """
         permit = partial(self._callers.permit, credential, event.type)
         caller, room_id = await self._aliases.enter(credential, event.room, permit, joins=True)
+        if event.type == MEMBER:
+            _check_member(event, caller)
         ticket = self._ticket(caller, room_id, event, sending)
         self._courier.offer(ticket)
         if ticket.idem is not None:
@@ -211,6 +218,14 @@ def _problems(entry: Entry, found: Payload, state_key: str | None, as_state: boo
     elif state_key is not None and (problem := entry.state_key_problem(state_key)):
         problems = [*problems, problem]
     return problems
+
+
+def _check_member(event: Event, caller: Caller) -> None:
+    """Nobody joins, or knocks, for another user: to a join of a user of another server Synapse 1.163 answers 500."""
+    membership = json.loads(event.content).get("membership")
+    if membership in ("join", "knock") and event.state_key != caller.user_id:
+        message = f"is {membership!r}, which a user says of itself only: the state key is not {caller.user_id}"
+        raise BadContent([Problem("/membership", message, MEMBER)])
 
 
 def _heard(future: "asyncio.Future[None]") -> None:

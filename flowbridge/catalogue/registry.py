@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 import jsonschema_rs
 
 from flowbridge import canonical
+from flowbridge.catalogue.general import EVENT, KEPT, UNLISTED, General
 from flowbridge.catalogue.lint import SchemaError, lint, lint_references
 from flowbridge.errors import MatrixError, Problem
 from flowbridge.models import Kind
@@ -99,7 +100,9 @@ class Catalogue(Mapping[str, Entry]):
         entries: Mapping[str, Entry],
         documents: Mapping[str, dict[str, Any]],
         folders: tuple[Path, ...],
+        general: General,
     ) -> None:
+        self.general = general
         self._entries = dict(sorted(entries.items()))
         self._documents = documents
         self._folders = folders
@@ -108,12 +111,12 @@ class Catalogue(Mapping[str, Entry]):
     def load(cls, extra: Path | None = None) -> Self:
         """Read the built-in schemas and those of `extra`, which win by file name. Raises SchemaError."""
         folders = (built_in(), extra) if extra else (built_in(),)
-        documents: dict[str, Any] = {}
-        for folder in folders:
-            documents.update(_read(folder))
+        ours = _read(built_in())
+        documents = {**ours, **_read(extra)} if extra else ours
         registry = _registry(documents)
         names = (name for name in documents if not name.startswith(COMPONENTS))
-        return cls({name: _entry(name, documents, registry) for name in names}, documents, folders)
+        entries = {name: _entry(name, documents, registry) for name in names}
+        return cls(entries, documents, folders, _general(ours))
 
     def __getitem__(self, name: str) -> Entry:
         return self._entries[name]
@@ -188,6 +191,13 @@ def _entry(name: str, documents: Mapping[str, Any], registry: jsonschema_rs.Regi
         raise SchemaError(f"{name}.json: {str(error).splitlines()[0]}") from None
     required = frozenset(_required(schema, documents))
     return Entry(name, schema, required, documents, validator, state_key_validator)
+
+
+def _general(ours: Mapping[str, Any]) -> General:
+    registry = _registry(ours)
+    documents = {**UNLISTED, **{name: ours[name] for name in KEPT}}
+    found = {name: _entry(name, {**ours, name: schema}, registry) for name, schema in documents.items()}
+    return General(_entry("event", {**ours, "event": EVENT}, registry), found)
 
 
 def _registry(documents: Mapping[str, Any]) -> jsonschema_rs.Registry:

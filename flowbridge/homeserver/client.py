@@ -4,7 +4,7 @@ import json
 import ssl
 from typing import Any, Final, NamedTuple
 
-from flowbridge import __version__, bulk
+from flowbridge import __version__, bulk, canonical
 from flowbridge.errors import BadGateway, Errcode, HomeserverError, TooLarge
 from flowbridge.homeserver import dialect, verdict
 from flowbridge.homeserver.address import Address, AddressError, AddressUnknown, Locator
@@ -15,6 +15,7 @@ SEND_LIMIT: Final = 64 * 1024  # bytes of an answer to a send
 HISTORY_LIMIT: Final = 8 * 1024 * 1024  # bytes of a page of 100 events
 READ_LIMIT: Final = 1024 * 1024  # bytes of an answer to a read: an event has at most 64 KiB, its state form a few more
 BULK_LIMIT: Final = 64 * 1024 * 1024  # bytes of an answer to a read that may be large: all state of all rooms
+REDACTION: Final = "m.room.redaction"
 READERS: Final = 256  # connections for reads that may be large or slow, so that no send waits for one
 POLLS: Final = 1_024  # connections for the long polls of live streams
 
@@ -34,12 +35,18 @@ class Homeserver:
         locator.on_change = self._move
 
     async def send(self, token: str, event: Event, txn_id: str) -> Answer:
-        """One attempt at a send: a state event to `/state/`, any other with its txnId. The answer as it came."""
-        if event.state_key is None:
-            target = dialect.send_target(event.room, event.type, txn_id)
-        else:
+        """One attempt at a send: a state event to `/state/`, any other with its txnId. The answer as it came.
+
+        A redaction goes to `/redact/`: Synapse 1.163 answers 500 to one that comes by `/send/`.
+        """
+        body = event.content
+        if event.state_key is not None:
             target = dialect.state_target(event.room, event.type, event.state_key)
-        return await self.call("PUT", target, token=token, body=event.content)
+        elif event.type == REDACTION and (redaction := _redaction(body)) is not None:
+            target, body = dialect.redact_target(event.room, redaction[0], txn_id), redaction[1]
+        else:
+            target = dialect.send_target(event.room, event.type, txn_id)
+        return await self.call("PUT", target, token=token, body=body)
 
     async def is_encrypted(self, token: str, room_id: str) -> bool:
         """Whether messages in this room are encrypted. Raises MatrixError unless the homeserver plainly says so."""
@@ -203,6 +210,18 @@ class Homeserver:
             Wire(address.origin, self._tls, most=POLLS),
         )
         self._prefix = address.prefix
+
+
+def _redaction(content: bytes) -> tuple[str, bytes] | None:
+    """The event that a redaction is for, and the rest of its content; None when it names none.
+
+    From room version 11 on the homeserver puts `redacts` into the content itself, before it beside the content.
+    """
+    rest = json.loads(content)
+    event_id = rest.pop("redacts", None)
+    if not isinstance(event_id, str) or not event_id.startswith("$"):
+        return None
+    return event_id, canonical.write(rest)
 
 
 class _Wires(NamedTuple):

@@ -73,6 +73,10 @@ def send_target(room_id: str, type_: str, txn_id: str) -> str:
     return f"{CLIENT}/rooms/{_q(room_id)}/send/{_q(type_)}/{quote(txn_id, safe='')}"
 
 
+def redact_target(room_id: str, event_id: str, txn_id: str) -> str:
+    return f"{CLIENT}/rooms/{_q(room_id)}/redact/{quote(event_id, safe='')}/{quote(txn_id, safe='')}"
+
+
 def state_target(room_id: str, type_: str, state_key: str) -> str:
     return f"{CLIENT}/rooms/{_q(room_id)}/state/{_q(type_)}/{_q(state_key)}"
 

@@ -371,6 +371,16 @@ def test_file_of_the_users_folder_wins(tmp_path: Path) -> None:
     assert len(catalogue) == len(CATALOGUE)
 
 
+def test_rules_for_all_types_hold_whatever_the_users_folder_replaces(tmp_path: Path) -> None:
+    write(tmp_path, "m.room.redaction", message())
+    write(tmp_path / "components", "mentions", {})
+    write(tmp_path / "components", "event", {})
+    general = Catalogue.load(tmp_path).general
+    found = general.problems("m.room.redaction", {"redacts": "x", "m.mentions": {"user_ids": [None]}})
+    assert [problem.pointer for problem in found] == ["/m.mentions/user_ids/0", "/redacts"]
+    assert general.problems("m.room.message", {"msgtype": "m.text"}) == []
+
+
 def test_users_folder_adds_an_event_type(tmp_path: Path) -> None:
     write(tmp_path, "org.example.reading", message(required=["celsius"], properties={"celsius": {"type": "integer"}}))
     write(tmp_path, "org.example.site", {"x-kind": "state", "x-state-key": {"type": "string"}})
