@@ -22,6 +22,8 @@ from flowbridge.routes import (
     schemas,
     send,
 )
+from flowbridge.routes.document import Document
+from flowbridge.routes.endpoint import json_bytes
 from flowbridge.settings import Settings
 
 
@@ -36,6 +38,11 @@ class Bridge(FastAPI):
 
     def openapi(self) -> dict[str, Any]:
         return self._document
+
+    @cached_property
+    def document(self) -> Document:
+        """The same as it is served."""
+        return Document(lambda: json_bytes(self.openapi()), "application/json")
 
 
 def create_app(settings: Settings, core: Core | None = None) -> edge.Edge:

@@ -116,6 +116,8 @@ class Catalogue(Mapping[str, Entry]):
         registry = _registry(documents)
         names = (name for name in documents if not name.startswith(COMPONENTS))
         entries = {name: _entry(name, documents, registry) for name in names}
+        if extra:
+            _lint_recursion(documents)
         return cls(entries, documents, folders, _general(ours))
 
     def __getitem__(self, name: str) -> Entry:
@@ -208,6 +210,15 @@ def _registry(documents: Mapping[str, Any]) -> jsonschema_rs.Registry:
         return jsonschema_rs.Registry([(f"{BASE_URI}{name}.json", value) for name, value in documents.items()])
     except ValueError as error:
         raise SchemaError(f"the schemas do not fit together: {str(error).splitlines()[0]}") from None
+
+
+def _lint_recursion(documents: Mapping[str, Any]) -> None:
+    """Of our own schemas a test does it: who has no others need not wait for it at each start, 0.2 s."""
+    from flowbridge.catalogue.recursion import Recursion
+
+    recursion = Recursion(documents, BASE_URI)
+    for name in documents:
+        recursion.lint(name)
 
 
 def _compile(schema: Any, registry: jsonschema_rs.Registry) -> jsonschema_rs.Validator:

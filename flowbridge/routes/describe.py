@@ -77,12 +77,16 @@ def operation(
     parameters: Iterable[Operation] = (),
     body: Operation | None = None,
     open_to_all: bool = False,
+    kept: bool = False,
 ) -> Operation:
+    """`kept`: the answer has an ETag, and a caller that has it already gets a 304."""
     responses: dict[str, Any] = {}
     if answers is not None:
         responses["200"] = {"description": ok, "content": dict(answers)}
     if accepted is not None:
         responses["202"] = accepted
+    if kept:
+        responses["304"] = {"description": "`If-None-Match` names the ETag of what would be answered."}
     for status in sorted({404, 405, *errors}):
         text = _ERRORS.get(status, "The path is known, but not with this method.")
         responses[str(status)] = {"description": text, "content": as_json(schema("MatrixError"))}
@@ -281,6 +285,7 @@ SCHEMAS = operation(
     ok="All event types by name.",
     answers=as_json(schema("Schemas")),
     open_to_all=True,
+    kept=True,
 )
 SCHEMA = operation(
     "schema",
@@ -292,6 +297,7 @@ SCHEMA = operation(
     errors=(400,),
     parameters=[PARAMETERS["eventType"]],
     open_to_all=True,
+    kept=True,
 )
 COMPONENT = operation(
     "schemaComponent",
@@ -302,6 +308,7 @@ COMPONENT = operation(
     errors=(400,),
     parameters=[parameter("name", "The component's file name.", "image_info.json")],
     open_to_all=True,
+    kept=True,
 )
 VALIDATE = operation(
     "validate",
@@ -357,5 +364,6 @@ OPENAPI = operation(
     ok="OpenAPI 3.1.",
     answers=as_json({"type": "object"}),
     open_to_all=True,
+    kept=True,
 )
 PAGE = operation("docs", "Operations", "The documentation as a page", ok="HTML.", answers={"text/html": {}})

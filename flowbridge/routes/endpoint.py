@@ -72,8 +72,13 @@ async def read_body(request: Request, headers: Mapping[str, str], limit: int = M
             return bytes(body)
 
 
+def json_bytes(value: Any) -> bytes:
+    """JSON as flowbridge answers it; a lone surrogate becomes a question mark."""
+    return _ENCODER.encode(value).encode("utf-8", "replace")
+
+
 def json_answer(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    return Response(_ENCODER.encode(value).encode("utf-8", "replace"), status, headers, media_type="application/json")
+    return Response(json_bytes(value), status, headers, media_type="application/json")
 
 
 def error_answer(error: MatrixError) -> Response:

@@ -2,21 +2,28 @@
 
 import importlib.util
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from fastapi.openapi.docs import get_swagger_ui_html
 from starlette.requests import Request
-from starlette.responses import FileResponse, Response
+from starlette.responses import Response
 
 from flowbridge import __version__, metrics
 from flowbridge.core import Core
 from flowbridge.errors import Errcode, MatrixError, NotFound, Unavailable
 from flowbridge.routes import describe
+from flowbridge.routes.document import Document
 from flowbridge.routes.endpoint import Endpoint, endpoint, json_answer
 from flowbridge.store.accounts import account_of
 
-ASSETS = ("swagger-ui-bundle.js", "swagger-ui.css", "favicon.png")
+_ASSETS = {
+    "swagger-ui-bundle.js": "text/javascript",
+    "swagger-ui.css": "text/css",
+    "favicon.png": "image/png",
+}
+_ASSET_CACHE = "public, max-age=86400"  # a day; they change with a release
 
 
 class Operations:
@@ -83,39 +90,60 @@ class Operations:
 
 async def openapi(request: Request) -> Response:
     """GET /openapi.json"""
-    return json_answer(request.scope["app"].openapi())
+    document: Document = request.scope["app"].document
+    return await document.answer(request)
 
 
-async def docs(_: Request) -> Response:
-    """GET /docs: Swagger UI, from files that are installed with flowbridge."""
-    return get_swagger_ui_html(
+def _page() -> bytes:
+    """Swagger UI, from files that are installed with flowbridge."""
+    script, style, icon = (f"docs/{name}" for name in _ASSETS)
+    page = get_swagger_ui_html(
         openapi_url="openapi.json",
         title="flowbridge",
-        swagger_js_url=f"docs/{ASSETS[0]}",
-        swagger_css_url=f"docs/{ASSETS[1]}",
-        swagger_favicon_url=f"docs/{ASSETS[2]}",
+        swagger_js_url=script,
+        swagger_css_url=style,
+        swagger_favicon_url=icon,
     )
+    return bytes(page.body)
 
 
-async def asset(request: Request) -> Response:
-    """GET /docs/{file}"""
-    name = request.path_params["file"]
-    if name not in ASSETS:
-        raise NotFound("there is no such file", errcode=Errcode.NOT_FOUND)
+def _file(name: str) -> bytes:
     found = importlib.util.find_spec("fastapi_offline")
     assert found is not None
     assert found.origin is not None
-    return FileResponse(Path(found.origin).parent / "static" / name)
+    return (Path(found.origin).parent / "static" / name).read_bytes()
+
+
+class Documentation:
+    """GET /docs and its files."""
+
+    def __init__(self) -> None:
+        self._page = Document(_page, "text/html")
+        self._assets = {
+            name: Document(partial(_file, name), media_type, cache_control=_ASSET_CACHE)
+            for name, media_type in _ASSETS.items()
+        }
+
+    async def page(self, request: Request) -> Response:
+        """GET /docs"""
+        return await self._page.answer(request)
+
+    async def asset(self, request: Request) -> Response:
+        """GET /docs/{file}"""
+        document = self._assets.get(request.path_params["file"])
+        if document is None:
+            raise NotFound("there is no such file", errcode=Errcode.NOT_FOUND)
+        return await document.answer(request)
 
 
 def routes(core: Core) -> list[Endpoint]:
-    handlers = Operations(core)
+    handlers, documentation = Operations(core), Documentation()
     return [
         endpoint("GET", "/healthz", handlers.healthz, describe.HEALTHZ),
         endpoint("GET", "/readyz", handlers.readyz, describe.READYZ),
         endpoint("GET", "/metrics", handlers.metrics, describe.METRICS),
         endpoint("GET", "/_matrix/client/versions", handlers.versions, describe.VERSIONS),
         endpoint("GET", "/openapi.json", openapi, describe.OPENAPI),
-        endpoint("GET", "/docs", docs, describe.PAGE, documented=False),
-        endpoint("GET", "/docs/{file}", asset, describe.PAGE, documented=False),
+        endpoint("GET", "/docs", documentation.page, describe.PAGE, documented=False),
+        endpoint("GET", "/docs/{file}", documentation.asset, describe.PAGE, documented=False),
     ]

@@ -95,6 +95,10 @@ class RawClient:
         body, self._buffer = self._buffer[:length], self._buffer[length:]
         return Answer(status, headers, body)
 
+    def head(self) -> str:
+        """The status line and headers of the next answer, for one that has neither a length nor a body."""
+        return self._until(b"\r\n\r\n").decode("latin-1")
+
     def rest(self, seconds: float) -> bytes | None:
         """All that the bridge still says before it hangs up; None when it has not by then."""
         self._socket.settimeout(seconds)
