@@ -42,7 +42,7 @@ class Operations:
             failed = "bot"
             bot = await core.callers.bot()
             checks["bot"] = bot.user_id if bot else None
-            if bot is not None and (reason := paused.get(account_of(bot.user_id, bot.device_id), "")):
+            if bot is not None and (reason := paused.get(account_of(bot.user_id), "")):
                 raise Unavailable(f"the homeserver does not accept the bridge's own account: {reason}")
         except MatrixError as error:
             not_ready = MatrixError(f"not ready: {error.error}", status=503, flowbridge={"failed": failed, **checks})

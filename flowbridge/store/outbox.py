@@ -139,7 +139,7 @@ def by_idem(connection: Connection, keys: Iterable[str]) -> dict[str, dict[str, 
 
 def mark_dirty(connection: Connection, pairs: Iterable[tuple[str, str]]) -> None:
     """Say that a lane (with its account) has events that its owner may not know."""
-    values = [{"lane": lane, "account": account, "dirty": 1} for lane, account in sorted(set(pairs))]
+    values = [{"lane": lane, "account": account, "dirty": 1, "sent_with": ""} for lane, account in sorted(set(pairs))]
     if values:
         build = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
         statement = build(lanes)

@@ -216,7 +216,7 @@ def forgetting(tokens: Tokens) -> Callable[[str, str], Any]:
 async def write_token(worker: Worker, caller: Caller) -> None:
     """As another process does that shares the store."""
     account = {
-        "account": accounts.account_of(caller.user_id, caller.device_id),
+        "account": accounts.account_of(caller.user_id),
         "user_id": caller.user_id,
         "device_id": caller.device_id,
         "token": Fernet(KEY).encrypt(caller.token.encode()).decode(),
