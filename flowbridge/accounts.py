@@ -93,7 +93,7 @@ class Accounts:
         except MatrixError as error:
             raise self._callers.refused(caller, error) from None
         if (key := credential.key) is not None:
-            scopes = {"rooms": key.rooms, "event_types": key.event_types, "admin": key.admin}
+            scopes = {"rooms": key.rooms, "event_types": key.event_types, "admin": key.admin, "users": key.users}
             found["flowbridge"] = {"key": {"name": key.name, **scopes}}
         return found
 

@@ -4,7 +4,6 @@ A key's scope and a request may call one room by different names: its id, or one
 """
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Awaitable, Callable
 
@@ -53,13 +52,19 @@ class Aliases:
         """The room id of an alias, which the caller joins once; a room id as it is."""
         return await self._joined.room_id(caller, room) if room.startswith("#") else room
 
-    async def scope(self, caller: Caller, key: ApiKey, *, joins: bool = False) -> frozenset[str]:
-        """The ids of the rooms that a key is for; an alias that leads nowhere just now is none."""
+    async def scope(self, caller: Caller, key: ApiKey, *, joins: bool = False, strict: bool = False) -> frozenset[str]:
+        """The ids of the rooms that a key is for; an alias that leads nowhere just now is none.
+
+        `strict`: raise MatrixError when it is not known where an alias leads.
+        """
         known = self._joined if joins else self._found
         found = {room for room in key.rooms if not room.startswith("#")}
         for alias in _aliases(key):
-            with contextlib.suppress(MatrixError):
+            try:
                 found.add(await known.room_id(caller, alias))
+            except MatrixError as error:
+                if strict and error.status not in (400, 403, 404):
+                    raise
         return frozenset(found)
 
     async def _enter(self, caller: Caller, room: str, key: ApiKey | None, permit: Permit, *, joins: bool) -> str:

@@ -114,11 +114,11 @@ def permit(key: ApiKey, event_type: str, rooms: Iterable[str]) -> None:
 def permit_reading(key: ApiKey, rooms: Iterable[str]) -> None:
     """Raises Forbidden unless the key may read all events of the room that has these names.
 
-    That needs a key for all event types, or `admin`. No room named: all at once, which needs a key for all rooms.
+    That needs a key for all event types. No room named: all at once, which needs a key for all rooms.
     """
     if key.rooms and not any(room in key.rooms for room in rooms):
         raise Forbidden(f"this API key is not for this room: it is for {_named(key.rooms, '')}, and for no other")
-    if key.event_types and not key.admin:
+    if key.event_types:
         only = _named(key.event_types, "")
         raise Forbidden(f"this API key may not read: it is for {only}, and reading shows events of every type")
 

@@ -207,6 +207,16 @@ _ANSWERS: Json = {
             "type": "object",
             "properties": {
                 "problems": {"type": "array", "items": {"$ref": "#/components/schemas/Problem"}},
+                "current": {
+                    "type": "object",
+                    "description": "The room's state that a replay would overwrite.",
+                    "properties": {
+                        "event_id": _STRING,
+                        "sender": _STRING,
+                        "origin_server_ts": {"type": "integer"},
+                        "content": {"type": "object"},
+                    },
+                },
             },
         },
     ),

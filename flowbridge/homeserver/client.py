@@ -72,9 +72,13 @@ class Homeserver:
         events = [event for event in chunk if isinstance(event, dict)] if isinstance(chunk, list) else []
         return events, end if isinstance(end, str) and events else ""
 
-    async def read_state(self, token: str, room_id: str, type_: str, state_key: str, query: str) -> Answer:
-        """GET a state event; the answer as it came, when it is a 200."""
+    async def read_state(
+        self, token: str, room_id: str, type_: str, state_key: str, query: str, *, any_status: bool = False
+    ) -> Answer:
+        """GET a state event; the answer as it came, when it is a 200, or `any_status`."""
         target = dialect.state_target(room_id, type_, state_key) + (f"?{query}" if query else "")
+        if any_status:
+            return await self.call("GET", target, token=token, limit=READ_LIMIT)
         return await self._get(target, token=token)
 
     async def read(self, target: str, *, token: str, seconds: float | None = None) -> tuple[bytes, Any]:

@@ -27,7 +27,13 @@ class Log:
         courier = core.courier
         self._callers = core.callers
         self._deliveries = Deliveries(
-            core.database, core.callers, core.tokens, cancel=courier.cancel, wake=courier.wake
+            core.database,
+            core.callers,
+            core.tokens,
+            core.aliases,
+            core.replays,
+            cancel=courier.cancel,
+            wake=courier.wake,
         )
 
     async def index(self, request: Request) -> Response:
@@ -44,10 +50,10 @@ class Log:
         return json_answer(await self._deliveries.get(viewer, _delivery(request)), headers=_HEADERS)
 
     async def replay(self, request: Request) -> Response:
-        """POST /deliveries/{deliveryId}/replay"""
+        """POST /deliveries/{deliveryId}/replay?overwrite="""
         viewer = await self._viewer(request)
         delivery = _delivery(request)
-        await self._deliveries.replay(viewer, delivery)
+        await self._deliveries.replay(viewer, delivery, overwrite=_overwrite(request))
         answer = {"delivery_id": delivery, "status": "queued"}
         return json_answer(answer, 202, {"Location": f"/deliveries/{delivery}"})
 
@@ -66,6 +72,13 @@ class Log:
 
 def _delivery(request: Request) -> str:
     return unquote(request.path_params["deliveryId"])
+
+
+def _overwrite(request: Request) -> bool:
+    text = request.query_params.get("overwrite", "").strip().lower() or "false"
+    if text not in ("true", "false"):
+        raise BadRequest("overwrite: it is 'true' or 'false'")
+    return text == "true"
 
 
 def _selection(given: dict[str, str]) -> Selection:

@@ -13,7 +13,7 @@ _ERRORS = {
     403: "The account may not do this in the room.",
     404: "There is no such room, event, delivery or path.",
     408: "The body did not arrive in time.",
-    409: "The delivery is queued, or on its way just now.",
+    409: "The delivery is queued, or on its way just now, or its replay would overwrite newer state.",
     413: "The body or the event is too large.",
     415: "The body is a form, multipart, XML or compressed.",
     422: "This `Idempotency-Key` was used before, with other content.",
@@ -221,7 +221,8 @@ _DELIVERY_ID = parameter(
     "deliveryId", "As `Flowbridge-Delivery` and a 202 name it.", "KZbVxTqKq5mS0o3lPz9r_g1f", maxLength=128
 )
 _OWN = (
-    "A key with `admin` sees all deliveries, another key those that it sent, a Matrix token those that its user sent. "
+    "A key with `admin` sees all deliveries in its rooms and of its event types, another key those that it sent, a "
+    "Matrix token those that its user sent. A key made for users (`--user`) also sees what these sent by themselves. "
 )
 _LOG_ERRORS = (400, 401, 403, 429, 500, 502, 503, 504)
 
@@ -256,23 +257,35 @@ DELIVERY = operation(
 REPLAY = operation(
     "replay",
     "Deliveries",
-    "Send a settled event anew",
+    "Send a settled event again",
     description="Of a dead letter, or once more of what was sent: the same delivery goes behind all that is queued for "
-    "its room.",
+    "its room. What a Matrix user sent, only this user sends again, or a key that is made for the user. A state event "
+    "whose room state has been set since is a 409, with `flowbridge.current`: what the room holds now. Where the "
+    "homeserver cannot tell, this is a 503.",
     accepted={
         "description": "It is queued.",
         "content": as_json(schema("Accepted")),
         "headers": {"Location": _LOCATION},
     },
     errors=(*_LOG_ERRORS, 409),
-    parameters=[_DELIVERY_ID],
+    parameters=[
+        _DELIVERY_ID,
+        query(
+            "overwrite",
+            "`true`: send a state event whatever has been set since.",
+            "true",
+            enum=["true", "false"],
+            default="false",
+        ),
+    ],
 )
 DELETE_DELIVERY = operation(
     "deleteDelivery",
     "Deliveries",
     "Delete a delivery",
     description="One that is queued is given up, unless it is on its way just now. Nothing is taken out of the room: "
-    "after an attempt without an answer the event may be there all the same.",
+    "after an attempt without an answer the event may be there all the same. What a Matrix user sent, this user "
+    "deletes, a key that is made for the user, or one with `admin` and no limits.",
     ok="It is gone.",
     answers=as_json({"type": "object", "maxProperties": 0}),
     errors=(*_LOG_ERRORS, 409),
