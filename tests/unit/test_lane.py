@@ -616,12 +616,14 @@ async def test_nothing_is_sent_for_a_lane_that_may_be_anothers(make: MakeWorker,
 
 async def test_nothing_is_sent_when_the_lease_ran_out_while_the_account_paused(make: MakeWorker, rooms: Rooms) -> None:
     async with make(lease=0.6, deadline=0.1) as worker:
-        rooms.then(slow(800))
+        refused = asyncio.Event()
+        rooms.then(after(refused, slow(800)))
         await worker.accept("a")
         await until(lambda: rooms.sends)
         account = worker.tokens.remember(ALICE)
-        await until(lambda: worker.carrier.pause_of(account))
         with worker.busy_writer():  # so nobody prolongs it
+            refused.set()
+            await until(lambda: worker.carrier.pause_of(account))
             await until(lambda: not worker.carrier.pause_of(account))
             for _ in range(20):
                 await asyncio.sleep(0.002)
