@@ -174,7 +174,7 @@ async def test_who_sends_with_a_key_is_not_told_of_the_bots_token(make: MakeWork
         await until(lambda: len(rooms.sends) >= 2)
         assert not ticket.settled.done()
         worker.tokens.remember(replace(ALICE, token="new"))
-        assert await worker.courier.wait(ticket, 5) == Outcome("sent", "$1")
+        assert await worker.courier.wait(ticket, PATIENCE) == Outcome("sent", "$1")
 
 
 async def test_403_in_a_room_one_is_in_is_dead_at_once(make: MakeWorker, rooms: Rooms) -> None:
