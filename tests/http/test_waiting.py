@@ -296,7 +296,8 @@ def test_pause_of_one_account_is_not_that_of_another(
 ) -> None:
     long = scripted.matrix_error(429, "M_LIMIT_EXCEEDED", "Too many requests", retry_after_ms=60_000)
     upstream.script(first(long, then=rooms))
-    check_queued(caller.post(SEND, json=text("paused"), headers={"Prefer": "wait=1"}))
+    check_queued(caller.post(SEND, json=text("paused"), headers=ASYNC))
+    upstream.wait_for_events(1)
     check_queued(caller.post(ELSEWHERE, json=text("paused, too"), headers=NOW))
     with as_caller(bridge) as other:
         assert event_id(other.post(SEND, json=text("free"))) == "$1"
