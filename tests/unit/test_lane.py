@@ -603,7 +603,7 @@ async def test_nothing_is_sent_for_a_lane_that_may_be_anothers(make: MakeWorker,
         rooms.then(cut)
         await worker.accept("a")
         await until(lambda: rooms.sends)
-        tell(path, "UPDATE lanes SET owner = 'other', fence = fence + 1, lease_until = ?", (time.time() + 5) * 1000)
+        tell(path, "UPDATE lanes SET owner = 'other', fence = fence + 1, lease_until = ?", (time.time() + 600) * 1000)
         rooms.always(error(500, "M_UNKNOWN"))
         await until(lambda: not worker.courier.lanes()["sending"] and not worker.courier.lanes()["pause"])
         tries = len(rooms.sends)
