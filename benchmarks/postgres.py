@@ -21,8 +21,8 @@ from typing import Any, Self
 from sqlalchemy import URL, NullPool, create_engine, make_url, text
 from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
 
-START_SECONDS = 60
-STOP_SECONDS = 30
+START_SECONDS = 180  # it takes two, and many more on a busy machine
+STOP_SECONDS = 60
 TRIES_FOR_A_PORT = 5
 DRIVER = "postgresql+psycopg"
 
@@ -128,7 +128,7 @@ class LocalPostgres:
             raise
 
     def stop(self) -> None:
-        """End the server in order, cutting its connections, and keep its data; killed when that takes over 30 s."""
+        """End the server in order, cutting its connections, and keep its data; killed when that takes over 60 s."""
         self._must_be_ours("stop")
         if not self._end("stop"):
             self.kill()
@@ -194,7 +194,7 @@ class LocalPostgres:
         raise self._failure(f"did not answer within {START_SECONDS} s")
 
     def _end(self, how: str) -> bool:
-        """Whether all of the server's processes are gone within 30 s of this."""
+        """Whether all of the server's processes are gone within 60 s of this."""
         if self._pid is None:
             return True
         self._ask(how)

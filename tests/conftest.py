@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import hypothesis
 import pytest
 
 from flowbridge.demo.synapse import Account, LocalSynapse
@@ -26,6 +27,10 @@ NewDatabase = Callable[[], str]
 # For a call that names no limit httpx has one of 5 s, which a busy machine reaches.
 _DEFAULT: httpx.Timeout = inspect.signature(httpx.Client).parameters["timeout"].default
 _DEFAULT.connect = _DEFAULT.read = _DEFAULT.write = _DEFAULT.pool = PATIENCE
+
+# Hypothesis takes an example that lasts 200 ms, or the making of ten that lasts a second, for a fault of the test.
+hypothesis.settings.register_profile("patient", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("patient")
 
 
 @pytest.fixture(scope="session")

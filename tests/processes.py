@@ -1,7 +1,6 @@
 """flowbridge as a process of its own."""
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import httpx
 
+from benchmarks.chaos.processes import free_port as free_port
 from tests.patience import PATIENCE
 
 FLOWBRIDGE = str(Path(sys.executable).with_name("flowbridge"))
@@ -29,14 +29,8 @@ def run(*arguments: str, stdin: str = "", **settings: str) -> "subprocess.Comple
         input=stdin,
         text=True,
         capture_output=True,
-        timeout=PATIENCE,
+        timeout=4 * PATIENCE,  # the demo starts a homeserver
     )
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from typing import IO, Any, Self
 
 import httpx
 
-START_SECONDS = 60
+START_SECONDS = 180  # it takes five, and many more on a busy machine
 STOP_SECONDS = 10
 TRIES_FOR_A_PORT = 5
 
@@ -62,7 +62,7 @@ class LocalSynapse:
 
     `rate_limits=True` keeps Synapse's default limits, False lifts them all; keys of `config` replace whole
     top-level keys of homeserver.yaml. Entering raises SynapseError, with the end of the log, when Synapse
-    is not installed or does not answer within 60 s. Leaving stops it and removes its directory.
+    is not installed or does not answer within 180 s. Leaving stops it and removes its directory.
     """
 
     def __init__(

@@ -123,12 +123,18 @@ function errorsIn(log) {
     return log.split("\n").filter((line) => wrong.test(line));
 }
 
+/** A port that stays free until Node-RED takes it: below those that systems give to outgoing connections. */
 async function freePort() {
-    const server = net.createServer();
-    await new Promise((resolve, reject) => server.once("error", reject).listen(0, "127.0.0.1", resolve));
-    const { port } = server.address();
-    await new Promise((resolve) => server.close(resolve));
-    return port;
+    for (;;) {
+        const port = 18_000 + Math.floor(Math.random() * 14_000);
+        const server = net.createServer();
+        const free = await new Promise((resolve) => {
+            server.once("error", () => resolve(false)).listen(port, "127.0.0.1", () => resolve(true));
+        });
+        if (!free) continue;
+        await new Promise((resolve) => server.close(resolve));
+        return port;
+    }
 }
 
 module.exports = { start };

@@ -24,6 +24,7 @@ from flowbridge.app import create_app
 from flowbridge.settings import Settings
 from tests import upstream as scripted
 from tests.http.conftest import KEY, running
+from tests.patience import PATIENCE
 from tests.upstream import Behaviour, Request, Upstream
 
 FILE = Path(__file__).parents[2] / "openapi.json"
@@ -151,7 +152,7 @@ def is_to_be_expected(response: Response) -> bool:
 
 
 def check(case: schemathesis.Case[Any], url: str, session: requests.Session, headers: dict[str, str]) -> None:
-    response: Response = case.call(base_url=url, session=session, headers=headers, timeout=5)
+    response: Response = case.call(base_url=url, session=session, headers=headers, timeout=PATIENCE)
     assert response.status_code < 500 or is_to_be_expected(response), f"{response.status_code}: {response.text[:500]}"
     case.validate_response(response, checks=CHECKS)
 

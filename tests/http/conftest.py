@@ -24,9 +24,11 @@ from tests.upstream import PATIENCE, Rooms, Upstream
 
 KEY = "fb_http-tests"
 BOT_TOKEN = "bot-token"
-REQUEST_SECONDS = 1.0  # for one attempt upstream
-WAIT_SECONDS = 10.0  # for an event to be in its room: longer than any test needs
+REQUEST_SECONDS = 20.0  # for one attempt upstream: longer than any test needs, and 5 s less than a lease
+SHORT_REQUEST_SECONDS = 2.0  # the same, where the time is meant to pass
+WAIT_SECONDS = PATIENCE  # for an event to be in its room: longer than any test needs
 HASTE_SECONDS = 0.3  # the same, where the time is meant to pass
+PATIENT = {"Prefer": f"wait={WAIT_SECONDS:.0f}"}  # of a hasty bridge, where it is not
 FIRST_PAUSE = 0.05  # before the second attempt
 ROOM = "!room:upstream"
 SEND = f"/rooms/{ROOM}/send/m.room.message"
@@ -279,6 +281,15 @@ def hasty(shared_hasty_bridge: Bridge, upstream: Upstream, monkeypatch: pytest.M
     yield from _lent(shared_hasty_bridge)
 
 
+@pytest.fixture
+def impatient(upstream: Upstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bridge]:
+    """For a homeserver that does not answer: it gives an attempt up soon, too."""
+    monkeypatch.setattr(lane, "FIRST_PAUSE", FIRST_PAUSE)
+    seconds = {"wait_seconds": HASTE_SECONDS, "request_seconds": SHORT_REQUEST_SECONDS}
+    with running(upstream, tmp_path, **seconds) as bridge:
+        yield from _lent(bridge)
+
+
 def _lent(bridge: Bridge) -> Iterator[Bridge]:
     yield bridge
     bridge.upstream.reset()
@@ -313,3 +324,13 @@ def elapsed() -> Elapsed:
     """`elapsed()`: the seconds since the test began."""
     started = time.monotonic()
     return lambda: time.monotonic() - started
+
+
+@pytest.fixture
+def worked() -> Elapsed:
+    """`worked()`: the seconds that the bridge, and all of this process, have worked since the test began.
+
+    What is said about speed is said by this: the clock tells how busy the machine is.
+    """
+    started = time.process_time()
+    return lambda: time.process_time() - started

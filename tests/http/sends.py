@@ -1,6 +1,8 @@
 """What tests of sends have in common: what goes in, and what an answer says."""
 
 import threading
+import time
+from collections.abc import Callable
 from typing import Any
 
 import httpx
@@ -8,7 +10,7 @@ import pytest
 
 from tests import upstream as scripted
 from tests.http.conftest import HELLO, ROOM
-from tests.upstream import Behaviour, Request
+from tests.upstream import PATIENCE, Behaviour, Request
 
 MATRIX = "/_matrix/client/v3"
 STATE = f"/rooms/{ROOM}/state/m.room.topic"
@@ -45,6 +47,14 @@ def event_id(answer: httpx.Response) -> str:
     assert "location" not in answer.headers
     assert answer.headers["flowbridge-delivery"]
     return str(answer.json()["event_id"])
+
+
+def repeated(call: Callable[[], httpx.Response], good: Callable[[httpx.Response], object]) -> httpx.Response:
+    """The first answer that is good: on a busy machine a short wait is over before the first attempt."""
+    ending = time.monotonic() + PATIENCE
+    while not good(answer := call()):
+        assert time.monotonic() < ending, answer.text
+    return answer
 
 
 def is_replayed(answer: httpx.Response) -> bool:

@@ -213,11 +213,12 @@ def test_key_stays_here(bridge: Bridge, upstream: Upstream) -> None:
         assert request.header("authorization") == ""
 
 
-def test_lost_answer_to_a_registration_is_a_504_or_502(anyone: httpx.Client, upstream: Upstream) -> None:
-    upstream.script(registering(asking([DUMMY]), scripted.hang_up))
-    check_error(anyone.post("/register", json=WISH), 502, "M_UNKNOWN")
-    upstream.script(registering(asking([DUMMY]), scripted.silence))
-    check_error(anyone.post("/register", json=WISH), 504, "M_UNKNOWN")
+def test_lost_answer_to_a_registration_is_a_504_or_502(impatient: Bridge, upstream: Upstream) -> None:
+    with as_caller(impatient) as anyone:
+        upstream.script(registering(asking([DUMMY]), scripted.hang_up))
+        check_error(anyone.post("/register", json=WISH), 502, "M_UNKNOWN")
+        upstream.script(registering(asking([DUMMY]), scripted.silence))
+        check_error(anyone.post("/register", json=WISH), 504, "M_UNKNOWN")
     assert len(upstream.requests) == 4, "a POST is not repeated"
 
 

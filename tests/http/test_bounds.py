@@ -2,7 +2,7 @@
 
 import json
 import threading
-import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,11 @@ from flowbridge import serve
 from flowbridge.routes import endpoint
 from tests import upstream as scripted
 from tests.http.conftest import HELLO, KEY, ROOM, SEND, Answer, Bridge, Elapsed, RawClient, new_token, post
+from tests.patience import PATIENCE, processor_seconds
 from tests.processes import serving
 
 SOON = 0.3  # what the deadlines are set to, where they are meant to pass
+SHORT = 1.0  # the same, where something has to come before
 BODY = json.dumps(HELLO).encode()
 MATRIX = "/_matrix/client/v3"
 
@@ -128,16 +130,16 @@ def test_headers_that_do_not_come_are_a_408(bridge: Bridge, monkeypatch: pytest.
         client.send(b"POST " + SEND.encode() + b" HTTP/1.1\r\nHost: bridge\r\nX-Slow: ")
         check_error(client.answer(), 408)
         assert client.is_closed()
-    assert SOON * 0.9 < elapsed() < SOON + 1
+    assert elapsed() > SOON * 0.9
 
 
 def test_dripping_headers_are_cut_off(bridge: Bridge, monkeypatch: pytest.MonkeyPatch, elapsed: Elapsed) -> None:
     monkeypatch.setattr(serve, "HEAD_SECONDS", SOON)
     with bridge.connect() as client:
         tick = threading.Event()
-        while client.try_to_send(b"G" if elapsed() < 0.01 else b"X") and elapsed() < SOON + 1:
+        while client.try_to_send(b"X"):
+            assert elapsed() < PATIENCE
             tick.wait(0.02)
-    assert elapsed() < SOON + 1
 
 
 def test_connection_that_says_nothing_is_ended(bridge: Bridge, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,7 +150,7 @@ def test_connection_that_says_nothing_is_ended(bridge: Bridge, monkeypatch: pyte
 
 
 def test_slow_headers_of_a_second_request_are_cut_off_too(bridge: Bridge, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serve, "HEAD_SECONDS", SOON)
+    monkeypatch.setattr(serve, "HEAD_SECONDS", SHORT)
     with bridge.connect() as client:
         assert client.send(post("/healthz", method="GET")).answer().status == 200
         client.send(b"GET /heal")
@@ -161,11 +163,11 @@ def test_slow_body_is_a_408(bridge: Bridge, monkeypatch: pytest.MonkeyPatch, ela
     with bridge.connect() as client:
         client.send(post(SEND, b'{"msg', "Content-Length: 100"))
         check_error(client.answer(), 408)
-    assert SOON * 0.9 < elapsed() < SOON + 1
+    assert elapsed() > SOON * 0.9
     assert bridge.upstream.requests == []
 
 
-def test_dripping_body_is_cut_off(bridge: Bridge, monkeypatch: pytest.MonkeyPatch, elapsed: Elapsed) -> None:
+def test_dripping_body_is_cut_off(bridge: Bridge, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serve, "BODY_SECONDS", SOON)
     answered = threading.Event()
     with bridge.connect() as client:
@@ -182,24 +184,23 @@ def test_dripping_body_is_cut_off(bridge: Bridge, monkeypatch: pytest.MonkeyPatc
         finally:
             answered.set()
             dripping.join()
-    assert elapsed() < SOON + 1
 
 
 def test_body_slower_than_the_headers_may_be_is_read(bridge: Bridge, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serve, "HEAD_SECONDS", SOON)
+    monkeypatch.setattr(serve, "HEAD_SECONDS", SHORT)
     with bridge.connect() as client:
         client.send(post(SEND, BODY[:5], f"Content-Length: {len(BODY)}"))
-        assert not client.is_closed(SOON * 2)
+        assert not client.is_closed(SHORT * 1.5)
         assert client.send(BODY[5:]).answer().status == 200
 
 
 def test_answer_slower_than_the_headers_may_be_arrives(bridge: Bridge, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serve, "HEAD_SECONDS", SOON / 3)
+    monkeypatch.setattr(serve, "HEAD_SECONDS", SHORT)
     go = threading.Event()
     bridge.upstream.always(scripted.when(go, scripted.answer({"event_id": "$late"})), at="/send/")
     with bridge.connect() as client:
         client.send(post(SEND, BODY))
-        assert not client.is_closed(SOON)
+        assert not client.is_closed(SHORT * 1.5)
         go.set()
         assert client.answer().json() == {"event_id": "$late"}
 
@@ -214,11 +215,11 @@ def test_answer_slower_than_the_headers_may_be_arrives(bridge: Bridge, monkeypat
 def test_used_connection_is_not_held_open_by_a_few_bytes(
     bridge: Bridge, monkeypatch: pytest.MonkeyPatch, rest: bytes
 ) -> None:
-    monkeypatch.setattr(serve, "HEAD_SECONDS", SOON)
+    monkeypatch.setattr(serve, "HEAD_SECONDS", SHORT)
     with bridge.connect() as client:
         assert client.send(post("/healthz", method="GET")).answer().status == 200
         client.send(rest)
-        said = client.rest(7)  # uvicorn's own limit for an idle connection is 5 s
+        said = client.rest(PATIENCE)  # uvicorn's own limit for an idle connection is 5 s
     assert said is not None, "still open"
     assert said == b"" or said.startswith(b"HTTP/1.1 408 ")
 
@@ -233,13 +234,13 @@ def test_used_connection_is_not_held_open_by_a_few_bytes(
 def test_body_of_an_answered_request_cannot_hold_the_connection_open(
     bridge: Bridge, monkeypatch: pytest.MonkeyPatch, headers: list[str], status: int
 ) -> None:
-    monkeypatch.setattr(serve, "BODY_SECONDS", SOON)
-    monkeypatch.setattr(serve, "HEAD_SECONDS", SOON)
+    monkeypatch.setattr(serve, "BODY_SECONDS", SHORT)
+    monkeypatch.setattr(serve, "HEAD_SECONDS", SHORT)
     with bridge.connect() as client:
         client.send(post(SEND, b"x", *headers, f"Content-Length: {10**9}"))
         check_error(client.answer(), status)
         client.try_to_send(b"x")  # the one byte that stops uvicorn's clock
-        assert client.rest(7) == b""
+        assert client.rest(PATIENCE) == b""
 
 
 # Numbers
@@ -373,13 +374,13 @@ def test_bytes_behind_a_request_do_not_change_its_answer(bridge: Bridge) -> None
 def test_slow_second_head_does_not_change_the_answer_to_the_first(
     bridge: Bridge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(serve, "HEAD_SECONDS", SOON)
+    monkeypatch.setattr(serve, "HEAD_SECONDS", SHORT)
     go = threading.Event()
     bridge.upstream.always(scripted.when(go, scripted.answer({"event_id": "$once"})), at="/send/")
     with bridge.connect() as client:
         client.send(post(SEND, BODY) + b"GET /heal")
         bridge.upstream.wait_for_events(1)
-        assert not client.is_closed(SOON * 2), "hung up before the answer"
+        assert not client.is_closed(SHORT * 1.5), "hung up before the answer"
         go.set()
         assert client.answer().json() == {"event_id": "$once"}
 
@@ -603,11 +604,11 @@ BAD_CONTENT = {
 
 @pytest.mark.parametrize("name", BAD_CONTENT)
 @pytest.mark.parametrize("target", [SEND, f"{MATRIX}{SEND}", "/validate/m.room.message"], ids=["flow", "matrix", "try"])
-def test_bad_content_is_a_400_that_points_at_it(bridge: Bridge, target: str, name: str, elapsed: Elapsed) -> None:
+def test_bad_content_is_a_400_that_points_at_it(bridge: Bridge, target: str, name: str, worked: Elapsed) -> None:
     body, pointers = BAD_CONTENT[name]
     found = check_error(bridge.post(target, body), 400, "M_BAD_JSON")
     assert [problem["pointer"] for problem in found["flowbridge"]["problems"]] == pointers
-    assert elapsed() < 1
+    assert worked() < 1
     assert bridge.upstream.requests == []
 
 
@@ -628,15 +629,16 @@ def test_bad_content_is_a_400_that_points_at_it(bridge: Bridge, target: str, nam
         ),
     ],
 )
-def test_expensive_body_is_answered_within_a_second(bridge: Bridge, body: bytes, elapsed: Elapsed) -> None:
+def test_expensive_body_is_answered_within_a_second(bridge: Bridge, body: bytes, worked: Elapsed) -> None:
     answer = bridge.post(SEND, body)
     assert answer.status in (200, 400, 413)
-    assert elapsed() < 1
+    assert worked() < 1
     assert len(sent(bridge)) == (answer.status == 200)
 
 
 def test_many_hostile_bodies_do_not_stop_healthz(upstream: scripted.Upstream, tmp_path: Path) -> None:
-    """In a process of its own, so that the callers' work does not count."""
+    """In a process of its own, so that the callers' work does not count: by the processor time that goes by until its
+    answer, since the clock tells how busy the machine is."""
     bodies = [
         b"[" * 500_000,
         b'{"a":"' + b"\\" * 500_000,
@@ -645,7 +647,8 @@ def test_many_hostile_bodies_do_not_stop_healthz(upstream: scripted.Upstream, tm
         b'{"msgtype":"m.text","body":"' + b"\\u00e4" * 80_000 + b'"}',
     ]
     slowest = 0.0
-    with serving(cwd=tmp_path, BASE_URL=upstream.url) as (url, _), ExitStack() as stack:
+    with serving(cwd=tmp_path, BASE_URL=upstream.url) as (url, process), ExitStack() as stack:
+        pool = stack.enter_context(ThreadPoolExecutor(50))
         watcher = stack.enter_context(RawClient(url))
         clients = [stack.enter_context(RawClient(url)) for _ in range(50)]
         requests = [
@@ -657,14 +660,14 @@ def test_many_hostile_bodies_do_not_stop_healthz(upstream: scripted.Upstream, tm
         ]
         for thread in sending:
             thread.start()
-        ending = time.monotonic() + 2
-        while time.monotonic() < ending:
-            asked = time.monotonic()
+        answers = [pool.submit(client.answer) for client in clients]
+        while not all(answer.done() for answer in answers):
+            asked = processor_seconds(process.pid)
             assert watcher.send(post("/healthz", method="GET")).answer().status == 200
-            slowest = max(slowest, time.monotonic() - asked)
+            slowest = max(slowest, processor_seconds(process.pid) - asked)
         for thread in sending:
             thread.join()
-        assert {client.answer().status for client in clients} <= {400, 413}
+        assert {answer.result().status for answer in answers} <= {400, 413}
     assert slowest < 0.5
     assert upstream.requests == []
 

@@ -83,7 +83,10 @@ def test_figures_show_what_is_stuck(
     monkeypatch.setattr(upkeep, "COUNT_SECONDS", 0.05)
     monkeypatch.setattr(lane, "FIRST_PAUSE", FIRST_PAUSE)
     monkeypatch.setattr(carrier, "TOKEN_PAUSE", 60.0)
-    with running(upstream, tmp_path, request_seconds=2 * PATIENCE) as bridge, ExitStack() as stack:
+    with (
+        running(upstream, tmp_path, request_seconds=2 * PATIENCE, lease_seconds=3 * PATIENCE) as bridge,
+        ExitStack() as stack,
+    ):
         before = figures(stack.enter_context(as_caller(bridge)))
         held, uncertain, paused, refused = (stack.enter_context(as_caller(bridge)) for _ in range(4))
         upstream.script(first(limited(20), then=rooms))
@@ -92,7 +95,8 @@ def test_figures_show_what_is_stuck(
         upstream.always(scripted.matrix_error(403, "M_FORBIDDEN", "no"), at="/send/")
         assert refused.post(SEND, json=HELLO).status_code == 403
         upstream.script(first(BROKEN, then=Held(go)))
-        check_queued(uncertain.post(SEND, json=HELLO, headers={"Prefer": "wait=1"}))
+        check_queued(uncertain.post(SEND, json=HELLO, headers=ASYNC))
+        upstream.wait_for_events(6)
         check_queued(held.post(SEND, json=HELLO, headers=ASYNC))
         upstream.wait_for_events(7)
         upstream.always(UNKNOWN_TOKEN, at="/send/")

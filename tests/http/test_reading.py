@@ -4,19 +4,31 @@ import json
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from flowbridge import history
+from flowbridge import history, serve
 from flowbridge.homeserver import client, wire
 from tests import upstream as scripted
-from tests.http.conftest import BOT_TOKEN, HELLO, KEY, ROOM, SEND, Bridge, post, running
+from tests.http.conftest import (
+    BOT_TOKEN,
+    HELLO,
+    KEY,
+    ROOM,
+    SEND,
+    SHORT_REQUEST_SECONDS,
+    Bridge,
+    as_caller,
+    post,
+    running,
+)
 from tests.upstream import PATIENCE, Behaviour, Connection, Request, Upstream
 
-POLL = "/events?from=s1&timeout=60000"
+POLL = "/events?from=s1&timeout=300000"
 EMPTY = {"next_batch": "s2"}
 
 
@@ -43,12 +55,16 @@ def refused(answer: httpx.Response) -> tuple[int, str]:
 
 
 def test_poll_goes_upstream_with_the_token_in_the_header_and_a_longer_deadline_than_any_call(
-    caller: httpx.Client, upstream: Upstream, go: threading.Event
+    impatient: Bridge, upstream: Upstream, go: threading.Event
 ) -> None:
     upstream.script(syncing(scripted.when(go, scripted.answer(EMPTY))))
-    timer = threading.Timer(1.5, go.set)  # the bridge's deadline for a call is a second
-    timer.start()
-    found = caller.get("/events", params={"from": "s1", "timeout": 1600, "access_token": "other"})
+    with as_caller(impatient) as caller, ThreadPoolExecutor(1) as executor:
+        polling = executor.submit(caller.get, "/events?from=s1&timeout=60000&access_token=other")
+        polls(upstream, 1)
+        done, _ = wait([polling], timeout=1.5 * SHORT_REQUEST_SECONDS)
+        assert not done
+        go.set()
+        found = polling.result()
     assert found.json() == {"chunk": [], "start": "s1", "end": "s2"}
     first, *_ = polls(upstream, 1)
     assert first.header("authorization") == caller.headers["authorization"]
@@ -78,12 +94,13 @@ def test_polls_leave_the_connections_to_the_sends(
 ) -> None:
     monkeypatch.setattr(wire, "MAX_CONNECTIONS", 2)
     upstream.script(syncing(scripted.silence))
+    monkeypatch.setattr(serve, "STOP_SECONDS", 2 * PATIENCE)
     with running(upstream, tmp_path) as bridge:
         connections = [bridge.connect().send(ask(POLL)) for _ in range(5)]
         polls(upstream, 5)
         assert bridge.post(SEND, json.dumps(HELLO).encode()).status == 200
         stopped = time.monotonic()
-    assert time.monotonic() - stopped < 5, "and they do not hold up its end"
+    assert time.monotonic() - stopped < PATIENCE, "and they do not hold up its end"
     for connection in connections:
         with connection:
             answer = connection.answer()
@@ -145,7 +162,7 @@ def test_strange_parts_of_a_sync_are_left_out(caller: httpx.Client, upstream: Up
         {"rooms": {kind: {ROOM: room} for kind in ("join", "invite", "leave")}},
     ):
         upstream.script(syncing(scripted.answer({"next_batch": "s2", **sync})))
-        for target in (POLL.replace("60000", "0"), "/initialSync"):
+        for target in (POLL.replace("300000", "0"), "/initialSync"):
             assert caller.get(target).status_code == 200
 
 

@@ -14,8 +14,8 @@ from tests.http.conftest import (
     BOT_TOKEN,
     HELLO,
     KEY,
-    REQUEST_SECONDS,
     SEND,
+    SHORT_REQUEST_SECONDS,
     Bridge,
     RawClient,
     as_caller,
@@ -36,34 +36,34 @@ def test_alias_is_the_homeservers_or_made_from_the_users_server(caller: httpx.Cl
     assert caller.post("/rooms", json=wish).json() == {"room_id": "!r", "room_alias": "#tutorial:hs"}
 
 
-def test_join_may_take_longer_than_a_send(caller: httpx.Client, upstream: Upstream) -> None:
+def test_join_may_take_longer_than_a_send(impatient: Bridge, upstream: Upstream) -> None:
     """A room of another server may be large, and far away."""
 
     def late(connection: Connection) -> None:
-        connection.stopping.wait(REQUEST_SECONDS * 1.5)
+        connection.stopping.wait(SHORT_REQUEST_SECONDS * 1.25)
         scripted.answer({"room_id": "!far"})(connection)
 
     upstream.always(late, at="/join/")
-    assert caller.post("/join/!far?via=example.org").json() == {"room_id": "!far"}
+    assert impatient.post("/join/!far?via=example.org").json() == {"room_id": "!far"}
 
 
-def test_slow_joins_leave_connections_for_sends(bridge: Bridge, upstream: Upstream, go: threading.Event) -> None:
+def test_slow_joins_leave_connections_for_sends(impatient: Bridge, upstream: Upstream, go: threading.Event) -> None:
     upstream.always(scripted.when(go, scripted.answer({"room_id": "!far"})), at="/join/")
     join = "/join/!far?via=example.org"
-    clients = [bridge.connect() for _ in range(MAX_AT_ONCE)]
+    clients = [impatient.connect() for _ in range(MAX_AT_ONCE)]
     try:
         for client in clients:
             client.send(post(join))
         upstream.wait_for_events(MAX_AT_ONCE)
-        too_many = bridge.post(join)
+        too_many = impatient.post(join)
         assert (too_many.status, too_many.headers["retry-after"]) == (503, "1")
-        assert bridge.post(SEND, json.dumps(HELLO).encode()).status == 200
+        assert impatient.post(SEND, json.dumps(HELLO).encode(), "Prefer: wait=60").status == 200
         go.set()
         assert [client.answer().status for client in clients] == [200] * MAX_AT_ONCE
     finally:
         for client in clients:
             client.__exit__()
-    assert bridge.post(join).status == 200
+    assert impatient.post(join).status == 200
 
 
 def asked(upstream: Upstream) -> list[str]:

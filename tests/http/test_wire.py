@@ -159,7 +159,7 @@ async def test_deadline_ends_an_answer_that_does_not_come(upstream: Upstream, li
     started = time.monotonic()
     failure = await fails(ask(line, deadline=SHORT), TimedOut, "did not answer in time")
     assert failure.sent
-    assert SHORT * 0.9 <= time.monotonic() - started < SHORT + 0.5
+    assert SHORT * 0.9 <= time.monotonic() - started < PATIENCE
     await until(lambda: upstream.wait_for_open(0))
 
 
@@ -190,9 +190,7 @@ async def test_connection_that_ends_before_the_question_fails_at_once() -> None:
         slamming = asyncio.ensure_future(asyncio.to_thread(slam))
         line = Wire(Origin("127.0.0.1", listener.getsockname()[1], tls=False), None)
         for _ in range(20):
-            started = time.monotonic()
-            await fails(ask(line), Unreachable, ".")
-            assert time.monotonic() - started < 1
+            await fails(ask(line), Unreachable, ".")  # and no TimedOut, after the deadline
         await slamming
 
 
@@ -340,7 +338,7 @@ async def test_bytes_behind_an_answer_never_become_part_of_the_next(
     answer = scripted.encoded(200, b'{"event_id":"$mine"}')
     upstream.script(lambda request: scripted.raw(answer + extra) if request.connection == 1 else OK)
     assert (await ask(line)).body == b'{"event_id":"$mine"}'
-    assert (await ask(line, deadline=2)).body == b'{"event_id": "$1"}'
+    assert (await ask(line)).body == b'{"event_id": "$1"}'
     assert [request.connection for request in upstream.requests] == [1, 2]
 
 
@@ -429,7 +427,7 @@ async def test_place_is_not_lost_when_a_waiting_caller_goes_away(
     waiting.cancel()
     go.set()
     await first
-    assert (await ask(line, deadline=2)).status == 200
+    assert (await ask(line)).status == 200
     assert len(upstream.requests) == 2
 
 
@@ -453,7 +451,7 @@ async def test_place_is_not_lost_when_a_caller_goes_away_in_the_moment_it_gets_o
     await first
     with pytest.raises(asyncio.CancelledError):
         await waiting[0]
-    assert (await ask(line, deadline=2)).status == 200
+    assert (await ask(line)).status == 200
 
 
 async def test_close_drops_idle_connections(upstream: Upstream, line: Wire) -> None:

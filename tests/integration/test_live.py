@@ -47,14 +47,19 @@ class User:
 
     def call(self, method: str, path: str, body: Any = None) -> dict[str, Any]:
         answer = httpx.request(
-            method, f"{self._url}{API}/{path}", json=body or {}, headers=self._headers, trust_env=False, timeout=60
+            method,
+            f"{self._url}{API}/{path}",
+            json=body or {},
+            headers=self._headers,
+            trust_env=False,
+            timeout=PATIENCE,
         )
         return dict(answer.raise_for_status().json())
 
     async def say_all(self, room_id: str, bodies: list[str]) -> list[str]:
         """Send messages one after another; their ids."""
         found = []
-        async with httpx.AsyncClient(trust_env=False, timeout=60, headers=self._headers) as client:
+        async with httpx.AsyncClient(trust_env=False, timeout=PATIENCE, headers=self._headers) as client:
             for body in bodies:
                 path = f"rooms/{quote(room_id, safe='')}/send/m.room.message/{secrets.token_hex(8)}"
                 answer = await client.put(f"{self._url}{API}/{path}", json={"msgtype": "m.text", "body": body})
@@ -288,13 +293,15 @@ async def test_restart_of_the_bridge_loses_and_repeats_nothing(
 ) -> None:
     token = bot_user.account.access_token
     store = store_in(tmp_path)
-    with serving(BASE_URL=synapse.url, FLOWBRIDGE_DATABASE_URL=store) as (url, process):
+    log = tmp_path / "log"
+    with serving(log=log, BASE_URL=synapse.url, FLOWBRIDGE_DATABASE_URL=store) as (url, process):
         async with listening(live(url), token) as stream:
             friend_user.say(shared_room, "one")
             assert await stream.body() == "one"
             process.terminate()
             assert await stream.next() is None, "the stream ends when the bridge is told to stop"
-            assert await asyncio.to_thread(process.wait, 2) == 0, "and does not hold it up"
+            assert await asyncio.to_thread(process.wait, PATIENCE) == 0
+            assert "shutdown exceeded" not in log.read_text(), "it does not hold it up"
         last_id = stream.last_id
     friend_user.say(shared_room, "two")
     with serving(BASE_URL=synapse.url, FLOWBRIDGE_DATABASE_URL=store) as (url, _):

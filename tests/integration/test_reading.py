@@ -655,7 +655,7 @@ class TestWithoutTheOldEndpoints:
             with ThreadPoolExecutor(1) as executor:
                 waiting = executor.submit(alice.read, f"{OLD}/events", **{"from": end})
                 alice.say(room, f"n{number}")
-                found = waiting.result(20)
+                found = waiting.result(PATIENCE)
             heard += bodies(found["chunk"])
             end = found["end"]
         assert heard == ["n0", "n1", "n2", "n3"]

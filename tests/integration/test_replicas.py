@@ -118,12 +118,12 @@ async def test_who_waits_hears_though_the_room_has_become_ones_own(
 
 async def test_dead_replicas_rooms_are_taken_over_after_the_lease(make: MakeWorker, rooms: Rooms, url: str) -> None:
     answered = asyncio.Event()
-    async with make(lease=1.0, deadline=0.2) as one, contextlib.AsyncExitStack() as later:
+    async with make(lease=3.0, deadline=0.2) as one, contextlib.AsyncExitStack() as later:
         rooms.then(after(answered))
         await one.accept("a")
         await one.accept("b")
         await until(lambda: rooms.sends)
-        other = await later.enter_async_context(make(lease=1.0, deadline=0.2))
+        other = await later.enter_async_context(make(lease=3.0, deadline=0.2))
         began = time.monotonic()
         await one.crash()
         waiting = asyncio.ensure_future(other.send("c"))

@@ -710,7 +710,7 @@ async def test_delivery_that_was_settled_a_moment_ago_is_joined(make: MakeWorker
         row = found[0] if found else ticket.row  # as it was read before it was settled
         await worker.settled()
         joined = await worker.courier.join(row, waits=True)
-        assert await worker.courier.wait(joined, 0.5) == Outcome("sent", "$1")
+        assert await worker.courier.wait(joined, PATIENCE) == Outcome("sent", "$1")
         await until(lambda: worker.remembered == 0)
 
 
@@ -738,7 +738,7 @@ async def test_outcome_that_another_process_has_written_is_heard_by_all_who_wait
         last = tickets[-1].row.delivery
         tell(path, "UPDATE outbox SET state = 'sent', event_id = '$there' WHERE delivery = ?", last)
         worker.courier.wake()
-        assert await worker.courier.wait(tickets[-1], 5) == Outcome("sent", "$there")
+        assert await worker.courier.wait(tickets[-1], PATIENCE) == Outcome("sent", "$there")
         await worker.crash()
 
 

@@ -28,6 +28,7 @@ from flowbridge.models import ApiKey, Event, Payload
 from flowbridge.settings import Settings
 from flowbridge.store.journal import Outcome, _Batch
 from flowbridge.store.tables import outbox
+from tests.patience import PATIENCE
 
 CORE = Core(Settings.model_construct(base_url="http://127.0.0.1:1"))  # without a store: it is never opened
 CATALOGUE = CORE.catalogue
@@ -255,7 +256,7 @@ async def accept(
 
 async def send(core: Core, content: Any = TEXT, **values: Any) -> str:
     """The id of the event."""
-    outcome = await core.courier.wait((await accept(core, content, **values)).ticket, 10)
+    outcome = await core.courier.wait((await accept(core, content, **values)).ticket, PATIENCE)
     assert outcome is not None
     assert outcome.event_id is not None
     return outcome.event_id
@@ -275,7 +276,7 @@ async def test_event_is_sent_as_its_caller_and_not_under_the_callers_key(
     receipt = await accept(core, how=replace(FLOW, key="a/b"))
     assert receipt.caller.user_id == "@alice:hs"
     assert not receipt.replayed
-    assert await core.courier.wait(receipt.ticket, 10) == Outcome("sent", "$event1")
+    assert await core.courier.wait(receipt.ticket, PATIENCE) == Outcome("sent", "$event1")
     ((token, event, txn_id),) = homeserver.sends
     assert (token, event) == ("alice", await check("m.room.message", TEXT))
     assert txn_id == receipt.ticket.row.delivery
@@ -330,11 +331,11 @@ async def test_nothing_is_asked_of_the_homeserver_for_a_wrong_payload(core: Core
 
 async def test_same_key_and_content_is_the_same_delivery(core: Core, homeserver: FakeHomeserver) -> None:
     first = await accept(core, how=KEYED)
-    await core.courier.wait(first.ticket, 10)
+    await core.courier.wait(first.ticket, PATIENCE)
     second = await accept(core, how=KEYED)
     assert (first.replayed, second.replayed) == (False, True)
     assert second.ticket.row.delivery == first.ticket.row.delivery
-    assert await core.courier.wait(second.ticket, 10) == Outcome("sent", "$event1")
+    assert await core.courier.wait(second.ticket, PATIENCE) == Outcome("sent", "$event1")
     assert len(homeserver.sends) == 1
 
 
@@ -419,7 +420,7 @@ async def test_key_that_is_known_is_not_sent_even_when_its_turn_comes_in_the_mom
     under_way = await accept(core, TEXT | {"body": "under way"})
     await homeserver.asked.wait()
     assert (await accept(core, how=KEYED)).replayed
-    assert await core.courier.wait(under_way.ticket, 10) == Outcome("sent", "$event2")
+    assert await core.courier.wait(under_way.ticket, PATIENCE) == Outcome("sent", "$event2")
     assert await send(core, TEXT | {"body": "the next"}) == "$event3"
 
 

@@ -174,7 +174,7 @@ async def test_who_sends_with_a_key_is_not_told_of_the_bots_token(make: MakeWork
         await until(lambda: len(rooms.sends) >= 2)
         assert not ticket.settled.done()
         worker.tokens.remember(replace(ALICE, token="new"))
-        assert await worker.courier.wait(ticket, 5) == Outcome("sent", "$1")
+        assert await worker.courier.wait(ticket, PATIENCE) == Outcome("sent", "$1")
 
 
 async def test_403_in_a_room_one_is_in_is_dead_at_once(make: MakeWorker, rooms: Rooms) -> None:
@@ -603,7 +603,7 @@ async def test_nothing_is_sent_for_a_lane_that_may_be_anothers(make: MakeWorker,
         rooms.then(cut)
         await worker.accept("a")
         await until(lambda: rooms.sends)
-        tell(path, "UPDATE lanes SET owner = 'other', fence = fence + 1, lease_until = ?", (time.time() + 5) * 1000)
+        tell(path, "UPDATE lanes SET owner = 'other', fence = fence + 1, lease_until = ?", (time.time() + 600) * 1000)
         rooms.always(error(500, "M_UNKNOWN"))
         await until(lambda: not worker.courier.lanes()["sending"] and not worker.courier.lanes()["pause"])
         tries = len(rooms.sends)
@@ -616,12 +616,14 @@ async def test_nothing_is_sent_for_a_lane_that_may_be_anothers(make: MakeWorker,
 
 async def test_nothing_is_sent_when_the_lease_ran_out_while_the_account_paused(make: MakeWorker, rooms: Rooms) -> None:
     async with make(lease=0.6, deadline=0.1) as worker:
-        rooms.then(slow(800))
+        refused = asyncio.Event()
+        rooms.then(after(refused, slow(800)))
         await worker.accept("a")
         await until(lambda: rooms.sends)
         account = worker.tokens.remember(ALICE)
-        await until(lambda: worker.carrier.pause_of(account))
         with worker.busy_writer():  # so nobody prolongs it
+            refused.set()
+            await until(lambda: worker.carrier.pause_of(account))
             await until(lambda: not worker.carrier.pause_of(account))
             for _ in range(20):
                 await asyncio.sleep(0.002)

@@ -386,8 +386,9 @@ async def test_session_ended_by_the_server_is_replaced(database: Database) -> No
 
 @pytest.mark.parametrize("end", [LocalPostgres.kill, LocalPostgres.stop], ids=["kill", "stop"])
 async def test_work_queued_while_postgresql_is_away_is_done_when_it_is_back(
-    own_postgres: LocalPostgres, end: Callable[[LocalPostgres], None]
+    own_postgres: LocalPostgres, end: Callable[[LocalPostgres], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(module, "RETRY_SECONDS", PATIENCE)  # a start takes a busy machine more than ten seconds
     database = Database(own_postgres.url)
     database.open()
     database.start()

@@ -287,7 +287,7 @@ def test_two_replays_at_once_queue_it_once(engine: Engine) -> None:
             assert ledger.replay(connection, "a", "first", "first") is not None
             late = pool.submit(second)
             wait_until_blocked(engine)
-        assert late.result(10) is None
+        assert late.result(PATIENCE) is None
     with engine.connect() as connection:
         assert [(row["delivery"], row["txn_id"]) for row in connection.execute(select(events)).mappings()] == [
             ("a", "first")
