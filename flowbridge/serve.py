@@ -10,18 +10,22 @@ import threading
 from asyncio import TimerHandle, Transport
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from types import FrameType
+from typing import Any, cast
 
 import httptools
 import uvicorn
 from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from flowbridge import __version__, first_key, log, upgrade
+from flowbridge import __version__, file_limit, first_key, log, upgrade
 from flowbridge.app import create_app
+from flowbridge.connections import Connections
 from flowbridge.core import Core
 from flowbridge.errors import Errcode
+from flowbridge.proxies import Proxies
 from flowbridge.routes.endpoint import HANG_UP
 from flowbridge.settings import Settings
 
@@ -29,13 +33,28 @@ HEAD_SECONDS = 10.0  # for a request line and its headers to arrive
 BODY_SECONDS = 20.0  # for a body, or for each further part of it:
 BODY_PART_BYTES = 64 * 1024  # so much must come in that time while somebody reads it, which lets an upload take hours
 MAX_HEAD_BYTES = 64 * 1024
-MAX_CONNECTIONS = 4_096
+KEEP_ALIVE_SECONDS = 75  # nginx's; with uvicorn's 5 one of 12 requests of Node's agent each 5.0 s met a closed one
+MAX_OPERATIONS_CONNECTIONS = 64
 STOP_SECONDS = 10
+
+
+@dataclass(slots=True)
+class Doors:
+    """The ports, and the connections at each. `operations_port`: where only the operator asks, if there is one."""
+
+    callers: Connections
+    operations: Connections
+    keep_alive: tuple[bytes, bytes]
+    operations_port: int | None = None
+
+    def at(self, port: int | None) -> Connections:
+        return self.callers if port is None or port != self.operations_port else self.operations
 
 
 class Protocol(HttpToolsProtocol):
     """uvicorn's own, with deadlines for the head and the body of a request, a size, and a number of connections."""
 
+    _connections: Connections
     _timer: TimerHandle | None = None
     _head_bytes = 0
     _body_bytes = 0  # since the timer was set
@@ -46,21 +65,36 @@ class Protocol(HttpToolsProtocol):
     _is_deaf = False  # nothing that still comes is read
     _at_work: RequestResponseCycle | None = None  # the request that the application has last been given
 
+    def __init__(self, doors: Doors, *args: Any, **named: Any) -> None:
+        super().__init__(*args, **named)
+        self._doors = doors
+
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        if len(self.connections) > MAX_CONNECTIONS:
-            self._refuse(503, Errcode.LIMIT_EXCEEDED, "too many connections")
-            return
-        self._timer = self.loop.call_later(HEAD_SECONDS, self._too_slow)
+        self._connections = self._doors.at(self.server[1] if self.server else None)
+        file = transport.get_extra_info("socket").fileno()
+        if refusal := self._connections.admit(self, self.client[0] if self.client else "", file):
+            self._refuse(503, Errcode.LIMIT_EXCEEDED, refusal)
+        else:
+            self._timer = self.loop.call_later(HEAD_SECONDS, self._too_slow)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
+        self._unset_keepalive_if_required()  # uvicorn leaves it after a reset, and with it all of this for 75 s
+        self._connections.drop(self)
         super().connection_lost(exc)
+
+    def make_room(self) -> None:
+        """Close an idle connection: another one needs its place."""
+        self._stop_timer()
+        self._is_deaf = True
+        self.transport.close()
 
     def data_received(self, data: bytes) -> None:
         if self._is_deaf:
             return
         self._unset_keepalive_if_required()
+        self._connections.wake(self)
         self._loose_bytes += len(data)
         try:
             self._parse(data)
@@ -136,6 +170,8 @@ class Protocol(HttpToolsProtocol):
             return
         self.url = self.url.replace(b"#", b"%23")  # no request has a fragment (RFC 9112): this is a room alias
         super().on_headers_complete()
+        if self.cycle.keep_alive:
+            self.cycle.default_headers = [*self.cycle.default_headers, self._doors.keep_alive]
         self._in_head = False
         self._loose_bytes = 0
         self._stop_timer()
@@ -152,6 +188,21 @@ class Protocol(HttpToolsProtocol):
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         self._at_work = cycle
         super()._start_asgi_task(cycle, app)
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if not self.pipeline and not self._in_head:
+            self._connections.rest(self)
+
+    def shutdown(self) -> None:
+        super().shutdown()
+        if self._at_work is not None:
+            self._end_after(self.cycle)
+
+    def _end_after(self, cycle: RequestResponseCycle) -> None:
+        """Close the connection behind this answer, which no longer says that it is kept."""
+        cycle.keep_alive = False
+        cycle.default_headers = [pair for pair in cycle.default_headers if pair is not self._doors.keep_alive]
 
     def _hang_up(self, cycle: RequestResponseCycle) -> None:
         """End the connection in the middle of an answer: what is missing is seen to be missing."""
@@ -193,16 +244,16 @@ class Protocol(HttpToolsProtocol):
         if at_work is not None and not at_work.response_complete:
             if at_work is not self.cycle or not at_work.more_body:
                 self.transport.pause_reading()
-                last = self.pipeline[0][0] if self.pipeline else at_work
-                last.keep_alive = False
+                self._end_after(self.pipeline[0][0] if self.pipeline else at_work)
                 return
             if at_work.response_started:
                 self._hang_up(at_work)  # nothing else can be said in the middle of an answer
                 return
         body = json.dumps({"errcode": errcode, "error": error}).encode()
+        again = b"retry-after: 2\r\n" if status == 503 else b""
         self.transport.write(
             b"%bcontent-type: application/json\r\naccess-control-allow-origin: *\r\ncontent-length: %d\r\n"
-            b"connection: close\r\n\r\n%b" % (STATUS_LINE[status], len(body), body)
+            b"%bconnection: close\r\n\r\n%b" % (STATUS_LINE[status], len(body), again, body)
         )
         self.transport.close()
 
@@ -213,16 +264,24 @@ class Server(uvicorn.Server):
     def __init__(self, settings: Settings) -> None:
         self.core = Core(settings)
         app = create_app(settings, self.core)
+        files = file_limit.limit()
+        self._doors = Doors(
+            Connections(Proxies(settings.trusted_proxies).trusts, files=files),
+            Connections(lambda _: True, most=MAX_OPERATIONS_CONNECTIONS),
+            (b"keep-alive", b"timeout=%d" % KEEP_ALIVE_SECONDS),
+        )
+        self._files = file_limit.Watch()
         super().__init__(
             uvicorn.Config(
                 app,
-                http=Protocol,
+                http=cast("type[asyncio.Protocol]", partial(Protocol, self._doors)),
                 ws="none",
                 lifespan="on",
                 access_log=False,  # uvicorn's prints query strings, tokens included; the edge has its own
                 log_config=None,
                 server_header=False,
                 proxy_headers=False,
+                timeout_keep_alive=KEEP_ALIVE_SECONDS,
                 timeout_graceful_shutdown=STOP_SECONDS,
             )
         )
@@ -238,6 +297,11 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self.ready.set()
+
+    async def on_tick(self, counter: int) -> bool:
+        if counter % 10 == 0:
+            self._files.look()
+        return await super().on_tick(counter)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """A signal that is obeyed is not raised once more at the end, as uvicorn does: the exit code is 0."""
@@ -290,6 +354,7 @@ def serve(settings: Settings, host: str, port: int) -> None:
     Raises OSError when the port is taken, and AddressError or SchemaError for settings that cannot work.
     """
     log.setup(settings.log_format, settings.log_level)
+    file_limit.lift()
     server = Server(settings)
     with contextlib.closing(listen(host, port)) as listener:
         server.run_on(listener)

@@ -6,6 +6,7 @@ Every secret may also come from a file: `ACCESS_TOKEN_FILE=/run/secrets/token` i
 import os
 import re
 import string
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -18,6 +19,8 @@ from pydantic_settings import (
     PydanticBaseSettingsSource,
     SettingsConfigDict,
 )
+
+from flowbridge.proxies import Network
 
 LEASE_MARGIN_SECONDS = 5.0  # else a request could still be under way when somebody else takes the room over
 
@@ -66,6 +69,8 @@ class Settings(BaseSettings):
     max_waiting: Annotated[int, Field(ge=1)] = _name("FLOWBRIDGE_MAX_WAITING", 10_000)
     keep_sent_hours: Annotated[float, Field(ge=0, le=87_600)] = _name("FLOWBRIDGE_KEEP_SENT_HOURS", 24.0)
     keep_dead_days: Annotated[float, Field(ge=0, le=36_500)] = _name("FLOWBRIDGE_KEEP_DEAD_DAYS", 30.0)
+    trusted_proxies: Annotated[tuple[Network, ...], NoDecode] = _name("FLOWBRIDGE_TRUSTED_PROXIES", ())
+    operations_port: Annotated[int, Field(ge=0, le=65_535)] | None = _name("FLOWBRIDGE_OPERATIONS_PORT")
     log_format: Literal["text", "json"] = _name("FLOWBRIDGE_LOG_FORMAT", "text")
     log_level: Literal["debug", "info", "warning", "error"] = _name("FLOWBRIDGE_LOG_LEVEL", "info")
 
@@ -107,6 +112,19 @@ class Settings(BaseSettings):
         if not all(key.get_secret_value().startswith("fb_") and len(key) > len("fb_") for key in keys):
             raise ValueError("every key begins with fb_ and is followed by at least one character")
         return keys
+
+    @field_validator("trusted_proxies", mode="before")
+    @classmethod
+    def _are_networks(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        found = []
+        for text in value.replace(",", " ").split():
+            try:
+                found.append(ip_network(text))
+            except ValueError as error:
+                raise ValueError(f"addresses and networks (10.0.0.0/8), separated by commas; {error}") from None
+        return tuple(found)
 
     @field_validator("access_token")
     @classmethod

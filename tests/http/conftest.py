@@ -49,13 +49,13 @@ class Answer:
 
 
 class RawClient:
-    """A connection to the bridge on which anything may be said."""
+    """A connection to the bridge on which anything may be said. `source`: the address that it comes from."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, source: str = "127.0.0.1") -> None:
         address = urlsplit(url)
         assert address.hostname
         assert address.port
-        self._socket = socket.create_connection((address.hostname, address.port), timeout=PATIENCE)
+        self._socket = socket.create_connection((address.hostname, address.port), PATIENCE, (source, 0))
         self._buffer = b""
 
     def __enter__(self) -> Self:
