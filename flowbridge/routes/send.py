@@ -1,5 +1,6 @@
 """Sending events and reading state, on both surfaces."""
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -8,6 +9,7 @@ from urllib.parse import urlencode
 from starlette.requests import Request
 from starlette.responses import Response
 
+from flowbridge import log, upgrades
 from flowbridge.callers import Credential
 from flowbridge.core import Core
 from flowbridge.delivery.carrier import IN_PLAIN_TEXT
@@ -24,7 +26,7 @@ from flowbridge.errors import (
 from flowbridge.homeserver import dialect
 from flowbridge.intake import Receipt
 from flowbridge.intake import Sending as How
-from flowbridge.models import Caller, Event, Payload, Surface
+from flowbridge.models import Event, Payload, Surface
 from flowbridge.routes import describe, parameters
 from flowbridge.routes.endpoint import LOG, Endpoint, endpoint, error_answer, headers_of, json_answer, read_body
 from flowbridge.routes.relay import Relaying
@@ -153,13 +155,17 @@ class Sending:
         patience, is_async = self._wishes(request, headers)
         how = How(self._surface, key, body, waits=patience is not None)
         receipt = await self._intake.accept(credential, event, how)
-        delivery = receipt.ticket.row.delivery
-        request.scope[LOG] = {"user": receipt.caller.user_id, "delivery": delivery}
+        request.scope[LOG] = {"user": receipt.caller.user_id, "delivery": receipt.ticket.row.delivery}
+        ends = time.monotonic() + (patience or 0.0)
         try:
-            response = await self._outcome(receipt, patience)
+            outcome = await self._wait(receipt, patience)
+            if event.room.startswith("#") and outcome is not None and upgrades.is_forbidden(outcome.error):
+                receipt, outcome = await self._follow(credential, event, how, receipt, outcome, ends)
+            response = await self._answer(receipt, outcome, waited=patience is not None)
         except MatrixError as error:
             response = error_answer(error)
             request.scope[LOG]["errcode"] = str(error.errcode)
+        request.scope[LOG]["delivery"] = delivery = receipt.ticket.row.delivery
         response.headers["Flowbridge-Delivery"] = delivery
         if is_async and response.status_code == 202:
             response.headers["Preference-Applied"] = "respond-async"
@@ -167,16 +173,34 @@ class Sending:
             response.headers["Idempotent-Replayed"] = "true"
         return response
 
-    async def _outcome(self, receipt: Receipt, patience: float | None) -> Response:
+    async def _wait(self, receipt: Receipt, patience: float | None) -> Outcome | None:
+        """How a send ended; None when the caller does not wait, or has waited in vain."""
+        return None if patience is None else await self._courier.wait(receipt.ticket, patience)
+
+    async def _follow(
+        self, credential: Credential, event: Event, how: How, receipt: Receipt, outcome: Outcome, ends: float
+    ) -> tuple[Receipt, Outcome | None]:
+        """Send an event again that the room of an alias refuses, when the alias leads to another room by now.
+
+        The refusal stays in the delivery log. It is also the answer where the new room lets nobody in.
+        """
+        row = receipt.ticket.row
+        try:
+            if not await self._aliases.moved(receipt.caller, event.room, row.room_id):
+                return receipt, outcome
+            again = await self._intake.accept(credential, event, how)
+        except MatrixError as error:
+            log.info("alias_not_followed", alias=event.room, room=row.room_id, error=error.error)
+            return receipt, outcome
+        log.info("alias_moved", alias=event.room, room=row.room_id, now=again.ticket.row.room_id)
+        return again, await self._wait(again, max(0.0, ends - time.monotonic()))
+
+    async def _answer(self, receipt: Receipt, outcome: Outcome | None, *, waited: bool) -> Response:
         """The answer to a send: how it ended or, on the flow surface, that it is accepted."""
-        ticket = receipt.ticket
-        if patience is None:
-            return await self._queued(receipt)
-        outcome = await self._courier.wait(ticket, patience)
         if outcome is not None:
-            return self._settled(receipt.caller, outcome)
-        if self._surface == "matrix":
-            raise await self._unsettled(ticket)
+            return await self._settled(receipt, outcome)
+        if waited and self._surface == "matrix":
+            raise await self._unsettled(receipt.ticket)
         return await self._queued(receipt)
 
     async def _queued(self, receipt: Receipt) -> Response:
@@ -194,10 +218,13 @@ class Sending:
         answer = {"delivery_id": delivery, "status": outcome.state if outcome else "queued"}
         return json_answer(answer, 202, {"Location": f"/deliveries/{delivery}"})
 
-    def _settled(self, caller: Caller, outcome: Outcome) -> Response:
+    async def _settled(self, receipt: Receipt, outcome: Outcome) -> Response:
+        caller = receipt.caller
         if outcome.state == "sent":
             return json_answer({"event_id": outcome.event_id})
         found = dict(outcome.error or {})
+        if upgrades.is_forbidden(found):
+            found = await upgrades.explained(self._homeserver, caller, receipt.ticket.row.room_id, found)
         status = int(found.pop("status", 500))
         if status == 401:
             error = MatrixError(found.pop("error"), errcode=found.pop("errcode"), status=status, **found)
