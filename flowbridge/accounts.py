@@ -76,19 +76,22 @@ class Accounts:
             found["well_known"] = {**well_known, "m.homeserver": {"base_url": public_url}}
         return found
 
-    async def logout(self, token: str, *, everywhere: bool) -> None:
-        """End this token or, `everywhere`, all of its user's."""
-        target = f"{dialect.CLIENT}/logout{'/all' if everywhere else ''}"
+    async def logout(self, token: str, query: str = "", *, everywhere: bool) -> None:
+        """End this token or, `everywhere`, all of its user's. `query`: as whom an application service does."""
+        target = f"{dialect.CLIENT}/logout{'/all' if everywhere else ''}{query}"
         answer = await self._homeserver.call("POST", target, token=token, body=b"{}")
         if answer.status in (200, 401):
             self._callers.forget(token)
         verdict.success(answer)
 
-    async def whoami(self, credential: Credential) -> Json:
-        """user_id, device_id and is_guest, from the homeserver itself; and what the API key may do, if it is one."""
+    async def whoami(self, credential: Credential, query: str = "") -> Json:
+        """user_id, device_id and is_guest, from the homeserver itself; and what the API key may do, if it is one.
+
+        `query`: as whom an application service asks.
+        """
         caller = await self._callers.identify(credential)
         try:
-            target = f"{dialect.CLIENT}/account/whoami"
+            target = f"{dialect.CLIENT}/account/whoami{query}"
             found = verdict.success(await self._homeserver.call("GET", target, token=caller.token))
         except MatrixError as error:
             raise self._callers.refused(caller, error) from None

@@ -7,6 +7,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 
+from flowbridge import log
 from flowbridge.callers import Callers, Credential
 from flowbridge.errors import BadGateway, GatewayTimeout, MatrixError
 from flowbridge.homeserver import Homeserver
@@ -28,6 +29,7 @@ class Aliases:
         self._resolve = homeserver.resolve
         self._found = _Known(homeserver.resolve, FOUND_SECONDS)
         self._joined = _Known(homeserver.join, JOINED_SECONDS)
+        self._doubts: dict[tuple[str, str], asyncio.Task[bool]] = {}
 
     async def enter(
         self, credential: Credential, room: str, permit: Permit, *, joins: bool = False
@@ -66,6 +68,29 @@ class Aliases:
                 if strict and error.status not in (400, 403, 404):
                     raise
         return frozenset(found)
+
+    async def moved(self, caller: Caller, alias: str, room_id: str) -> bool:
+        """Whether an alias leads to another room by now; then what was known of it is forgotten.
+
+        To be asked when a room refuses what came by its alias: rooms are upgraded, and their aliases move on.
+        """
+        if await self._resolve(caller.token, alias) == room_id:
+            return False
+        self._found.forget(caller, alias)
+        self._joined.forget(caller, alias)
+        return True
+
+    def doubt(self, caller: Caller, alias: str, room_id: str) -> None:
+        """As `moved`, when nobody waits for the answer."""
+        key = (caller.user_id, alias)
+        if key not in self._doubts:
+            task = self._doubts[key] = asyncio.ensure_future(self.moved(caller, alias, room_id))
+            task.add_done_callback(lambda done: self._settle(key, done))
+
+    def _settle(self, key: tuple[str, str], done: "asyncio.Task[bool]") -> None:
+        del self._doubts[key]
+        if not done.cancelled() and (error := done.exception()) is not None and not isinstance(error, MatrixError):
+            log.error("alias_unknown", exc_info=error, alias=key[1])
 
     async def _enter(self, caller: Caller, room: str, key: ApiKey | None, permit: Permit, *, joins: bool) -> str:
         """`key`: one that is yet to be permitted."""
@@ -122,6 +147,9 @@ class _Known:
         except MatrixError:
             self._asked.pop(key, None)
             raise
+
+    def forget(self, caller: Caller, alias: str) -> None:
+        self._asked.pop((caller.user_id, alias), None)
 
     async def _learn(self, caller: Caller, alias: str, earlier: "asyncio.Task[str] | None") -> str:
         try:

@@ -50,11 +50,12 @@ def create_app(settings: Settings, core: Core | None = None) -> edge.Edge:
     core = core or Core(settings)
     app = Bridge(lifespan=_lifespan, openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.core = core
+    relaying = relay.Relaying(core)
     endpoints = [
-        *send.routes(core),
+        *send.routes(core, relaying),
         *accounts.routes(core),
         *rooms.routes(core),
-        *reading.routes(core),
+        *reading.routes(core, relaying),
         *deliveries.routes(core),
         *media.routes(core),
         *live.routes(core),
@@ -63,7 +64,7 @@ def create_app(settings: Settings, core: Core | None = None) -> edge.Edge:
         *discovery.routes(core),
     ]
     app.router.routes.extend(endpoints)
-    return edge.Edge(app, endpoints, relay.Relaying(core).relay)
+    return edge.Edge(app, endpoints, relaying.relay)
 
 
 @contextlib.asynccontextmanager

@@ -14,7 +14,7 @@ from functools import partial
 from itertools import count
 from typing import Any, Literal, ParamSpec, TypeVar
 
-from flowbridge import canonical, log, metrics, payload
+from flowbridge import canonical, log, metrics, payload, upgrades
 from flowbridge.aliases import Aliases
 from flowbridge.callers import Callers, Credential
 from flowbridge.catalogue import Catalogue, Entry
@@ -134,6 +134,8 @@ class Intake:
         if event.type == MEMBER:
             _check_member(event, caller)
         ticket = self._ticket(caller, room_id, event, sending)
+        if event.room.startswith("#"):
+            ticket.settled.add_done_callback(partial(self._doubt, caller, event.room, room_id))
         self._courier.offer(ticket)
         if ticket.idem is not None:
             await ticket.committed
@@ -141,6 +143,12 @@ class Intake:
                 return await self._replayed(caller, ticket, ticket.existing, sending)
         metrics.count(metrics.accepted, sending.surface)
         return Receipt(caller, ticket)
+
+    def _doubt(self, caller: Caller, alias: str, room_id: str, settled: "asyncio.Future[Outcome | None]") -> None:
+        """A room that refuses what came by its alias may have been upgraded: the next event is not to go there."""
+        outcome = None if settled.cancelled() else settled.result()
+        if outcome is not None and upgrades.is_forbidden(outcome.error):
+            self._aliases.doubt(caller, alias, room_id)
 
     def _ticket(self, caller: Caller, room_id: str, event: Event, sending: Sending) -> Ticket:
         account = self._tokens.remember(caller)

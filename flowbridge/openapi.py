@@ -207,6 +207,7 @@ _ANSWERS: Json = {
             "type": "object",
             "properties": {
                 "problems": {"type": "array", "items": {"$ref": "#/components/schemas/Problem"}},
+                "replacement_room": {**_STRING, "description": "What took the place of a room that was upgraded."},
                 "current": {
                     "type": "object",
                     "description": "The room's state that a replay would overwrite.",

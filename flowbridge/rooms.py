@@ -31,11 +31,14 @@ class Rooms:
         self._aliases = aliases
         self._turns = asyncio.Semaphore(MAX_AT_ONCE)
 
-    async def create(self, credential: Credential, body: Json) -> tuple[Caller, Json]:
-        """Make a room: room_id and, when a `room_alias_name` was asked for, room_alias as the guide prints it."""
+    async def create(self, credential: Credential, body: Json, query: str = "") -> tuple[Caller, Json]:
+        """Make a room: room_id and, when a `room_alias_name` was asked for, room_alias as the guide prints it.
+
+        `query`: what else the caller says to the homeserver.
+        """
         self._callers.permit_all(credential)
         caller = await self._callers.identify(credential)
-        found = await self._post(caller, f"{dialect.CLIENT}/createRoom", body)
+        found = await self._post(caller, f"{dialect.CLIENT}/createRoom{query}", body)
         if "room_alias_name" in body:
             server = caller.user_id.partition(":")[2]
             found.setdefault("room_alias", f"#{body['room_alias_name']}:{server}")
@@ -44,16 +47,20 @@ class Rooms:
     async def change(
         self, credential: Credential, room: str, action: Action, body: Json, query: str = ""
     ) -> tuple[Caller, Json]:
-        """Somebody's membership, or with join and leave one's own. `query`: the servers to join by."""
+        """Somebody's membership, or with join and leave one's own.
+
+        `query`: what else the caller says to the homeserver: the servers to join by, or as whom a service acts.
+        """
         if action == "join" and credential.key is None:
             caller, room_id = await self._callers.identify(credential), room
         else:
             permit = partial(self._callers.permit, credential, MEMBER)
             caller, room_id = await self._aliases.enter(credential, room, permit)
         if action == "join" and (query or room.startswith("#")):
-            target = dialect.join_target(room) + query
+            target = dialect.join_target(room)
         else:
             target = dialect.member_target(room_id, action)
+        target += query
         return caller, await self._post(caller, target, body)
 
     async def _post(self, caller: Caller, target: str, body: Json) -> Json:

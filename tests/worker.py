@@ -122,7 +122,7 @@ class Rooms(Homeserver):
         behaviour = following.popleft() if following else self._script(sent)
         return await (behaviour or accept)(self, sent)
 
-    async def is_encrypted(self, token: str, room_id: str) -> bool:
+    async def is_encrypted(self, token: str, room_id: str, query: str = "") -> bool:
         self.looks.append(("encrypted", room_id))
         return await _say(self.encrypted.get(room_id, False))
 

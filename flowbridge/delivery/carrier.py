@@ -100,12 +100,15 @@ class Carrier:
             if found.kind != "again" and self.distrusted:
                 self.distrusted.pop(account, None)
 
-    async def refuses(self, token: str, event: Event) -> bool:
-        """Whether this would put plain text into an encrypted room. Raises MatrixError when nobody can tell."""
+    async def refuses(self, token: str, event: Event, *, query: str = "") -> bool:
+        """Whether this would put plain text into an encrypted room. Raises MatrixError when nobody can tell.
+
+        `query`: as whom an application service looks.
+        """
         if self._is_plain(event.room, event.type, event.state_key):
             return False
         asked = time.monotonic()
-        if await self._homeserver.is_encrypted(token, event.room):
+        if await self._homeserver.is_encrypted(token, event.room, query):
             return True
         if len(self._plain) >= MAX_PLAIN:
             self._plain.clear()

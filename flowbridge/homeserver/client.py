@@ -48,9 +48,12 @@ class Homeserver:
             target = dialect.send_target(event.room, event.type, txn_id)
         return await self.call("PUT", target, token=token, body=body)
 
-    async def is_encrypted(self, token: str, room_id: str) -> bool:
-        """Whether messages in this room are encrypted. Raises MatrixError unless the homeserver plainly says so."""
-        answer = await self.call("GET", dialect.state_target(room_id, "m.room.encryption", ""), token=token)
+    async def is_encrypted(self, token: str, room_id: str, query: str = "") -> bool:
+        """Whether messages in this room are encrypted. Raises MatrixError unless the homeserver plainly says so.
+
+        `query`: as whom an application service asks, with its `?`.
+        """
+        answer = await self.call("GET", dialect.state_target(room_id, "m.room.encryption", "") + query, token=token)
         if answer.status == 404 and verdict.error(answer).errcode == Errcode.NOT_FOUND:
             return False
         if answer.status != 200:

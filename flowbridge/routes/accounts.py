@@ -10,6 +10,7 @@ from flowbridge.accounts import PAGE, Accounts
 from flowbridge.core import Core
 from flowbridge.errors import Errcode, Forbidden, Unauthorized
 from flowbridge.routes import describe_accounts as describe
+from flowbridge.routes import parameters
 from flowbridge.routes.endpoint import LOG, Endpoint, endpoint, headers_of, json_answer, read_body
 from flowbridge.routes.incoming import FLAG, TEXT, Shape, query_of, read_object, record
 from flowbridge.routes.public_url import public_url
@@ -105,7 +106,7 @@ class Sessions:
     async def whoami(self, request: Request) -> Response:
         """GET …/account/whoami"""
         credential = await self._core.callers.credential(headers_of(request), request.scope["query_string"])
-        found = await self._accounts.whoami(credential)
+        found = await self._accounts.whoami(credential, parameters.passed_on(request, credential))
         request.scope[LOG] = {"user": found.get("user_id")}
         return json_answer(found)
 
@@ -115,7 +116,8 @@ class Sessions:
         if credential.token is None:
             raise Forbidden("an API key does not log out: the bridge needs its own account; revoke the key instead")
         await read_body(request, headers)
-        await self._accounts.logout(credential.token, everywhere=everywhere)
+        query = parameters.passed_on(request, credential)
+        await self._accounts.logout(credential.token, query, everywhere=everywhere)
         return json_answer({})
 
 
@@ -159,6 +161,13 @@ def _routes(prefix: str, sessions: Sessions, register: Register, whoami: str, *,
         ("GET", whoami, sessions.whoami),
     ]
     return [
-        endpoint(method, prefix + path, handler, describe.account(method, prefix + path), documented=documented)
+        endpoint(
+            method,
+            prefix + path,
+            handler,
+            describe.account(method, prefix + path),
+            documented=documented,
+            lenient=path == "/login/fallback",  # its parameters are for the script in the homeserver's page
+        )
         for method, path, handler in table
     ]

@@ -9,6 +9,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from flowbridge.errors import MatrixError, TooLarge, UnsupportedMedia
+from flowbridge.routes import parameters
 
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -31,12 +32,22 @@ class Endpoint(APIRoute):
 
 
 def endpoint(
-    method: str, path: str, handler: Handler, operation: Mapping[str, Any], *, documented: bool = True
+    method: str,
+    path: str,
+    handler: Handler,
+    operation: Mapping[str, Any],
+    *,
+    documented: bool = True,
+    lenient: bool = False,
 ) -> Endpoint:
-    """`operation`: the OpenAPI operation object, as flowbridge.routes.describe writes it."""
+    """`operation`: the OpenAPI operation object, as flowbridge.routes.describe writes it.
+
+    On the flow surface a query parameter that it does not list is a 400, unless the endpoint is `lenient`.
+    """
+    is_strict = not lenient and not path.startswith(("/_matrix/", "/.well-known/"))
     return Endpoint(
         path,
-        handler,
+        parameters.only(parameters.known_to(operation), handler) if is_strict else handler,
         methods=[method],
         status_code=int(min(operation["responses"])),
         response_model=None,

@@ -139,11 +139,12 @@ class Documentation:
 def routes(core: Core) -> list[Endpoint]:
     handlers, documentation = Operations(core), Documentation()
     return [
-        endpoint("GET", "/healthz", handlers.healthz, describe.HEALTHZ),
-        endpoint("GET", "/readyz", handlers.readyz, describe.READYZ),
-        endpoint("GET", "/metrics", handlers.metrics, describe.METRICS),
+        # lenient: probes, scrapers and browsers' caches add parameters that change nothing
+        endpoint("GET", "/healthz", handlers.healthz, describe.HEALTHZ, lenient=True),
+        endpoint("GET", "/readyz", handlers.readyz, describe.READYZ, lenient=True),
+        endpoint("GET", "/metrics", handlers.metrics, describe.METRICS, lenient=True),
         endpoint("GET", "/_matrix/client/versions", handlers.versions, describe.VERSIONS),
-        endpoint("GET", "/openapi.json", openapi, describe.OPENAPI),
-        endpoint("GET", "/docs", documentation.page, describe.PAGE, documented=False),
-        endpoint("GET", "/docs/{file}", documentation.asset, describe.PAGE, documented=False),
+        endpoint("GET", "/openapi.json", openapi, describe.OPENAPI, lenient=True),
+        endpoint("GET", "/docs", documentation.page, describe.PAGE, documented=False, lenient=True),
+        endpoint("GET", "/docs/{file}", documentation.asset, describe.PAGE, documented=False, lenient=True),
     ]

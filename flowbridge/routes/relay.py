@@ -14,7 +14,7 @@ from flowbridge.homeserver import passing, verdict
 from flowbridge.homeserver.relay import BODYLESS, SILENCE_SECONDS, Relayed
 from flowbridge.homeserver.wire import Answer
 from flowbridge.models import Caller
-from flowbridge.routes import streaming
+from flowbridge.routes import parameters, streaming
 from flowbridge.routes.endpoint import LOG, MAX_BODY_BYTES, error_answer, headers_of
 from flowbridge.spool import Spool
 
@@ -23,6 +23,7 @@ MAX_LONG = 64  # bodies on the disk at a time: anybody may send one
 REFUSAL_LIMIT = 1024 * 1024  # bytes of a 401, which is looked into
 FRAMING = frozenset({"content-length", "transfer-encoding"})  # either says that there is a body
 MEDIA = "/_matrix/media/"
+_OF_BODY = frozenset((b"content-type", b"content-length", b"content-encoding", b"transfer-encoding"))
 GONE = 499  # in the log: the caller did not wait for the answer
 
 
@@ -55,7 +56,7 @@ class Relaying:
         query: bytes = scope["query_string"]
         target = passing.target(scope["raw_path"].decode("ascii"), query)
         headers = headers_of(request)
-        token, bot = await self._token(headers, query)
+        token, bot = await self._token(request, headers)
         pairs = [pair for pair in scope["headers"] if bot is None or pair[0] != b"accept-encoding"]  # its 401 is read
         has_body = request.method not in BODYLESS and not headers.keys().isdisjoint(FRAMING)
         caller = _Caller(request.receive, has_body=has_body)
@@ -74,11 +75,29 @@ class Relaying:
         )
         return _Passage(self._core, ask, caller, self._drop)
 
-    async def _token(self, headers: Mapping[str, str], query: bytes) -> tuple[str | None, Caller | None]:
+    async def pass_on(self, request: Request, body: bytes, caller: Caller) -> Response:
+        """A request whose body has been read, and is this JSON now, as the caller; its answer as `relay` has it."""
+        scope = request.scope
+        kept = [pair for pair in scope["headers"] if pair[0] not in _OF_BODY]
+        if caller.bot:
+            kept = [pair for pair in kept if pair[0] != b"accept-encoding"]
+        headers = passing.request_headers(kept, caller.token, has_body=False)
+        ask = _Ask(
+            request.method,
+            passing.target(scope["raw_path"].decode("ascii"), scope["query_string"]),
+            [*headers, (b"content-type", b"application/json")],
+            body,
+            SILENCE_SECONDS,
+            caller.token,
+            caller if caller.bot else None,
+        )
+        return _Passage(self._core, ask, _Caller(request.receive, has_body=False), self._drop)
+
+    async def _token(self, request: Request, headers: Mapping[str, str]) -> tuple[str | None, Caller | None]:
         """The token to pass on, None when the caller brings nothing; and the bot if it is the bot's."""
         callers = self._core.callers
         try:
-            credential = await callers.credential(headers, query)
+            credential = await callers.credential(headers, request.scope["query_string"])
         except Unauthorized as error:
             if error.errcode != Errcode.MISSING_TOKEN:
                 raise
@@ -86,6 +105,8 @@ class Relaying:
         if credential.key is None:
             return credential.token, None
         callers.permit_all(credential)
+        if parameters.acts_as_another(request):
+            raise parameters.as_nobody_else()
         bot = await callers.identify(credential)
         return bot.token, bot
 

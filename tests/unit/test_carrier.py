@@ -648,8 +648,8 @@ async def test_ten_seconds_begin_with_the_question_and_not_with_its_answer(
         answers = iter([0.06])
         told = worker.rooms.is_encrypted
 
-        async def late(token: str, room_id: str) -> bool:
-            found = await told(token, room_id)
+        async def late(token: str, room_id: str, query: str = "") -> bool:
+            found = await told(token, room_id, query)
             await asyncio.sleep(next(answers, 0.0))
             return found
 
