@@ -67,3 +67,13 @@ def _answering(url: str, process: "subprocess.Popen[str]") -> str:
         else:
             return url
     raise AssertionError("flowbridge serve does not answer")
+
+
+def cpu_seconds(pid: int) -> float:
+    """Processor time that a process has used: unlike the clock, no other process takes part in it."""
+    stat = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(stat[11]) + int(stat[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def resident_bytes(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
