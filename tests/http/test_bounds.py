@@ -15,8 +15,8 @@ from flowbridge import connections, serve
 from flowbridge.routes import endpoint
 from tests import upstream as scripted
 from tests.http.conftest import HELLO, KEY, ROOM, SEND, Answer, Bridge, Elapsed, RawClient, new_token, post, running
-from tests.patience import PATIENCE, processor_seconds
-from tests.processes import serving
+from tests.patience import PATIENCE
+from tests.processes import cpu_seconds, serving
 
 SOON = 0.3  # what the deadlines are set to, where they are meant to pass
 SHORT = 1.0  # the same, where something has to come before
@@ -732,9 +732,9 @@ def test_many_hostile_bodies_do_not_stop_healthz(upstream: scripted.Upstream, tm
             thread.start()
         answers = [pool.submit(client.answer) for client in clients]
         while not all(answer.done() for answer in answers):
-            asked = processor_seconds(process.pid)
+            asked = cpu_seconds(process.pid)
             assert watcher.send(post("/healthz", method="GET")).answer().status == 200
-            slowest = max(slowest, processor_seconds(process.pid) - asked)
+            slowest = max(slowest, cpu_seconds(process.pid) - asked)
         for thread in sending:
             thread.join()
         assert {answer.result().status for answer in answers} <= {400, 413}
