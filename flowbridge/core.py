@@ -58,6 +58,7 @@ class Core:
             self.carrier,
             deadline=settings.request_seconds,
             lease=settings.lease_seconds,
+            set_aside=settings.set_aside_seconds,
         )
         self.intake = Intake(
             self.catalogue,

@@ -61,6 +61,7 @@ class Settings(BaseSettings):
     wait_seconds: Annotated[float, Field(gt=0, le=300)] = _name("FLOWBRIDGE_WAIT_SECONDS", 10.0)
     request_seconds: Annotated[float, Field(gt=0, le=300)] = _name("FLOWBRIDGE_REQUEST_SECONDS", 10.0)
     lease_seconds: Annotated[float, Field(gt=0, le=600)] = _name("FLOWBRIDGE_LEASE_SECONDS", 30.0)
+    set_aside_seconds: Annotated[float, Field(ge=0, le=604_800)] = _name("FLOWBRIDGE_SET_ASIDE_SECONDS", 300.0)
     reused_txn_id: Literal["send", "replay"] = _name("FLOWBRIDGE_REUSED_TXN_ID", "send")
     max_queued: Annotated[int, Field(ge=1)] = _name("FLOWBRIDGE_MAX_QUEUED", 1_000_000)
     max_queued_per_room: Annotated[int, Field(ge=1)] = _name("FLOWBRIDGE_MAX_QUEUED_PER_ROOM", 100_000)

@@ -2,6 +2,7 @@
 
 import json
 import ssl
+from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
 from flowbridge import __version__, bulk, canonical
@@ -67,13 +68,19 @@ class Homeserver:
             return False
         return verdict.success(answer).get("membership") == "join"
 
-    async def recent(self, token: str, room_id: str, before: str) -> tuple[list[dict[str, Any]], str]:
-        """Up to 100 events of a room, newest first, and where the page before them begins ("" at the start)."""
-        target = dialect.messages_target(room_id, before)
+    async def recent(
+        self, token: str, room_id: str, before: str, *, only: Mapping[str, Any] | None = None, limit: int = 100
+    ) -> tuple[list[dict[str, Any]], str]:
+        """Up to 100 events of a room, newest first, and where the page before them begins ("" at the start).
+
+        `only`: a room event filter (specification, "RoomEventFilter"). With one a page may be empty although it is not
+        the last; the last one names no `end`, or the one before it again.
+        """
+        target = dialect.messages_target(room_id, before, only, limit)
         page = verdict.success(await self.call("GET", target, token=token, limit=HISTORY_LIMIT))
         chunk, end = page.get("chunk"), page.get("end")
         events = [event for event in chunk if isinstance(event, dict)] if isinstance(chunk, list) else []
-        return events, end if isinstance(end, str) and events else ""
+        return events, end if isinstance(end, str) and (events or only) else ""
 
     async def read_state(
         self, token: str, room_id: str, type_: str, state_key: str, query: str, *, any_status: bool = False

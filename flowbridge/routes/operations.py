@@ -57,13 +57,13 @@ class Operations:
         return json_answer({"ready": True, **checks})
 
     def _paused(self) -> dict[str, str]:
-        """The accounts of which something waits for a token that works: what is wrong with the one there is.
+        """The accounts of which something waits, since the homeserver refuses them or their token: what it says.
 
         One that was refused and of which nothing waits is nobody's trouble, and may be right by now.
         """
-        distrusted = self._core.carrier.distrusted
-        waiting = self._core.stock.accounts() if distrusted else ()
-        return {account: reason for account, reason in distrusted.items() if account in waiting}
+        refusals = self._core.carrier.refusals()
+        waiting = self._core.stock.accounts() if refusals else ()
+        return {account: reason for account, reason in refusals.items() if account in waiting}
 
     async def metrics(self, _: Request) -> Response:
         """GET /metrics: Prometheus' text format; no names of rooms or accounts are in it."""

@@ -11,7 +11,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DataError, IntegrityError
 from sqlalchemy.sql import ColumnElement
 
-from flowbridge.store.tables import lanes, outbox
+from flowbridge.store.tables import accounts, lanes, outbox
 
 BATCH = 50  # rows of one lane that are held in memory, at most
 HISTORY = 20  # attempts that are remembered of one event
@@ -159,20 +159,35 @@ def _owned(connection: Connection, owner: str) -> list[str]:
 
 
 def claim(
-    connection: Connection, owner: str, limit: int, lease_ms: int, *, batch: int = BATCH, but: Iterable[str] = ()
+    connection: Connection,
+    owner: str,
+    limit: int,
+    lease_ms: int,
+    *,
+    batch: int = BATCH,
+    but: Iterable[str] = (),
+    only: Iterable[str] = (),
 ) -> list[Claim]:
-    """Lease up to `limit` lanes that have something to send and nobody who does; none of the accounts `but`."""
+    """Lease up to `limit` lanes that have something to send and nobody who does; none of the accounts `but`.
+
+    Those that were served longest ago come first. `only`: of these lanes, also those that rest.
+    """
     now = _clock(connection)
-    free = (
+    wanted = list(only)
+    is_free = lanes.c.lease_until <= now
+    found = (
         select(lanes.c.lane)
-        .where(or_(lanes.c.dirty == 1, lanes.c.owner.is_not(None)), lanes.c.lease_until <= now)
+        .where(or_(lanes.c.dirty == 1, lanes.c.owner.is_not(None)))
+        .where(or_(is_free, lanes.c.owner.is_(None)) if wanted else is_free)
         .order_by(lanes.c.lease_until)
         .limit(limit)
         .with_for_update(skip_locked=True)
     )
-    if accounts := list(but):
-        free = free.where(lanes.c.account.not_in(accounts))
-    names = list(connection.scalars(free))
+    if wanted:
+        found = found.where(lanes.c.lane.in_(wanted))
+    if excluded := list(but):
+        found = found.where(lanes.c.account.not_in(excluded))
+    names = list(connection.scalars(found))
     if not names:
         return []
     taken = connection.execute(
@@ -192,6 +207,24 @@ def claim(
         Claim(Fence(lane, owner, fence), account, uncertain, fetch(connection, lane, batch))
         for lane, fence, account, uncertain in taken
     ]
+
+
+def free(connection: Connection, whose: Sequence[str], limit: int) -> int:
+    """How many lanes of these accounts could be claimed: `limit` at most, since it only matters whether many can."""
+    waiting = (
+        select(lanes.c.lane)
+        .where(or_(lanes.c.dirty == 1, lanes.c.owner.is_not(None)), lanes.c.lease_until <= _clock(connection))
+        .where(lanes.c.account.in_(whose))
+        .limit(limit)
+    )
+    return connection.scalar(select(func.count()).select_from(waiting.subquery())) or 0
+
+
+def lanes_in(connection: Connection, user_id: str, room_id: str) -> list[str]:
+    """The lanes of a user in a room, also those that rest."""
+    theirs = connection.scalars(select(accounts.c.account).where(accounts.c.user_id == user_id))
+    names = [f"{account}|{room_id}" for account in theirs]
+    return list(connection.scalars(select(lanes.c.lane).where(lanes.c.lane.in_(names)))) if names else []
 
 
 def _last_sign(lease_ms: int) -> ColumnElement[int]:
@@ -236,9 +269,12 @@ def renew(connection: Connection, owner: str, lease_ms: int) -> dict[str, tuple[
 
 
 def release(connection: Connection, fences: Iterable[Fence], rest_ms: int = 0) -> None:
-    """Give lanes back; those with queued events are up for the next claim, once `rest_ms` are over."""
+    """Give lanes back; those with queued events are up for the next claim, once `rest_ms` are over.
+
+    Also those that need no rest come behind those that wait already: a room never waits for another one.
+    """
     waiting = exists(select(1).where(outbox.c.lane == lanes.c.lane, outbox.c.state == "queued"))
-    until = _clock(connection) + rest_ms if rest_ms else literal(0)
+    until = _clock(connection) + rest_ms
     for fence in sorted(fences, key=lambda fence: fence.lane):
         connection.execute(
             update(lanes)
@@ -289,6 +325,17 @@ def sent_before(connection: Connection, lane: str, since: int, event_ids: Sequen
         )
     )
     return {str(event_id) for event_id in found}
+
+
+def sent_last(connection: Connection, limit: int) -> list[tuple[int, int]]:
+    """When events were sent (ms), the last first, and how many attempts each took."""
+    found = connection.execute(
+        select(outbox.c.settled_at, outbox.c.attempts)
+        .where(outbox.c.settled_at.is_not(None), outbox.c.state == "sent")
+        .order_by(outbox.c.settled_at.desc())
+        .limit(limit)
+    )
+    return [(settled_at, attempts) for settled_at, attempts in found]
 
 
 def _holds(fence: Fence) -> ColumnElement[bool]:

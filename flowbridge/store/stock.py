@@ -53,6 +53,10 @@ class Stock:
                 f"{self._lanes[lane]} events are queued for this room already", retry_after_ms=FULL_RETRY_MS
             )
 
+    def queued_in(self, lane: str) -> int:
+        """How many events are queued in a lane, as far as is known here."""
+        return self._lanes.get(lane, 0)
+
     def accounts(self) -> set[str]:
         """The accounts of which something is queued."""
         return {lane.partition("|")[0] for lane in self._lanes}

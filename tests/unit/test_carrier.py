@@ -701,9 +701,9 @@ async def test_paging_through_a_room_is_within_the_deadline(make: MakeWorker, mo
             rooms.put("x", sender="@talkative:hs")
         page = rooms.recent
 
-        async def slowly(token: str, room_id: str, before: str) -> Any:
+        async def slowly(token: str, room_id: str, before: str, **how: Any) -> Any:
             await asyncio.sleep(0.01)
-            return await page(token, room_id, before)
+            return await page(token, room_id, before, **how)
 
         monkeypatch.setattr(rooms, "recent", slowly)
         found = await verdict(worker, since=LONG_AGO)
