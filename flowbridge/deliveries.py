@@ -3,7 +3,6 @@
 Reading asks neither the homeserver nor the writer, so that it goes on while either of them is away or busy.
 """
 
-import asyncio
 import base64
 import json
 import re
@@ -17,9 +16,10 @@ from typing import Any, TypeVar
 
 from sqlalchemy import Connection
 
-from flowbridge import log
+from flowbridge import log, peer
 from flowbridge.callers import Callers, Credential
 from flowbridge.errors import BadRequest, Errcode, NotFound, WrongState
+from flowbridge.limiter import Limiter
 from flowbridge.models import Caller
 from flowbridge.store import Database, ledger
 from flowbridge.store.ledger import ALL, Selection, Whose
@@ -63,7 +63,7 @@ class Deliveries:
         self._tokens = tokens
         self._cancel = cancel
         self._wake = wake
-        self._turn = asyncio.Lock()
+        self._turn = Limiter("readings of the delivery log", 1, 1)
 
     async def viewer(self, credential: Credential) -> Viewer:
         """Keys with `admin` see everything, others what they sent; a Matrix token sees what its user sent."""
@@ -140,7 +140,7 @@ class Deliveries:
 
     async def _read(self, work: Callable[[Connection], T]) -> T:
         """One reading at a time and each in its turn: others have to read the store, too."""
-        async with self._turn:
+        async with self._turn.turn(peer.who() or "here"):
             return await self._database.read(work)
 
 
