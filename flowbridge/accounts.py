@@ -38,7 +38,7 @@ class Accounts:
     async def register(self, body: Json, query: str, token: str) -> tuple[int, Json]:
         """200 and the account, or 401 and what the homeserver asks for. `token`: that of an application service."""
         target = f"{dialect.CLIENT}/register{query}"
-        answer = await self._homeserver.call("POST", target, token=token, body=canonical.write(body))
+        answer = await self._homeserver.guest_call("POST", target, token=token, body=canonical.write(body))
         if (challenge := verdict.challenge(answer)) is not None:
             return 401, challenge
         return 200, self._with_server(verdict.success(answer))
@@ -63,14 +63,14 @@ class Accounts:
 
     async def flows(self) -> Json:
         """The ways to log in."""
-        return verdict.success(await self._homeserver.call("GET", f"{dialect.CLIENT}/login", limit=READ_LIMIT))
+        return verdict.success(await self._homeserver.guest_call("GET", f"{dialect.CLIENT}/login", limit=READ_LIMIT))
 
     async def login(self, body: Json, token: str, public_url: str) -> Json:
         """Log in; `user` is what `identifier` was before 2018. Clients are told to come back to `public_url`."""
         if "user" in body and "identifier" not in body:
             body = {**body, "identifier": {"type": "m.id.user", "user": body["user"]}}
         request = canonical.write(body)
-        answer = await self._homeserver.call("POST", f"{dialect.CLIENT}/login", token=token, body=request)
+        answer = await self._homeserver.guest_call("POST", f"{dialect.CLIENT}/login", token=token, body=request)
         found = self._with_server(verdict.success(answer))
         if (well_known := found.pop("well_known", None)) and isinstance(well_known, dict):
             found["well_known"] = {**well_known, "m.homeserver": {"base_url": public_url}}
@@ -102,7 +102,7 @@ class Accounts:
 
     async def page(self) -> Answer:
         """The homeserver's page for logging in with a browser; or where it says that there is one."""
-        answer = await self._homeserver.call("GET", PAGE, limit=READ_LIMIT)
+        answer = await self._homeserver.guest_call("GET", PAGE, limit=READ_LIMIT)
         if not 200 <= answer.status < 400:
             raise verdict.error(answer)
         return answer

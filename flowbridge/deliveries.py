@@ -3,7 +3,6 @@
 Reading asks neither the homeserver nor the writer, so that it goes on while either of them is away or busy.
 """
 
-import asyncio
 import base64
 import json
 import re
@@ -17,7 +16,7 @@ from typing import Any, TypeVar
 
 from sqlalchemy import Connection
 
-from flowbridge import log
+from flowbridge import log, peer
 from flowbridge.aliases import Aliases
 from flowbridge.callers import Callers, Credential
 from flowbridge.errors import (
@@ -30,6 +29,7 @@ from flowbridge.errors import (
     Unavailable,
     WrongState,
 )
+from flowbridge.limiter import Limiter
 from flowbridge.models import ApiKey, Caller
 from flowbridge.replays import Replays
 from flowbridge.store import Database, ledger
@@ -79,7 +79,7 @@ class Deliveries:
         self._replays = replays
         self._cancel = cancel
         self._wake = wake
-        self._turn = asyncio.Lock()
+        self._turn = Limiter("readings of the delivery log", 1, 1)
 
     async def viewer(self, credential: Credential) -> Viewer:
         """Keys with `admin` see all in their rooms and of their event types, others what they sent.
@@ -206,7 +206,7 @@ class Deliveries:
 
     async def _read(self, work: Callable[[Connection], T]) -> T:
         """One reading at a time and each in its turn: others have to read the store, too."""
-        async with self._turn:
+        async with self._turn.turn(peer.who() or "here"):
             return await self._database.read(work)
 
 

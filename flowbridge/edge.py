@@ -17,7 +17,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from flowbridge import log, metrics
+from flowbridge import log, metrics, peer
 from flowbridge.errors import MatrixError, MethodNotAllowed, NotFound
 from flowbridge.routes.endpoint import LOG, Endpoint, Handler, error_answer
 
@@ -54,6 +54,7 @@ class Edge:
             await self.app(scope, receive, send)
             return
         started = time.perf_counter()
+        peer.enter(scope)
         path = scope["raw_path"].decode("ascii", "replace")
         methods, params = _find(self._tree, path)
         scope["app"] = self.app

@@ -48,13 +48,17 @@ class Keyring:
 
         A key that is not known may be a minute old: the store is asked, once a second for all that are not known.
         """
-        digest = keys.digest(secret)
-        found = self._match(digest)
+        found = self.known(secret)
         if found is None and not self._is_fixed and secret.startswith(keys.PREFIX):
             await self._look()
-            found = self._match(digest)
+            found = self.known(secret)
             if found is None and self._failed:
                 raise Unavailable("nobody can tell whether this API key is right: the store cannot be read just now")
+        return found
+
+    def known(self, secret: str) -> ApiKey | None:
+        """What this key may do, as far as it is known in memory."""
+        found = self._match(keys.digest(secret))
         if found is not None and not self._is_fixed:
             self._used[found.id] = outbox.now_ms()
         return found

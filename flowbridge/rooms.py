@@ -3,15 +3,15 @@
 An API key acts as the bot, in the rooms of its scopes: membership is the event type `m.room.member`.
 """
 
-import asyncio
 from functools import partial
 from typing import Any, Literal
 
-from flowbridge import canonical
+from flowbridge import canonical, peer
 from flowbridge.aliases import Aliases
 from flowbridge.callers import Callers, Credential
-from flowbridge.errors import MatrixError, Unavailable
+from flowbridge.errors import MatrixError
 from flowbridge.homeserver import Homeserver, dialect, verdict
+from flowbridge.limiter import Limiter
 from flowbridge.models import Caller
 
 Json = dict[str, Any]
@@ -20,6 +20,7 @@ Action = Literal["join", "invite", "leave", "kick", "ban", "unban"]
 MEMBER = "m.room.member"
 PATIENCE_SECONDS = 120.0  # a room of another server may take a minute to join
 MAX_AT_ONCE = 64  # of what may take so long: sends need the connections to the homeserver, too
+MAX_OF_ONE = 16  # of these for one caller
 
 
 class Rooms:
@@ -29,7 +30,7 @@ class Rooms:
         self._homeserver = homeserver
         self._callers = callers
         self._aliases = aliases
-        self._turns = asyncio.Semaphore(MAX_AT_ONCE)
+        self._turns = Limiter("rooms that are being made, joined or left", MAX_AT_ONCE, MAX_OF_ONE)
 
     async def create(self, credential: Credential, body: Json, query: str = "") -> tuple[Caller, Json]:
         """Make a room: room_id and, when a `room_alias_name` was asked for, room_alias as the guide prints it.
@@ -64,18 +65,12 @@ class Rooms:
         return caller, await self._post(caller, target, body)
 
     async def _post(self, caller: Caller, target: str, body: Json) -> Json:
-        try:
-            async with asyncio.timeout(self._homeserver.deadline):
-                await self._turns.acquire()
-        except TimeoutError:
-            raise Unavailable("too many rooms are being made and joined just now") from None
-        try:
-            request = canonical.write(body)
-            answer = await self._homeserver.call(
-                "POST", target, token=caller.token, body=request, deadline=PATIENCE_SECONDS
-            )
-            return verdict.success(answer)
-        except MatrixError as error:
-            raise self._callers.refused(caller, error) from None
-        finally:
-            self._turns.release()
+        async with self._turns.turn(peer.who(), self._homeserver.deadline):
+            try:
+                request = canonical.write(body)
+                answer = await self._homeserver.call(
+                    "POST", target, token=caller.token, body=request, deadline=PATIENCE_SECONDS
+                )
+                return verdict.success(answer)
+            except MatrixError as error:
+                raise self._callers.refused(caller, error) from None

@@ -5,11 +5,12 @@ import ssl
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
-from flowbridge import __version__, bulk, canonical
+from flowbridge import __version__, bulk, canonical, peer
 from flowbridge.errors import BadGateway, Errcode, HomeserverError, TooLarge
 from flowbridge.homeserver import dialect, verdict
 from flowbridge.homeserver.address import Address, AddressError, AddressUnknown, Locator
 from flowbridge.homeserver.wire import Answer, Oversize, Wire, WireError
+from flowbridge.limiter import Limiter
 from flowbridge.models import Event
 
 SEND_LIMIT: Final = 64 * 1024  # bytes of an answer to a send
@@ -19,6 +20,10 @@ BULK_LIMIT: Final = 64 * 1024 * 1024  # bytes of an answer to a read that may be
 REDACTION: Final = "m.room.redaction"
 READERS: Final = 256  # connections for reads that may be large or slow, so that no send waits for one
 POLLS: Final = 1_024  # connections for the long polls of live streams
+GUESTS: Final = 32  # connections for calls without a token: to log in takes a homeserver half a second of hashing
+GUESTS_OF_ONE: Final = 8  # of one address
+QUESTIONS: Final = 64  # calls that a request makes before it is accepted, at once: half of the connections for sends
+QUESTIONS_OF_ONE: Final = 16
 
 _HEAD: Final = f"User-Agent: flowbridge/{__version__}\r\nAccept: application/json\r\n".encode()
 _JSON_HEAD: Final = _HEAD + b"Content-Type: application/json\r\n"
@@ -33,6 +38,8 @@ class Homeserver:
         self._tls = tls
         self._wires: _Wires | None = None
         self._prefix = ""
+        self._guests = Limiter("calls without a token", GUESTS, GUESTS_OF_ONE)
+        self._questions = Limiter("questions to the homeserver", QUESTIONS, QUESTIONS_OF_ONE)
         locator.on_change = self._move
 
     async def send(self, token: str, event: Event, txn_id: str) -> Answer:
@@ -77,7 +84,7 @@ class Homeserver:
         the last; the last one names no `end`, or the one before it again.
         """
         target = dialect.messages_target(room_id, before, only, limit)
-        page = verdict.success(await self.call("GET", target, token=token, limit=HISTORY_LIMIT))
+        page = await success(await self.call("GET", target, token=token, limit=HISTORY_LIMIT))
         chunk, end = page.get("chunk"), page.get("end")
         events = [event for event in chunk if isinstance(event, dict)] if isinstance(chunk, list) else []
         return events, end if isinstance(end, str) and (events or only) else ""
@@ -114,14 +121,14 @@ class Homeserver:
 
     async def resolve(self, token: str, alias: str) -> str:
         """The room id of an alias; nobody joins it."""
-        room_id = verdict.success(await self.call("GET", dialect.alias_target(alias), token=token)).get("room_id")
+        room_id = verdict.success(await self._question("GET", dialect.alias_target(alias), token)).get("room_id")
         if not isinstance(room_id, str) or not room_id.startswith("!"):
             raise BadGateway("the homeserver's answer for an alias names no room_id")
         return room_id
 
     async def is_public(self, token: str, room_id: str) -> bool:
         """Whether a room is in the homeserver's room directory."""
-        answer = verdict.success(await self.call("GET", dialect.listing_target(room_id), token=token))
+        answer = verdict.success(await self._question("GET", dialect.listing_target(room_id), token))
         return answer.get("visibility") == "public"
 
     async def versions(self) -> Answer:
@@ -140,7 +147,7 @@ class Homeserver:
 
     async def join(self, token: str, room_or_alias: str) -> str:
         """Join a room (nothing happens when one is in it) and return its room id."""
-        answer = verdict.success(await self.call("POST", dialect.join_target(room_or_alias), token=token, body=b"{}"))
+        answer = verdict.success(await self._question("POST", dialect.join_target(room_or_alias), token, b"{}"))
         room_id = answer.get("room_id")
         if not isinstance(room_id, str) or not room_id.startswith("!"):
             raise BadGateway("the homeserver's answer to a join names no room_id")
@@ -181,6 +188,17 @@ class Homeserver:
         except WireError as failure:
             raise verdict.no_answer(failure) from None
 
+    async def guest_call(
+        self, method: str, target: str, *, token: str = "", body: bytes = b"", limit: int = SEND_LIMIT
+    ) -> Answer:
+        """As `call`, for a caller that has not been authenticated: on connections apart, with a share per address."""
+        async with self._guests.turn(peer.who(), self.deadline):
+            wire = (self._wires or await self._connect()).guests
+            try:
+                return await self._exchange(wire, method, target, token, body, self.deadline, limit)
+            except WireError as failure:
+                raise verdict.no_answer(failure) from None
+
     async def poll(self, target: str, *, token: str, deadline: float, limit: int) -> Answer:
         """A GET that may take long, within `deadline` seconds; on connections of its own. Raises as `call` does."""
         wire = (self._wires or await self._connect()).polls
@@ -202,9 +220,16 @@ class Homeserver:
             head = b"Authorization: Bearer %b\r\n%b" % (token.encode("ascii"), head)
         return await wire.exchange(method, self._prefix + target, head, body, deadline=deadline, limit=limit)
 
+    async def _question(
+        self, method: str, target: str, token: str, body: bytes = b"", limit: int = SEND_LIMIT
+    ) -> Answer:
+        """A call on behalf of a request, which keeps to its caller's share of the connections."""
+        async with self._questions.turn(peer.who(), self.deadline):
+            return await self.call(method, target, token=token, body=body, limit=limit)
+
     async def _get(self, target: str, *, token: str = "") -> Answer:
-        answer = await self.call("GET", target, token=token, limit=READ_LIMIT)
-        verdict.success(answer)
+        answer = await self._question("GET", target, token, limit=READ_LIMIT)
+        await success(answer)
         return answer
 
     async def _connect(self) -> "_Wires":
@@ -222,6 +247,7 @@ class Homeserver:
             Wire(address.origin, self._tls),
             Wire(address.origin, self._tls, most=READERS),
             Wire(address.origin, self._tls, most=POLLS),
+            Wire(address.origin, self._tls, most=GUESTS),
         )
         self._prefix = address.prefix
 
@@ -238,9 +264,23 @@ def _redaction(content: bytes) -> tuple[str, bytes] | None:
     return event_id, canonical.write(rest)
 
 
+async def success(answer: Answer) -> dict[str, Any]:
+    """As `verdict.success`; a large answer is read without holding up the event loop: 10 MB took 0.2 s."""
+    if answer.status != 200 or len(answer.body) < bulk.LARGE_BYTES:
+        return verdict.success(answer)
+    try:
+        found = await bulk.aside(len(answer.body), bulk.read, answer.body)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise verdict.error(answer)
+    return found
+
+
 class _Wires(NamedTuple):
     """Connections apart, so that what takes long holds up nothing else."""
 
     calls: Wire
     reads: Wire
     polls: Wire
+    guests: Wire

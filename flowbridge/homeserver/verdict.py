@@ -11,6 +11,7 @@ from flowbridge.homeserver.wire import Answer, TimedOut, WireError
 
 MIN_PAUSE_MS = 500  # a 429 that names no time
 MAX_PAUSE_MS = 600_000
+MAX_ERROR_BYTES = 64 * 1024  # what is longer is no Matrix error, and reading it would hold up the event loop
 
 
 def event_id(answer: Answer) -> str:
@@ -39,7 +40,7 @@ def challenge(answer: Answer) -> dict[str, Any] | None:
 
 def error(answer: Answer) -> MatrixError:
     """The homeserver's own error as it came; a 502 for what no homeserver would say."""
-    found = _object(answer) or {}
+    found = (_object(answer) if len(answer.body) <= MAX_ERROR_BYTES else None) or {}
     errcode = found.pop("errcode", None)
     text = found.pop("error", None)
     if answer.status == 429:

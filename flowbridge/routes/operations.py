@@ -1,5 +1,6 @@
 """For those who run it: health, readiness, the homeserver's versions, the documentation."""
 
+import asyncio
 import importlib.util
 import time
 from functools import partial
@@ -13,10 +14,14 @@ from starlette.responses import Response
 from flowbridge import __version__, metrics
 from flowbridge.core import Core
 from flowbridge.errors import Errcode, MatrixError, NotFound, Unavailable
+from flowbridge.homeserver import Homeserver
+from flowbridge.homeserver.wire import Answer
 from flowbridge.routes import describe
 from flowbridge.routes.document import Document
 from flowbridge.routes.endpoint import Endpoint, endpoint, json_answer
 from flowbridge.store.accounts import account_of
+
+KEEP_SECONDS = 1.0  # what the homeserver says of its versions
 
 _ASSETS = {
     "swagger-ui-bundle.js": "text/javascript",
@@ -26,9 +31,32 @@ _ASSETS = {
 _ASSET_CACHE = "public, max-age=86400"  # a day; they change with a release
 
 
+class Versions:
+    """The homeserver's versions, asked for once a second at most: neither /readyz nor /versions needs a token."""
+
+    def __init__(self, homeserver: Homeserver) -> None:
+        self._homeserver = homeserver
+        self._asking: asyncio.Task[Answer] | None = None
+        self._until = 0.0
+
+    async def get(self) -> Answer:
+        """The answer, when it is a 200. Raises MatrixError, to all callers of that second."""
+        if self._asking is None or (self._asking.done() and time.monotonic() >= self._until):
+            self._asking = asyncio.ensure_future(self._ask())
+            self._asking.add_done_callback(lambda done: done.cancelled() or done.exception())
+        return await asyncio.shield(self._asking)
+
+    async def _ask(self) -> Answer:
+        try:
+            return await self._homeserver.versions()
+        finally:
+            self._until = time.monotonic() + KEEP_SECONDS
+
+
 class Operations:
     def __init__(self, core: Core) -> None:
         self._core = core
+        self._versions = Versions(core.homeserver)
 
     async def healthz(self, _: Request) -> Response:
         """GET /healthz: the process answers."""
@@ -44,7 +72,7 @@ class Operations:
             if reason := core.database.trouble or core.stock.full:
                 raise Unavailable(f"the store: {reason}")
             failed = "homeserver"
-            await core.homeserver.versions()
+            await self._versions.get()
             checks["homeserver"] = str(core.locator.known)
             failed = "bot"
             bot = await core.callers.bot()
@@ -84,7 +112,7 @@ class Operations:
 
     async def versions(self, _: Request) -> Response:
         """GET /_matrix/client/versions: the homeserver's own answer."""
-        answer = await self._core.homeserver.versions()
+        answer = await self._versions.get()
         return Response(answer.body, 200, media_type="application/json")
 
 

@@ -33,6 +33,7 @@ VALUES = {
         "https://bridge.example:8443/matrix/",
         "https://bridge.example:8443/matrix",
     ),
+    "FLOWBRIDGE_WRONG_KEYS_PER_MINUTE": ("wrong_keys_per_minute", "5", 5),
     "FLOWBRIDGE_KEEP_SENT_HOURS": ("keep_sent_hours", "0.5", 0.5),
     "FLOWBRIDGE_KEEP_DEAD_DAYS": ("keep_dead_days", "7", 7.0),
     "FLOWBRIDGE_TRUSTED_PROXIES": (
@@ -84,6 +85,7 @@ def test_defaults_are_those_of_the_contract() -> None:
         "max_database_bytes": 1_073_741_824,
         "min_free_disk_bytes": 268_435_456,
         "max_waiting": 10_000,
+        "wrong_keys_per_minute": 60,
         "keep_sent_hours": 24.0,
         "keep_dead_days": 30.0,
         "trusted_proxies": (),
