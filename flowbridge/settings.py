@@ -19,6 +19,8 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from flowbridge import macaroons
+
 LEASE_MARGIN_SECONDS = 5.0  # else a request could still be under way when somebody else takes the room over
 
 _BASE_URL = re.compile(r"https?://(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+)(?::[0-9]{1,5})?(?:/[A-Za-z0-9._~/-]*)?")
@@ -112,7 +114,7 @@ class Settings(BaseSettings):
     @classmethod
     def _is_token(cls, token: SecretStr | None) -> SecretStr | None:
         if token is not None and not is_token(token.get_secret_value()):
-            raise ValueError("a token is visible ASCII without spaces")
+            raise ValueError("a token is visible ASCII without spaces, and not `None` or the like")
         return token
 
     @field_validator("public_url")
@@ -187,7 +189,7 @@ class _SecretFiles(PydanticBaseSettingsSource):
 
 def is_token(text: str) -> bool:
     """Whether this can be an access token at all: homeservers answer 500 to some of what cannot."""
-    return 0 < len(text) <= 4096 and _VISIBLE.issuperset(text)
+    return 0 < len(text) <= 4096 and _VISIBLE.issuperset(text) and not macaroons.breaks(text)
 
 
 def _variable(field: FieldInfo) -> str:
