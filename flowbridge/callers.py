@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import parse_qs
 
-from flowbridge import keyring, log, peer
+from flowbridge import keyring, log, macaroons, peer
 from flowbridge.bot import Bot
 from flowbridge.errors import BadGateway, Errcode, Forbidden, GatewayTimeout, MatrixError, Unauthorized, Unavailable
 from flowbridge.homeserver import Homeserver
@@ -77,7 +77,9 @@ class Callers:
         if token.startswith(PREFIX):
             return await self._by_key(token)
         if not is_token(token):
-            raise Unauthorized("the access token is not visible ASCII")
+            raise Unauthorized(
+                "this is no access token: it is not visible ASCII, or `None`, or not as homeservers make them"
+            )
         if kept := self._kept.get(token):
             peer.identified(kept[0][0])
         return Credential(token)
@@ -211,6 +213,8 @@ class Callers:
             known = await self._before(token)
             if known is not None:
                 return self._keep(token, known, AGAIN_SECONDS)
+            if error.status == 500 and macaroons.may_break(token):
+                raise Unauthorized("the homeserver cannot read this access token") from None
             if isinstance(error, (BadGateway, GatewayTimeout)):
                 raise Unavailable(f"nobody can tell whose token this is just now: {error.error}") from None
             raise

@@ -20,6 +20,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from flowbridge import macaroons
 from flowbridge.proxies import Network
 
 LEASE_MARGIN_SECONDS = 5.0  # else a request could still be under way when somebody else takes the room over
@@ -132,7 +133,7 @@ class Settings(BaseSettings):
     @classmethod
     def _is_token(cls, token: SecretStr | None) -> SecretStr | None:
         if token is not None and not is_token(token.get_secret_value()):
-            raise ValueError("a token is visible ASCII without spaces")
+            raise ValueError("a token is visible ASCII without spaces, and not `None` or the like")
         return token
 
     @field_validator("public_url")
@@ -207,7 +208,7 @@ class _SecretFiles(PydanticBaseSettingsSource):
 
 def is_token(text: str) -> bool:
     """Whether this can be an access token at all: homeservers answer 500 to some of what cannot."""
-    return 0 < len(text) <= 4096 and _VISIBLE.issuperset(text)
+    return 0 < len(text) <= 4096 and _VISIBLE.issuperset(text) and not macaroons.breaks(text)
 
 
 def _variable(field: FieldInfo) -> str:

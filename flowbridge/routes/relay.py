@@ -8,7 +8,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from flowbridge import peer
+from flowbridge import macaroons, peer
 from flowbridge.callers import Credential
 from flowbridge.core import Core
 from flowbridge.errors import Errcode, HomeserverError, MatrixError, TooLarge, Unauthorized, Unavailable
@@ -232,6 +232,8 @@ class _Passage(Response):
                 raise verdict.error(Answer(answer.status, tuple(answer.headers), b""))
             if answer.status >= 400 and answer.header(b"content-length") == "0" and ask.method != "HEAD":
                 raise MatrixError(f"the homeserver answers {answer.status}, and says no more", status=answer.status)
+            if answer.status == 500 and ask.token is not None and ask.bot is None and macaroons.may_break(ask.token):
+                await self._callers.identify(Credential(ask.token))  # a 401, when it is the token that it fails at
             refusal = await self._refusal(answer)
             await self._begin(answer)
             if refusal is not None:
