@@ -21,7 +21,8 @@ from flowbridge import log
 from flowbridge.callers import Callers, Credential
 from flowbridge.errors import BadRequest, Errcode, NotFound, WrongState
 from flowbridge.models import Caller
-from flowbridge.store import Database, ledger
+from flowbridge.store import Database, StoreUnavailable, ledger
+from flowbridge.store.errors import MISSING_RETRY_MS
 from flowbridge.store.ledger import ALL, Selection, Whose
 from flowbridge.tokens import Tokens
 
@@ -47,7 +48,10 @@ class Viewer:
 
 
 class Deliveries:
-    """The use case. `cancel`: give a queued delivery up, False when it is on its way just now; `wake`: the worker."""
+    """The use case. `cancel`: give a queued delivery up, False when it is on its way just now; `wake`: the worker.
+
+    `amended`: a row with the outcome that was told and is not on the disk yet: reading does not wait for the writer.
+    """
 
     def __init__(
         self,
@@ -57,12 +61,14 @@ class Deliveries:
         *,
         cancel: Callable[[str], Awaitable[bool]],
         wake: Callable[[], None],
+        amended: Callable[[dict[str, Any]], dict[str, Any]] = dict,
     ) -> None:
         self._database = database
         self._callers = callers
         self._tokens = tokens
         self._cancel = cancel
         self._wake = wake
+        self._amended = amended
         self._turn = asyncio.Lock()
 
     async def viewer(self, credential: Credential) -> Viewer:
@@ -86,7 +92,9 @@ class Deliveries:
             rows, before = await self._read(
                 partial(ledger.page, selection=selection, limit=missing, before=before, span=span)
             )
-            found += rows
+            found += [
+                one for one in map(self._amended, rows) if not selection.states or one["state"] in selection.states
+            ]
             if before is None or len(found) > limit:
                 break
             span *= 2 if time.monotonic() - started < QUICK_SECONDS else 1
@@ -103,10 +111,12 @@ class Deliveries:
             row = await self._database.run(work)
         if row is None:
             raise _unknown()
-        return detail(row)
+        return detail(self._amended(row))
 
     async def replay(self, viewer: Viewer, delivery: str) -> None:
-        """Queue a settled delivery anew. Raises NotFound, or WrongState when it is queued already."""
+        """Queue a settled delivery anew. Raises NotFound, WrongState when it is queued already, StoreUnavailable."""
+        if self._database.missing:
+            raise StoreUnavailable(self._database.missing, retry_after_ms=MISSING_RETRY_MS)
         account = self._tokens.remember(viewer.caller) if viewer.caller else None
         work = partial(
             ledger.replay,
@@ -117,7 +127,9 @@ class Deliveries:
             account=account,
         )
         if await self._database.run(work, alone=True) is None:
-            await self._must_exist(viewer, delivery)
+            row = await self._must_exist(viewer, delivery)
+            if self._amended(row)["state"] != "queued":
+                raise StoreUnavailable("how it ended cannot be written down at the moment")
             raise WrongState("it is queued already: only what is sent or dead can be replayed")
         log.info("delivery_replayed", delivery=delivery, by=viewer.name)
         self._wake()
@@ -134,9 +146,11 @@ class Deliveries:
             raise WrongState("it is on its way to the room just now: try again in a moment")
         log.info("delivery_deleted", delivery=delivery, by=viewer.name)
 
-    async def _must_exist(self, viewer: Viewer, delivery: str) -> None:
-        if await self._database.run(partial(ledger.get, delivery=delivery, whose=viewer.whose)) is None:
+    async def _must_exist(self, viewer: Viewer, delivery: str) -> dict[str, Any]:
+        row = await self._database.run(partial(ledger.get, delivery=delivery, whose=viewer.whose))
+        if row is None:
             raise _unknown()
+        return row
 
     async def _read(self, work: Callable[[Connection], T]) -> T:
         """One reading at a time and each in its turn: others have to read the store, too."""

@@ -63,6 +63,8 @@ class Lane:
         # Whoever held the lane before may have sent more than its head: each event that was accepted until now (ms),
         # by the clock of another replica perhaps.
         self._doubtful_until = outbox.now_ms() + CLOCK_SKEW_MS if claim.uncertain_since else 0
+        # Of a backup, an event that is missing proves nothing: it may have been deleted later, and the next one sent.
+        self._restored = outbox.is_restored(claim.uncertain_since)
         self._missing = False  # the head was looked for, and is not in the room
         self.at_work = False  # a request is under way
         self.task: asyncio.Task[None] | None = None
@@ -296,7 +298,7 @@ class Lane:
         metrics.count(metrics.settled, ticket.outcome.state)
         self._shared.stock.remove(ticket)
         self._shared.journal.settle(ticket, self.fence)
-        if self._missing and found.kind == "sent":
+        if self._missing and found.kind == "sent" and not self._restored:
             # It was never sent before, and so nothing is there that comes after it. One that is refused proves nothing:
             # it may have been refused before, and what comes after it sent.
             self._doubtful_until = 0

@@ -47,7 +47,8 @@ lanes = Table(
     Column("fence", BigInteger, nullable=False, server_default="0"),
     Column("lease_until", BigInteger, nullable=False, server_default="0"),
     Column("dirty", Integer, nullable=False, server_default="0"),  # has events that its owner may not know
-    Column("uncertain_since", BigInteger),  # the head may have been sent then, and nobody heard
+    # The head may have been sent then, and nobody heard. Below 0: a backup was restored then, and all may have been.
+    Column("uncertain_since", BigInteger),
 )
 _WAITING = text("dirty = 1 OR owner IS NOT NULL")
 Index("lanes_waiting", lanes.c.lease_until, sqlite_where=_WAITING, postgresql_where=_WAITING)
