@@ -27,7 +27,12 @@ class Log:
         courier = core.courier
         self._callers = core.callers
         self._deliveries = Deliveries(
-            core.database, core.callers, core.tokens, cancel=courier.cancel, wake=courier.wake
+            core.database,
+            core.callers,
+            core.tokens,
+            cancel=courier.cancel,
+            wake=courier.wake,
+            amended=core.journal.amended,
         )
 
     async def index(self, request: Request) -> Response:
