@@ -84,6 +84,17 @@ def doctor() -> None:
 
 
 @app.command()
+def backup(
+    path: Annotated[Path, typer.Argument(help="A file that is not there yet, or a folder: then the time is its name.")],
+) -> None:
+    """Copy the SQLite database, beside a running bridge or without, and its key file."""
+    from flowbridge.commands import backup as copying
+    from flowbridge.settings import Settings
+
+    raise typer.Exit(copying.run(Settings.load(), path))
+
+
+@app.command()
 def openapi() -> None:
     """Print the OpenAPI document."""
     import json

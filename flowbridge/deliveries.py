@@ -32,7 +32,8 @@ from flowbridge.errors import (
 from flowbridge.limiter import Limiter
 from flowbridge.models import ApiKey, Caller
 from flowbridge.replays import Replays
-from flowbridge.store import Database, ledger
+from flowbridge.store import Database, StoreUnavailable, ledger
+from flowbridge.store.errors import MISSING_RETRY_MS
 from flowbridge.store.ledger import ALL, Scope, Selection, Whose
 from flowbridge.tokens import Tokens
 
@@ -59,7 +60,10 @@ class Viewer:
 
 
 class Deliveries:
-    """The use case. `cancel`: give a queued delivery up, False when it is on its way just now; `wake`: the worker."""
+    """The use case. `cancel`: give a queued delivery up, False when it is on its way just now; `wake`: the worker.
+
+    `amended`: a row with the outcome that was told and is not on the disk yet: reading does not wait for the writer.
+    """
 
     def __init__(
         self,
@@ -71,6 +75,7 @@ class Deliveries:
         *,
         cancel: Callable[[str], Awaitable[bool]],
         wake: Callable[[], None],
+        amended: Callable[[dict[str, Any]], dict[str, Any]] = dict,
     ) -> None:
         self._database = database
         self._callers = callers
@@ -79,6 +84,7 @@ class Deliveries:
         self._replays = replays
         self._cancel = cancel
         self._wake = wake
+        self._amended = amended
         self._turn = Limiter("readings of the delivery log", 1, 1)
 
     async def viewer(self, credential: Credential) -> Viewer:
@@ -120,7 +126,9 @@ class Deliveries:
             rows, before = await self._read(
                 partial(ledger.page, selection=selection, limit=missing, before=before, span=span)
             )
-            found += rows
+            found += [
+                one for one in map(self._amended, rows) if not selection.states or one["state"] in selection.states
+            ]
             if before is None or len(found) > limit:
                 break
             span *= 2 if time.monotonic() - started < QUICK_SECONDS else 1
@@ -137,15 +145,17 @@ class Deliveries:
             row = await self._database.run(work)
         if row is None:
             raise _unknown()
-        return detail(row)
+        return detail(self._amended(row))
 
     async def replay(self, viewer: Viewer, delivery: str, *, overwrite: bool = False) -> None:
         """Queue a settled delivery again. Raises NotFound; Forbidden for what another Matrix user sent.
 
         Raises WrongState when it is queued already or, unless `overwrite`, when it is a state event and the room's
-        state has changed since; Unavailable when that cannot be known.
+        state has changed since; Unavailable when that cannot be known; StoreUnavailable.
         """
-        row = await self._row(viewer, delivery)
+        if self._database.missing:
+            raise StoreUnavailable(self._database.missing, retry_after_ms=MISSING_RETRY_MS)
+        row = self._amended(await self._row(viewer, delivery))
         await self._permit_replay(viewer, row)
         if row["state_key"] is not None and row["state"] != "queued" and not overwrite:
             await self._replays.check(row, viewer.caller)
@@ -159,7 +169,9 @@ class Deliveries:
             account=account,
         )
         if await self._database.run(work, alone=True) is None:
-            await self._row(viewer, delivery)
+            row = self._amended(await self._row(viewer, delivery))
+            if row["state"] != "queued":
+                raise StoreUnavailable("how it ended cannot be written down at the moment")
             raise WrongState("it is queued already: only what is sent or dead can be replayed")
         log.info("delivery_replayed", delivery=delivery, by=viewer.name)
         self._wake()

@@ -18,7 +18,7 @@ from flowbridge.delivery.lane import Lane, LeaseLost, Shared
 from flowbridge.delivery.suspects import Suspects
 from flowbridge.delivery.tickets import Tickets
 from flowbridge.homeserver.verdict import Verdict
-from flowbridge.store import Database, Fence, Row, outbox
+from flowbridge.store import Database, Fence, Row, continuity, outbox
 from flowbridge.store.engine import reason
 from flowbridge.store.journal import Journal, Outcome, Ticket
 from flowbridge.store.outbox import BATCH, Claim
@@ -273,13 +273,16 @@ class Courier:
         """Claim, renew, listen for the others; for ever."""
         renew_at = 0.0
         pace = self._lease / 3 if self._database.is_sqlite else POLL_SECONDS
-        recovered = not self._database.is_sqlite
+        resumed = False
         while True:
             claims: Sequence[Claim] = ()
             try:
-                if not recovered:  # here, since a disk may be full at the start
-                    await self._database.run(lambda connection: outbox.recover(connection, self._lease_ms))
-                    recovered = True
+                if not resumed:  # here, since a disk may be full at the start
+                    await self._database.run(
+                        lambda connection: continuity.resume(connection, self._database.files, self._lease_ms),
+                        alone=True,
+                    )
+                    resumed = True
                 if self._looks or time.monotonic() >= renew_at:
                     self._looks = False
                     await self._renew()

@@ -68,6 +68,8 @@ class Lane:
         # Whoever held the lane before may have sent more than its head: each event that was accepted until now (ms),
         # by the clock of another replica perhaps.
         self._doubtful_until = outbox.now_ms() + CLOCK_SKEW_MS if claim.uncertain_since else 0
+        # Of a backup, an event that is missing proves nothing: it may have been deleted later, and the next one sent.
+        self._restored = outbox.is_restored(claim.uncertain_since)
         self._missing = False  # the head was looked for, and is not in the room
         self.is_fresh = False  # it was idle, or is claimed for a caller: its next event goes before long queues
         self.rests_for = ""  # the kind of the verdict that it rests after
@@ -346,7 +348,7 @@ class Lane:
         """The head has come to its end."""
         if found.kind == "sent":
             self._shared.suspects.passed(self.fence.lane)
-            if self._missing:
+            if self._missing and not self._restored:
                 # It was never sent before, and so nothing is there that comes after it. One that is refused proves
                 # nothing: it may have been refused before, and what comes after it sent.
                 self._doubtful_until = 0

@@ -34,6 +34,7 @@ class Log:
             core.replays,
             cancel=courier.cancel,
             wake=courier.wake,
+            amended=core.journal.amended,
         )
 
     async def index(self, request: Request) -> Response:

@@ -69,7 +69,7 @@ class Operations:
         checks: dict[str, Any] = {"queued": core.stock.queued, "accounts_paused": len(paused)}
         failed = "store"
         try:
-            if reason := core.database.trouble or core.stock.full:
+            if reason := core.database.missing or core.database.trouble or core.stock.full:
                 raise Unavailable(f"the store: {reason}")
             failed = "homeserver"
             await self._versions.get()

@@ -64,6 +64,7 @@ _LISTED = (
     outbox.c.event_type,
     outbox.c.state_key,
     outbox.c.state,
+    outbox.c.txn_id,
     outbox.c.attempts,
     outbox.c.event_id,
     outbox.c.error,

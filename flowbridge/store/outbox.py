@@ -303,6 +303,11 @@ def recover(connection: Connection, lease_ms: int) -> None:
     )
 
 
+def is_restored(uncertain_since: int | None) -> bool:
+    """Whether a lane is in doubt since a backup was restored (then, with a minus): see `continuity`."""
+    return uncertain_since is not None and uncertain_since < 0
+
+
 def doubt(connection: Connection, fence: Fence, since: int | None) -> None:
     """Since when (ms) the head of a lane may have been sent; None once that is known."""
     connection.execute(update(lanes).where(_holds(fence)).values(uncertain_since=since))
@@ -448,6 +453,11 @@ def remove(connection: Connection, delivery: str, *, states: Sequence[str]) -> b
     """Delete an event that is in one of these states."""
     done = connection.execute(delete(outbox).where(outbox.c.delivery == delivery, outbox.c.state.in_(states)))
     return done.rowcount > 0
+
+
+def remove_queued(connection: Connection, deliveries: Sequence[str]) -> None:
+    """Delete those of these events that are queued."""
+    connection.execute(delete(outbox).where(outbox.c.delivery.in_(deliveries), outbox.c.state == "queued"))
 
 
 def outcomes(connection: Connection, deliveries: Sequence[str]) -> dict[str, tuple[Any, str | None, Any]]:

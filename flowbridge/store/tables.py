@@ -47,7 +47,8 @@ lanes = Table(
     Column("fence", BigInteger, nullable=False, server_default="0"),
     Column("lease_until", BigInteger, nullable=False, server_default="0"),
     Column("dirty", Integer, nullable=False, server_default="0"),  # has events that its owner may not know
-    Column("uncertain_since", BigInteger),  # the head may have been sent then, and nobody heard
+    # The head may have been sent then, and nobody heard. Below 0: a backup was restored then, and all may have been.
+    Column("uncertain_since", BigInteger),
     # The SHA-256 of the token that all that is in doubt was sent with; "" when that is unknown, or several. Without a
     # default: a replica of a version that does not know it can write nothing.
     Column("sent_with", Text, nullable=False),
