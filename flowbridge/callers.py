@@ -139,6 +139,7 @@ class Callers:
         key = await self._keys.find(secret)
         if key is None:
             raise Unauthorized("this API key is not known here")
+        log.note(key=key.id)
         if self._bot is None:
             raise Unauthorized(
                 "the API key is right, but the bridge has no account to act as: set ACCESS_TOKEN, "

@@ -8,6 +8,7 @@ from flowbridge import __version__, bulk
 from flowbridge.errors import BadGateway, Errcode, HomeserverError, TooLarge
 from flowbridge.homeserver import dialect, verdict
 from flowbridge.homeserver.address import Address, AddressError, AddressUnknown, Locator
+from flowbridge.homeserver.passing import Headers
 from flowbridge.homeserver.wire import Answer, Oversize, Wire, WireError
 from flowbridge.models import Event
 
@@ -149,14 +150,15 @@ class Homeserver:
         body: bytes = b"",
         limit: int = SEND_LIMIT,
         deadline: float | None = None,
+        forwarded: Headers | None = None,
     ) -> Answer:
         """Any call; the answer whatever its status. Raises BadGateway or GatewayTimeout when there is none.
 
-        `deadline`: seconds for this call, where they are not the usual ones.
+        `deadline`: seconds for this call, where they are not the usual ones. `forwarded`: headers that say for whom.
         """
         wire = (self._wires or await self._connect()).calls
         try:
-            return await self._exchange(wire, method, target, token, body, deadline or self.deadline, limit)
+            return await self._exchange(wire, method, target, token, body, deadline or self.deadline, limit, forwarded)
         except WireError as failure:
             raise verdict.no_answer(failure) from None
 
@@ -174,9 +176,19 @@ class Homeserver:
                 wire.close()
 
     async def _exchange(
-        self, wire: Wire, method: str, target: str, token: str, body: bytes, deadline: float, limit: int
+        self,
+        wire: Wire,
+        method: str,
+        target: str,
+        token: str,
+        body: bytes,
+        deadline: float,
+        limit: int,
+        forwarded: Headers | None = None,
     ) -> Answer:
         head = _JSON_HEAD if body else _HEAD
+        for pair in forwarded or ():
+            head += b"%b: %b\r\n" % pair
         if token:
             head = b"Authorization: Bearer %b\r\n%b" % (token.encode("ascii"), head)
         return await wire.exchange(method, self._prefix + target, head, body, deadline=deadline, limit=limit)
