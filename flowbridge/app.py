@@ -9,6 +9,7 @@ from fastapi import FastAPI
 
 from flowbridge import edge, openapi
 from flowbridge.core import Core
+from flowbridge.proxies import Proxies
 from flowbridge.routes import (
     accounts,
     deliveries,
@@ -64,7 +65,8 @@ def create_app(settings: Settings, core: Core | None = None) -> edge.Edge:
         *discovery.routes(core),
     ]
     app.router.routes.extend(endpoints)
-    return edge.Edge(app, endpoints, relaying.relay)
+    apart, proxies = settings.operations_port is not None, Proxies(settings.trusted_proxies)
+    return edge.Edge(app, endpoints, relaying.relay, proxies=proxies, apart=apart)
 
 
 @contextlib.asynccontextmanager

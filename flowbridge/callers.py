@@ -151,6 +151,7 @@ class Callers:
     async def _by_key(self, secret: str) -> Credential:
         key = self._keys.known(secret) or await self._look_up(secret)
         peer.identified(f"key {key.id}")
+        log.note(key=key.id)
         if self._bot is None:
             raise Unauthorized(
                 "the API key is right, but the bridge has no account to act as: set ACCESS_TOKEN, "

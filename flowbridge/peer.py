@@ -5,11 +5,12 @@ task, so that a bound deep inside (connections to the homeserver, reading of lar
 Work that no request asked for has no name, and no share to keep to.
 """
 
-import ipaddress
 from collections.abc import Awaitable, Callable, MutableMapping
 from contextvars import ContextVar
-from functools import lru_cache, wraps
+from functools import wraps
 from typing import Any, ParamSpec, TypeVar
+
+from flowbridge.proxies import network_of
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -21,7 +22,7 @@ _who: ContextVar[str] = ContextVar("who", default="")
 def enter(scope: MutableMapping[str, Any]) -> None:
     """A request begins."""
     client = scope.get("client")
-    found = network(client[0]) if client else "unknown"
+    found = network_of(client[0]) if client else "unknown"
     _address.set(found)
     _who.set(found)
 
@@ -61,17 +62,3 @@ def own_work(function: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T]]:
             _who.reset(who)
 
     return work
-
-
-@lru_cache(4_096)
-def network(host: str) -> str:
-    """An IPv4 address as it is; of an IPv6 one its /64: a single customer has 2^64 addresses in it."""
-    if ":" not in host:
-        return host
-    try:
-        found = ipaddress.IPv6Address(host.partition("%")[0])
-    except ValueError:
-        return host
-    if found.ipv4_mapped:
-        return str(found.ipv4_mapped)
-    return str(ipaddress.IPv6Network((found, 64), strict=False))

@@ -27,7 +27,7 @@ from flowbridge.core import Core
 from flowbridge.errors import Errcode
 from flowbridge.proxies import Proxies
 from flowbridge.routes.endpoint import HANG_UP
-from flowbridge.settings import Settings
+from flowbridge.settings import Settings, SettingsError
 
 HEAD_SECONDS = 10.0  # for a request line and its headers to arrive
 BODY_SECONDS = 20.0  # for a body, or for each further part of it:
@@ -263,7 +263,7 @@ class Server(uvicorn.Server):
 
     def __init__(self, settings: Settings) -> None:
         self.core = Core(settings)
-        app = create_app(settings, self.core)
+        self._edge = create_app(settings, self.core)
         files = file_limit.limit()
         self._doors = Doors(
             Connections(Proxies(settings.trusted_proxies).trusts, files=files),
@@ -273,7 +273,7 @@ class Server(uvicorn.Server):
         self._files = file_limit.Watch()
         super().__init__(
             uvicorn.Config(
-                app,
+                self._edge,
                 http=cast("type[asyncio.Protocol]", partial(Protocol, self._doors)),
                 ws="none",
                 lifespan="on",
@@ -287,12 +287,12 @@ class Server(uvicorn.Server):
         )
         self.ready = threading.Event()
 
-    def run_on(self, listener: socket.socket) -> None:
-        """Serve on this socket until told to stop."""
+    def run_on(self, listener: socket.socket, operations: socket.socket | None = None) -> None:
+        """Serve on this socket until told to stop; on `operations` what only the operator asks."""
         self.core.open()  # before the loop, which would keep Ctrl-C from a database that is waited for
         first_key.make(self.core.settings, self.core.database)
         with asyncio.Runner(loop_factory=self.config.get_loop_factory()) as runner:
-            runner.run(self._main(listener))
+            runner.run(self._main(listener, operations))
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -319,14 +319,19 @@ class Server(uvicorn.Server):
         asyncio.get_running_loop().call_later(STOP_SECONDS / 2, self.core.courier.hush)
         await super().shutdown(sockets)
 
-    async def _main(self, listener: socket.socket) -> None:
+    async def _main(self, listener: socket.socket, operations: socket.socket | None) -> None:
+        apart = {}
+        if operations is not None:
+            self._edge.operations_port = self._doors.operations_port = operations.getsockname()[1]
+            apart = {"operations": url_of(operations)}
         await self.core.locate()
         if threading.current_thread() is threading.main_thread():
             loop = asyncio.get_running_loop()
             loop.add_signal_handler(signal.SIGHUP, lambda: loop.create_task(self.core.locator.refresh()))
         gc.freeze()  # what is there at the start stays: looking it over again takes 80 ms, for which everybody waits
-        log.info("serving", url=url_of(listener), homeserver=self.core.settings.base_url, version=__version__)
-        await self.serve(sockets=[listener])
+        homeserver = self.core.settings.base_url
+        log.info("serving", url=url_of(listener), **apart, homeserver=homeserver, version=__version__)
+        await self.serve(sockets=[listener] if operations is None else [listener, operations])
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -351,21 +356,26 @@ def url_of(listener: socket.socket) -> str:
 def serve(settings: Settings, host: str, port: int) -> None:
     """Serve until SIGINT or SIGTERM; SIGHUP learns the homeserver's address anew.
 
-    Raises OSError when the port is taken, and AddressError or SchemaError for settings that cannot work.
+    Raises OSError when the port is taken, SettingsError when that for operations is, and AddressError or SchemaError
+    for settings that cannot work.
     """
     log.setup(settings.log_format, settings.log_level)
     file_limit.lift()
     server = Server(settings)
-    with contextlib.closing(listen(host, port)) as listener:
-        server.run_on(listener)
+    with contextlib.closing(listen(host, port)) as listener, _operations(settings, host) as operations:
+        server.run_on(listener, operations)
 
 
 @contextlib.contextmanager
 def background(settings: Settings, host: str = "127.0.0.1", port: int = 0) -> Iterator[str]:
     """Serve in a thread while the context lasts; gives the URL. Raises as `serve` does."""
     server = Server(settings)
-    with contextlib.closing(listen(host, port)) as listener, ThreadPoolExecutor(1) as executor:
-        running = executor.submit(server.run_on, listener)
+    with (
+        contextlib.closing(listen(host, port)) as listener,
+        _operations(settings, host) as operations,
+        ThreadPoolExecutor(1) as executor,
+    ):
+        running = executor.submit(server.run_on, listener, operations)
         running.add_done_callback(lambda _: server.ready.set())
         server.ready.wait()
         try:
@@ -374,3 +384,19 @@ def background(settings: Settings, host: str = "127.0.0.1", port: int = 0) -> It
         finally:
             server.should_exit = True
             running.result()
+
+
+@contextlib.contextmanager
+def _operations(settings: Settings, host: str) -> Iterator[socket.socket | None]:
+    """The socket for what only the operator asks, if it is apart."""
+    port = settings.operations_port
+    if port is None:
+        yield None
+        return
+    try:
+        listener = listen(host, port)
+    except OSError as error:
+        reason = error.strerror or error
+        raise SettingsError(f"FLOWBRIDGE_OPERATIONS_PORT: cannot listen on {host} port {port}: {reason}") from None
+    with contextlib.closing(listener):
+        yield listener

@@ -23,7 +23,7 @@ import httptools
 import uvloop
 
 from benchmarks.chaos.faults import Fault, Faults, Limiter
-from benchmarks.chaos.rooms import Device, Rooms, device_of
+from benchmarks.chaos.rooms import Device, Rooms, device_of, sum_of
 
 HTML = b"<html><head><title>404 Not Found</title></head><body><h1>404 Not Found</h1>nginx</body></html>"
 
@@ -170,6 +170,8 @@ class Homeserver:
 
     def _answer(self, request: Request, now: float) -> Reply:
         parts = [unquote(part) for part in request.path.split("/")[1:]]
+        if (request.method, parts) == ("POST", ["_matrix", "media", "v3", "upload"]):
+            return _json({"content_uri": f"mxc://chaos.test/{sum_of(request.body)}"})
         if parts[:2] != ["_matrix", "client"]:
             raise self._unrecognized(request)
         if parts[2:] == ["versions"]:
@@ -195,6 +197,8 @@ class Homeserver:
                 return _json({"user_id": who.user, "is_guest": False, **device})
             case ("POST", "join", room) | ("POST", "rooms", room, "join"):
                 return _json({"room_id": room.replace("#", "!", 1)})
+            case ("POST", "user_directory", "search"):  # tells what came (fuzzer.py)
+                return _json({"results": [], "limited": False, "sha256": sum_of(request.body)})
             case ("GET", "directory", "room", alias):
                 return _json({"room_id": alias.replace("#", "!", 1), "servers": ["chaos.test"]})
             case _:

@@ -9,6 +9,7 @@ from flowbridge import __version__, bulk, canonical, peer
 from flowbridge.errors import BadGateway, Errcode, HomeserverError, TooLarge
 from flowbridge.homeserver import dialect, verdict
 from flowbridge.homeserver.address import Address, AddressError, AddressUnknown, Locator
+from flowbridge.homeserver.passing import Headers
 from flowbridge.homeserver.wire import Answer, Oversize, Wire, WireError
 from flowbridge.limiter import Limiter
 from flowbridge.models import Event
@@ -177,25 +178,33 @@ class Homeserver:
         body: bytes = b"",
         limit: int = SEND_LIMIT,
         deadline: float | None = None,
+        forwarded: Headers | None = None,
     ) -> Answer:
         """Any call; the answer whatever its status. Raises BadGateway or GatewayTimeout when there is none.
 
-        `deadline`: seconds for this call, where they are not the usual ones.
+        `deadline`: seconds for this call, where they are not the usual ones. `forwarded`: headers that say for whom.
         """
         wire = (self._wires or await self._connect()).calls
         try:
-            return await self._exchange(wire, method, target, token, body, deadline or self.deadline, limit)
+            return await self._exchange(wire, method, target, token, body, deadline or self.deadline, limit, forwarded)
         except WireError as failure:
             raise verdict.no_answer(failure) from None
 
     async def guest_call(
-        self, method: str, target: str, *, token: str = "", body: bytes = b"", limit: int = SEND_LIMIT
+        self,
+        method: str,
+        target: str,
+        *,
+        token: str = "",
+        body: bytes = b"",
+        limit: int = SEND_LIMIT,
+        forwarded: Headers | None = None,
     ) -> Answer:
         """As `call`, for a caller that has not been authenticated: on connections apart, with a share per address."""
         async with self._guests.turn(peer.who(), self.deadline):
             wire = (self._wires or await self._connect()).guests
             try:
-                return await self._exchange(wire, method, target, token, body, self.deadline, limit)
+                return await self._exchange(wire, method, target, token, body, self.deadline, limit, forwarded)
             except WireError as failure:
                 raise verdict.no_answer(failure) from None
 
@@ -213,9 +222,19 @@ class Homeserver:
                 wire.close()
 
     async def _exchange(
-        self, wire: Wire, method: str, target: str, token: str, body: bytes, deadline: float, limit: int
+        self,
+        wire: Wire,
+        method: str,
+        target: str,
+        token: str,
+        body: bytes,
+        deadline: float,
+        limit: int,
+        forwarded: Headers | None = None,
     ) -> Answer:
         head = _JSON_HEAD if body else _HEAD
+        for pair in forwarded or ():
+            head += b"%b: %b\r\n" % pair
         if token:
             head = b"Authorization: Bearer %b\r\n%b" % (token.encode("ascii"), head)
         return await wire.exchange(method, self._prefix + target, head, body, deadline=deadline, limit=limit)

@@ -117,10 +117,16 @@ def request_headers(headers: Iterable[tuple[bytes, bytes]], token: str | None, *
     return found
 
 
-def answer_headers(headers: Iterable[tuple[bytes, bytes]]) -> Headers:
-    """The headers for the caller; names come in lower case."""
+def answer_headers(headers: Iterable[tuple[bytes, bytes]], status: int = 200) -> Headers:
+    """The headers for the caller; names come in lower case.
+
+    Without a length where there is no body: a 304 may say how long the body would be (RFC 9110 §8.6), and the server
+    would wait for it.
+    """
     headers = list(headers)
     dropped = _NOT_DOWN | _named(headers)
+    if status in (204, 304):
+        dropped |= {b"content-length"}
     return [(name, value) for name, value in headers if name not in dropped and not _CONTROL.search(value)]
 
 

@@ -348,7 +348,8 @@ READYZ = operation(
     "Operations",
     "Whether events can be sent",
     ok="The store can be written, the homeserver reached, and the bot account, if there is one, is accepted. "
-    "With a 503 `flowbridge.failed` names the part that fails: store, homeserver or bot.",
+    "With a 503 `flowbridge.failed` names the part that fails: store, homeserver or bot. "
+    "With FLOWBRIDGE_OPERATIONS_PORT it is served there alone.",
     answers=as_json(schema("Ready")),
     errors=(503,),
     open_to_all=True,
@@ -357,7 +358,8 @@ METRICS = operation(
     "metrics",
     "Operations",
     "Figures for Prometheus",
-    ok="Prometheus' text format: what is queued and since when, lanes, commits, pauses. No names of rooms or accounts.",
+    ok="Prometheus' text format: what is queued and since when, lanes, commits, pauses. No names of rooms or accounts. "
+    "With FLOWBRIDGE_OPERATIONS_PORT it is served there alone.",
     answers={"text/plain": {"schema": {"type": "string"}}},
     open_to_all=True,
 )

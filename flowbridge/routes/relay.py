@@ -19,7 +19,7 @@ from flowbridge.limiter import Limiter, Place
 from flowbridge.models import Caller
 from flowbridge.processor import Aside
 from flowbridge.routes import parameters, streaming
-from flowbridge.routes.endpoint import LOG, MAX_BODY_BYTES, error_answer, headers_of
+from flowbridge.routes.endpoint import LOG, MAX_BODY_BYTES, error_answer, forwarded_of, headers_of
 from flowbridge.spool import Spool
 
 MAX_JSON_BYTES = 8 * 1024 * 1024  # of a body that is no file: events have 64 KiB at most, backups of keys some MiB
@@ -69,7 +69,7 @@ class Relaying:
         pairs = [pair for pair in scope["headers"] if bot is None or pair[0] != b"accept-encoding"]  # its 401 is read
         has_body = request.method not in BODYLESS and not headers.keys().isdisjoint(FRAMING)
         caller = _Caller(request.receive, has_body=has_body)
-        passed_on = passing.request_headers(pairs, token, has_body=has_body)
+        passed_on = passing.request_headers(pairs, token, has_body=has_body) + forwarded_of(request)
         body = await self._body(caller, headers, target, token) if has_body else b""
         if isinstance(body, Spool) and "content-length" not in headers:
             passed_on.append((b"content-length", b"%d" % body.size))
@@ -267,7 +267,7 @@ class _Passage(Response):
     async def _begin(self, answer: Relayed) -> None:
         self.status_code = answer.status
         self._started = True
-        headers = passing.answer_headers(answer.headers)
+        headers = passing.answer_headers(answer.headers, answer.status)
         await self._send({"type": "http.response.start", "status": answer.status, "headers": headers})
 
     async def _judge(self, error: BaseException | None) -> None:

@@ -88,7 +88,11 @@ def test_headers_of_the_hop_and_secrets_of_the_caller_do_not_go_up(bridge: Bridg
 
 def test_headers_of_the_hop_and_cookies_do_not_come_down(bridge: Bridge) -> None:
     headers = ["Connection: X-Mine", "X-Mine: 1", "Set-Cookie: a=b", "Proxy-Authenticate: x", "X-Kept: 1", "Date: x"]
-    headers += ["Access-Control-Allow-Origin: https://only.me", "Access-Control-Expose-Headers: ETag"]
+    headers += [
+        "Keep-Alive: timeout=5, max=1",
+        "Access-Control-Allow-Origin: https://only.me",
+        "Access-Control-Expose-Headers: ETag",
+    ]
     bridge.upstream.always(scripted.answer({}, 200, *headers))
     with as_caller(bridge) as caller:
         answer = caller.get(ANY)
@@ -98,8 +102,10 @@ def test_headers_of_the_hop_and_cookies_do_not_come_down(bridge: Bridge) -> None
         "content-length",
         "content-type",
         "date",
+        "keep-alive",
         "x-kept",
     }
+    assert answer.headers.get_list("keep-alive") == ["timeout=75"]  # the bridge's own
     assert answer.headers.get_list("date") != ["x"]
     check_cors(answer)
 

@@ -2,25 +2,7 @@
 
 import asyncio
 
-import pytest
-
 from flowbridge import peer
-
-
-@pytest.mark.parametrize(
-    ("host", "network"),
-    [
-        ("192.0.2.1", "192.0.2.1"),
-        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
-        ("2001:db8:1:2::ffff", "2001:db8:1:2::/64"),
-        ("fe80::1%eth0", "fe80::/64"),
-        ("::ffff:192.0.2.1", "192.0.2.1"),
-        ("testclient", "testclient"),
-        ("not:an:address", "not:an:address"),
-    ],
-)
-def test_address_stands_for_its_network(host: str, network: str) -> None:
-    assert peer.network(host) == network
 
 
 async def test_name_goes_with_the_request_and_with_what_it_starts() -> None:
