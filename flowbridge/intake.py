@@ -135,6 +135,8 @@ class Intake:
             _check_member(event, caller)
         ticket = self._ticket(caller, room_id, event, sending)
         self._courier.offer(ticket)
+        if event.room.startswith("#"):  # which has just been joined, perhaps
+            self._courier.rouse(ticket.row.lane)
         if ticket.idem is not None:
             await ticket.committed
             if ticket.existing is not None:

@@ -4,6 +4,7 @@ An API key acts as the bot, in the rooms of its scopes: membership is the event 
 """
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, Literal
 
@@ -17,18 +18,26 @@ from flowbridge.models import Caller
 Json = dict[str, Any]
 Action = Literal["join", "invite", "leave", "kick", "ban", "unban"]
 
+Joined = Callable[[str, str], Awaitable[None]]
+
 MEMBER = "m.room.member"
 PATIENCE_SECONDS = 120.0  # a room of another server may take a minute to join
 MAX_AT_ONCE = 64  # of what may take so long: sends need the connections to the homeserver, too
 
 
 class Rooms:
-    """Every method answers as the homeserver does, and raises MatrixError with what it says."""
+    """Every method answers as the homeserver does, and raises MatrixError with what it says.
 
-    def __init__(self, homeserver: Homeserver, callers: Callers, aliases: Aliases) -> None:
+    `joined` is told of each user who has joined a room, and its id: events may wait for that.
+    """
+
+    def __init__(
+        self, homeserver: Homeserver, callers: Callers, aliases: Aliases, *, joined: Joined | None = None
+    ) -> None:
         self._homeserver = homeserver
         self._callers = callers
         self._aliases = aliases
+        self._joined = joined
         self._turns = asyncio.Semaphore(MAX_AT_ONCE)
 
     async def create(self, credential: Credential, body: Json) -> tuple[Caller, Json]:
@@ -54,7 +63,10 @@ class Rooms:
             target = dialect.join_target(room) + query
         else:
             target = dialect.member_target(room_id, action)
-        return caller, await self._post(caller, target, body)
+        found = await self._post(caller, target, body)
+        if action == "join" and self._joined is not None and isinstance(joined := found.get("room_id", room_id), str):
+            await self._joined(caller.user_id, joined)
+        return caller, found
 
     async def _post(self, caller: Caller, target: str, body: Json) -> Json:
         try:
