@@ -19,10 +19,11 @@ from sqlalchemy import Connection
 
 from flowbridge import log
 from flowbridge.callers import Callers, Credential
+from flowbridge.delivery.waiting import Waiting
 from flowbridge.errors import BadRequest, Errcode, NotFound, WrongState
 from flowbridge.models import Caller
 from flowbridge.store import Database, ledger
-from flowbridge.store.ledger import ALL, Selection, Whose
+from flowbridge.store.ledger import ALL, Selection, Standing, Whose
 from flowbridge.tokens import Tokens
 
 T = TypeVar("T")
@@ -47,7 +48,10 @@ class Viewer:
 
 
 class Deliveries:
-    """The use case. `cancel`: give a queued delivery up, False when it is on its way just now; `wake`: the worker."""
+    """The use case. `cancel`: give a queued delivery up, False when it is on its way just now; `wake`: the worker.
+
+    `waiting`: what an event of an account waits for, as it stands in its lane.
+    """
 
     def __init__(
         self,
@@ -57,12 +61,14 @@ class Deliveries:
         *,
         cancel: Callable[[str], Awaitable[bool]],
         wake: Callable[[], None],
+        waiting: Callable[[str, Standing], Waiting] | None = None,
     ) -> None:
         self._database = database
         self._callers = callers
         self._tokens = tokens
         self._cancel = cancel
         self._wake = wake
+        self._waiting = waiting
         self._turn = asyncio.Lock()
 
     async def viewer(self, credential: Credential) -> Viewer:
@@ -103,7 +109,13 @@ class Deliveries:
             row = await self._database.run(work)
         if row is None:
             raise _unknown()
-        return detail(row)
+        found = detail(row)
+        if row["state"] == "queued" and self._waiting is not None:
+            standing = await self._read(partial(ledger.standing, delivery=delivery))
+            if standing is not None:
+                reason, until = self._waiting(row["account"], standing)
+                found["waiting"] = _without_none({"reason": reason, "until": _time(until)})
+        return found
 
     async def replay(self, viewer: Viewer, delivery: str) -> None:
         """Queue a settled delivery anew. Raises NotFound, or WrongState when it is queued already."""

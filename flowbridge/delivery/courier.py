@@ -464,7 +464,7 @@ class Courier:
             return
         self._rotated_at = now
         waiting = await self._database.read(lambda connection: outbox.free(connection, accounts, ROTATED))
-        fences = []
+        fences: list[Fence] = []
         for lane in list(self._lanes.values()):  # as they were claimed
             if len(fences) >= waiting:
                 break

@@ -1,6 +1,7 @@
 """The delivery log: list, show, replay, delete."""
 
 import re
+from functools import partial
 from urllib.parse import parse_qsl, unquote
 
 from starlette.requests import Request
@@ -8,6 +9,7 @@ from starlette.responses import Response
 
 from flowbridge.core import Core
 from flowbridge.deliveries import Deliveries, Viewer, moment, states
+from flowbridge.delivery.waiting import waiting
 from flowbridge.errors import BadRequest
 from flowbridge.homeserver import dialect
 from flowbridge.routes import describe
@@ -27,7 +29,12 @@ class Log:
         courier = core.courier
         self._callers = core.callers
         self._deliveries = Deliveries(
-            core.database, core.callers, core.tokens, cancel=courier.cancel, wake=courier.wake
+            core.database,
+            core.callers,
+            core.tokens,
+            cancel=courier.cancel,
+            wake=courier.wake,
+            waiting=partial(waiting, core.carrier),
         )
 
     async def index(self, request: Request) -> Response:
