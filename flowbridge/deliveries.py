@@ -19,6 +19,7 @@ from sqlalchemy import Connection
 from flowbridge import log, peer
 from flowbridge.aliases import Aliases
 from flowbridge.callers import Callers, Credential
+from flowbridge.delivery.waiting import Waiting
 from flowbridge.errors import (
     BadGateway,
     BadRequest,
@@ -34,7 +35,7 @@ from flowbridge.models import ApiKey, Caller
 from flowbridge.replays import Replays
 from flowbridge.store import Database, StoreUnavailable, ledger
 from flowbridge.store.errors import MISSING_RETRY_MS
-from flowbridge.store.ledger import ALL, Scope, Selection, Whose
+from flowbridge.store.ledger import ALL, Scope, Selection, Standing, Whose
 from flowbridge.tokens import Tokens
 
 T = TypeVar("T")
@@ -63,6 +64,7 @@ class Deliveries:
     """The use case. `cancel`: give a queued delivery up, False when it is on its way just now; `wake`: the worker.
 
     `amended`: a row with the outcome that was told and is not on the disk yet: reading does not wait for the writer.
+    `waiting`: what an event of an account waits for, as it stands in its lane.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class Deliveries:
         cancel: Callable[[str], Awaitable[bool]],
         wake: Callable[[], None],
         amended: Callable[[dict[str, Any]], dict[str, Any]] = dict,
+        waiting: Callable[[str, Standing], Waiting] | None = None,
     ) -> None:
         self._database = database
         self._callers = callers
@@ -85,6 +88,7 @@ class Deliveries:
         self._cancel = cancel
         self._wake = wake
         self._amended = amended
+        self._waiting = waiting
         self._turn = Limiter("readings of the delivery log", 1, 1)
 
     async def viewer(self, credential: Credential) -> Viewer:
@@ -145,7 +149,14 @@ class Deliveries:
             row = await self._database.run(work)
         if row is None:
             raise _unknown()
-        return detail(self._amended(row))
+        row = self._amended(row)
+        found = detail(row)
+        if row["state"] == "queued" and self._waiting is not None:
+            standing = await self._read(partial(ledger.standing, delivery=delivery))
+            if standing is not None:
+                reason, until = self._waiting(row["account"], standing)
+                found["waiting"] = _without_none({"reason": reason, "until": _time(until)})
+        return found
 
     async def replay(self, viewer: Viewer, delivery: str, *, overwrite: bool = False) -> None:
         """Queue a settled delivery again. Raises NotFound; Forbidden for what another Matrix user sent.

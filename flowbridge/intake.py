@@ -144,6 +144,8 @@ class Intake:
         if event.room.startswith("#"):
             ticket.settled.add_done_callback(partial(self._doubt, caller, event.room, room_id))
         self._courier.offer(ticket)
+        if event.room.startswith("#"):  # which has just been joined, perhaps
+            self._courier.rouse(ticket.row.lane)
         if ticket.idem is not None:
             await ticket.committed
             if ticket.existing is not None:

@@ -244,6 +244,14 @@ _ANSWERS: Json = {
             "description": "The last attempts and replays, the oldest first.",
             "items": _reference("HistoryEntry"),
         },
+        waiting={
+            **_object(
+                ["reason"],
+                reason={**_STRING, "description": "For people to read."},
+                until={**_TIME, "description": "When it is tried again, where that is known."},
+            ),
+            "description": "What a queued event waits for: the homeserver, its account, an invitation, older events.",
+        },
     ),
     "HistoryEntry": _object(
         ["time"],

@@ -3,6 +3,7 @@
 An API key acts as the bot, in the rooms of its scopes: membership is the event type `m.room.member`.
 """
 
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, Literal
 
@@ -17,6 +18,8 @@ from flowbridge.models import Caller
 Json = dict[str, Any]
 Action = Literal["join", "invite", "leave", "kick", "ban", "unban"]
 
+Joined = Callable[[str, str], Awaitable[None]]
+
 MEMBER = "m.room.member"
 PATIENCE_SECONDS = 120.0  # a room of another server may take a minute to join
 MAX_AT_ONCE = 64  # of what may take so long: sends need the connections to the homeserver, too
@@ -24,13 +27,19 @@ MAX_OF_ONE = 16  # of these for one caller
 
 
 class Rooms:
-    """Every method answers as the homeserver does, and raises MatrixError with what it says."""
+    """Every method answers as the homeserver does, and raises MatrixError with what it says.
 
-    def __init__(self, homeserver: Homeserver, callers: Callers, aliases: Aliases) -> None:
+    `joined` is told of each user who has joined a room, and its id: events may wait for that.
+    """
+
+    def __init__(
+        self, homeserver: Homeserver, callers: Callers, aliases: Aliases, *, joined: Joined | None = None
+    ) -> None:
         self._homeserver = homeserver
         self._callers = callers
         self._aliases = aliases
         self._turns = Limiter("rooms that are being made, joined or left", MAX_AT_ONCE, MAX_OF_ONE)
+        self._joined = joined
 
     async def create(self, credential: Credential, body: Json, query: str = "") -> tuple[Caller, Json]:
         """Make a room: room_id and, when a `room_alias_name` was asked for, room_alias as the guide prints it.
@@ -62,7 +71,10 @@ class Rooms:
         else:
             target = dialect.member_target(room_id, action)
         target += query
-        return caller, await self._post(caller, target, body)
+        found = await self._post(caller, target, body)
+        if action == "join" and self._joined is not None and isinstance(joined := found.get("room_id", room_id), str):
+            await self._joined(caller.user_id, joined)
+        return caller, found
 
     async def _post(self, caller: Caller, target: str, body: Json) -> Json:
         async with self._turns.turn(peer.who(), self._homeserver.deadline):

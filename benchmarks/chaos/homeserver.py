@@ -27,6 +27,9 @@ from benchmarks.chaos.rooms import Device, Rooms, device_of, sum_of
 
 HTML = b"<html><head><title>404 Not Found</title></head><body><h1>404 Not Found</h1>nginx</body></html>"
 
+FAILURE = {"errcode": "M_UNKNOWN", "error": "Internal server error"}
+POISON = "poison"  # an event with this key in its content gets a 500 each time
+
 
 @dataclass(frozen=True, slots=True)
 class Request:
@@ -144,6 +147,9 @@ class Homeserver:
         if self.faults.html:
             self.given["html 404"] += 1
             return Reply(404, HTML, "text/html"), None
+        if self.faults.broken:
+            self.given["500 to everything"] += 1
+            return _json(FAILURE, 500), None
         fault = self.faults.draw(self._chance)
         if fault is not None:
             self.given[fault.name.lower()] += 1
@@ -155,7 +161,7 @@ class Homeserver:
         except Refused as refused:
             answer = refused.reply
         if fault is Fault.FAILED_LATE:
-            return _json({"errcode": "M_UNKNOWN", "error": "Internal server error"}, 500), fault
+            return _json(FAILURE, 500), fault
         return (None if fault is Fault.LOST else answer), fault
 
     def _early(self, fault: Fault | None) -> Reply | None:
@@ -165,7 +171,7 @@ class Homeserver:
             body = {"errcode": "M_LIMIT_EXCEEDED", "error": "Too Many Requests", "retry_after_ms": math.ceil(wait)}
             return _json(body, 429)
         if fault is Fault.FAILED:
-            return _json({"errcode": "M_UNKNOWN", "error": "Internal server error"}, 500)
+            return _json(FAILURE, 500)
         return None
 
     def _answer(self, request: Request, now: float) -> Reply:
@@ -209,7 +215,11 @@ class Homeserver:
             limiter = self._limiters.setdefault(who.user, Limiter(self._rate, self._burst))
             if wait := limiter.wait(now):
                 raise Refused(429, "M_LIMIT_EXCEEDED", "Too Many Requests", wait=wait)
-        return _sent(self.rooms.send(who, room, kind, txn_id, request.json()))
+        content = request.json()
+        if POISON in content:
+            self.given["500 to a poisoned event"] += 1
+            raise Refused(500, FAILURE["errcode"], FAILURE["error"])
+        return _sent(self.rooms.send(who, room, kind, txn_id, content))
 
     def _state(self, who: Device, room: str, kind: str, key: str) -> Reply:
         found = self.rooms.state(room, kind, key)

@@ -9,7 +9,7 @@ import math
 import secrets
 import time
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 
 from flowbridge import log, metrics
@@ -111,8 +111,7 @@ class Courier:
             lane.put(ticket)
         else:
             lane.look()  # what is read from the store from here on is read after this commit
-        if ticket.waiters and ticket.row.api_key is None and self._carrier.has_halts:
-            self._carrier.knock(ticket.row.account)
+        self._knock([ticket])
 
     async def join(self, row: Row, *, waits: bool) -> Ticket:
         """The ticket of a delivery that was accepted before, to wait with."""
@@ -189,12 +188,12 @@ class Courier:
         """A user has joined a room: what waits for that is tried at once."""
         with contextlib.suppress(Exception):  # then it is tried when its time comes
             for lane in await self._database.read(lambda connection: outbox.lanes_in(connection, user_id, room_id)):
-                self.rouse(lane)
+                self._asleep.pop(lane, None)
+                self._want(lane)
 
     def rouse(self, lane: str) -> None:
-        """Try a lane at once if it rests."""
-        self._asleep.pop(lane, None)
-        if lane not in self._lanes:
+        """Try a lane at once if it rests, as far as is known here."""
+        if self._asleep.pop(lane, None) is not None:
             self._want(lane)
 
     def wake(self) -> None:
@@ -250,8 +249,10 @@ class Courier:
         error = None if done.cancelled() else done.exception()
         if error is None and ticket.existing is None:
             self._tickets.leave(ticket)
-            if ticket.idem is not None and ticket.waiters and ticket.row.lane in self._asleep:
-                self._want(ticket.row.lane)  # it could not be told before
+            if ticket.idem is not None and ticket.waiters:  # it could not be told before
+                self._knock([ticket])
+                if ticket.row.lane in self._asleep:
+                    self._want(ticket.row.lane)
             return
         lane = self._lanes.get(ticket.row.lane)
         was_tried = ticket.outcome is not None or ticket.tried or (lane is not None and lane.is_sending(ticket))
@@ -364,6 +365,8 @@ class Courier:
         full = full or old is not None or name in self._missed
         lane = self._lanes[name] = Lane(self._shared, claim, lease_until, full=full)
         lane.is_fresh = is_fresh
+        if is_fresh:
+            self._knock(self._tickets.waiting_in(name) if self._carrier.has_halts else ())
         lane.task = asyncio.create_task(self._attend(lane))
 
     async def _attend(self, lane: Lane) -> None:
@@ -399,6 +402,12 @@ class Courier:
             self._want(name)
         if name in self._wanted:
             self._wake.set()
+
+    def _knock(self, tickets: Iterable[Ticket]) -> None:
+        """Who waits with a token of its own is to hear whether the homeserver still refuses the account."""
+        if self._carrier.has_halts:
+            for account in {ticket.row.account for ticket in tickets if ticket.waiters and ticket.row.api_key is None}:
+                self._carrier.knock(account)
 
     def _refused(self, account: str, found: Verdict) -> None:
         """The homeserver refuses an account: who waits for one of its events hears that."""
@@ -458,12 +467,15 @@ class Courier:
             return
         self._rotated_at = now
         waiting = await self._database.read(lambda connection: outbox.free(connection, accounts, ROTATED))
+        fences: list[Fence] = []
         for lane in list(self._lanes.values()):  # as they were claimed
-            if waiting <= 0:
+            if len(fences) >= waiting:
                 break
-            if lane.account in accounts and lane.has_more and not lane.is_fresh:
-                lane.give_way()
-                waiting -= 1
+            if lane.account in accounts and lane.has_more and lane.had_turn and not lane.at_work:
+                self._drop(lane)
+                fences.append(lane.fence)
+        if fences:
+            await self._release(fences)
 
     def _end_longest_idle(self, number: int) -> None:
         idle = [(lane.idle_since, lane) for lane in self._lanes.values() if lane.idle_since is not None]

@@ -72,6 +72,7 @@ class Lane:
         self._restored = outbox.is_restored(claim.uncertain_since)
         self._missing = False  # the head was looked for, and is not in the room
         self.is_fresh = False  # it was idle, or is claimed for a caller: its next event goes before long queues
+        self.had_turn = False  # one of its events has come to its end
         self.rests_for = ""  # the kind of the verdict that it rests after
         self.at_work = False  # a request is under way
         self.task: asyncio.Task[None] | None = None
@@ -151,11 +152,6 @@ class Lane:
                 self.idle_since = None
                 self.is_fresh = True
         return 0.0
-
-    def give_way(self) -> None:
-        """Give the lane back after the event that is under way: others have waited for longer."""
-        self._stopping = True
-        self._wake.set()
 
     @property
     def has_more(self) -> bool:
@@ -346,6 +342,7 @@ class Lane:
 
     def _settle(self, ticket: Ticket, found: Verdict) -> None:
         """The head has come to its end."""
+        self.had_turn = True
         if found.kind == "sent":
             self._shared.suspects.passed(self.fence.lane)
             if self._missing and not self._restored:

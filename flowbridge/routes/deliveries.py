@@ -1,6 +1,7 @@
 """The delivery log: list, show, replay, delete."""
 
 import re
+from functools import partial
 from urllib.parse import parse_qsl, unquote
 
 from starlette.requests import Request
@@ -8,6 +9,7 @@ from starlette.responses import Response
 
 from flowbridge.core import Core
 from flowbridge.deliveries import Deliveries, Viewer, moment, states
+from flowbridge.delivery.waiting import waiting
 from flowbridge.errors import BadRequest
 from flowbridge.homeserver import dialect
 from flowbridge.routes import describe
@@ -35,6 +37,7 @@ class Log:
             cancel=courier.cancel,
             wake=courier.wake,
             amended=core.journal.amended,
+            waiting=partial(waiting, core.carrier),
         )
 
     async def index(self, request: Request) -> Response:

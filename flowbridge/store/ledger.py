@@ -9,7 +9,7 @@ from sqlalchemy import Connection, and_, delete, func, insert, literal, or_, sel
 from sqlalchemy.sql import ColumnElement
 
 from flowbridge.store.outbox import HISTORY, mark_dirty, now_ms
-from flowbridge.store.tables import accounts, outbox
+from flowbridge.store.tables import accounts, lanes, outbox
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +57,20 @@ class Selection:
         return self.states == ("dead",) or self == Selection()
 
 
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How an event stands in its lane: how many are before it, what was tried of the first one (JSON).
+
+    `rests_until`: when the lane is tried again (ms); None when it does not rest.
+    """
+
+    before: int
+    history: str
+    rests_until: int | None
+
+
+MAX_OLDER = 1_000  # events that are counted before one
+
 _LISTED = (
     outbox.c.id,
     outbox.c.delivery,
@@ -81,6 +95,24 @@ def get(connection: Connection, delivery: str, whose: Whose = ALL) -> dict[str, 
     query = select(outbox, accounts.c.user_id).select_from(_WITH_USER)
     found = connection.execute(query.where(outbox.c.delivery == delivery, *_belongs(whose))).mappings().first()
     return dict(found) if found else None
+
+
+def standing(connection: Connection, delivery: str) -> Standing | None:
+    """How a queued event stands in its lane; None when it is not queued any more."""
+    mine = connection.execute(
+        select(outbox.c.id, outbox.c.lane).where(outbox.c.delivery == delivery, outbox.c.state == "queued")
+    ).first()
+    if mine is None:
+        return None
+    queued = (outbox.c.lane == mine.lane, outbox.c.state == "queued")
+    older = select(outbox.c.id).where(*queued, outbox.c.id < mine.id).limit(MAX_OLDER)
+    before = connection.scalar(select(func.count()).select_from(older.subquery())) or 0
+    history = connection.scalar(select(outbox.c.history).where(*queued).order_by(outbox.c.id).limit(1))
+    lane = connection.execute(
+        select(lanes.c.owner, lanes.c.lease_until).where(lanes.c.lane == mine.lane, lanes.c.lease_until > now_ms())
+    ).first()
+    rests_until = lane.lease_until if lane is not None and lane.owner is None else None
+    return Standing(before, history or "[]", rests_until)
 
 
 def page(
