@@ -44,6 +44,7 @@ class Shared:
     deadline: float  # seconds that one attempt takes at most
     batch: Callable[[], int]  # how many events a lane may hold just now
     renew: Callable[[], Awaitable[None]]
+    keep_seconds: float = DEAD_SECONDS  # an event that is older is not tried again
 
 
 class LeaseLost(Exception):
@@ -234,7 +235,7 @@ class Lane:
         if found.kind == "token" and not (ticket.waiters and ticket.row.api_key is None):
             return 0.0  # the account waits for a token; who sent with a token of his own and waits hears that it is bad
         ticket.attempts += 1
-        is_old = time.time() - ticket.row.accepted_at / 1000 >= DEAD_SECONDS
+        is_old = time.time() - ticket.row.accepted_at / 1000 >= self._shared.keep_seconds
         if found.kind == "again" and not is_old:
             return self._again(ticket, started, found)
         if found.kind == "absent" and not (ticket.waiters or is_old):

@@ -38,6 +38,7 @@ class Sending:
         """POST/PUT …/rooms/{roomId}/send/{eventType}[/{txnId}]"""
         headers = headers_of(request)
         credential = await self._callers.credential(headers, request.scope["query_string"])
+        self._intake.check_share(credential)
         path = request.path_params
         room, event_type = dialect.room(path["roomId"]), dialect.event_type(path["eventType"])
         txn_id = dialect.segment(path["txnId"], "transaction id") if "txnId" in path else None
@@ -49,6 +50,7 @@ class Sending:
         """PUT …/rooms/{roomId}/state/{eventType}[/{stateKey}]"""
         headers = headers_of(request)
         credential = await self._callers.credential(headers, request.scope["query_string"])
+        self._intake.check_share(credential)
         path = request.path_params
         room, event_type = dialect.room(path["roomId"]), dialect.event_type(path["eventType"])
         state_key = dialect.segment(path.get("stateKey", ""), "state key", empty=True)
@@ -108,7 +110,7 @@ class Sending:
         delivery = receipt.ticket.row.delivery
         request.scope[LOG] = {"user": receipt.caller.user_id, "delivery": delivery}
         try:
-            response = await self._outcome(receipt, patience)
+            response = await self._outcome(receipt, patience if receipt.waits else None)
         except MatrixError as error:
             response = error_answer(error)
             request.scope[LOG]["errcode"] = str(error.errcode)
