@@ -13,7 +13,7 @@ from flowbridge import __version__, metrics
 from flowbridge.core import Core
 from flowbridge.errors import Errcode, MatrixError, NotFound, Unavailable
 from flowbridge.routes import describe
-from flowbridge.routes.endpoint import Endpoint, endpoint, json_answer
+from flowbridge.routes.endpoint import PAGE_HEADERS, Endpoint, endpoint, json_answer
 from flowbridge.store.accounts import account_of
 
 ASSETS = ("swagger-ui-bundle.js", "swagger-ui.css", "favicon.png")
@@ -34,6 +34,7 @@ class Operations:
         checks: dict[str, Any] = {"queued": core.stock.queued, "accounts_paused": len(paused)}
         failed = "store"
         try:
+            await core.database.look()
             if reason := core.database.trouble or core.stock.full:
                 raise Unavailable(f"the store: {reason}")
             failed = "homeserver"
@@ -88,13 +89,15 @@ async def openapi(request: Request) -> Response:
 
 async def docs(_: Request) -> Response:
     """GET /docs: Swagger UI, from files that are installed with flowbridge."""
-    return get_swagger_ui_html(
+    page = get_swagger_ui_html(
         openapi_url="openapi.json",
         title="flowbridge",
         swagger_js_url=f"docs/{ASSETS[0]}",
         swagger_css_url=f"docs/{ASSETS[1]}",
         swagger_favicon_url=f"docs/{ASSETS[2]}",
     )
+    page.headers.update(PAGE_HEADERS)
+    return page
 
 
 async def asset(request: Request) -> Response:

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, text
 
 from flowbridge.store import outbox
 from flowbridge.store.database import Database
-from flowbridge.store.errors import StoreFull
+from flowbridge.store.errors import StoreFull, StoreUnavailable
 from flowbridge.store.journal import Ticket
 
 FULL_RETRY_MS = 10_000
@@ -43,7 +43,12 @@ class Stock:
         self.full = ""  # why nothing is accepted, for what `refresh` looks at
 
     def admit(self, lane: str) -> None:
-        """Raises StoreFull when there is no room for one more event in this lane."""
+        """Raises StoreFull when there is no room for one more event in this lane.
+
+        Raises StoreUnavailable for a database that is malformed.
+        """
+        if self._database.damage:
+            raise StoreUnavailable(self._database.damage)
         if self.full:
             raise StoreFull(self.full, retry_after_ms=FULL_RETRY_MS)
         if self.queued >= self._limits.queued:

@@ -22,7 +22,7 @@ from flowbridge.serve import background
 from flowbridge.settings import Settings
 from tests.upstream import PATIENCE, Rooms, Upstream
 
-KEY = "fb_http-tests"
+KEY = "fb_http-tests-of-32-characters-and-some-more"
 BOT_TOKEN = "bot-token"
 REQUEST_SECONDS = 1.0  # for one attempt upstream
 WAIT_SECONDS = 10.0  # for an event to be in its room: longer than any test needs

@@ -16,7 +16,7 @@ from flowbridge.settings import Settings
 from flowbridge.store import Database, keys
 from tests.conftest import MakeAccount, MakeRoom
 
-KEY = "fb_integration-key"
+KEY = "fb_integration-key-of-32-characters-and-some-more"
 
 
 def store_in(folder: Path) -> str:
