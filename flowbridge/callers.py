@@ -10,7 +10,16 @@ from urllib.parse import parse_qs
 
 from flowbridge import keyring, log, macaroons, peer
 from flowbridge.bot import Bot
-from flowbridge.errors import BadGateway, Errcode, Forbidden, GatewayTimeout, MatrixError, Unauthorized, Unavailable
+from flowbridge.errors import (
+    BadGateway,
+    BadRequest,
+    Errcode,
+    Forbidden,
+    GatewayTimeout,
+    MatrixError,
+    Unauthorized,
+    Unavailable,
+)
 from flowbridge.homeserver import Homeserver
 from flowbridge.keyring import Keyring
 from flowbridge.limiter import Limiter
@@ -68,11 +77,20 @@ class Callers:
         return Unauthorized("this API key has been revoked")
 
     async def credential(self, headers: Mapping[str, str], query: bytes) -> Credential:
-        """What the request brought, without asking the homeserver. Raises Unauthorized, or Unavailable."""
-        if key := headers.get("x-api-key"):
+        """What the request brought, without asking the homeserver. Raises Unauthorized, or Unavailable.
+
+        `X-API-Key` counts before a Matrix token, a header before the query. Raises BadRequest for two different API
+        keys: they may do different things, and which of them is meant nobody can tell.
+        """
+        scheme, _, bearer = headers.get("authorization", "").partition(" ")
+        token = bearer.strip() if scheme.lower() == "bearer" else ""
+        tokens = [token, *_from_query(query)] if b"access_token" in query else [token]
+        key = headers.get("x-api-key", "").strip()
+        if (key or len(tokens) > 1) and len({key, *(each for each in tokens if each.startswith(PREFIX))} - {""}) > 1:
+            raise BadRequest("the request holds two different API keys: send one, in one place")
+        if key:
             return await self._by_key(key)
-        scheme, _, token = headers.get("authorization", "").partition(" ")
-        token = token.strip() if scheme.lower() == "bearer" else _from_query(query)
+        token = next(filter(None, tokens), "")
         if not token:
             raise Unauthorized(
                 "no access token: send `Authorization: Bearer …` or `?access_token=…` (a Matrix token), "
@@ -290,7 +308,5 @@ def _digest(token: str) -> bytes:
     return hashlib.sha256(token.encode()).digest()
 
 
-def _from_query(query: bytes) -> str:
-    if b"access_token" not in query:
-        return ""
-    return parse_qs(query.decode("latin-1"), errors="replace").get("access_token", [""])[0]
+def _from_query(query: bytes) -> list[str]:
+    return parse_qs(query.decode("latin-1"), errors="replace").get("access_token", [])

@@ -26,6 +26,7 @@ from flowbridge.proxies import Network
 LEASE_MARGIN_SECONDS = 5.0  # else a request could still be under way when somebody else takes the room over
 
 _BASE_URL = re.compile(r"https?://(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+)(?::[0-9]{1,5})?(?:/[A-Za-z0-9._~/-]*)?")
+_KEY = re.compile(r"fb_[\x21-\x7e]{32,1000}")
 _VISIBLE = frozenset(string.ascii_letters + string.digits + string.punctuation)
 
 
@@ -58,6 +59,8 @@ class Settings(BaseSettings):
     secret_key: SecretStr | None = _name("FLOWBRIDGE_SECRET_KEY")
     public_url: str | None = _name("FLOWBRIDGE_PUBLIC_URL")
     encrypted_rooms: Literal["refuse", "allow"] = _name("FLOWBRIDGE_ENCRYPTED_ROOMS", "refuse")
+    registration: bool = _name("FLOWBRIDGE_REGISTRATION", True)
+    pass_federation: bool = _name("FLOWBRIDGE_PASS_FEDERATION", True)
     schemas_dir: Path | None = _name("FLOWBRIDGE_SCHEMAS_DIR")
     wait_seconds: Annotated[float, Field(gt=0, le=300)] = _name("FLOWBRIDGE_WAIT_SECONDS", 10.0)
     request_seconds: Annotated[float, Field(gt=0, le=300)] = _name("FLOWBRIDGE_REQUEST_SECONDS", 10.0)
@@ -114,8 +117,11 @@ class Settings(BaseSettings):
     @field_validator("api_keys")
     @classmethod
     def _are_keys(cls, keys: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
-        if not all(key.get_secret_value().startswith("fb_") and len(key) > len("fb_") for key in keys):
-            raise ValueError("every key begins with fb_ and is followed by at least one character")
+        if not all(_KEY.fullmatch(key.get_secret_value()) for key in keys):
+            raise ValueError(
+                "every key is fb_ and 32 to 1,000 characters of visible ASCII after it, so that nobody guesses it; "
+                "`python -c 'import secrets; print(\"fb_\" + secrets.token_urlsafe(32))'` makes one"
+            )
         return keys
 
     @field_validator("trusted_proxies", mode="before")

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from urllib.parse import unquote
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -11,7 +12,16 @@ from starlette.types import Message, Receive, Scope, Send
 from flowbridge import macaroons, peer
 from flowbridge.callers import Credential
 from flowbridge.core import Core
-from flowbridge.errors import Errcode, HomeserverError, MatrixError, TooLarge, Unauthorized, Unavailable
+from flowbridge.errors import (
+    Errcode,
+    Forbidden,
+    HomeserverError,
+    MatrixError,
+    NotFound,
+    TooLarge,
+    Unauthorized,
+    Unavailable,
+)
 from flowbridge.homeserver import passing, verdict
 from flowbridge.homeserver.relay import BODYLESS, SILENCE_SECONDS, Relayed
 from flowbridge.homeserver.wire import Answer
@@ -30,6 +40,7 @@ INLINE_BYTES = 16 * 1024  # a longer body is looked into outside the event loop,
 REFUSAL_LIMIT = 1024 * 1024  # bytes of a 401, which is looked into
 FRAMING = frozenset({"content-length", "transfer-encoding"})  # either says that there is a body
 MEDIA = "/_matrix/media/"
+NO_REGISTRATION = "no accounts are made here: FLOWBRIDGE_REGISTRATION is off"
 _OF_BODY = frozenset((b"content-type", b"content-length", b"content-encoding", b"transfer-encoding"))
 SIGNED = ("/_matrix/federation/", "/_matrix/key/")  # by the sending server, in X-Matrix
 GONE = 499  # in the log: the caller did not wait for the answer
@@ -63,6 +74,7 @@ class Relaying:
         """Any request. Its answer is asked for when it is called, since it is streamed."""
         scope = request.scope
         query: bytes = scope["query_string"]
+        self._permit(scope["raw_path"].decode("ascii"))
         target = passing.target(scope["raw_path"].decode("ascii"), query)
         headers = headers_of(request)
         token, bot = await self._token(request, headers)
@@ -101,6 +113,15 @@ class Relaying:
             caller if caller.bot else None,
         )
         return _Passage(self._core, ask, _Caller(request.receive, has_body=False), self._drop)
+
+    def _permit(self, path: str) -> None:
+        """Raises what the settings say of a path. It is read as the homeserver, or a proxy before it, may read it."""
+        settings = self._core.settings
+        match [step for step in unquote(path).split("/") if step][1:]:
+            case ["federation" | "key", *_] if not settings.pass_federation:
+                raise NotFound("this is not served here: FLOWBRIDGE_PASS_FEDERATION is off")
+            case ["client", "api", _, "register", *_] | ["client", _, "register", *_] if not settings.registration:
+                raise Forbidden(NO_REGISTRATION)
 
     async def _token(self, request: Request, headers: Mapping[str, str]) -> tuple[str | None, Caller | None]:
         """The token to pass on, None when the caller brings nothing; and the bot if it is the bot's."""

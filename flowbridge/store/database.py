@@ -21,8 +21,9 @@ from sqlalchemy import Connection, Engine, event
 from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
 
 from flowbridge import log, metrics
-from flowbridge.store.engine import connect, is_sqlite, own, parse, reason
-from flowbridge.store.errors import StoreFull, StoreUnavailable
+from flowbridge.store import damage
+from flowbridge.store.engine import connect, is_sqlite, name, own, parse, reason
+from flowbridge.store.errors import StoreError, StoreFull, StoreUnavailable
 from flowbridge.store.files import LOOK_SECONDS, Files
 
 T = TypeVar("T")
@@ -53,6 +54,7 @@ class Database:
         self.is_open = False
         self.trouble = ""  # why the last commit failed, if it did
         self.missing = ""  # why nothing may be accepted although commits succeed: SQLite's file is not there any more
+        self.damage = ""  # why nothing may be written any more: SQLite's file is malformed
         self.files: Files | None = None  # of an SQLite database that is this process' own
         self._look_at = 0.0  # monotonic
         self._hurry = threading.Event()
@@ -74,6 +76,7 @@ class Database:
         try:
             self.engine = connect(self.url, shared=shared)
             if self.files is not None:
+                self._check_all()
                 self.files.begin()
                 event.listen(self.engine, "connect", self.files.verify, insert=True)
             self.is_open = True
@@ -136,6 +139,32 @@ class Database:
         self._jobs.put(_Job(work, future, alone, undo))
         return future
 
+    async def look(self) -> None:
+        """Look whether an SQLite file is still whole, as far as that is quickly seen. Raises StoreUnavailable."""
+        if not self.is_sqlite:
+            return
+        if head := damage.of_head(self.url):
+            self._is_damaged(head)
+        await self.read(lambda connection: connection.exec_driver_sql("SELECT max(id) FROM outbox").scalar())
+        if self.damage:
+            raise StoreUnavailable(self.damage)
+
+    def _check_all(self) -> None:
+        try:
+            with self.engine.connect().execution_options(reads=True) as connection:
+                found = damage.of_all(connection)
+        except SQLAlchemyError as error:
+            found = reason(error)
+        if found:
+            self.engine.dispose()
+            raise StoreError(f"{name(self.url)} is malformed, restore a backup of it: {found}")
+
+    def _is_damaged(self, why: str) -> None:
+        """From here on until it is started again with another file: what is written now might never be read."""
+        if not self.damage:
+            self.damage = f"the database is malformed: {why}"
+            log.error("store_damaged", database=name(self.url), error=why)
+
     async def flush(self) -> None:
         """Wait until all that was asked for so far is on the disk; not when it cannot be brought there just now."""
         if not self.trouble:
@@ -147,6 +176,8 @@ class Database:
         try:
             return await asyncio.get_running_loop().run_in_executor(self._reader, self._read, work)
         except SQLAlchemyError as error:
+            if self.is_sqlite and (why := damage.named(error)):
+                self._is_damaged(why)
             raise StoreUnavailable(f"the store cannot be read: {reason(error)}") from None
 
     def _read(self, work: Callable[[Connection], T]) -> T:
@@ -260,6 +291,8 @@ class Database:
             try:
                 self._commit([job])
             except Exception as again:
+                if self.is_sqlite and (why := damage.named(again)):
+                    self._is_damaged(why)
                 if not _passes(again) or time.monotonic() > deadline:
                     return again
                 error = again

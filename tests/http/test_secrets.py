@@ -28,8 +28,8 @@ from tests.upstream import PATIENCE, Upstream
 HEADER = "canary_in_the_header"
 QUERY = "canary_in_the_query"
 BOT = "canary_of_the_bot"
-KEY = "fb_canary_of_a_key"
-OTHER_KEY = "fb_canary_of_an_unknown_key"
+KEY = "fb_canary_of_a_key-of-32-characters-and-some-more"
+OTHER_KEY = "fb_canary_of_an_unknown_key-of-32-characters-and-some-more"
 PASSWORD = "canary_of_the_password"
 CANARY = "canary_"
 CALLERS = 32
