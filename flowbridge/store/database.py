@@ -248,7 +248,7 @@ class Database:
             self._is_missing(files, files.look())
         except (OSError, sqlite3.Error) as error:
             log.warning("store_not_looked_at", error=error)
-        if not self.missing:
+        if not (self.missing or self.trouble):  # what is locked or full would be waited for once more
             self._new_epoch(files)
         self._look_at = time.monotonic() + LOOK_SECONDS
 
