@@ -22,7 +22,8 @@ from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
 
 from flowbridge import log, metrics
 from flowbridge.store import damage
-from flowbridge.store.engine import connect, is_sqlite, name, own, parse, reason
+from flowbridge.store.continuity import is_continued, resume
+from flowbridge.store.engine import connect, is_sqlite, name, own, parse, reason, told
 from flowbridge.store.errors import StoreError, StoreFull, StoreUnavailable
 from flowbridge.store.files import LOOK_SECONDS, Files
 
@@ -57,6 +58,7 @@ class Database:
         self.damage = ""  # why nothing may be written any more: SQLite's file is malformed
         self.files: Files | None = None  # of an SQLite database that is this process' own
         self._look_at = 0.0  # monotonic
+        self._is_continued = False  # nothing was sent from another copy of it
         self._hurry = threading.Event()
         self._is_ending = False  # what is asked from here on is not done
         self._jobs: queue.SimpleQueue[_Job[Any] | None] = queue.SimpleQueue()
@@ -75,14 +77,26 @@ class Database:
             self.files = own(self.url)
         try:
             self.engine = connect(self.url, shared=shared)
-            if self.files is not None:
-                self._check_all()
-                self.files.begin()
-                event.listen(self.engine, "connect", self.files.verify, insert=True)
+            if not shared:
+                if self.is_sqlite:
+                    self._check_all()
+                self._begin()
             self.is_open = True
         finally:
             if self.files is not None and not self.is_open:
                 self.files.close()
+
+    def _begin(self) -> None:
+        """It is this process' own from here on, or this replica's."""
+        try:
+            if self.files is not None:
+                self.files.begin()
+                event.listen(self.engine, "connect", self.files.verify, insert=True)
+            with told(self.url):
+                self._is_continued = self._read(lambda connection: is_continued(connection, self.files))
+        except BaseException:
+            self.engine.dispose()
+            raise
 
     def start(self) -> None:
         """Begin to work; to be called on the event loop that will ask."""
@@ -106,6 +120,12 @@ class Database:
         self.engine.dispose()
         if self.files is not None:
             self.files.close()
+
+    async def resume(self, lease_ms: int) -> None:
+        """Before anything is sent. Raises StoreUnavailable."""
+        await self.run(
+            lambda connection: resume(connection, self.files, lease_ms, continued=self._is_continued), alone=True
+        )
 
     def hurry(self) -> None:
         """Somebody waits for what is queued: do not linger for more."""
@@ -260,7 +280,7 @@ class Database:
             self._is_missing(files, files.look())
         except (OSError, sqlite3.Error) as error:
             log.warning("store_not_looked_at", error=error)
-        if not self.missing:
+        if not (self.missing or self.trouble):  # what is locked or full would be waited for once more
             self._new_epoch(files)
         self._look_at = time.monotonic() + LOOK_SECONDS
 
