@@ -14,6 +14,7 @@ from flowbridge.callers import Callers, Credential
 from flowbridge.errors import BadRequest, Errcode, Forbidden, MatrixError
 from flowbridge.homeserver import Homeserver, dialect, verdict
 from flowbridge.homeserver.client import READ_LIMIT
+from flowbridge.homeserver.passing import Headers
 from flowbridge.homeserver.wire import Answer
 from flowbridge.settings import Settings
 
@@ -35,15 +36,19 @@ class Accounts:
         # A bare host is a server name; of an address nobody knows whose users are there.
         self._server_name = "" if "://" in settings.base_url else settings.base_url
 
-    async def register(self, body: Json, query: str, token: str) -> tuple[int, Json]:
-        """200 and the account, or 401 and what the homeserver asks for. `token`: that of an application service."""
+    async def register(self, body: Json, query: str, token: str, forwarded: Headers) -> tuple[int, Json]:
+        """200 and the account, or 401 and what the homeserver asks for. `token`: that of an application service.
+
+        `forwarded`, here and elsewhere: headers that tell the homeserver who calls.
+        """
         target = f"{dialect.CLIENT}/register{query}"
-        answer = await self._homeserver.call("POST", target, token=token, body=canonical.write(body))
+        request = canonical.write(body)
+        answer = await self._homeserver.guest_call("POST", target, token=token, body=request, forwarded=forwarded)
         if (challenge := verdict.challenge(answer)) is not None:
             return 401, challenge
         return 200, self._with_server(verdict.success(answer))
 
-    async def register_at_once(self, wish: Mapping[str, Any]) -> Json:
+    async def register_at_once(self, wish: Mapping[str, Any], forwarded: Headers) -> Json:
         """The old way: `{"user_id"?, "password"?}` → access_token, device_id, home_server, user_id.
 
         Without a name the homeserver chooses one; without a password nobody knows it. Raises Forbidden when the
@@ -54,52 +59,55 @@ class Accounts:
         if name is not None:
             body["username"] = await self._localpart(name)
         body["password"] = wish.get("password", secrets.token_urlsafe(32))
-        status, found = await self.register(body, "", "")
+        status, found = await self.register(body, "", "", forwarded)
         if status == 401:
-            status, found = await self.register({**body, "auth": _completed(found)}, "", "")
+            status, found = await self.register({**body, "auth": _completed(found)}, "", "", forwarded)
         if status == 401:
             raise _unmet(_ways(found))
         return found
 
     async def flows(self) -> Json:
         """The ways to log in."""
-        return verdict.success(await self._homeserver.call("GET", f"{dialect.CLIENT}/login", limit=READ_LIMIT))
+        return verdict.success(await self._homeserver.guest_call("GET", f"{dialect.CLIENT}/login", limit=READ_LIMIT))
 
-    async def login(self, body: Json, token: str, public_url: str) -> Json:
+    async def login(self, body: Json, token: str, public_url: str, forwarded: Headers) -> Json:
         """Log in; `user` is what `identifier` was before 2018. Clients are told to come back to `public_url`."""
         if "user" in body and "identifier" not in body:
             body = {**body, "identifier": {"type": "m.id.user", "user": body["user"]}}
-        request = canonical.write(body)
-        answer = await self._homeserver.call("POST", f"{dialect.CLIENT}/login", token=token, body=request)
+        request, target = canonical.write(body), f"{dialect.CLIENT}/login"
+        answer = await self._homeserver.guest_call("POST", target, token=token, body=request, forwarded=forwarded)
         found = self._with_server(verdict.success(answer))
         if (well_known := found.pop("well_known", None)) and isinstance(well_known, dict):
             found["well_known"] = {**well_known, "m.homeserver": {"base_url": public_url}}
         return found
 
-    async def logout(self, token: str, *, everywhere: bool) -> None:
-        """End this token or, `everywhere`, all of its user's."""
-        target = f"{dialect.CLIENT}/logout{'/all' if everywhere else ''}"
+    async def logout(self, token: str, query: str = "", *, everywhere: bool) -> None:
+        """End this token or, `everywhere`, all of its user's. `query`: as whom an application service does."""
+        target = f"{dialect.CLIENT}/logout{'/all' if everywhere else ''}{query}"
         answer = await self._homeserver.call("POST", target, token=token, body=b"{}")
         if answer.status in (200, 401):
             self._callers.forget(token)
         verdict.success(answer)
 
-    async def whoami(self, credential: Credential) -> Json:
-        """user_id, device_id and is_guest, from the homeserver itself; and what the API key may do, if it is one."""
+    async def whoami(self, credential: Credential, query: str = "") -> Json:
+        """user_id, device_id and is_guest, from the homeserver itself; and what the API key may do, if it is one.
+
+        `query`: as whom an application service asks.
+        """
         caller = await self._callers.identify(credential)
         try:
-            target = f"{dialect.CLIENT}/account/whoami"
+            target = f"{dialect.CLIENT}/account/whoami{query}"
             found = verdict.success(await self._homeserver.call("GET", target, token=caller.token))
         except MatrixError as error:
             raise self._callers.refused(caller, error) from None
         if (key := credential.key) is not None:
-            scopes = {"rooms": key.rooms, "event_types": key.event_types, "admin": key.admin}
+            scopes = {"rooms": key.rooms, "event_types": key.event_types, "admin": key.admin, "users": key.users}
             found["flowbridge"] = {"key": {"name": key.name, **scopes}}
         return found
 
     async def page(self) -> Answer:
         """The homeserver's page for logging in with a browser; or where it says that there is one."""
-        answer = await self._homeserver.call("GET", PAGE, limit=READ_LIMIT)
+        answer = await self._homeserver.guest_call("GET", PAGE, limit=READ_LIMIT)
         if not 200 <= answer.status < 400:
             raise verdict.error(answer)
         return answer

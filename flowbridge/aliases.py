@@ -4,10 +4,10 @@ A key's scope and a request may call one room by different names: its id, or one
 """
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Awaitable, Callable
 
+from flowbridge import log
 from flowbridge.callers import Callers, Credential
 from flowbridge.errors import BadGateway, GatewayTimeout, MatrixError
 from flowbridge.homeserver import Homeserver
@@ -29,6 +29,7 @@ class Aliases:
         self._resolve = homeserver.resolve
         self._found = _Known(homeserver.resolve, FOUND_SECONDS)
         self._joined = _Known(homeserver.join, JOINED_SECONDS)
+        self._doubts: dict[tuple[str, str], asyncio.Task[bool]] = {}
 
     async def enter(
         self, credential: Credential, room: str, permit: Permit, *, joins: bool = False
@@ -53,14 +54,43 @@ class Aliases:
         """The room id of an alias, which the caller joins once; a room id as it is."""
         return await self._joined.room_id(caller, room) if room.startswith("#") else room
 
-    async def scope(self, caller: Caller, key: ApiKey, *, joins: bool = False) -> frozenset[str]:
-        """The ids of the rooms that a key is for; an alias that leads nowhere just now is none."""
+    async def scope(self, caller: Caller, key: ApiKey, *, joins: bool = False, strict: bool = False) -> frozenset[str]:
+        """The ids of the rooms that a key is for; an alias that leads nowhere just now is none.
+
+        `strict`: raise MatrixError when it is not known where an alias leads.
+        """
         known = self._joined if joins else self._found
         found = {room for room in key.rooms if not room.startswith("#")}
         for alias in _aliases(key):
-            with contextlib.suppress(MatrixError):
+            try:
                 found.add(await known.room_id(caller, alias))
+            except MatrixError as error:
+                if strict and error.status not in (400, 403, 404):
+                    raise
         return frozenset(found)
+
+    async def moved(self, caller: Caller, alias: str, room_id: str) -> bool:
+        """Whether an alias leads to another room by now; then what was known of it is forgotten.
+
+        To be asked when a room refuses what came by its alias: rooms are upgraded, and their aliases move on.
+        """
+        if await self._resolve(caller.token, alias) == room_id:
+            return False
+        self._found.forget(caller, alias)
+        self._joined.forget(caller, alias)
+        return True
+
+    def doubt(self, caller: Caller, alias: str, room_id: str) -> None:
+        """As `moved`, when nobody waits for the answer."""
+        key = (caller.user_id, alias)
+        if key not in self._doubts:
+            task = self._doubts[key] = asyncio.ensure_future(self.moved(caller, alias, room_id))
+            task.add_done_callback(lambda done: self._settle(key, done))
+
+    def _settle(self, key: tuple[str, str], done: "asyncio.Task[bool]") -> None:
+        del self._doubts[key]
+        if not done.cancelled() and (error := done.exception()) is not None and not isinstance(error, MatrixError):
+            log.error("alias_unknown", exc_info=error, alias=key[1])
 
     async def _enter(self, caller: Caller, room: str, key: ApiKey | None, permit: Permit, *, joins: bool) -> str:
         """`key`: one that is yet to be permitted."""
@@ -117,6 +147,9 @@ class _Known:
         except MatrixError:
             self._asked.pop(key, None)
             raise
+
+    def forget(self, caller: Caller, alias: str) -> None:
+        self._asked.pop((caller.user_id, alias), None)
 
     async def _learn(self, caller: Caller, alias: str, earlier: "asyncio.Task[str] | None") -> str:
         try:

@@ -9,6 +9,7 @@ from fastapi import FastAPI
 
 from flowbridge import edge, openapi
 from flowbridge.core import Core
+from flowbridge.proxies import Proxies
 from flowbridge.routes import (
     accounts,
     deliveries,
@@ -22,6 +23,8 @@ from flowbridge.routes import (
     schemas,
     send,
 )
+from flowbridge.routes.document import Document
+from flowbridge.routes.endpoint import json_bytes
 from flowbridge.settings import Settings
 
 
@@ -37,17 +40,23 @@ class Bridge(FastAPI):
     def openapi(self) -> dict[str, Any]:
         return self._document
 
+    @cached_property
+    def document(self) -> Document:
+        """The same as it is served."""
+        return Document(lambda: json_bytes(self.openapi()), "application/json")
+
 
 def create_app(settings: Settings, core: Core | None = None) -> edge.Edge:
     """The ASGI application. Raises AddressError or SchemaError for settings that cannot work."""
     core = core or Core(settings)
     app = Bridge(lifespan=_lifespan, openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.core = core
+    relaying = relay.Relaying(core)
     endpoints = [
-        *send.routes(core),
+        *send.routes(core, relaying),
         *accounts.routes(core),
         *rooms.routes(core),
-        *reading.routes(core),
+        *reading.routes(core, relaying),
         *deliveries.routes(core),
         *media.routes(core),
         *live.routes(core),
@@ -56,7 +65,8 @@ def create_app(settings: Settings, core: Core | None = None) -> edge.Edge:
         *discovery.routes(core),
     ]
     app.router.routes.extend(endpoints)
-    return edge.Edge(app, endpoints, relay.Relaying(core).relay)
+    apart, proxies = settings.operations_port is not None, Proxies(settings.trusted_proxies)
+    return edge.Edge(app, endpoints, relaying.relay, proxies=proxies, apart=apart)
 
 
 @contextlib.asynccontextmanager

@@ -12,6 +12,10 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, NoReturn, ParamSpec, TypeVar
+from weakref import WeakKeyDictionary
+
+from flowbridge import peer
+from flowbridge.limiter import Limiter
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -19,6 +23,7 @@ T = TypeVar("T")
 LARGE_BYTES = 128 * 1024  # 1 ms of reading; what is larger is worked on outside the event loop
 LEVELS = 6  # of a sync: itself, rooms, kind, room, section, the list of events
 
+_TURNS: WeakKeyDictionary[asyncio.AbstractEventLoop, Limiter] = WeakKeyDictionary()
 _THREAD = ThreadPoolExecutor(1, thread_name_prefix="flowbridge-bulk")  # one: several would share the same processor
 
 
@@ -26,7 +31,10 @@ async def aside(size: int, work: Callable[P, T], *args: P.args, **kwargs: P.kwar
     """Do this work, outside the event loop when it is about more than LARGE_BYTES."""
     if size < LARGE_BYTES:
         return work(*args, **kwargs)
-    return await asyncio.get_running_loop().run_in_executor(_THREAD, partial(work, *args, **kwargs))
+    loop = asyncio.get_running_loop()
+    turns = _TURNS.setdefault(loop, Limiter("large answers that are being read", 1, 1))
+    async with turns.turn(peer.who()):  # callers have the thread one after another, however much each of them wants
+        return await loop.run_in_executor(_THREAD, partial(work, *args, **kwargs))
 
 
 def read(body: bytes, levels: int = LEVELS) -> Any:

@@ -8,12 +8,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import parse_qs
 
-from flowbridge import keyring, log
+from flowbridge import keyring, log, macaroons, peer
 from flowbridge.bot import Bot
 from flowbridge.errors import BadGateway, Errcode, Forbidden, GatewayTimeout, MatrixError, Unauthorized, Unavailable
 from flowbridge.homeserver import Homeserver
 from flowbridge.keyring import Keyring
+from flowbridge.limiter import Limiter
 from flowbridge.models import ApiKey, Caller
+from flowbridge.refusals import Refusals
 from flowbridge.settings import Settings, is_token
 from flowbridge.store.keys import PREFIX
 
@@ -21,6 +23,9 @@ KEEP_SECONDS = 600.0  # how long whoami's answer is good; after that it is asked
 AGAIN_SECONDS = 5.0  # between two questions that bring no answer
 PATIENCE_SECONDS = 0.5  # for a homeserver that hangs, before what was seen earlier counts
 MAX_KEPT = 10_000
+MAX_LOOKUPS = 16  # of tokens that are not known, at once: what nobody has authenticated must not delay a send
+MAX_LOOKUPS_OF_ONE = 8  # of one address
+LOOKUP_SECONDS = 10.0  # to wait for one's turn
 MAX_RENEWING = 16  # answers that are asked anew at once: sends need the connections to the homeserver, too
 
 
@@ -50,6 +55,8 @@ class Callers:
         self._asking: Tasks = {}
         self._learning: Tasks = {}
         self._renewing: set[asyncio.Task[Identity]] = set()
+        self._refusals = Refusals(settings.wrong_keys_per_minute)
+        self._lookups = Limiter("look-ups of unknown tokens", MAX_LOOKUPS, MAX_LOOKUPS_OF_ONE)
 
     async def refresh(self) -> None:
         """Learn which API keys there are; to be called at the start and every keyring.REFRESH_SECONDS."""
@@ -70,7 +77,11 @@ class Callers:
         if token.startswith(PREFIX):
             return await self._by_key(token)
         if not is_token(token):
-            raise Unauthorized("the access token is not visible ASCII")
+            raise Unauthorized(
+                "this is no access token: it is not visible ASCII, or `None`, or not as homeservers make them"
+            )
+        if kept := self._kept.get(token):
+            peer.identified(kept[0][0])
         return Credential(token)
 
     def permit(self, credential: Credential, event_type: str, *rooms: str) -> None:
@@ -96,7 +107,9 @@ class Callers:
     async def identify(self, credential: Credential) -> Caller:
         """The account behind a credential. Raises what the homeserver says of the token, or Unavailable."""
         if credential.token is not None:
-            return Caller(*await self._whoami(credential.token), credential.token)
+            caller = Caller(*await self._whoami(credential.token), credential.token)
+            peer.identified(caller.user_id)
+            return caller
         assert self._bot is not None
         try:
             return replace(await self._as_bot(self._bot), key=credential.key)
@@ -136,9 +149,9 @@ class Callers:
         self._dead[_digest(token)] = None
 
     async def _by_key(self, secret: str) -> Credential:
-        key = await self._keys.find(secret)
-        if key is None:
-            raise Unauthorized("this API key is not known here")
+        key = self._keys.known(secret) or await self._look_up(secret)
+        peer.identified(f"key {key.id}")
+        log.note(key=key.id)
         if self._bot is None:
             raise Unauthorized(
                 "the API key is right, but the bridge has no account to act as: set ACCESS_TOKEN, "
@@ -146,6 +159,18 @@ class Callers:
             )
         return Credential(None, key)
 
+    async def _look_up(self, secret: str) -> ApiKey:
+        """An API key that is not known in memory. Raises Unauthorized, TooMany or Unavailable."""
+        address, digest = peer.address(), _digest(secret)
+        self._refusals.check(address, digest)
+        key = await self._keys.find(secret)
+        if key is None:
+            refusal = Unauthorized("this API key is not known here")
+            self._refusals.note(address, digest, refusal)
+            raise refusal
+        return key
+
+    @peer.own_work
     async def _as_bot(self, bot: Bot) -> Caller:
         token = await bot.token()
         try:
@@ -162,6 +187,7 @@ class Callers:
         """Whoever comes while it is being found out waits for the same answer."""
         kept = self._kept.get(token)
         if kept is None:
+            self._refusals.check(peer.address(), _digest(token))
             return await asyncio.shield(_once(self._learning, token, self._learn))
         identity, until = kept
         now = time.monotonic()
@@ -174,7 +200,7 @@ class Callers:
 
     async def _learn(self, token: str) -> Identity:
         """Ask the homeserver; while it does not answer, what was seen of the token before counts."""
-        asking = _once(self._asking, token, self._ask)
+        asking = _once(self._asking, token, self._ask_in_turn)
         await asyncio.wait({asking}, timeout=PATIENCE_SECONDS)
         if not asking.done():
             known = await self._before(token)
@@ -188,9 +214,23 @@ class Callers:
             known = await self._before(token)
             if known is not None:
                 return self._keep(token, known, AGAIN_SECONDS)
+            if error.status == 500 and macaroons.may_break(token):
+                raise Unauthorized("the homeserver cannot read this access token") from None
             if isinstance(error, (BadGateway, GatewayTimeout)):
                 raise Unavailable(f"nobody can tell whose token this is just now: {error.error}") from None
             raise
+
+    async def _ask_in_turn(self, token: str) -> Identity:
+        """As `_ask`, for an address that may have many tokens that are not known."""
+        address, digest = peer.address(), _digest(token)
+        async with self._lookups.turn(address, LOOKUP_SECONDS):
+            self._refusals.check(address, digest)  # others of this address may have been refused meanwhile
+            try:
+                return await self._ask(token)
+            except MatrixError as error:
+                if error.status == 401:
+                    self._refusals.note(address, digest, error)
+                raise
 
     async def _ask(self, token: str) -> Identity:
         try:

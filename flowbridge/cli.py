@@ -84,6 +84,17 @@ def doctor() -> None:
 
 
 @app.command()
+def backup(
+    path: Annotated[Path, typer.Argument(help="A file that is not there yet, or a folder: then the time is its name.")],
+) -> None:
+    """Copy the SQLite database, beside a running bridge or without, and its key file."""
+    from flowbridge.commands import backup as copying
+    from flowbridge.settings import Settings
+
+    raise typer.Exit(copying.run(Settings.load(), path))
+
+
+@app.command()
 def openapi() -> None:
     """Print the OpenAPI document."""
     import json
@@ -140,8 +151,11 @@ def replay_deliveries(
     room: InRoom = "",
     event_type: OfType = "",
     since: Since = "",
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="State events, too, whose room state has been set since.")
+    ] = False,
 ) -> None:
-    """Send events anew. A running bridge finds them by itself."""
+    """Send events again. A running bridge finds them by itself."""
     from flowbridge.commands import deliveries
     from flowbridge.settings import Settings
 
@@ -149,9 +163,9 @@ def replay_deliveries(
         if bool(ids) == dead or ((room or event_type or since) and not dead):
             raise deliveries.Usage("name the deliveries, or say --dead (and only then --room, --type, --since)")
         if ids:
-            raise typer.Exit(deliveries.replay(Settings.load(), ids))
+            raise typer.Exit(deliveries.replay(Settings.load(), ids, overwrite=overwrite))
         selection = deliveries.choose(state=["dead"], room=room, event_type=event_type, since=since)
-        raise typer.Exit(deliveries.replay_dead(Settings.load(), selection))
+        raise typer.Exit(deliveries.replay_dead(Settings.load(), selection, overwrite=overwrite))
 
 
 @delivery_log.command("purge")
@@ -179,16 +193,26 @@ def create_key(
     event_type: Annotated[
         list[str] | None, typer.Option(help="Only for this event type, or m.room.* for many; may be repeated.")
     ] = None,
+    user: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ID", help="May see, and send again, what this Matrix user sent by itself; may be repeated."
+        ),
+    ] = None,
     admin: Annotated[
         bool,
-        typer.Option("--admin", help="May see everybody's deliveries; without limits also use the whole Matrix API."),
+        typer.Option(
+            "--admin",
+            help="May see everybody's deliveries, in its rooms and of its event types; without limits also use the "
+            "whole Matrix API.",
+        ),
     ] = False,
 ) -> None:
     """Make a key. It is printed once, alone on standard output."""
     from flowbridge.commands import keys
     from flowbridge.settings import Settings
 
-    raise typer.Exit(keys.create(Settings.load(), name, room or [], event_type or [], admin=admin))
+    raise typer.Exit(keys.create(Settings.load(), name, room or [], event_type or [], user or [], admin=admin))
 
 
 @api_keys.command("list")

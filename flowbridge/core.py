@@ -16,6 +16,7 @@ from flowbridge.intake import Intake
 from flowbridge.keyring import Keyring
 from flowbridge.live import Live
 from flowbridge.media import Media
+from flowbridge.replays import Replays
 from flowbridge.settings import Settings
 from flowbridge.store import Database
 from flowbridge.store.journal import Journal
@@ -42,6 +43,7 @@ class Core:
         self.tokens = Tokens(self.database, self.journal)
         self.callers = Callers(settings, self.homeserver, self.tokens.identity, Keyring(settings, self.database))
         self.aliases = Aliases(self.callers, self.homeserver)
+        self.replays = Replays(self.database, self.homeserver, self.callers, self.tokens)
         self.carrier = Carrier(
             self.homeserver,
             self.tokens,
@@ -56,6 +58,7 @@ class Core:
             self.carrier,
             deadline=settings.request_seconds,
             lease=settings.lease_seconds,
+            set_aside=settings.set_aside_seconds,
         )
         self.intake = Intake(
             self.catalogue,

@@ -3,7 +3,6 @@
 Reading asks neither the homeserver nor the writer, so that it goes on while either of them is away or busy.
 """
 
-import asyncio
 import base64
 import json
 import re
@@ -17,12 +16,26 @@ from typing import Any, TypeVar
 
 from sqlalchemy import Connection
 
-from flowbridge import log
+from flowbridge import log, peer
+from flowbridge.aliases import Aliases
 from flowbridge.callers import Callers, Credential
-from flowbridge.errors import BadRequest, Errcode, NotFound, WrongState
-from flowbridge.models import Caller
-from flowbridge.store import Database, ledger
-from flowbridge.store.ledger import ALL, Selection, Whose
+from flowbridge.delivery.waiting import Waiting
+from flowbridge.errors import (
+    BadGateway,
+    BadRequest,
+    Errcode,
+    Forbidden,
+    GatewayTimeout,
+    NotFound,
+    Unavailable,
+    WrongState,
+)
+from flowbridge.limiter import Limiter
+from flowbridge.models import ApiKey, Caller
+from flowbridge.replays import Replays
+from flowbridge.store import Database, StoreUnavailable, ledger
+from flowbridge.store.errors import MISSING_RETRY_MS
+from flowbridge.store.ledger import ALL, Scope, Selection, Standing, Whose
 from flowbridge.tokens import Tokens
 
 T = TypeVar("T")
@@ -39,38 +52,69 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 @dataclass(frozen=True, slots=True)
 class Viewer:
-    """Who asks, and whose deliveries are shown: `caller` is the one with a Matrix token."""
+    """Who asks, and whose deliveries are shown: `caller` is the one with a Matrix token, else a `key` asks."""
 
     name: str
     whose: Whose
     caller: Caller | None = None
+    key: ApiKey | None = None
 
 
 class Deliveries:
-    """The use case. `cancel`: give a queued delivery up, False when it is on its way just now; `wake`: the worker."""
+    """The use case. `cancel`: give a queued delivery up, False when it is on its way just now; `wake`: the worker.
+
+    `amended`: a row with the outcome that was told and is not on the disk yet: reading does not wait for the writer.
+    `waiting`: what an event of an account waits for, as it stands in its lane.
+    """
 
     def __init__(
         self,
         database: Database,
         callers: Callers,
         tokens: Tokens,
+        aliases: Aliases,
+        replays: Replays,
         *,
         cancel: Callable[[str], Awaitable[bool]],
         wake: Callable[[], None],
+        amended: Callable[[dict[str, Any]], dict[str, Any]] = dict,
+        waiting: Callable[[str, Standing], Waiting] | None = None,
     ) -> None:
         self._database = database
         self._callers = callers
         self._tokens = tokens
+        self._aliases = aliases
+        self._replays = replays
         self._cancel = cancel
         self._wake = wake
-        self._turn = asyncio.Lock()
+        self._amended = amended
+        self._waiting = waiting
+        self._turn = Limiter("readings of the delivery log", 1, 1)
 
     async def viewer(self, credential: Credential) -> Viewer:
-        """Keys with `admin` see everything, others what they sent; a Matrix token sees what its user sent."""
-        if (key := credential.key) is not None:
-            return Viewer(f"key:{key.id}", ALL if key.admin else Whose(api_key=key.id))
-        caller = await self._callers.identify(credential)
-        return Viewer(caller.user_id, Whose(user_id=caller.user_id), caller)
+        """Keys with `admin` see all in their rooms and of their event types, others what they sent.
+
+        A Matrix token sees what its user sent; a key also what the users sent that it is made for. The homeserver is
+        asked only where a scope names an alias.
+        """
+        if (key := credential.key) is None:
+            caller = await self._callers.identify(credential)
+            return Viewer(caller.user_id, Whose(user_id=caller.user_id), caller)
+        whose = Whose(api_key=key.id)
+        if key.admin or key.users:
+            scope = Scope(await self._rooms(key) if key.rooms else None, key.event_types)
+            whose = replace(ALL if key.admin else whose, users=key.users, scope=scope)
+        return Viewer(f"key:{key.id}", whose, key=key)
+
+    async def _rooms(self, key: ApiKey) -> frozenset[str]:
+        """The ids of a key's rooms. Raises Unavailable when it is not known where one of its aliases leads."""
+        if not any(room.startswith("#") for room in key.rooms):
+            return frozenset(key.rooms)
+        try:
+            caller = await self._callers.identify(Credential(None, key))
+            return await self._aliases.scope(caller, key, strict=True)
+        except (BadGateway, GatewayTimeout) as error:
+            raise Unavailable(f"where this key's room aliases lead is not known: {error.error}") from None
 
     async def page(self, viewer: Viewer, selection: Selection, limit: int, cursor: str = "") -> dict[str, Any]:
         """A page, the newest first: `{"deliveries": […], "next": cursor}`; without `next` when it is the last."""
@@ -86,7 +130,9 @@ class Deliveries:
             rows, before = await self._read(
                 partial(ledger.page, selection=selection, limit=missing, before=before, span=span)
             )
-            found += rows
+            found += [
+                one for one in map(self._amended, rows) if not selection.states or one["state"] in selection.states
+            ]
             if before is None or len(found) > limit:
                 break
             span *= 2 if time.monotonic() - started < QUICK_SECONDS else 1
@@ -103,45 +149,97 @@ class Deliveries:
             row = await self._database.run(work)
         if row is None:
             raise _unknown()
-        return detail(row)
+        row = self._amended(row)
+        found = detail(row)
+        if row["state"] == "queued" and self._waiting is not None:
+            standing = await self._read(partial(ledger.standing, delivery=delivery))
+            if standing is not None:
+                reason, until = self._waiting(row["account"], standing)
+                found["waiting"] = _without_none({"reason": reason, "until": _time(until)})
+        return found
 
-    async def replay(self, viewer: Viewer, delivery: str) -> None:
-        """Queue a settled delivery anew. Raises NotFound, or WrongState when it is queued already."""
+    async def replay(self, viewer: Viewer, delivery: str, *, overwrite: bool = False) -> None:
+        """Queue a settled delivery again. Raises NotFound; Forbidden for what another Matrix user sent.
+
+        Raises WrongState when it is queued already or, unless `overwrite`, when it is a state event and the room's
+        state has changed since; Unavailable when that cannot be known; StoreUnavailable.
+        """
+        if self._database.missing:
+            raise StoreUnavailable(self._database.missing, retry_after_ms=MISSING_RETRY_MS)
+        row = self._amended(await self._row(viewer, delivery))
+        await self._permit_replay(viewer, row)
+        if row["state_key"] is not None and row["state"] != "queued" and not overwrite:
+            await self._replays.check(row, viewer.caller)
         account = self._tokens.remember(viewer.caller) if viewer.caller else None
         work = partial(
             ledger.replay,
-            delivery=_named(delivery),
+            delivery=delivery,
             txn_id=new_txn_id(),
             by=viewer.name,
             whose=viewer.whose,
             account=account,
         )
         if await self._database.run(work, alone=True) is None:
-            await self._must_exist(viewer, delivery)
+            row = self._amended(await self._row(viewer, delivery))
+            if row["state"] != "queued":
+                raise StoreUnavailable("how it ended cannot be written down at the moment")
             raise WrongState("it is queued already: only what is sent or dead can be replayed")
         log.info("delivery_replayed", delivery=delivery, by=viewer.name)
         self._wake()
 
     async def remove(self, viewer: Viewer, delivery: str) -> None:
-        """Delete a settled delivery, or give a queued one up. Raises NotFound, or WrongState when it is on its way."""
-        work = partial(ledger.remove, delivery=_named(delivery), whose=viewer.whose)
+        """Delete a settled delivery, or give a queued one up. Raises NotFound, or WrongState when it is on its way.
+
+        Raises Forbidden for what another Matrix user sent, unless the viewer is an admin without limits.
+        """
+        row = await self._row(viewer, delivery)
+        if (key := viewer.key) is not None and (key.rooms or key.event_types) and _is_others(key, row):
+            raise Forbidden(
+                f"a Matrix user sent this: {_sender(row)} deletes it, or an API key made with --user for this user, "
+                "or one with `admin` and no limits"
+            )
+        work = partial(ledger.remove, delivery=delivery, whose=viewer.whose)
         removed = await self._database.run(work)
         if not removed:
-            await self._must_exist(viewer, delivery)
+            await self._row(viewer, delivery)
             # In the moment between, it may have been settled.
             removed = await self._cancel(delivery) or await self._database.run(work)
         if not removed:
             raise WrongState("it is on its way to the room just now: try again in a moment")
         log.info("delivery_deleted", delivery=delivery, by=viewer.name)
 
-    async def _must_exist(self, viewer: Viewer, delivery: str) -> None:
-        if await self._database.run(partial(ledger.get, delivery=delivery, whose=viewer.whose)) is None:
+    async def _permit_replay(self, viewer: Viewer, row: Mapping[str, Any]) -> None:
+        key = viewer.key
+        if key is None:
+            return
+        if _is_others(key, row):
+            raise Forbidden(
+                f"a Matrix user sent this: {_sender(row)} sends it again, or an API key made with --user for this user"
+            )
+        room = row["room_id"]  # of a key's own event it may be one that the key's alias has led to, and does not now
+        if key.rooms and room not in key.rooms and room not in await self._rooms(key):
+            raise Forbidden("this API key is not for the room of this delivery")
+
+    async def _row(self, viewer: Viewer, delivery: str) -> dict[str, Any]:
+        """The delivery as it is in the store. Raises NotFound, also for what the viewer may not see."""
+        row = await self._database.run(partial(ledger.get, delivery=_named(delivery), whose=viewer.whose))
+        if row is None:
             raise _unknown()
+        return row
 
     async def _read(self, work: Callable[[Connection], T]) -> T:
         """One reading at a time and each in its turn: others have to read the store, too."""
-        async with self._turn:
+        async with self._turn.turn(peer.who() or "here"):
             return await self._database.read(work)
+
+
+def _is_others(key: ApiKey, row: Mapping[str, Any]) -> bool:
+    """Whether a Matrix user sent this, with a token of its own, for whom the key is not made."""
+    return row["api_key"] is None and row["user_id"] not in key.users
+
+
+def _sender(row: Mapping[str, Any]) -> str:
+    return str(row["user_id"] or "the user")
 
 
 def new_txn_id() -> str:

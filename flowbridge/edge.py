@@ -8,6 +8,7 @@ lifespan and the OpenAPI document. Its router sees no request: it would match th
 What no endpoint serves under `/_matrix/` passes through to the homeserver; web pages may call all of it.
 """
 
+import asyncio
 import time
 from collections.abc import Iterable
 from typing import Any
@@ -17,9 +18,11 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from flowbridge import log, metrics
+from flowbridge import log, metrics, peer
 from flowbridge.errors import MatrixError, MethodNotAllowed, NotFound
-from flowbridge.routes.endpoint import LOG, Endpoint, Handler, error_answer
+from flowbridge.proxies import Proxies
+from flowbridge.routes import streaming
+from flowbridge.routes.endpoint import FORWARDED, LOG, Endpoint, Handler, error_answer
 
 Tree = dict[str, Any]
 
@@ -30,6 +33,8 @@ _NAME = "{name}"
 _HANDLERS = "{handlers}"  # method → handler; braces cannot stand raw in a path
 
 MATRIX = "/_matrix/"
+OPERATIONS = ("/metrics", "/readyz")
+HEALTH = "/healthz"
 WELL_KNOWN = "/.well-known/"
 
 # Client-server specification, "Web Browser Clients"
@@ -38,34 +43,61 @@ _CORS = [
     (b"access-control-allow-methods", b"GET, POST, PUT, DELETE, OPTIONS"),
     (b"access-control-allow-headers", b"X-Requested-With, Content-Type, Authorization"),
 ]
+_SCHEMES = (b"https", b"http")
 _CORS_NAMES = frozenset(name for name, _ in _CORS)
 
 
 class Edge:
-    """An ASGI application around the FastAPI one. `relay` takes what no endpoint serves under `/_matrix/`."""
+    """An ASGI application around the FastAPI one. `relay` takes what no endpoint serves under `/_matrix/`.
 
-    def __init__(self, app: FastAPI, endpoints: Iterable[Endpoint], relay: Handler) -> None:
+    `apart`: what only the operator asks is served on a port of its own, `operations_port`, and on no other.
+    """
+
+    operations_port: int | None = None  # as requests come to it, set when it is known
+
+    def __init__(
+        self,
+        app: FastAPI,
+        endpoints: Iterable[Endpoint],
+        relay: Handler,
+        *,
+        proxies: Proxies | None = None,
+        apart: bool = False,
+    ) -> None:
         self.app = app
-        self._tree = _grow(endpoints)
+        endpoints = list(endpoints)
+        self._tree = _grow(one for one in endpoints if not (apart and one.path in OPERATIONS))
+        self._operations = _grow(one for one in endpoints if one.path in (*OPERATIONS, HEALTH)) if apart else {}
         self._relay = relay
+        self._proxies = proxies or Proxies(())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         started = time.perf_counter()
+        noted = log.begin()
         path = scope["raw_path"].decode("ascii", "replace")
-        methods, params = _find(self._tree, path)
+        is_operator = self.operations_port is not None and scope["server"][1] == self.operations_port
+        methods, params = _find(self._operations if is_operator else self._tree, path)
         scope["app"] = self.app
         scope["path_params"] = params
-        if path.startswith((MATRIX, WELL_KNOWN)):
+        if self._proxies:
+            self._learn_client(scope)
+        peer.enter(scope)
+        client = scope["client"]
+        if path.startswith((MATRIX, WELL_KNOWN)) and not is_operator:
             send = _for_web_pages(send)
             if scope["method"] == "OPTIONS":
                 methods = {"OPTIONS": _preflight}
             elif path.startswith(MATRIX) and scope["method"] not in (methods or ()):
                 methods = {scope["method"]: self._relay}
-        response = await _respond(Request(scope, receive), methods, path)
-        await response(scope, receive, send)
+        try:
+            response = await _respond(Request(scope, receive), methods, path)
+            await response(scope, receive, send)
+        except asyncio.CancelledError:  # the server has waited for as long as it does when it stops
+            streaming.cut(scope, "the bridge stops")  # what came of the request is not known: no answer says that
+            return
         metrics.count(metrics.requests, str(response.status_code))
         log.info(
             "request",
@@ -73,8 +105,26 @@ class Edge:
             path=path[:MAX_LOGGED],
             status=response.status_code,
             ms=round((time.perf_counter() - started) * 1000, 1),
-            **scope.get(LOG, {}),
+            client=client[0] if client else None,
+            **{**noted, **scope.get(LOG, {})},
         )
+
+    def _learn_client(self, scope: Scope) -> None:
+        """Who calls, behind the proxies that we know; the homeserver is told, too, in place of what the request said.
+
+        Synapse counts logins and registrations by address, and takes the first one in X-Forwarded-For.
+        """
+        if scope["client"] is None:
+            return
+        neighbour, port = scope["client"]
+        headers = scope["headers"]
+        client = self._proxies.client(neighbour, [value for name, value in headers if name == b"x-forwarded-for"])
+        scheme = scope["scheme"].encode()
+        if self._proxies.trusts(neighbour):
+            schemes = [value for name, value in headers if name == b"x-forwarded-proto" and value in _SCHEMES]
+            scheme = schemes[-1] if schemes else scheme
+        scope["client"] = (client, port if client == neighbour else 0)
+        scope[FORWARDED] = [(b"x-forwarded-for", client.encode()), (b"x-forwarded-proto", scheme)]
 
 
 async def _preflight(_: Request) -> Response:

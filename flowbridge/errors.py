@@ -10,6 +10,7 @@
       · Conflict            422
       · TooLarge            413
       · UnsupportedMedia    415
+      · TooMany             429  one caller's share of a bound is taken
       · HomeserverError          the homeserver's own status and errcode
       · Unavailable         503  the store is full, or away
       · BadGateway          502  the homeserver is away, or is no homeserver
@@ -152,6 +153,16 @@ class Unavailable(MatrixError):
 class TooLarge(MatrixError):
     status = 413
     errcode = Errcode.TOO_LARGE
+
+
+class TooMany(MatrixError):
+    """More than a bound, or one caller's share of it, allows at once."""
+
+    status = 429
+    errcode = Errcode.LIMIT_EXCEEDED
+
+    def __init__(self, error: str, *, retry_after_ms: int) -> None:
+        super().__init__(error, retry_after_ms=retry_after_ms)
 
 
 class UnsupportedMedia(MatrixError):

@@ -12,11 +12,13 @@ from collections.abc import Awaitable, Mapping
 from functools import partial
 from typing import Any, TypeVar
 
-from flowbridge import bulk, old_events
+from flowbridge import bulk, old_events, peer
 from flowbridge.aliases import Aliases
 from flowbridge.callers import Callers, Credential
-from flowbridge.errors import BadGateway, BadRequest, Errcode, Forbidden, HomeserverError, MatrixError
+from flowbridge.errors import BadGateway, BadRequest, Errcode, Forbidden, HomeserverError
 from flowbridge.homeserver import Homeserver, dialect
+from flowbridge.homeserver.client import READERS
+from flowbridge.limiter import Limiter
 from flowbridge.models import Caller
 from flowbridge.old_events import Json
 
@@ -28,7 +30,11 @@ PAGE = 500  # events of a room in one page
 MAX_MISSED = 10_000  # events of a room that one answer may catch up on
 EVENT_BYTES = 1_000  # about
 MAX_POLLS = 200  # that wait for events at once; each holds a connection to the homeserver
+MAX_POLLS_OF_ONE = 25
+MAX_READS = READERS - MAX_POLLS  # other reads at once
+MAX_READS_OF_ONE = MAX_READS // 4
 MAX_SNAPSHOTS = 4  # at once: each is held in memory
+MAX_SNAPSHOTS_OF_ONE = 2
 LOOKS_AT_ONCE = 16  # into the room directory, for one snapshot
 VISIBILITY_SECONDS = 60.0  # how long it is remembered whether a room is in the directory
 MAX_VISIBILITIES = 10_000
@@ -52,7 +58,9 @@ class History:
         self._callers = callers
         self._aliases = aliases
         self._homeserver = homeserver
-        self._snapshots = asyncio.Semaphore(MAX_SNAPSHOTS)
+        self._snapshots = Limiter("snapshots of rooms that are being made", MAX_SNAPSHOTS, MAX_SNAPSHOTS_OF_ONE)
+        self._waiting = Limiter("calls that wait for events", MAX_POLLS, MAX_POLLS_OF_ONE)
+        self._reads = Limiter("reads of rooms that are going on", MAX_READS, MAX_READS_OF_ONE)
         self._polls: set[asyncio.Future[tuple[bytes, Any]]] = set()
         self._hushed = False
         self._visibilities: dict[str, tuple[str, float]] = {}
@@ -70,7 +78,7 @@ class History:
     async def rooms(self, credential: Credential) -> bytes:
         """The rooms that the caller is in, of an API key with rooms those: ids, names and aliases, sorted by name."""
         caller = await self._callers.identify(credential)
-        async with self._snapshots:
+        async with self._snapshots.turn(peer.who(), SNAPSHOT_SECONDS):
             _, sync = await self._sync(caller, _NAMES)
         found = old_events.named_rooms(sync)
         if credential.key is not None and credential.key.rooms:
@@ -86,7 +94,7 @@ class History:
         self._callers.permit_reading(credential)
         caller = await self._callers.identify(credential)
         filter_ = {"room": {"timeline": {"limit": min(limit, MAX_TIMELINE)}, "include_leave": archived}}
-        async with self._snapshots:
+        async with self._snapshots.turn(peer.who(), SNAPSHOT_SECONDS):
             size, sync = await self._sync(caller, filter_)
             rooms = [room_id for _, room_id in old_events.rooms_of(sync)]
             visibilities = await self._visibility(caller, rooms)
@@ -102,7 +110,7 @@ class History:
         """
         caller, room_id = await self._enter(credential, room)
         only = {"rooms": [room_id], "timeline": {"limit": 1}, "state": {"types": []}, "include_leave": True}
-        async with self._snapshots:
+        async with self._snapshots.turn(peer.who(), SNAPSHOT_SECONDS):
             _, sync = await self._sync(caller, {"room": only})
             kind = next((kind for kind, found in old_events.rooms_of(sync) if found == room_id), "")
             visibility = (await self._visibility(caller, [room_id]))[room_id]
@@ -159,25 +167,20 @@ class History:
 
     async def _poll(self, caller: Caller, filter_: Json, since: str, seconds: float) -> tuple[int, Json]:
         """A sync that waits; nothing new when the bridge stops meanwhile."""
-        if len(self._polls) >= MAX_POLLS:
-            raise MatrixError(
-                f"{MAX_POLLS} callers wait for events already",
-                status=429,
-                errcode=Errcode.LIMIT_EXCEEDED,
-                retry_after_ms=1_000,
-            )
         query = {"filter": _once(filter_), "since": since, "timeout": str(int(seconds * 1000))}
         patience = seconds + self._homeserver.deadline
-        poll = asyncio.ensure_future(self._get(caller, dialect.sync_target(query), patience))
-        self._polls.add(poll)
-        try:
-            return _checked(*await poll)
-        except asyncio.CancelledError:
-            if not self._hushed:
-                raise
-            return 0, {"next_batch": since}
-        finally:
-            self._polls.discard(poll)
+        with self._waiting.hold(peer.who()):
+            asking = self._homeserver.read(dialect.sync_target(query), token=caller.token, seconds=patience)
+            poll = asyncio.ensure_future(self._asked(caller, asking))
+            self._polls.add(poll)
+            try:
+                return _checked(*await poll)
+            except asyncio.CancelledError:
+                if not self._hushed:
+                    raise
+                return 0, {"next_batch": since}
+            finally:
+                self._polls.discard(poll)
 
     async def _missed(self, caller: Caller, sync: Json, since: str) -> dict[str, list[Json]]:
         """All events since then of the rooms whose timeline was cut short, by room id.
@@ -232,7 +235,8 @@ class History:
         return dict(zip(room_ids, await asyncio.gather(*map(look, room_ids)), strict=True))
 
     async def _get(self, caller: Caller, target: str, seconds: float | None = None) -> tuple[bytes, Any]:
-        return await self._asked(caller, self._homeserver.read(target, token=caller.token, seconds=seconds))
+        async with self._reads.turn(peer.who(), self._homeserver.deadline):
+            return await self._asked(caller, self._homeserver.read(target, token=caller.token, seconds=seconds))
 
     async def _asked(self, caller: Caller, asking: Awaitable[T]) -> T:
         try:

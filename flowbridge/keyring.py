@@ -48,13 +48,17 @@ class Keyring:
 
         A key that is not known may be a minute old: the store is asked, once a second for all that are not known.
         """
-        digest = keys.digest(secret)
-        found = self._match(digest)
+        found = self.known(secret)
         if found is None and not self._is_fixed and secret.startswith(keys.PREFIX):
             await self._look()
-            found = self._match(digest)
+            found = self.known(secret)
             if found is None and self._failed:
                 raise Unavailable("nobody can tell whether this API key is right: the store cannot be read just now")
+        return found
+
+    def known(self, secret: str) -> ApiKey | None:
+        """What this key may do, as far as it is known in memory."""
+        found = self._match(keys.digest(secret))
         if found is not None and not self._is_fixed:
             self._used[found.id] = outbox.now_ms()
         return found
@@ -114,11 +118,11 @@ def permit(key: ApiKey, event_type: str, rooms: Iterable[str]) -> None:
 def permit_reading(key: ApiKey, rooms: Iterable[str]) -> None:
     """Raises Forbidden unless the key may read all events of the room that has these names.
 
-    That needs a key for all event types, or `admin`. No room named: all at once, which needs a key for all rooms.
+    That needs a key for all event types. No room named: all at once, which needs a key for all rooms.
     """
     if key.rooms and not any(room in key.rooms for room in rooms):
         raise Forbidden(f"this API key is not for this room: it is for {_named(key.rooms, '')}, and for no other")
-    if key.event_types and not key.admin:
+    if key.event_types:
         only = _named(key.event_types, "")
         raise Forbidden(f"this API key may not read: it is for {only}, and reading shows events of every type")
 

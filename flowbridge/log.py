@@ -4,10 +4,12 @@ import json
 import logging
 import sys
 import time
+from contextvars import ContextVar
 from functools import lru_cache
 from typing import Any, Literal
 
 _logger = logging.getLogger("flowbridge")
+_noted: ContextVar[dict[str, Any] | None] = ContextVar("flowbridge_noted", default=None)
 
 
 def setup(style: Literal["text", "json"], level: str) -> None:
@@ -19,6 +21,20 @@ def setup(style: Literal["text", "json"], level: str) -> None:
     # httpx prints whole query strings at INFO, tokens included; uvicorn's own lines repeat ours.
     for name in ("httpx", "httpcore", "uvicorn", "asyncio", "botocore", "boto3", "urllib3"):
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def begin() -> dict[str, Any]:
+    """The fields that `note` adds to from now on, in this task and those that it starts: of one request's line."""
+    fields: dict[str, Any] = {}
+    _noted.set(fields)
+    return fields
+
+
+def note(**fields: Any) -> None:
+    """Add to the line of the request that is being answered, if there is one."""
+    noted = _noted.get()
+    if noted is not None:
+        noted.update(fields)
 
 
 def info(action: str, **fields: Any) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 from urllib.parse import quote, urlencode
 
-from flowbridge import attachment
+from flowbridge import attachment, peer
 from flowbridge.attachment import Label
 from flowbridge.callers import Callers, Credential
 from flowbridge.errors import BadGateway, BadRequest, Errcode, HomeserverError, MatrixError, TooLarge
@@ -20,6 +20,7 @@ from flowbridge.homeserver import Homeserver, Relay, verdict
 from flowbridge.homeserver.passing import Headers
 from flowbridge.homeserver.relay import Relayed
 from flowbridge.homeserver.wire import Answer
+from flowbridge.limiter import Limiter
 from flowbridge.models import Caller
 from flowbridge.multipart import Multipart
 from flowbridge.spool import Spool
@@ -34,6 +35,9 @@ SPOOL_BYTES = 100 * 1024 * 1024  # at most, when the homeserver names no limit
 FORM_BYTES = 1024 * 1024  # for what a form holds beside its file
 JSON_BYTES = 32 * 1024 * 1024  # for a file inside JSON: it is in memory as a whole
 ANSWER_BYTES = 64 * 1024  # of an answer that is no file
+MAX_SPOOLS = 64  # files of unknown length on the disk at a time
+MAX_SPOOLS_OF_ONE = 8
+MAX_JSON = 2  # files inside JSON in memory at a time
 
 _JSON_LABELS = frozenset({attachment.JSON, "application/x-www-form-urlencoded", ""})
 
@@ -73,7 +77,8 @@ class Media:
         self._homeserver = homeserver
         self._relay = relay
         self._limits: dict[str, tuple[int | None, float]] = {}
-        self._json = asyncio.Semaphore(2)  # how many files inside JSON are in memory at a time
+        self._spools = Limiter("uploads that are kept on the disk", MAX_SPOOLS, MAX_SPOOLS_OF_ONE)
+        self._json = Limiter("files inside JSON that are being read", MAX_JSON, 1)
 
     async def upload(self, credential: Credential, upload: Upload) -> str:
         """Upload a file and return its `mxc://` address. Raises BadRequest, TooLarge, what the homeserver says."""
@@ -136,7 +141,7 @@ class Media:
         if upload.length is not None:
             _check(upload.length, limit)
             return await self._send(caller, label, upload.length, body)
-        async with _spool() as spool:
+        async with self._spool() as spool:
             await _fill(spool, body, SPOOL_BYTES if limit is None else limit)
             return await self._send_spool(caller, label, spool)
 
@@ -145,7 +150,7 @@ class Media:
         _check(max(1, (upload.length or 0) - FORM_BYTES), most)
         form = Multipart(upload.label.content_type)
         read = 0
-        async with _spool() as spool:
+        async with self._spool() as spool:
             async for data in upload.body:
                 read += len(data)
                 await spool.write(form.feed(data))
@@ -157,9 +162,9 @@ class Media:
     async def _from_json(self, caller: Caller, upload: Upload, body: AsyncIterator[bytes], limit: int | None) -> str:
         if (upload.length or 0) > JSON_BYTES:
             raise _too_long_json()
-        async with _spool() as spool:
+        async with self._spool() as spool:
             await _fill(spool, body, JSON_BYTES, _too_long_json())
-            async with self._json:
+            async with self._json.turn(peer.who()):
                 found = await asyncio.to_thread(attachment.read, await spool.read())
             if found is None:
                 _check(spool.size, limit)
@@ -184,6 +189,15 @@ class Media:
         if not isinstance(uri, str) or not uri.startswith("mxc://"):
             raise BadGateway("the homeserver's answer to an upload names no content_uri")
         return uri
+
+    @contextlib.asynccontextmanager
+    async def _spool(self) -> AsyncIterator[Spool]:
+        with self._spools.hold(peer.who()):
+            spool = Spool()
+            try:
+                yield spool
+            finally:
+                spool.close()
 
     # how large a file may be
 
@@ -234,15 +248,6 @@ def _too_large(limit: int) -> TooLarge:
 
 def _too_long_json() -> TooLarge:
     return TooLarge(f"a file inside JSON may be {JSON_BYTES} bytes of JSON: send it raw, or as multipart/form-data")
-
-
-@contextlib.asynccontextmanager
-async def _spool() -> AsyncIterator[Spool]:
-    spool = Spool()
-    try:
-        yield spool
-    finally:
-        spool.close()
 
 
 async def _fill(spool: Spool, body: AsyncIterator[bytes], limit: int, error: TooLarge | None = None) -> None:

@@ -30,6 +30,8 @@ commit_seconds = Histogram(
     registry=_registry,
 )
 commit_failures = _counter("commit_failures", "Commits that the store refused or did not answer.")
+connections_refused = _counter("connections_refused", "Connections of callers refused, by the bound met.", "reason")
+connections_evicted = _counter("connections_evicted", "Idle connections of callers closed to make room for others.")
 live_dropped = _counter("live_dropped", "Streams of live events that were ended because nobody read them.")
 
 queued = _gauge("queued_events", "Events that wait to be sent.")

@@ -31,13 +31,18 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class ApiKey:
-    """What a bridge API key may do. No rooms, or no event types, named: all of them."""
+    """What a bridge API key may do. No rooms, or no event types, named: all of them.
+
+    `admin` widens whose deliveries the key sees, never its rooms and event types. `users`: Matrix users whose own
+    events it may send again.
+    """
 
     id: str
     name: str = ""
     rooms: tuple[str, ...] = ()
     event_types: tuple[str, ...] = ()
     admin: bool = False
+    users: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

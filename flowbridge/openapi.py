@@ -207,6 +207,17 @@ _ANSWERS: Json = {
             "type": "object",
             "properties": {
                 "problems": {"type": "array", "items": {"$ref": "#/components/schemas/Problem"}},
+                "replacement_room": {**_STRING, "description": "What took the place of a room that was upgraded."},
+                "current": {
+                    "type": "object",
+                    "description": "The room's state that a replay would overwrite.",
+                    "properties": {
+                        "event_id": _STRING,
+                        "sender": _STRING,
+                        "origin_server_ts": {"type": "integer"},
+                        "content": {"type": "object"},
+                    },
+                },
             },
         },
     ),
@@ -232,6 +243,14 @@ _ANSWERS: Json = {
             "type": "array",
             "description": "The last attempts and replays, the oldest first.",
             "items": _reference("HistoryEntry"),
+        },
+        waiting={
+            **_object(
+                ["reason"],
+                reason={**_STRING, "description": "For people to read."},
+                until={**_TIME, "description": "When it is tried again, where that is known."},
+            ),
+            "description": "What a queued event waits for: the homeserver, its account, an invitation, older events.",
         },
     ),
     "HistoryEntry": _object(

@@ -18,6 +18,7 @@ from flowbridge.models import Payload, Surface
 
 RULE = "body"  # what Problem.schema says for these rules
 MESSAGE = "m.room.message"
+REDACTION = "m.room.redaction"
 
 _FLOW_KEYS = frozenset({"payload", "topic", "_msgid"})
 _TEXT_CODECS = frozenset({"utf-8", "utf8", "us-ascii", "ascii", "iso-8859-1", "latin1", "windows-1252"})
@@ -89,7 +90,10 @@ def _from_event(event: dict[str, Any], event_type: str) -> Payload:
     state_key = event.get("state_key")
     if state_key is not None and not isinstance(state_key, str):
         _refuse("/state_key", "must be a string")
-    return Payload(event["content"], state_key)
+    content = event["content"]
+    if event_type == REDACTION and "redacts" in event:  # where room versions before 11 have it
+        content = {"redacts": event["redacts"], **content}
+    return Payload(content, state_key)
 
 
 def _check_envelope(value: dict[str, Any]) -> None:

@@ -4,67 +4,127 @@ import asyncio
 import contextlib
 import gc
 import json
-import re
 import signal
 import socket
 import threading
 from asyncio import TimerHandle, Transport
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from types import FrameType
+from typing import Any, cast
 
+import httptools
 import uvicorn
+from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from flowbridge import __version__, first_key, log
+from flowbridge import __version__, file_limit, first_key, log, upgrade
 from flowbridge.app import create_app
+from flowbridge.connections import Connections
 from flowbridge.core import Core
 from flowbridge.errors import Errcode
+from flowbridge.proxies import Proxies
 from flowbridge.routes.endpoint import HANG_UP
-from flowbridge.settings import Settings
+from flowbridge.settings import Settings, SettingsError
 
 HEAD_SECONDS = 10.0  # for a request line and its headers to arrive
 BODY_SECONDS = 20.0  # for a body, or for each further part of it:
 BODY_PART_BYTES = 64 * 1024  # so much must come in that time while somebody reads it, which lets an upload take hours
 MAX_HEAD_BYTES = 64 * 1024
-MAX_CONNECTIONS = 4_096
+KEEP_ALIVE_SECONDS = 75  # nginx's; with uvicorn's 5 one of 12 requests of Node's agent each 5.0 s met a closed one
+MAX_OPERATIONS_CONNECTIONS = 64
 STOP_SECONDS = 10
 
-# llhttp takes whatever follows `Upgrade` for another protocol, and the body is lost. Java's HTTP client offers h2c on
-# every first request: under another name the offer is what it should be, an offer that nobody took.
-_UPGRADE = re.compile(rb"\nupgrade:", re.IGNORECASE)
+
+@dataclass(slots=True)
+class Doors:
+    """The ports, and the connections at each. `operations_port`: where only the operator asks, if there is one."""
+
+    callers: Connections
+    operations: Connections
+    keep_alive: tuple[bytes, bytes]
+    operations_port: int | None = None
+
+    def at(self, port: int | None) -> Connections:
+        return self.callers if port is None or port != self.operations_port else self.operations
 
 
 class Protocol(HttpToolsProtocol):
     """uvicorn's own, with deadlines for the head and the body of a request, a size, and a number of connections."""
 
+    _connections: Connections
     _timer: TimerHandle | None = None
     _head_bytes = 0
     _body_bytes = 0  # since the timer was set
+    _loose_bytes = 0  # since the last byte of a body: chunk extensions and trailers
     _in_head = True
     _began = False  # this head began in the segment that ended the request before it
+    _is_connect = False
+    _is_deaf = False  # nothing that still comes is read
+    _at_work: RequestResponseCycle | None = None  # the request that the application has last been given
+
+    def __init__(self, doors: Doors, *args: Any, **named: Any) -> None:
+        super().__init__(*args, **named)
+        self._doors = doors
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        if len(self.connections) > MAX_CONNECTIONS:
-            self._refuse(503, Errcode.LIMIT_EXCEEDED, "too many connections")
-            return
-        self._timer = self.loop.call_later(HEAD_SECONDS, self._too_slow)
+        self._connections = self._doors.at(self.server[1] if self.server else None)
+        file = transport.get_extra_info("socket").fileno()
+        if refusal := self._connections.admit(self, self.client[0] if self.client else "", file):
+            self._refuse(503, Errcode.LIMIT_EXCEEDED, refusal)
+        else:
+            self._timer = self.loop.call_later(HEAD_SECONDS, self._too_slow)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
+        self._unset_keepalive_if_required()  # uvicorn leaves it after a reset, and with it all of this for 75 s
+        self._connections.drop(self)
         super().connection_lost(exc)
 
+    def make_room(self) -> None:
+        """Close an idle connection: another one needs its place."""
+        self._stop_timer()
+        self._is_deaf = True
+        self.transport.close()
+
     def data_received(self, data: bytes) -> None:
-        if (self._in_head or not self.cycle.more_body) and _UPGRADE.search(data):
-            head, end, rest = data.partition(b"\r\n\r\n")
-            data = _UPGRADE.sub(rb"\nx-offered:", head) + end + rest
-        super().data_received(data)
-        if not self._in_head:
-            self._time_the_body(len(data))
+        if self._is_deaf:
             return
-        self._head_bytes += 0 if self._began else len(data)
+        self._unset_keepalive_if_required()
+        self._connections.wake(self)
+        self._loose_bytes += len(data)
+        try:
+            self._parse(data)
+        except httptools.HttpParserError:
+            self._refuse(400, Errcode.UNKNOWN, "this is not an HTTP/1.1 request")
+            return
+        if self._is_connect:
+            self._refuse(400, Errcode.UNRECOGNIZED, "CONNECT is for proxies, and flowbridge is none")
+        elif not self._in_head:
+            self._time_the_body(len(data))
+        else:
+            self._time_the_head(len(data))
+
+    def _parse(self, data: bytes | memoryview) -> None:
+        """Give the bytes to the parser, each once and as it came. Raises HttpParserError."""
+        while True:
+            try:
+                self.parser.feed_data(data)
+            except httptools.HttpParserUpgrade as stop:
+                if self._is_connect:
+                    return
+                data = memoryview(data)[stop.args[0] :]
+                self.parser = upgrade.successor(self)
+                kept = self.cycle.keep_alive
+                self.parser.feed_data(upgrade.head(self.scope["method"].encode(), self.headers, keep_alive=kept))
+            else:
+                return
+
+    def _time_the_head(self, more: int) -> None:
+        self._head_bytes += 0 if self._began else more
         self._began = False
         if self._head_bytes > MAX_HEAD_BYTES:
             self._refuse(431, Errcode.TOO_LARGE, f"the headers are longer than {MAX_HEAD_BYTES} bytes")
@@ -78,6 +138,8 @@ class Protocol(HttpToolsProtocol):
                 self._timer = self.loop.call_later(HEAD_SECONDS, self.transport.close)
         elif not self.cycle.more_body:
             self._stop_timer()
+        elif self._loose_bytes > MAX_HEAD_BYTES:
+            self._refuse(431, Errcode.TOO_LARGE, f"the trailers are longer than {MAX_HEAD_BYTES} bytes")
         elif self._timer is None:
             self._expect_a_part()
 
@@ -86,40 +148,80 @@ class Protocol(HttpToolsProtocol):
         self._timer = self.loop.call_later(BODY_SECONDS, self._too_slow)
 
     def on_message_begin(self) -> None:
+        before: RequestResponseCycle | None = self.cycle  # uvicorn's None before the first request
         self._in_head, self._head_bytes = True, 0
-        self._began = self._is_busy()
+        self._began = before is not None and (before.more_body or not before.response_complete)
         super().on_message_begin()
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """uvicorn's own, without blanks at the end of the value (RFC 9110 §5.5), and without trailers.
+
+        llhttp strips only those at its beginning. A trailer is not a header (§6.5.1): a proxy in front checks headers.
+        """
+        if self._in_head:
+            name, value = name.lower(), value.rstrip(b" \t")
+            if name == b"expect" and value.lower() == b"100-continue":
+                self.expect_100_continue = self.parser.get_http_version() != "1.0"  # RFC 9110 §10.1.1
+            self.headers.append((name, value))
+
     def on_headers_complete(self) -> None:
+        if self.parser.should_upgrade() and self.parser.get_method() == b"CONNECT":
+            self._is_connect = True
+            return
         self.url = self.url.replace(b"#", b"%23")  # no request has a fragment (RFC 9112): this is a room alias
-        self._in_head = False
-        self._stop_timer()
         super().on_headers_complete()
+        if self.cycle.keep_alive:
+            self.cycle.default_headers = [*self.cycle.default_headers, self._doors.keep_alive]
+        self._in_head = False
+        self._loose_bytes = 0
+        self._stop_timer()
         self.scope[HANG_UP] = partial(self._hang_up, self.cycle)  # type: ignore[literal-required]
+
+    def on_body(self, body: bytes) -> None:
+        self._loose_bytes = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        if not self.parser.should_upgrade():  # else its body is still to come
+            super().on_message_complete()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self._at_work = cycle
+        super()._start_asgi_task(cycle, app)
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if not self.pipeline and not self._in_head:
+            self._connections.rest(self)
+
+    def shutdown(self) -> None:
+        super().shutdown()
+        if self._at_work is not None:
+            self._end_after(self.cycle)
+
+    def _end_after(self, cycle: RequestResponseCycle) -> None:
+        """Close the connection behind this answer, which no longer says that it is kept."""
+        cycle.keep_alive = False
+        cycle.default_headers = [pair for pair in cycle.default_headers if pair is not self._doors.keep_alive]
 
     def _hang_up(self, cycle: RequestResponseCycle) -> None:
         """End the connection in the middle of an answer: what is missing is seen to be missing."""
         cycle.disconnected = True  # uvicorn need not wonder why the answer has no end
         self.transport.abort()
 
-    def send_400_response(self, msg: str) -> None:
-        self._refuse(400, Errcode.UNKNOWN, "this is not an HTTP/1.1 request")
-
     def _too_slow(self) -> None:
         self._timer = None
-        if not self._in_head and self.cycle.response_complete:
-            self.transport.close()  # answered before its body had come: nobody reads that any more
+        if self.flow.read_paused:  # it is we who do not read
+            self._timer = self.loop.call_later(BODY_SECONDS, self._too_slow)
             return
-        if not self._in_head and (self.flow.read_paused or self._body_bytes >= BODY_PART_BYTES):
-            self._expect_a_part()  # it is we who do not read, or enough has come
+        if not self._in_head and self.cycle.response_complete:
+            self.transport.close()  # answered before its body had come: the rest is read by no handler
+            return
+        if not self._in_head and self._body_bytes >= BODY_PART_BYTES:
+            self._expect_a_part()
             return
         what, seconds = ("headers", HEAD_SECONDS) if self._in_head else ("body", BODY_SECONDS)
         self._refuse(408, Errcode.UNKNOWN, f"the {what} did not arrive within {seconds:g} s")
-
-    def _is_busy(self) -> bool:
-        """Whether a request has come whose answer has not gone out yet."""
-        cycle: RequestResponseCycle | None = self.cycle  # uvicorn's None before the first request
-        return cycle is not None and not cycle.response_complete
 
     def _stop_timer(self) -> None:
         if self._timer is not None:
@@ -127,22 +229,31 @@ class Protocol(HttpToolsProtocol):
             self._timer = None
 
     def _refuse(self, status: int, errcode: Errcode, error: str) -> None:
-        """Answer by hand, since no request came to be, and hang up. Any web page may read it, whatever was asked."""
+        """Read nothing more, answer by hand, since no request came to be, and hang up.
+
+        Requests that came whole before it are answered first, and this is not: its answer would be taken for theirs.
+        Any web page may read it, whatever was asked.
+        """
         self._stop_timer()
+        self._is_deaf = True
         if self.transport.is_closing():
             return
-        if self._is_busy() and not self.cycle.more_body:
-            self.transport.pause_reading()
-            self.pipeline.clear()
-            self.cycle.keep_alive = False  # a whole request is at work: its answer first, then hang up
-            return
-        if self._is_busy() and self.cycle.response_started:
-            self._hang_up(self.cycle)  # nothing else can be said in the middle of an answer
-            return
+        if self.pipeline and self.pipeline[0][0].more_body:
+            self.pipeline.popleft()  # the one that is refused
+        at_work = self._at_work
+        if at_work is not None and not at_work.response_complete:
+            if at_work is not self.cycle or not at_work.more_body:
+                self.transport.pause_reading()
+                self._end_after(self.pipeline[0][0] if self.pipeline else at_work)
+                return
+            if at_work.response_started:
+                self._hang_up(at_work)  # nothing else can be said in the middle of an answer
+                return
         body = json.dumps({"errcode": errcode, "error": error}).encode()
+        again = b"retry-after: 2\r\n" if status == 503 else b""
         self.transport.write(
             b"%bcontent-type: application/json\r\naccess-control-allow-origin: *\r\ncontent-length: %d\r\n"
-            b"connection: close\r\n\r\n%b" % (STATUS_LINE[status], len(body), body)
+            b"%bconnection: close\r\n\r\n%b" % (STATUS_LINE[status], len(body), again, body)
         )
         self.transport.close()
 
@@ -152,32 +263,45 @@ class Server(uvicorn.Server):
 
     def __init__(self, settings: Settings) -> None:
         self.core = Core(settings)
-        app = create_app(settings, self.core)
+        self._edge = create_app(settings, self.core)
+        files = file_limit.limit()
+        self._doors = Doors(
+            Connections(Proxies(settings.trusted_proxies).trusts, files=files),
+            Connections(lambda _: True, most=MAX_OPERATIONS_CONNECTIONS),
+            (b"keep-alive", b"timeout=%d" % KEEP_ALIVE_SECONDS),
+        )
+        self._files = file_limit.Watch()
         super().__init__(
             uvicorn.Config(
-                app,
-                http=Protocol,
+                self._edge,
+                http=cast("type[asyncio.Protocol]", partial(Protocol, self._doors)),
                 ws="none",
                 lifespan="on",
                 access_log=False,  # uvicorn's prints query strings, tokens included; the edge has its own
                 log_config=None,
                 server_header=False,
                 proxy_headers=False,
+                timeout_keep_alive=KEEP_ALIVE_SECONDS,
                 timeout_graceful_shutdown=STOP_SECONDS,
             )
         )
         self.ready = threading.Event()
 
-    def run_on(self, listener: socket.socket) -> None:
-        """Serve on this socket until told to stop."""
+    def run_on(self, listener: socket.socket, operations: socket.socket | None = None) -> None:
+        """Serve on this socket until told to stop; on `operations` what only the operator asks."""
         self.core.open()  # before the loop, which would keep Ctrl-C from a database that is waited for
         first_key.make(self.core.settings, self.core.database)
         with asyncio.Runner(loop_factory=self.config.get_loop_factory()) as runner:
-            runner.run(self._main(listener))
+            runner.run(self._main(listener, operations))
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self.ready.set()
+
+    async def on_tick(self, counter: int) -> bool:
+        if counter % 10 == 0:
+            self._files.look()
+        return await super().on_tick(counter)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """A signal that is obeyed is not raised once more at the end, as uvicorn does: the exit code is 0."""
@@ -195,14 +319,19 @@ class Server(uvicorn.Server):
         asyncio.get_running_loop().call_later(STOP_SECONDS / 2, self.core.courier.hush)
         await super().shutdown(sockets)
 
-    async def _main(self, listener: socket.socket) -> None:
+    async def _main(self, listener: socket.socket, operations: socket.socket | None) -> None:
+        apart = {}
+        if operations is not None:
+            self._edge.operations_port = self._doors.operations_port = operations.getsockname()[1]
+            apart = {"operations": url_of(operations)}
         await self.core.locate()
         if threading.current_thread() is threading.main_thread():
             loop = asyncio.get_running_loop()
             loop.add_signal_handler(signal.SIGHUP, lambda: loop.create_task(self.core.locator.refresh()))
         gc.freeze()  # what is there at the start stays: looking it over again takes 80 ms, for which everybody waits
-        log.info("serving", url=url_of(listener), homeserver=self.core.settings.base_url, version=__version__)
-        await self.serve(sockets=[listener])
+        homeserver = self.core.settings.base_url
+        log.info("serving", url=url_of(listener), **apart, homeserver=homeserver, version=__version__)
+        await self.serve(sockets=[listener] if operations is None else [listener, operations])
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -227,20 +356,26 @@ def url_of(listener: socket.socket) -> str:
 def serve(settings: Settings, host: str, port: int) -> None:
     """Serve until SIGINT or SIGTERM; SIGHUP learns the homeserver's address anew.
 
-    Raises OSError when the port is taken, and AddressError or SchemaError for settings that cannot work.
+    Raises OSError when the port is taken, SettingsError when that for operations is, and AddressError or SchemaError
+    for settings that cannot work.
     """
     log.setup(settings.log_format, settings.log_level)
+    file_limit.lift()
     server = Server(settings)
-    with contextlib.closing(listen(host, port)) as listener:
-        server.run_on(listener)
+    with contextlib.closing(listen(host, port)) as listener, _operations(settings, host) as operations:
+        server.run_on(listener, operations)
 
 
 @contextlib.contextmanager
 def background(settings: Settings, host: str = "127.0.0.1", port: int = 0) -> Iterator[str]:
     """Serve in a thread while the context lasts; gives the URL. Raises as `serve` does."""
     server = Server(settings)
-    with contextlib.closing(listen(host, port)) as listener, ThreadPoolExecutor(1) as executor:
-        running = executor.submit(server.run_on, listener)
+    with (
+        contextlib.closing(listen(host, port)) as listener,
+        _operations(settings, host) as operations,
+        ThreadPoolExecutor(1) as executor,
+    ):
+        running = executor.submit(server.run_on, listener, operations)
         running.add_done_callback(lambda _: server.ready.set())
         server.ready.wait()
         try:
@@ -249,3 +384,19 @@ def background(settings: Settings, host: str = "127.0.0.1", port: int = 0) -> It
         finally:
             server.should_exit = True
             running.result()
+
+
+@contextlib.contextmanager
+def _operations(settings: Settings, host: str) -> Iterator[socket.socket | None]:
+    """The socket for what only the operator asks, if it is apart."""
+    port = settings.operations_port
+    if port is None:
+        yield None
+        return
+    try:
+        listener = listen(host, port)
+    except OSError as error:
+        reason = error.strerror or error
+        raise SettingsError(f"FLOWBRIDGE_OPERATIONS_PORT: cannot listen on {host} port {port}: {reason}") from None
+    with contextlib.closing(listener):
+        yield listener

@@ -6,6 +6,7 @@ Every secret may also come from a file: `ACCESS_TOKEN_FILE=/run/secrets/token` i
 import os
 import re
 import string
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -18,6 +19,9 @@ from pydantic_settings import (
     PydanticBaseSettingsSource,
     SettingsConfigDict,
 )
+
+from flowbridge import macaroons
+from flowbridge.proxies import Network
 
 LEASE_MARGIN_SECONDS = 5.0  # else a request could still be under way when somebody else takes the room over
 
@@ -58,14 +62,18 @@ class Settings(BaseSettings):
     wait_seconds: Annotated[float, Field(gt=0, le=300)] = _name("FLOWBRIDGE_WAIT_SECONDS", 10.0)
     request_seconds: Annotated[float, Field(gt=0, le=300)] = _name("FLOWBRIDGE_REQUEST_SECONDS", 10.0)
     lease_seconds: Annotated[float, Field(gt=0, le=600)] = _name("FLOWBRIDGE_LEASE_SECONDS", 30.0)
+    set_aside_seconds: Annotated[float, Field(ge=0, le=604_800)] = _name("FLOWBRIDGE_SET_ASIDE_SECONDS", 300.0)
     reused_txn_id: Literal["send", "replay"] = _name("FLOWBRIDGE_REUSED_TXN_ID", "send")
     max_queued: Annotated[int, Field(ge=1)] = _name("FLOWBRIDGE_MAX_QUEUED", 1_000_000)
     max_queued_per_room: Annotated[int, Field(ge=1)] = _name("FLOWBRIDGE_MAX_QUEUED_PER_ROOM", 100_000)
     max_database_bytes: Annotated[int, Field(ge=1)] = _name("FLOWBRIDGE_MAX_DATABASE_BYTES", 1024**3)
     min_free_disk_bytes: Annotated[int, Field(ge=0)] = _name("FLOWBRIDGE_MIN_FREE_DISK_BYTES", 256 * 1024**2)
     max_waiting: Annotated[int, Field(ge=1)] = _name("FLOWBRIDGE_MAX_WAITING", 10_000)
+    wrong_keys_per_minute: Annotated[int, Field(ge=1)] = _name("FLOWBRIDGE_WRONG_KEYS_PER_MINUTE", 60)
     keep_sent_hours: Annotated[float, Field(ge=0, le=87_600)] = _name("FLOWBRIDGE_KEEP_SENT_HOURS", 24.0)
     keep_dead_days: Annotated[float, Field(ge=0, le=36_500)] = _name("FLOWBRIDGE_KEEP_DEAD_DAYS", 30.0)
+    trusted_proxies: Annotated[tuple[Network, ...], NoDecode] = _name("FLOWBRIDGE_TRUSTED_PROXIES", ())
+    operations_port: Annotated[int, Field(ge=0, le=65_535)] | None = _name("FLOWBRIDGE_OPERATIONS_PORT")
     log_format: Literal["text", "json"] = _name("FLOWBRIDGE_LOG_FORMAT", "text")
     log_level: Literal["debug", "info", "warning", "error"] = _name("FLOWBRIDGE_LOG_LEVEL", "info")
 
@@ -108,11 +116,24 @@ class Settings(BaseSettings):
             raise ValueError("every key begins with fb_ and is followed by at least one character")
         return keys
 
+    @field_validator("trusted_proxies", mode="before")
+    @classmethod
+    def _are_networks(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        found = []
+        for text in value.replace(",", " ").split():
+            try:
+                found.append(ip_network(text))
+            except ValueError as error:
+                raise ValueError(f"addresses and networks (10.0.0.0/8), separated by commas; {error}") from None
+        return tuple(found)
+
     @field_validator("access_token")
     @classmethod
     def _is_token(cls, token: SecretStr | None) -> SecretStr | None:
         if token is not None and not is_token(token.get_secret_value()):
-            raise ValueError("a token is visible ASCII without spaces")
+            raise ValueError("a token is visible ASCII without spaces, and not `None` or the like")
         return token
 
     @field_validator("public_url")
@@ -187,7 +208,7 @@ class _SecretFiles(PydanticBaseSettingsSource):
 
 def is_token(text: str) -> bool:
     """Whether this can be an access token at all: homeservers answer 500 to some of what cannot."""
-    return 0 < len(text) <= 4096 and _VISIBLE.issuperset(text)
+    return 0 < len(text) <= 4096 and _VISIBLE.issuperset(text) and not macaroons.breaks(text)
 
 
 def _variable(field: FieldInfo) -> str:

@@ -84,7 +84,7 @@ class Tokens:
 
         Noted again from time to time: a token that is in use must not be dropped between two events.
         """
-        account = _account_of(caller.user_id, caller.device_id)
+        account = _account_of(caller.user_id)
         known = (caller.user_id, caller.device_id, caller.token)
         is_new = self._known.get(account) != known
         if is_new or self._noted.get(account, -math.inf) < time.monotonic() - NOTE_SECONDS:
@@ -134,12 +134,12 @@ class Tokens:
         return await self._database.read(lambda connection: accounts.by_token(connection, token))
 
     async def _read(self, account: str) -> Known | None:
-        row = await self._database.run(lambda connection: accounts.token_of(connection, account))
-        if row is None or row[2] is None:
+        stored = await self._database.run(lambda connection: accounts.tokens_of(connection, account))
+        if not stored:
             return None
-        user_id, device_id = row[:2]
+        user_id, device_id, secret = stored[0]
         try:
-            token = self._fernet.decrypt(row[2].encode()).decode()
+            token = self._fernet.decrypt(secret.encode()).decode()
         except InvalidToken:
             log.error("token_unreadable", user=user_id, hint="FLOWBRIDGE_SECRET_KEY is not the one it was written with")
             return None

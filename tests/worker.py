@@ -122,7 +122,7 @@ class Rooms(Homeserver):
         behaviour = following.popleft() if following else self._script(sent)
         return await (behaviour or accept)(self, sent)
 
-    async def is_encrypted(self, token: str, room_id: str) -> bool:
+    async def is_encrypted(self, token: str, room_id: str, query: str = "") -> bool:
         self.looks.append(("encrypted", room_id))
         return await _say(self.encrypted.get(room_id, False))
 
@@ -130,7 +130,9 @@ class Rooms(Homeserver):
         self.looks.append(("joined", room_id))
         return await _say(self.joined)
 
-    async def recent(self, token: str, room_id: str, before: str) -> tuple[list[dict[str, Any]], str]:
+    async def recent(
+        self, token: str, room_id: str, before: str, *, only: Any = None, limit: int = 100
+    ) -> tuple[list[dict[str, Any]], str]:
         self.looks.append(("recent", room_id))
         if self.reading is not None:
             raise self.reading
@@ -254,6 +256,7 @@ class Worker:
     lease: float = 10 * PATIENCE  # the worker looks by itself, too, three times in a lease: no test waits for that
     deadline: float = 10.0
     refuse_encrypted: bool = False
+    set_aside: float = 300.0
     limits: Limits = PLENTY
     callers: dict[str, Caller] = field(default_factory=dict)
     database: Database = field(init=False)
@@ -272,7 +275,13 @@ class Worker:
             deadline=self.deadline,
         )
         self.courier = Courier(
-            self.database, self.journal, self.stock, self.carrier, deadline=self.deadline, lease=self.lease
+            self.database,
+            self.journal,
+            self.stock,
+            self.carrier,
+            deadline=self.deadline,
+            lease=self.lease,
+            set_aside=self.set_aside,
         )
         self.tokens.on_change = self.carrier.trust
         self._name, self._names = secrets.token_hex(4), itertools.count(1)

@@ -20,7 +20,10 @@ class Fault(Enum):
 
 @dataclass(slots=True)
 class Faults:
-    """Chances from 0 to 1 for each request. `html`: a proxy in front knows no homeserver and says 404 to everything."""
+    """Chances from 0 to 1 for each request. `html`: a proxy in front knows no homeserver and says 404 to everything.
+
+    `broken`: the homeserver itself answers 500 to everything.
+    """
 
     p429: float = 0.0
     p500: float = 0.0
@@ -30,6 +33,7 @@ class Faults:
     latency_ms: float = 0.0
     retry_after_ms: int = 200
     html: bool = False
+    broken: bool = False
 
     def change(self, values: dict[str, Any]) -> dict[str, Any]:
         """Set some of them; gives all. Raises ValueError for a name that there is not."""

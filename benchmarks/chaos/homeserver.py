@@ -23,9 +23,12 @@ import httptools
 import uvloop
 
 from benchmarks.chaos.faults import Fault, Faults, Limiter
-from benchmarks.chaos.rooms import Device, Rooms, device_of
+from benchmarks.chaos.rooms import Device, Rooms, device_of, sum_of
 
 HTML = b"<html><head><title>404 Not Found</title></head><body><h1>404 Not Found</h1>nginx</body></html>"
+
+FAILURE = {"errcode": "M_UNKNOWN", "error": "Internal server error"}
+POISON = "poison"  # an event with this key in its content gets a 500 each time
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +147,9 @@ class Homeserver:
         if self.faults.html:
             self.given["html 404"] += 1
             return Reply(404, HTML, "text/html"), None
+        if self.faults.broken:
+            self.given["500 to everything"] += 1
+            return _json(FAILURE, 500), None
         fault = self.faults.draw(self._chance)
         if fault is not None:
             self.given[fault.name.lower()] += 1
@@ -155,7 +161,7 @@ class Homeserver:
         except Refused as refused:
             answer = refused.reply
         if fault is Fault.FAILED_LATE:
-            return _json({"errcode": "M_UNKNOWN", "error": "Internal server error"}, 500), fault
+            return _json(FAILURE, 500), fault
         return (None if fault is Fault.LOST else answer), fault
 
     def _early(self, fault: Fault | None) -> Reply | None:
@@ -165,11 +171,13 @@ class Homeserver:
             body = {"errcode": "M_LIMIT_EXCEEDED", "error": "Too Many Requests", "retry_after_ms": math.ceil(wait)}
             return _json(body, 429)
         if fault is Fault.FAILED:
-            return _json({"errcode": "M_UNKNOWN", "error": "Internal server error"}, 500)
+            return _json(FAILURE, 500)
         return None
 
     def _answer(self, request: Request, now: float) -> Reply:
         parts = [unquote(part) for part in request.path.split("/")[1:]]
+        if (request.method, parts) == ("POST", ["_matrix", "media", "v3", "upload"]):
+            return _json({"content_uri": f"mxc://chaos.test/{sum_of(request.body)}"})
         if parts[:2] != ["_matrix", "client"]:
             raise self._unrecognized(request)
         if parts[2:] == ["versions"]:
@@ -195,6 +203,8 @@ class Homeserver:
                 return _json({"user_id": who.user, "is_guest": False, **device})
             case ("POST", "join", room) | ("POST", "rooms", room, "join"):
                 return _json({"room_id": room.replace("#", "!", 1)})
+            case ("POST", "user_directory", "search"):  # tells what came (fuzzer.py)
+                return _json({"results": [], "limited": False, "sha256": sum_of(request.body)})
             case ("GET", "directory", "room", alias):
                 return _json({"room_id": alias.replace("#", "!", 1), "servers": ["chaos.test"]})
             case _:
@@ -205,7 +215,11 @@ class Homeserver:
             limiter = self._limiters.setdefault(who.user, Limiter(self._rate, self._burst))
             if wait := limiter.wait(now):
                 raise Refused(429, "M_LIMIT_EXCEEDED", "Too Many Requests", wait=wait)
-        return _sent(self.rooms.send(who, room, kind, txn_id, request.json()))
+        content = request.json()
+        if POISON in content:
+            self.given["500 to a poisoned event"] += 1
+            raise Refused(500, FAILURE["errcode"], FAILURE["error"])
+        return _sent(self.rooms.send(who, room, kind, txn_id, content))
 
     def _state(self, who: Device, room: str, kind: str, key: str) -> Reply:
         found = self.rooms.state(room, kind, key)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 import jsonschema_rs
 
 from flowbridge import canonical
+from flowbridge.catalogue.general import EVENT, KEPT, UNLISTED, General
 from flowbridge.catalogue.lint import SchemaError, lint, lint_references
 from flowbridge.errors import MatrixError, Problem
 from flowbridge.models import Kind
@@ -99,7 +100,9 @@ class Catalogue(Mapping[str, Entry]):
         entries: Mapping[str, Entry],
         documents: Mapping[str, dict[str, Any]],
         folders: tuple[Path, ...],
+        general: General,
     ) -> None:
+        self.general = general
         self._entries = dict(sorted(entries.items()))
         self._documents = documents
         self._folders = folders
@@ -108,12 +111,14 @@ class Catalogue(Mapping[str, Entry]):
     def load(cls, extra: Path | None = None) -> Self:
         """Read the built-in schemas and those of `extra`, which win by file name. Raises SchemaError."""
         folders = (built_in(), extra) if extra else (built_in(),)
-        documents: dict[str, Any] = {}
-        for folder in folders:
-            documents.update(_read(folder))
+        ours = _read(built_in())
+        documents = {**ours, **_read(extra)} if extra else ours
         registry = _registry(documents)
         names = (name for name in documents if not name.startswith(COMPONENTS))
-        return cls({name: _entry(name, documents, registry) for name in names}, documents, folders)
+        entries = {name: _entry(name, documents, registry) for name in names}
+        if extra:
+            _lint_recursion(documents)
+        return cls(entries, documents, folders, _general(ours))
 
     def __getitem__(self, name: str) -> Entry:
         return self._entries[name]
@@ -190,6 +195,13 @@ def _entry(name: str, documents: Mapping[str, Any], registry: jsonschema_rs.Regi
     return Entry(name, schema, required, documents, validator, state_key_validator)
 
 
+def _general(ours: Mapping[str, Any]) -> General:
+    registry = _registry(ours)
+    documents = {**UNLISTED, **{name: ours[name] for name in KEPT}}
+    found = {name: _entry(name, {**ours, name: schema}, registry) for name, schema in documents.items()}
+    return General(_entry("event", {**ours, "event": EVENT}, registry), found)
+
+
 def _registry(documents: Mapping[str, Any]) -> jsonschema_rs.Registry:
     """All documents by URI. They refer to nothing else: lint_references has seen to it."""
     for name in documents:
@@ -198,6 +210,15 @@ def _registry(documents: Mapping[str, Any]) -> jsonschema_rs.Registry:
         return jsonschema_rs.Registry([(f"{BASE_URI}{name}.json", value) for name, value in documents.items()])
     except ValueError as error:
         raise SchemaError(f"the schemas do not fit together: {str(error).splitlines()[0]}") from None
+
+
+def _lint_recursion(documents: Mapping[str, Any]) -> None:
+    """Of our own schemas a test does it: who has no others need not wait for it at each start, 0.2 s."""
+    from flowbridge.catalogue.recursion import Recursion
+
+    recursion = Recursion(documents, BASE_URI)
+    for name in documents:
+        recursion.lint(name)
 
 
 def _compile(schema: Any, registry: jsonschema_rs.Registry) -> jsonschema_rs.Validator:

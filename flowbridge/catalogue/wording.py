@@ -1,9 +1,13 @@
 """Says in words, and with a JSON Pointer each, what is wrong with a content. The authority is jsonschema."""
 
 import json
+import math
+import sys
+import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
+from itertools import islice
 from typing import Any
 
 import jsonschema_rs
@@ -16,9 +20,12 @@ from referencing.jsonschema import DRAFT202012
 from flowbridge import canonical
 from flowbridge.errors import Problem
 
-SECONDS = 0.25  # a caller with thousands of mistakes is told those that were found by then
+SECONDS = 0.25  # of processor time: a caller with thousands of mistakes is told those that were found by then
+MAX_STEPS = 20_000  # keywords applied: a tenth of a second. One mistake may take many, since every branch is tried
+CLOCK_STEPS = 64  # between two looks at the clock
 
 Errors = Iterator[ValidationError]
+Keyword = Callable[[Any, Any, Any, Any], "Errors | None"]
 
 _TYPES = {
     "array": "an array",
@@ -52,19 +59,23 @@ class Wording:
         self._validator = _Validator({"$id": f"{base_uri}{name}.json", **_undeclared(schema)}, registry=registry)
 
     def problems(self, content: Any) -> list[Problem]:
-        """All problems by pointer: at most 100, and no search beyond a quarter of a second."""
-        deadline = time.monotonic() + SECONDS
+        """All problems by pointer: at most 100, and no search beyond MAX_STEPS or a quarter of a second."""
+        _budget.begin()
         found: dict[tuple[str, str], Problem] = {}
-        for error in self._validator.iter_errors(content):
-            problem = self._problem(list(error.absolute_path), _words(error))
-            found.setdefault((problem.pointer, problem.message), problem)
-            if len(found) == canonical.MAX_REPORTED or time.monotonic() > deadline:
-                break
+        try:
+            for error in self._validator.iter_errors(content):
+                problem = self._problem(list(error.absolute_path), _words(error))
+                found.setdefault((problem.pointer, problem.message), problem)
+                if len(found) == canonical.MAX_REPORTED:
+                    break
+        except _Exhausted:
+            if not found:
+                return [self._problem([], "is not valid; it is too large, or nested too deeply, to say where")]
         return sorted(found.values(), key=lambda problem: problem.pointer) or self._fast_problems(content)
 
     def _fast_problems(self, content: Any) -> list[Problem]:
         """The two engines disagree: refuse all the same, in the fast one's words."""
-        errors = self._fast.iter_errors(content)
+        errors = islice(self._fast.iter_errors(content), canonical.MAX_REPORTED)
         return [self._problem(list(error.instance_path), error.message[:200]) for error in errors]
 
     def _problem(self, path: list[str | int], message: str) -> Problem:
@@ -72,6 +83,40 @@ class Wording:
         for step in path:
             at = canonical.pointer(at, step)
         return Problem(at, message, self.name)
+
+
+class _Exhausted(Exception):
+    """The budget of one payload is spent."""
+
+
+class _Budget(threading.local):
+    """What the wording of one payload may still cost; each thread words one at a time."""
+
+    steps = sys.maxsize
+    ends = math.inf
+
+    def begin(self) -> None:
+        self.steps = MAX_STEPS
+        self.ends = time.thread_time() + SECONDS
+
+    def spend(self) -> None:
+        """One keyword is applied. Raises _Exhausted; in the middle of one error, too."""
+        self.steps -= 1
+        if self.steps < 0 or (self.steps % CLOCK_STEPS == 0 and time.thread_time() > self.ends):
+            raise _Exhausted
+
+
+_budget = _Budget()
+
+
+def _counted(keyword: Keyword) -> Keyword:
+    """The keyword, at a cost. It is lazy, as jsonschema's own are: nothing is spent on an error nobody asks for."""
+
+    def apply(validator: Any, value: Any, instance: Any, schema: Any) -> Errors:
+        _budget.spend()
+        yield from keyword(validator, value, instance, schema) or ()
+
+    return apply
 
 
 def _undeclared(schema: Mapping[str, Any]) -> dict[str, Any]:
@@ -169,13 +214,14 @@ def _compiled(pattern: str) -> jsonschema_rs.Validator:
     return jsonschema_rs.Draft202012Validator({"pattern": pattern}, pattern_options=jsonschema_rs.RegexOptions())
 
 
+_KEYWORDS: dict[str, Keyword] = {
+    **Draft202012Validator.VALIDATORS,
+    "required": _required,
+    "dependentRequired": _dependent_required,
+    "anyOf": _any_of,
+    "pattern": _pattern,
+    "x-max-bytes": _max_bytes,
+}
 _Validator = extend(  # type: ignore[no-untyped-call]
-    Draft202012Validator,
-    {
-        "required": _required,
-        "dependentRequired": _dependent_required,
-        "anyOf": _any_of,
-        "pattern": _pattern,
-        "x-max-bytes": _max_bytes,
-    },
+    Draft202012Validator, {name: _counted(keyword) for name, keyword in _KEYWORDS.items()}
 )

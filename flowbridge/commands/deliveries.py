@@ -1,27 +1,33 @@
 """`flowbridge deliveries`: the delivery log on the database itself, with the server up or down."""
 
+import asyncio
 import contextlib
 import getpass
 import json
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import partial
 from itertools import chain
-from typing import Any
+from typing import Any, TypeVar
 
 import typer
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
+from sqlalchemy import Connection
 
 from flowbridge.commands.store import opened
 from flowbridge.deliveries import detail, moment, new_txn_id, states, summary
-from flowbridge.errors import BadRequest
+from flowbridge.errors import BadRequest, MatrixError
 from flowbridge.homeserver import dialect
 from flowbridge.settings import Settings
 from flowbridge.store import Database, ledger, outbox
 from flowbridge.store.ledger import Selection
+from flowbridge.tokens import cipher
+
+T = TypeVar("T")
 
 FAILED = 1
 BATCH = 100  # replays in one commit: a server beside us waits for no longer than for one of its own
@@ -89,39 +95,49 @@ def show(settings: Settings, delivery: str, *, as_json: bool) -> int:
     return 0
 
 
-def replay(settings: Settings, deliveries: Sequence[str]) -> int:
-    """Queue settled deliveries anew, in this order; returns the exit code: 1 when one of them cannot be."""
+def replay(settings: Settings, deliveries: Sequence[str], *, overwrite: bool = False) -> int:
+    """Queue settled deliveries again, in this order; returns the exit code: 1 when one of them cannot be.
+
+    A state event that would overwrite what was set since is asked about, or refused where nobody can be asked.
+    """
     failed = False
     with opened(settings, make=False) as database:
-        for delivery in deliveries:
-            with database.engine.begin() as connection:
-                row = ledger.replay(connection, _sayable(delivery), new_txn_id(), _who())
-                known = row is not None or ledger.get(connection, _sayable(delivery)) is not None
-            if row is not None:
-                print(f"{delivery} is queued")
-                continue
-            failed = True
-            if known:
+        for delivery in map(_sayable, deliveries):
+            row = _read(database, partial(ledger.get, delivery=delivery))
+            if row is None:
+                failed = bool(_unknown(delivery))
+            elif row["state"] == "queued":
+                failed = True
                 _say(f"{delivery} is queued already")
+            elif not overwrite and (why := _overwrites(settings, [row]).get(delivery)) and not _accepted(why):
+                failed = True
+            elif _replay(database, delivery):
+                print(f"{delivery} is queued")
             else:
-                _unknown(delivery)
+                failed = True
+                _say(f"{delivery} is queued already, or gone")
     return FAILED if failed else 0
 
 
-def replay_dead(settings: Settings, selection: Selection) -> int:
-    """Queue all dead letters of a selection anew, the oldest first; returns the exit code."""
+def replay_dead(settings: Settings, selection: Selection, *, overwrite: bool = False) -> int:
+    """Queue all dead letters of a selection again, the oldest first; returns the exit code.
+
+    State events that would overwrite what was set since stay as they are, unless `overwrite`: then it is 1.
+    """
     with opened(settings, make=False) as database:
-        with database.engine.connect().execution_options(reads=True) as connection:
-            total, newest = ledger.extent(connection, selection)
+        total, newest = _read(database, partial(ledger.extent, selection=selection))
+        skipped = {} if overwrite else _overwritten_by(settings, database, selection, newest)
         queued, after = 0, 0
         with _progress("replaying", total) as advance:
             # Not beyond the newest of now: what dies once more meanwhile has a higher id.
-            while batch := _replay_batch(database, selection, after, newest):
+            while batch := _replay_batch(database, selection, after, newest, skipped.keys()):
                 queued += sum(1 for _, replayed in batch if replayed)
                 after = batch[-1][0]
                 advance(len(batch))
+    for why in skipped.values():
+        _say(_printable(why))
     print(f"{queued} of {total} dead letters are queued")
-    return 0
+    return FAILED if skipped else 0
 
 
 def purge(settings: Settings, wanted: Sequence[str], older_than: str, *, yes: bool) -> int:
@@ -147,11 +163,73 @@ def purge(settings: Settings, wanted: Sequence[str], older_than: str, *, yes: bo
     return 0
 
 
-def _replay_batch(database: Database, selection: Selection, after: int, newest: int) -> list[tuple[int, bool]]:
-    """The next dead letters: id, and whether it was queued; not, when somebody was faster."""
+def _replay_batch(
+    database: Database, selection: Selection, after: int, newest: int, but: Collection[str]
+) -> list[tuple[int, bool]]:
+    """The next dead letters: id, and whether it was queued; not, when somebody was faster, or it is one of `but`."""
     with database.engine.begin() as connection:
         found = ledger.deliveries(connection, selection, after, newest, BATCH)
-        return [(id_, ledger.replay(connection, delivery, new_txn_id(), _who()) is not None) for id_, delivery in found]
+        return [
+            (id_, delivery not in but and ledger.replay(connection, delivery, new_txn_id(), _who()) is not None)
+            for id_, delivery in found
+        ]
+
+
+def _replay(database: Database, delivery: str) -> bool:
+    with database.engine.begin() as connection:
+        return ledger.replay(connection, delivery, new_txn_id(), _who()) is not None
+
+
+def _read(database: Database, work: Callable[[Connection], T]) -> T:
+    with database.engine.connect().execution_options(reads=True) as connection:
+        return work(connection)
+
+
+def _overwritten_by(settings: Settings, database: Database, selection: Selection, newest: int) -> dict[str, str]:
+    """The state events of a selection that would overwrite what was set since, each with a line that says so."""
+    found: dict[str, str] = {}
+    after = 0
+    while batch := _read(
+        database, partial(ledger.state_events, selection=selection, after=after, last=newest, limit=BATCH)
+    ):
+        found |= _overwrites(settings, batch)
+        after = batch[-1]["id"]
+    return found
+
+
+def _overwrites(settings: Settings, rows: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """Those of these deliveries whose replay might overwrite what was set since, each with a line that says so."""
+    states = [row for row in rows if row["state_key"] is not None]
+    return asyncio.run(_look(settings, states)) if states else {}
+
+
+async def _look(settings: Settings, rows: Sequence[dict[str, Any]]) -> dict[str, str]:
+    from flowbridge.core import Core  # half a second of imports, which the other commands do not need
+
+    core = Core(settings)
+    core.database.open(shared=True)
+    core.tokens.unlock(cipher(settings))
+    core.database.start()
+    found = {}
+    try:
+        for row in rows:
+            try:
+                await core.replays.check(row)
+            except MatrixError as error:
+                said = error.error.replace("add ?overwrite=true", "add --overwrite")
+                current = error.extra.get("flowbridge", {}).get("current")
+                shown = f"\nthe room has {_json(current)}" if current else ""
+                found[row["delivery"]] = f"{row['delivery']}: {said}{shown}"
+    finally:
+        await core.database.stop()
+        core.homeserver.close()
+    return found
+
+
+def _accepted(why: str) -> bool:
+    """Whether somebody at a terminal wants it all the same."""
+    _say(_printable(why))
+    return sys.stdin.isatty() and typer.confirm("Overwrite it?", err=True)
 
 
 def _purge_batch(database: Database, sent: int, dead: int) -> int:

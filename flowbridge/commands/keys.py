@@ -15,7 +15,15 @@ FAILED = 1
 USAGE = 2
 
 
-def create(settings: Settings, name: str, rooms: Sequence[str], event_types: Sequence[str], *, admin: bool) -> int:
+def create(
+    settings: Settings,
+    name: str,
+    rooms: Sequence[str],
+    event_types: Sequence[str],
+    users: Sequence[str] = (),
+    *,
+    admin: bool,
+) -> int:
     """Make a key and print it, alone, on standard output; returns the exit code: 2 for scopes that can be none."""
     try:
         key = ApiKey(
@@ -24,6 +32,7 @@ def create(settings: Settings, name: str, rooms: Sequence[str], event_types: Seq
             _each("--room", rooms, _room),
             _each("--event-type", event_types, _event_type),
             admin,
+            _each("--user", users, _user),
         )
     except BadRequest as error:
         return _fail(error.error, USAGE)
@@ -95,6 +104,14 @@ def _event_type(text: str) -> str:
     return found
 
 
+def _user(text: str) -> str:
+    found = dialect.identifier(text, "user id")
+    localpart, colon, server = found[1:].partition(":")
+    if found[0] != "@" or not (localpart and colon and server) or "," in found or " " in found:
+        raise BadRequest(f"{found[:80]!r} is not a user id, which has the form @name:server; repeat it for more")
+    return found
+
+
 def _unencoded(text: str) -> str:
     """An argument is raw text, not a path segment: nothing in it is percent-decoded."""
     return text.replace("%", "%25")
@@ -102,7 +119,8 @@ def _unencoded(text: str) -> str:
 
 def _scopes(key: ApiKey) -> str:
     scopes = [", ".join(key.rooms) or "all rooms", ", ".join(key.event_types) or "all event types"]
-    return "; ".join([*scopes, "admin"] if key.admin else scopes)
+    scopes += ["admin"] if key.admin else []
+    return "; ".join([*scopes, f"for {', '.join(key.users)}"] if key.users else scopes)
 
 
 def _time(ms: int | None) -> str:

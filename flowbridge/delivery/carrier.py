@@ -1,20 +1,20 @@
 """One attempt at one event: may it be sent, was it perhaps sent already, and what does the homeserver say."""
 
 import asyncio
-import json
 import random
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 from flowbridge import log, metrics
 from flowbridge.delivery.gate import Gate
+from flowbridge.delivery.halts import Halts
+from flowbridge.delivery.look import Looks
 from flowbridge.errors import BadGateway, Forbidden, GatewayTimeout, HomeserverError, MatrixError, Unauthorized
 from flowbridge.homeserver import Homeserver, verdict
 from flowbridge.homeserver.verdict import Verdict
 from flowbridge.models import Event
-from flowbridge.store import Database, Row, outbox
+from flowbridge.store import Database, Row
 from flowbridge.tokens import Tokens
 
 WIDEST = 64  # requests under way at once
@@ -27,7 +27,6 @@ MAX_GATES = 10_000  # accounts that are remembered; those with something under w
 FAILURES = 5  # to connect, in a row, and the homeserver is taken to be away
 FIRST_PROBE_PAUSE = 0.5
 MAX_PROBE_PAUSE = 10.0
-CLOCK_SKEW_MS = 60_000
 
 _ALWAYS_PLAIN = frozenset({"m.room.encrypted", "m.room.redaction", "m.reaction"})
 
@@ -43,6 +42,7 @@ class _Attempt:
     row: Row
     uncertain_since: float | None
     still: Still
+    must_look: bool = False
     token: str = ""
     user_id: str = ""
     sending: bool = False
@@ -63,7 +63,7 @@ class Carrier:
     ) -> None:
         self._homeserver = homeserver
         self._tokens = tokens
-        self._database = database
+        self._looks = Looks(homeserver, database)
         self._refuse_encrypted = refuse_encrypted
         self._deadline = deadline
         self._everyone = Gate(WIDEST)
@@ -74,16 +74,28 @@ class Carrier:
         self._telling: set[asyncio.Future[None]] = set()
         self._told_at: dict[str, float] = {}  # account → when `on_distrust` was told of it last, monotonic
         self.distrusted: dict[str, str] = {}  # account → why its token is not accepted
+        self._halts = Halts()
+        self._knocks: dict[str, asyncio.TimerHandle] = {}
+        self.on_refusal: Callable[[str, Verdict], None] | None = None  # told of an account that is refused
         self.on_distrust: Refused | None = None
 
-    async def carry(self, row: Row, uncertain_since: float | None, still: Still) -> Verdict | None:
+    async def carry(
+        self,
+        row: Row,
+        uncertain_since: float | None,
+        still: Still,
+        *,
+        must_look: bool = False,
+        ahead: bool = False,
+    ) -> Verdict | None:
         """Wait for the account's turn, then try once. `uncertain_since`: the event may have been sent then.
 
         `still` is asked right before the event goes out; None when it says that it is not to be sent any more.
+        `must_look`: look for it in its room first, in any case. `ahead`: do not wait behind a long queue.
         """
         gate = self._gate(row.account)
-        async with gate.passage(), self._everyone.passage():
-            found = await self._try(_Attempt(row, uncertain_since, still))
+        async with gate.passage(ahead=ahead), self._everyone.passage(ahead=ahead):
+            found = await self._try(_Attempt(row, uncertain_since, still, must_look))
             if found is not None:
                 self._heed(row.account, gate, found)  # before the next one is let through
         return found
@@ -95,17 +107,57 @@ class Carrier:
             pause = found.pause_ms / 1000
             metrics.rate_limited.inc(pause)
             gate.too_much(pause * random.uniform(1.0, 1.02))  # noqa: S311 (spread, no secret)
+        elif found.kind == "account":
+            self._halt(account, gate, found)
         elif found.kind != "token":
             gate.went_well()
-            if found.kind != "again" and self.distrusted:
+            if found.kind != "again" and (self.distrusted or self._halts):
                 self.distrusted.pop(account, None)
+                if self._halts.lift(account):
+                    log.info("account_goes_on", account=account)
 
-    async def refuses(self, token: str, event: Event) -> bool:
-        """Whether this would put plain text into an encrypted room. Raises MatrixError when nobody can tell."""
+    def _halt(self, account: str, gate: Gate, found: Verdict) -> None:
+        """Pause an account that the homeserver refuses, whatever it sends."""
+        if self._halts.found(account) is None:
+            log.warning("account_paused", account=account, error=found.error.error if found.error else "")
+        gate.too_much(self._halts.refuse(account, found, again=gate.closed_for > 0))
+        if self.on_refusal is not None:
+            self.on_refusal(account, found)
+
+    def knock(self, account: str) -> None:
+        """A caller waits: try the account although it pauses since the homeserver refuses it; every 2 s at most."""
+        if self._halts.found(account) is None or account in self._knocks:
+            return
+        pause = self._halts.may_knock(account)
+        self._knocks[account] = asyncio.get_running_loop().call_later(pause, self._try_early, account)
+
+    def _try_early(self, account: str) -> None:
+        self._knocks.pop(account, None)
+        if self._halts.found(account) is not None and (gate := self._gates.get(account)) is not None:
+            gate.open()
+
+    @property
+    def has_halts(self) -> bool:
+        """Whether any account pauses since the homeserver refuses it."""
+        return bool(self._halts)
+
+    def refusals(self) -> dict[str, str]:
+        """The accounts that the homeserver refuses, or whose token it does not accept → what it says."""
+        return {**self._halts.reasons(), **self.distrusted}
+
+    def refusal_of(self, account: str) -> str:
+        """What the homeserver says against an account; "" for nothing."""
+        return self.distrusted.get(account) or self._halts.reason(account)
+
+    async def refuses(self, token: str, event: Event, *, query: str = "") -> bool:
+        """Whether this would put plain text into an encrypted room. Raises MatrixError when nobody can tell.
+
+        `query`: as whom an application service looks.
+        """
         if self._is_plain(event.room, event.type, event.state_key):
             return False
         asked = time.monotonic()
-        if await self._homeserver.is_encrypted(token, event.room):
+        if await self._homeserver.is_encrypted(token, event.room, query):
             return True
         if len(self._plain) >= MAX_PLAIN:
             self._plain.clear()
@@ -120,7 +172,7 @@ class Carrier:
 
     def trust(self, account: str) -> None:
         """The account has a new token."""
-        if self.distrusted.pop(account, None) is not None:
+        if self.distrusted.pop(account, None) is not None or self._halts.lift(account):
             self._gate(account).open()
 
     def pause_of(self, account: str) -> float:
@@ -138,7 +190,7 @@ class Carrier:
         return self._probing is not None
 
     def close(self) -> None:
-        for task in (self._probing, *self._telling):
+        for task in (self._probing, *self._telling, *self._knocks.values()):
             if task is not None:
                 task.cancel()
 
@@ -155,10 +207,13 @@ class Carrier:
         for memory in (self.distrusted, self._told_at):
             for account in memory.keys() - self._gates.keys():
                 del memory[account]
+        self._halts.forget(set(self._gates))
 
     async def _try(self, attempt: _Attempt) -> Verdict | None:
         """One attempt, with all that is asked for it, within the deadline."""
-        if self._asks_nothing(attempt.row, attempt.uncertain_since):  # then the request's own deadline is enough
+        if not attempt.must_look and self._asks_nothing(
+            attempt.row, attempt.uncertain_since
+        ):  # then the request's own deadline is enough
             found = await self._ask(attempt)
         else:
             try:
@@ -190,10 +245,11 @@ class Carrier:
         if known is None:
             return Verdict("token", error=Unauthorized("the token of this account is not known any more"))
         attempt.user_id, device_id, attempt.token = known
-        looks = attempt.uncertain_since is not None and (
-            row.state_key is not None or _may_be_forgotten(attempt.uncertain_since, device_id)
+        looks = attempt.must_look or (
+            attempt.uncertain_since is not None
+            and (row.state_key is not None or _may_be_forgotten(attempt.uncertain_since, device_id))
         )
-        if looks and (event_id := await self._find(attempt)) is not None:
+        if looks and (event_id := await self._looks.find(row, attempt.token, attempt.user_id)) is not None:
             return Verdict("sent", event_id)
         event = Event(row.room_id, row.event_type, row.content, row.state_key)
         if await self.refuses(attempt.token, event):
@@ -217,11 +273,18 @@ class Carrier:
 
     async def _absent(self, found: Verdict, attempt: _Attempt) -> Verdict:
         """Whether a 403 comes from not being in the room, which an invitation on its way would mend."""
+        room_id, user_id = attempt.row.room_id, attempt.user_id
         try:
-            joined = await self._homeserver.is_joined(attempt.token, attempt.row.room_id, attempt.user_id)
+            joined = await self._homeserver.is_joined(attempt.token, room_id, user_id)
         except MatrixError:
             return found
-        return found if joined else replace(found, kind="absent")
+        if joined or found.error is None:
+            return found
+        error = f"{user_id} is not in this room: invite {user_id}, or POST /join/{room_id} ({found.error.error})"
+        refusal = HomeserverError(
+            error, errcode=found.error.errcode, status=found.error.status, **dict(found.error.extra)
+        )
+        return replace(found, kind="absent", error=refusal)
 
     def _distrust(self, account: str, token: str, found: Verdict) -> None:
         reason = found.error.error if found.error else ""
@@ -241,36 +304,6 @@ class Carrier:
         self._telling.discard(telling)
         if not telling.cancelled() and (error := telling.exception()) is not None:
             log.warning("account_still_paused", error=error)
-
-    async def _find(self, attempt: _Attempt) -> str | None:
-        """Look for an event in its room: by transaction id, or by equal content since it was accepted.
-
-        Also for a state, which has no transaction id: once more it would undo what was set after it.
-        """
-        row = attempt.row
-        content, before = json.loads(row.content), ""
-        since = row.accepted_at - CLOCK_SKEW_MS
-        alike: list[str] = []
-        while True:
-            events, before = await self._homeserver.recent(attempt.token, row.room_id, before)
-            for event in events:
-                if event.get("sender") != attempt.user_id or event.get("type") != row.event_type:
-                    continue
-                if event.get("state_key") != row.state_key:
-                    continue
-                txn_id = (event.get("unsigned") or {}).get("transaction_id")
-                if txn_id == row.txn_id:
-                    return str(event.get("event_id"))
-                if txn_id is None and event.get("content") == content and _sent_at(event) >= since:
-                    alike.append(str(event.get("event_id")))
-            if not before or all(_sent_at(event) < since for event in events):
-                break  # not at the first old one: any homeserver may give its events any time
-        if not alike:
-            return None
-        others = await self._database.run(
-            lambda connection: outbox.sent_before(connection, row.lane, since - CLOCK_SKEW_MS, alike)
-        )
-        return next((event_id for event_id in reversed(alike) if event_id not in others), None)
 
     def _reached(self) -> None:
         self._failures = 0
@@ -317,12 +350,6 @@ def _late(*, sending: bool) -> MatrixError:
     late = GatewayTimeout("the homeserver did not answer in time")
     late.sent = sending
     return late
-
-
-def _sent_at(event: dict[str, Any]) -> int:
-    """A homeserver's time of an event, in milliseconds."""
-    at = event.get("origin_server_ts")
-    return at if isinstance(at, int) else 0
 
 
 def _may_be_forgotten(uncertain_since: float, device_id: str | None) -> bool:

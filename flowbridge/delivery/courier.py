@@ -9,14 +9,16 @@ import math
 import secrets
 import time
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 
 from flowbridge import log, metrics
 from flowbridge.delivery.carrier import Carrier
 from flowbridge.delivery.lane import Lane, LeaseLost, Shared
+from flowbridge.delivery.suspects import Suspects
 from flowbridge.delivery.tickets import Tickets
-from flowbridge.store import Database, Fence, Row, outbox
+from flowbridge.homeserver.verdict import Verdict
+from flowbridge.store import Database, Fence, Row, continuity, outbox
 from flowbridge.store.engine import reason
 from flowbridge.store.journal import Journal, Outcome, Ticket
 from flowbridge.store.outbox import BATCH, Claim
@@ -30,10 +32,19 @@ MAX_HELD = 10_000  # events that are held in memory, in all lanes
 PAUSED_SECONDS = 2.0  # an account that pauses for longer makes room for others
 MAX_REST = 30.0
 HEARD = 500  # deliveries that are asked about at once
+ABSENT_WAKE_SECONDS = 2.0  # a lane that waits for an invitation is not woken for callers more often than this
+WAKE_SECONDS = 5.0  # nor any other one
+MAX_WANTED = 10_000  # lanes that are to be claimed before others
+MAX_ASLEEP = 10_000  # lanes of which is remembered when they went to rest
+ROTATED = 50  # lanes of an account with too many that make room for its others, at most this often:
+ROTATE_SECONDS = 0.5
 
 
 class Courier:
-    """The worker. `deadline`: seconds that one attempt takes at most; `lease`: for which a lane is claimed."""
+    """The worker. `deadline`: seconds that one attempt takes at most; `lease`: for which a lane is claimed.
+
+    `set_aside`: seconds after which an event is given up that the homeserver fails at alone; 0: never.
+    """
 
     def __init__(
         self,
@@ -44,6 +55,7 @@ class Courier:
         *,
         deadline: float = 10.0,
         lease: float = 30.0,
+        set_aside: float = 300.0,
     ) -> None:
         self._database = database
         self._journal = journal
@@ -54,7 +66,22 @@ class Courier:
         self._lanes: dict[str, Lane] = {}
         self._tickets = Tickets()
         self._missed: set[str] = set()  # lanes for which something was offered while lanes were being claimed
-        self._shared = Shared(database, journal, stock, carrier, self._tickets, deadline, self._batch, self._renew)
+        self._wanted: dict[str, None] = {}  # lanes to claim before others, and although they rest, in this order
+        self._asleep: dict[str, float] = {}  # lanes that rest → when they may be woken for callers, monotonic
+        self._releasing: set[str] = set()  # lanes that are being given back
+        self._rotated_at = 0.0  # monotonic
+        self._shared = Shared(
+            database,
+            journal,
+            stock,
+            carrier,
+            Suspects(database, set_aside),
+            self._tickets,
+            deadline,
+            self._batch,
+            self._renew,
+        )
+        carrier.on_refusal = self._refused
         self._wake = asyncio.Event()
         self._looks = False  # for what others have put into lanes of ours
         self._renewing: asyncio.Task[None] | None = None
@@ -77,11 +104,14 @@ class Courier:
         ticket.committed.add_done_callback(lambda done: self._on_written(ticket, done))
         if lane is None:
             self._missed.add(ticket.row.lane)
+            if ticket.waiters or self._stock.queued_in(ticket.row.lane) <= 1:
+                self._want(ticket.row.lane)
             self._wake.set()
         elif direct:
             lane.put(ticket)
         else:
             lane.look()  # what is read from the store from here on is read after this commit
+        self._knock([ticket])
 
     async def join(self, row: Row, *, waits: bool) -> Ticket:
         """The ticket of a delivery that was accepted before, to wait with."""
@@ -154,6 +184,18 @@ class Courier:
         if not ticket.settled.done():
             ticket.settled.set_result(None)
 
+    async def joined(self, user_id: str, room_id: str) -> None:
+        """A user has joined a room: what waits for that is tried at once."""
+        with contextlib.suppress(Exception):  # then it is tried when its time comes
+            for lane in await self._database.read(lambda connection: outbox.lanes_in(connection, user_id, room_id)):
+                self._asleep.pop(lane, None)
+                self._want(lane)
+
+    def rouse(self, lane: str) -> None:
+        """Try a lane at once if it rests, as far as is known here."""
+        if self._asleep.pop(lane, None) is not None:
+            self._want(lane)
+
     def wake(self) -> None:
         """There is something new in the store, perhaps in lanes that are held here."""
         self._looks = True
@@ -207,6 +249,10 @@ class Courier:
         error = None if done.cancelled() else done.exception()
         if error is None and ticket.existing is None:
             self._tickets.leave(ticket)
+            if ticket.idem is not None and ticket.waiters:  # it could not be told before
+                self._knock([ticket])
+                if ticket.row.lane in self._asleep:
+                    self._want(ticket.row.lane)
             return
         lane = self._lanes.get(ticket.row.lane)
         was_tried = ticket.outcome is not None or ticket.tried or (lane is not None and lane.is_sending(ticket))
@@ -228,13 +274,16 @@ class Courier:
         """Claim, renew, listen for the others; for ever."""
         renew_at = 0.0
         pace = self._lease / 3 if self._database.is_sqlite else POLL_SECONDS
-        recovered = not self._database.is_sqlite
+        resumed = False
         while True:
             claims: Sequence[Claim] = ()
             try:
-                if not recovered:  # here, since a disk may be full at the start
-                    await self._database.run(lambda connection: outbox.recover(connection, self._lease_ms))
-                    recovered = True
+                if not resumed:  # here, since a disk may be full at the start
+                    await self._database.run(
+                        lambda connection: continuity.resume(connection, self._database.files, self._lease_ms),
+                        alone=True,
+                    )
+                    resumed = True
                 if self._looks or time.monotonic() >= renew_at:
                     self._looks = False
                     await self._renew()
@@ -257,21 +306,57 @@ class Courier:
 
     async def _claim(self) -> Sequence[Claim]:
         self._missed.clear()
-        but = self._make_room() if len(self._lanes) > MAX_LANES // 2 else []
+        if wanted := self._due():
+            await self._claim_some(len(wanted), only=wanted)
+            for name in wanted:
+                del self._wanted[name]
+        but = await self._make_room() if len(self._lanes) > MAX_LANES // 2 else []
         limit = min(CLAIM_LANES, MAX_LANES - len(self._lanes))
-        if limit <= 0:
-            return ()
+        return await self._claim_some(limit, but=but) if limit > 0 else ()
+
+    def _due(self) -> list[str]:
+        """The lanes that are to be claimed before all others: a caller waits, or their room was quiet until now.
+
+        For these an account may have some lanes more than its share, and no more than that.
+        """
+        if not self._wanted:
+            return []
+        now = time.monotonic()
+        held = Counter(lane.account for lane in self._lanes.values())
+        most = MAX_LANES // (len(held) + 1) + CLAIM_LANES // 2
+        room = min(CLAIM_LANES, MAX_LANES + CLAIM_LANES - len(self._lanes))
+        due: list[str] = []
+        for name in list(self._wanted):
+            account = name.partition("|")[0]
+            if name in self._lanes:
+                del self._wanted[name]
+            elif len(due) >= room:
+                break
+            elif name not in self._releasing and self._asleep.get(name, 0.0) <= now and held[account] < most:
+                held[account] += 1
+                due.append(name)
+        return due
+
+    def _want(self, lane: str) -> None:
+        """Claim a lane before others. Of very many it is claimed when its turn comes."""
+        if len(self._wanted) < MAX_WANTED:
+            self._wanted[lane] = None
+        self._wake.set()
+
+    async def _claim_some(self, limit: int, *, but: Sequence[str] = (), only: Sequence[str] = ()) -> Sequence[Claim]:
         asked = time.monotonic()
         batch = max(1, min(BATCH, MAX_HELD // (len(self._lanes) + limit)))
         claims = await self._database.run(
-            lambda connection: outbox.claim(connection, self._owner, limit, self._lease_ms, batch=batch, but=but),
+            lambda connection: outbox.claim(
+                connection, self._owner, limit, self._lease_ms, batch=batch, but=but, only=only
+            ),
             alone=True,
         )
         for claim in claims:
-            self._take(claim, asked + self._lease, full=len(claim.rows) >= batch)
+            self._take(claim, asked + self._lease, full=len(claim.rows) >= batch, is_fresh=bool(only))
         return claims
 
-    def _take(self, claim: Claim, lease_until: float, *, full: bool) -> None:
+    def _take(self, claim: Claim, lease_until: float, *, full: bool, is_fresh: bool = False) -> None:
         name = claim.fence.lane
         old = self._lanes.get(name)
         if old is not None:
@@ -279,6 +364,9 @@ class Courier:
         # What was offered since the lane was read may lie in the store by now.
         full = full or old is not None or name in self._missed
         lane = self._lanes[name] = Lane(self._shared, claim, lease_until, full=full)
+        lane.is_fresh = is_fresh
+        if is_fresh:
+            self._knock(self._tickets.waiting_in(name) if self._carrier.has_halts else ())
         lane.task = asyncio.create_task(self._attend(lane))
 
     async def _attend(self, lane: Lane) -> None:
@@ -294,7 +382,37 @@ class Courier:
             rest = POLL_SECONDS
         finally:
             self._forget(lane)
-        await self._release([lane.fence], rest)
+        await self._let_rest(lane, rest)
+
+    async def _let_rest(self, lane: Lane, rest: float) -> None:
+        name = lane.fence.lane
+        if rest:
+            if len(self._asleep) >= MAX_ASLEEP:
+                del self._asleep[next(iter(self._asleep))]
+            pause = ABSENT_WAKE_SECONDS if lane.rests_for == "absent" else WAKE_SECONDS
+            self._asleep[name] = time.monotonic() + pause
+        else:
+            self._asleep.pop(name, None)
+        self._releasing.add(name)
+        try:
+            await self._release([lane.fence], rest)
+        finally:
+            self._releasing.discard(name)
+        if lane.rests_for == "absent" and self._tickets.waiting_in(name):  # they came too late to be told
+            self._want(name)
+        if name in self._wanted:
+            self._wake.set()
+
+    def _knock(self, tickets: Iterable[Ticket]) -> None:
+        """Who waits with a token of its own is to hear whether the homeserver still refuses the account."""
+        if self._carrier.has_halts:
+            for account in {ticket.row.account for ticket in tickets if ticket.waiters and ticket.row.api_key is None}:
+                self._carrier.knock(account)
+
+    def _refused(self, account: str, found: Verdict) -> None:
+        """The homeserver refuses an account: who waits for one of its events hears that."""
+        for lane in [lane for lane in self._lanes.values() if lane.account == account]:
+            lane.refuse_waiting(found)
 
     def _forget(self, lane: Lane) -> None:
         """What comes for this lane from here on goes by way of the store."""
@@ -320,10 +438,10 @@ class Courier:
             if not rest:
                 self._wake.set()
 
-    def _make_room(self) -> list[str]:
+    async def _make_room(self) -> list[str]:
         """Give lanes back that send nothing just now; returns the accounts that shall have no more of them.
 
-        A thousand rooms of one caller must not stand in the way of others.
+        A thousand rooms of one caller must not stand in the way of others, nor of one more room of the same caller.
         """
         paused = set(self._carrier.paused(PAUSED_SECONDS))
         resting: dict[str, list[Fence]] = defaultdict(list)
@@ -337,7 +455,27 @@ class Courier:
         self._end_longest_idle(len(self._lanes) - MAX_LANES // 2)
         held = Counter(lane.account for lane in self._lanes.values())
         share = MAX_LANES // (len(held) + 1)
-        return [*paused, *(account for account, number in held.items() if number > share)]
+        many = [account for account, number in held.items() if number > share and account not in paused]
+        if many:
+            await self._rotate(many)
+        return [*paused, *many]
+
+    async def _rotate(self, accounts: Sequence[str]) -> None:
+        """Of accounts with too many lanes let those make room that were served for longest, if others of them wait."""
+        now = time.monotonic()
+        if now < self._rotated_at + ROTATE_SECONDS:
+            return
+        self._rotated_at = now
+        waiting = await self._database.read(lambda connection: outbox.free(connection, accounts, ROTATED))
+        fences: list[Fence] = []
+        for lane in list(self._lanes.values()):  # as they were claimed
+            if len(fences) >= waiting:
+                break
+            if lane.account in accounts and lane.has_more and lane.had_turn and not lane.at_work:
+                self._drop(lane)
+                fences.append(lane.fence)
+        if fences:
+            await self._release(fences)
 
     def _end_longest_idle(self, number: int) -> None:
         idle = [(lane.idle_since, lane) for lane in self._lanes.values() if lane.idle_since is not None]

@@ -17,7 +17,8 @@ SLOWLY = 1.0  # a second
 class Gate:
     """Lets callers through in the order they came. To be used on one event loop.
 
-    `widest`: how wide the window ever gets; `first`: how wide it is at first.
+    `widest`: how wide the window ever gets; `first`: how wide it is at first. Those who come `ahead` have a queue of
+    their own, and take turns with the others: they wait for no long queue, and cannot hold it up.
     """
 
     def __init__(self, widest: int, first: int | None = None) -> None:
@@ -29,23 +30,29 @@ class Gate:
         self._closed_until = 0.0  # the loop's clock
         self._shut = False
         self._queue: OrderedDict[asyncio.Future[None], None] = OrderedDict()
+        self._front: OrderedDict[asyncio.Future[None], None] = OrderedDict()
+        self._was_ahead = False  # the last one that was let in from a queue
+        self._ahead = _Ahead(self)
         self._timer: asyncio.TimerHandle | None = None
 
-    def passage(self) -> Self:
+    def passage(self, *, ahead: bool = False) -> "Self | _Ahead":
         """`async with gate.passage():` waits for a place, and holds it."""
-        return self
+        return self._ahead if ahead else self
 
     async def __aenter__(self) -> None:
-        if not self._queue and self._free():
+        await self._enter(self._queue)
+
+    async def _enter(self, queue: "OrderedDict[asyncio.Future[None], None]") -> None:
+        if not self._waits and self._free():
             self._under_way += 1
             return
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._queue[turn] = None
+        queue[turn] = None
         self._plan()
         try:
             await turn
         except asyncio.CancelledError:
-            self._queue.pop(turn, None)
+            queue.pop(turn, None)
             if turn.done() and not turn.cancelled():
                 self._leave()
             raise
@@ -60,7 +67,11 @@ class Gate:
     @property
     def is_idle(self) -> bool:
         """Whether it is open, and nobody is in it or waits."""
-        return not (self._under_way or self._queue) and self.closed_for == 0
+        return not (self._under_way or self._waits) and self.closed_for == 0
+
+    @property
+    def _waits(self) -> bool:
+        return bool(self._queue or self._front)
 
     @property
     def closed_for(self) -> float:
@@ -76,7 +87,7 @@ class Gate:
 
     def went_well(self) -> None:
         """An answer came that was no refusal. The window grows only when somebody waits for it to."""
-        if not self._queue or self._window >= self._widest:
+        if not self._waits or self._window >= self._widest:
             return
         step = 1.0 if self._window < self._known_good else 1 / self._window
         if self._limited_until and (now := asyncio.get_running_loop().time()) < self._limited_until:
@@ -108,10 +119,11 @@ class Gate:
         return not self._shut and self._under_way < int(self._window) and self.closed_for == 0
 
     def _pump(self) -> None:
-        if not self._queue:
+        if not self._waits:
             return
-        while self._queue and self._free():
-            turn, _ = self._queue.popitem(last=False)
+        while (self._queue or self._front) and self._free():
+            self._was_ahead = bool(self._front) and not (self._was_ahead and self._queue)
+            turn, _ = (self._front if self._was_ahead else self._queue).popitem(last=False)
             if not turn.done():
                 self._under_way += 1
                 turn.set_result(None)
@@ -119,9 +131,22 @@ class Gate:
 
     def _plan(self) -> None:
         """Come back when the time is over, for those who wait; it may have ended since `_free` was asked."""
-        if self._queue and self._timer is None and not self._shut and self._under_way < int(self._window):
+        if self._waits and self._timer is None and not self._shut and self._under_way < int(self._window):
             self._timer = asyncio.get_running_loop().call_later(self.closed_for, self._on_time)
 
     def _on_time(self) -> None:
         self._timer = None
         self._pump()
+
+
+class _Ahead:
+    """The other way into a gate."""
+
+    def __init__(self, gate: Gate) -> None:
+        self._gate = gate
+
+    async def __aenter__(self) -> None:
+        await self._gate._enter(self._gate._front)
+
+    async def __aexit__(self, *_: object) -> None:
+        self._gate._leave()

@@ -15,8 +15,11 @@ from itertools import takewhile
 from typing import Any
 
 from flowbridge import log, metrics
-from flowbridge.delivery.carrier import CLOCK_SKEW_MS, Carrier
+from flowbridge.delivery.carrier import Carrier
+from flowbridge.delivery.look import CLOCK_SKEW_MS
+from flowbridge.delivery.suspects import Suspects, Suspicion, is_failure, must_be_looked_for
 from flowbridge.delivery.tickets import Tickets
+from flowbridge.errors import HomeserverError
 from flowbridge.homeserver.verdict import Verdict
 from flowbridge.store import Database, Row, outbox
 from flowbridge.store.engine import reason
@@ -30,6 +33,7 @@ ABSENT_SECONDS = (60.0, 300.0, 900.0)  # an invitation may be on its way
 FIRST_PAUSE = 0.5
 MAX_PAUSE = 60.0
 REST_SECONDS = 5.0  # for a longer pause than this a lane is given back
+EARLY_MS = 5  # by which an attempt may come before its time
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +44,7 @@ class Shared:
     journal: Journal
     stock: Stock
     carrier: Carrier
+    suspects: Suspects
     tickets: Tickets
     deadline: float  # seconds that one attempt takes at most
     batch: Callable[[], int]  # how many events a lane may hold just now
@@ -63,7 +68,12 @@ class Lane:
         # Whoever held the lane before may have sent more than its head: each event that was accepted until now (ms),
         # by the clock of another replica perhaps.
         self._doubtful_until = outbox.now_ms() + CLOCK_SKEW_MS if claim.uncertain_since else 0
+        # Of a backup, an event that is missing proves nothing: it may have been deleted later, and the next one sent.
+        self._restored = outbox.is_restored(claim.uncertain_since)
         self._missing = False  # the head was looked for, and is not in the room
+        self.is_fresh = False  # it was idle, or is claimed for a caller: its next event goes before long queues
+        self.had_turn = False  # one of its events has come to its end
+        self.rests_for = ""  # the kind of the verdict that it rests after
         self.at_work = False  # a request is under way
         self.task: asyncio.Task[None] | None = None
         self._more = False  # there are, or may be, further events in the store
@@ -140,7 +150,26 @@ class Lane:
                 self.idle_since = time.monotonic()
                 await self._wake.wait()
                 self.idle_since = None
+                self.is_fresh = True
         return 0.0
+
+    @property
+    def has_more(self) -> bool:
+        """Whether it holds a backlog."""
+        return self._more or len(self.tickets) > 1
+
+    def refuse_waiting(self, found: Verdict) -> None:
+        """Tell the callers who wait behind an event that the homeserver refuses, too: theirs would fare no better.
+
+        With an API key the bridge's account is not the caller's business; whether it is in the room is.
+        """
+        for ticket in self._shared.tickets.waiting_in(self.fence.lane):
+            is_new = ticket.idem is None or ticket.committed.done()  # else it may be an older delivery's
+            is_told = found.kind == "absent" or ticket.row.api_key is None
+            if is_new and is_told and not (ticket.tried or ticket.withdrawn or self.is_sending(ticket)):
+                ticket.history = [*ticket.history, _entry(time.time(), found)]
+                ticket.withdrawn = True  # from the lane
+                self._close(ticket, found)
 
     async def _refill(self) -> None:
         self._more, self._reading = False, True  # whoever comes from here on says `look` again
@@ -177,11 +206,15 @@ class Lane:
             found = await self._carry(ticket)
             if found is None:
                 continue
-            pause = self._judge(ticket, started, found)
+            suspicion = None
+            if is_failure(found):
+                suspicion = await self._shared.suspects.weigh(self.fence.lane, ticket.history, started, found)
+            pause = self._judge(ticket, started, found, suspicion)
             if pause is None:
                 return 0.0
             self._note(ticket)
             if pause > REST_SECONDS:
+                self.rests_for = found.kind
                 return pause
             if not self._stopping:
                 await asyncio.sleep(pause)
@@ -190,9 +223,14 @@ class Lane:
     async def _carry(self, ticket: Ticket) -> Verdict | None:
         started = time.time()
         self._missing = False
+        ahead, self.is_fresh = self.is_fresh or ticket.waiters > 0, False
         try:
             return await self._shared.carrier.carry(
-                ticket.row, self.uncertain_since, lambda looked: self._begin(ticket, looked=looked)
+                ticket.row,
+                self.uncertain_since,
+                lambda looked: self._begin(ticket, looked=looked),
+                must_look=ticket.attempts > 0 and must_be_looked_for(ticket.history),
+                ahead=ahead,
             )
         except asyncio.CancelledError:
             if self.at_work:
@@ -226,23 +264,47 @@ class Lane:
             )
             noting.add_done_callback(_heard)
 
-    def _judge(self, ticket: Ticket, started: float, found: Verdict) -> float | None:
+    def _judge(self, ticket: Ticket, started: float, found: Verdict, suspicion: Suspicion | None) -> float | None:
         """Record an attempt: the seconds until the next one, or None when the event is settled by it."""
-        ticket.history = _latest([*ticket.history, _entry(started, found)])
+        entry = _entry(started, found)
+        if suspicion is not None:
+            entry["failed"] = suspicion.entry()
+        wait = _wait_for_invitation(ticket.history, entry) if found.kind == "absent" else None
+        ticket.history = _latest([*ticket.history, entry])
         if found.kind == "slow":
             return 0.0
-        if found.kind == "token" and not (ticket.waiters and ticket.row.api_key is None):
-            return 0.0  # the account waits for a token; who sent with a token of his own and waits hears that it is bad
-        ticket.attempts += 1
         is_old = time.time() - ticket.row.accepted_at / 1000 >= DEAD_SECONDS
+        is_told = ticket.waiters > 0 and ticket.row.api_key is None
+        if found.kind == "token" and not is_told:
+            return 0.0  # the account waits for a token; who sent with a token of his own and waits hears that it is bad
+        if found.kind == "account" and not (is_told or is_old):
+            return 0.0  # likewise; what pauses is the account
+        ticket.attempts += 1
         if found.kind == "again" and not is_old:
-            return self._again(ticket, started, found)
-        if found.kind == "absent" and not (ticket.waiters or is_old):
-            absences = _absences(ticket.history)
-            if absences <= len(ABSENT_SECONDS):
-                return ABSENT_SECONDS[absences - 1]
+            pause = self._again(ticket, started, found)
+            if suspicion is None or not (suspicion.is_due and suspicion.counts):
+                return pause
+            if not self._missing:  # as the history says, it is looked for next time
+                return FIRST_PAUSE
+            found = self._set_aside(ticket, suspicion, found)
+        if wait is not None and not (ticket.waiters or is_old):
+            self.refuse_waiting(found)
+            return wait
         self._settle(ticket, found)
         return None
+
+    def _set_aside(self, ticket: Ticket, suspicion: Suspicion, found: Verdict) -> Verdict:
+        """The homeserver fails at this event alone: let those behind it go."""
+        error = found.error
+        assert error is not None
+        self._shared.suspects.set_aside(self.fence.lane)
+        log.warning("event_set_aside", delivery=ticket.row.delivery, room=ticket.row.room_id, attempts=ticket.attempts)
+        seconds = round(time.time() - suspicion.since / 1000)
+        text = (
+            f"set aside after {ticket.attempts} attempts: for {seconds} s the homeserver has answered "
+            f"{error.status} ({error.error}) to this event, and taken others"
+        )
+        return Verdict("dead", error=HomeserverError(text, errcode=error.errcode, status=error.status))
 
     def _again(self, ticket: Ticket, started: float, found: Verdict) -> float:
         assert found.error is not None
@@ -279,6 +341,20 @@ class Lane:
         self._shared.journal.doubt(self.fence, since)
 
     def _settle(self, ticket: Ticket, found: Verdict) -> None:
+        """The head has come to its end."""
+        self.had_turn = True
+        if found.kind == "sent":
+            self._shared.suspects.passed(self.fence.lane)
+            if self._missing and not self._restored:
+                # It was never sent before, and so nothing is there that comes after it. One that is refused proves
+                # nothing: it may have been refused before, and what comes after it sent.
+                self._doubtful_until = 0
+        self._close(ticket, found)
+        if not self._is_doubtful(ticket):
+            self._be_certain()
+
+    def _close(self, ticket: Ticket, found: Verdict) -> None:
+        """Write down how an event ended, and tell who waits."""
         ticket.settled_at = outbox.now_ms()  # before the outcome, which the writer may see at once
         if found.kind == "sent":
             ticket.outcome = Outcome("sent", found.event_id)
@@ -296,12 +372,6 @@ class Lane:
         metrics.count(metrics.settled, ticket.outcome.state)
         self._shared.stock.remove(ticket)
         self._shared.journal.settle(ticket, self.fence)
-        if self._missing and found.kind == "sent":
-            # It was never sent before, and so nothing is there that comes after it. One that is refused proves nothing:
-            # it may have been refused before, and what comes after it sent.
-            self._doubtful_until = 0
-        if not self._is_doubtful(ticket):
-            self._be_certain()
         if not ticket.settled.done():
             ticket.settled.set_result(ticket.outcome)
 
@@ -317,10 +387,25 @@ def _latest(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [entry for index, entry in enumerate(history) if index >= from_here or "replayed" in entry]
 
 
-def _absences(history: Sequence[Mapping[str, Any]]) -> int:
-    """How often the account was not in the room, since the event was replayed last if it was."""
-    since = takewhile(lambda entry: "replayed" not in entry, reversed(history))
-    return sum(entry.get("absent", False) for entry in since)
+def _wait_for_invitation(history: Sequence[Mapping[str, Any]], entry: dict[str, Any]) -> float | None:
+    """Seconds until an event is tried again whose account is not in the room; None when it has waited long enough.
+
+    Notes in the entry of this attempt which of the waits it is, and when that ends (ms): a caller who waits may have
+    the lane tried in between, which must not use the waits up.
+    """
+    now = outbox.now_ms()
+    since = takewhile(lambda earlier: "replayed" not in earlier, reversed(history))
+    absences = [earlier["absent"] for earlier in since if "absent" in earlier]
+    number, until = -1, 0
+    if absences:  # `true` was written by flowbridge 0.x for each wait that was over
+        number, until = (len(absences) - 1, 0) if absences[0] is True else absences[0]
+    if now + EARLY_MS >= until:
+        number += 1
+        if number >= len(ABSENT_SECONDS):
+            return None
+        until = now + int(ABSENT_SECONDS[number] * 1000)
+    entry["absent"] = [number, until]
+    return max(0.001, (until - now) / 1000)
 
 
 def pause_after(failures: int) -> float:
@@ -328,13 +413,11 @@ def pause_after(failures: int) -> float:
     return min(FIRST_PAUSE * 2.0 ** min(failures, 10), MAX_PAUSE) * random.uniform(0.8, 1.2)  # noqa: S311 (no secret)
 
 
-def _entry(started: float, found: Verdict) -> dict[str, object]:
+def _entry(started: float, found: Verdict) -> dict[str, Any]:
     """One attempt as the delivery log shows it."""
-    entry: dict[str, object] = {"at": int(started * 1000), "ms": int((time.time() - started) * 1000)}
+    entry: dict[str, Any] = {"at": int(started * 1000), "ms": int((time.time() - started) * 1000)}
     if found.error is None:
         return {**entry, "status": 200}
-    if found.kind == "absent":
-        entry["absent"] = True
     return {
         **entry,
         "status": found.error.status,

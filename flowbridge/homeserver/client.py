@@ -2,21 +2,29 @@
 
 import json
 import ssl
+from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
-from flowbridge import __version__, bulk
+from flowbridge import __version__, bulk, canonical, peer
 from flowbridge.errors import BadGateway, Errcode, HomeserverError, TooLarge
 from flowbridge.homeserver import dialect, verdict
 from flowbridge.homeserver.address import Address, AddressError, AddressUnknown, Locator
+from flowbridge.homeserver.passing import Headers
 from flowbridge.homeserver.wire import Answer, Oversize, Wire, WireError
+from flowbridge.limiter import Limiter
 from flowbridge.models import Event
 
 SEND_LIMIT: Final = 64 * 1024  # bytes of an answer to a send
 HISTORY_LIMIT: Final = 8 * 1024 * 1024  # bytes of a page of 100 events
 READ_LIMIT: Final = 1024 * 1024  # bytes of an answer to a read: an event has at most 64 KiB, its state form a few more
 BULK_LIMIT: Final = 64 * 1024 * 1024  # bytes of an answer to a read that may be large: all state of all rooms
+REDACTION: Final = "m.room.redaction"
 READERS: Final = 256  # connections for reads that may be large or slow, so that no send waits for one
 POLLS: Final = 1_024  # connections for the long polls of live streams
+GUESTS: Final = 32  # connections for calls without a token: to log in takes a homeserver half a second of hashing
+GUESTS_OF_ONE: Final = 8  # of one address
+QUESTIONS: Final = 64  # calls that a request makes before it is accepted, at once: half of the connections for sends
+QUESTIONS_OF_ONE: Final = 16
 
 _HEAD: Final = f"User-Agent: flowbridge/{__version__}\r\nAccept: application/json\r\n".encode()
 _JSON_HEAD: Final = _HEAD + b"Content-Type: application/json\r\n"
@@ -31,19 +39,30 @@ class Homeserver:
         self._tls = tls
         self._wires: _Wires | None = None
         self._prefix = ""
+        self._guests = Limiter("calls without a token", GUESTS, GUESTS_OF_ONE)
+        self._questions = Limiter("questions to the homeserver", QUESTIONS, QUESTIONS_OF_ONE)
         locator.on_change = self._move
 
     async def send(self, token: str, event: Event, txn_id: str) -> Answer:
-        """One attempt at a send: a state event to `/state/`, any other with its txnId. The answer as it came."""
-        if event.state_key is None:
-            target = dialect.send_target(event.room, event.type, txn_id)
-        else:
-            target = dialect.state_target(event.room, event.type, event.state_key)
-        return await self.call("PUT", target, token=token, body=event.content)
+        """One attempt at a send: a state event to `/state/`, any other with its txnId. The answer as it came.
 
-    async def is_encrypted(self, token: str, room_id: str) -> bool:
-        """Whether messages in this room are encrypted. Raises MatrixError unless the homeserver plainly says so."""
-        answer = await self.call("GET", dialect.state_target(room_id, "m.room.encryption", ""), token=token)
+        A redaction goes to `/redact/`: Synapse 1.163 answers 500 to one that comes by `/send/`.
+        """
+        body = event.content
+        if event.state_key is not None:
+            target = dialect.state_target(event.room, event.type, event.state_key)
+        elif event.type == REDACTION and (redaction := _redaction(body)) is not None:
+            target, body = dialect.redact_target(event.room, redaction[0], txn_id), redaction[1]
+        else:
+            target = dialect.send_target(event.room, event.type, txn_id)
+        return await self.call("PUT", target, token=token, body=body)
+
+    async def is_encrypted(self, token: str, room_id: str, query: str = "") -> bool:
+        """Whether messages in this room are encrypted. Raises MatrixError unless the homeserver plainly says so.
+
+        `query`: as whom an application service asks, with its `?`.
+        """
+        answer = await self.call("GET", dialect.state_target(room_id, "m.room.encryption", "") + query, token=token)
         if answer.status == 404 and verdict.error(answer).errcode == Errcode.NOT_FOUND:
             return False
         if answer.status != 200:
@@ -57,17 +76,27 @@ class Homeserver:
             return False
         return verdict.success(answer).get("membership") == "join"
 
-    async def recent(self, token: str, room_id: str, before: str) -> tuple[list[dict[str, Any]], str]:
-        """Up to 100 events of a room, newest first, and where the page before them begins ("" at the start)."""
-        target = dialect.messages_target(room_id, before)
-        page = verdict.success(await self.call("GET", target, token=token, limit=HISTORY_LIMIT))
+    async def recent(
+        self, token: str, room_id: str, before: str, *, only: Mapping[str, Any] | None = None, limit: int = 100
+    ) -> tuple[list[dict[str, Any]], str]:
+        """Up to 100 events of a room, newest first, and where the page before them begins ("" at the start).
+
+        `only`: a room event filter (specification, "RoomEventFilter"). With one a page may be empty although it is not
+        the last; the last one names no `end`, or the one before it again.
+        """
+        target = dialect.messages_target(room_id, before, only, limit)
+        page = await success(await self.call("GET", target, token=token, limit=HISTORY_LIMIT))
         chunk, end = page.get("chunk"), page.get("end")
         events = [event for event in chunk if isinstance(event, dict)] if isinstance(chunk, list) else []
-        return events, end if isinstance(end, str) and events else ""
+        return events, end if isinstance(end, str) and (events or only) else ""
 
-    async def read_state(self, token: str, room_id: str, type_: str, state_key: str, query: str) -> Answer:
-        """GET a state event; the answer as it came, when it is a 200."""
+    async def read_state(
+        self, token: str, room_id: str, type_: str, state_key: str, query: str, *, any_status: bool = False
+    ) -> Answer:
+        """GET a state event; the answer as it came, when it is a 200, or `any_status`."""
         target = dialect.state_target(room_id, type_, state_key) + (f"?{query}" if query else "")
+        if any_status:
+            return await self.call("GET", target, token=token, limit=READ_LIMIT)
         return await self._get(target, token=token)
 
     async def read(self, target: str, *, token: str, seconds: float | None = None) -> tuple[bytes, Any]:
@@ -93,14 +122,14 @@ class Homeserver:
 
     async def resolve(self, token: str, alias: str) -> str:
         """The room id of an alias; nobody joins it."""
-        room_id = verdict.success(await self.call("GET", dialect.alias_target(alias), token=token)).get("room_id")
+        room_id = verdict.success(await self._question("GET", dialect.alias_target(alias), token)).get("room_id")
         if not isinstance(room_id, str) or not room_id.startswith("!"):
             raise BadGateway("the homeserver's answer for an alias names no room_id")
         return room_id
 
     async def is_public(self, token: str, room_id: str) -> bool:
         """Whether a room is in the homeserver's room directory."""
-        answer = verdict.success(await self.call("GET", dialect.listing_target(room_id), token=token))
+        answer = verdict.success(await self._question("GET", dialect.listing_target(room_id), token))
         return answer.get("visibility") == "public"
 
     async def versions(self) -> Answer:
@@ -119,7 +148,7 @@ class Homeserver:
 
     async def join(self, token: str, room_or_alias: str) -> str:
         """Join a room (nothing happens when one is in it) and return its room id."""
-        answer = verdict.success(await self.call("POST", dialect.join_target(room_or_alias), token=token, body=b"{}"))
+        answer = verdict.success(await self._question("POST", dialect.join_target(room_or_alias), token, b"{}"))
         room_id = answer.get("room_id")
         if not isinstance(room_id, str) or not room_id.startswith("!"):
             raise BadGateway("the homeserver's answer to a join names no room_id")
@@ -149,16 +178,35 @@ class Homeserver:
         body: bytes = b"",
         limit: int = SEND_LIMIT,
         deadline: float | None = None,
+        forwarded: Headers | None = None,
     ) -> Answer:
         """Any call; the answer whatever its status. Raises BadGateway or GatewayTimeout when there is none.
 
-        `deadline`: seconds for this call, where they are not the usual ones.
+        `deadline`: seconds for this call, where they are not the usual ones. `forwarded`: headers that say for whom.
         """
         wire = (self._wires or await self._connect()).calls
         try:
-            return await self._exchange(wire, method, target, token, body, deadline or self.deadline, limit)
+            return await self._exchange(wire, method, target, token, body, deadline or self.deadline, limit, forwarded)
         except WireError as failure:
             raise verdict.no_answer(failure) from None
+
+    async def guest_call(
+        self,
+        method: str,
+        target: str,
+        *,
+        token: str = "",
+        body: bytes = b"",
+        limit: int = SEND_LIMIT,
+        forwarded: Headers | None = None,
+    ) -> Answer:
+        """As `call`, for a caller that has not been authenticated: on connections apart, with a share per address."""
+        async with self._guests.turn(peer.who(), self.deadline):
+            wire = (self._wires or await self._connect()).guests
+            try:
+                return await self._exchange(wire, method, target, token, body, self.deadline, limit, forwarded)
+            except WireError as failure:
+                raise verdict.no_answer(failure) from None
 
     async def poll(self, target: str, *, token: str, deadline: float, limit: int) -> Answer:
         """A GET that may take long, within `deadline` seconds; on connections of its own. Raises as `call` does."""
@@ -174,16 +222,33 @@ class Homeserver:
                 wire.close()
 
     async def _exchange(
-        self, wire: Wire, method: str, target: str, token: str, body: bytes, deadline: float, limit: int
+        self,
+        wire: Wire,
+        method: str,
+        target: str,
+        token: str,
+        body: bytes,
+        deadline: float,
+        limit: int,
+        forwarded: Headers | None = None,
     ) -> Answer:
         head = _JSON_HEAD if body else _HEAD
+        for pair in forwarded or ():
+            head += b"%b: %b\r\n" % pair
         if token:
             head = b"Authorization: Bearer %b\r\n%b" % (token.encode("ascii"), head)
         return await wire.exchange(method, self._prefix + target, head, body, deadline=deadline, limit=limit)
 
+    async def _question(
+        self, method: str, target: str, token: str, body: bytes = b"", limit: int = SEND_LIMIT
+    ) -> Answer:
+        """A call on behalf of a request, which keeps to its caller's share of the connections."""
+        async with self._questions.turn(peer.who(), self.deadline):
+            return await self.call(method, target, token=token, body=body, limit=limit)
+
     async def _get(self, target: str, *, token: str = "") -> Answer:
-        answer = await self.call("GET", target, token=token, limit=READ_LIMIT)
-        verdict.success(answer)
+        answer = await self._question("GET", target, token, limit=READ_LIMIT)
+        await success(answer)
         return answer
 
     async def _connect(self) -> "_Wires":
@@ -201,8 +266,34 @@ class Homeserver:
             Wire(address.origin, self._tls),
             Wire(address.origin, self._tls, most=READERS),
             Wire(address.origin, self._tls, most=POLLS),
+            Wire(address.origin, self._tls, most=GUESTS),
         )
         self._prefix = address.prefix
+
+
+def _redaction(content: bytes) -> tuple[str, bytes] | None:
+    """The event that a redaction is for, and the rest of its content; None when it names none.
+
+    From room version 11 on the homeserver puts `redacts` into the content itself, before it beside the content.
+    """
+    rest = json.loads(content)
+    event_id = rest.pop("redacts", None)
+    if not isinstance(event_id, str) or not event_id.startswith("$"):
+        return None
+    return event_id, canonical.write(rest)
+
+
+async def success(answer: Answer) -> dict[str, Any]:
+    """As `verdict.success`; a large answer is read without holding up the event loop: 10 MB took 0.2 s."""
+    if answer.status != 200 or len(answer.body) < bulk.LARGE_BYTES:
+        return verdict.success(answer)
+    try:
+        found = await bulk.aside(len(answer.body), bulk.read, answer.body)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise verdict.error(answer)
+    return found
 
 
 class _Wires(NamedTuple):
@@ -211,3 +302,4 @@ class _Wires(NamedTuple):
     calls: Wire
     reads: Wire
     polls: Wire
+    guests: Wire

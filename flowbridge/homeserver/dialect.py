@@ -3,10 +3,12 @@
 A caller may speak `api/v1`, `r0`, `v3` or `unstable`; the homeserver is always spoken to in v3.
 """
 
+import json
 import re
 import secrets
 from collections.abc import Mapping
 from functools import lru_cache
+from typing import Any
 from unicodedata import category
 from urllib.parse import quote, unquote_to_bytes, urlencode
 
@@ -73,14 +75,19 @@ def send_target(room_id: str, type_: str, txn_id: str) -> str:
     return f"{CLIENT}/rooms/{_q(room_id)}/send/{_q(type_)}/{quote(txn_id, safe='')}"
 
 
+def redact_target(room_id: str, event_id: str, txn_id: str) -> str:
+    return f"{CLIENT}/rooms/{_q(room_id)}/redact/{quote(event_id, safe='')}/{quote(txn_id, safe='')}"
+
+
 def state_target(room_id: str, type_: str, state_key: str) -> str:
     return f"{CLIENT}/rooms/{_q(room_id)}/state/{_q(type_)}/{_q(state_key)}"
 
 
-def messages_target(room_id: str, before: str) -> str:
-    """A page of a room's events, newest first."""
+def messages_target(room_id: str, before: str, only: Mapping[str, Any] | None = None, limit: int = 100) -> str:
+    """A page of a room's events, newest first. `only`: a room event filter."""
     start = f"&from={quote(before, safe='')}" if before else ""
-    return f"{CLIENT}/rooms/{_q(room_id)}/messages?dir=b&limit=100{start}"
+    chosen = f"&filter={quote(json.dumps(only, separators=(',', ':')), safe='')}" if only else ""
+    return f"{CLIENT}/rooms/{_q(room_id)}/messages?dir=b&limit={limit}{start}{chosen}"
 
 
 def room_target(room_id: str, what: str, query: Mapping[str, str]) -> str:

@@ -2,7 +2,7 @@
 
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
 from typing import Any, Literal, NoReturn
 
@@ -11,6 +11,7 @@ from flowbridge.homeserver.wire import Answer, TimedOut, WireError
 
 MIN_PAUSE_MS = 500  # a 429 that names no time
 MAX_PAUSE_MS = 600_000
+MAX_ERROR_BYTES = 64 * 1024  # what is longer is no Matrix error, and reading it would hold up the event loop
 
 
 def event_id(answer: Answer) -> str:
@@ -39,7 +40,7 @@ def challenge(answer: Answer) -> dict[str, Any] | None:
 
 def error(answer: Answer) -> MatrixError:
     """The homeserver's own error as it came; a 502 for what no homeserver would say."""
-    found = _object(answer) or {}
+    found = (_object(answer) if len(answer.body) <= MAX_ERROR_BYTES else None) or {}
     errcode = found.pop("errcode", None)
     text = found.pop("error", None)
     if answer.status == 429:
@@ -109,16 +110,37 @@ class Verdict:
 
     sent: `event_id` is its id. dead: the homeserver refuses it for good. forbidden: likewise, by 403 M_FORBIDDEN.
     absent: forbidden since the account is not in the room. again: nobody knows, or not now. slow: the account has to
-    pause for `pause_ms`. token: the account's token is not accepted.
+    pause for `pause_ms`. token: the account's token is not accepted. account: the homeserver refuses the account, or
+    everything for the moment, and not this event; `pause_ms` is how long it asks to wait, 0 when it does not say.
     """
 
-    kind: Literal["sent", "dead", "forbidden", "absent", "again", "slow", "token"]
+    kind: Literal["sent", "dead", "forbidden", "absent", "again", "slow", "token", "account"]
     event_id: str = ""
     error: MatrixError | None = None
     pause_ms: int = 0
 
 
+def _named_ms(refusal: MatrixError) -> int:
+    """The pause that an error names, in milliseconds; 0 for none."""
+    named = refusal.extra.get("retry_after_ms")
+    return min(max(0, named), MAX_PAUSE_MS) if isinstance(named, int) and not isinstance(named, bool) else 0
+
+
 _TOKEN_ERRCODES = frozenset({"M_UNKNOWN_TOKEN", "M_MISSING_TOKEN", "M_USER_LOCKED"})
+
+# Whatever the event, these would be the answer. In 12 s they killed 50 of 50 queued events once.
+_ACCOUNT_ERRCODES = _TOKEN_ERRCODES | {
+    "M_CONSENT_NOT_GIVEN",
+    "M_RESOURCE_LIMIT_EXCEEDED",
+    "M_UNAUTHORIZED",
+    "M_USER_AWAITING_APPROVAL",
+    "M_USER_DEACTIVATED",
+    "M_USER_LIMIT_EXCEEDED",
+    "M_USER_SUSPENDED",
+    "ORG.MATRIX.MSC3823.USER_ACCOUNT_SUSPENDED",  # M_USER_SUSPENDED before Matrix 1.13
+    "ORG_MATRIX_EXPIRED_ACCOUNT",  # Synapse's account validity
+}
+_ACCOUNT_STATUSES = frozenset({401, 408, 409, 425})  # not authenticated, too slow, in conflict, too early
 
 
 def judge(answer: Answer) -> Verdict:
@@ -126,17 +148,22 @@ def judge(answer: Answer) -> Verdict:
     try:
         return Verdict("sent", event_id(answer))
     except MatrixError as refusal:
-        return refused(refusal)
+        found = refused(refusal)
+        if found.kind == "account" and not found.pause_ms:
+            found = replace(found, pause_ms=min(_retry_after_ms(answer.header(b"retry-after")), MAX_PAUSE_MS))
+        return found
 
 
 def refused(refusal: MatrixError) -> Verdict:
     """The verdict over what came instead of a success, or over that nothing came."""
-    if refusal.status == 429:
-        return Verdict("slow", error=refusal, pause_ms=int(refusal.extra.get("retry_after_ms", MIN_PAUSE_MS)))
+    if refusal.status == 429 or (refusal.errcode == Errcode.LIMIT_EXCEEDED and 400 <= refusal.status < 500):
+        return Verdict("slow", error=refusal, pause_ms=_named_ms(refusal) or MIN_PAUSE_MS)
     if not isinstance(refusal, HomeserverError) or refusal.status >= 500 or refusal.errcode == Errcode.UNRECOGNIZED:
         return Verdict("again", error=refusal)
     if refusal.status == 401 and refusal.errcode in _TOKEN_ERRCODES:
         return Verdict("token", error=refusal)
+    if refusal.status in _ACCOUNT_STATUSES or refusal.errcode in _ACCOUNT_ERRCODES:
+        return Verdict("account", error=refusal, pause_ms=_named_ms(refusal))
     if refusal.status == 403 and refusal.errcode == Errcode.FORBIDDEN:
         return Verdict("forbidden", error=refusal)
     return Verdict("dead", error=refusal)

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncGenerator, Callable
 from functools import partial
 from typing import Final
@@ -18,6 +19,7 @@ LINGER_SECONDS: Final = 10.0  # after the last listener: most come back
 FIRST_PAUSE: Final = 0.25  # after an attempt that failed; doubled while none gets any further
 MAX_PAUSE: Final = 5.0
 MIN_POLL_SECONDS: Final = 0.5  # a homeserver that says at once that nothing is new is not asked at once again
+TELL_SECONDS: Final = 0.005  # of telling what is new, before others have their turn
 MISTAKE: Final = "flowbridge made a mistake; its log says which"
 
 Refused = Callable[[Listener, MatrixError], MatrixError]  # what this listener is told of a refusal
@@ -147,11 +149,15 @@ class Feed:
 
     async def _tell(self, items: AsyncGenerator[Item, None]) -> None:
         """To everybody who was there when the batch began; all who are there now have it behind them then."""
+        ends = time.monotonic() + TELL_SECONDS
         async for item in items:
             frame = frames.event(item.position, item.room, item.event)
             for listener in self._audience:
                 listener.tell(frame)
             self._at = item.position
+            if time.monotonic() > ends:  # a batch of 10 MB is 10,000 events: others have their turn, and listeners read
+                await asyncio.sleep(0)
+                ends = time.monotonic() + TELL_SECONDS
         self._at = Position(self._head)
         for listener in self._attached:
             listener.reach(self._at)

@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from flowbridge.errors import BadGateway, Errcode, MatrixError
-from flowbridge.homeserver import Homeserver, dialect, verdict
+from flowbridge.homeserver import Homeserver, dialect
+from flowbridge.homeserver.client import success
 from flowbridge.live.frames import Event
 from flowbridge.live.memo import Memo
 from flowbridge.live.position import Position, mark
@@ -147,7 +148,7 @@ class Reader:
                 target, token=self._token, deadline=self._homeserver.deadline, limit=PAGE_LIMIT
             )
             try:
-                page = verdict.success(answer)
+                page = await success(answer)
             except MatrixError as error:
                 if error.errcode in (Errcode.FORBIDDEN, Errcode.NOT_FOUND):  # left and forgotten, or banned
                     return ([], ""), len(target)
@@ -162,7 +163,7 @@ class Reader:
         query = {"set_presence": "offline", "timeout": str(round(seconds * 1000)), "filter": filter_}
         target = dialect.sync_target({**query, "since": since} if since else query)
         deadline = seconds + MARGIN_SECONDS
-        return verdict.success(
+        return await success(
             await self._homeserver.poll(target, token=self._token, deadline=deadline, limit=SYNC_LIMIT)
         )
 

@@ -10,7 +10,8 @@ from flowbridge.accounts import PAGE, Accounts
 from flowbridge.core import Core
 from flowbridge.errors import Errcode, Forbidden, Unauthorized
 from flowbridge.routes import describe_accounts as describe
-from flowbridge.routes.endpoint import LOG, Endpoint, endpoint, headers_of, json_answer, read_body
+from flowbridge.routes import parameters
+from flowbridge.routes.endpoint import LOG, Endpoint, endpoint, forwarded_of, headers_of, json_answer, read_body
 from flowbridge.routes.incoming import FLAG, TEXT, Shape, query_of, read_object, record
 from flowbridge.routes.public_url import public_url
 from flowbridge.routes.send import DIALECTS
@@ -58,9 +59,10 @@ class Register:
         token = await token_if_any(self._core, request, headers)
         body = await read_object(request, headers, REGISTER)
         if self._always or ("user_id" in body and not body.keys() & {"username", "auth"}):
-            status, found = 200, await self._accounts.register_at_once(body)
+            status, found = 200, await self._accounts.register_at_once(body, forwarded_of(request))
         else:
-            status, found = await self._accounts.register(body, query_of(request, "kind"), token)
+            query = query_of(request, "kind")
+            status, found = await self._accounts.register(body, query, token, forwarded_of(request))
         if "user_id" in found:
             request.scope[LOG] = {"user": found["user_id"]}
         return json_answer(found, status, _HEADERS)
@@ -80,7 +82,8 @@ class Sessions:
         headers = headers_of(request)
         token = await token_if_any(self._core, request, headers)
         body = await read_object(request, headers, LOGIN)
-        found = await self._accounts.login(body, token, public_url(self._core.settings, request))
+        ours = public_url(self._core.settings, request)
+        found = await self._accounts.login(body, token, ours, forwarded_of(request))
         request.scope[LOG] = {"user": found.get("user_id")}
         return json_answer(found, headers=_HEADERS)
 
@@ -105,7 +108,7 @@ class Sessions:
     async def whoami(self, request: Request) -> Response:
         """GET …/account/whoami"""
         credential = await self._core.callers.credential(headers_of(request), request.scope["query_string"])
-        found = await self._accounts.whoami(credential)
+        found = await self._accounts.whoami(credential, parameters.passed_on(request, credential))
         request.scope[LOG] = {"user": found.get("user_id")}
         return json_answer(found)
 
@@ -115,7 +118,8 @@ class Sessions:
         if credential.token is None:
             raise Forbidden("an API key does not log out: the bridge needs its own account; revoke the key instead")
         await read_body(request, headers)
-        await self._accounts.logout(credential.token, everywhere=everywhere)
+        query = parameters.passed_on(request, credential)
+        await self._accounts.logout(credential.token, query, everywhere=everywhere)
         return json_answer({})
 
 
@@ -159,6 +163,13 @@ def _routes(prefix: str, sessions: Sessions, register: Register, whoami: str, *,
         ("GET", whoami, sessions.whoami),
     ]
     return [
-        endpoint(method, prefix + path, handler, describe.account(method, prefix + path), documented=documented)
+        endpoint(
+            method,
+            prefix + path,
+            handler,
+            describe.account(method, prefix + path),
+            documented=documented,
+            lenient=path == "/login/fallback",  # its parameters are for the script in the homeserver's page
+        )
         for method, path, handler in table
     ]

@@ -1,6 +1,7 @@
 """The delivery log: list, show, replay, delete."""
 
 import re
+from functools import partial
 from urllib.parse import parse_qsl, unquote
 
 from starlette.requests import Request
@@ -8,6 +9,7 @@ from starlette.responses import Response
 
 from flowbridge.core import Core
 from flowbridge.deliveries import Deliveries, Viewer, moment, states
+from flowbridge.delivery.waiting import waiting
 from flowbridge.errors import BadRequest
 from flowbridge.homeserver import dialect
 from flowbridge.routes import describe
@@ -27,7 +29,15 @@ class Log:
         courier = core.courier
         self._callers = core.callers
         self._deliveries = Deliveries(
-            core.database, core.callers, core.tokens, cancel=courier.cancel, wake=courier.wake
+            core.database,
+            core.callers,
+            core.tokens,
+            core.aliases,
+            core.replays,
+            cancel=courier.cancel,
+            wake=courier.wake,
+            amended=core.journal.amended,
+            waiting=partial(waiting, core.carrier),
         )
 
     async def index(self, request: Request) -> Response:
@@ -44,10 +54,10 @@ class Log:
         return json_answer(await self._deliveries.get(viewer, _delivery(request)), headers=_HEADERS)
 
     async def replay(self, request: Request) -> Response:
-        """POST /deliveries/{deliveryId}/replay"""
+        """POST /deliveries/{deliveryId}/replay?overwrite="""
         viewer = await self._viewer(request)
         delivery = _delivery(request)
-        await self._deliveries.replay(viewer, delivery)
+        await self._deliveries.replay(viewer, delivery, overwrite=_overwrite(request))
         answer = {"delivery_id": delivery, "status": "queued"}
         return json_answer(answer, 202, {"Location": f"/deliveries/{delivery}"})
 
@@ -66,6 +76,13 @@ class Log:
 
 def _delivery(request: Request) -> str:
     return unquote(request.path_params["deliveryId"])
+
+
+def _overwrite(request: Request) -> bool:
+    text = request.query_params.get("overwrite", "").strip().lower() or "false"
+    if text not in ("true", "false"):
+        raise BadRequest("overwrite: it is 'true' or 'false'")
+    return text == "true"
 
 
 def _selection(given: dict[str, str]) -> Selection:

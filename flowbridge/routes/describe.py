@@ -13,7 +13,7 @@ _ERRORS = {
     403: "The account may not do this in the room.",
     404: "There is no such room, event, delivery or path.",
     408: "The body did not arrive in time.",
-    409: "The delivery is queued, or on its way just now.",
+    409: "The delivery is queued, or on its way just now, or its replay would overwrite newer state.",
     413: "The body or the event is too large.",
     415: "The body is a form, multipart, XML or compressed.",
     422: "This `Idempotency-Key` was used before, with other content.",
@@ -77,12 +77,16 @@ def operation(
     parameters: Iterable[Operation] = (),
     body: Operation | None = None,
     open_to_all: bool = False,
+    kept: bool = False,
 ) -> Operation:
+    """`kept`: the answer has an ETag, and a caller that has it already gets a 304."""
     responses: dict[str, Any] = {}
     if answers is not None:
         responses["200"] = {"description": ok, "content": dict(answers)}
     if accepted is not None:
         responses["202"] = accepted
+    if kept:
+        responses["304"] = {"description": "`If-None-Match` names the ETag of what would be answered."}
     for status in sorted({404, 405, *errors}):
         text = _ERRORS.get(status, "The path is known, but not with this method.")
         responses[str(status)] = {"description": text, "content": as_json(schema("MatrixError"))}
@@ -217,7 +221,8 @@ _DELIVERY_ID = parameter(
     "deliveryId", "As `Flowbridge-Delivery` and a 202 name it.", "KZbVxTqKq5mS0o3lPz9r_g1f", maxLength=128
 )
 _OWN = (
-    "A key with `admin` sees all deliveries, another key those that it sent, a Matrix token those that its user sent. "
+    "A key with `admin` sees all deliveries in its rooms and of its event types, another key those that it sent, a "
+    "Matrix token those that its user sent. A key made for users (`--user`) also sees what these sent by themselves. "
 )
 _LOG_ERRORS = (400, 401, 403, 429, 500, 502, 503, 504)
 
@@ -252,23 +257,35 @@ DELIVERY = operation(
 REPLAY = operation(
     "replay",
     "Deliveries",
-    "Send a settled event anew",
+    "Send a settled event again",
     description="Of a dead letter, or once more of what was sent: the same delivery goes behind all that is queued for "
-    "its room.",
+    "its room. What a Matrix user sent, only this user sends again, or a key that is made for the user. A state event "
+    "whose room state has been set since is a 409, with `flowbridge.current`: what the room holds now. Where the "
+    "homeserver cannot tell, this is a 503.",
     accepted={
         "description": "It is queued.",
         "content": as_json(schema("Accepted")),
         "headers": {"Location": _LOCATION},
     },
     errors=(*_LOG_ERRORS, 409),
-    parameters=[_DELIVERY_ID],
+    parameters=[
+        _DELIVERY_ID,
+        query(
+            "overwrite",
+            "`true`: send a state event whatever has been set since.",
+            "true",
+            enum=["true", "false"],
+            default="false",
+        ),
+    ],
 )
 DELETE_DELIVERY = operation(
     "deleteDelivery",
     "Deliveries",
     "Delete a delivery",
     description="One that is queued is given up, unless it is on its way just now. Nothing is taken out of the room: "
-    "after an attempt without an answer the event may be there all the same.",
+    "after an attempt without an answer the event may be there all the same. What a Matrix user sent, this user "
+    "deletes, a key that is made for the user, or one with `admin` and no limits.",
     ok="It is gone.",
     answers=as_json({"type": "object", "maxProperties": 0}),
     errors=(*_LOG_ERRORS, 409),
@@ -281,6 +298,7 @@ SCHEMAS = operation(
     ok="All event types by name.",
     answers=as_json(schema("Schemas")),
     open_to_all=True,
+    kept=True,
 )
 SCHEMA = operation(
     "schema",
@@ -292,6 +310,7 @@ SCHEMA = operation(
     errors=(400,),
     parameters=[PARAMETERS["eventType"]],
     open_to_all=True,
+    kept=True,
 )
 COMPONENT = operation(
     "schemaComponent",
@@ -302,6 +321,7 @@ COMPONENT = operation(
     errors=(400,),
     parameters=[parameter("name", "The component's file name.", "image_info.json")],
     open_to_all=True,
+    kept=True,
 )
 VALIDATE = operation(
     "validate",
@@ -328,7 +348,8 @@ READYZ = operation(
     "Operations",
     "Whether events can be sent",
     ok="The store can be written, the homeserver reached, and the bot account, if there is one, is accepted. "
-    "With a 503 `flowbridge.failed` names the part that fails: store, homeserver or bot.",
+    "With a 503 `flowbridge.failed` names the part that fails: store, homeserver or bot. "
+    "With FLOWBRIDGE_OPERATIONS_PORT it is served there alone.",
     answers=as_json(schema("Ready")),
     errors=(503,),
     open_to_all=True,
@@ -337,7 +358,8 @@ METRICS = operation(
     "metrics",
     "Operations",
     "Figures for Prometheus",
-    ok="Prometheus' text format: what is queued and since when, lanes, commits, pauses. No names of rooms or accounts.",
+    ok="Prometheus' text format: what is queued and since when, lanes, commits, pauses. No names of rooms or accounts. "
+    "With FLOWBRIDGE_OPERATIONS_PORT it is served there alone.",
     answers={"text/plain": {"schema": {"type": "string"}}},
     open_to_all=True,
 )
@@ -357,5 +379,6 @@ OPENAPI = operation(
     ok="OpenAPI 3.1.",
     answers=as_json({"type": "object"}),
     open_to_all=True,
+    kept=True,
 )
 PAGE = operation("docs", "Operations", "The documentation as a page", ok="HTML.", answers={"text/html": {}})

@@ -57,6 +57,13 @@ _FILENAME = parameter("filename", "The name under which it is to be saved.", "ca
 _TIMEOUT = parameter(
     "timeout_ms", "How long to wait for a file that is not there yet.", 20000, "query", type="integer", minimum=0
 )
+_REMOTE = [
+    parameter(name, f"Whether {what}.", "true", "query", enum=["true", "false"])
+    for name, what in (
+        ("allow_remote", "the homeserver may fetch it from another server"),
+        ("allow_redirect", "it may answer where the file is"),
+    )
+]
 _SIZES = [
     parameter(name, "In pixels.", 64, "query", type="integer", minimum=1, maximum=99_999)
     for name in ("width", "height")
@@ -129,6 +136,6 @@ def media(method: str, path: str) -> Operation:
         ok="The file as it streams; headers keep a browser from running it.",
         answers={"*/*": _BYTES},
         errors=(400, *UPSTREAM),
-        parameters=[*_PATH, *own, _TIMEOUT],
+        parameters=[*_PATH, *own, *_REMOTE, _TIMEOUT],
         open_to_all=old,
     )

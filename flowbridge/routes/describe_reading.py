@@ -74,7 +74,7 @@ def _query(name: str, description: str, example: Any, **schema: Any) -> Operatio
 
 _LIMIT = _query("limit", "How many events of a room; 1,000 at most.", 10, type="integer", minimum=0, default=10)
 _NEWEST = _query("limit", "How many of the newest events of each room; 100 at most.", 1, type="integer", minimum=0)
-_KEY = "An API key must be for all rooms, and for all event types or `admin`."
+_KEY = "An API key must be for all rooms and all event types."
 _OLD = "Events have the guide's `ts`, `user_id`, `age` and, for members, `membership` beside today's fields."
 
 # name: summary, what there is, its schema, description, parameters

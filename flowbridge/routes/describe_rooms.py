@@ -17,6 +17,10 @@ _CREATE = {
     "preset": {**_TEXT, "examples": ["private_chat", "public_chat", "trusted_private_chat"]},
     "invite": {"type": "array", "items": _TEXT},
 }
+_SERVERS = [
+    parameter("server_name", "A server to join by; may be there several times.", "example.org", "query"),
+    parameter("via", "The same, by its newer name.", "example.org", "query"),
+]
 _WORDS = {
     "join": "Join a room",
     "invite": "Invite a user",
@@ -54,8 +58,7 @@ def join(path: str) -> Operation:
         errors=_ERRORS,
         parameters=[
             parameter("roomIdOrAlias", about, "#tutorial:localhost"),
-            parameter("server_name", "A server to join by; may be there several times.", "example.org", "query"),
-            parameter("via", "The same, by its newer name.", "example.org", "query"),
+            *_SERVERS,
         ],
         body=_body({"reason": _TEXT}, {}),
     )
@@ -74,7 +77,7 @@ def change(path: str, action: str) -> Operation:
         ok="It is done.",
         answers=_json(["room_id"], room_id=_ROOM_ID) if action == "join" else _json([]),
         errors=_ERRORS,
-        parameters=[parameter("roomId", about, ROOM)],
+        parameters=[parameter("roomId", about, ROOM), *(_SERVERS if action == "join" else [])],
         body=_body(properties, {} if own else {"user_id": "@myfriend:localhost"}),
     )
 

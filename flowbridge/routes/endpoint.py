@@ -1,5 +1,6 @@
 """What every endpoint is made of: a route, a body that is read within bounds, a JSON answer."""
 
+import asyncio
 import json
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
@@ -8,12 +9,15 @@ from fastapi.routing import APIRoute
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from flowbridge.errors import MatrixError, TooLarge, UnsupportedMedia
+from flowbridge.errors import MatrixError, TooLarge, Unavailable, UnsupportedMedia
+from flowbridge.routes import parameters
 
 Handler = Callable[[Request], Awaitable[Response]]
+Headers = list[tuple[bytes, bytes]]
 
 MAX_BODY_BYTES = 512 * 1024  # 62,000 bytes of content can be written in six times as many, as \\u escapes
 LOG = "flowbridge.log"  # in the scope: fields that a handler adds to its request's log line
+FORWARDED = "flowbridge.forwarded"  # in the scope: headers that tell the homeserver who calls; only behind proxies
 HANG_UP = "flowbridge.hang_up"  # in the scope: a function that ends the connection in the middle of an answer
 
 
@@ -31,12 +35,22 @@ class Endpoint(APIRoute):
 
 
 def endpoint(
-    method: str, path: str, handler: Handler, operation: Mapping[str, Any], *, documented: bool = True
+    method: str,
+    path: str,
+    handler: Handler,
+    operation: Mapping[str, Any],
+    *,
+    documented: bool = True,
+    lenient: bool = False,
 ) -> Endpoint:
-    """`operation`: the OpenAPI operation object, as flowbridge.routes.describe writes it."""
+    """`operation`: the OpenAPI operation object, as flowbridge.routes.describe writes it.
+
+    On the flow surface a query parameter that it does not list is a 400, unless the endpoint is `lenient`.
+    """
+    is_strict = not lenient and not path.startswith(("/_matrix/", "/.well-known/"))
     return Endpoint(
         path,
-        handler,
+        parameters.only(parameters.known_to(operation), handler) if is_strict else handler,
         methods=[method],
         status_code=int(min(operation["responses"])),
         response_model=None,
@@ -53,8 +67,17 @@ def headers_of(request: Request) -> dict[str, str]:
     return {name.decode("latin-1"): value.decode("latin-1") for name, value in request.scope["headers"]}
 
 
+def forwarded_of(request: Request) -> Headers:
+    """The headers that tell the homeserver who calls: none, unless FLOWBRIDGE_TRUSTED_PROXIES is set."""
+    found: Headers = request.scope.get(FORWARDED, [])
+    return found
+
+
 async def read_body(request: Request, headers: Mapping[str, str], limit: int = MAX_BODY_BYTES) -> bytes:
-    """The whole body. Raises TooLarge, or UnsupportedMedia when it is compressed; the server bounds the time."""
+    """The whole body; the server bounds the time.
+
+    Raises TooLarge, UnsupportedMedia when it is compressed, Unavailable when the bridge stops before it has come.
+    """
     if headers.get("content-encoding", "identity").lower() not in ("identity", ""):
         raise UnsupportedMedia("compressed bodies are not read: send the JSON as it is")
     length = headers.get("content-length", "0")
@@ -62,7 +85,10 @@ async def read_body(request: Request, headers: Mapping[str, str], limit: int = M
         raise TooLarge(f"the body is {length[:20]} bytes: at most {limit} are read here")
     body = bytearray()
     while True:
-        message = await request.receive()
+        try:
+            message = await request.receive()
+        except asyncio.CancelledError:  # the server has waited for as long as it does when it stops
+            raise Unavailable("the bridge stops") from None
         if message["type"] == "http.disconnect":
             raise ClientDisconnect
         body += message.get("body", b"")
@@ -72,8 +98,13 @@ async def read_body(request: Request, headers: Mapping[str, str], limit: int = M
             return bytes(body)
 
 
+def json_bytes(value: Any) -> bytes:
+    """JSON as flowbridge answers it; a lone surrogate becomes a question mark."""
+    return _ENCODER.encode(value).encode("utf-8", "replace")
+
+
 def json_answer(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    return Response(_ENCODER.encode(value).encode("utf-8", "replace"), status, headers, media_type="application/json")
+    return Response(json_bytes(value), status, headers, media_type="application/json")
 
 
 def error_answer(error: MatrixError) -> Response:

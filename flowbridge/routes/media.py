@@ -15,7 +15,7 @@ from flowbridge.attachment import Label
 from flowbridge.callers import Credential
 from flowbridge.core import Core
 from flowbridge.errors import BadRequest, Errcode, Unauthorized, UnsupportedMedia
-from flowbridge.homeserver import dialect
+from flowbridge.homeserver import dialect, passing
 from flowbridge.homeserver.relay import Relayed
 from flowbridge.media import Kind, Upload, Wanted
 from flowbridge.routes import describe_media, streaming
@@ -108,7 +108,7 @@ class Streamed(Response):
 
     def __init__(self, answer: Relayed, stack: contextlib.AsyncExitStack) -> None:  # the base class would want the body
         self.status_code = answer.status
-        told = [(name, value) for name, value in answer.headers if name in _TOLD]
+        told = [pair for pair in passing.answer_headers(answer.headers, answer.status) if pair[0] in _TOLD]
         self._head = [*told, (b"content-disposition", _disposition(answer)), *_SAFE]
         self._answer = answer
         self._stack = stack

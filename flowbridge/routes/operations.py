@@ -1,27 +1,62 @@
 """For those who run it: health, readiness, the homeserver's versions, the documentation."""
 
+import asyncio
 import importlib.util
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from fastapi.openapi.docs import get_swagger_ui_html
 from starlette.requests import Request
-from starlette.responses import FileResponse, Response
+from starlette.responses import Response
 
 from flowbridge import __version__, metrics
 from flowbridge.core import Core
 from flowbridge.errors import Errcode, MatrixError, NotFound, Unavailable
+from flowbridge.homeserver import Homeserver
+from flowbridge.homeserver.wire import Answer
 from flowbridge.routes import describe
+from flowbridge.routes.document import Document
 from flowbridge.routes.endpoint import Endpoint, endpoint, json_answer
 from flowbridge.store.accounts import account_of
 
-ASSETS = ("swagger-ui-bundle.js", "swagger-ui.css", "favicon.png")
+KEEP_SECONDS = 1.0  # what the homeserver says of its versions
+
+_ASSETS = {
+    "swagger-ui-bundle.js": "text/javascript",
+    "swagger-ui.css": "text/css",
+    "favicon.png": "image/png",
+}
+_ASSET_CACHE = "public, max-age=86400"  # a day; they change with a release
+
+
+class Versions:
+    """The homeserver's versions, asked for once a second at most: neither /readyz nor /versions needs a token."""
+
+    def __init__(self, homeserver: Homeserver) -> None:
+        self._homeserver = homeserver
+        self._asking: asyncio.Task[Answer] | None = None
+        self._until = 0.0
+
+    async def get(self) -> Answer:
+        """The answer, when it is a 200. Raises MatrixError, to all callers of that second."""
+        if self._asking is None or (self._asking.done() and time.monotonic() >= self._until):
+            self._asking = asyncio.ensure_future(self._ask())
+            self._asking.add_done_callback(lambda done: done.cancelled() or done.exception())
+        return await asyncio.shield(self._asking)
+
+    async def _ask(self) -> Answer:
+        try:
+            return await self._homeserver.versions()
+        finally:
+            self._until = time.monotonic() + KEEP_SECONDS
 
 
 class Operations:
     def __init__(self, core: Core) -> None:
         self._core = core
+        self._versions = Versions(core.homeserver)
 
     async def healthz(self, _: Request) -> Response:
         """GET /healthz: the process answers."""
@@ -34,15 +69,15 @@ class Operations:
         checks: dict[str, Any] = {"queued": core.stock.queued, "accounts_paused": len(paused)}
         failed = "store"
         try:
-            if reason := core.database.trouble or core.stock.full:
+            if reason := core.database.missing or core.database.trouble or core.stock.full:
                 raise Unavailable(f"the store: {reason}")
             failed = "homeserver"
-            await core.homeserver.versions()
+            await self._versions.get()
             checks["homeserver"] = str(core.locator.known)
             failed = "bot"
             bot = await core.callers.bot()
             checks["bot"] = bot.user_id if bot else None
-            if bot is not None and (reason := paused.get(account_of(bot.user_id, bot.device_id), "")):
+            if bot is not None and (reason := paused.get(account_of(bot.user_id), "")):
                 raise Unavailable(f"the homeserver does not accept the bridge's own account: {reason}")
         except MatrixError as error:
             not_ready = MatrixError(f"not ready: {error.error}", status=503, flowbridge={"failed": failed, **checks})
@@ -50,13 +85,13 @@ class Operations:
         return json_answer({"ready": True, **checks})
 
     def _paused(self) -> dict[str, str]:
-        """The accounts of which something waits for a token that works: what is wrong with the one there is.
+        """The accounts of which something waits, since the homeserver refuses them or their token: what it says.
 
         One that was refused and of which nothing waits is nobody's trouble, and may be right by now.
         """
-        distrusted = self._core.carrier.distrusted
-        waiting = self._core.stock.accounts() if distrusted else ()
-        return {account: reason for account, reason in distrusted.items() if account in waiting}
+        refusals = self._core.carrier.refusals()
+        waiting = self._core.stock.accounts() if refusals else ()
+        return {account: reason for account, reason in refusals.items() if account in waiting}
 
     async def metrics(self, _: Request) -> Response:
         """GET /metrics: Prometheus' text format; no names of rooms or accounts are in it."""
@@ -77,45 +112,67 @@ class Operations:
 
     async def versions(self, _: Request) -> Response:
         """GET /_matrix/client/versions: the homeserver's own answer."""
-        answer = await self._core.homeserver.versions()
+        answer = await self._versions.get()
         return Response(answer.body, 200, media_type="application/json")
 
 
 async def openapi(request: Request) -> Response:
     """GET /openapi.json"""
-    return json_answer(request.scope["app"].openapi())
+    document: Document = request.scope["app"].document
+    return await document.answer(request)
 
 
-async def docs(_: Request) -> Response:
-    """GET /docs: Swagger UI, from files that are installed with flowbridge."""
-    return get_swagger_ui_html(
+def _page() -> bytes:
+    """Swagger UI, from files that are installed with flowbridge."""
+    script, style, icon = (f"docs/{name}" for name in _ASSETS)
+    page = get_swagger_ui_html(
         openapi_url="openapi.json",
         title="flowbridge",
-        swagger_js_url=f"docs/{ASSETS[0]}",
-        swagger_css_url=f"docs/{ASSETS[1]}",
-        swagger_favicon_url=f"docs/{ASSETS[2]}",
+        swagger_js_url=script,
+        swagger_css_url=style,
+        swagger_favicon_url=icon,
     )
+    return bytes(page.body)
 
 
-async def asset(request: Request) -> Response:
-    """GET /docs/{file}"""
-    name = request.path_params["file"]
-    if name not in ASSETS:
-        raise NotFound("there is no such file", errcode=Errcode.NOT_FOUND)
+def _file(name: str) -> bytes:
     found = importlib.util.find_spec("fastapi_offline")
     assert found is not None
     assert found.origin is not None
-    return FileResponse(Path(found.origin).parent / "static" / name)
+    return (Path(found.origin).parent / "static" / name).read_bytes()
+
+
+class Documentation:
+    """GET /docs and its files."""
+
+    def __init__(self) -> None:
+        self._page = Document(_page, "text/html")
+        self._assets = {
+            name: Document(partial(_file, name), media_type, cache_control=_ASSET_CACHE)
+            for name, media_type in _ASSETS.items()
+        }
+
+    async def page(self, request: Request) -> Response:
+        """GET /docs"""
+        return await self._page.answer(request)
+
+    async def asset(self, request: Request) -> Response:
+        """GET /docs/{file}"""
+        document = self._assets.get(request.path_params["file"])
+        if document is None:
+            raise NotFound("there is no such file", errcode=Errcode.NOT_FOUND)
+        return await document.answer(request)
 
 
 def routes(core: Core) -> list[Endpoint]:
-    handlers = Operations(core)
+    handlers, documentation = Operations(core), Documentation()
     return [
-        endpoint("GET", "/healthz", handlers.healthz, describe.HEALTHZ),
-        endpoint("GET", "/readyz", handlers.readyz, describe.READYZ),
-        endpoint("GET", "/metrics", handlers.metrics, describe.METRICS),
+        # lenient: probes, scrapers and browsers' caches add parameters that change nothing
+        endpoint("GET", "/healthz", handlers.healthz, describe.HEALTHZ, lenient=True),
+        endpoint("GET", "/readyz", handlers.readyz, describe.READYZ, lenient=True),
+        endpoint("GET", "/metrics", handlers.metrics, describe.METRICS, lenient=True),
         endpoint("GET", "/_matrix/client/versions", handlers.versions, describe.VERSIONS),
-        endpoint("GET", "/openapi.json", openapi, describe.OPENAPI),
-        endpoint("GET", "/docs", docs, describe.PAGE, documented=False),
-        endpoint("GET", "/docs/{file}", asset, describe.PAGE, documented=False),
+        endpoint("GET", "/openapi.json", openapi, describe.OPENAPI, lenient=True),
+        endpoint("GET", "/docs", documentation.page, describe.PAGE, documented=False, lenient=True),
+        endpoint("GET", "/docs/{file}", documentation.asset, describe.PAGE, documented=False, lenient=True),
     ]

@@ -12,8 +12,9 @@ from flowbridge.callers import Credential
 from flowbridge.core import Core
 from flowbridge.errors import BadRequest
 from flowbridge.homeserver import dialect
-from flowbridge.routes import describe_reading, streaming
+from flowbridge.routes import describe_reading, parameters, streaming
 from flowbridge.routes.endpoint import Endpoint, endpoint, headers_of
+from flowbridge.routes.relay import Relaying
 from flowbridge.routes.send import DIALECTS
 
 T = TypeVar("T")
@@ -28,9 +29,14 @@ _LISTS = frozenset(f"{no}{what}" for what in ("types", "senders", "rooms") for n
 
 
 class Reading:
-    """The handlers. `old`: lists of members, messages and state have the old fields, too."""
+    """The handlers. `old`: lists of members, messages and state have the old fields, too.
 
-    def __init__(self, core: Core, *, old: bool) -> None:
+    `relaying`, on the Matrix surface: what the bridge makes for the account of a token, and not for the user as whom an
+    application service acts, passes through then.
+    """
+
+    def __init__(self, core: Core, relaying: Relaying | None, *, old: bool) -> None:
+        self._relaying = relaying
         self._callers = core.callers
         self._history = core.history
         self._old = old
@@ -41,6 +47,8 @@ class Reading:
 
     async def initial_sync(self, request: Request) -> Response:
         """GET …/initialSync?limit=&archived="""
+        if passed := await self._as_another(request):
+            return passed
         credential = await self._credential(request)
         limit = _number(request, "limit", DEFAULT_LIMIT, MAX_LIMIT)
         archived = _choice(request, "archived", "false", ("true", "false")) == "true"
@@ -48,6 +56,8 @@ class Reading:
 
     async def room_initial_sync(self, request: Request) -> Response:
         """GET …/rooms/{roomId}/initialSync?limit="""
+        if passed := await self._as_another(request):
+            return passed
         credential = await self._credential(request)
         room = dialect.room(request.path_params["roomId"])
         limit = _number(request, "limit", DEFAULT_LIMIT, MAX_LIMIT)
@@ -55,6 +65,8 @@ class Reading:
 
     async def events(self, request: Request) -> Response:
         """GET …/events?from=&timeout=&room_id=, timeout in milliseconds"""
+        if passed := await self._as_another(request):
+            return passed
         credential = await self._credential(request)
         since = _token(request, "from")
         seconds = _number(request, "timeout", int(POLL_SECONDS * 1000), int(MAX_POLL_SECONDS * 1000)) / 1000
@@ -97,8 +109,16 @@ class Reading:
     async def _page(self, request: Request, what: str, query: dict[str, str]) -> Response:
         credential = await self._credential(request)
         room = dialect.room(request.path_params["roomId"])
+        # Nothing else reaches this on the flow surface, where other parameters are refused.
         given = {name: text for name, text in query.items() if text}
+        given = {**dict(parameters.others(request, credential, *query)), **given}
         return _answer(await self._history.page(credential, room, what, given, old=self._old))
+
+    async def _as_another(self, request: Request) -> Response | None:
+        """What the homeserver answers to an application service that says as whom it asks; None for other callers."""
+        if self._relaying is None or not parameters.acts_as_another(request):
+            return None
+        return await self._relaying.relay(request)
 
     async def _credential(self, request: Request) -> Credential:
         return await self._callers.credential(headers_of(request), request.scope["query_string"])
@@ -168,9 +188,9 @@ def _filter(text: str) -> str:
     return canonical.write(found.value).decode()
 
 
-def routes(core: Core) -> list[Endpoint]:
+def routes(core: Core, relaying: Relaying) -> list[Endpoint]:
     """Both surfaces. Of the Matrix dialects only v3 is documented: but for the old fields the others are the same."""
-    flow = Reading(core, old=False)
+    flow = Reading(core, None, old=False)
     table = [
         ("/rooms", flow.rooms),
         ("/initialSync", flow.initial_sync),
@@ -182,7 +202,9 @@ def routes(core: Core) -> list[Endpoint]:
     ]
     found = [endpoint("GET", path, handler, describe_reading.of(path)) for path, handler in table]
     for name in DIALECTS:
-        found += _matrix(f"/_matrix/client/{name}", Reading(core, old=name == "api/v1"), documented=name == "v3")
+        found += _matrix(
+            f"/_matrix/client/{name}", Reading(core, relaying, old=name == "api/v1"), documented=name == "v3"
+        )
     return found
 
 

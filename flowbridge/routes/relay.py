@@ -8,21 +8,30 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
+from flowbridge import macaroons, peer
+from flowbridge.callers import Credential
 from flowbridge.core import Core
 from flowbridge.errors import Errcode, HomeserverError, MatrixError, TooLarge, Unauthorized, Unavailable
 from flowbridge.homeserver import passing, verdict
 from flowbridge.homeserver.relay import BODYLESS, SILENCE_SECONDS, Relayed
 from flowbridge.homeserver.wire import Answer
+from flowbridge.limiter import Limiter, Place
 from flowbridge.models import Caller
-from flowbridge.routes import streaming
-from flowbridge.routes.endpoint import LOG, MAX_BODY_BYTES, error_answer, headers_of
+from flowbridge.processor import Aside
+from flowbridge.routes import parameters, streaming
+from flowbridge.routes.endpoint import LOG, MAX_BODY_BYTES, error_answer, forwarded_of, headers_of
 from flowbridge.spool import Spool
 
 MAX_JSON_BYTES = 8 * 1024 * 1024  # of a body that is no file: events have 64 KiB at most, backups of keys some MiB
-MAX_LONG = 64  # bodies on the disk at a time: anybody may send one
+MAX_LONG = 64  # bodies on the disk at a time
+MAX_LONG_OF_ONE = 8
+MAX_GUEST_BYTES = 64 * 1024  # of a body without a token that the homeserver accepts: to register or log in takes less
+INLINE_BYTES = 16 * 1024  # a longer body is looked into outside the event loop, if it is suspicious
 REFUSAL_LIMIT = 1024 * 1024  # bytes of a 401, which is looked into
 FRAMING = frozenset({"content-length", "transfer-encoding"})  # either says that there is a body
 MEDIA = "/_matrix/media/"
+_OF_BODY = frozenset((b"content-type", b"content-length", b"content-encoding", b"transfer-encoding"))
+SIGNED = ("/_matrix/federation/", "/_matrix/key/")  # by the sending server, in X-Matrix
 GONE = 499  # in the log: the caller did not wait for the answer
 
 
@@ -46,8 +55,9 @@ class _Ask:
 class Relaying:
     def __init__(self, core: Core) -> None:
         self._core = core
-        self._turns = asyncio.Semaphore(2)  # how many long bodies are looked into at a time
-        self._long = 0  # how many are on the disk
+        self._long = Limiter("long bodies on their way", MAX_LONG, MAX_LONG_OF_ONE)
+        self._places: dict[Spool, Place] = {}
+        self._aside = Aside("bodies", "long bodies that are being looked into")
 
     async def relay(self, request: Request) -> Response:
         """Any request. Its answer is asked for when it is called, since it is streamed."""
@@ -55,12 +65,12 @@ class Relaying:
         query: bytes = scope["query_string"]
         target = passing.target(scope["raw_path"].decode("ascii"), query)
         headers = headers_of(request)
-        token, bot = await self._token(headers, query)
+        token, bot = await self._token(request, headers)
         pairs = [pair for pair in scope["headers"] if bot is None or pair[0] != b"accept-encoding"]  # its 401 is read
         has_body = request.method not in BODYLESS and not headers.keys().isdisjoint(FRAMING)
         caller = _Caller(request.receive, has_body=has_body)
-        passed_on = passing.request_headers(pairs, token, has_body=has_body)
-        body = await self._body(caller, headers, target) if has_body else b""
+        passed_on = passing.request_headers(pairs, token, has_body=has_body) + forwarded_of(request)
+        body = await self._body(caller, headers, target, token) if has_body else b""
         if isinstance(body, Spool) and "content-length" not in headers:
             passed_on.append((b"content-length", b"%d" % body.size))
         ask = _Ask(
@@ -74,11 +84,29 @@ class Relaying:
         )
         return _Passage(self._core, ask, caller, self._drop)
 
-    async def _token(self, headers: Mapping[str, str], query: bytes) -> tuple[str | None, Caller | None]:
+    async def pass_on(self, request: Request, body: bytes, caller: Caller) -> Response:
+        """A request whose body has been read, and is this JSON now, as the caller; its answer as `relay` has it."""
+        scope = request.scope
+        kept = [pair for pair in scope["headers"] if pair[0] not in _OF_BODY]
+        if caller.bot:
+            kept = [pair for pair in kept if pair[0] != b"accept-encoding"]
+        headers = passing.request_headers(kept, caller.token, has_body=False)
+        ask = _Ask(
+            request.method,
+            passing.target(scope["raw_path"].decode("ascii"), scope["query_string"]),
+            [*headers, (b"content-type", b"application/json")],
+            body,
+            SILENCE_SECONDS,
+            caller.token,
+            caller if caller.bot else None,
+        )
+        return _Passage(self._core, ask, _Caller(request.receive, has_body=False), self._drop)
+
+    async def _token(self, request: Request, headers: Mapping[str, str]) -> tuple[str | None, Caller | None]:
         """The token to pass on, None when the caller brings nothing; and the bot if it is the bot's."""
         callers = self._core.callers
         try:
-            credential = await callers.credential(headers, query)
+            credential = await callers.credential(headers, request.scope["query_string"])
         except Unauthorized as error:
             if error.errcode != Errcode.MISSING_TOKEN:
                 raise
@@ -86,42 +114,65 @@ class Relaying:
         if credential.key is None:
             return credential.token, None
         callers.permit_all(credential)
+        if parameters.acts_as_another(request):
+            raise parameters.as_nobody_else()
         bot = await callers.identify(credential)
         return bot.token, bot
 
-    async def _body(self, caller: "_Caller", headers: Mapping[str, str], target: str) -> bytes | Spool | None:
+    async def _body(
+        self, caller: "_Caller", headers: Mapping[str, str], target: str, token: str | None
+    ) -> bytes | Spool | None:
         """The body, after a look into it; None when it is a file, which is streamed.
 
-        Raises BadRequest, TooLarge or Unavailable.
+        A long one is read only for a caller whose token the homeserver accepts, or from another server, which signs it.
+        Raises BadRequest, TooLarge, TooMany, Unavailable; Unauthorized, or what the homeserver says of the token.
         """
         if target.startswith(MEDIA):
             return None
         length = headers.get("content-length", "0")
         if len(length) > 9 or int(length) > MAX_JSON_BYTES:
             raise _too_long()
-        body = await caller.whole(MAX_BODY_BYTES)
+        body = await caller.whole(MAX_GUEST_BYTES)
+        if body is None and not target.startswith(SIGNED):
+            await self._authenticate(token)
+            body = await caller.whole(MAX_BODY_BYTES)
         if body is not None:
-            passing.check_body(body)
+            await self._check(body)
             return body
-        if self._long >= MAX_LONG:
-            raise Unavailable("too many long bodies are on their way just now")
-        self._long += 1
+        place = self._long.hold(peer.who())
         spool = Spool()
+        self._places[spool] = place
         try:
             async for piece in caller:
                 await spool.write(piece)
                 if spool.size > MAX_JSON_BYTES:
                     raise _too_long()
-            async with self._turns:
-                await asyncio.to_thread(passing.check_body, await spool.read())
+            await self._check(await spool.read())
         except BaseException:
             self._drop(spool)
             raise
         return spool
 
+    async def _authenticate(self, token: str | None) -> None:
+        if not peer.is_guest():  # an API key, or a token that is known
+            return
+        if token is None:
+            raise Unauthorized(
+                f"a body of more than {MAX_GUEST_BYTES} bytes is read only with an access token",
+                errcode=Errcode.MISSING_TOKEN,
+            )
+        await self._core.callers.identify(Credential(token))
+
+    async def _check(self, body: bytes) -> None:
+        if len(body) > MAX_GUEST_BYTES or (len(body) > INLINE_BYTES and passing.is_suspicious(body)):
+            await self._aside.run(passing.check_body, body)
+        else:
+            passing.check_body(body)
+
     def _drop(self, spool: Spool) -> None:
         spool.close()
-        self._long -= 1
+        if place := self._places.pop(spool, None):
+            place.free()
 
 
 def _too_long() -> TooLarge:
@@ -181,6 +232,8 @@ class _Passage(Response):
                 raise verdict.error(Answer(answer.status, tuple(answer.headers), b""))
             if answer.status >= 400 and answer.header(b"content-length") == "0" and ask.method != "HEAD":
                 raise MatrixError(f"the homeserver answers {answer.status}, and says no more", status=answer.status)
+            if answer.status == 500 and ask.token is not None and ask.bot is None and macaroons.may_break(ask.token):
+                await self._callers.identify(Credential(ask.token))  # a 401, when it is the token that it fails at
             refusal = await self._refusal(answer)
             await self._begin(answer)
             if refusal is not None:
@@ -214,7 +267,7 @@ class _Passage(Response):
     async def _begin(self, answer: Relayed) -> None:
         self.status_code = answer.status
         self._started = True
-        headers = passing.answer_headers(answer.headers)
+        headers = passing.answer_headers(answer.headers, answer.status)
         await self._send({"type": "http.response.start", "status": answer.status, "headers": headers})
 
     async def _judge(self, error: BaseException | None) -> None:

@@ -10,9 +10,10 @@ from flowbridge.homeserver import dialect
 from flowbridge.models import Caller
 from flowbridge.rooms import Action, Rooms
 from flowbridge.routes import describe_rooms as describe
+from flowbridge.routes import parameters
 from flowbridge.routes.describe import Operation
 from flowbridge.routes.endpoint import LOG, Endpoint, Handler, endpoint, headers_of, json_answer
-from flowbridge.routes.incoming import FLAG, OBJECT, TEXT, TEXTS, Shape, query_of, read_object, record, records
+from flowbridge.routes.incoming import FLAG, OBJECT, TEXT, TEXTS, Shape, read_object, record, records
 from flowbridge.routes.send import DIALECTS
 
 _THIRD_PARTY: dict[str, Shape] = dict.fromkeys(("medium", "address", "id_server", "id_access_token"), TEXT)
@@ -54,18 +55,19 @@ MEMBERSHIP: dict[str, Shape] = {
 class Handlers:
     def __init__(self, core: Core) -> None:
         self._callers = core.callers
-        self._rooms = Rooms(core.homeserver, core.callers, core.aliases)
+        self._rooms = Rooms(core.homeserver, core.callers, core.aliases, joined=core.courier.joined)
 
     async def create(self, request: Request) -> Response:
         """POST …/createRoom, POST /rooms"""
         headers = headers_of(request)
         credential = await self._callers.credential(headers, request.scope["query_string"])
         body = await read_object(request, headers, CREATE)
-        return _answer(request, *await self._rooms.create(credential, body))
+        query = parameters.passed_on(request, credential)
+        return _answer(request, *await self._rooms.create(credential, body, query))
 
     async def join(self, request: Request) -> Response:
         """POST …/join/{roomIdOrAlias}"""
-        return await self._change(request, request.path_params["roomIdOrAlias"], "join", "server_name", "via")
+        return await self._change(request, request.path_params["roomIdOrAlias"], "join")
 
     def change(self, action: Action) -> Handler:
         """POST …/rooms/{roomId}/{action}"""
@@ -75,10 +77,10 @@ class Handlers:
 
         return handler
 
-    async def _change(self, request: Request, raw: str, action: Action, *passed_on: str) -> Response:
+    async def _change(self, request: Request, raw: str, action: Action) -> Response:
         headers = headers_of(request)
         credential = await self._callers.credential(headers, request.scope["query_string"])
-        room, query = dialect.room(raw), query_of(request, *passed_on)
+        room, query = dialect.room(raw), parameters.passed_on(request, credential)
         body = await read_object(request, headers, MEMBERSHIP)
         return _answer(request, *await self._rooms.change(credential, room, action, body, query))
 

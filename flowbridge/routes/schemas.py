@@ -1,5 +1,6 @@
 """The catalogue, served: event types, their schemas, and a dry run."""
 
+from functools import partial
 from typing import Any
 
 from starlette.requests import Request
@@ -10,34 +11,39 @@ from flowbridge.errors import Errcode, NotFound
 from flowbridge.homeserver import dialect
 from flowbridge.intake import Intake
 from flowbridge.routes import describe
-from flowbridge.routes.endpoint import Endpoint, endpoint, headers_of, json_answer, read_body
+from flowbridge.routes.document import Document
+from flowbridge.routes.endpoint import Endpoint, endpoint, headers_of, json_answer, json_bytes, read_body
 
 
 class Schemas:
     def __init__(self, catalogue: Catalogue, intake: Intake) -> None:
         self._catalogue = catalogue
         self._intake = intake
+        self._index = Document(self._all, "application/json")
+        self._documents = {
+            name: Document(partial(json_bytes, schema), "application/json")
+            for name, schema in catalogue.documents.items()
+        }
 
-    async def index(self, _: Request) -> Response:
+    async def index(self, request: Request) -> Response:
         """GET /schemas"""
-        names = [name for name in self._catalogue if "$" not in name]
-        return json_answer({"event_types": [self._summary(name) for name in names]})
+        return await self._index.answer(request)
 
     async def show(self, request: Request) -> Response:
         """GET /schemas/{eventType}: also `m.room.message$m.image` and `components/…`, as `$ref`s name them."""
         name = dialect.segment(request.path_params["eventType"], "event type").removesuffix(".json")
-        document = self._catalogue.document(name)
+        document = self._documents.get(name)
         if document is None:
             raise NotFound(f"there is no schema for {name!r}", errcode=Errcode.NOT_FOUND)
-        return json_answer(document)
+        return await document.answer(request)
 
     async def component(self, request: Request) -> Response:
         """GET /schemas/components/{name}: what the schemas share, so that a relative `$ref` can be followed."""
         name = dialect.segment(request.path_params["name"], "component").removesuffix(".json")
-        document = self._catalogue.document(f"components/{name}")
+        document = self._documents.get(f"components/{name}")
         if document is None:
             raise NotFound(f"there is no schema component {name!r}", errcode=Errcode.NOT_FOUND)
-        return json_answer(document)
+        return await document.answer(request)
 
     async def validate(self, request: Request) -> Response:
         """POST /validate/{eventType}: what a send would do, without sending, and without a token."""
@@ -50,6 +56,10 @@ class Schemas:
         if event.state_key is not None:
             answer["state_key"] = event.state_key
         return json_answer(answer)
+
+    def _all(self) -> bytes:
+        names = [name for name in self._catalogue if "$" not in name]
+        return json_bytes({"event_types": [self._summary(name) for name in names]})
 
     def _summary(self, name: str) -> dict[str, Any]:
         entry = self._catalogue[name]

@@ -1,20 +1,35 @@
 """Sending events and reading state, on both surfaces."""
 
+import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
+from urllib.parse import urlencode
 
 from starlette.requests import Request
 from starlette.responses import Response
 
+from flowbridge import log, upgrades
 from flowbridge.callers import Credential
 from flowbridge.core import Core
-from flowbridge.errors import BadContent, BadGateway, BadRequest, Errcode, GatewayTimeout, MatrixError, Problem
+from flowbridge.delivery.carrier import IN_PLAIN_TEXT
+from flowbridge.errors import (
+    BadContent,
+    BadGateway,
+    BadRequest,
+    Errcode,
+    Forbidden,
+    GatewayTimeout,
+    MatrixError,
+    Problem,
+)
 from flowbridge.homeserver import dialect
 from flowbridge.intake import Receipt
 from flowbridge.intake import Sending as How
-from flowbridge.models import Caller, Event, Payload, Surface
-from flowbridge.routes import describe
+from flowbridge.models import Event, Payload, Surface
+from flowbridge.routes import describe, parameters
 from flowbridge.routes.endpoint import LOG, Endpoint, endpoint, error_answer, headers_of, json_answer, read_body
+from flowbridge.routes.relay import Relaying
 from flowbridge.store.journal import Outcome, Ticket
 
 MAX_WAIT_SECONDS = 300
@@ -24,8 +39,9 @@ DIALECTS = ("v3", "r0", "v1", "api/v1", "unstable")
 class Sending:
     """The handlers of one surface."""
 
-    def __init__(self, surface: Surface, core: Core) -> None:
+    def __init__(self, surface: Surface, core: Core, relaying: Relaying) -> None:
         self._surface: Surface = surface
+        self._relaying = relaying
         self._intake = core.intake
         self._callers = core.callers
         self._aliases = core.aliases
@@ -43,6 +59,13 @@ class Sending:
         txn_id = dialect.segment(path["txnId"], "transaction id") if "txnId" in path else None
         body, found = await self._read(request, headers, event_type)
         event = await self._intake.check(room, event_type, found, as_state=False)
+        if others := self._others(request, credential):
+            if event.state_key is not None:
+                raise BadRequest(
+                    f"{others[0][0]}: {event_type} is room state, which takes this parameter at "
+                    "PUT …/state/{eventType}/{stateKey} alone"
+                )
+            return await self._pass_on(request, credential, event, others)
         return await self._accept(request, headers, credential, event, body, txn_id)
 
     async def put_state(self, request: Request) -> Response:
@@ -55,6 +78,8 @@ class Sending:
         body, found = await self._read(request, headers, event_type)
         found = _keyed(found, state_key, named="stateKey" in path)
         event = await self._intake.check(room, event_type, found, as_state=True)
+        if others := self._others(request, credential):
+            return await self._pass_on(request, credential, event, others)
         return await self._accept(request, headers, credential, event, body, None)
 
     async def get_state(self, request: Request) -> Response:
@@ -63,14 +88,39 @@ class Sending:
         path = request.path_params
         room, event_type = dialect.room(path["roomId"]), dialect.event_type(path["eventType"])
         state_key = dialect.segment(path.get("stateKey", ""), "state key", empty=True)
-        query = "format=event" if request.query_params.get("format") == "event" else ""
+        query = [("format", "event")] if request.query_params.get("format") == "event" else []
+        query += self._others(request, credential, "format")
         permit = partial(self._callers.permit, credential, event_type)
         caller, room_id = await self._aliases.enter(credential, room, permit)
         try:
-            answer = await self._homeserver.read_state(caller.token, room_id, event_type, state_key, query)
+            answer = await self._homeserver.read_state(caller.token, room_id, event_type, state_key, urlencode(query))
         except MatrixError as error:
             raise self._callers.refused(caller, error) from None
         return Response(answer.body, answer.status, media_type="application/json")
+
+    def _others(self, request: Request, credential: Credential, *known: str) -> list[tuple[str, str]]:
+        """On the Matrix surface the query parameters that are the homeserver's to understand."""
+        return parameters.others(request, credential, *known) if self._surface == "matrix" else []
+
+    async def _pass_on(
+        self, request: Request, credential: Credential, event: Event, others: Sequence[tuple[str, str]]
+    ) -> Response:
+        """A checked event whose parameters say more of it than we can keep: another sender, a time, a delay.
+
+        It goes to the homeserver now, with its own transaction id, and is not stored: what is promised of it, the
+        homeserver promises.
+        """
+        permit = partial(self._callers.permit, credential, event.type)
+        caller, room_id = await self._aliases.enter(credential, event.room, permit)
+        request.scope[LOG] = {"user": caller.user_id}
+        identity = [pair for pair in others if pair[0] in parameters.IDENTITY]
+        query = f"?{urlencode(identity)}" if identity else ""
+        try:
+            if await self._carrier.refuses(caller.token, replace(event, room=room_id), query=query):
+                raise Forbidden(IN_PLAIN_TEXT)
+        except MatrixError as error:
+            raise self._callers.refused(caller, error) from None
+        return await self._relaying.pass_on(request, event.content, caller)
 
     def _wishes(self, request: Request, headers: Mapping[str, str]) -> tuple[float | None, bool]:
         """What a caller prefers (RFC 7240): for how many seconds it waits, None for not at all; and `respond-async`.
@@ -105,13 +155,17 @@ class Sending:
         patience, is_async = self._wishes(request, headers)
         how = How(self._surface, key, body, waits=patience is not None)
         receipt = await self._intake.accept(credential, event, how)
-        delivery = receipt.ticket.row.delivery
-        request.scope[LOG] = {"user": receipt.caller.user_id, "delivery": delivery}
+        request.scope[LOG] = {"user": receipt.caller.user_id, "delivery": receipt.ticket.row.delivery}
+        ends = time.monotonic() + (patience or 0.0)
         try:
-            response = await self._outcome(receipt, patience)
+            outcome = await self._wait(receipt, patience)
+            if event.room.startswith("#") and outcome is not None and upgrades.is_forbidden(outcome.error):
+                receipt, outcome = await self._follow(credential, event, how, receipt, outcome, ends)
+            response = await self._answer(receipt, outcome, waited=patience is not None)
         except MatrixError as error:
             response = error_answer(error)
             request.scope[LOG]["errcode"] = str(error.errcode)
+        request.scope[LOG]["delivery"] = delivery = receipt.ticket.row.delivery
         response.headers["Flowbridge-Delivery"] = delivery
         if is_async and response.status_code == 202:
             response.headers["Preference-Applied"] = "respond-async"
@@ -119,16 +173,34 @@ class Sending:
             response.headers["Idempotent-Replayed"] = "true"
         return response
 
-    async def _outcome(self, receipt: Receipt, patience: float | None) -> Response:
+    async def _wait(self, receipt: Receipt, patience: float | None) -> Outcome | None:
+        """How a send ended; None when the caller does not wait, or has waited in vain."""
+        return None if patience is None else await self._courier.wait(receipt.ticket, patience)
+
+    async def _follow(
+        self, credential: Credential, event: Event, how: How, receipt: Receipt, outcome: Outcome, ends: float
+    ) -> tuple[Receipt, Outcome | None]:
+        """Send an event again that the room of an alias refuses, when the alias leads to another room by now.
+
+        The refusal stays in the delivery log. It is also the answer where the new room lets nobody in.
+        """
+        row = receipt.ticket.row
+        try:
+            if not await self._aliases.moved(receipt.caller, event.room, row.room_id):
+                return receipt, outcome
+            again = await self._intake.accept(credential, event, how)
+        except MatrixError as error:
+            log.info("alias_not_followed", alias=event.room, room=row.room_id, error=error.error)
+            return receipt, outcome
+        log.info("alias_moved", alias=event.room, room=row.room_id, now=again.ticket.row.room_id)
+        return again, await self._wait(again, max(0.0, ends - time.monotonic()))
+
+    async def _answer(self, receipt: Receipt, outcome: Outcome | None, *, waited: bool) -> Response:
         """The answer to a send: how it ended or, on the flow surface, that it is accepted."""
-        ticket = receipt.ticket
-        if patience is None:
-            return await self._queued(receipt)
-        outcome = await self._courier.wait(ticket, patience)
         if outcome is not None:
-            return self._settled(receipt.caller, outcome)
-        if self._surface == "matrix":
-            raise await self._unsettled(ticket)
+            return await self._settled(receipt, outcome)
+        if waited and self._surface == "matrix":
+            raise await self._unsettled(receipt.ticket)
         return await self._queued(receipt)
 
     async def _queued(self, receipt: Receipt) -> Response:
@@ -146,10 +218,13 @@ class Sending:
         answer = {"delivery_id": delivery, "status": outcome.state if outcome else "queued"}
         return json_answer(answer, 202, {"Location": f"/deliveries/{delivery}"})
 
-    def _settled(self, caller: Caller, outcome: Outcome) -> Response:
+    async def _settled(self, receipt: Receipt, outcome: Outcome) -> Response:
+        caller = receipt.caller
         if outcome.state == "sent":
             return json_answer({"event_id": outcome.event_id})
         found = dict(outcome.error or {})
+        if upgrades.is_forbidden(found):
+            found = await upgrades.explained(self._homeserver, caller, receipt.ticket.row.room_id, found)
         status = int(found.pop("status", 500))
         if status == 401:
             error = MatrixError(found.pop("error"), errcode=found.pop("errcode"), status=status, **found)
@@ -203,10 +278,10 @@ def _keyed(found: Payload, state_key: str, *, named: bool) -> Payload:
     return found
 
 
-def routes(core: Core) -> list[Endpoint]:
+def routes(core: Core, relaying: Relaying) -> list[Endpoint]:
     """Both surfaces. Of the Matrix dialects only v3 is documented: the others are the same."""
-    found = _routes("", Sending("flow", core), documented=True)
-    matrix = Sending("matrix", core)
+    found = _routes("", Sending("flow", core, relaying), documented=True)
+    matrix = Sending("matrix", core, relaying)
     for name in DIALECTS:
         found += _routes(f"/_matrix/client/{name}", matrix, documented=name == "v3")
     return found

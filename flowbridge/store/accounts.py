@@ -1,61 +1,87 @@
-"""Accounts: whose token is whose, and the token itself, encrypted, for as long as a queued event needs it."""
+"""Accounts: which user it is, and its tokens, one for each device, encrypted, for as long as a queued event needs them.
+
+A token that the homeserver refused is not used again until the homeserver has said whose it is.
+"""
 
 import hashlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, exists, select, update
+from sqlalchemy import Connection, and_, delete, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from flowbridge.store.tables import accounts, outbox
+from flowbridge.store.tables import accounts, outbox, tokens
 
 
-def account_of(user_id: str, device_id: str | None) -> str:
-    """A user on a device: what transaction ids are counted by."""
-    return hashlib.sha256(f"{user_id}\0{device_id or ''}".encode()).hexdigest()[:24]
+class Stored(NamedTuple):
+    """A token of an account. `token` is encrypted."""
+
+    user_id: str
+    device_id: str | None
+    token: str
+
+
+def account_of(user_id: str) -> str:
+    """A user, whatever device sends next."""
+    return hashlib.sha256(user_id.encode()).hexdigest()[:24]
 
 
 def token_hash(token: str) -> str:
     return hashlib.sha256(token.encode()).hexdigest()
 
 
-def remember(connection: Connection, account: Mapping[str, Any]) -> None:
-    """Insert or update: account, user_id, device_id, token (encrypted), token_hash, seen_at (ms)."""
+def remember(connection: Connection, seen: Mapping[str, Any]) -> None:
+    """Insert or update: account, user_id, device_id, token (encrypted), token_hash, seen_at (ms).
+
+    The account comes first: its row keeps two replicas from waiting for each other in a circle.
+    """
     build = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
-    # The same token on another account cannot be, but for one that was deleted and made anew.
+    whose = {"user_id": seen["user_id"]}
     connection.execute(
-        update(accounts)
-        .where(accounts.c.token_hash == account["token_hash"], accounts.c.account != account["account"])
-        .values(token_hash=None, token=None)
+        build(accounts)
+        .values(account=seen["account"], **whose)
+        .on_conflict_do_update(index_elements=["account"], set_=whose)
     )
-    changed = {key: value for key, value in account.items() if key != "account"}
+    if seen["device_id"] is not None:  # a device has one token
+        connection.execute(
+            delete(tokens).where(
+                tokens.c.account == seen["account"],
+                tokens.c.device_id == seen["device_id"],
+                tokens.c.token_hash != seen["token_hash"],
+            )
+        )
+    values = {name: seen[name] for name in ("account", "device_id", "token", "seen_at")}
     connection.execute(
-        build(accounts).values(**account).on_conflict_do_update(index_elements=["account"], set_=changed)
+        build(tokens)
+        .values(token_hash=seen["token_hash"], **values)
+        .on_conflict_do_update(index_elements=["token_hash"], set_={**values, "refused_at": None})
     )
 
 
 def by_token(connection: Connection, token: str) -> tuple[str, str | None] | None:
-    """User id and device id of a token that was seen before."""
+    """User id and device id of a token that was seen before, and not refused since."""
     row = connection.execute(
-        select(accounts.c.user_id, accounts.c.device_id).where(accounts.c.token_hash == token_hash(token))
+        select(accounts.c.user_id, tokens.c.device_id)
+        .join(accounts, accounts.c.account == tokens.c.account)
+        .where(tokens.c.token_hash == token_hash(token), tokens.c.refused_at.is_(None))
     ).first()
     return (row.user_id, row.device_id) if row else None
 
 
-def token_of(connection: Connection, account: str) -> tuple[str, str | None, str | None] | None:
-    """User id, device id and encrypted token of an account."""
-    row = connection.execute(
-        select(accounts.c.user_id, accounts.c.device_id, accounts.c.token).where(accounts.c.account == account)
-    ).first()
-    return (row.user_id, row.device_id, row.token) if row else None
+def tokens_of(connection: Connection, account: str) -> list[Stored]:
+    """The tokens of an account that may be good, the one seen last first."""
+    found = connection.execute(
+        select(accounts.c.user_id, tokens.c.device_id, tokens.c.token)
+        .join(tokens, tokens.c.account == accounts.c.account)
+        .where(accounts.c.account == account, tokens.c.token.is_not(None), tokens.c.refused_at.is_(None))
+        .order_by(tokens.c.seen_at.desc(), tokens.c.token_hash)
+    )
+    return [Stored(*row) for row in found]
 
 
 def drop_idle_tokens(connection: Connection, seen_before: int) -> int:
     """Blank the tokens that no queued event needs; whose they are stays known."""
-    needed = exists(select(1).where(outbox.c.account == accounts.c.account, outbox.c.state == "queued"))
-    done = connection.execute(
-        update(accounts)
-        .where(accounts.c.token.is_not(None), accounts.c.seen_at < seen_before, ~needed)
-        .values(token=None)
-    )
+    needed = select(outbox.c.account).where(outbox.c.state == "queued")
+    idle = and_(tokens.c.token.is_not(None), tokens.c.seen_at < seen_before, tokens.c.account.not_in(needed))
+    done = connection.execute(update(tokens).where(idle).values(token=None))
     return done.rowcount

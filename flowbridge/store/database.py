@@ -7,6 +7,7 @@ run again by itself, so that it does not take its group along.
 import asyncio
 import contextlib
 import queue
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -14,14 +15,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
-from typing import IO, Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection, Engine, event
 from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
 
 from flowbridge import log, metrics
-from flowbridge.store.engine import connect, is_sqlite, lock, parse, reason
+from flowbridge.store.engine import connect, is_sqlite, own, parse, reason
 from flowbridge.store.errors import StoreFull, StoreUnavailable
+from flowbridge.store.files import LOOK_SECONDS, Files
 
 T = TypeVar("T")
 
@@ -36,6 +38,7 @@ class _Job(Generic[T]):
     work: Callable[[Connection], T]
     future: "asyncio.Future[T]"
     alone: bool = False
+    undo: Callable[[Connection, str], None] | None = None
     result: T | None = None
 
 
@@ -49,7 +52,9 @@ class Database:
         self.is_sqlite = is_sqlite(self.url)
         self.is_open = False
         self.trouble = ""  # why the last commit failed, if it did
-        self._lock_file: IO[bytes] | None = None
+        self.missing = ""  # why nothing may be accepted although commits succeed: SQLite's file is not there any more
+        self.files: Files | None = None  # of an SQLite database that is this process' own
+        self._look_at = 0.0  # monotonic
         self._hurry = threading.Event()
         self._is_ending = False  # what is asked from here on is not done
         self._jobs: queue.SimpleQueue[_Job[Any] | None] = queue.SimpleQueue()
@@ -65,13 +70,16 @@ class Database:
         if self.is_open:
             return
         if self.is_sqlite and not shared:
-            self._lock_file = lock(self.url)
+            self.files = own(self.url)
         try:
             self.engine = connect(self.url, shared=shared)
+            if self.files is not None:
+                self.files.begin()
+                event.listen(self.engine, "connect", self.files.verify, insert=True)
             self.is_open = True
         finally:
-            if self._lock_file is not None and not self.is_open:
-                self._lock_file.close()
+            if self.files is not None and not self.is_open:
+                self.files.close()
 
     def start(self) -> None:
         """Begin to work; to be called on the event loop that will ask."""
@@ -86,21 +94,33 @@ class Database:
         self.close()
 
     def close(self) -> None:
+        if self.files is not None and not self.missing:
+            self._new_epoch(self.files)
         if self.is_sqlite:
-            with contextlib.suppress(SQLAlchemyError), contextlib.closing(self.engine.raw_connection()) as connection:
+            refusals = (SQLAlchemyError, sqlite3.Error)
+            with contextlib.suppress(*refusals), contextlib.closing(self.engine.raw_connection()) as connection:
                 connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)")  # not possible inside a transaction
         self.engine.dispose()
-        if self._lock_file is not None:
-            self._lock_file.close()
+        if self.files is not None:
+            self.files.close()
 
     def hurry(self) -> None:
         """Somebody waits for what is queued: do not linger for more."""
         self._hurry.set()
 
     def run(
-        self, work: Callable[[Connection], T], *, lingers: bool = False, always: bool = False, alone: bool = False
+        self,
+        work: Callable[[Connection], T],
+        *,
+        lingers: bool = False,
+        always: bool = False,
+        alone: bool = False,
+        undo: Callable[[Connection, str], None] | None = None,
     ) -> "asyncio.Future[T]":
         """Queue some work; the future is done when its commit is. Work may run more than once before it succeeds.
+
+        `undo`: takes back what must not be promised, when the database's file proves to have been missing (and why)
+        once that was committed.
 
         `alone`: it locks several rows that other replicas lock, too. It does so in one order; with more work in the
         same transaction there would be none.
@@ -113,7 +133,7 @@ class Database:
         future: asyncio.Future[T] = self._loop.create_future()
         if not lingers:
             self._hurry.set()
-        self._jobs.put(_Job(work, future, alone))
+        self._jobs.put(_Job(work, future, alone, undo))
         return future
 
     async def flush(self) -> None:
@@ -142,10 +162,12 @@ class Database:
                     self._commit(group)
                 except Exception as error:
                     self._one_by_one(group, error)
+            if self.files is not None and time.monotonic() >= self._look_at:
+                self._look(self.files)
         log.info("store_closed")
 
     def _take(self) -> list[_Job[Any]] | None:
-        first = None if self._is_ending else self._jobs.get()
+        first = None if self._is_ending else self._next()
         if first is None:
             return None
         self._hurry.wait(LINGER_SECONDS)
@@ -162,14 +184,62 @@ class Database:
             group.append(job)
         return group
 
+    def _next(self) -> _Job[Any] | None:
+        while True:
+            try:
+                return self._jobs.get(timeout=LOOK_SECONDS if self.files is not None else None)
+            except queue.Empty:
+                if self.files is not None:
+                    self._look(self.files)
+
     def _commit(self, group: Sequence[_Job[Any]]) -> None:
         started = time.perf_counter()
+        if self.files is not None and self.files.is_shared:
+            raise StoreUnavailable(self.missing)
         with self.engine.begin() as connection:
             for job in group:
                 job.result = job.work(connection)
         metrics.commit_seconds.observe(time.perf_counter() - started)
         self.trouble = ""
+        if self.files is not None:
+            self.files.note_epoch()
+            self._is_missing(self.files, self.files.missing())
+            if self.missing:
+                self._undo([job.undo for job in group if job.undo is not None])
         self._tell(_succeeded, group)
+
+    def _undo(self, all_: Sequence[Callable[[Connection, str], None]]) -> None:
+        """It is committed, but nobody has heard of it yet."""
+        if all_:
+            with self.engine.begin() as connection:
+                for undo in all_:
+                    undo(connection, self.missing)
+
+    def _is_missing(self, files: Files, missing: str) -> None:
+        if missing != self.missing:
+            self.missing = missing
+            if missing:
+                files.say(missing)
+            else:
+                log.info("store_back", file=str(files.path))
+
+    def _look(self, files: Files) -> None:
+        """At everything, which is not done after each commit."""
+        try:
+            self._is_missing(files, files.look())
+        except (OSError, sqlite3.Error) as error:
+            log.warning("store_not_looked_at", error=error)
+        if not self.missing:
+            self._new_epoch(files)
+        self._look_at = time.monotonic() + LOOK_SECONDS
+
+    def _new_epoch(self, files: Files) -> None:
+        """Tell what is in the database now from any copy that was made of it before."""
+        with contextlib.suppress(SQLAlchemyError, sqlite3.Error):  # locked, or full: another time
+            if files.has_changed():
+                with self.engine.begin() as connection:
+                    files.new_epoch(connection)
+                files.note_epoch()
 
     def _one_by_one(self, group: Sequence[_Job[Any]], error: Exception) -> None:
         deadline = time.monotonic() + RETRY_SECONDS

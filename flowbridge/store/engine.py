@@ -5,14 +5,15 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
 
 from flowbridge import log
-from flowbridge.store import migrations
+from flowbridge.store import files, migrations
 from flowbridge.store.errors import StoreError
+from flowbridge.store.files import Files
 
 WAIT_SECONDS = 30.0  # for a PostgreSQL that starts together with us, as in docker-compose
 AGAIN_SECONDS = 1.0
@@ -95,7 +96,7 @@ def connect(url: URL, *, shared: bool = False) -> Engine:
     return engine
 
 
-def lock(url: URL) -> IO[bytes]:
+def own(url: URL) -> Files:
     """Keep the SQLite file to this process for as long as the result is open. Raises StoreError: one line.
 
     A second process fails loudly at its start, not by a race later.
@@ -106,13 +107,18 @@ def lock(url: URL) -> IO[bytes]:
     with _told(url):
         held = os.fdopen(os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT, 0o600), "rb")
     try:
-        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StoreError(
+                f"{name(url)} is in use by another flowbridge: several share one PostgreSQL, not a file"
+            ) from None
+        with _told(url):
+            _make(url)
+            return Files(str(url.database), held)
+    except BaseException:
         held.close()
-        raise StoreError(
-            f"{name(url)} is in use by another flowbridge: several share one PostgreSQL, not a file"
-        ) from None
-    return held
+        raise
 
 
 def reason(error: Exception) -> str:
@@ -144,11 +150,15 @@ def _told(url: URL) -> Iterator[None]:
         raise StoreError(f"cannot open {name(url)}: {error.strerror or error}") from None
 
 
-def _sqlite(url: URL) -> dict[str, Any]:
+def _make(url: URL) -> None:
     # Made here, and closed to others: SQLite gives -wal and -shm the same mode.
     with contextlib.suppress(FileExistsError):
         os.close(os.open(str(url.database), os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
-    return {"connect_args": {"check_same_thread": False, "timeout": BUSY_MS / 1000}}
+
+
+def _sqlite(url: URL) -> dict[str, Any]:
+    _make(url)
+    return {"creator": lambda: files.connect(str(url.database), BUSY_MS / 1000)}
 
 
 def _postgres(url: URL) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from flowbridge.errors import Unavailable
 
+MISSING_RETRY_MS = 10_000  # somebody has to put the store's file back
+
 
 class StoreError(Exception):
     """The store cannot be used; one line."""

@@ -10,7 +10,7 @@ from sqlalchemy import Connection
 
 from flowbridge.store import accounts, outbox
 from flowbridge.store.database import Database
-from flowbridge.store.errors import StoreFull, StoreUnavailable
+from flowbridge.store.errors import MISSING_RETRY_MS, StoreFull, StoreUnavailable
 from flowbridge.store.outbox import Fence, Row
 
 AGAIN_SECONDS = 1.0
@@ -86,6 +86,7 @@ class Journal:
         self._doubts: deque[tuple[Fence, int | None]] = deque()
         self._accounts: deque[dict[str, Any]] = deque()
         self._planned = False
+        self._pending: dict[str, tuple[str, dict[str, Any]]] = {}  # delivery → txn id, outcome not on the disk yet
         self.unwritten: set[str] = set()  # deliveries whose outcome the store has refused to take so far
 
     def append(self, ticket: Ticket) -> None:
@@ -98,8 +99,18 @@ class Journal:
     def settle(self, ticket: Ticket, fence: Fence) -> None:
         """Write an outcome: into the row itself when that is not written yet, so that most sends cost one statement."""
         if ticket.written:  # set by the writer before it looks for the outcome, which we have set before we look
-            self._outcomes.append(_settlement(ticket, fence))
+            outcome = _settlement(ticket, fence)
+            self._pending[ticket.row.delivery] = ticket.row.txn_id, outcome
+            self._outcomes.append(outcome)
             self._plan()
+
+    def amended(self, row: dict[str, Any]) -> dict[str, Any]:
+        """A row of the outbox as it will be: an outcome that was told may be on its way to the disk still."""
+        txn_id, outcome = self._pending.get(row["delivery"], ("", {}))
+        # A replay, which has another transaction id, is queued after the outcome was written.
+        if row["state"] != "queued" or row["txn_id"] != txn_id:
+            return row
+        return {**row, **{name: outcome[f"b_{name}"] for name in _OUTCOME}}
 
     def doubt(self, fence: Fence, since: float | None) -> None:
         """Write since when (seconds) the head of a lane may have been sent, or that there is no doubt any more."""
@@ -120,7 +131,8 @@ class Journal:
         if not self._planned:
             self._planned = True  # first, for the same reason
             batch = _Batch(self)
-            self._database.run(batch.write, lingers=lingers, always=True, alone=True).add_done_callback(batch.done)
+            writing = self._database.run(batch.write, lingers=lingers, always=True, alone=True, undo=batch.undo)
+            writing.add_done_callback(batch.done)
         elif not lingers:
             self._database.hurry()
 
@@ -151,16 +163,24 @@ class _Batch:
         self.outcomes: list[dict[str, Any]] = []
         self.doubts: list[tuple[Fence, int | None]] = []
         self.refused: set[str] = set()
+        self.missing = ""  # why nothing new is taken
 
     def write(self, connection: Connection) -> None:
         self._take()
         outbox.lock(connection, self._lanes())
         for account in sorted(self.accounts, key=lambda account: str(account["account"])):
             accounts.remember(connection, account)
-        self.refused = self._append(connection)
+        self.missing = self._journal._database.missing
+        if not self.missing:  # else outcomes alone: they are true as long as this process has the file
+            self.refused = self._append(connection)
         outbox.settle(connection, self.outcomes)
         for fence, since in self.doubts:
             outbox.doubt(connection, fence, since)
+
+    def undo(self, connection: Connection, missing: str) -> None:
+        """The file that the acceptances went into is not there any more, and will not be after this process."""
+        self.missing = missing
+        outbox.remove_queued(connection, [ticket.row.delivery for ticket in self.new if ticket.existing is None])
 
     def _take(self) -> None:
         if not self._taken:
@@ -178,13 +198,18 @@ class _Batch:
                 continue
             if error is not None:
                 ticket.committed.set_exception(error)
+            elif self.missing:
+                ticket.committed.set_exception(StoreUnavailable(self.missing, retry_after_ms=MISSING_RETRY_MS))
             elif ticket.row.delivery in self.refused:
                 ticket.committed.set_exception(StoreUnavailable("the store refuses this event"))
             else:
                 ticket.committed.set_result(None)
         if error is not None and (self.accounts or self.outcomes or self.doubts):
             self._journal._again(self)
-        elif self._journal.unwritten:
+            return
+        for outcome in self.outcomes:
+            self._journal._pending.pop(outcome["b_delivery"], None)
+        if self._journal.unwritten:
             self._journal.unwritten.difference_update(outcome["b_delivery"] for outcome in self.outcomes)
 
     def _append(self, connection: Connection) -> set[str]:
@@ -208,6 +233,9 @@ class _Batch:
         for ticket in keyed:
             row = known.get(ticket.idem or "")
             ticket.existing = row if row is not None and row["delivery"] != ticket.row.delivery else None
+
+
+_OUTCOME = ("state", "attempts", "history", "event_id", "error", "settled_at")
 
 
 def _drain(source: deque[Any], target: list[Any]) -> None:

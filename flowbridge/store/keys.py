@@ -61,14 +61,14 @@ def add_first(connection: Connection, secret: str) -> bool:
 def valid(connection: Connection) -> list[tuple[bytes, ApiKey]]:
     """The keys that open something: their SHA-256, and what they may do."""
     found = connection.execute(select(*_KEY, api_keys.c.hash).where(api_keys.c.revoked_at.is_(None)))
-    return [(bytes.fromhex(row.hash), _key(*row[:5])) for row in found]
+    return [(bytes.fromhex(row.hash), _key(*row[:-1])) for row in found]
 
 
 def every(connection: Connection) -> list[Entry]:
     """All keys, the oldest first."""
     times = (api_keys.c.created_at, api_keys.c.revoked_at, api_keys.c.used_at)
     found = connection.execute(select(*_KEY, *times).order_by(api_keys.c.created_at, api_keys.c.id))
-    return [Entry(_key(*row[:5]), *row[5:]) for row in found]
+    return [Entry(_key(*row[: len(_KEY)]), *row[len(_KEY) :]) for row in found]
 
 
 def revoke(connection: Connection, id_: str) -> int | None:
@@ -87,11 +87,19 @@ def note_use(connection: Connection, used: Mapping[str, int]) -> None:
         connection.execute(update(api_keys).where(api_keys.c.id == id_, older).values(used_at=at))
 
 
-_KEY = (api_keys.c.id, api_keys.c.name, api_keys.c.rooms, api_keys.c.event_types, api_keys.c.admin)
+_KEY = (
+    api_keys.c.id,
+    api_keys.c.name,
+    api_keys.c.rooms,
+    api_keys.c.event_types,
+    api_keys.c.admin,
+    api_keys.c.users,
+)
 
 
-def _key(id_: str, name: str, rooms: str, event_types: str, admin: int) -> ApiKey:
-    return ApiKey(id_, name, tuple(json.loads(rooms)), tuple(json.loads(event_types)), bool(admin))
+def _key(id_: str, name: str, rooms: str, event_types: str, admin: int, users: str) -> ApiKey:
+    limits = [tuple(json.loads(each)) for each in (rooms, event_types)]
+    return ApiKey(id_, name, limits[0], limits[1], bool(admin), tuple(json.loads(users)))
 
 
 def _values(key: ApiKey, secret: str) -> dict[str, object]:
@@ -102,5 +110,6 @@ def _values(key: ApiKey, secret: str) -> dict[str, object]:
         "rooms": json.dumps(key.rooms),
         "event_types": json.dumps(key.event_types),
         "admin": int(key.admin),
+        "users": json.dumps(key.users),
         "created_at": now_ms(),
     }

@@ -1,22 +1,40 @@
 """The only SQL of the delivery log: list, show, replay, remove. Each function is work on a connection."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, delete, func, insert, literal, select
+from sqlalchemy import Connection, and_, delete, func, insert, literal, or_, select
 from sqlalchemy.sql import ColumnElement
 
 from flowbridge.store.outbox import HISTORY, mark_dirty, now_ms
-from flowbridge.store.tables import accounts, outbox
+from flowbridge.store.tables import accounts, lanes, outbox
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """The rooms (by id) and event types that an API key is for; a type may end in `*`. None, or no types: all."""
+
+    rooms: frozenset[str] | None = None
+    event_types: tuple[str, ...] = ()
+
+
+EVERYWHERE = Scope()
 
 
 @dataclass(frozen=True, slots=True)
 class Whose:
-    """Whose events are meant: one user's, from all devices, or one API key's; neither named: everybody's."""
+    """Whose events are meant: one user's, from all devices, or one API key's; neither named: everybody's.
+
+    `users`: with a key also the events that these users sent with tokens of their own. `scope` limits what others than
+    the viewer itself sent: a key sees its own events also where it may no longer send.
+    """
 
     user_id: str | None = None
     api_key: str | None = None
+    users: tuple[str, ...] = ()
+    scope: Scope = EVERYWHERE
 
 
 ALL = Whose()
@@ -39,6 +57,20 @@ class Selection:
         return self.states == ("dead",) or self == Selection()
 
 
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How an event stands in its lane: how many are before it, what was tried of the first one (JSON).
+
+    `rests_until`: when the lane is tried again (ms); None when it does not rest.
+    """
+
+    before: int
+    history: str
+    rests_until: int | None
+
+
+MAX_OLDER = 1_000  # events that are counted before one
+
 _LISTED = (
     outbox.c.id,
     outbox.c.delivery,
@@ -46,6 +78,7 @@ _LISTED = (
     outbox.c.event_type,
     outbox.c.state_key,
     outbox.c.state,
+    outbox.c.txn_id,
     outbox.c.attempts,
     outbox.c.event_id,
     outbox.c.error,
@@ -62,6 +95,24 @@ def get(connection: Connection, delivery: str, whose: Whose = ALL) -> dict[str, 
     query = select(outbox, accounts.c.user_id).select_from(_WITH_USER)
     found = connection.execute(query.where(outbox.c.delivery == delivery, *_belongs(whose))).mappings().first()
     return dict(found) if found else None
+
+
+def standing(connection: Connection, delivery: str) -> Standing | None:
+    """How a queued event stands in its lane; None when it is not queued any more."""
+    mine = connection.execute(
+        select(outbox.c.id, outbox.c.lane).where(outbox.c.delivery == delivery, outbox.c.state == "queued")
+    ).first()
+    if mine is None:
+        return None
+    queued = (outbox.c.lane == mine.lane, outbox.c.state == "queued")
+    older = select(outbox.c.id).where(*queued, outbox.c.id < mine.id).limit(MAX_OLDER)
+    before = connection.scalar(select(func.count()).select_from(older.subquery())) or 0
+    history = connection.scalar(select(outbox.c.history).where(*queued).order_by(outbox.c.id).limit(1))
+    lane = connection.execute(
+        select(lanes.c.owner, lanes.c.lease_until).where(lanes.c.lane == mine.lane, lanes.c.lease_until > now_ms())
+    ).first()
+    rests_until = lane.lease_until if lane is not None and lane.owner is None else None
+    return Standing(before, history or "[]", rests_until)
 
 
 def page(
@@ -83,6 +134,32 @@ def page(
         return rows, rows[-1]["id"]
     older = connection.scalar(select(func.max(outbox.c.id)).where(outbox.c.id < floor)) if floor > 0 else None
     return rows, None if older is None else older + 1
+
+
+def queued_behind(connection: Connection, row: Mapping[str, Any]) -> str | None:
+    """The newest queued event, if there is one, that sets the same state as this row, from the same account."""
+    found: str | None = connection.scalar(
+        select(outbox.c.delivery)
+        .where(
+            outbox.c.lane == row["lane"],
+            outbox.c.state == "queued",
+            outbox.c.event_type == row["event_type"],
+            outbox.c.state_key == row["state_key"],
+            outbox.c.delivery != row["delivery"],
+        )
+        .order_by(outbox.c.id.desc())
+        .limit(1)
+    )
+    return found
+
+
+def state_events(
+    connection: Connection, selection: Selection, after: int, last: int, limit: int
+) -> list[dict[str, Any]]:
+    """State events as `get` gives them, the oldest first. Only ids in `after < id <= last`."""
+    query = select(outbox, accounts.c.user_id).select_from(_WITH_USER).where(*_chosen(selection))
+    query = query.where(outbox.c.state_key.is_not(None), outbox.c.id > after, outbox.c.id <= last)
+    return [dict(row) for row in connection.execute(query.order_by(outbox.c.id).limit(limit)).mappings()]
 
 
 def extent(connection: Connection, selection: Selection) -> tuple[int, int]:
@@ -154,8 +231,33 @@ def _belongs(whose: Whose) -> list[ColumnElement[bool]]:
         theirs = select(accounts.c.account).where(accounts.c.user_id == whose.user_id)
         found.append(outbox.c.account.in_(theirs))
     if whose.api_key is not None:
-        found.append(outbox.c.api_key == whose.api_key)
+        own = outbox.c.api_key == whose.api_key
+        found.append(or_(own, and_(_of_users(whose.users), *_within(whose.scope))) if whose.users else own)
+    else:
+        found += _within(whose.scope)
     return found
+
+
+def _of_users(users: tuple[str, ...]) -> ColumnElement[bool]:
+    """What these users sent with tokens of their own."""
+    theirs = select(accounts.c.account).where(accounts.c.user_id.in_(users))
+    return and_(outbox.c.api_key.is_(None), outbox.c.account.in_(theirs))
+
+
+def _within(scope: Scope) -> list[ColumnElement[bool]]:
+    found: list[ColumnElement[bool]] = []
+    if scope.rooms is not None:
+        found.append(outbox.c.room_id.in_(sorted(scope.rooms)))
+    if scope.event_types:
+        found.append(or_(*map(_is_type, scope.event_types)))
+    return found
+
+
+def _is_type(scope: str) -> ColumnElement[bool]:
+    """`m.room.*` is whatever begins with `m.room.`; LIKE would not do, which SQLite compares without regard to case."""
+    if scope.endswith("*"):
+        return func.substr(outbox.c.event_type, 1, len(scope) - 1) == scope[:-1]
+    return outbox.c.event_type == scope
 
 
 def _chosen(selection: Selection) -> list[ColumnElement[bool]]:

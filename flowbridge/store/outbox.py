@@ -11,7 +11,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DataError, IntegrityError
 from sqlalchemy.sql import ColumnElement
 
-from flowbridge.store.tables import lanes, outbox
+from flowbridge.store.tables import accounts, lanes, outbox
 
 BATCH = 50  # rows of one lane that are held in memory, at most
 HISTORY = 20  # attempts that are remembered of one event
@@ -139,7 +139,7 @@ def by_idem(connection: Connection, keys: Iterable[str]) -> dict[str, dict[str, 
 
 def mark_dirty(connection: Connection, pairs: Iterable[tuple[str, str]]) -> None:
     """Say that a lane (with its account) has events that its owner may not know."""
-    values = [{"lane": lane, "account": account, "dirty": 1} for lane, account in sorted(set(pairs))]
+    values = [{"lane": lane, "account": account, "dirty": 1, "sent_with": ""} for lane, account in sorted(set(pairs))]
     if values:
         build = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
         statement = build(lanes)
@@ -159,20 +159,35 @@ def _owned(connection: Connection, owner: str) -> list[str]:
 
 
 def claim(
-    connection: Connection, owner: str, limit: int, lease_ms: int, *, batch: int = BATCH, but: Iterable[str] = ()
+    connection: Connection,
+    owner: str,
+    limit: int,
+    lease_ms: int,
+    *,
+    batch: int = BATCH,
+    but: Iterable[str] = (),
+    only: Iterable[str] = (),
 ) -> list[Claim]:
-    """Lease up to `limit` lanes that have something to send and nobody who does; none of the accounts `but`."""
+    """Lease up to `limit` lanes that have something to send and nobody who does; none of the accounts `but`.
+
+    Those that were served longest ago come first. `only`: of these lanes, also those that rest.
+    """
     now = _clock(connection)
-    free = (
+    wanted = list(only)
+    is_free = lanes.c.lease_until <= now
+    found = (
         select(lanes.c.lane)
-        .where(or_(lanes.c.dirty == 1, lanes.c.owner.is_not(None)), lanes.c.lease_until <= now)
+        .where(or_(lanes.c.dirty == 1, lanes.c.owner.is_not(None)))
+        .where(or_(is_free, lanes.c.owner.is_(None)) if wanted else is_free)
         .order_by(lanes.c.lease_until)
         .limit(limit)
         .with_for_update(skip_locked=True)
     )
-    if accounts := list(but):
-        free = free.where(lanes.c.account.not_in(accounts))
-    names = list(connection.scalars(free))
+    if wanted:
+        found = found.where(lanes.c.lane.in_(wanted))
+    if excluded := list(but):
+        found = found.where(lanes.c.account.not_in(excluded))
+    names = list(connection.scalars(found))
     if not names:
         return []
     taken = connection.execute(
@@ -192,6 +207,24 @@ def claim(
         Claim(Fence(lane, owner, fence), account, uncertain, fetch(connection, lane, batch))
         for lane, fence, account, uncertain in taken
     ]
+
+
+def free(connection: Connection, whose: Sequence[str], limit: int) -> int:
+    """How many lanes of these accounts could be claimed: `limit` at most, since it only matters whether many can."""
+    waiting = (
+        select(lanes.c.lane)
+        .where(or_(lanes.c.dirty == 1, lanes.c.owner.is_not(None)), lanes.c.lease_until <= _clock(connection))
+        .where(lanes.c.account.in_(whose))
+        .limit(limit)
+    )
+    return connection.scalar(select(func.count()).select_from(waiting.subquery())) or 0
+
+
+def lanes_in(connection: Connection, user_id: str, room_id: str) -> list[str]:
+    """The lanes of a user in a room, also those that rest."""
+    theirs = connection.scalars(select(accounts.c.account).where(accounts.c.user_id == user_id))
+    names = [f"{account}|{room_id}" for account in theirs]
+    return list(connection.scalars(select(lanes.c.lane).where(lanes.c.lane.in_(names)))) if names else []
 
 
 def _last_sign(lease_ms: int) -> ColumnElement[int]:
@@ -236,9 +269,12 @@ def renew(connection: Connection, owner: str, lease_ms: int) -> dict[str, tuple[
 
 
 def release(connection: Connection, fences: Iterable[Fence], rest_ms: int = 0) -> None:
-    """Give lanes back; those with queued events are up for the next claim, once `rest_ms` are over."""
+    """Give lanes back; those with queued events are up for the next claim, once `rest_ms` are over.
+
+    Also those that need no rest come behind those that wait already: a room never waits for another one.
+    """
     waiting = exists(select(1).where(outbox.c.lane == lanes.c.lane, outbox.c.state == "queued"))
-    until = _clock(connection) + rest_ms if rest_ms else literal(0)
+    until = _clock(connection) + rest_ms
     for fence in sorted(fences, key=lambda fence: fence.lane):
         connection.execute(
             update(lanes)
@@ -267,6 +303,11 @@ def recover(connection: Connection, lease_ms: int) -> None:
     )
 
 
+def is_restored(uncertain_since: int | None) -> bool:
+    """Whether a lane is in doubt since a backup was restored (then, with a minus): see `continuity`."""
+    return uncertain_since is not None and uncertain_since < 0
+
+
 def doubt(connection: Connection, fence: Fence, since: int | None) -> None:
     """Since when (ms) the head of a lane may have been sent; None once that is known."""
     connection.execute(update(lanes).where(_holds(fence)).values(uncertain_since=since))
@@ -289,6 +330,17 @@ def sent_before(connection: Connection, lane: str, since: int, event_ids: Sequen
         )
     )
     return {str(event_id) for event_id in found}
+
+
+def sent_last(connection: Connection, limit: int) -> list[tuple[int, int]]:
+    """When events were sent (ms), the last first, and how many attempts each took."""
+    found = connection.execute(
+        select(outbox.c.settled_at, outbox.c.attempts)
+        .where(outbox.c.settled_at.is_not(None), outbox.c.state == "sent")
+        .order_by(outbox.c.settled_at.desc())
+        .limit(limit)
+    )
+    return [(settled_at, attempts) for settled_at, attempts in found]
 
 
 def _holds(fence: Fence) -> ColumnElement[bool]:
@@ -401,6 +453,11 @@ def remove(connection: Connection, delivery: str, *, states: Sequence[str]) -> b
     """Delete an event that is in one of these states."""
     done = connection.execute(delete(outbox).where(outbox.c.delivery == delivery, outbox.c.state.in_(states)))
     return done.rowcount > 0
+
+
+def remove_queued(connection: Connection, deliveries: Sequence[str]) -> None:
+    """Delete those of these events that are queued."""
+    connection.execute(delete(outbox).where(outbox.c.delivery.in_(deliveries), outbox.c.state == "queued"))
 
 
 def outcomes(connection: Connection, deliveries: Sequence[str]) -> dict[str, tuple[Any, str | None, Any]]:

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, text
 
 from flowbridge.store import outbox
 from flowbridge.store.database import Database
-from flowbridge.store.errors import StoreFull
+from flowbridge.store.errors import MISSING_RETRY_MS, StoreFull, StoreUnavailable
 from flowbridge.store.journal import Ticket
 
 FULL_RETRY_MS = 10_000
@@ -43,7 +43,9 @@ class Stock:
         self.full = ""  # why nothing is accepted, for what `refresh` looks at
 
     def admit(self, lane: str) -> None:
-        """Raises StoreFull when there is no room for one more event in this lane."""
+        """Raises StoreFull when there is no room for one more event in this lane, StoreUnavailable without a file."""
+        if self._database.missing:
+            raise StoreUnavailable(self._database.missing, retry_after_ms=MISSING_RETRY_MS)
         if self.full:
             raise StoreFull(self.full, retry_after_ms=FULL_RETRY_MS)
         if self.queued >= self._limits.queued:
@@ -52,6 +54,10 @@ class Stock:
             raise StoreFull(
                 f"{self._lanes[lane]} events are queued for this room already", retry_after_ms=FULL_RETRY_MS
             )
+
+    def queued_in(self, lane: str) -> int:
+        """How many events are queued in a lane, as far as is known here."""
+        return self._lanes.get(lane, 0)
 
     def accounts(self) -> set[str]:
         """The accounts of which something is queued."""
@@ -105,7 +111,10 @@ class Stock:
         if self.used_bytes >= self._limits.database_bytes:
             return f"the database holds {self.used_bytes} bytes, and {self._limits.database_bytes} are allowed"
         if self._database.is_sqlite and self._database.url.database:
-            free = shutil.disk_usage(Path(self._database.url.database).absolute().parent).free
+            try:
+                free = shutil.disk_usage(Path(self._database.url.database).absolute().parent).free
+            except FileNotFoundError:
+                return ""  # that the file is gone is told by the database
             if free < self._limits.free_disk_bytes:
                 return f"{free} bytes are free on the store's disk: flowbridge stops at {self._limits.free_disk_bytes}"
         return ""

@@ -47,7 +47,11 @@ lanes = Table(
     Column("fence", BigInteger, nullable=False, server_default="0"),
     Column("lease_until", BigInteger, nullable=False, server_default="0"),
     Column("dirty", Integer, nullable=False, server_default="0"),  # has events that its owner may not know
-    Column("uncertain_since", BigInteger),  # the head may have been sent then, and nobody heard
+    # The head may have been sent then, and nobody heard. Below 0: a backup was restored then, and all may have been.
+    Column("uncertain_since", BigInteger),
+    # The SHA-256 of the token that all that is in doubt was sent with; "" when that is unknown, or several. Without a
+    # default: a replica of a version that does not know it can write nothing.
+    Column("sent_with", Text, nullable=False),
 )
 _WAITING = text("dirty = 1 OR owner IS NOT NULL")
 Index("lanes_waiting", lanes.c.lease_until, sqlite_where=_WAITING, postgresql_where=_WAITING)
@@ -55,11 +59,27 @@ Index("lanes_waiting", lanes.c.lease_until, sqlite_where=_WAITING, postgresql_wh
 accounts = Table(
     "accounts",
     metadata,
-    Column("account", Text, primary_key=True),
+    Column("account", Text, primary_key=True),  # a hash of the user id
     Column("user_id", Text, nullable=False),
-    Column("device_id", Text),
+)
+
+tokens = Table(
+    "tokens",
+    metadata,
+    Column("token_hash", Text, primary_key=True),  # SHA-256, hexadecimal
+    Column("account", Text, nullable=False),
+    Column("device_id", Text),  # NULL for a token without a device
     Column("token", Text),  # encrypted; NULL once no queued event needs it
-    Column("token_hash", Text, unique=True),
+    Column("seen_at", BigInteger, nullable=False),
+    Column("refused_at", BigInteger),  # the homeserver did not accept it, and has not accepted it since
+)
+Index("tokens_account", tokens.c.account)
+
+resolved = Table(  # what the homeserver once said, so that accepting goes on while it is away
+    "resolved",
+    metadata,
+    Column("name", Text, primary_key=True),  # an account's alias, or what the bot logs in as
+    Column("value", Text, nullable=False),  # a room id, or a user id
     Column("seen_at", BigInteger, nullable=False),
 )
 
@@ -75,4 +95,5 @@ api_keys = Table(
     Column("created_at", BigInteger, nullable=False),
     Column("revoked_at", BigInteger),
     Column("used_at", BigInteger),
+    Column("users", Text, nullable=False, server_default="[]"),  # JSON: whose events it may replay and delete
 )

@@ -152,6 +152,26 @@ def test_replay_beside_a_running_bridge_is_sent_by_it(
     assert [one["content"]["body"] for one in seen] == ["two", "one"]
 
 
+def test_replay_of_state_that_was_set_since_needs_a_word(
+    client: httpx.Client, settings: dict[str, str], bot: Account, make_room: MakeRoom
+) -> None:
+    path = f"/rooms/{quote(make_room(bot), safe='')}/state/m.room.topic"
+    old = client.put(path, json={"topic": "old"}).headers["Flowbridge-Delivery"]
+    client.put(path, json={"topic": "new"}).raise_for_status()
+    refused = run("deliveries", "replay", old, **settings)
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert "--overwrite" in refused.stderr
+    assert '"topic": "new"' in refused.stderr
+    terminal = Terminal("deliveries", "replay", old, **settings)
+    terminal.until("Overwrite it? [y/N]")
+    terminal.say("n\n")
+    assert terminal.end() == 1
+    assert client.get(path).json() == {"topic": "new"}
+    assert run("deliveries", "replay", old, "--overwrite", **settings).stdout == f"{old} is queued\n"
+    until(client, ["sent", "sent"])
+    assert client.get(path).json() == {"topic": "old"}
+
+
 def until(client: httpx.Client, expected: list[str]) -> None:
     """Wait until these are the states of all that there is."""
     deadline = time.monotonic() + PATIENCE

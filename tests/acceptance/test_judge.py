@@ -376,6 +376,24 @@ def test_sigusr2_puts_a_misset_proxy_in_front(homeserver: FaultyHomeserver, room
     _wait_for(lambda: homeserver.send(room, "t1").status_code == 200)
 
 
+def test_poisoned_event_is_a_500_each_time_and_others_pass(homeserver: FaultyHomeserver, room: str) -> None:
+    path = f"rooms/{room}/send/m.room.message"
+    for _ in range(3):
+        answer = homeserver.call("PUT", f"{path}/t1", {"poison": True})
+        assert (answer.status_code, answer.json()["errcode"]) == (500, "M_UNKNOWN")
+    assert homeserver.send(room, "t2").status_code == 200
+    assert len(homeserver.events(room)) == 1
+
+
+def test_broken_homeserver_answers_500_to_everything(homeserver: FaultyHomeserver, room: str) -> None:
+    homeserver.steer("faults", broken=True)
+    assert homeserver.send(room, "t1").status_code == 500
+    answer = homeserver.call("GET", "account/whoami")
+    assert (answer.status_code, answer.json()["errcode"]) == (500, "M_UNKNOWN")
+    homeserver.steer("faults", broken=False)
+    assert homeserver.send(room, "t1").status_code == 200
+
+
 def test_homeserver_goes_away_and_comes_back(homeserver: FaultyHomeserver, room: str) -> None:
     first = homeserver.event_id(room, "t1")
     homeserver.steer("down?seconds=0.3")

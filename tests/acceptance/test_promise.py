@@ -21,6 +21,7 @@ KILLS = 15
 REPLICAS_KILLS = 6
 SOWN = ("new-txn-id", "key-as-txn-id", "proxy-404")
 TROUBLES = ("full", "locked")
+POISON = "poison"
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="the judge ends its processes by means of Linux"),
@@ -57,9 +58,10 @@ def _judge(*arguments: str) -> "subprocess.CompletedProcess[str]":
 @pytest.fixture(scope="module")
 def runs() -> Iterator[Runs]:
     """All others, several at a time: they wait more than they work."""
-    with ThreadPoolExecutor(3) as threads:
+    with ThreadPoolExecutor(4) as threads:
         found = {name: threads.submit(_judge, "--seeds", name) for name in SOWN}
         found |= {name: threads.submit(_judge, name, "--seconds", "15", "--every", "1") for name in TROUBLES}
+        found[POISON] = threads.submit(_judge, POISON, "--seconds", "8", "--every", "2")
         yield found
 
 
@@ -68,6 +70,12 @@ def test_promise_is_kept_when_the_store_is_in_trouble(runs: Runs, trouble: str) 
     done = runs[trouble].result()
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"{trouble}: kept its promise" in done.stdout
+
+
+def test_promise_is_kept_when_an_event_is_poisoned_and_when_the_homeserver_fails_at_everything(runs: Runs) -> None:
+    done = runs[POISON].result()
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "poison: kept its promise" in done.stdout
 
 
 @pytest.mark.parametrize("seed", SOWN)

@@ -50,13 +50,13 @@ class Answer:
 
 
 class RawClient:
-    """A connection to the bridge on which anything may be said."""
+    """A connection to the bridge on which anything may be said. `source`: the address that it comes from."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, source: str = "127.0.0.1") -> None:
         address = urlsplit(url)
         assert address.hostname
         assert address.port
-        self._socket = socket.create_connection((address.hostname, address.port), timeout=PATIENCE)
+        self._socket = socket.create_connection((address.hostname, address.port), PATIENCE, (source, 0))
         self._buffer = b""
 
     def __enter__(self) -> Self:
@@ -97,6 +97,10 @@ class RawClient:
             assert self._fill(), "the bridge hung up in the middle of an answer"
         body, self._buffer = self._buffer[:length], self._buffer[length:]
         return Answer(status, headers, body)
+
+    def head(self) -> str:
+        """The status line and headers of the next answer, for one that has neither a length nor a body."""
+        return self._until(b"\r\n\r\n").decode("latin-1")
 
     def rest(self, seconds: float) -> bytes | None:
         """All that the bridge still says before it hangs up; None when it has not by then."""

@@ -2,6 +2,7 @@
 
 import json
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -10,10 +11,10 @@ from urllib.parse import quote, unquote_to_bytes
 
 import pytest
 
-from flowbridge import serve
+from flowbridge import connections, serve
 from flowbridge.routes import endpoint
 from tests import upstream as scripted
-from tests.http.conftest import HELLO, ROOM, SEND, Answer, Bridge, Elapsed, RawClient, new_token, post
+from tests.http.conftest import HELLO, KEY, ROOM, SEND, Answer, Bridge, Elapsed, RawClient, new_token, post, running
 from tests.patience import PATIENCE
 from tests.processes import cpu_seconds, serving
 
@@ -246,18 +247,87 @@ def test_body_of_an_answered_request_cannot_hold_the_connection_open(
 # Numbers
 
 
-def test_connection_too_many_is_a_503(bridge: Bridge, monkeypatch: pytest.MonkeyPatch) -> None:
+def healthz(client: RawClient) -> int:
+    return client.send(post("/healthz", method="GET")).answer().status
+
+
+def busy(stack: ExitStack, bridge: Bridge, number: int) -> list[RawClient]:
+    """So many connections on which a request has begun."""
+    clients = [stack.enter_context(bridge.connect()) for _ in range(number)]
+    for client in clients:
+        assert healthz(client) == 200
+        client.send(b"GET /hea")
+    return clients
+
+
+@pytest.fixture
+def own_bridge(upstream: scripted.Upstream, tmp_path: Path) -> Iterator[Bridge]:
+    """To which no other test has a connection."""
+    with running(upstream, tmp_path) as bridge:
+        yield bridge
+
+
+@pytest.fixture
+def few_connections(monkeypatch: pytest.MonkeyPatch) -> int:
+    """How many there may be."""
+    monkeypatch.setattr(connections, "MAX_CONNECTIONS", 6)
+    monkeypatch.setattr(connections, "SHARE", 2.0)
+    return 6
+
+
+def test_connection_too_many_is_a_503(own_bridge: Bridge, few_connections: int) -> None:
     with ExitStack() as stack:
-        clients = [stack.enter_context(bridge.connect()) for _ in range(3)]
-        for client in clients:
-            assert client.send(post("/healthz", method="GET")).answer().status == 200
-        monkeypatch.setattr(serve, "MAX_CONNECTIONS", 2)
-        refused = stack.enter_context(bridge.connect())
-        check_error(refused.answer(), 503, "M_LIMIT_EXCEEDED")
+        clients = busy(stack, own_bridge, few_connections)
+        refused = stack.enter_context(own_bridge.connect())
+        answer = refused.answer()
+        check_error(answer, 503, "M_LIMIT_EXCEEDED")
+        assert answer.headers["retry-after"] == "2"
         assert refused.is_closed()
-        assert clients[0].send(post("/healthz", method="GET")).answer().status == 200
-        monkeypatch.undo()
-        assert bridge.ask(post("/healthz", method="GET")).status == 200
+        assert clients[0].send(b"lthz HTTP/1.1\r\nHost: bridge\r\n\r\n").answer().status == 200
+
+
+def test_idle_connection_makes_room_for_a_new_one(own_bridge: Bridge, few_connections: int) -> None:
+    with ExitStack() as stack:
+        idle = [stack.enter_context(own_bridge.connect()) for _ in range(3)]
+        for client in idle:
+            assert healthz(client) == 200
+        clients = busy(stack, own_bridge, few_connections - 3)
+        assert healthz(idle[0]) == 200  # so the second one has been idle for longest
+        assert healthz(stack.enter_context(own_bridge.connect())) == 200
+        assert idle[1].is_closed()
+        assert healthz(idle[0]) == healthz(idle[2]) == 200
+        for client in clients:
+            assert client.send(b"lthz HTTP/1.1\r\nHost: bridge\r\n\r\n").answer().status == 200
+
+
+def test_answer_that_takes_long_is_no_idle_connection(own_bridge: Bridge, few_connections: int) -> None:
+    go = threading.Event()
+    own_bridge.upstream.always(scripted.when(go, scripted.answer({"event_id": "$late"})), at="/send/")
+    with ExitStack() as stack:
+        clients = [stack.enter_context(own_bridge.connect()) for _ in range(few_connections)]
+        for client in clients:
+            client.send(post(SEND, BODY))
+        own_bridge.upstream.wait_for_events(few_connections)
+        assert stack.enter_context(own_bridge.connect()).answer().status == 503
+        go.set()
+        assert [client.answer().status for client in clients] == [200] * few_connections
+
+
+def test_address_with_its_share_of_connections_leaves_the_others(
+    own_bridge: Bridge, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(connections, "MAX_CONNECTIONS", 8)
+    with ExitStack() as stack:
+        busy(stack, own_bridge, 4)
+        for _ in range(2):
+            refused = stack.enter_context(own_bridge.connect())
+            assert "127.0.0.1" in check_error(refused.answer(), 503, "M_LIMIT_EXCEEDED")["error"]
+        other = stack.enter_context(RawClient(own_bridge.url, source="127.0.0.2"))
+        assert healthz(other) == 200
+    lines = [record for record in caplog.records if record.msg == "connections_refused"]
+    (line,) = lines  # not one for each
+    assert vars(line)["fields"]["client"] == "127.0.0.1"
+    assert vars(line)["fields"]["of_client"] == 4
 
 
 # Bytes that are not quite HTTP
@@ -670,3 +740,25 @@ def test_many_hostile_bodies_do_not_stop_healthz(upstream: scripted.Upstream, tm
         assert {answer.result().status for answer in answers} <= {400, 413}
     assert slowest < 0.5
     assert upstream.requests == []
+
+
+@pytest.mark.parametrize("blanks", [" ", "\t", "  \t "])
+@pytest.mark.parametrize(
+    "header",
+    [f"X-API-Key: {KEY}", f"Authorization: Bearer {KEY}", "Content-Encoding: identity"],
+)
+def test_blanks_at_the_end_of_a_header_do_not_count(bridge: Bridge, header: str, blanks: str) -> None:
+    """RFC 9110 §5.5."""
+    answer = bridge.post(SEND, BODY, header + blanks)
+    assert answer.status == 200, answer
+
+
+def test_blanks_at_the_end_of_a_key_or_preference_do_not_count(bridge: Bridge) -> None:
+    token = f"Authorization: Bearer {new_token()}"
+    answers = [bridge.post(SEND, BODY, f"Idempotency-Key: one{blanks}", token) for blanks in ("", " ", "\t")]
+    assert [answer.status for answer in answers] == [200] * 3
+    assert len(sent(bridge)) == 1
+    answer = bridge.post(SEND, BODY, "Prefer: respond-async ", token)
+    assert (answer.status, answer.headers["preference-applied"]) == (202, "respond-async")
+    body = b"just text"
+    assert bridge.post("/validate/m.room.message", body, "Content-Type: text/plain \t").status == 200

@@ -11,6 +11,7 @@ from urllib.parse import quote
 import httpx
 import pytest
 
+from flowbridge import refusals
 from flowbridge.callers import Callers
 from flowbridge.delivery import carrier, lane
 from flowbridge.serve import background
@@ -557,6 +558,7 @@ def test_401_for_a_callers_token_passes_and_is_asked_again(
     caller: httpx.Client, upstream: Upstream, at: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(carrier, "TOKEN_PAUSE", HASTE_SECONDS)
+    monkeypatch.setattr(refusals, "KEEP_SECONDS", 0)  # for which the same refusal is given again
 
     def call() -> httpx.Response:
         return caller.get(STATE) if at == "/state/" else caller.post(SEND, json=HELLO)

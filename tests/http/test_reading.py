@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from tests.http.conftest import (
     SHORT_REQUEST_SECONDS,
     Bridge,
     as_caller,
+    new_token,
     post,
     running,
 )
@@ -107,17 +109,25 @@ def test_polls_leave_the_connections_to_the_sends(
             assert (answer.status, answer.json()) == (200, {"chunk": [], "start": "s1", "end": "s1"})
 
 
-def test_too_many_polls_are_told_to_wait(
-    bridge: Bridge, caller: httpx.Client, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(history, "MAX_POLLS", 1)
-    upstream.script(syncing(scripted.silence))
-    with bridge.connect() as connection:
-        connection.send(ask(POLL))
-        polls(upstream, 1)
-        answer = caller.get(POLL)
-    assert refused(answer) == (429, "M_LIMIT_EXCEEDED")
-    assert answer.headers["retry-after"] == "1"
+def test_too_many_polls_of_one_caller_are_told_to_wait(bridge: Bridge, upstream: Upstream, go: threading.Event) -> None:
+    """200 of one caller kept every other caller out: each has its share."""
+    upstream.script(syncing(scripted.when(go, scripted.answer(EMPTY))))
+    hog = f"Authorization: Bearer {new_token()}"
+    with ExitStack() as stack:
+        clients = [stack.enter_context(bridge.connect()) for _ in range(history.MAX_POLLS_OF_ONE)]
+        for client in clients:
+            client.send(ask(POLL, hog))
+        polls(upstream, len(clients))
+        answer = bridge.post(POLL, b"", hog, method="GET")
+        assert (answer.status, answer.json()["errcode"]) == (429, "M_LIMIT_EXCEEDED")
+        assert "25 of the 200 calls that wait for events are yours" in answer.json()["error"]
+        assert answer.headers["retry-after"] == "1"
+        other = stack.enter_context(bridge.connect())
+        other.send(ask(POLL))
+        polls(upstream, len(clients) + 1)
+        go.set()
+        assert [client.answer().status for client in (*clients, other)] == [200] * (len(clients) + 1)
+    assert bridge.post(POLL, b"", hog, method="GET").status == 200
 
 
 def test_answer_that_is_too_large_is_a_413_that_says_what_to_do(

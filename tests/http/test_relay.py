@@ -4,8 +4,11 @@ import json
 import logging
 import secrets
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -13,11 +16,12 @@ import pytest
 from flowbridge import serve
 from flowbridge.routes import relay, streaming
 from tests import upstream as scripted
-from tests.http.conftest import BOT_TOKEN, KEY, TLS, Bridge, as_caller, new_token, post, running
+from tests.http.conftest import BOT_TOKEN, KEY, TLS, Answer, Bridge, as_caller, new_token, post, running
+from tests.http.sends import UNKNOWN_TOKEN
 from tests.http.test_errors import check_error
 from tests.http.test_wire import Authority
 from tests.http.test_wire import authority as authority
-from tests.upstream import PATIENCE, Request, Upstream
+from tests.upstream import PATIENCE, Behaviour, Request, Upstream
 
 ANY = "/_matrix/client/v3/capabilities"
 SYNC = "/_matrix/client/v3/sync?timeout=30000"
@@ -30,9 +34,19 @@ CORS = {
 
 
 def seen(upstream: Upstream) -> Request:
-    """The one request that came."""
-    (request,) = upstream.requests
+    """The one request that came, besides the question whose token it is that brings a long body."""
+    (request,) = (request for request in upstream.requests if not request.target.endswith("/whoami"))
     return request
+
+
+def passing(value: Any) -> Callable[[Request], Behaviour | None]:
+    """A homeserver that answers this to all but that question."""
+    return lambda request: None if request.target.endswith("/whoami") else scripted.answer(value)
+
+
+def error_of(answer: Answer, status: int, errcode: str) -> str:
+    assert (answer.status, answer.json()["errcode"]) == (status, errcode)
+    return str(answer.json()["error"])
 
 
 def check_cors(answer: httpx.Response) -> None:
@@ -74,7 +88,11 @@ def test_headers_of_the_hop_and_secrets_of_the_caller_do_not_go_up(bridge: Bridg
 
 def test_headers_of_the_hop_and_cookies_do_not_come_down(bridge: Bridge) -> None:
     headers = ["Connection: X-Mine", "X-Mine: 1", "Set-Cookie: a=b", "Proxy-Authenticate: x", "X-Kept: 1", "Date: x"]
-    headers += ["Access-Control-Allow-Origin: https://only.me", "Access-Control-Expose-Headers: ETag"]
+    headers += [
+        "Keep-Alive: timeout=5, max=1",
+        "Access-Control-Allow-Origin: https://only.me",
+        "Access-Control-Expose-Headers: ETag",
+    ]
     bridge.upstream.always(scripted.answer({}, 200, *headers))
     with as_caller(bridge) as caller:
         answer = caller.get(ANY)
@@ -84,8 +102,10 @@ def test_headers_of_the_hop_and_cookies_do_not_come_down(bridge: Bridge) -> None
         "content-length",
         "content-type",
         "date",
+        "keep-alive",
         "x-kept",
     }
+    assert answer.headers.get_list("keep-alive") == ["timeout=75"]  # the bridge's own
     assert answer.headers.get_list("date") != ["x"]
     check_cors(answer)
 
@@ -332,7 +352,7 @@ def test_json_that_makes_a_homeserver_fail_does_not_reach_it(
     for encoding in ("identity", "gzip"):
         headers = {"Content-Encoding": encoding}
         check_error(caller.post("/_matrix/client/v3/other", content=body, headers=headers), 400, "M_NOT_JSON")
-    assert upstream.requests == []
+    assert [request for request in upstream.requests if "/whoami" not in request.target] == []
     upstream.always(scripted.answer({"content_uri": "mxc://a/b"}))
     assert caller.post(UPLOAD, content=body).status_code == 200
     assert seen(upstream).body == body
@@ -345,20 +365,53 @@ def test_json_longer_than_any_homeserver_takes_is_a_413(
     size = relay.MAX_JSON_BYTES + 1
     content = iter([b"x" * 1_000_000] * (size // 1_000_000 + 1)) if is_chunked else b"x" * size
     check_error(caller.post("/_matrix/client/v3/other", content=content), 413, "M_TOO_LARGE")
-    assert upstream.requests == []
+    assert [request for request in upstream.requests if "/whoami" not in request.target] == []
 
 
-def test_long_bodies_have_so_many_places_and_give_them_back(
-    caller: httpx.Client, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+def test_long_bodies_of_one_caller_have_so_many_places_and_give_them_back(bridge: Bridge, upstream: Upstream) -> None:
+    """64 of one caller, without a token, kept every other caller out."""
+    upstream.script(passing({}))
+    path, padding = "/_matrix/client/v3/other", b" " * 600_000
+    hog = f"Authorization: Bearer {new_token()}"
+    with ExitStack() as stack:
+        clients = [stack.enter_context(bridge.connect()) for _ in range(relay.MAX_LONG_OF_ONE)]
+        for client in clients:
+            client.send(post(path, padding, hog, f"Content-Length: {len(padding) + 2}"))
+        ending = time.monotonic() + PATIENCE
+        while (answer := bridge.post(path, padding + b"{}", hog)).status == 200:  # until all of them are held
+            assert time.monotonic() < ending
+        assert "8 of the 64 long bodies" in error_of(answer, 429, "M_LIMIT_EXCEEDED")
+        assert bridge.post(path, padding + b"{}").status == 200
+        for client in clients:
+            assert client.send(b"{}").answer().status == 200
+    for _ in range(relay.MAX_LONG_OF_ONE + 1):
+        assert bridge.post(path, padding + b"{}", hog).status == 200
+        error_of(bridge.post(path, padding + b"[1e400]", hog), 400, "M_NOT_JSON")
+
+
+@pytest.mark.parametrize("is_chunked", [True, False])
+@pytest.mark.parametrize("token", ["", "wrong"])
+def test_long_body_without_a_good_token_is_refused(
+    bridge: Bridge, upstream: Upstream, token: str, *, is_chunked: bool
 ) -> None:
-    monkeypatch.setattr(relay, "MAX_LONG", 1)
+    upstream.script(lambda request: UNKNOWN_TOKEN if request.target.endswith("/whoami") else scripted.answer({}))
+    body = b"x" * (relay.MAX_GUEST_BYTES + 1)
+    header = f"Authorization: Bearer {new_token()}" if token else "Authorization: Basic x"
+    if is_chunked:
+        request = post("/_matrix/client/v3/other", b"", header, "Transfer-Encoding: chunked")
+        answer = bridge.ask(request + b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body))
+    else:
+        answer = bridge.post("/_matrix/client/v3/other", body, header)
+    error_of(answer, 401, "M_UNKNOWN_TOKEN" if token else "M_MISSING_TOKEN")
+    assert [request for request in upstream.requests if "/other" in request.target] == []
+
+
+def test_long_body_of_another_server_passes(bridge: Bridge, upstream: Upstream) -> None:
     upstream.always(scripted.answer({}))
-    body = b" " * 600_000
-    for _ in range(3):
-        assert caller.post("/_matrix/client/v3/other", content=body + b"{}").status_code == 200
-        check_error(caller.post("/_matrix/client/v3/other", content=body + b"[1e400]"), 400, "M_NOT_JSON")
-    monkeypatch.setattr(relay, "MAX_LONG", 0)
-    check_error(caller.post("/_matrix/client/v3/other", content=body + b"{}"), 503, "M_UNKNOWN")
+    body = b" " * 700_000 + b"{}"
+    path = "/_matrix/federation/v1/send/1"
+    assert bridge.post(path, body, "Authorization: X-Matrix origin=a", method="PUT").status == 200
+    assert seen(upstream).body == body
 
 
 def test_refusal_without_a_word_gets_one(caller: httpx.Client, upstream: Upstream) -> None:
@@ -379,7 +432,7 @@ def test_what_is_no_text_does_not_reach_the_homeserver(caller: httpx.Client, ups
 def test_body_of_any_length_arrives_whole(
     caller: httpx.Client, upstream: Upstream, size: int, path: str, *, is_chunked: bool
 ) -> None:
-    upstream.always(scripted.answer({}))
+    upstream.script(passing({}))
     body = secrets.token_bytes(size)
     sent = iter([body[at : at + 70_000] for at in range(0, size, 70_000)]) if is_chunked else body
     assert caller.post(path, content=sent).status_code == 200

@@ -75,8 +75,9 @@ def asked(upstream: Upstream) -> list[str]:
     ("path", "targets"),
     [
         ("/join/!r", [f"POST {V3}/rooms/%21r/join"]),
-        ("/join/!r?via=a&server_name=b&other=c&via=", [f"POST {V3}/join/%21r?via=a&server_name=b"]),
-        ("/rooms/!r/join?via=a", [f"POST {V3}/rooms/%21r/join"]),
+        ("/join/!r?via=a&server_name=b&via=", [f"POST {V3}/join/%21r?via=a&server_name=b"]),
+        ("/rooms/!r/join?via=a", [f"POST {V3}/join/%21r?via=a"]),
+        ("/_matrix/client/v3/rooms/!r/invite?other=c", [f"POST {V3}/rooms/%21r/invite?other=c"]),
         ("/join/#tutorial:upstream?via=a", [f"POST {V3}/join/{ALIAS}?via=a"]),
         ("/rooms/#tutorial:upstream/join", [f"POST {V3}/join/{ALIAS}"]),
         ("/rooms/#tutorial:upstream/leave", [f"GET {V3}/directory/room/{ALIAS}", f"POST {V3}/rooms/%21r/leave"]),

@@ -14,7 +14,7 @@ from flowbridge.serve import background
 from flowbridge.settings import Settings
 from flowbridge.store import Database
 from flowbridge.store.ledger import Selection
-from flowbridge.store.tables import accounts
+from flowbridge.store.tables import tokens
 from tests.conftest import MakeRoom
 from tests.patience import PATIENCE
 
@@ -39,7 +39,7 @@ def test_replay_after_the_bots_token_was_dropped_is_sent(
     database = Database(settings.database_url.get_secret_value())
     database.open(shared=True)
     with database.engine.begin() as connection:
-        connection.execute(update(accounts).values(token=None))  # as `drop_idle_tokens` does after ten minutes
+        connection.execute(update(tokens).values(token=None))  # as `drop_idle_tokens` does after ten minutes
     database.engine.dispose()
     assert deliveries.replay_dead(settings, Selection(states=("dead",))) == 0
     with background(settings) as url:

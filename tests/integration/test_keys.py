@@ -28,7 +28,7 @@ def other(database: Database, database_url: str) -> Iterator[Database]:
     other.engine.dispose()
 
 
-FULL = ApiKey("full", "Töpfe", ("!a:hs", "#ö:hs"), ("m.room.*", "org.x"), admin=True)
+FULL = ApiKey("full", "Töpfe", ("!a:hs", "#ö:hs"), ("m.room.*", "org.x"), admin=True, users=("@é:hs",))
 
 
 def test_key_comes_back_as_it_was(database: Database) -> None:

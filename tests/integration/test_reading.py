@@ -691,6 +691,7 @@ class TestRooms:
                 "rooms": list(rooms),
                 "event_types": ["m.room.message"],
                 "admin": False,
+                "users": [],
             }
 
 

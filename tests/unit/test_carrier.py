@@ -216,7 +216,7 @@ def forgetting(tokens: Tokens) -> Callable[[str, str], Any]:
 async def write_token(worker: Worker, caller: Caller) -> None:
     """As another process does that shares the store."""
     account = {
-        "account": accounts.account_of(caller.user_id, caller.device_id),
+        "account": accounts.account_of(caller.user_id),
         "user_id": caller.user_id,
         "device_id": caller.device_id,
         "token": Fernet(KEY).encrypt(caller.token.encode()).decode(),
@@ -648,8 +648,8 @@ async def test_ten_seconds_begin_with_the_question_and_not_with_its_answer(
         answers = iter([0.06])
         told = worker.rooms.is_encrypted
 
-        async def late(token: str, room_id: str) -> bool:
-            found = await told(token, room_id)
+        async def late(token: str, room_id: str, query: str = "") -> bool:
+            found = await told(token, room_id, query)
             await asyncio.sleep(next(answers, 0.0))
             return found
 
@@ -701,9 +701,9 @@ async def test_paging_through_a_room_is_within_the_deadline(make: MakeWorker, mo
             rooms.put("x", sender="@talkative:hs")
         page = rooms.recent
 
-        async def slowly(token: str, room_id: str, before: str) -> Any:
+        async def slowly(token: str, room_id: str, before: str, **how: Any) -> Any:
             await asyncio.sleep(0.01)
-            return await page(token, room_id, before)
+            return await page(token, room_id, before, **how)
 
         monkeypatch.setattr(rooms, "recent", slowly)
         found = await verdict(worker, since=LONG_AGO)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
-from flowbridge.catalogue import Catalogue, Entry, SchemaError, built_in
+from flowbridge.catalogue import Catalogue, Entry, SchemaError, built_in, recursion, wording
 
 CATALOGUE = Catalogue.load()
 EXAMPLES = sorted((built_in() / "examples").glob("*.json"))
@@ -371,6 +371,16 @@ def test_file_of_the_users_folder_wins(tmp_path: Path) -> None:
     assert len(catalogue) == len(CATALOGUE)
 
 
+def test_rules_for_all_types_hold_whatever_the_users_folder_replaces(tmp_path: Path) -> None:
+    write(tmp_path, "m.room.redaction", message())
+    write(tmp_path / "components", "mentions", {})
+    write(tmp_path / "components", "event", {})
+    general = Catalogue.load(tmp_path).general
+    found = general.problems("m.room.redaction", {"redacts": "x", "m.mentions": {"user_ids": [None]}})
+    assert [problem.pointer for problem in found] == ["/m.mentions/user_ids/0", "/redacts"]
+    assert general.problems("m.room.message", {"msgtype": "m.text"}) == []
+
+
 def test_users_folder_adds_an_event_type(tmp_path: Path) -> None:
     write(tmp_path, "org.example.reading", message(required=["celsius"], properties={"celsius": {"type": "integer"}}))
     write(tmp_path, "org.example.site", {"x-kind": "state", "x-state-key": {"type": "string"}})
@@ -470,6 +480,120 @@ def test_bounded_unique_items_and_plain_patterns_are_allowed(tmp_path: Path) -> 
     write(tmp_path, "org.example.good", message(properties=parts))
     entry = Catalogue.load(tmp_path)["org.example.good"]
     assert len(entry.problems({"a": [1, 1], "b": "x"})) == 2
+
+
+# what a schema may cost
+
+ME = {"$ref": "#"}
+NOTE = {"$ref": "#/$defs/note"}
+
+
+def doubling(levels: int) -> dict[str, Any]:
+    """A value is checked 2^levels times without any recursion at all."""
+    twice = {f"d{n}": {"anyOf": [{"$ref": f"#/$defs/d{n + 1}"}] * 2} for n in range(levels)}
+    return {"$ref": "#/$defs/d0", "$defs": {**twice, f"d{levels}": {"type": "integer"}}}
+
+
+MULTIPLY: dict[str, tuple[dict[str, Any], str]] = {
+    "anyOf": ({"anyOf": [{"properties": {"a": ME}}] * 2}, ""),
+    "oneOf": ({"oneOf": [{"properties": {"a": ME}}, {"additionalProperties": ME}]}, ""),
+    "allOf": ({"properties": {"x": {"allOf": [{"items": ME}, {"prefixItems": [ME]}]}}}, "/properties/x"),
+    "if": ({"if": {"properties": {"a": ME}}, "then": {"properties": {"a": ME}}}, ""),
+    "not": ({"not": {"properties": {"a": ME}}, "properties": {"a": ME}}, ""),
+    "beside a pattern": ({"properties": {"ab": ME}, "patternProperties": {"^a": ME}}, ""),
+    "two patterns": ({"patternProperties": {"^a": ME, "b$": ME}}, ""),
+    "contains": ({"items": ME, "contains": ME}, ""),
+    "dependentSchemas": ({"dependentSchemas": {"a": {"properties": {"b": ME}}}, "properties": {"b": ME}}, ""),
+    "unevaluatedProperties": ({"allOf": [{"properties": {"a": ME}}], "unevaluatedProperties": False}, ""),
+    "a definition": (
+        {
+            "properties": {"note": NOTE},
+            "$defs": {"note": {"anyOf": [{"items": NOTE}, {"type": "array", "items": {"$ref": "#/$defs/note"}}]}},
+        },
+        "/$defs/note",
+    ),
+    "an anchor": ({"$anchor": "me", "anyOf": [{"items": {"$ref": "#me"}}, {"items": ME}]}, ""),
+    "a dynamic anchor": ({"$dynamicAnchor": "me", "anyOf": [{"items": {"$dynamicRef": "#me"}}] * 2}, ""),
+    "no recursion": (doubling(30), "/$defs/d16"),
+}
+
+
+@pytest.mark.parametrize("name", MULTIPLY)
+def test_schema_whose_recursion_multiplies_is_refused_with_its_place(tmp_path: Path, name: str) -> None:
+    schema, pointer = MULTIPLY[name]
+    write(tmp_path, "org.example.bad", message(**schema))
+    with pytest.raises(SchemaError, match="of a payload of 64 levels more than 50000 times") as caught:
+        Catalogue.load(tmp_path)
+    assert str(caught.value).startswith(f"org.example.bad.json: {pointer}".rstrip() + " checks")
+
+
+def test_schema_that_refers_to_itself_for_the_same_value_is_refused(tmp_path: Path) -> None:
+    circle = {"a": {"$ref": "#/$defs/b"}, "b": {"allOf": [{"$ref": "#/$defs/a"}]}}
+    write(tmp_path, "org.example.bad", message(properties={"x": {"$ref": "#/$defs/a"}}, **{"$defs": circle}))
+    with pytest.raises(SchemaError, match=r"org\.example\.bad\.json: /\$defs/. leads in a circle"):
+        Catalogue.load(tmp_path)
+
+
+def test_recursion_by_way_of_a_component_is_refused_too(tmp_path: Path) -> None:
+    write(tmp_path, "components/part", {"properties": {"a": {"$ref": "../org.example.bad.json"}}})
+    part = {"$ref": "components/part.json"}
+    write(tmp_path, "org.example.bad", message(anyOf=[part, part]))
+    with pytest.raises(SchemaError, match="again and again"):
+        Catalogue.load(tmp_path)
+
+
+HARMLESS: dict[str, dict[str, Any]] = {
+    "a tree": {"properties": {"children": {"type": "array", "items": ME}, "n": {"type": "integer"}}},
+    "left and right": {"properties": {"left": ME, "right": ME, "n": {"type": "integer"}}},
+    "a choice of keys": {"anyOf": [{"properties": {"and": ME}}, {"properties": {"or": ME}}]},
+    "any JSON": {"additionalProperties": {"anyOf": [{"type": "string"}, ME, {"type": "array", "items": ME}]}},
+    "patterns apart": {"patternProperties": {"^a-": ME, "^b-": ME}, "additionalProperties": ME},
+    "a closed tree": {"properties": {"children": {"items": ME}}, "unevaluatedProperties": False},
+    "a dynamic tree": {"$dynamicAnchor": "node", "properties": {"children": {"items": {"$dynamicRef": "#node"}}}},
+}
+
+
+@pytest.mark.parametrize("name", HARMLESS)
+def test_schema_that_recurses_without_multiplying_is_used(tmp_path: Path, name: str) -> None:
+    write(tmp_path, "org.example.good", message(**HARMLESS[name]))
+    entry = Catalogue.load(tmp_path)["org.example.good"]
+    deep: Any = {}
+    for _ in range(30):
+        deep = {"children": [deep]} if "tree" in name else {"left": deep}
+    began = time.process_time()
+    entry.problems(deep)
+    assert time.process_time() - began < 2
+
+
+def test_our_own_schemas_multiply_nothing(tmp_path: Path) -> None:
+    Catalogue.load(tmp_path)
+
+
+def test_wording_of_one_mistake_has_a_budget(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """2^14 branches in one error, and no end of it in sight: the 741 bytes that stopped everything."""
+    monkeypatch.setattr(recursion, "MAX_CHECKS", 2**80)
+    write(
+        tmp_path, "org.example.bad", message(anyOf=[{"properties": {"a": ME}}] * 2, properties={"n": {"type": "null"}})
+    )
+    entry = Catalogue.load(tmp_path)["org.example.bad"]
+    entry.problems({"n": 1})  # imports the second engine
+    content: Any = {"n": "wrong"}
+    for _ in range(60):
+        content = {"a": content}
+    assert len(json.dumps(content, separators=(",", ":"))) < 741
+    began = time.process_time()
+    (problem,) = entry.problems(content)
+    assert time.process_time() - began < 2
+    assert "to say where" in problem.message
+
+
+def test_wording_spends_its_budget_on_each_payload_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = chosen("m.room.message", {"msgtype": "m.image"})
+    expected = entry.problems({"msgtype": "m.image"})
+    monkeypatch.setattr(wording, "MAX_STEPS", 3)
+    assert "to say where" in entry.problems({"msgtype": "m.image"})[0].message
+    monkeypatch.undo()
+    assert entry.problems({"msgtype": "m.image"}) == expected
 
 
 def test_folder_that_is_not_there_is_named(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import base64
 import contextlib
 import json
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
@@ -16,10 +16,21 @@ from hypothesis import strategies as st
 from sqlalchemy import Connection, update
 
 from flowbridge import deliveries as module
+from flowbridge.aliases import Aliases
 from flowbridge.callers import Callers, Credential
 from flowbridge.deliveries import Deliveries, Viewer, detail, moment, states, summary
-from flowbridge.errors import BadRequest, NotFound, Unauthorized, WrongState
+from flowbridge.errors import (
+    BadGateway,
+    BadRequest,
+    Forbidden,
+    MatrixError,
+    NotFound,
+    Unauthorized,
+    Unavailable,
+    WrongState,
+)
 from flowbridge.models import ApiKey, Caller
+from flowbridge.replays import Replays
 from flowbridge.store import Database, accounts, ledger, outbox
 from flowbridge.store.journal import Journal
 from flowbridge.store.ledger import Selection
@@ -31,8 +42,8 @@ T = TypeVar("T")
 
 ROOM = "!room:hs"
 ADMIN, ONE, TWO = ApiKey("root", admin=True), ApiKey("one"), ApiKey("two")
-BOT = accounts.account_of("@bot:hs", "BRIDGE")
-PHONE, DESK = accounts.account_of("@alice:hs", "PHONE"), accounts.account_of("@alice:hs", "DESK")
+BOT = accounts.account_of("@bot:hs")
+ALICE = accounts.account_of("@alice:hs")
 DEAD: dict[str, Any] = {"state": "dead", "settled_at": 2_000, "error": '{"status": 403, "errcode": "M_FORBIDDEN"}'}
 
 
@@ -42,7 +53,9 @@ class FakeCallers:
     is_away = False
 
     async def identify(self, credential: Credential) -> Caller:
-        assert credential.key is None, "no homeserver is asked for a key"
+        if credential.key is not None:
+            assert any(room[0] == "#" for room in credential.key.rooms), "no homeserver is asked for a key"
+            return Caller("@bot:hs", "BRIDGE", "bot", bot=True, key=credential.key)
         if self.is_away or credential.token is None:
             raise Unauthorized("nobody can tell")
         name, _, device = credential.token.partition("/")
@@ -51,7 +64,35 @@ class FakeCallers:
 
 class FakeTokens:
     def remember(self, caller: Caller) -> str:
-        return accounts.account_of(caller.user_id, caller.device_id)
+        return accounts.account_of(caller.user_id)
+
+
+class FakeAliases:
+    """Knows where each alias leads, or that nobody can tell."""
+
+    def __init__(self) -> None:
+        self.leads: dict[str, str | MatrixError] = {}
+
+    async def scope(self, caller: Caller, key: ApiKey, *, strict: bool) -> frozenset[str]:
+        assert strict
+        found = [self.leads.get(room, room) for room in key.rooms]
+        for trouble in found:
+            if isinstance(trouble, MatrixError):
+                raise trouble
+        return frozenset(str(room) for room in found)
+
+
+class FakeReplays:
+    """Says of a state event what it is told to, and keeps what it was asked."""
+
+    def __init__(self) -> None:
+        self.trouble: MatrixError | None = None
+        self.asked: list[tuple[str, Caller | None]] = []
+
+    async def check(self, row: Mapping[str, Any], caller: Caller | None) -> None:
+        self.asked.append((row["delivery"], caller))
+        if self.trouble is not None:
+            raise self.trouble
 
 
 async def nothing() -> None:
@@ -84,6 +125,8 @@ class Log:
     callers: FakeCallers
     worker: Worker
     deliveries: Deliveries
+    aliases: FakeAliases = field(default_factory=FakeAliases)
+    replays: FakeReplays = field(default_factory=FakeReplays)
 
     async def put(self, *names: str, account: str = BOT, **values: Any) -> None:
         new = [rows.event(name, f"{account}|{values.get('room_id', ROOM)}", **values) for name in names]
@@ -112,26 +155,26 @@ async def database(empty_url: str) -> AsyncIterator[Database]:
 
 @pytest.fixture
 async def log(database: Database) -> Log:
-    callers, worker = FakeCallers(), Worker()
+    callers, worker, aliases, replays = FakeCallers(), Worker(), FakeAliases(), FakeReplays()
     deliveries = Deliveries(
         database,
         cast("Callers", callers),
         cast("Tokens", FakeTokens()),
+        cast("Aliases", aliases),
+        cast("Replays", replays),
         cancel=worker.cancel,
         wake=worker.wake,
     )
-    users = [(PHONE, "@alice:hs", "PHONE"), (DESK, "@alice:hs", "DESK"), (BOT, "@bot:hs", "BRIDGE")]
+    users = [(ALICE, "@alice:hs", "PHONE"), (ALICE, "@alice:hs", "DESK"), (BOT, "@bot:hs", "BRIDGE")]
 
     def know(connection: Connection) -> None:
         for account, user_id, device_id in users:
-            hash_ = accounts.token_hash(account)
-            accounts.remember(
-                connection,
-                {"account": account, "user_id": user_id, "device_id": device_id, "token_hash": hash_, "seen_at": 1},
-            )
+            whose = {"account": account, "user_id": user_id, "device_id": device_id}
+            hash_ = accounts.token_hash(user_id + device_id)
+            accounts.remember(connection, {**whose, "token": None, "token_hash": hash_, "seen_at": 1})
 
     await database.run(know)
-    return Log(database, callers, worker, deliveries)
+    return Log(database, callers, worker, deliveries, aliases, replays)
 
 
 # who sees what
@@ -140,8 +183,8 @@ async def log(database: Database) -> Log:
 async def test_everybody_sees_their_own_and_admins_all(log: Log) -> None:
     await log.put("by-one", api_key="one")
     await log.put("by-two", api_key="two")
-    await log.put("by-phone", account=PHONE)
-    await log.put("by-desk", account=DESK)
+    await log.put("by-phone", account=ALICE)
+    await log.put("by-desk", account=ALICE)
     assert await log.seen(ADMIN) == ["by-desk", "by-phone", "by-two", "by-one"]
     assert await log.seen(ONE) == ["by-one"]
     assert await log.seen(TWO) == ["by-two"]
@@ -326,7 +369,7 @@ async def test_replay_queues_it_anew_wakes_the_worker_and_is_audited(
 
 
 async def test_each_replay_has_another_txn_id(log: Log) -> None:
-    await log.put("a", "b", **DEAD)
+    await log.put("a", "b", api_key="one", **DEAD)
     for name in ("a", "b"):
         await log.deliveries.replay(await log.viewer(ADMIN), name)
     found = {row["txn_id"] for name in ("a", "b") if (row := await log.row(name))}
@@ -334,7 +377,7 @@ async def test_each_replay_has_another_txn_id(log: Log) -> None:
 
 
 async def test_queued_one_is_not_replayed(log: Log) -> None:
-    await log.put("a", txn_id="old")
+    await log.put("a", txn_id="old", api_key="one")
     with pytest.raises(WrongState) as caught:
         await log.deliveries.replay(await log.viewer(ADMIN), "a")
     assert (caught.value.status, caught.value.errcode) == (409, "M_BAD_STATE")
@@ -344,20 +387,113 @@ async def test_queued_one_is_not_replayed(log: Log) -> None:
     assert log.worker.woken == 0
 
 
-async def test_user_replays_with_the_device_that_asks(log: Log) -> None:
-    await log.put("a", account=PHONE, **DEAD)
+async def test_user_replays_from_any_device(log: Log) -> None:
+    await log.put("a", account=ALICE, **DEAD)
     await log.deliveries.replay(await log.viewer("alice/DESK"), "a")
     row = await log.row("a")
     assert row is not None
-    assert (row["account"], row["lane"], row["user_id"]) == (DESK, f"{DESK}|{ROOM}", "@alice:hs")
+    assert (row["account"], row["lane"], row["user_id"]) == (ALICE, f"{ALICE}|{ROOM}", "@alice:hs")
 
 
-async def test_admins_key_replays_with_the_account_that_sent_it(log: Log) -> None:
-    await log.put("a", account=PHONE, **DEAD)
-    await log.deliveries.replay(await log.viewer(ADMIN), "a")
+async def test_key_made_for_a_user_replays_with_the_account_that_sent_it(log: Log) -> None:
+    await log.put("a", account=ALICE, **DEAD)
+    await log.deliveries.replay(await log.viewer(ApiKey("for-alice", users=("@alice:hs",))), "a")
     row = await log.row("a")
     assert row is not None
-    assert row["account"] == PHONE
+    assert row["account"] == ALICE
+
+
+@pytest.mark.parametrize("key", [ADMIN, ApiKey("for-bob", admin=True, users=("@bob:hs",))])
+async def test_key_that_is_not_made_for_a_user_replays_nothing_of_that_user(log: Log, key: ApiKey) -> None:
+    await log.put("a", account=ALICE, **DEAD)
+    with pytest.raises(Forbidden, match="@alice:hs"):
+        await log.deliveries.replay(await log.viewer(key), "a")
+    row = await log.row("a")
+    assert row is not None
+    assert row["state"] == "dead"
+    assert log.worker.woken == 0
+
+
+async def test_admin_without_limits_deletes_what_users_sent_and_a_limited_one_does_not(log: Log) -> None:
+    for name in ("settled", "queued"):
+        await log.put(name, account=ALICE, **(DEAD if name == "settled" else {}))
+        limited = ApiKey("k", rooms=(ROOM,), admin=True), ApiKey("k", event_types=("m.room.message",), admin=True)
+        for key in limited:
+            with pytest.raises(Forbidden, match="@alice:hs"):
+                await log.deliveries.remove(await log.viewer(key), name)
+        assert log.worker.asked == []
+    for_alice = ApiKey("k", rooms=(ROOM,), admin=True, users=("@alice:hs",))
+    await log.deliveries.remove(await log.viewer(for_alice), "settled")
+    log.worker.cancels = True
+    await log.deliveries.remove(await log.viewer(ADMIN), "queued")
+    assert log.worker.asked == ["queued"]
+
+
+@pytest.mark.parametrize("what", ["get", "replay", "remove"])
+async def test_admin_of_a_room_knows_nothing_of_others(log: Log, what: str) -> None:
+    await log.put("there", api_key="two", room_id="!other:hs", **DEAD)
+    await log.put("typed", api_key="two", event_type="m.room.messages", **DEAD)
+    for key, name in (
+        (ApiKey("k", rooms=(ROOM,), admin=True), "there"),
+        (ApiKey("k", event_types=("m.room.message",), admin=True), "typed"),
+        (ApiKey("k", event_types=("M.ROOM.*", "m.room.message.*"), admin=True), "typed"),
+        (ApiKey("k", rooms=("#ops:hs",), admin=True), "there"),
+    ):
+        log.aliases.leads = {"#ops:hs": ROOM}
+        with pytest.raises(NotFound):
+            await getattr(log.deliveries, what)(await log.viewer(key), name)
+    assert log.worker.asked == []
+    assert log.worker.woken == 0
+
+
+async def test_admins_list_is_cut_to_its_rooms_and_types(log: Log) -> None:
+    await log.put("a", api_key="one")
+    await log.put("b", account=ALICE, event_type="m.room.topic", state_key="")
+    await log.put("c", api_key="one", room_id="!other:hs")
+    log.aliases.leads = {"#ops:hs": ROOM}
+    assert await log.seen(ApiKey("k", rooms=(ROOM,), admin=True)) == ["b", "a"]
+    assert await log.seen(ApiKey("k", rooms=("#ops:hs",), admin=True)) == ["b", "a"]
+    assert await log.seen(ApiKey("k", event_types=("m.room.t*",), admin=True)) == ["b"]
+    assert await log.seen(ApiKey("k", rooms=("!none:hs",), admin=True)) == []
+    assert await log.seen(ApiKey("k", users=("@alice:hs",))) == ["b"]
+    assert await log.seen(ApiKey("k", users=("@alice:hs",), event_types=("m.room.message",))) == []
+    assert await log.seen(ApiKey("one", users=("@alice:hs",), rooms=(ROOM,))) == ["c", "b", "a"]
+
+
+async def test_admin_of_an_alias_hears_when_nobody_can_tell_where_it_leads(log: Log) -> None:
+    log.aliases.leads = {"#ops:hs": BadGateway("the homeserver is away")}
+    with pytest.raises(Unavailable) as caught:
+        await log.viewer(ApiKey("k", rooms=("#ops:hs",), admin=True))
+    assert "Retry-After" in caught.value.headers()
+
+
+async def test_key_replays_nothing_in_a_room_that_its_alias_has_left(log: Log) -> None:
+    await log.put("a", api_key="k", **DEAD)
+    key = ApiKey("k", rooms=("#ops:hs",))
+    log.aliases.leads = {"#ops:hs": "!new:hs"}
+    assert await log.seen(key) == ["a"]
+    with pytest.raises(Forbidden):
+        await log.deliveries.replay(await log.viewer(key), "a")
+    log.aliases.leads = {"#ops:hs": ROOM}
+    await log.deliveries.replay(await log.viewer(key), "a")
+    row = await log.row("a")
+    assert row is not None
+    assert row["state"] == "queued"
+
+
+async def test_replay_of_state_asks_what_it_would_overwrite_unless_told_not_to(log: Log) -> None:
+    await log.put("message", api_key="one", **DEAD)
+    await log.put("topic", api_key="one", event_type="m.room.topic", state_key="", **DEAD)
+    log.replays.trouble = WrongState("it was set since")
+    await log.deliveries.replay(await log.viewer(ONE), "message")
+    with pytest.raises(WrongState, match="since"):
+        await log.deliveries.replay(await log.viewer(ONE), "topic")
+    assert log.replays.asked == [("topic", None)]
+    await log.deliveries.replay(await log.viewer(ONE), "topic", overwrite=True)
+    assert log.replays.asked == [("topic", None)]
+    row = await log.row("topic")
+    assert row is not None
+    assert row["state"] == "queued"
 
 
 async def test_users_new_device_is_in_the_store_before_its_replay(database: Database) -> None:
@@ -365,14 +501,15 @@ async def test_users_new_device_is_in_the_store_before_its_replay(database: Data
     tokens = Tokens(database, Journal(database))
     tokens.unlock(Fernet(Fernet.generate_key()))
     worker = Worker()
-    deliveries = Deliveries(database, cast("Callers", FakeCallers()), tokens, cancel=worker.cancel, wake=worker.wake)
+    aliases, replays = cast("Aliases", FakeAliases()), cast("Replays", FakeReplays())
+    callers = cast("Callers", FakeCallers())
+    deliveries = Deliveries(database, callers, tokens, aliases, replays, cancel=worker.cancel, wake=worker.wake)
     log = Log(database, FakeCallers(), worker, deliveries)
     tokens.remember(Caller("@alice:hs", "PHONE", "alice/PHONE"))
-    await log.put("a", account=PHONE, **DEAD)
+    await log.put("a", account=ALICE, **DEAD)
     await deliveries.replay(await log.viewer("alice/DESK"), "a")
-    found = await database.read(lambda connection: accounts.token_of(connection, DESK))
-    assert found is not None
-    assert found[2] is not None
+    found = await database.read(lambda connection: accounts.tokens_of(connection, ALICE))
+    assert [token.device_id for token in found] == ["DESK", "PHONE"]
 
 
 # deletions

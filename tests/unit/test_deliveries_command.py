@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from cryptography.fernet import Fernet
 
 from flowbridge import cli as command_line
 from flowbridge import log
@@ -182,6 +183,24 @@ def test_replay_of_the_dead_takes_all_that_are_meant_in_their_order(cli: Cli) ->
     assert cli.list("--state", "queued", "--limit", "1000") == names[::-1]
     assert sorted(cli.list("--state", "dead")) == ["elsewhere", "topic"]
     assert cli("replay", "--dead", "--room", ROOM, "--type", "m.room.message").out.startswith("0 of 0 ")
+
+
+def test_state_whose_room_cannot_be_asked_is_replayed_only_with_overwrite(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BASE_URL", "http://127.0.0.1:1")
+    monkeypatch.setenv("ACCESS_TOKEN", "bot")
+    monkeypatch.setenv("FLOWBRIDGE_SECRET_KEY", Fernet.generate_key().decode())
+    put_dead(cli, "topic", "name", event_type="m.room.topic", state_key="", api_key="one")
+    put_dead(cli, "message")
+    for arguments in (["topic"], ["--dead"]):
+        done = cli("replay", *arguments)
+        assert done.code == 1
+        assert "topic: " in done.err
+        assert "--overwrite" in done.err
+    assert cli.list("--state", "queued") == ["message"]
+    assert cli("replay", "topic", "--overwrite").out == "topic is queued\n"
+    assert cli("replay", "--dead", "--overwrite").out == "1 of 1 dead letters are queued\n"
 
 
 def test_purge_takes_what_is_settled_and_old(cli: Cli) -> None:

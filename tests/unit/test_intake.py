@@ -74,7 +74,7 @@ class FakeHomeserver:
     async def resolve(self, token: str, alias: str) -> str:
         return f"!room{len(self.joins) + 1}:hs"
 
-    async def is_encrypted(self, token: str, room_id: str) -> bool:
+    async def is_encrypted(self, token: str, room_id: str, query: str = "") -> bool:
         return False
 
     async def send(self, token: str, event: Event, txn_id: str) -> Answer:

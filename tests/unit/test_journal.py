@@ -4,7 +4,7 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 from sqlalchemy import Connection
@@ -22,7 +22,7 @@ class Quick(Database):
     """Its writer is always faster than the event loop: what is asked for is done before `run` comes back."""
 
     def run(
-        self, work: Callable[[Connection], T], *, lingers: bool = False, always: bool = False, alone: bool = False
+        self, work: Callable[[Connection], T], *, lingers: bool = False, always: bool = False, **_: Any
     ) -> "asyncio.Future[T]":
         done = threading.Event()
 

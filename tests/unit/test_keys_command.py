@@ -13,13 +13,13 @@ from flowbridge.store import StoreError, engine
 
 pytestmark = pytest.mark.usefixtures("nothing_set")
 
-OPTIONS = ("--name", "--room", "--event-type")
+OPTIONS = ("--name", "--room", "--event-type", "--user")
 
 
 def create(option: str, *values: str) -> int:
     given = {name: list(values) if name == option else [] for name in OPTIONS}
     name = given["--name"][0] if given["--name"] else ""
-    return keys.create(Settings.load(), name, given["--room"], given["--event-type"], admin=False)
+    return keys.create(Settings.load(), name, given["--room"], given["--event-type"], given["--user"], admin=False)
 
 
 @pytest.mark.parametrize(
@@ -44,6 +44,15 @@ def create(option: str, *values: str) -> int:
         ("--event-type", ("a/b",)),
         ("--event-type", ("\udcff",)),
         ("--event-type", ("%\udcff",)),
+        ("--user", ("",)),
+        ("--user", ("alice",)),
+        ("--user", ("@alice",)),
+        ("--user", ("@:hs",)),
+        ("--user", ("@alice:hs,@bob:hs",)),
+        ("--user", ("@alice:hs @bob:hs",)),
+        ("--user", ("@a\0:hs",)),
+        ("--user", ("@" + "x" * 300 + ":hs",)),
+        ("--user", ("\udcff",)),
         ("--name", ("two\nlines",)),
         ("--name", ("\x1b[31mred",)),
         ("--name", ("x" * 256,)),
@@ -75,6 +84,8 @@ def test_scopes_in_words() -> None:
     assert keys._scopes(ApiKey("k")) == "all rooms; all event types"
     key = ApiKey("k", rooms=("!a:hs", "#b:hs"), event_types=("m.room.*",), admin=True)
     assert keys._scopes(key) == "!a:hs, #b:hs; m.room.*; admin"
+    key = ApiKey("k", users=("@alice:hs", "@bob:hs"))
+    assert keys._scopes(key) == "all rooms; all event types; for @alice:hs, @bob:hs"
 
 
 def test_times_are_utc() -> None:

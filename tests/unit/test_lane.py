@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from flowbridge import log
-from flowbridge.delivery import carrier, courier
+from flowbridge.delivery import carrier, courier, halts
 from flowbridge.delivery import lane as module
 from flowbridge.store import journal
 from flowbridge.store.journal import Outcome
@@ -713,3 +713,178 @@ async def test_stopping_lane_does_not_wait_for_a_pause_to_end(
         await until(lambda: rooms.sends)
         asyncio.get_running_loop().call_later(0.05, answered.set)
         await soon(worker.stop(3 * PATIENCE))
+
+
+# callers who wait behind what waits
+
+
+@pytest.fixture
+def invitations(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lane waits a minute for one, and may be woken for callers at once."""
+    monkeypatch.setattr(courier, "ABSENT_WAKE_SECONDS", 0.0)
+
+
+async def asleep(worker: Worker) -> None:
+    """Until the lane rests."""
+    await until(lambda: worker.lane() is not None and worker.lane().lease_until > time.time() * 1000 + 40_000)
+    await until(lambda: worker.lane().owner is None)
+
+
+@pytest.mark.usefixtures("invitations")
+@pytest.mark.parametrize("key", [None, "key"])
+@pytest.mark.parametrize("api_key", [None, "bot"])
+async def test_caller_who_waits_behind_an_invitation_is_told_at_once(
+    make: MakeWorker, rooms: Rooms, key: str | None, api_key: str | None
+) -> None:
+    rooms.joined = False
+    rooms.always(error(403, "M_FORBIDDEN", "User not in room"))
+    async with make() as worker:
+        await worker.accept("queued", api_key=api_key)
+        await asleep(worker)
+        for number in range(6):  # more than there are waits for an invitation
+            began = time.monotonic()
+            outcome = await worker.send(f"plain {number}", key=key and f"{key} {number}", api_key=api_key)
+            assert outcome is not None
+            assert outcome.state == "dead"
+            assert outcome.error is not None
+            assert (outcome.error["status"], outcome.error["errcode"]) == (403, "M_FORBIDDEN")
+            assert outcome.error["error"] == (
+                f"@alice:hs is not in this room: invite @alice:hs, or POST /join/{ROOM} (User not in room)"
+            )
+            assert time.monotonic() - began < 5
+            await asleep(worker)
+        assert set(rooms.tries()) == {"queued"}, "what is older goes first"
+        await until(lambda: worker.states() == ["queued", *["dead"] * 6])
+        rooms.joined = True
+        rooms.always(None)
+        await worker.accept("last", api_key=api_key)
+        await worker.courier.joined(ALICE.user_id, ROOM)
+        await worker.settled()
+        assert rooms.bodies() == ["queued", "last"]
+
+
+async def test_lane_is_not_woken_for_callers_more_often_than_every_two_seconds(
+    make: MakeWorker, rooms: Rooms, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert courier.ABSENT_WAKE_SECONDS == 2.0
+    monkeypatch.setattr(courier, "ABSENT_WAKE_SECONDS", 60.0)
+    rooms.joined = False
+    rooms.always(error(403, "M_FORBIDDEN"))
+    async with make() as worker:
+        await worker.accept("queued")
+        await asleep(worker)
+        for number in range(20):
+            assert await worker.send(str(number), seconds=0.02) is None
+        assert rooms.tries() == ["queued"]
+        await worker.courier.joined("@bob:hs", ROOM)
+        await worker.courier.joined(ALICE.user_id, OTHER)
+        assert await worker.send("elsewhere", OTHER, caller=BOB, seconds=0.2) is not None
+        assert rooms.tries(ROOM) == ["queued"]
+        await worker.courier.joined(ALICE.user_id, ROOM)
+        await until(lambda: rooms.tries(ROOM) == ["queued"] * 2)
+
+
+async def test_lane_that_rests_after_failures_goes_on_for_a_caller_who_waits(
+    make: MakeWorker, rooms: Rooms, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(courier, "WAKE_SECONDS", 0.0)
+    monkeypatch.setattr(module, "FIRST_PAUSE", 60.0)
+    monkeypatch.setattr(module, "MAX_PAUSE", 60.0)
+    async with make() as worker:
+        rooms.then(error(500, "M_UNKNOWN"))
+        await worker.accept("a")
+        await asleep(worker)
+        assert await worker.send("b") == Outcome("sent", "$2")
+        assert rooms.bodies() == ["a", "b"]
+
+
+REFUSALS = [(403, "M_USER_SUSPENDED"), (403, "M_RESOURCE_LIMIT_EXCEEDED"), (401, "M_FORBIDDEN"), (409, "M_UNKNOWN")]
+
+
+@pytest.mark.parametrize(("status", "errcode"), REFUSALS)
+async def test_refusal_of_the_account_kills_nothing_that_is_queued(
+    make: MakeWorker, rooms: Rooms, monkeypatch: pytest.MonkeyPatch, status: int, errcode: str
+) -> None:
+    monkeypatch.setattr(halts, "PAUSES", (0.02, 0.05))
+    rooms.script(lambda sent: error(status, errcode, "No.") if sent.token == "alice" else None)
+    async with make() as worker:
+        for number in range(50):
+            await worker.accept(str(number), f"!{number % 5}:hs")
+        await until(lambda: len(rooms.sends) >= 5)
+        account = worker.tokens.remember(ALICE)
+        assert worker.carrier.refusals() == {account: f"No. ({errcode})"}
+        assert await worker.send("b", OTHER, caller=BOB) == Outcome("sent", "$1")
+        assert await worker.send("c", OTHER, api_key="key", seconds=0.1) is None, "its key is not at fault"
+        rooms.always(None)
+        await worker.settled()
+        assert set(worker.states()) == {"sent"}
+        assert worker.rows("attempts") == [1] * 52
+        await until(lambda: worker.carrier.refusals() == {})
+
+
+async def test_refused_account_is_asked_more_and_more_seldom(make: MakeWorker, rooms: Rooms) -> None:
+    assert halts.PAUSES == (5.0, 15.0, 60.0, 300.0, 600.0)
+    rooms.always(error(403, "M_USER_SUSPENDED"))
+    async with make() as worker:
+        account = worker.tokens.remember(ALICE)
+        for number in range(20):
+            await worker.accept(str(number), f"!{number}:hs")
+        await until(lambda: worker.carrier.pause_of(account))
+        pauses = []
+        for sends in range(1, 7):
+            await until(lambda sends=sends: len(rooms.sends) >= sends and worker.carrier.pause_of(account) > 0)  # type: ignore[misc]
+            pauses.append(round(worker.carrier.pause_of(account)))
+            if sends == 1:
+                await until(lambda: not worker.carrier._gate(account)._under_way)
+            before = len(rooms.sends)
+            worker.carrier._gate(account).open()
+            await until(lambda before=before: len(rooms.sends) > before)  # type: ignore[misc]
+        assert pauses[:1] == [5]
+        assert pauses[-1] == 600
+        assert pauses == sorted(pauses)
+
+
+async def test_refused_account_waits_for_as_long_as_the_homeserver_asks(make: MakeWorker, rooms: Rooms) -> None:
+    rooms.always(error(403, "M_CONSENT_NOT_GIVEN", retry_after_ms=90_000))
+    async with make() as worker:
+        await worker.accept("a")
+        await until(lambda: worker.carrier.pause_of(worker.tokens.remember(ALICE)) > 80)
+
+
+async def test_caller_who_waits_with_a_token_of_its_own_hears_the_refusal_at_once(
+    make: MakeWorker, rooms: Rooms, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(halts, "KNOCK_SECONDS", 0.01)
+    rooms.always(error(403, "M_CONSENT_NOT_GIVEN", "Agree first", consent_uri="https://hs/consent"))
+    told = {
+        "status": 403,
+        "errcode": "M_CONSENT_NOT_GIVEN",
+        "error": "Agree first",
+        "consent_uri": "https://hs/consent",
+    }
+    async with make() as worker:
+        first = await worker.send("a")
+        assert first is not None
+        assert first.error == told
+        for number in range(30):
+            await worker.accept("queued", f"!{number}:hs")
+        for room in (ROOM, "!7:hs", "!new:hs"):
+            outcome = await worker.send("b", room)
+            assert outcome is not None
+            assert (outcome.state, outcome.error) == ("dead", told)
+        await until(lambda: worker.states().count("queued") == 30)
+        rooms.always(None)
+        assert (await worker.send("c", "!7:hs") or Outcome("dead")).state == "sent"
+        await worker.settled()
+        assert worker.states().count("dead") == 4
+
+
+async def test_refused_account_dies_of_age_only(make: MakeWorker, rooms: Rooms, path: Path) -> None:
+    rooms.always(error(403, "M_USER_SUSPENDED"))
+    async with make() as worker:
+        await worker.accept("a")
+        await until(lambda: rooms.sends)
+    age(path, WEEK)
+    async with make() as worker:
+        await worker.settled()
+        assert worker.states() == ["dead"]

@@ -1,5 +1,6 @@
 """flowbridge.settings: where settings come from, and what a wrong one says."""
 
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,15 @@ VALUES = {
         "https://bridge.example:8443/matrix/",
         "https://bridge.example:8443/matrix",
     ),
+    "FLOWBRIDGE_WRONG_KEYS_PER_MINUTE": ("wrong_keys_per_minute", "5", 5),
     "FLOWBRIDGE_KEEP_SENT_HOURS": ("keep_sent_hours", "0.5", 0.5),
     "FLOWBRIDGE_KEEP_DEAD_DAYS": ("keep_dead_days", "7", 7.0),
+    "FLOWBRIDGE_TRUSTED_PROXIES": (
+        "trusted_proxies",
+        "127.0.0.1, 10.0.0.0/8 2001:db8::/32",
+        (ip_network("127.0.0.1"), ip_network("10.0.0.0/8"), ip_network("2001:db8::/32")),
+    ),
+    "FLOWBRIDGE_OPERATIONS_PORT": ("operations_port", "9100", 9_100),
     "FLOWBRIDGE_LOG_FORMAT": ("log_format", "JSON", "json"),
     "FLOWBRIDGE_LOG_LEVEL": ("log_level", "Debug", "debug"),
 }
@@ -77,8 +85,11 @@ def test_defaults_are_those_of_the_contract() -> None:
         "max_database_bytes": 1_073_741_824,
         "min_free_disk_bytes": 268_435_456,
         "max_waiting": 10_000,
+        "wrong_keys_per_minute": 60,
         "keep_sent_hours": 24.0,
         "keep_dead_days": 30.0,
+        "trusted_proxies": (),
+        "operations_port": None,
         "log_format": "text",
         "log_level": "info",
     }
@@ -251,6 +262,12 @@ def test_secrets_are_not_printed() -> None:
         ("FLOWBRIDGE_KEEP_SENT_HOURS", "nan"),
         ("FLOWBRIDGE_KEEP_DEAD_DAYS", "-0.5"),
         ("FLOWBRIDGE_KEEP_DEAD_DAYS", "inf"),
+        ("FLOWBRIDGE_TRUSTED_PROXIES", "proxy.example.org"),
+        ("FLOWBRIDGE_TRUSTED_PROXIES", "10.0.0.1, 10.0.0.1/8"),
+        ("FLOWBRIDGE_TRUSTED_PROXIES", "*"),
+        ("FLOWBRIDGE_OPERATIONS_PORT", "-1"),
+        ("FLOWBRIDGE_OPERATIONS_PORT", "65536"),
+        ("FLOWBRIDGE_OPERATIONS_PORT", "http"),
         ("FLOWBRIDGE_LOG_FORMAT", "xml"),
         ("FLOWBRIDGE_LOG_LEVEL", "loud"),
         ("FLOWBRIDGE_LOG_LEVEL", "20"),

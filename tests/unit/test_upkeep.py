@@ -164,7 +164,7 @@ async def test_idle_lanes_and_tokens_are_forgotten_and_those_in_use_are_not(
 
 def tokens(worker: Worker) -> dict[str, str | None]:
     with worker.database.engine.connect().execution_options(reads=True) as connection:
-        found = connection.execute(select(tables.accounts.c.account, tables.accounts.c.token))
+        found = connection.execute(select(tables.tokens.c.account, tables.tokens.c.token))
         return {row.account: row.token for row in found}
 
 

@@ -256,10 +256,25 @@ def test_no_answer_is_a_gateway_error_that_says_why(failure: WireError, kind: ty
         ("token", 401, {"errcode": "M_UNKNOWN_TOKEN", "error": "Invalid"}),
         ("token", 401, {"errcode": "M_MISSING_TOKEN", "error": "Missing"}),
         ("token", 401, {"errcode": "M_USER_LOCKED", "error": "Locked", "soft_logout": True}),
-        ("dead", 401, {"errcode": "M_FORBIDDEN", "error": "?"}),
+        ("account", 401, {"errcode": "M_FORBIDDEN", "error": "?"}),
+        ("account", 401, {"errcode": "M_UNAUTHORIZED", "error": "?"}),
+        ("account", 403, {"errcode": "M_RESOURCE_LIMIT_EXCEEDED", "error": "Too many users"}),
+        ("account", 403, {"errcode": "M_USER_SUSPENDED", "error": "Suspended"}),
+        ("account", 403, {"errcode": "M_CONSENT_NOT_GIVEN", "error": "Agree first", "consent_uri": "https://x"}),
+        ("account", 403, {"errcode": "M_USER_DEACTIVATED", "error": "Gone"}),
+        ("account", 403, {"errcode": "M_USER_LOCKED", "error": "Locked"}),
+        ("account", 403, {"errcode": "ORG_MATRIX_EXPIRED_ACCOUNT", "error": "Expired"}),
+        ("account", 408, {"errcode": "M_UNKNOWN", "error": "too slow"}),
+        ("account", 409, {"errcode": "M_UNKNOWN", "error": "in conflict"}),
+        ("account", 425, {"errcode": "M_UNKNOWN", "error": "too early"}),
+        ("again", 408, HTML),
+        ("again", 409, b""),
+        ("slow", 403, {"errcode": "M_LIMIT_EXCEEDED", "error": "Too many"}),
+        ("dead", 403, {"errcode": "M_UNKNOWN", "error": "?"}),
+        ("dead", 403, {"errcode": "M_CANNOT_LEAVE_SERVER_NOTICE_ROOM", "error": "No."}),
         ("forbidden", 403, {"errcode": "M_FORBIDDEN", "error": "You are not in the room"}),
         ("dead", 403, {"errcode": "M_GUEST_ACCESS_FORBIDDEN", "error": "No guests"}),
-        ("dead", 403, {"errcode": "M_UNKNOWN_TOKEN", "error": "?"}),
+        ("account", 403, {"errcode": "M_UNKNOWN_TOKEN", "error": "?"}),
         ("dead", 400, {"errcode": "M_BAD_JSON", "error": "No."}),
         ("dead", 400, {"errcode": "M_NOT_JSON", "error": "No."}),
         ("dead", 400, {"errcode": "M_INVALID_PARAM", "error": "No."}),
@@ -283,6 +298,24 @@ def test_verdict_over_an_answer(kind: str, status: int, body: Any) -> None:
 def test_verdict_over_a_429_says_how_long_to_pause(body: Any, pause: int) -> None:
     assert verdict.judge(answer(429, body)).pause_ms == pause
     assert verdict.judge(answer(429, body, retry_after="7")).pause_ms == 7_000
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "pause"),
+    [
+        ({}, {}, 0),
+        ({}, {"retry_after": "7"}, 7_000),
+        ({"retry_after_ms": 1_500}, {}, 1_500),
+        ({"retry_after_ms": "soon"}, {"retry_after": "-1"}, 0),
+        ({"retry_after_ms": 10**9}, {}, 600_000),
+        ({}, {"retry_after": "999999"}, 600_000),
+    ],
+)
+def test_refusal_of_an_account_says_how_long_to_pause_if_the_homeserver_does(
+    body: dict[str, Any], headers: dict[str, str], pause: int
+) -> None:
+    found = verdict.judge(answer(403, {"errcode": "M_USER_SUSPENDED", "error": "No.", **body}, **headers))
+    assert (found.kind, max(0, found.pause_ms)) == ("account", pause)
 
 
 @pytest.mark.parametrize("sent", [True, False])

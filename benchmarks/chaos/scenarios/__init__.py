@@ -2,9 +2,11 @@
 
 from benchmarks.chaos.scenarios.bridges import replicas, roll, sqlite, stop, term
 from benchmarks.chaos.scenarios.homeservers import memory, outage, proxy, storm
+from benchmarks.chaos.scenarios.poison import poison
 from benchmarks.chaos.scenarios.real import drain, synapse
 from benchmarks.chaos.scenarios.scenario import Scenario
 from benchmarks.chaos.scenarios.stores import full, locked, network, restart
+from benchmarks.chaos.scenarios.wire import wire
 
 _ALL = (
     Scenario(sqlite),
@@ -20,6 +22,8 @@ _ALL = (
     Scenario(storm),
     Scenario(memory, seconds=0),
     Scenario(proxy, seconds=30),
+    Scenario(wire),
+    Scenario(poison, seconds=40),
     Scenario(synapse),
     Scenario(drain, seconds=0),
 )

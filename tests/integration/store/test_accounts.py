@@ -5,7 +5,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine
 
 from flowbridge.store import accounts
-from flowbridge.store.accounts import by_token, drop_idle_tokens, remember, token_hash, token_of
+from flowbridge.store.accounts import by_token, drop_idle_tokens, remember, token_hash, tokens_of
 from tests.integration.store.events import claim_one, put, settle
 
 
@@ -21,20 +21,14 @@ def account(name: str, token: str, **values: Any) -> dict[str, Any]:
     }
 
 
-def kept(connection: Connection, name: str) -> str | None:
-    """The token that is kept of an account, encrypted."""
-    found = token_of(connection, name)
-    assert found is not None
-    return found[2]
+def kept(connection: Connection, name: str) -> list[str]:
+    """The tokens that are kept of an account, encrypted, the one seen last first."""
+    return [found.token for found in tokens_of(connection, name)]
 
 
-def test_account_is_a_user_on_a_device() -> None:
-    names = {
-        accounts.account_of(user_id, device_id)
-        for user_id, device_id in [("@a:b", "D"), ("@a:b", "E"), ("@a:b", None), ("@a:bD", ""), ("@a:b\0", "D")]
-    }
-    assert len(names) == 5
-    assert accounts.account_of("@a:b", "D") == accounts.account_of("@a:b", "D")
+def test_account_is_a_user() -> None:
+    assert len({accounts.account_of(user_id) for user_id in ("@a:b", "@a:bD", "@a:b\0", "@A:b")}) == 4
+    assert accounts.account_of("@a:b") == accounts.account_of("@a:b")
 
 
 def test_token_is_found_by_its_hash_and_by_its_account(engine: Engine) -> None:
@@ -44,17 +38,27 @@ def test_token_is_found_by_its_hash_and_by_its_account(engine: Engine) -> None:
         assert by_token(connection, "one") == ("@alice:example.org", "DEVICE")
         assert by_token(connection, "two") == ("@bob:example.org", None)
         assert by_token(connection, "encrypted one") is None
-        assert token_of(connection, "bob") == ("@bob:example.org", None, "encrypted two")
-        assert token_of(connection, "nobody") is None
+        assert tokens_of(connection, "bob") == [("@bob:example.org", None, "encrypted two")]
+        assert tokens_of(connection, "nobody") == []
 
 
-def test_newer_token_of_an_account_takes_the_place_of_the_older(engine: Engine) -> None:
+def test_newer_token_of_a_device_takes_the_place_of_the_older(engine: Engine) -> None:
     with engine.begin() as connection:
         remember(connection, account("alice", "old"))
         remember(connection, account("alice", "new"))
         remember(connection, account("alice", "new", seen_at=2_000))
         assert by_token(connection, "old") is None
         assert by_token(connection, "new") == ("@alice:example.org", "DEVICE")
+        assert kept(connection, "alice") == ["encrypted new"]
+
+
+def test_account_has_a_token_for_each_device_the_one_seen_last_first(engine: Engine) -> None:
+    with engine.begin() as connection:
+        for device_id, seen_at in [("PHONE", 2_000), ("DESK", 3_000), (None, 1_000)]:
+            remember(connection, account("alice", f"of {device_id}", device_id=device_id, seen_at=seen_at))
+        assert kept(connection, "alice") == ["encrypted of DESK", "encrypted of PHONE", "encrypted of None"]
+        remember(connection, account("alice", "of PHONE", device_id="PHONE", seen_at=4_000))
+        assert kept(connection, "alice") == ["encrypted of PHONE", "encrypted of DESK", "encrypted of None"]
 
 
 def test_token_belongs_to_the_account_that_had_it_last(engine: Engine) -> None:
@@ -62,8 +66,8 @@ def test_token_belongs_to_the_account_that_had_it_last(engine: Engine) -> None:
         remember(connection, account("alice", "one"))
         remember(connection, account("bob", "one"))
         assert by_token(connection, "one") == ("@bob:example.org", "DEVICE")
-        assert token_of(connection, "alice") == ("@alice:example.org", "DEVICE", None)
-        assert token_of(connection, "bob") == ("@bob:example.org", "DEVICE", "encrypted one")
+        assert tokens_of(connection, "alice") == []
+        assert tokens_of(connection, "bob") == [("@bob:example.org", "DEVICE", "encrypted one")]
 
 
 def test_token_is_dropped_when_it_is_old_and_no_queued_event_needs_it(engine: Engine) -> None:
@@ -75,12 +79,12 @@ def test_token_is_dropped_when_it_is_old_and_no_queued_event_needs_it(engine: En
         put(connection, "needed", lane="needed|!room")
         assert drop_idle_tokens(connection, 2_000) == 2
         assert {name: kept(connection, name) for name in ("idle", "recent", "needed", "done")} == {
-            "idle": None,
-            "recent": "encrypted recent",
-            "needed": "encrypted needed",
-            "done": None,
+            "idle": [],
+            "recent": ["encrypted recent"],
+            "needed": ["encrypted needed"],
+            "done": [],
         }
         assert by_token(connection, "idle") == ("@idle:example.org", "DEVICE")  # whose it is stays known
         assert drop_idle_tokens(connection, 2_000) == 0
         remember(connection, account("idle", "idle"))
-        assert kept(connection, "idle") == "encrypted idle"
+        assert kept(connection, "idle") == ["encrypted idle"]

@@ -152,7 +152,7 @@ def test_file_of_somebody_else_is_told(ordinary_user: Path) -> None:
     file = ordinary_user / "flowbridge.db"
     file.touch()
     file.chmod(0)
-    assert "unable to open database file" in complaint(f"sqlite:///{file}")
+    assert "Permission denied" in complaint(f"sqlite:///{file}")
 
 
 def test_directory_that_may_not_be_written_is_told(ordinary_user: Path) -> None:

@@ -39,7 +39,7 @@ def put(connection: Connection, *deliveries: str, account: str = "alice-1", room
 
 def know(connection: Connection, **users: str) -> None:
     """Accounts, by name (with `_` for `-`), and whose they are."""
-    values = [{"account": name.replace("_", "-"), "user_id": user, "seen_at": 1} for name, user in users.items()]
+    values = [{"account": name.replace("_", "-"), "user_id": user} for name, user in users.items()]
     connection.execute(insert(accounts), values)
 
 

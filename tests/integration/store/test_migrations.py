@@ -1,5 +1,6 @@
 """The schema: made at once or by migrations, by one process or several, and never over what is not ours."""
 
+import hashlib
 import shutil
 import subprocess
 import sys
@@ -9,10 +10,16 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Connection, NullPool, create_engine, text
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import Connection, MetaData, NullPool, Table, create_engine, text
+from sqlalchemy.exc import IntegrityError
 
-from flowbridge.store import Database, StoreError, migrations
+from flowbridge.store import Database, StoreError, ledger, migrations, outbox
+from flowbridge.store.accounts import account_of, tokens_of
+from flowbridge.store.ledger import Whose
 from tests.conftest import NewDatabase
+from tests.integration.store import events as rows
 from tests.patience import PATIENCE
 
 Upgrade = Callable[[str], None]
@@ -21,8 +28,8 @@ NEXT = """
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0002"
-down_revision = "0001"
+revision = "0003"
+down_revision = "0002"
 
 
 def upgrade() -> None:
@@ -73,6 +80,109 @@ def test_tables_and_migrations_make_the_same_schema(new_database: NewDatabase) -
     assert ask(migrated, version) == ask(made, version) == [(migrations.HEAD,)]
 
 
+# from 0001: an account was a user on a device
+
+
+def made_by(revision: str, url: str) -> str:
+    """A database as an older flowbridge made it."""
+    config = Config()
+    config.set_main_option("script_location", str(migrations.SCRIPTS))
+    with create_engine(url, poolclass=NullPool).begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, revision)
+    return url
+
+
+def old_account(user_id: str, device_id: str) -> str:
+    return hashlib.sha256(f"{user_id}\0{device_id}".encode()).hexdigest()[:24]
+
+
+PHONE, DESK = old_account("@alice:hs", "PHONE"), old_account("@alice:hs", "DESK")
+ALICE = account_of("@alice:hs")
+
+
+def add(url: str, table: str, **values: object) -> None:
+    with create_engine(url, poolclass=NullPool).begin() as connection:
+        connection.execute(Table(table, MetaData(), autoload_with=connection).insert().values(**values))
+
+
+def know_alice(url: str) -> None:
+    for account, device_id, seen_at in [(PHONE, "PHONE", 1_000), (DESK, "DESK", 2_000)]:
+        whose = {"account": account, "user_id": "@alice:hs", "device_id": device_id}
+        add(url, "accounts", **whose, token=f"encrypted {device_id}", token_hash=device_id, seen_at=seen_at)
+
+
+def put_old(url: str, *events: tuple[str, str, str]) -> None:
+    """Events: account, room and state; the n-th is called by its number."""
+    for number, (account, room, state) in enumerate(events, 1):
+        settled_at = None if state == "queued" else 1
+        row = rows.event(str(number), f"{account}|{room}", state=state, settled_at=settled_at)
+        add(url, "outbox", **row)
+
+
+def put_lane(url: str, account: str, room: str, **values: object) -> None:
+    add(url, "lanes", **{"lane": f"{account}|{room}", "account": account, "dirty": 1, "fence": 3, **values})
+
+
+def test_events_of_two_devices_become_their_users_in_the_order_of_acceptance(new_database: NewDatabase) -> None:
+    url = made_by("0001", new_database())
+    know_alice(url)
+    put_old(url, (PHONE, "!a|b:hs", "queued"), (DESK, "!a|b:hs", "queued"), (PHONE, "!a|b:hs", "sent"))
+    put_lane(url, PHONE, "!a|b:hs", uncertain_since=5_000)
+    put_lane(url, DESK, "!a|b:hs", uncertain_since=4_000, fence=7)
+    opened(url)
+    lane = f"{ALICE}|!a|b:hs"
+    assert ask(url, "SELECT DISTINCT account, lane FROM outbox") == [(ALICE, lane)]
+    assert ask(url, "SELECT * FROM lanes") == [(lane, ALICE, None, 8, 0, 1, 4_000, "")]
+    assert ask(url, "SELECT * FROM accounts") == [(ALICE, "@alice:hs")]
+    with create_engine(url, poolclass=NullPool).begin() as connection:
+        found = tokens_of(connection, ALICE)
+        (claim,) = outbox.claim(connection, "me", 10, 1_000)
+        assert ledger.get(connection, "3", Whose(user_id="@alice:hs")) is not None
+    assert found == [("@alice:hs", "DESK", "encrypted DESK"), ("@alice:hs", "PHONE", "encrypted PHONE")]
+    assert [row.delivery for row in claim.rows] == ["1", "2"]
+    assert claim.uncertain_since == 4_000
+
+
+def test_lane_whose_owner_died_is_in_doubt_after_the_migration(new_database: NewDatabase) -> None:
+    """A replica that still runs, of the older version, ends its request before its lease does."""
+    url = made_by("0001", new_database())
+    know_alice(url)
+    put_old(url, (PHONE, "!a:hs", "queued"))
+    put_lane(url, PHONE, "!a:hs", owner="dead", lease_until=2_000_000, dirty=0)
+    opened(url)
+    lease = 0 if url.startswith("sqlite") else 2_000_000
+    assert ask(url, "SELECT owner, lease_until, dirty, uncertain_since, sent_with FROM lanes") == [
+        (None, lease, 1, 1_400_000, "")
+    ]
+
+
+def test_lanes_without_events_go_and_unknown_accounts_stay_as_they_are(new_database: NewDatabase) -> None:
+    url = made_by("0001", new_database())
+    know_alice(url)
+    put_old(url, (PHONE, "!a:hs", "sent"), ("stray", "!a:hs", "queued"))
+    put_lane(url, PHONE, "!a:hs")
+    put_lane(url, "stray", "!a:hs")
+    opened(url)
+    assert ask(url, "SELECT lane, account FROM lanes") == [("stray|!a:hs", "stray")]
+    assert ask(url, "SELECT lane, account FROM outbox WHERE state = 'queued'") == [("stray|!a:hs", "stray")]
+
+
+def test_keys_are_kept_and_name_no_users_yet(new_database: NewDatabase) -> None:
+    url = made_by("0001", new_database())
+    add(url, "api_keys", id="i", name="n", hash="h", rooms="[]", event_types="[]", admin=1, created_at=5, used_at=6)
+    opened(url)
+    assert ask(url, "SELECT * FROM api_keys") == [("i", "n", "h", "[]", "[]", 1, 5, None, 6, "[]")]
+
+
+def test_replica_of_the_version_before_accepts_nothing_in_the_new_schema(new_database: NewDatabase) -> None:
+    """It would put events into lanes that have no account any more."""
+    url = new_database()
+    opened(url)
+    with pytest.raises(IntegrityError):
+        put_lane(url, PHONE, "!a:hs")
+
+
 @pytest.fixture
 def upgrade(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Upgrade:
     """`upgrade(script)`: from here on it is a flowbridge of the next version; in a directory of an unlucky name."""
@@ -80,20 +190,20 @@ def upgrade(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Upgrade:
     def run(script: str) -> None:
         scripts = tmp_path / "100% new"
         shutil.copytree(migrations.SCRIPTS, scripts)
-        (scripts / "versions" / "0002_colour.py").write_text(script)
+        (scripts / "versions" / "0003_colour.py").write_text(script)
         monkeypatch.setattr(migrations, "SCRIPTS", scripts)
-        monkeypatch.setattr(migrations, "HEAD", "0002")
+        monkeypatch.setattr(migrations, "HEAD", "0003")
 
     return run
 
 
 def test_older_database_is_migrated_and_keeps_its_rows(database_url: str, upgrade: Upgrade) -> None:
     opened(database_url)
-    tell(database_url, "INSERT INTO lanes (lane, account) VALUES ('l', 'a')")
+    tell(database_url, "INSERT INTO lanes (lane, account, sent_with) VALUES ('l', 'a', '')")
     upgrade(NEXT)
     opened(database_url)
     assert ask(database_url, "SELECT lane, colour FROM lanes") == [("l", None)]
-    assert ask(database_url, "SELECT version_num FROM alembic_version") == [("0002",)]
+    assert ask(database_url, "SELECT version_num FROM alembic_version") == [("0003",)]
 
 
 def test_migration_that_fails_leaves_the_database_as_it_was(database_url: str, upgrade: Upgrade) -> None:
@@ -103,15 +213,15 @@ def test_migration_that_fails_leaves_the_database_as_it_was(database_url: str, u
     with pytest.raises(StoreError, match="nowhere"):
         opened(database_url)
     assert schema(database_url) == before
-    assert ask(database_url, "SELECT version_num FROM alembic_version") == [("0001",)]
+    assert ask(database_url, "SELECT version_num FROM alembic_version") == [("0002",)]
 
 
 def test_command_beside_a_server_migrates_nothing(database_url: str, upgrade: Upgrade) -> None:
     opened(database_url)
     upgrade(NEXT)
-    with pytest.raises(StoreError, match="version 0001, not 0002: `flowbridge serve` brings"):
+    with pytest.raises(StoreError, match="version 0002, not 0003: `flowbridge serve` brings"):
         opened(database_url, shared=True)
-    assert ask(database_url, "SELECT version_num FROM alembic_version") == [("0001",)]
+    assert ask(database_url, "SELECT version_num FROM alembic_version") == [("0002",)]
 
 
 def test_database_of_a_newer_version_is_refused_in_one_line(database_url: str) -> None:

@@ -1,0 +1,48 @@
+"""`flowbridge backup`: a copy of the SQLite database, and of the key that the tokens in it are encrypted with."""
+
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+from flowbridge.settings import Settings
+from flowbridge.store.backup import copy_database, copy_key
+from flowbridge.store.errors import StoreError
+
+FAILED = 1
+
+
+def run(settings: Settings, path: Path) -> int:
+    """Make the copies and print their names; returns the exit code. Raises StoreError without a database."""
+    file = settings.database_file
+    if file is None:
+        raise StoreError(
+            "PostgreSQL is backed up with its own tools (pg_dump --format=custom, or an archive of its WAL): "
+            "docs/reliability.md says how; FLOWBRIDGE_SECRET_KEY has to be kept, too"
+        )
+    if not file.is_file():
+        raise StoreError(f"there is no file {file}: the commands and `serve` have to be run with the same setting")
+    if path.is_dir():
+        path /= f"{file.stem}-{datetime.now(UTC):%Y-%m-%dT%H%M%SZ}{file.suffix}"
+    try:
+        made = _copy(file, path, with_key=settings.secret_key is None)
+    except StoreError as error:
+        print(f"flowbridge: {error}", file=sys.stderr)
+        return FAILED
+    print(*made, sep="\n")
+    if settings.secret_key is not None:
+        print("flowbridge: FLOWBRIDGE_SECRET_KEY is not in it: keep that, too", file=sys.stderr)
+    return 0
+
+
+def _copy(file: Path, path: Path, *, with_key: bool) -> list[Path]:
+    key, key_copy = Path(f"{file}.key"), Path(f"{path}.key")
+    if not (with_key and key.exists()):
+        copy_database(file, path)
+        return [path]
+    copy_key(key, key_copy)  # first: a copy without its key looks whole
+    try:
+        copy_database(file, path)
+    except StoreError:
+        key_copy.unlink()
+        raise
+    return [path, key_copy]

@@ -1,0 +1,159 @@
+"""Looking for an event in its room, since nobody knows whether it was sent.
+
+Only the account's own events of that type are asked for: without a filter a room with 100,000 newer events by others
+took 1,256 pages, again and again from the start. A homeserver may take no notice of the filter. So each event is looked
+at, and the place that was reached is kept: an attempt has its deadline, and the next one goes on where it ended.
+"""
+
+import json
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from typing import Any
+
+from flowbridge.homeserver import Homeserver
+from flowbridge.homeserver.client import REDACTION
+from flowbridge.store import Database, Row, outbox
+
+CLOCK_SKEW_MS = 60_000
+PEEK = 10  # events whose time is asked for behind an empty page
+MAX_PLACES = 1_000  # looks that did not come to an end
+
+
+@dataclass(slots=True)
+class _Place:
+    """How far a look has come."""
+
+    before: str = ""  # where the next page begins; "" is at the newest event
+    newest: str | None = None  # the id of the newest event that was looked at
+    began_at: int = field(default_factory=outbox.now_ms)
+    alike: list[str] = field(default_factory=list)  # events that it may be, by their content
+
+
+class Looks:
+    """For one event loop. Every method raises MatrixError when the homeserver does not tell."""
+
+    def __init__(self, homeserver: Homeserver, database: Database) -> None:
+        self._homeserver = homeserver
+        self._database = database
+        self._places: OrderedDict[str, _Place] = OrderedDict()
+
+    async def find(self, row: Row, token: str, user_id: str) -> str | None:
+        """The id of the event, by its transaction id, or by equal content since it was accepted; None: not there.
+
+        Also for a state, which has no transaction id: once more it would undo what was set after it.
+        """
+        looking = _Looking(self._homeserver, row, token, user_id)
+        place = self._places.pop(row.delivery, None)
+        try:
+            if place is None:
+                place = _Place()
+            elif found := await self._newer(looking, place):
+                return found
+            found = await self._older(looking, place)
+        except BaseException:
+            if place is not None:
+                self._keep(row.delivery, place)
+            raise
+        return found or await self._by_content(row, looking.since, place.alike)
+
+    async def _older(self, looking: "_Looking", place: _Place) -> str | None:
+        """From the place backwards, to where the event was accepted."""
+        while True:
+            events, before = await looking.page(place.before)
+            if found := looking.match(events, place.alike):
+                return found
+            if place.newest is None and events:
+                place.newest = str(events[0].get("event_id"))
+            if before in ("", place.before):
+                return None
+            if await looking.is_past(events, before):
+                return None
+            place.before = before
+
+    async def _newer(self, looking: "_Looking", place: _Place) -> str | None:
+        """What came since the look began: the request that nobody heard of may have been late."""
+        before, alike = "", list[str]()
+        newest: str | None = None
+        while True:
+            events, following = await looking.page(before)
+            ids = [str(event.get("event_id")) for event in events]
+            known = ids.index(place.newest) if place.newest in ids else None
+            if found := looking.match(events[:known], alike):
+                return found
+            newest = newest or next(iter(ids), None)
+            old = bool(events) and all(sent_at(event) < place.began_at - CLOCK_SKEW_MS for event in events)
+            if known is not None or old or not events or following in ("", before):
+                break
+            before = following
+        place.alike[:0] = alike
+        place.newest = newest or place.newest
+        return None
+
+    async def _by_content(self, row: Row, since: int, alike: list[str]) -> str | None:
+        if not alike:
+            return None
+        others = await self._database.run(
+            lambda connection: outbox.sent_before(connection, row.lane, since - CLOCK_SKEW_MS, alike)
+        )
+        return next((event_id for event_id in reversed(alike) if event_id not in others), None)
+
+    def _keep(self, delivery: str, place: _Place) -> None:
+        self._places[delivery] = place
+        if len(self._places) > MAX_PLACES:
+            self._places.popitem(last=False)
+
+
+class _Looking:
+    """One event that is looked for."""
+
+    def __init__(self, homeserver: Homeserver, row: Row, token: str, user_id: str) -> None:
+        self._homeserver = homeserver
+        self._row = row
+        self._token = token
+        self._user_id = user_id
+        self._content = json.loads(row.content)
+        self.since = row.accepted_at - CLOCK_SKEW_MS
+
+    async def page(self, before: str) -> tuple[list[dict[str, Any]], str]:
+        only = {"senders": [self._user_id], "types": [self._row.event_type]}
+        return await self._homeserver.recent(self._token, self._row.room_id, before, only=only)
+
+    def match(self, events: list[dict[str, Any]], alike: list[str]) -> str | None:
+        """The id of the event, if it is told by its transaction id; those that are alike are put to `alike`."""
+        row = self._row
+        for event in events:
+            if event.get("sender") != self._user_id or event.get("type") != row.event_type:
+                continue
+            if event.get("state_key") != row.state_key:
+                continue
+            txn_id = (event.get("unsigned") or {}).get("transaction_id")
+            if txn_id == row.txn_id:
+                return str(event.get("event_id"))
+            if txn_id is None and self._is_equal(event) and sent_at(event) >= self.since:
+                alike.append(str(event.get("event_id")))
+        return None
+
+    def _is_equal(self, event: dict[str, Any]) -> bool:
+        content = event.get("content")
+        if self._row.event_type == REDACTION and isinstance(content, dict):
+            content = {
+                "redacts": event.get("redacts"),
+                **content,
+            }  # before room version 11 it stands beside the content
+        return bool(content == self._content)
+
+    async def is_past(self, events: list[dict[str, Any]], before: str) -> bool:
+        """Whether all that is left is older than the event.
+
+        Not at the first old one: any homeserver may give its events any time. A page may be empty, since the
+        homeserver has looked at a hundred events of others: then one of those that follow tells how far that is.
+        """
+        if not events:
+            events, _ = await self._homeserver.recent(self._token, self._row.room_id, before, limit=PEEK)
+        return bool(events) and all(sent_at(event) < self.since for event in events)
+
+
+def sent_at(event: dict[str, Any]) -> int:
+    """A homeserver's time of an event, in milliseconds."""
+    at = event.get("origin_server_ts")
+    return at if isinstance(at, int) else 0

@@ -1,0 +1,59 @@
+"""How many files the process may have open: raised at the start, watched, and told in the log when it is reached.
+
+Without a limit of our own that is lower, libuv accepts what comes beyond it and hangs up without a word.
+"""
+
+import errno
+import os
+import time
+from typing import Final
+
+from flowbridge import log
+
+try:
+    import resource
+except ImportError:  # Windows has no such limit
+    resource = None  # type: ignore[assignment]
+
+WANTED: Final = 6_000  # 4,096 callers, 1,408 connections to the homeserver, the store, temporary files
+QUIET_SECONDS: Final = 60.0
+
+
+def limit() -> int | None:
+    """The limit in force, if there is one."""
+    if resource is None:
+        return None
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return None if soft == resource.RLIM_INFINITY else soft
+
+
+def lift() -> None:
+    """Allow as many as the system lets us (`ulimit -Hn`): the usual 1,024 are for programs that use select()."""
+    if resource is None:
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        except (OSError, ValueError) as error:  # macOS: the hard limit is "unlimited", and too much
+            log.warning("file_limit_not_raised", limit=soft, error=error)
+    found = limit()
+    if found is not None and found < WANTED:
+        log.warning("file_limit_low", limit=found, wanted=WANTED, hint="raise it with `ulimit -Hn`, or LimitNOFILE=")
+
+
+class Watch:
+    """Tells when no file can be opened any more: connections are then neither accepted nor made."""
+
+    def __init__(self) -> None:
+        self._quiet_until = 0.0
+
+    def look(self) -> None:
+        """To be called about once a second; takes some microseconds."""
+        try:
+            os.close(os.open(os.devnull, os.O_RDONLY))
+        except OSError as error:
+            if error.errno not in (errno.EMFILE, errno.ENFILE) or time.monotonic() < self._quiet_until:
+                return
+            self._quiet_until = time.monotonic() + QUIET_SECONDS
+            log.error("file_limit_reached", limit=limit(), error=error.strerror)

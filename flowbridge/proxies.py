@@ -1,0 +1,79 @@
+"""Which address a request comes from, also through proxies in front: X-Forwarded-For, believed from proxies we know."""
+
+from collections.abc import Iterable
+from functools import lru_cache
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+from typing import Final
+
+Address = IPv4Address | IPv6Address
+Network = IPv4Network | IPv6Network
+
+MAX_HOPS: Final = 32  # more would be an attempt to keep us busy
+
+
+class Proxies:
+    """The proxies that may say whom they speak for (FLOWBRIDGE_TRUSTED_PROXIES); none: only the peer counts."""
+
+    def __init__(self, networks: tuple[Network, ...]) -> None:
+        self._networks = networks
+
+    def __bool__(self) -> bool:
+        return bool(self._networks)
+
+    def trusts(self, address: str) -> bool:
+        """Whether this address is one of them."""
+        found = _parse(address) if self._networks else None
+        return found is not None and self._contain(found)
+
+    def client(self, peer: str, forwarded: Iterable[bytes]) -> str:
+        """The address of the caller. `forwarded`: the values of X-Forwarded-For, in order.
+
+        Each proxy adds at the end who asked it. So the right-most address that is none of ours is the caller's: what is
+        left of it the caller may have made up. When all are ours, it is the first. What is malformed counts for
+        nothing: the peer it is then.
+        """
+        if not self.trusts(peer):
+            return peer
+        hops = b",".join(forwarded).decode("latin-1").split(",")
+        found = peer
+        for hop in reversed(hops[-MAX_HOPS:]):
+            address = _parse(_without_port(hop.strip(" \t")))
+            if address is None:
+                return peer
+            found = str(address)
+            if not self._contain(address):
+                return found
+        return found if len(hops) <= MAX_HOPS else peer
+
+    def _contain(self, address: Address) -> bool:
+        return any(address in network for network in self._networks)
+
+
+@lru_cache(maxsize=4_096)
+def network_of(address: str) -> str:
+    """Whose connections are counted together: one IPv4 address, or one IPv6 /64."""
+    found = _parse(address)
+    if not isinstance(found, IPv6Address):
+        return str(found) if found is not None else address
+    return str(IPv6Network((int(found), 64), strict=False))
+
+
+@lru_cache(maxsize=4_096)
+def _parse(text: str) -> Address | None:
+    """An address; one of IPv4 that is written as IPv6 (`::ffff:192.0.2.1`) as IPv4."""
+    if len(text) > 64:
+        return None
+    try:
+        found = ip_address(text)
+    except ValueError:
+        return None
+    return getattr(found, "ipv4_mapped", None) or found
+
+
+def _without_port(hop: str) -> str:
+    """`192.0.2.1:443` and `[2001:db8::1]:443`, as some proxies write them."""
+    if hop.startswith("["):
+        address, bracket, port = hop[1:].partition("]")
+        return address if bracket and (not port or (port[0] == ":" and port[1:].isdecimal())) else ""
+    address, colon, port = hop.partition(":")
+    return address if colon and port.isdecimal() and "." in address else hop

@@ -1,0 +1,90 @@
+"""Documents that are the same for every caller: serialized once, compressed once, answered with an ETag.
+
+Why: these need no token, so anyone may ask for them as often as they like. Serializing the 787 KB of /openapi.json for
+each request took 25 ms of processor time, and 16 callers took 97 % of the sends.
+"""
+
+import asyncio
+import gzip
+import re
+from collections.abc import Callable, Mapping
+from hashlib import sha256
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+GZIP_LEVEL = 6
+MIN_GZIP_BYTES = 512  # below this gzip saves little more than the header that announces it
+
+_TAG = re.compile(r'(?:W/)?("[^"]*")')
+_CODING = re.compile(r"\s*([^\s;,]+)\s*(?:;\s*q\s*=\s*(0(?:\.[0-9]*)?|1(?:\.0*)?)\s*)?")
+
+
+class Document:
+    """`make` gives the bytes, once, when the first caller asks.
+
+    All answers share one bytes object, and neither uvicorn nor uvloop copies it: 1,000 callers that do not read cost no
+    more memory than one. `cache_control`: `no-cache` lets a cache keep the document, and ask whether it still holds.
+    """
+
+    def __init__(self, make: Callable[[], bytes], media_type: str, *, cache_control: str = "no-cache") -> None:
+        self._make = make
+        self._media_type = media_type
+        self._cache_control = cache_control
+        self._forms: tuple[_Form, _Form] | None = None
+        self._making: asyncio.Future[tuple[_Form, _Form]] | None = None
+
+    async def answer(self, request: Request) -> Response:
+        """200 with the document or, when `If-None-Match` names what the caller would get, 304 without it."""
+        plain, gzipped = self._forms or await self._made()
+        headers = request.headers
+        form = gzipped if accepts_gzip(",".join(headers.getlist("accept-encoding"))) else plain
+        if matches(",".join(headers.getlist("if-none-match")), form.etag):
+            return Response(status_code=304, headers=form.validators)
+        return Response(form.body, headers=form.headers, media_type=self._media_type)
+
+    async def _made(self) -> "tuple[_Form, _Form]":
+        """Outside the event loop, which the OpenAPI document would stop for 0.35 s; callers share one attempt."""
+        if self._making is None:
+            self._making = asyncio.get_running_loop().run_in_executor(None, self._build)
+        try:
+            self._forms = await asyncio.shield(self._making)
+        finally:
+            self._making = None
+        return self._forms
+
+    def _build(self) -> "tuple[_Form, _Form]":
+        body = self._make()
+        plain = _Form(body, "", self._cache_control)
+        packed = gzip.compress(body, GZIP_LEVEL, mtime=0) if len(body) >= MIN_GZIP_BYTES else body
+        return plain, plain if len(packed) >= len(body) else _Form(packed, "gzip", self._cache_control)
+
+
+class _Form:
+    """The document in one content coding. Each has an ETag of its own, since a strong one stands for these bytes."""
+
+    def __init__(self, body: bytes, coding: str, cache_control: str) -> None:
+        self.body = body
+        self.etag = f'"{sha256(body).hexdigest()[:32]}"'
+        # RFC 9110 §15.4.5: what a 304 repeats of the 200
+        self.validators: Mapping[str, str] = {
+            "ETag": self.etag,
+            "Cache-Control": cache_control,
+            "Vary": "Accept-Encoding",
+        }
+        coded = {"Content-Encoding": coding} if coding else {}
+        self.headers: Mapping[str, str] = {**self.validators, **coded, "X-Content-Type-Options": "nosniff"}
+
+
+def accepts_gzip(header: str) -> bool:
+    """Whether an Accept-Encoding allows gzip (RFC 9110 §12.5.3); what is malformed in it does not count."""
+    weights: dict[str, float] = {}
+    for part in header[:1_000].lower().split(","):
+        if found := _CODING.fullmatch(part):
+            weights.setdefault(found[1], float(found[2] or 1))
+    return weights.get("gzip", weights.get("x-gzip", weights.get("*", 0.0))) > 0
+
+
+def matches(if_none_match: str, etag: str) -> bool:
+    """Whether an If-None-Match names this ETag; weak and strong ones compare alike here (RFC 9110 §13.1.2)."""
+    return if_none_match.strip() == "*" or etag in _TAG.findall(if_none_match[:4_096])

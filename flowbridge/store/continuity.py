@@ -1,0 +1,114 @@
+"""Is the database the one that was here before, or a backup of it?
+
+What a backup holds as queued may have been sent since, in any order of what was refused, deleted or replayed after it:
+each such event is looked for in its room before it is sent, however short the homeserver's memory is.
+
+SQLite: the database and a file beside it hold the same epoch, which changes at each start and, while something is
+written, every few seconds; the file beside it also knows the database by its inode. PostgreSQL: a comment on the table
+`outbox` names the server, its timeline, the database and the table, all of which a restored dump has others of.
+"""
+
+from sqlalchemy import Connection, TextClause, exists, func, or_, select, text, update
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.sql import ColumnElement
+
+from flowbridge import log
+from flowbridge.store import outbox
+from flowbridge.store.engine import reason
+from flowbridge.store.files import Files
+from flowbridge.store.tables import lanes
+from flowbridge.store.tables import outbox as events
+
+REMEMBERED_MS = 20 * 60_000  # for how long a homeserver surely knows a transaction id: as the carrier has it
+
+LOCK = 0x666C6F77627268  # PostgreSQL's advisory lock of a replica that starts ("flowbrh")
+
+_HINT = (
+    "the database is a backup, or was moved: what it has queued is looked for in the rooms before it is sent. What was "
+    "accepted after the backup is not in it"
+)
+
+# The database and the table are others after CREATE DATABASE … TEMPLATE or pg_restore, and so is the server after
+# initdb; recovery to a point in time begins a new timeline. TRUNCATE and COPY give the table a new file.
+_SERVER = text("SELECT system_identifier FROM pg_control_system()")
+_TIMELINE = text("SELECT substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)")
+_TABLE = text(
+    "SELECT concat_ws('/', d.oid, t.oid, pg_relation_filenode(t.oid)), obj_description(t.oid, 'pg_class') "
+    "FROM pg_database d, pg_class t WHERE d.datname = current_database() AND t.oid = 'outbox'::regclass"
+)
+
+
+def resume(connection: Connection, files: Files | None, lease_ms: int) -> None:
+    """At the start, before anything is sent: what may have been sent already is looked for first.
+
+    `files`: of an SQLite database of our own, whose lanes nobody else holds any more.
+    """
+    if files is None:
+        connection.execute(select(func.pg_advisory_xact_lock(LOCK)))
+        # In the order in which replicas lock lanes.
+        connection.execute(select(lanes.c.lane).where(_has_queued()).order_by(lanes.c.lane).with_for_update())
+        continues = _is_known(connection)
+    else:
+        outbox.recover(connection, lease_ms)
+        continues = files.continues
+        files.new_epoch(connection)
+    if continues:
+        _doubt_old(connection)
+    elif number := _doubt_all(connection):
+        log.warning("store_restored", rooms=number, hint=_HINT)
+
+
+def _doubt_all(connection: Connection) -> int:
+    """Any queued event may have been sent, or one behind it: told from other doubts by a minus. How many lanes."""
+    done = connection.execute(update(lanes).where(_has_queued()).values(uncertain_since=-outbox.now_ms(), dirty=1))
+    return done.rowcount
+
+
+def _doubt_old(connection: Connection) -> None:
+    """What waits for longer than a homeserver remembers: a whole machine may have been put back to an earlier time."""
+    now = outbox.now_ms()
+    accepted_at = (
+        select(events.c.accepted_at)
+        .where(events.c.lane == lanes.c.lane, events.c.state == "queued")
+        .order_by(events.c.id)
+        .limit(1)
+        .scalar_subquery()
+    )
+    connection.execute(
+        update(lanes)
+        .where(
+            _has_queued(),
+            lanes.c.uncertain_since.is_(None),
+            or_(lanes.c.owner.is_(None), lanes.c.lease_until < now),
+            accepted_at < now - REMEMBERED_MS,
+        )
+        .values(uncertain_since=accepted_at)
+    )
+
+
+def _has_queued() -> ColumnElement[bool]:
+    return exists(select(1).where(events.c.lane == lanes.c.lane, events.c.state == "queued"))
+
+
+def _is_known(connection: Connection) -> bool:
+    """Whether PostgreSQL's database is the one of the last start; from here on it is."""
+    table, known = connection.execute(_TABLE).one()
+    marker = f"flowbridge {_try(connection, _SERVER)}/{_try(connection, _TIMELINE)}/{table}"
+    if marker == known:
+        return True
+    try:
+        with connection.begin_nested():
+            connection.exec_driver_sql(f"COMMENT ON TABLE outbox IS '{marker}'")
+    except DBAPIError as error:
+        hint = "the role has to own the table: else each start looks for what is queued in the rooms first"
+        log.warning("store_not_marked", error=reason(error), hint=hint)
+    return False
+
+
+def _try(connection: Connection, question: TextClause) -> str:
+    """What a server tells, if it does: some keep this to their administrators."""
+    try:
+        with connection.begin_nested():
+            return str(connection.scalar(question))
+    except DBAPIError:
+        return ""

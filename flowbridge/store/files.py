@@ -1,0 +1,296 @@
+"""The files of an open SQLite database: are they still there, and is the database the one that was there before?
+
+A file that is removed while it is open goes on working for the process that has it open: commits succeed, and are gone
+with the process. And a file that was put in its place, a backup say, knows nothing of what was sent since.
+"""
+
+import contextlib
+import json
+import os
+import secrets
+import sqlite3
+from collections import deque
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import IO
+
+from sqlalchemy import Connection
+
+from flowbridge import log
+from flowbridge.store.errors import StoreError
+
+LOOK_SECONDS = 2.0  # between two looks at everything; what a commit went into is looked at after each
+MAX_EPOCHS = 5_000  # a checkpoint, which brings the epoch into the file itself, comes after 1,000 pages at the latest
+
+_MAGIC = b"SQLite format 3\0"
+_HEADER_BYTES = 100  # https://www.sqlite.org/fileformat.html#the_database_header
+_STATE_BYTES = 256
+
+REMOVED = "the store's file was removed or moved"
+REPLACED = "another file was put in the place of the store's"
+OVERWRITTEN = "the store's file was overwritten"
+NO_WAL = "the store's -wal file was removed or replaced"
+NO_SHM = "the store's -shm file was removed or replaced"
+SHARED = "another flowbridge was started on the same file"
+
+_HINTS = {
+    REMOVED: "nothing is accepted, what is queued is sent on. Put the same file back, or stop flowbridge: "
+    "at its end it writes all that it has back to this place",
+    REPLACED: "nothing is accepted, what is queued is sent on. Stop flowbridge: what it has is written to a file "
+    "beside this one (.rescued), and the next start uses what is in this place",
+    OVERWRITTEN: "nothing is accepted. Stop flowbridge, remove the -wal and -shm files, put a backup in this place",
+    NO_WAL: "nothing is accepted, what is queued is sent on. Restart flowbridge: nothing is lost by that",
+    NO_SHM: "nothing is accepted, what is queued is sent on. Restart flowbridge: nothing is lost by that",
+    SHARED: "the lock file beside it was removed, which must not be done: nothing more is accepted or sent here. "
+    "Stop this flowbridge",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What is remembered beside the database, in the lock file. `epoch`: what the database itself holds, too."""
+
+    epoch: int = 0
+    inode: int = 0
+    wal: int = 0
+
+
+class Files:
+    """Made before the database is opened and closed after it: a descriptor of ours must not be closed in between.
+
+    POSIX drops all locks of a process on a file, SQLite's as well, when the process closes any descriptor of it.
+    Raises StoreError when the -wal file belongs to another database. For one thread at a time, but for `verify`.
+    """
+
+    def __init__(self, path: str, lock: IO[bytes]) -> None:
+        self.path = Path(os.path.abspath(path))  # noqa: PTH100 (a link is left as it is: it may be changed, too)
+        real = self.path.resolve()  # where SQLite keeps its other files
+        self._paths = {"": self.path, **{name: Path(f"{real}{name}") for name in ("-wal", "-shm", ".lock")}}
+        self._lock = lock
+        self._file = os.open(self.path, os.O_RDONLY)
+        self._anchor: sqlite3.Connection | None = None
+        self._epochs: deque[int] = deque(maxlen=MAX_EPOCHS)
+        self._seen_version = 0
+        self._is_pending = False  # a new epoch was begun
+        self._found = ""  # by the last look at everything
+        self._own: dict[str, tuple[int, int] | None] = {}
+        self.is_shared = False  # with another process, for which no mending is known
+        self._noted = self._read_state()
+        is_new = os.fstat(self._file).st_size == 0
+        self.continues = is_new  # the database is the one that was here before, with all that was written to it
+        try:
+            self._check_wal()
+        except BaseException:
+            self.close()
+            raise
+
+    def begin(self) -> None:
+        """The database is open. From here on its files have to stay."""
+        # One connection that stays: SQLite itself removes the -wal file when the last one is closed.
+        self._anchor = sqlite3.connect(_uri(self.path), uri=True, check_same_thread=False, isolation_level=None)
+        epoch = self._ask("PRAGMA user_version")
+        self._seen_version = self._ask("PRAGMA data_version")
+        self._own = {name: self._identity(name) for name in ("", "-wal", "-shm")}
+        file = os.fstat(self._file)
+        if self._own[""] != _identity(file):
+            raise StoreError(f"{self.path} was replaced while it was opened")
+        self.continues |= epoch == self._noted.epoch != 0 and file.st_ino == self._noted.inode
+        self._epochs.extend((_header_epoch(self._header()), epoch))
+
+    def verify(self, connection: sqlite3.Connection, _: object) -> None:
+        """For each new connection: one to another file would mix two databases up."""
+        if self._own and self.missing() in (REMOVED, REPLACED):
+            connection.close()
+            raise sqlite3.OperationalError(self.missing())
+
+    def missing(self) -> str:
+        """Why nothing that is committed is kept; empty when it is. Quick: two system calls."""
+        try:
+            if self._own[""] != _identity(found := self.path.stat()):
+                return REPLACED
+            if self._own["-wal"] != self._identity("-wal"):
+                return NO_WAL
+        except OSError:
+            return REMOVED
+        return self._found if found.st_size else OVERWRITTEN
+
+    def look(self) -> str:
+        """The same of everything, and what can be mended is."""
+        self._found = ""
+        if (found := self.missing()) in (REMOVED, REPLACED):
+            return found
+        if self._is_shared():
+            self._found = SHARED
+        elif not self._is_ours(self._header()):
+            self._found = OVERWRITTEN
+        elif found == NO_WAL or self._own["-shm"] != self._identity("-shm"):
+            self._found = found or NO_SHM
+            # What lies in the -wal file alone: into the file that is still there.
+            with contextlib.suppress(sqlite3.Error):
+                self._ask("PRAGMA wal_checkpoint(PASSIVE)")
+        return self._found
+
+    def say(self, missing: str) -> None:
+        """Log it."""
+        log.error("store_missing", file=str(self.path), error=missing, hint=_HINTS[missing])
+
+    # is it the same database as before
+
+    def has_changed(self) -> bool:
+        """Whether anything was committed since the last new epoch."""
+        return self._ask("PRAGMA data_version") != self._seen_version
+
+    def new_epoch(self, connection: Connection) -> None:
+        """Mark the database, in a transaction: copies that were made before are older from here on."""
+        epoch = secrets.randbelow(2**31 - 1) + 1
+        self._epochs.append(epoch)
+        self._is_pending = True
+        connection.exec_driver_sql(f"PRAGMA user_version={epoch}")
+
+    def note_epoch(self) -> None:
+        """After each commit: remember beside the database which epoch it has, when that is a new one."""
+        if self._is_pending:
+            self._is_pending = False
+            self._seen_version = self._ask("PRAGMA data_version")
+            epoch = self._ask("PRAGMA user_version")
+            self._noted = State(epoch, *(own[1] if (own := self._own[name]) else 0 for name in ("", "-wal")))
+            self._write_state()
+
+    def _read_state(self) -> State:
+        try:
+            return State(**json.loads(os.pread(self._lock.fileno(), _STATE_BYTES, 0)))
+        except (ValueError, TypeError):
+            return State()  # a new one, or an older version's
+
+    def _write_state(self) -> None:
+        with contextlib.suppress(OSError):  # then the next start looks for what is queued in its rooms
+            os.pwrite(self._lock.fileno(), json.dumps(asdict(self._noted)).encode().ljust(_STATE_BYTES), 0)
+
+    def _check_wal(self) -> None:
+        """A -wal file that belongs to another database would be written into this one."""
+        try:
+            wal = self._paths["-wal"].stat()
+        except FileNotFoundError:
+            return
+        header = self._header()
+        was_copied = header[:16] == _MAGIC and header[18:20] == b"\1\1"  # a backup: no database with a -wal file
+        was_replaced = self._noted.wal == wal.st_ino and os.fstat(self._file).st_ino != self._noted.inode
+        if wal.st_size and (was_copied or was_replaced):
+            raise StoreError(
+                f"{self.path.name}-wal belongs to another database than {self.path.name}: if that is a restored "
+                f"backup, remove {self.path.name}-wal and {self.path.name}-shm"
+            )
+
+    # the end
+
+    def close(self) -> None:
+        """After all other connections. What is not in its place any more is written there, or beside it."""
+        rescued = None
+        lost = self.missing() if self._own else ""
+        if self._anchor is not None:
+            if lost in (REMOVED, REPLACED):
+                rescued = self._copy()
+            self._anchor.close()
+        if rescued is not None:
+            self._put_back(rescued)
+        os.close(self._file)
+        self._lock.close()
+
+    def _copy(self) -> Path | None:
+        assert self._anchor is not None
+        path = Path(f"{self.path}.rescued-{secrets.token_hex(4)}")
+        try:
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+            with contextlib.closing(sqlite3.connect(path)) as copy:
+                self._anchor.backup(copy)
+                copy.execute("PRAGMA journal_mode=DELETE")
+            sync(path)
+        except (OSError, sqlite3.Error) as error:
+            path.unlink(missing_ok=True)
+            log.error("store_lost", file=str(self.path), error=error)
+            return None
+        return path
+
+    def _put_back(self, rescued: Path) -> None:
+        for name in ("-wal", "-shm"):  # of the file that is gone; to another one they would do harm
+            if self._own[name] == self._identity(name):
+                self._paths[name].unlink()
+        try:
+            os.link(rescued, self.path)  # nothing is overwritten
+        except OSError:
+            log.error("store_rescued", file=str(rescued), hint=f"{self.path} is another file: choose one of them")
+            return
+        rescued.unlink()
+        sync(self.path)
+        self._noted = replace(self._noted, inode=self.path.stat().st_ino)
+        self._write_state()
+        log.warning("store_rescued", file=str(self.path), hint="it had been removed, and is there again")
+
+    # looking
+
+    def _is_shared(self) -> bool:
+        """Whether another process has the database, too. A lock file that is gone is made again."""
+        import fcntl
+
+        if self.is_shared:
+            return True
+        path = self._paths[".lock"]
+        if self._identity(".lock") == _identity(os.fstat(self._lock.fileno())):
+            return False
+        lock = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "rb")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.close()
+            self.is_shared = True
+            return True
+        self._lock.close()
+        self._lock = lock
+        self._write_state()
+        log.warning(
+            "store_lock_made_again", file=str(path), hint="it was removed: two processes on one file would disagree"
+        )
+        return False
+
+    def _is_ours(self, header: bytes) -> bool:
+        return header[:16] == _MAGIC and _header_epoch(header) in self._epochs
+
+    def _header(self) -> bytes:
+        return os.pread(self._file, _HEADER_BYTES, 0)
+
+    def _identity(self, name: str) -> tuple[int, int] | None:
+        try:
+            return _identity(self._paths[name].stat())
+        except FileNotFoundError:
+            return None
+
+    def _ask(self, pragma: str) -> int:
+        assert self._anchor is not None
+        return int(self._anchor.execute(pragma).fetchone()[0])
+
+
+def connect(path: str, seconds: float) -> sqlite3.Connection:
+    """A connection to a file that is there: another would be made, empty, when it is gone."""
+    return sqlite3.connect(_uri(Path(path)), timeout=seconds, uri=True, check_same_thread=False)
+
+
+def sync(path: Path) -> None:
+    """A new file, and its name, onto the disk."""
+    for each in (path, path.parent):
+        descriptor = os.open(each, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _uri(path: Path) -> str:
+    return f"{path.absolute().as_uri()}?mode=rw"
+
+
+def _identity(found: os.stat_result) -> tuple[int, int]:
+    return found.st_dev, found.st_ino
+
+
+def _header_epoch(header: bytes) -> int:
+    return int.from_bytes(header[60:64], "big", signed=True)

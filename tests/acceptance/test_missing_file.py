@@ -1,0 +1,286 @@
+"""`flowbridge serve` whose database file is removed, moved, replaced or overwritten while it runs."""
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from flowbridge.demo.synapse import Account, LocalSynapse
+from flowbridge.store.files import LOOK_SECONDS
+from tests.conftest import MakeRoom
+from tests.integration.conftest import Room
+from tests.processes import free_port, run, serving_at
+from tests.upstream import Request, Upstream, answer, matrix_error
+
+PATIENCE = 30.0
+KEY = "fb_missing-file"
+BOT = "bot-token"
+ROOM = "!room:upstream"
+ASYNC = {"Prefer": "respond-async"}
+
+
+@dataclass
+class Bridge:
+    """A running process on `folder/flowbridge.db`."""
+
+    http: httpx.Client
+    process: "subprocess.Popen[str]"
+    file: Path
+    log: Path
+    room: str = ROOM
+
+    def send(self, body: str, **headers: str) -> httpx.Response:
+        content = {"msgtype": "m.text", "body": body}
+        return self.http.post(f"/rooms/{self.room}/send/m.room.message", json=content, headers=headers)
+
+    def accept(self, body: str) -> None:
+        assert self.send(body, **ASYNC).status_code == 202
+
+    def must_refuse(self, reason: str, body: str = "refused") -> None:
+        """Nothing is accepted, and whoever watches it is told why."""
+        refused = self.send(body, **ASYNC)
+        assert refused.status_code == 503, refused.text
+        assert reason in refused.json()["error"]
+        assert int(refused.headers["Retry-After"]) >= 1
+        ready = self.http.get("/readyz")
+        assert (ready.status_code, ready.json()["flowbridge"]["failed"]) == (503, "store")
+        assert reason in ready.json()["error"]
+        assert str(self.file) not in refused.text + ready.text
+        self.said("store_missing", level="error")
+
+    def until_ready(self, ready: bool) -> None:
+        self.until(lambda: (self.http.get("/readyz").status_code == 200) == ready)
+
+    def until(self, condition: Callable[[], object]) -> None:
+        deadline = time.monotonic() + PATIENCE
+        while not condition():
+            assert time.monotonic() < deadline, self.log.read_text()
+            time.sleep(0.02)
+
+    def lines(self, action: str) -> list[dict[str, Any]]:
+        found = [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
+        return [line for line in found if line["action"] == action]
+
+    def said(self, action: str, level: str) -> None:
+        self.until(lambda: self.lines(action))
+        line = self.lines(action)[-1]
+        assert line["level"] == level
+        assert line["hint"]
+
+    def stop(self) -> None:
+        self.process.send_signal(signal.SIGTERM)
+        assert self.process.wait(PATIENCE) == 0
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait(PATIENCE)
+
+
+@contextmanager
+def started(folder: Path, homeserver: str, token: str = BOT, *, room: str = ROOM, **more: str) -> Iterator[Bridge]:
+    file, log = folder / "flowbridge.db", folder.parent / f"log-{time.monotonic_ns()}"
+    settings = {
+        "BASE_URL": homeserver,
+        "ACCESS_TOKEN": token,
+        "FLOWBRIDGE_DATABASE_URL": f"sqlite:///{file}",
+        "FLOWBRIDGE_API_KEYS": KEY,
+        "FLOWBRIDGE_LOG_FORMAT": "json",
+        "FLOWBRIDGE_REQUEST_SECONDS": "5",
+        **more,
+    }
+    with (
+        serving_at(free_port(), settings, log=log, cwd=folder.parent) as (url, process),
+        httpx.Client(base_url=url, headers={"X-API-Key": KEY}, trust_env=False, timeout=PATIENCE) as client,
+    ):
+        yield Bridge(client, process, file, log, room)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    found = tmp_path / "store"
+    found.mkdir()
+    return found
+
+
+@pytest.fixture
+def upstream() -> Iterator[Upstream]:
+    with Upstream() as upstream:
+        yield upstream
+
+
+@pytest.fixture
+def bridge(folder: Path, upstream: Upstream) -> Iterator[Bridge]:
+    with started(folder, upstream.url) as bridge:
+        assert bridge.send("first").status_code == 200
+        yield bridge
+
+
+def remove(file: Path) -> None:
+    file.unlink()
+
+
+def remove_all(file: Path) -> None:
+    for each in file.parent.glob("flowbridge.db*"):
+        each.unlink()
+
+
+def move(file: Path) -> None:
+    file.rename(file.with_name("elsewhere.db"))
+
+
+def remove_wal(file: Path) -> None:
+    file.with_name("flowbridge.db-wal").unlink()
+
+
+def replace(file: Path) -> None:
+    other = file.with_name("other.db")
+    with sqlite3.connect(other) as connection:
+        connection.execute("CREATE TABLE other (id int)")
+    connection.close()
+    other.rename(file)
+
+
+def truncate(file: Path) -> None:
+    os.truncate(file, 0)
+
+
+@pytest.mark.parametrize(
+    ("harm", "reason"), [(replace, "another file was put in the place"), (truncate, "was overwritten")]
+)
+def test_nothing_is_accepted_from_the_moment_the_file_is_gone(
+    bridge: Bridge, harm: Callable[[Path], None], reason: str, upstream: Upstream
+) -> None:
+    harm(bridge.file)
+    first = bridge.send("next", **ASYNC)  # and not after some seconds: 504 when it was on its way already
+    assert first.status_code in (503, 504), first.text
+    bridge.must_refuse(reason)
+    assert bridge.send("keyed", **{"Idempotency-Key": "1"}).status_code == 503
+    assert bodies(upstream) == ["first", "next"][: 1 + (first.status_code == 504)]
+
+
+def test_idle_bridge_notices_within_seconds(bridge: Bridge) -> None:
+    bridge.file.with_name("flowbridge.db-shm").unlink()
+    bridge.until_ready(False)
+    bridge.must_refuse("-shm file")
+
+
+def test_it_goes_on_when_its_folder_is_back(bridge: Bridge) -> None:
+    folder = bridge.file.parent
+    folder.rename(folder.with_name("elsewhere"))
+    bridge.until_ready(False)
+    bridge.must_refuse("removed or moved")
+    folder.with_name("elsewhere").rename(folder)
+    bridge.until_ready(True)
+    bridge.accept("goes on")
+    bridge.until(lambda: bridge.lines("store_back"))
+
+
+@pytest.mark.parametrize("harm", [remove, remove_all, move, remove_wal])
+def test_what_was_queued_is_sent_once_and_what_was_refused_never(
+    folder: Path, upstream: Upstream, harm: Callable[[Path], None]
+) -> None:
+    """By the process that has the file still, or after its end by the next one, which finds all that was there."""
+    upstream.script(unless_named("a"))
+    with started(folder, upstream.url) as bridge:
+        bridge.accept("a")
+        for number in range(10):
+            bridge.accept(f"number {number}")
+        harm(bridge.file)
+        bridge.must_refuse("removed")
+        bridge.until(lambda: "a" in bodies(upstream))
+        bridge.stop()
+        assert (bridge.file.stat().st_mode & 0o777) == 0o600
+    upstream.script(empty_rooms)
+    with started(folder, upstream.url) as bridge:
+        bridge.until(lambda: len(bodies(upstream)) == 11)
+        assert bridge.send("last").status_code == 200
+    assert bodies(upstream) == ["a", *(f"number {number}" for number in range(10)), "last"]
+
+
+def test_lock_file_that_is_removed_is_made_again(bridge: Bridge, folder: Path, upstream: Upstream) -> None:
+    lock = folder / "flowbridge.db.lock"
+    lock.unlink()
+    bridge.until(lock.exists)
+    bridge.said("store_lock_made_again", level="warning")
+    refused = run("serve", "--port", "0", BASE_URL=upstream.url, FLOWBRIDGE_DATABASE_URL=f"sqlite:///{bridge.file}")
+    assert "is in use by another flowbridge" in refused.stderr
+    bridge.accept("goes on")
+
+
+def test_two_that_run_on_one_file_all_the_same_are_told_and_the_first_one_stops(
+    bridge: Bridge, folder: Path, upstream: Upstream
+) -> None:
+    upstream.script(empty_rooms)
+    bridge.process.send_signal(signal.SIGSTOP)  # else it would make the lock file again
+    (folder / "flowbridge.db.lock").unlink()
+    with started(folder, upstream.url) as second:
+        bridge.process.send_signal(signal.SIGCONT)
+        bridge.until_ready(False)
+        bridge.must_refuse("another flowbridge")
+        assert second.send("second").status_code == 200
+        assert bodies(upstream) == ["first", "second"]
+
+
+def test_commands_beside_do_not_make_a_bridge_unready(bridge: Bridge) -> None:
+    url = f"sqlite:///{bridge.file}"
+    for arguments in (["deliveries", "list"], ["keys", "list"], ["deliveries", "purge", "--yes"]):
+        assert run(*arguments, FLOWBRIDGE_DATABASE_URL=url).returncode == 0
+    with sqlite3.connect(bridge.file) as connection:
+        connection.execute("VACUUM")
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    connection.close()
+    began = time.monotonic()
+    while time.monotonic() < began + 2 * LOOK_SECONDS:
+        bridge.accept("goes on")
+    assert bridge.http.get("/readyz").status_code == 200
+    assert not bridge.lines("store_missing")
+
+
+def test_real_homeserver_has_what_was_accepted_and_nothing_else(
+    folder: Path, synapse: LocalSynapse, bot: Account, make_room: MakeRoom
+) -> None:
+    with httpx.Client(base_url=synapse.url, trust_env=False) as direct:
+        room = Room(make_room(bot), bot, direct)
+        with started(folder, synapse.url, bot.access_token, room=room.id) as bridge:
+            assert bridge.send("one").status_code == 200
+            bridge.accept("two")
+            remove(bridge.file)
+            bridge.until_ready(False)
+            bridge.must_refuse("removed or moved", "three")
+            bridge.until(lambda: room.bodies() == ["one", "two"])
+            bridge.stop()
+        with started(folder, synapse.url, bot.access_token, room=room.id) as bridge:
+            assert bridge.send("four").status_code == 200
+            listed = bridge.http.get("/deliveries").json()["deliveries"]
+            assert [one["status"] for one in listed] == ["sent"] * 3
+        assert room.bodies() == ["one", "two", "four"]
+
+
+def unless_named(body: str) -> Callable[[Request], Any]:
+    """A script: all sends but of this message fail for now."""
+
+    def script(request: Request) -> Any:
+        fails = request.method == "PUT" and request.json()["body"] != body
+        return matrix_error(502, "M_UNKNOWN", "away") if fails else None
+
+    return script
+
+
+def empty_rooms(request: Request) -> Any:
+    """A script: nothing is found that was sent before."""
+    return answer({"chunk": []}) if "/messages" in request.target else None
+
+
+def bodies(upstream: Upstream) -> list[str]:
+    """What was sent, by the first try of each: repeats have the same transaction id."""
+    return list({event.target: event.json()["body"] for event in upstream.events}.values())

@@ -1,0 +1,213 @@
+"""What one caller, or a client that nobody has authenticated, may take of what all share."""
+
+import threading
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from flowbridge import callers, rooms
+from flowbridge.homeserver import client
+from flowbridge.live import registry
+from flowbridge.routes import operations
+from tests import upstream as scripted
+from tests.http.conftest import KEY, ROOM, SEND, Answer, Bridge, RawClient, new_token, post, running
+from tests.http.sends import UNKNOWN_TOKEN
+from tests.http.test_bounds import BODY
+from tests.upstream import PATIENCE, Behaviour, Request, Upstream
+
+FLOOD = 40  # more than any share below, and than the pools that they are of
+
+
+def bearer(token: str) -> str:
+    return f"Authorization: Bearer {token}"
+
+
+def error_of(answer: Answer, status: int) -> str:
+    assert (answer.status, answer.json()["errcode"]) == (status, "M_LIMIT_EXCEEDED"), answer
+    assert int(answer.headers["retry-after"]) >= 1
+    return str(answer.json()["error"])
+
+
+def arrived(upstream: Upstream, part: str, number: int) -> int:
+    """How many of these requests have come, once there are so many."""
+    ending = time.monotonic() + PATIENCE
+    while (found := sum(part in request.target for request in upstream.requests)) < number:
+        assert time.monotonic() < ending, f"{found} of {number}"
+        time.sleep(0.01)
+    return found
+
+
+def slow(part: str, go: threading.Event, behaviour: Behaviour) -> Callable[[Request], Behaviour | None]:
+    return lambda request: scripted.when(go, behaviour) if part in request.target else None
+
+
+def flood(stack: ExitStack, bridge: Bridge, request: Callable[[], bytes], number: int = FLOOD) -> list[RawClient]:
+    clients = [stack.enter_context(bridge.connect()) for _ in range(number)]
+    for found in clients:
+        found.send(request())
+    return clients
+
+
+def test_joins_of_one_caller_leave_places_for_others(bridge: Bridge, upstream: Upstream, go: threading.Event) -> None:
+    hog = bearer(new_token())
+    upstream.script(lambda request: _slow_for(hog, request, go))
+    with ExitStack() as stack:
+        clients = flood(stack, bridge, lambda: post("/join/!slow:upstream", b"", hog), rooms.MAX_AT_ONCE)
+        arrived(upstream, "/join", rooms.MAX_OF_ONE)
+        assert bridge.post("/join/!other:upstream").status == 200
+        assert arrived(upstream, "/join", 1) == rooms.MAX_OF_ONE + 1
+        go.set()
+        assert {found.answer().status for found in clients} == {200}
+
+
+def _slow_for(token: str, request: Request, go: threading.Event) -> Behaviour | None:
+    if not request.target.endswith("/join"):
+        return None
+    joined = scripted.answer({"room_id": "!slow:upstream"})
+    return scripted.when(go, joined) if request.header("authorization") == token.partition(": ")[2] else joined
+
+
+def test_known_tokens_and_keys_do_not_wait_for_look_ups_of_unknown_ones(
+    bridge: Bridge, upstream: Upstream, go: threading.Event
+) -> None:
+    known = bearer(new_token())
+    assert bridge.post(SEND, BODY, known).status == 200
+    assert bridge.post(SEND, BODY, f"X-API-Key: {KEY}", "Authorization: Basic x").status == 200
+    upstream.script(slow("/whoami", go, UNKNOWN_TOKEN))
+    with ExitStack() as stack:
+        clients = flood(stack, bridge, lambda: post(SEND, BODY), 140)  # there are 128 connections for sends
+        arrived(upstream, "/whoami", callers.MAX_LOOKUPS_OF_ONE)
+        for _ in range(5):
+            assert bridge.post(SEND, BODY, known).status == 200
+            assert bridge.post(SEND, BODY, f"X-API-Key: {KEY}", "Authorization: Basic x").status == 200
+        looked_up = sum("/whoami" in request.target for request in upstream.requests) - 2
+        assert looked_up <= callers.MAX_LOOKUPS_OF_ONE
+        go.set()
+        assert {found.answer().status for found in clients} <= {401, 429, 503}
+
+
+def test_calls_without_a_token_have_connections_of_their_own(
+    bridge: Bridge, upstream: Upstream, go: threading.Event
+) -> None:
+    upstream.script(slow("/login", go, scripted.answer({"flows": []})))
+    with ExitStack() as stack:
+        clients = flood(stack, bridge, lambda: post("/login", b"", "Authorization: Basic x", method="GET"))
+        arrived(upstream, "/login", client.GUESTS_OF_ONE)
+        assert bridge.post(SEND, BODY).status == 200
+        assert arrived(upstream, "/login", 1) == client.GUESTS_OF_ONE
+        go.set()
+        assert {found.answer().status for found in clients} <= {200, 429, 503}
+
+
+def test_readiness_and_versions_ask_the_homeserver_once_a_second(
+    upstream: Upstream, tmp_path: Path, go: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(operations, "KEEP_SECONDS", 60.0)
+    upstream.script(slow("/versions", go, scripted.answer({"versions": ["v1.11"]})))
+    with running(upstream, tmp_path) as bridge, ExitStack() as stack:
+        paths = ["/readyz", "/_matrix/client/versions"] * 20
+        clients = flood(stack, bridge, lambda: post(paths.pop(), method="GET"))
+        arrived(upstream, "/versions", 1)
+        go.set()
+        assert {found.answer().status for found in clients} == {200}
+        assert bridge.post("/readyz", method="GET").status == 200
+        assert arrived(upstream, "/versions", 1) == 1
+
+
+def test_wrong_keys_of_an_address_are_slowed_and_right_ones_are_not(upstream: Upstream, tmp_path: Path) -> None:
+    with running(upstream, tmp_path, wrong_keys_per_minute=5) as bridge:
+
+        def send(key: str) -> Answer:
+            return bridge.post(SEND, BODY, f"X-API-Key: {key}", "Authorization: Basic x")
+
+        known = bearer(new_token())
+        assert bridge.post(SEND, BODY, known).status == 200
+        assert [send(f"fb_{number}").status for number in range(5)] == [401] * 5
+        assert "127.0.0.1" in error_of(send("fb_another"), 429)
+        assert send(KEY).status == 200
+        assert bridge.post(SEND, BODY, known).status == 200
+        asked = len(upstream.requests)
+        assert "wrong keys or tokens" in error_of(bridge.post(SEND, BODY), 429)
+        assert len(upstream.requests) == asked, "no look-up for it"
+
+
+def test_wrong_tokens_are_looked_up_once_and_slowed(upstream: Upstream, tmp_path: Path) -> None:
+    upstream.always(UNKNOWN_TOKEN, at="/whoami")
+    with running(upstream, tmp_path, wrong_keys_per_minute=5) as bridge:
+        tokens = [bearer(new_token()) for _ in range(5)]
+        for token in tokens:
+            assert bridge.post(SEND, BODY, token).status == 401
+        error_of(bridge.post(SEND, BODY), 429)
+        assert arrived(upstream, "/whoami", 5) == 5
+
+
+def test_refusal_of_a_token_is_kept_for_some_seconds(bridge: Bridge, upstream: Upstream) -> None:
+    upstream.always(UNKNOWN_TOKEN, at="/whoami")
+    token = bearer(new_token())
+    answers = [bridge.post(SEND, BODY, token) for _ in range(5)]
+    assert {(answer.status, answer.body) for answer in answers} == {(401, answers[0].body)}
+    assert arrived(upstream, "/whoami", 1) == 1
+
+
+def test_live_streams_of_one_caller_leave_places_for_others(
+    upstream: Upstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "MAX_STREAMS_OF_ONE", 3)
+    upstream.script(lambda request: scripted.silence if "since" in request.target else _now(request))
+    hog = bearer(new_token())
+    with running(upstream, tmp_path) as bridge, ExitStack() as stack:
+        streams = flood(stack, bridge, lambda: post("/live", b"", hog, method="GET"), 3)
+        for stream in streams:
+            assert stream.head().startswith("HTTP/1.1 200 ")
+        assert "3 of the 3072 live streams" in error_of(bridge.post("/live", b"", hog, method="GET"), 429)
+        (other,) = flood(stack, bridge, lambda: post("/live", method="GET"), 1)
+        assert other.head().startswith("HTTP/1.1 200 ")
+        streams[0].send(b"").end()
+        ending = time.monotonic() + PATIENCE
+        while True:  # until the place is given back
+            again = stack.enter_context(bridge.connect())
+            again.send(post("/live", b"", hog, method="GET"))
+            if again.head().startswith("HTTP/1.1 200 "):
+                break
+            assert time.monotonic() < ending
+
+
+def _now(request: Request) -> Behaviour | None:
+    return scripted.answer({"next_batch": "s1"}) if "/sync" in request.target else None
+
+
+def test_tokens_of_one_user_take_only_so_many_long_polls(
+    upstream: Upstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "MAX_FEEDS_OF_ONE", 2)
+
+    def script(request: Request) -> Behaviour | None:
+        if request.target.endswith("/whoami"):
+            return scripted.answer({"user_id": "@hog:upstream", "device_id": new_token()})
+        return scripted.silence if "since" in request.target else _now(request)
+
+    upstream.script(script)
+    with running(upstream, tmp_path) as bridge, ExitStack() as stack:
+        streams = flood(stack, bridge, lambda: post("/live", method="GET"), 2)
+        for stream in streams:
+            assert stream.head().startswith("HTTP/1.1 200 ")
+        assert "devices" in error_of(bridge.post("/live", method="GET"), 429)
+
+
+def test_slow_look_ups_of_one_callers_aliases_leave_connections_to_sends(
+    bridge: Bridge, upstream: Upstream, go: threading.Event
+) -> None:
+    hog = bearer(new_token())
+    upstream.script(slow("/join/", go, scripted.answer({"room_id": ROOM})))
+    names = iter(range(140))
+    with ExitStack() as stack:
+        send = "/rooms/%23alias{}:upstream/send/m.room.message"
+        clients = flood(stack, bridge, lambda: post(send.format(next(names)), BODY, hog), 140)
+        arrived(upstream, "/join/", client.QUESTIONS_OF_ONE)
+        assert bridge.post(SEND, BODY).status == 200
+        go.set()
+        for found in clients:
+            assert found.answer().status < 600

@@ -1,0 +1,78 @@
+"""A bridge whose PostgreSQL loses the tables or the database, and one whose disk takes nothing more."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from cryptography.fernet import Fernet
+from pydantic import SecretStr
+from sqlalchemy import NullPool, create_engine, make_url, text
+
+from flowbridge.store import database as database_module
+from tests.http.conftest import HELLO, SEND, Bridge, as_caller, running
+from tests.http.sends import ASYNC, KEYED
+from tests.postgres import LocalPostgres
+from tests.upstream import Rooms, Upstream
+
+
+@pytest.fixture
+def url(postgres: LocalPostgres) -> str:
+    return postgres.fresh_database()
+
+
+@pytest.fixture
+def own(upstream: Upstream, tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bridge]:
+    monkeypatch.setattr(database_module, "RETRY_SECONDS", 0.5)
+    secrets = {"database_url": SecretStr(url), "secret_key": SecretStr(Fernet.generate_key().decode())}
+    with running(upstream, tmp_path, **secrets) as bridge:
+        yield bridge
+
+
+def drop_table(url: str) -> None:
+    tell(url, "DROP TABLE outbox")
+
+
+def drop_all_tables(url: str) -> None:
+    tell(url, "DROP SCHEMA public CASCADE", "CREATE SCHEMA public")
+
+
+def drop_database(url: str) -> None:
+    tell(as_admin(url), f'DROP DATABASE "{make_url(url).database}" WITH (FORCE)')
+
+
+def make_it_anew(url: str) -> None:
+    drop_database(url)
+    tell(as_admin(url), f'CREATE DATABASE "{make_url(url).database}" TEMPLATE template0')
+
+
+@pytest.mark.parametrize("harm", [drop_table, drop_all_tables, drop_database, make_it_anew])
+def test_nothing_is_accepted_and_it_says_why(own: Bridge, rooms: Rooms, url: str, harm: object) -> None:
+    with as_caller(own) as caller:
+        assert caller.post(SEND, json=HELLO).status_code == 200
+        assert callable(harm)
+        harm(url)
+        for headers in ({}, ASYNC, KEYED):
+            refused(caller.post(SEND, json=HELLO, headers=headers))
+        refused(caller.get("/deliveries"))
+        not_ready = refused(caller.get("/readyz"))
+        assert not_ready.json()["flowbridge"]["failed"] == "store"
+    assert len(rooms.events) == 1
+
+
+def refused(answer: httpx.Response) -> httpx.Response:
+    assert answer.status_code == 503, answer.text
+    assert int(answer.headers["Retry-After"]) >= 1
+    assert answer.json()["errcode"] == "M_UNKNOWN"
+    return answer
+
+
+def as_admin(url: str) -> str:
+    return make_url(url).set(database="postgres").render_as_string(hide_password=False)
+
+
+def tell(url: str, *statements: str) -> None:
+    engine = create_engine(url, isolation_level="AUTOCOMMIT", poolclass=NullPool)
+    with engine.connect() as connection:
+        for statement in statements:
+            connection.execute(text(statement))
