@@ -62,6 +62,11 @@ class Callers:
         """Learn which API keys there are; to be called at the start and every keyring.REFRESH_SECONDS."""
         await self._keys.refresh()
 
+    async def revoked(self, key: ApiKey) -> MatrixError:
+        """Until this API key is revoked: what its open streams are told then, within 2 s."""
+        await self._keys.revoked(key)
+        return Unauthorized("this API key has been revoked")
+
     async def credential(self, headers: Mapping[str, str], query: bytes) -> Credential:
         """What the request brought, without asking the homeserver. Raises Unauthorized, or Unavailable."""
         if key := headers.get("x-api-key"):

@@ -172,13 +172,25 @@ def replay_deliveries(
 def purge_deliveries(
     state: Annotated[list[str] | None, typer.Option(help="sent or dead; both when it is not given.")] = None,
     older_than: Annotated[str, typer.Option(metavar="AGE", help="Settled longer ago than 90m, 12h, 7d.")] = "",
+    queued: Annotated[bool, typer.Option("--queued", help="What is queued instead: it will not be sent.")] = False,
+    user: Annotated[str, typer.Option(metavar="@USER:SERVER", help="Only what is queued of this user.")] = "",
+    room: Annotated[str, typer.Option(metavar="!ROOM", help="Only what is queued for this room.")] = "",
+    key: Annotated[str, typer.Option(metavar="ID", help="Only what this API key has queued.")] = "",
+    everything: Annotated[bool, typer.Option("--all", help="All that is queued.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
-    """Delete what is settled. An Idempotency-Key that was used for it then counts as new."""
+    """Delete what is settled, or (--queued) what is to be sent. An Idempotency-Key used for it then counts as new."""
     from flowbridge.commands import deliveries
     from flowbridge.settings import Settings
 
     with _usage():
+        if queued:
+            if state or older_than:
+                raise deliveries.Usage("--queued goes with --user, --room, --key and --all only")
+            chosen = {"user": user, "room": room, "key": key}
+            raise typer.Exit(deliveries.purge_queued(Settings.load(), **chosen, everything=everything, yes=yes))
+        if user or room or key or everything:
+            raise deliveries.Usage("--user, --room, --key and --all go with --queued only")
         raise typer.Exit(deliveries.purge(Settings.load(), state or [], older_than, yes=yes))
 
 

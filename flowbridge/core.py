@@ -38,7 +38,7 @@ class Core:
         self.homeserver = Homeserver(self.locator, tls, deadline=settings.request_seconds)
         self.relay = Relay(self.locator, tls)
         self.database = Database(settings.database_url.get_secret_value())
-        self.journal = Journal(self.database, max_waiting=settings.max_waiting)
+        self.journal = Journal(self.database, max_waiting=settings.max_waiting, share=settings.max_share)
         self.stock = Stock(self.database, _limits(settings))
         self.tokens = Tokens(self.database, self.journal)
         self.callers = Callers(settings, self.homeserver, self.tokens.identity, Keyring(settings, self.database))
@@ -59,6 +59,8 @@ class Core:
             deadline=settings.request_seconds,
             lease=settings.lease_seconds,
             set_aside=settings.set_aside_seconds,
+            share=settings.max_share,
+            keep_days=settings.keep_queued_days,
         )
         self.intake = Intake(
             self.catalogue,
@@ -71,7 +73,7 @@ class Core:
         self.history = History(self.callers, self.aliases, self.homeserver)
         self.media = Media(self.callers, self.homeserver, self.relay)
         self.live = Live(self.homeserver, self.callers)
-        self.upkeep = Upkeep(settings, self.database, self.stock, self.callers)
+        self.upkeep = Upkeep(settings, self.database, self.stock, self.callers, self.courier)
         self.tokens.on_change = self.carrier.trust
         self.carrier.on_distrust = self._distrusted
 
@@ -131,6 +133,7 @@ def _limits(settings: Settings) -> Limits:
         per_lane=settings.max_queued_per_room,
         database_bytes=settings.max_database_bytes,
         free_disk_bytes=settings.min_free_disk_bytes,
+        share=settings.max_share,
     )
 
 

@@ -7,6 +7,7 @@ import asyncio
 import hashlib
 import json
 import secrets
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -24,6 +25,7 @@ from flowbridge.models import Caller, Event, Payload, Surface
 from flowbridge.processor import Aside
 from flowbridge.store import Row, outbox
 from flowbridge.store.journal import Outcome, Ticket
+from flowbridge.store.shares import ShareTaken
 from flowbridge.tokens import Tokens
 
 P = ParamSpec("P")
@@ -33,6 +35,8 @@ MAX_CONTENT_BYTES = 62_000  # of the 65,536 that a whole event may have (specifi
 LARGE_BYTES = 16_384  # a larger body is read and checked outside the event loop
 MAX_TXN_IDS = 10_000
 MEMBER = "m.room.member"
+MAX_HELD_BACK = 10_000
+HELD_BACK = 0.1  # of the time after which a caller with more than its share should come again
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +54,15 @@ class Sending:
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """An accepted event. `replayed`: the same had been accepted before, under the same key."""
+    """An accepted event. `replayed`: the same had been accepted before, under the same key.
+
+    `waits`: the caller may ask the courier, once, how it ends.
+    """
 
     caller: Caller
     ticket: Ticket
     replayed: bool = False
+    waits: bool = True
 
 
 class Intake:
@@ -80,6 +88,20 @@ class Intake:
         self._reused_txn_id = reused_txn_id
         self._txn_ids: dict[str, str] = {}  # key → fingerprint of what was sent under it last
         self._deliveries = _names()
+        self._held_back: dict[Credential, tuple[float, ShareTaken]] = {}
+
+    def check_share(self, credential: Credential) -> None:
+        """Raises ShareTaken, before a body is read, for a caller that was told so a moment ago.
+
+        To read and check 60 kB takes ten times as long as to refuse them.
+        """
+        found = self._held_back.get(credential) if self._held_back else None
+        if found is None:
+            return
+        until, error = found
+        if time.monotonic() < until:
+            raise ShareTaken(error.error, **error.extra)
+        del self._held_back[credential]
 
     def read(self, body: bytes, content_type: str, event_type: str, surface: Surface) -> Payload:
         """Any of the body shapes. Raises a 4xx MatrixError."""
@@ -141,21 +163,35 @@ class Intake:
         if event.type == MEMBER:
             _check_member(event, caller)
         ticket = self._ticket(caller, room_id, event, sending)
+        if sending.waits and not self._courier.may_wait(ticket.caller):
+            sending = _unwaited(sending)
+            ticket.waiters = 0
+        try:
+            self._courier.offer(ticket)
+        except ShareTaken as error:
+            self._hold_back(credential, error)
+            raise
         if event.room.startswith("#"):
             ticket.settled.add_done_callback(partial(self._doubt, caller, event.room, room_id))
-        self._courier.offer(ticket)
-        if event.room.startswith("#"):  # which has just been joined, perhaps
-            self._courier.rouse(ticket.row.lane)
+            self._courier.rouse(ticket.row.lane)  # the room has just been joined, perhaps
         if ticket.idem is not None:
             await ticket.committed
             if ticket.existing is not None:
                 return await self._replayed(caller, ticket, ticket.existing, sending)
         metrics.count(metrics.accepted, sending.surface)
-        return Receipt(caller, ticket)
+        return Receipt(caller, ticket, waits=sending.waits)
+
+    def _hold_back(self, credential: Credential, error: ShareTaken) -> None:
+        if len(self._held_back) >= MAX_HELD_BACK:
+            del self._held_back[next(iter(self._held_back))]
+        seconds = HELD_BACK * error.extra["retry_after_ms"] / 1000
+        self._held_back[credential] = (time.monotonic() + seconds, error)
 
     def _doubt(self, caller: Caller, alias: str, room_id: str, settled: "asyncio.Future[Outcome | None]") -> None:
         """A room that refuses what came by its alias may have been upgraded: the next event is not to go there."""
-        outcome = None if settled.cancelled() else settled.result()
+        if settled.cancelled() or settled.exception() is not None:
+            return
+        outcome = settled.result()
         if outcome is not None and upgrades.is_forbidden(outcome.error):
             self._aliases.doubt(caller, alias, room_id)
 
@@ -209,7 +245,8 @@ class Intake:
             raise Conflict("this Idempotency-Key was used before, with other content")
         row = outbox.row_of(existing)
         if existing["state"] == "queued":
-            return Receipt(caller, await self._courier.join(row, waits=sending.waits), replayed=True)
+            joined = await self._courier.join(row, waits=sending.waits)
+            return Receipt(caller, joined, replayed=True, waits=sending.waits)
         error = json.loads(existing["error"]) if existing["error"] else None
         settled = replace(ticket, row=row, settled=asyncio.get_running_loop().create_future(), waiters=1)
         settled.settled.set_result(Outcome(existing["state"], existing["event_id"], error))
@@ -218,6 +255,15 @@ class Intake:
     async def _aside(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Work in a thread, in turns with other callers, so that fifty hostile bodies of one share its time."""
         return await self._thread.run(work, *args, **kwargs)
+
+
+def _unwaited(sending: Sending) -> Sending:
+    """For a caller that waits for many outcomes already: it hears that the event is queued, where there is a 202."""
+    if sending.surface == "matrix":
+        raise ShareTaken(
+            "too many requests of this account wait for an outcome already: nothing was sent", retry_after_ms=1_000
+        )
+    return replace(sending, waits=False)
 
 
 def _problems(entry: Entry, found: Payload, state_key: str | None, as_state: bool) -> list[Problem]:

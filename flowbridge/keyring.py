@@ -30,6 +30,7 @@ class Keyring:
         self._look_at = 0.0
         self._looking: asyncio.Task[None] | None = None
         self._failed = False
+        self._changed = asyncio.Event()
         self._used: dict[str, int] = {}
         self._note_at = 0.0
 
@@ -83,13 +84,22 @@ class Keyring:
         if not self._database.is_open:
             return
         try:
-            self._known = await self._database.read(keys.valid)
+            known = await self._database.read(keys.valid)
         except Unavailable as error:
             if not self._failed:
                 log.warning("keys_unread", error=error.error)
             self._failed = True
         else:
             self._failed = False
+            if known != self._known:
+                self._known = known
+                changed, self._changed = self._changed, asyncio.Event()
+                changed.set()
+
+    async def revoked(self, key: ApiKey) -> None:
+        """Until this key is no longer there, as far as is known: that is read every REFRESH_SECONDS."""
+        while any(known.id == key.id for _, known in self._known):
+            await self._changed.wait()
 
     def _note_use(self) -> None:
         """When a key was last used, to the minute: a write for each request would cost as much as the request."""

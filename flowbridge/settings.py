@@ -70,6 +70,8 @@ class Settings(BaseSettings):
     min_free_disk_bytes: Annotated[int, Field(ge=0)] = _name("FLOWBRIDGE_MIN_FREE_DISK_BYTES", 256 * 1024**2)
     max_waiting: Annotated[int, Field(ge=1)] = _name("FLOWBRIDGE_MAX_WAITING", 10_000)
     wrong_keys_per_minute: Annotated[int, Field(ge=1)] = _name("FLOWBRIDGE_WRONG_KEYS_PER_MINUTE", 60)
+    max_share: Annotated[float, Field(gt=0, le=1)] = _name("FLOWBRIDGE_MAX_SHARE", 0.5)
+    keep_queued_days: Annotated[float, Field(gt=0, le=365)] = _name("FLOWBRIDGE_KEEP_QUEUED_DAYS", 7.0)
     keep_sent_hours: Annotated[float, Field(ge=0, le=87_600)] = _name("FLOWBRIDGE_KEEP_SENT_HOURS", 24.0)
     keep_dead_days: Annotated[float, Field(ge=0, le=36_500)] = _name("FLOWBRIDGE_KEEP_DEAD_DAYS", 30.0)
     trusted_proxies: Annotated[tuple[Network, ...], NoDecode] = _name("FLOWBRIDGE_TRUSTED_PROXIES", ())

@@ -1,39 +1,49 @@
 """What has to be done from time to time: count, forget what is old, learn of new keys."""
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 from flowbridge import log
 from flowbridge.callers import Callers
+from flowbridge.delivery import Courier
 from flowbridge.keyring import REFRESH_SECONDS
 from flowbridge.settings import Settings
-from flowbridge.store import Database, accounts, outbox
+from flowbridge.store import Database, abandoned, accounts, outbox
 from flowbridge.store.engine import reason
-from flowbridge.store.stock import Stock
+from flowbridge.store.stock import FILLED, Stock
 from flowbridge.tokens import KEEP_SECONDS
 
 AGAIN_SECONDS = 10.0  # after work that failed
 COUNT_SECONDS = 10.0
 COUNT_SHARE = 50  # counting takes at most one of so many seconds
 PURGE_SECONDS = 60.0
+GIVE_UP_SECONDS = 60.0  # so much, too, for what an outage of the bridge itself has made too old: it may be sent
+GIVE_UP_LANES = 100
 IDLE_SECONDS = 600.0
-PURGE_SHARE = 0.9  # of the allowed size: from here on sent events go before their time
+SPACE_SECONDS = 1.0  # likewise, where space is short
 HOUR_MS = 3_600_000
 
 
 class Upkeep:
-    def __init__(self, settings: Settings, database: Database, stock: Stock, callers: Callers) -> None:
+    def __init__(
+        self, settings: Settings, database: Database, stock: Stock, callers: Callers, courier: Courier
+    ) -> None:
         self._settings = settings
         self._database = database
         self._stock = stock
         self._callers = callers
+        self._courier = courier
 
     async def run(self) -> None:
         """For ever; each kind of work at its own pace. To learn of keys and to count, the core has begun with."""
         await asyncio.gather(
             _forever(self._learn_keys, REFRESH_SECONDS),
             _forever(self._count, COUNT_SECONDS),
+            _forever(self._census),
             _forever(self._purge),
+            _forever(self._give_up, GIVE_UP_SECONDS),
             _forever(self._forget_idle),
         )
 
@@ -44,20 +54,45 @@ class Upkeep:
     async def _count(self) -> float:
         return max(COUNT_SECONDS, COUNT_SHARE * await self._stock.refresh())
 
+    async def _census(self) -> float:
+        return max(COUNT_SECONDS, COUNT_SHARE * await self._stock.census())
+
     async def _purge(self) -> float:
         now = outbox.now_ms()
         sent = now - int(self._settings.keep_sent_hours * HOUR_MS)
         dead = now - int(self._settings.keep_dead_days * 24 * HOUR_MS)
         gone = await self._repeat(lambda: self._database.run(lambda connection: outbox.purge(connection, sent, dead)))
-        while self._stock.used_bytes >= PURGE_SHARE * self._settings.max_database_bytes:
-            early = await self._database.run(outbox.purge_oldest)
+        if self._stock.pressed.is_set():
+            await self._stock.refresh()
+        while self._stock.is_crowded and (early := await self._stock.drop_dead()):
+            gone += early
+        while self._stock.used_bytes >= FILLED * self._settings.max_database_bytes:
+            early = await self._stock.drop_some()
             if not early:
-                break
+                return PURGE_SECONDS  # all that is left has to stay
             gone += early
             await self._stock.refresh()
         if gone:
             log.info("events_purged", events=gone)
-        return PURGE_SECONDS
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(PURGE_SECONDS):
+                await self._stock.pressed.wait()
+        return min(SPACE_SECONDS, PURGE_SECONDS)
+
+    async def _give_up(self) -> float:
+        """Whatever is not delivered in time is a dead letter, also where nothing was even tried."""
+        before = outbox.now_ms() - int(self._settings.keep_queued_days * 24 * HOUR_MS)
+        oldest, gone = self._stock.oldest_at, 0
+        after: int | None = 0
+        while oldest is not None and oldest * 1000 < before and after is not None:
+            names, after = await self._database.read(partial(abandoned.overdue, before=before, after=after))
+            for start in range(0, len(names), GIVE_UP_LANES):
+                some = names[start : start + GIVE_UP_LANES]
+                gone += await self._repeat(partial(self._courier.give_up, some, before))
+        if gone:
+            log.warning("events_given_up", events=gone, days=self._settings.keep_queued_days)
+            await self._stock.refresh()
+        return GIVE_UP_SECONDS
 
     async def _forget_idle(self) -> float:
         before = outbox.now_ms() - int(KEEP_SECONDS * 1000)

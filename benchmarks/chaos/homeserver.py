@@ -25,6 +25,7 @@ import uvloop
 from benchmarks.chaos.faults import Fault, Faults, Limiter
 from benchmarks.chaos.rooms import Device, Rooms, device_of, sum_of
 
+CLOSED = "!closed"  # how the ids of rooms begin that nobody is in
 HTML = b"<html><head><title>404 Not Found</title></head><body><h1>404 Not Found</h1>nginx</body></html>"
 
 FAILURE = {"errcode": "M_UNKNOWN", "error": "Internal server error"}
@@ -189,6 +190,8 @@ class Homeserver:
         return self._call(request, parts[3:], who, now)
 
     def _call(self, request: Request, parts: list[str], who: Device, now: float) -> Reply:
+        if parts[:1] == ["rooms"] and parts[1].startswith(CLOSED):
+            raise Refused(403, "M_FORBIDDEN", "User not in room")
         match (request.method, *parts):
             case ("PUT", "rooms", room, "send", kind, txn_id):
                 return self._send(request, who, room, kind, txn_id, now)

@@ -6,7 +6,9 @@ import getpass
 import json
 import re
 import sys
+import time
 from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 from typing import Any, TypeVar
@@ -17,20 +19,25 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 from sqlalchemy import Connection
+from sqlalchemy.sql import ColumnElement
 
 from flowbridge.commands.store import opened
 from flowbridge.deliveries import detail, moment, new_txn_id, states, summary
 from flowbridge.errors import BadRequest, MatrixError
 from flowbridge.homeserver import dialect
 from flowbridge.settings import Settings
-from flowbridge.store import Database, ledger, outbox
-from flowbridge.store.ledger import Selection
+from flowbridge.store import Database, abandoned, ledger, outbox
+from flowbridge.store.ledger import Selection, Whose
 from flowbridge.tokens import cipher
 
 T = TypeVar("T")
 
 FAILED = 1
 BATCH = 100  # replays in one commit: a server beside us waits for no longer than for one of its own
+SHOWN = 5  # callers that a question names
+LANES = 100  # that are asked for, or emptied, in one go
+ASK_SECONDS = 0.2
+MARGIN_SECONDS = 5.0
 WIDE = 1_000  # columns of what is no terminal, so that nothing is cut off
 
 _HEADS = (("DELIVERY", "ROOM"), ("STATUS", "TYPE"), ("ACCEPTED", "BY"), ("TRIES", "EVENT OR ERROR"))
@@ -144,7 +151,7 @@ def purge(settings: Settings, wanted: Sequence[str], older_than: str, *, yes: bo
     """Delete what is settled; returns the exit code: 1 when it is not confirmed. Raises Usage."""
     chosen = choose(state=wanted).states or ("sent", "dead")
     if "queued" in chosen:
-        raise Usage("--state: only what is sent or dead can be purged")
+        raise Usage("--state: only what is sent or dead can be purged so; --queued is for what is queued")
     before = _ago(older_than or "0s", "--older-than", ages_only=True)
     with opened(settings, make=False) as database:
         with database.engine.connect().execution_options(reads=True) as connection:
@@ -161,6 +168,66 @@ def purge(settings: Settings, wanted: Sequence[str], older_than: str, *, yes: bo
                 advance(number)
     print(f"{gone} deliveries are deleted")
     return 0
+
+
+def purge_queued(
+    settings: Settings, *, user: str = "", room: str = "", key: str = "", everything: bool = False, yes: bool = False
+) -> int:
+    """Delete what is queued, so that it is not sent; returns the exit code: 1 when it is not confirmed, or some stay.
+
+    Raises Usage.
+    """
+    if not (user or room or key) and not everything:
+        raise Usage("--queued: say of which --user, --room or --key, or --all")
+    if user and not user.startswith("@"):
+        raise Usage(f"--user: {_printable(_sayable(user))[:80]!r} is not a user id, which begins with '@'")
+    whose = Whose(_sayable(user) or None, _sayable(key) or None)
+    selection = replace(choose(state=["queued"], room=room), whose=whose)
+    with opened(settings, make=False) as database:
+        with database.engine.connect().execution_options(reads=True) as connection:
+            total, newest = ledger.extent(connection, selection)
+            counts = ledger.queued_of(connection, selection)
+        of = ", ".join(f"{number} of {_printable(who)}" for who, number in counts[:SHOWN])
+        of += f", and of {len(counts) - SHOWN} more" if len(counts) > SHOWN else ""
+        if total and not yes and not _confirmed(f"Delete {total} queued events ({of})? They will not be sent."):
+            return FAILED
+        patience = max(settings.lease_seconds, settings.request_seconds) + MARGIN_SECONDS
+        with _progress("deleting", total) as advance:
+            gone, left = _remove_queued(database, ledger.chosen(selection, newest), patience, advance)
+    print(f"{gone} queued events are deleted")
+    if left:
+        _say(f"{left} stay: a running bridge is sending them, or has not let go of their rooms")
+    return FAILED if left else 0
+
+
+def _remove_queued(
+    database: Database, chosen: Sequence[ColumnElement[bool]], patience: float, advance: Callable[[int], None]
+) -> tuple[int, int]:
+    """How many are deleted, and how many stay. What a running bridge holds in memory is asked for first."""
+    gone, deadline = 0, time.monotonic() + patience
+    while True:
+        with database.engine.connect().execution_options(reads=True) as connection:
+            held = abandoned.holders(connection, chosen)
+        free = [lane for lane, owner in held.items() if owner is None]
+        for some in (free[start : start + LANES] for start in range(0, len(free), LANES)):
+            while number := _remove_batch(database, some, chosen):
+                gone += number
+                advance(number)
+        taken = [lane for lane, owner in held.items() if owner is not None]
+        if not held or time.monotonic() > deadline:
+            break
+        for some in (taken[start : start + LANES] for start in range(0, len(taken), LANES)):
+            with database.engine.begin() as connection:
+                abandoned.ask_for(connection, some)
+        if taken:
+            time.sleep(ASK_SECONDS)
+    with database.engine.connect().execution_options(reads=True) as connection:
+        return gone, abandoned.number(connection, chosen)
+
+
+def _remove_batch(database: Database, lanes: Sequence[str], chosen: Sequence[ColumnElement[bool]]) -> int:
+    with database.engine.begin() as connection:
+        return abandoned.remove(connection, lanes, chosen)
 
 
 def _replay_batch(

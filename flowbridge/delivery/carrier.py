@@ -10,6 +10,7 @@ from flowbridge import log, metrics
 from flowbridge.delivery.gate import Gate
 from flowbridge.delivery.halts import Halts
 from flowbridge.delivery.look import Looks
+from flowbridge.delivery.places import Places
 from flowbridge.errors import BadGateway, Forbidden, GatewayTimeout, HomeserverError, MatrixError, Unauthorized
 from flowbridge.homeserver import Homeserver, verdict
 from flowbridge.homeserver.verdict import Verdict
@@ -18,6 +19,7 @@ from flowbridge.store import Database, Row
 from flowbridge.tokens import Tokens
 
 WIDEST = 64  # requests under way at once
+WIDEST_EACH = 48  # of one account: another one that comes finds a place at once
 FIRST = 16  # of one account, as long as its limit is not known
 REMEMBERED_SECONDS = 20 * 60.0  # for how long a homeserver surely knows a transaction id
 TOKEN_PAUSE = 5.0
@@ -67,6 +69,7 @@ class Carrier:
         self._refuse_encrypted = refuse_encrypted
         self._deadline = deadline
         self._everyone = Gate(WIDEST)
+        self._places = Places(WIDEST, WIDEST_EACH)
         self._gates: dict[str, Gate] = {}
         self._plain: dict[str, float] = {}
         self._failures = 0
@@ -94,7 +97,11 @@ class Carrier:
         `must_look`: look for it in its room first, in any case. `ahead`: do not wait behind a long queue.
         """
         gate = self._gate(row.account)
-        async with gate.passage(ahead=ahead), self._everyone.passage(ahead=ahead):
+        async with (
+            gate.passage(ahead=ahead),
+            self._places.one(row.account),
+            self._everyone.passage(ahead=ahead),
+        ):
             found = await self._try(_Attempt(row, uncertain_since, still, must_look))
             if found is not None:
                 self._heed(row.account, gate, found)  # before the next one is let through

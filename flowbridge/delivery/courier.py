@@ -18,10 +18,11 @@ from flowbridge.delivery.lane import Lane, LeaseLost, Shared
 from flowbridge.delivery.suspects import Suspects
 from flowbridge.delivery.tickets import Tickets
 from flowbridge.homeserver.verdict import Verdict
-from flowbridge.store import Database, Fence, Row, continuity, outbox
+from flowbridge.store import Database, Fence, Row, abandoned, continuity, outbox
 from flowbridge.store.engine import reason
 from flowbridge.store.journal import Journal, Outcome, Ticket
-from flowbridge.store.outbox import BATCH, Claim
+from flowbridge.store.outbox import ASKED, BATCH, Claim
+from flowbridge.store.shares import Share
 from flowbridge.store.stock import Stock
 
 POLL_SECONDS = 0.5
@@ -29,8 +30,11 @@ IDLE_SECONDS = 20.0  # after which a lane is given back
 CLAIM_LANES = 200
 MAX_LANES = 2_000  # that are held at once
 MAX_HELD = 10_000  # events that are held in memory, in all lanes
+HELD_BYTES = 128 * 1024 * 1024  # likewise: ten thousand of 60 kB would be 600 MB
 PAUSED_SECONDS = 2.0  # an account that pauses for longer makes room for others
 MAX_REST = 30.0
+ASKED_SECONDS = 3.0  # for which a lane is left to a command that asks for it
+DAY_SECONDS = 86_400.0
 HEARD = 500  # deliveries that are asked about at once
 ABSENT_WAKE_SECONDS = 2.0  # a lane that waits for an invitation is not woken for callers more often than this
 WAKE_SECONDS = 5.0  # nor any other one
@@ -38,12 +42,15 @@ MAX_WANTED = 10_000  # lanes that are to be claimed before others
 MAX_ASLEEP = 10_000  # lanes of which is remembered when they went to rest
 ROTATED = 50  # lanes of an account with too many that make room for its others, at most this often:
 ROTATE_SECONDS = 0.5
+MAX_WAITERS = 3_000  # callers that wait for an outcome: serve.py takes 4,096 connections
 
 
 class Courier:
     """The worker. `deadline`: seconds that one attempt takes at most; `lease`: for which a lane is claimed.
 
     `set_aside`: seconds after which an event is given up that the homeserver fails at alone; 0: never.
+    `share`: the fraction of the places to wait for an outcome that one caller may take. `keep_days`: after which an
+    event that is not sent is given up.
     """
 
     def __init__(
@@ -56,7 +63,10 @@ class Courier:
         deadline: float = 10.0,
         lease: float = 30.0,
         set_aside: float = 300.0,
+        share: float = 1.0,
+        keep_days: float = 7.0,
     ) -> None:
+        self._waiters = Share(MAX_WAITERS, share)
         self._database = database
         self._journal = journal
         self._stock = stock
@@ -70,6 +80,7 @@ class Courier:
         self._asleep: dict[str, float] = {}  # lanes that rest → when they may be woken for callers, monotonic
         self._releasing: set[str] = set()  # lanes that are being given back
         self._rotated_at = 0.0  # monotonic
+        self._keep_days = keep_days
         self._shared = Shared(
             database,
             journal,
@@ -80,8 +91,10 @@ class Courier:
             deadline,
             self._batch,
             self._renew,
+            keep_days * DAY_SECONDS,
         )
         carrier.on_refusal = self._refused
+        self._asked: set[str] = set()  # lanes that a command wants for a moment
         self._wake = asyncio.Event()
         self._looks = False  # for what others have put into lanes of ours
         self._renewing: asyncio.Task[None] | None = None
@@ -92,7 +105,7 @@ class Courier:
 
         With several replicas always by way of the store: only there it is known what another one has accepted before.
         """
-        self._stock.admit(ticket.row.lane)
+        self._stock.admit(ticket.row.lane, ticket.caller, ticket.measure())
         lane = self._lanes.get(ticket.row.lane)
         well = self._database.is_sqlite and not self._database.trouble  # else a failed commit could not be told as such
         direct = lane is not None and well and lane.takes() and self._batch() > 1
@@ -126,9 +139,15 @@ class Courier:
             raise
         return ticket
 
+    def may_wait(self, caller: str) -> bool:
+        """Whether one more request of this caller may wait for an outcome."""
+        return self._waiters.takes(caller)
+
     async def wait(self, ticket: Ticket, seconds: float) -> Outcome | None:
         """How the delivery ended; None when it has not, in this time. To be called once for each of its waiters."""
         loop = asyncio.get_running_loop()
+        caller = ticket.caller
+        self._waiters.add(caller)
         heard: asyncio.Future[None] = loop.create_future()  # asyncio.wait does the same, at several times the price
         hear = partial(_wake, heard)
         timer = loop.call_later(seconds, hear)
@@ -139,6 +158,7 @@ class Courier:
         finally:
             timer.cancel()
             ticket.settled.remove_done_callback(hear)
+            self._waiters.remove(caller)
             self._unwait(ticket)
 
     def _unwait(self, ticket: Ticket, *, waits: bool = True) -> None:
@@ -163,6 +183,34 @@ class Courier:
         if ticket.settled.done() or (lane is not None and lane.is_sending(ticket)):
             return False
         return await self._remove(ticket)
+
+    async def give_up(self, names: Sequence[str], before: int) -> int:
+        """Make dead letters of events in these lanes that were accepted before (ms), a piece of them; returns how many.
+
+        What is on its way at this moment stays, and so does what another replica holds: each does this for its own.
+        """
+        lanes = [lane for name in names if (lane := self._lanes.get(name)) is not None and not lane.at_work]
+        for lane in lanes:
+            self._drop(lane)
+        work = partial(
+            abandoned.give_up,
+            names=names,
+            before=before,
+            why=f"it was not delivered within {self._keep_days:g} days",
+            reasons=dict(self._carrier.distrusted),
+            mine=[lane.fence for lane in lanes],
+            but=set(self._journal.unwritten),
+        )
+        errors = await self._database.run(work, alone=True)
+        for delivery, error in errors.items():
+            metrics.count(metrics.settled, "dead")
+            ticket = self._tickets.get(delivery)
+            if ticket is not None and not ticket.settled.done():
+                ticket.outcome = Outcome("dead", error=error)
+                self._stock.remove(ticket)
+                ticket.settled.set_result(ticket.outcome)
+        self._wake.set()
+        return len(errors)
 
     async def _remove(self, ticket: Ticket) -> bool:
         delivery = ticket.row.delivery
@@ -243,7 +291,11 @@ class Courier:
 
     def _batch(self) -> int:
         """How many events a lane may hold: with many lanes, few."""
-        return max(1, min(BATCH, MAX_HELD // (len(self._lanes) + 1)))
+        return max(1, min(BATCH, self._most_held() // (len(self._lanes) + 1)))
+
+    def _most_held(self) -> int:
+        """How many events all lanes may hold: of large ones, fewer."""
+        return min(MAX_HELD, int(HELD_BYTES / max(self._stock.average, 1.0)))
 
     def _on_written(self, ticket: Ticket, done: "asyncio.Future[None]") -> None:
         error = None if done.cancelled() else done.exception()
@@ -345,7 +397,7 @@ class Courier:
 
     async def _claim_some(self, limit: int, *, but: Sequence[str] = (), only: Sequence[str] = ()) -> Sequence[Claim]:
         asked = time.monotonic()
-        batch = max(1, min(BATCH, MAX_HELD // (len(self._lanes) + limit)))
+        batch = max(1, min(BATCH, self._most_held() // (len(self._lanes) + limit)))
         claims = await self._database.run(
             lambda connection: outbox.claim(
                 connection, self._owner, limit, self._lease_ms, batch=batch, but=but, only=only
@@ -382,6 +434,9 @@ class Courier:
             rest = POLL_SECONDS
         finally:
             self._forget(lane)
+        if lane.fence.lane in self._asked:
+            self._asked.discard(lane.fence.lane)
+            rest = max(rest, ASKED_SECONDS)
         await self._let_rest(lane, rest)
 
     async def _let_rest(self, lane: Lane, rest: float) -> None:
@@ -494,17 +549,28 @@ class Courier:
             lambda connection: outbox.renew(connection, self._owner, self._lease_ms), alone=True
         )
         for name, lane in list(self._lanes.items()):
-            number, dirty = held.pop(name, (-1, False))
+            number, dirty = held.pop(name, (-1, 0))
             if number != lane.fence.number:
                 self._lost(lane)
                 self._drop(lane)
                 continue
             lane.lease_until = asked + self._lease
-            if dirty:
+            if dirty == ASKED:
+                self._yield(lane)
+            elif dirty:
                 lane.look()
         stray = [Fence(name, self._owner, number) for name, (number, _) in held.items()]
         if stray:  # ours by the store, of which we know nothing: somebody shall have them
             await self._release(stray)
+
+    def _yield(self, lane: Lane) -> None:
+        """A command wants to remove events of this lane: give it back for a moment, without what is on its way."""
+        if lane.at_work:
+            self._asked.add(lane.fence.lane)
+            lane.stop()
+        else:
+            self._drop(lane)
+            asyncio.ensure_future(self._release([lane.fence], ASKED_SECONDS))  # noqa: RUF006 (nobody asks how it ends)
 
     async def _hear(self, deliveries: Sequence[str]) -> None:
         """Learn how deliveries ended that somebody waits for here and that another process carried."""

@@ -49,6 +49,7 @@ class Shared:
     deadline: float  # seconds that one attempt takes at most
     batch: Callable[[], int]  # how many events a lane may hold just now
     renew: Callable[[], Awaitable[None]]
+    keep_seconds: float = DEAD_SECONDS  # an event that is older is not tried again
 
 
 class LeaseLost(Exception):
@@ -273,7 +274,7 @@ class Lane:
         ticket.history = _latest([*ticket.history, entry])
         if found.kind == "slow":
             return 0.0
-        is_old = time.time() - ticket.row.accepted_at / 1000 >= DEAD_SECONDS
+        is_old = time.time() - ticket.row.accepted_at / 1000 >= self._shared.keep_seconds
         is_told = ticket.waiters > 0 and ticket.row.api_key is None
         if found.kind == "token" and not is_told:
             return 0.0  # the account waits for a token; who sent with a token of his own and waits hears that it is bad

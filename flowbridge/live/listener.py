@@ -121,12 +121,16 @@ class Listener:
         here, self._here = self._here, None
         return frames.here(here)
 
-    def _drop(self) -> None:
-        metrics.live_dropped.inc()
+    def drop(self, why: MatrixError) -> None:
+        """Forget what it has not read, and say why."""
         self._ready.clear()
         self._later = None
         self._bytes = 0
-        self.end(
+        self.end(why)
+
+    def _drop(self) -> None:
+        metrics.live_dropped.inc()
+        self.drop(
             MatrixError(
                 f"this listener was dropped, being more than {MAX_FRAMES} events or {MAX_BYTES // 1024**2} MiB behind: "
                 "connect again with the last id in Last-Event-ID, and nothing is lost",

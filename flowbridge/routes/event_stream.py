@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Final, NoReturn
+from typing import Final
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -22,22 +22,23 @@ MEDIA_TYPE = "text/event-stream"
 
 
 class EventStream(Response):
-    """What a listener is told, until it or the caller ends. `check` raises MatrixError once the caller may not listen.
+    """What a listener is told, until it or the caller ends. `revoked` waits until the caller may not listen any longer,
+    and says why.
 
     Writes wait for the caller to read; one who goes away is noticed at once, and one who does not even take the last
     bytes is hung up on.
     """
 
-    def __init__(self, listener: Listener, check: Callable[[], Awaitable[object]] | None = None) -> None:
+    def __init__(self, listener: Listener, revoked: Callable[[], Awaitable[MatrixError]] | None = None) -> None:
         super().__init__(headers=HEADERS, media_type=MEDIA_TYPE)
         del self.headers["content-length"]
         self._listener = listener
-        self._check = check
+        self._revoked = revoked
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         works = [streaming.left(receive), self._write(send), self._overdue(scope)]
-        if self._check is not None:
-            works.append(self._watch(self._check))
+        if self._revoked is not None:
+            works.append(self._watch(self._revoked))
         tasks = [asyncio.ensure_future(work) for work in works]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -64,12 +65,7 @@ class EventStream(Response):
         await asyncio.sleep(LAST_SECONDS if self._listener.why else STOP_SECONDS)
         streaming.hang_up(scope)
 
-    async def _watch(self, check: Callable[[], Awaitable[object]]) -> NoReturn:
-        """A key may be revoked while its stream is open."""
-        while True:
-            await asyncio.sleep(KEEP_ALIVE_SECONDS)
-            try:
-                await check()
-            except MatrixError as error:
-                if error.status == 401:
-                    self._listener.end(error)
+    async def _watch(self, revoked: Callable[[], Awaitable[MatrixError]]) -> None:
+        """Of what is queued nothing more is told, but for why; then the stream ends by itself."""
+        self._listener.drop(await revoked())
+        await asyncio.Event().wait()

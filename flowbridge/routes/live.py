@@ -82,8 +82,7 @@ class Listening:
         if request.method == "HEAD":
             return Response(headers=HEADERS, media_type=MEDIA_TYPE)
         listener = await self._live.listen(caller, wish, since)
-        check = partial(self._callers.credential, headers_of(request), request.scope["query_string"])
-        return EventStream(listener, check if credential.key else None)
+        return EventStream(listener, partial(self._callers.revoked, credential.key) if credential.key else None)
 
 
 def _wish(request: Request, caller: Caller, types: tuple[str, ...], rooms: frozenset[str] | None) -> Wish:

@@ -54,6 +54,7 @@ class Sending:
         """POST/PUT …/rooms/{roomId}/send/{eventType}[/{txnId}]"""
         headers = headers_of(request)
         credential = await self._callers.credential(headers, request.scope["query_string"])
+        self._intake.check_share(credential)
         path = request.path_params
         room, event_type = dialect.room(path["roomId"]), dialect.event_type(path["eventType"])
         txn_id = dialect.segment(path["txnId"], "transaction id") if "txnId" in path else None
@@ -72,6 +73,7 @@ class Sending:
         """PUT …/rooms/{roomId}/state/{eventType}[/{stateKey}]"""
         headers = headers_of(request)
         credential = await self._callers.credential(headers, request.scope["query_string"])
+        self._intake.check_share(credential)
         path = request.path_params
         room, event_type = dialect.room(path["roomId"]), dialect.event_type(path["eventType"])
         state_key = dialect.segment(path.get("stateKey", ""), "state key", empty=True)
@@ -158,6 +160,7 @@ class Sending:
         request.scope[LOG] = {"user": receipt.caller.user_id, "delivery": receipt.ticket.row.delivery}
         ends = time.monotonic() + (patience or 0.0)
         try:
+            patience = patience if receipt.waits else None
             outcome = await self._wait(receipt, patience)
             if event.room.startswith("#") and outcome is not None and upgrades.is_forbidden(outcome.error):
                 receipt, outcome = await self._follow(credential, event, how, receipt, outcome, ends)
@@ -193,6 +196,8 @@ class Sending:
             log.info("alias_not_followed", alias=event.room, room=row.room_id, error=error.error)
             return receipt, outcome
         log.info("alias_moved", alias=event.room, room=row.room_id, now=again.ticket.row.room_id)
+        if not again.waits:
+            return again, None
         return again, await self._wait(again, max(0.0, ends - time.monotonic()))
 
     async def _answer(self, receipt: Receipt, outcome: Outcome | None, *, waited: bool) -> Response:

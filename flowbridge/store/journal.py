@@ -11,9 +11,11 @@ from sqlalchemy import Connection
 from flowbridge.store import accounts, outbox
 from flowbridge.store.database import Database
 from flowbridge.store.errors import MISSING_RETRY_MS, StoreFull, StoreUnavailable
-from flowbridge.store.outbox import Fence, Row
+from flowbridge.store.outbox import ROW_BYTES, Fence, Row
+from flowbridge.store.shares import Share, ShareTaken
 
 AGAIN_SECONDS = 1.0
+WAIT_MS = 1_000  # until a caller with many requests under way should come again
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,23 @@ class Ticket:
     attempts: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
     written: bool = False
+    size: int = 0  # in the store, about; told when it is accepted
+
+    @property
+    def caller(self) -> str:
+        """Whose share of the store it takes: the API key's, or that of the account which sent it with its own token.
+
+        Many keys share the bot's account: one of them must not take what the others need.
+        """
+        return self.row.api_key or self.row.account
+
+    def measure(self) -> int:
+        """Its bytes in the store, about."""
+        if not self.size:
+            request = self.request or ""
+            bytes_ = len(request) if request.isascii() else len(request.encode())
+            self.size = ROW_BYTES + len(self.row.content) + bytes_
+        return self.size
 
     def values(self) -> dict[str, Any]:
         """The row as it is inserted; with its outcome when it has one by then."""
@@ -76,11 +95,15 @@ class Ticket:
 
 
 class Journal:
-    """Collects what is to be written; one piece of work writes all that has come together."""
+    """Collects what is to be written; one piece of work writes all that has come together.
 
-    def __init__(self, database: Database, *, max_waiting: int = 10_000) -> None:
+    `max_waiting`: acceptances that may wait for their commit; `share`: of these, what one caller may have.
+    """
+
+    def __init__(self, database: Database, *, max_waiting: int = 10_000, share: float = 1.0) -> None:
         self._database = database
         self._max_waiting = max_waiting
+        self._waiting = Share(max_waiting, share)
         self._new: deque[Ticket] = deque()
         self._outcomes: deque[dict[str, Any]] = deque()
         self._doubts: deque[tuple[Fence, int | None]] = deque()
@@ -93,6 +116,16 @@ class Journal:
         """Write an acceptance. `ticket.committed` tells when it is on the disk. Raises StoreFull."""
         if len(self._new) >= self._max_waiting:
             raise StoreFull("too many callers wait for the store")
+        caller = ticket.caller
+        if not self._waiting.takes(caller):
+            waiting = self._waiting.of(caller)
+            if not waiting:
+                raise StoreFull("too many callers wait for the store")
+            raise ShareTaken(
+                f"{waiting} requests of this API key or account wait for the store already, which is its share",
+                retry_after_ms=WAIT_MS,
+            )
+        self._waiting.add(caller)
         self._new.append(ticket)
         self._plan(lingers=not ticket.urgent)
 
@@ -194,6 +227,7 @@ class _Batch:
         self._take()  # the store may be so far away that nothing was even begun
         error = None if future.cancelled() else future.exception()
         for ticket in self.new:
+            self._journal._waiting.remove(ticket.caller)
             if ticket.committed.done():
                 continue
             if error is not None:

@@ -186,6 +186,24 @@ def settled(connection: Connection, before: int) -> dict[str, int]:
     return {str(state): int(number) for state, number in found}
 
 
+def queued_of(connection: Connection, selection: Selection) -> list[tuple[str, int]]:
+    """Of whom there are queued events, and how many: the user, with the API key that sent them if one did."""
+    query = select(accounts.c.user_id, outbox.c.api_key, func.count()).select_from(_WITH_USER)
+    rows = connection.execute(
+        query.where(*chosen(selection)).group_by(accounts.c.user_id, outbox.c.api_key).order_by(func.count().desc())
+    )
+    return [
+        ((user_id or "an unknown user") + (f" (API key {api_key})" if api_key else ""), number)
+        for user_id, api_key, number in rows
+    ]
+
+
+def chosen(selection: Selection, last: int | None = None) -> list[ColumnElement[bool]]:
+    """What holds for the events of a selection; only ids up to `last`."""
+    found = _chosen(selection)
+    return found if last is None else [*found, outbox.c.id <= last]
+
+
 def replay(
     connection: Connection, delivery: str, txn_id: str, by: str, *, whose: Whose = ALL, account: str | None = None
 ) -> dict[str, Any] | None:

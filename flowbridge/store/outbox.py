@@ -15,6 +15,8 @@ from flowbridge.store.tables import accounts, lanes, outbox
 
 BATCH = 50  # rows of one lane that are held in memory, at most
 HISTORY = 20  # attempts that are remembered of one event
+ASKED = 2  # of lanes.dirty: somebody asks the holder to give the lane back for a moment
+ROW_BYTES = 600  # of an event beside its texts, with its share of the indexes
 
 
 _REFUSALS = (DataError, IntegrityError, UnicodeEncodeError)  # what is wrong with one row, and not with the store
@@ -251,8 +253,8 @@ def _row(values: Sequence[Any]) -> Row:
     return Row(*fields)
 
 
-def renew(connection: Connection, owner: str, lease_ms: int) -> dict[str, tuple[int, bool]]:
-    """Prolong all leases of an owner: lane → fence, and whether events came that it may not know."""
+def renew(connection: Connection, owner: str, lease_ms: int) -> dict[str, tuple[int, int]]:
+    """Prolong all leases of an owner: lane → fence, and 1 when events came that it may not know, or ASKED."""
     lock(connection, _owned(connection, owner))
     now = _clock(connection)
     connection.execute(
@@ -261,7 +263,7 @@ def renew(connection: Connection, owner: str, lease_ms: int) -> dict[str, tuple[
     found = connection.execute(
         select(lanes.c.lane, lanes.c.fence, lanes.c.dirty).where(lanes.c.owner == owner, lanes.c.lease_until > now)
     )
-    held = {lane: (fence, bool(dirty)) for lane, fence, dirty in found}
+    held = {lane: (fence, dirty) for lane, fence, dirty in found}
     known = [lane for lane, (_, dirty) in held.items() if dirty]
     if known:
         connection.execute(update(lanes).where(lanes.c.lane.in_(known), lanes.c.owner == owner).values(dirty=0))
@@ -387,7 +389,7 @@ def waiting(connection: Connection, delivery: str) -> tuple[Row, str | None] | N
     return (_row(found[:-1]), found[-1]) if found else None
 
 
-def _not_needed() -> ColumnElement[bool]:
+def not_needed() -> ColumnElement[bool]:
     """What a lane has sent tells, while it is in doubt, which events in the room are not the doubtful one."""
     return ~exists(select(1).where(lanes.c.lane == outbox.c.lane, lanes.c.uncertain_since.is_not(None)))
 
@@ -395,7 +397,7 @@ def _not_needed() -> ColumnElement[bool]:
 def purge(connection: Connection, sent: int, dead: int) -> int:
     """Forget what was settled before these times (ms), some at once; returns how many rows went."""
     old = or_(
-        and_(outbox.c.state == "sent", outbox.c.settled_at < sent, _not_needed()),
+        and_(outbox.c.state == "sent", outbox.c.settled_at < sent, not_needed()),
         and_(outbox.c.state == "dead", outbox.c.settled_at < dead),
     )
     ids = select(outbox.c.id).where(outbox.c.settled_at.is_not(None), old).limit(5_000)
@@ -406,7 +408,7 @@ def purge_oldest(connection: Connection) -> int:
     """Forget sent events before their time, the oldest first: the disk is needed for what is queued."""
     oldest = (
         select(outbox.c.id)
-        .where(outbox.c.settled_at.is_not(None), outbox.c.state == "sent", _not_needed())
+        .where(outbox.c.settled_at.is_not(None), outbox.c.state == "sent", not_needed())
         .order_by(outbox.c.settled_at)
         .limit(5_000)
     )

@@ -1,35 +1,56 @@
 """How much is queued, and whether there may be more: back-pressure before anything is half accepted."""
 
 import asyncio
+import contextlib
+import math
 import shutil
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from sqlalchemy import Connection, text
 
-from flowbridge.store import outbox
+from flowbridge import log
+from flowbridge.store import holdings, outbox
 from flowbridge.store.database import Database
 from flowbridge.store.errors import MISSING_RETRY_MS, StoreFull, StoreUnavailable
+from flowbridge.store.holdings import Piece, Place
 from flowbridge.store.journal import Ticket
+from flowbridge.store.outbox import ROW_BYTES
+from flowbridge.store.shares import Share, ShareTaken
 
 FULL_RETRY_MS = 10_000
-ROW_BYTES = 600  # of an event beside its texts, with its share of the indexes
+SPACE_RETRY_MS = 1_000
+FILLED = 0.9  # of the allowed bytes: from here on settled events go before their time
+TIGHT = 0.95  # likewise: from here on callers with much in the store wait until that is done
+GROWN = 0.02  # likewise: what may be accepted, when it is nearly full, before the store is looked at again
+PIECE_ROWS = 200  # that are added up in one go, at first: others read the store, too
+PIECE_SECONDS = 0.02
+TOLD_SECONDS = 60.0  # between two lines in the log on one caller's share
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """When a store is full: queued events in all and per lane, bytes of the database, bytes free on its disk."""
+    """When a store is full: queued events in all and per lane, bytes of the database, bytes free on its disk.
+
+    `share`: the fraction of the events and of the bytes that one caller alone may take.
+    """
 
     queued: int
     per_lane: int
     database_bytes: int
     free_disk_bytes: int
+    share: float = 1.0
 
 
 class Stock:
-    """Counts what this process accepts and settles; `refresh` learns what others did. For one event loop."""
+    """Counts what this process accepts and settles; `refresh` and `census` learn what others did. For one event loop.
+
+    `pressed` is set when space is short: settled events have to go.
+    """
 
     def __init__(self, database: Database, limits: Limits) -> None:
         self._database = database
@@ -41,19 +62,76 @@ class Stock:
         self.used_bytes = 0
         self.oldest_at: float | None = None  # time.time() of the acceptance of the event that waits longest
         self.full = ""  # why nothing is accepted, for what `refresh` looks at
+        self.pressed = asyncio.Event()
+        self._tight = TIGHT * limits.database_bytes
+        self._grown = 0  # bytes that were accepted since `used_bytes` was read
+        self._rows = Share(limits.queued, limits.share)
+        self._bytes = Share(FILLED * limits.database_bytes, limits.share)  # of what is queued
+        self._dead, self._sent = Share(math.inf, 1.0), Share(math.inf, 1.0)  # bytes; they only count
+        self._told: dict[str, float] = {}
 
-    def admit(self, lane: str) -> None:
-        """Raises StoreFull when there is no room for one more event in this lane, StoreUnavailable without a file."""
+    def admit(self, lane: str, caller: str = "", size: int = 0) -> None:
+        """Raises StoreFull when there is no room for one more event in this lane; ShareTaken for this caller's.
+
+        StoreUnavailable without a file.
+        """
         if self._database.missing:
             raise StoreUnavailable(self._database.missing, retry_after_ms=MISSING_RETRY_MS)
         if self.full:
             raise StoreFull(self.full, retry_after_ms=FULL_RETRY_MS)
+        if self.used_bytes + self._grown >= self._tight:
+            self._spare(caller)
         if self.queued >= self._limits.queued:
             raise StoreFull(f"{self.queued} events are queued already", retry_after_ms=FULL_RETRY_MS)
         if self._lanes.get(lane, 0) >= self._limits.per_lane:
             raise StoreFull(
                 f"{self._lanes[lane]} events are queued for this room already", retry_after_ms=FULL_RETRY_MS
             )
+        if not self._rows.takes(caller) or not self._bytes.takes(caller, size):
+            self._refuse(caller, size)
+        elif self._bytes.reserved and self._bytes.free < (1 - TIGHT) * self._bytes.limit:
+            self._spare(caller)
+
+    def _spare(self, caller: str) -> None:
+        """Space is short: what is left is for those who have little, until settled events are gone."""
+        self.pressed.set()
+        limit = self._limits.database_bytes
+        if self.used_bytes + self._grown >= limit:
+            raise StoreFull(self._too_large(), retry_after_ms=FULL_RETRY_MS)
+        held = self._bytes.of(caller) + self._dead.of(caller) + self._sent.of(caller)
+        if held > (1 - FILLED) * limit:
+            raise ShareTaken(
+                f"the store holds {held} bytes of this API key or account, which is its share while space is short",
+                retry_after_ms=SPACE_RETRY_MS,
+            )
+
+    def _refuse(self, caller: str, size: int) -> None:
+        rows, used = self._rows.of(caller), self._bytes.of(caller)
+        if self._rows.is_full():
+            raise StoreFull(f"{self._rows.total} events are queued already", retry_after_ms=FULL_RETRY_MS)
+        if self._bytes.is_full(size):
+            taken = self._bytes.total + self._bytes.reserved
+            raise StoreFull(f"{taken} bytes of events are queued or dead letters", retry_after_ms=FULL_RETRY_MS)
+        now = time.monotonic()
+        if self._told.get(caller, -math.inf) < now - TOLD_SECONDS:
+            self._told = {other: at for other, at in self._told.items() if at >= now - TOLD_SECONDS}
+            self._told[caller] = now
+            log.warning("share_taken", caller=caller, events=rows, bytes=used)
+        raise ShareTaken(
+            f"{rows} events ({used} bytes) of this API key or account are queued already, which is its share of the "
+            "store: more is accepted when some of them are sent",
+            retry_after_ms=FULL_RETRY_MS,
+        )
+
+    @property
+    def is_crowded(self) -> bool:
+        """Whether dead letters leave too little for what is queued."""
+        return self._bytes.reserved > 0 and self._bytes.free < (1 - FILLED) * self._bytes.limit
+
+    @property
+    def average(self) -> float:
+        """Bytes of a queued event."""
+        return self._bytes.total / self._rows.total if self._rows.total else 0.0
 
     def queued_in(self, lane: str) -> int:
         """How many events are queued in a lane, as far as is known here."""
@@ -67,6 +145,13 @@ class Stock:
         ticket.counted = True
         self._count(ticket.row.lane, 1)
         self._meanwhile[ticket.row.lane] += 1
+        caller, size = ticket.caller, ticket.measure()
+        self._rows.add(caller)
+        self._bytes.add(caller, size)
+        self._grown += size
+        limit = self._limits.database_bytes
+        if self._grown > GROWN * limit and self.used_bytes + self._grown > FILLED * limit:
+            self.pressed.set()
 
     def remove(self, ticket: Ticket) -> None:
         """It is settled, withdrawn, or was not accepted after all."""
@@ -75,6 +160,14 @@ class Stock:
         ticket.counted = False
         self._count(ticket.row.lane, -1)
         self._meanwhile[ticket.row.lane] -= 1
+        caller, size = ticket.caller, ticket.measure()
+        self._rows.remove(caller)
+        self._bytes.remove(caller, size)
+        if ticket.outcome is not None:
+            (self._dead if ticket.outcome.state == "dead" else self._sent).add(caller, size)
+            self._bytes.reserved = self._dead.total
+            if self.is_crowded:
+                self.pressed.set()
 
     def _count(self, lane: str, change: int) -> None:
         before = self._lanes.pop(lane, 0)
@@ -96,10 +189,105 @@ class Stock:
         self.queued = sum(self._lanes.values())
         for lane, change in self._meanwhile.items():
             self._count(lane, change)
-        self.dead, self.used_bytes = dead, used
+        self.dead, self.used_bytes, self._grown = dead, used, 0
+        if used >= FILLED * self._limits.database_bytes or self.is_crowded:
+            self.pressed.set()
+        else:
+            self.pressed.clear()
         self.oldest_at = oldest_ms / 1000 if oldest_ms is not None else None
         self.full = await asyncio.to_thread(self._lack)
         return time.monotonic() - started
+
+    async def census(self) -> float:
+        """Add up what each caller holds, as `refresh` does for lanes. Returns the seconds that reading took.
+
+        What was sent counts only where it will soon have to go.
+        """
+        kinds: list[tuple[Callable[..., Piece], Share, Share | None]] = [
+            (holdings.queued, self._bytes, self._rows),
+            (holdings.dead, self._dead, None),
+        ]
+        if self.used_bytes > FILLED / 2 * self._limits.database_bytes:
+            kinds.append((holdings.sent, self._sent, None))
+        for share in (self._rows, self._bytes, self._dead, self._sent):
+            share.begin()
+        await self._database.flush()
+        last = await self._database.read(holdings.newest)
+        seconds = 0.0
+        for work, weights, numbers in kinds:
+            rows, bytes_, taken = await self._add_up(work, last)
+            seconds += taken
+            weights.learn(bytes_)
+            if numbers is not None:
+                numbers.learn(rows)
+        self._bytes.reserved = self._dead.total
+        return seconds
+
+    async def _add_up(self, work: Callable[..., Piece], last: int) -> tuple[Counter[str], Counter[str], float]:
+        rows: Counter[str] = Counter()
+        weights: Counter[str] = Counter()
+        after: Place | None = ("", 0)
+        limit, seconds = PIECE_ROWS, 0.0
+        while after is not None:
+            started = time.monotonic()
+            piece = await self._database.read(partial(work, after=after, last=last, limit=limit))
+            taken = time.monotonic() - started
+            seconds += taken
+            if taken > 2 * PIECE_SECONDS:
+                limit = max(1, limit // 2)
+            elif taken < PIECE_SECONDS / 2:
+                limit *= 2
+            for caller, number, weight in piece.held:
+                rows[caller] += number
+                weights[caller] += weight
+            after = piece.end
+        return rows, weights, seconds
+
+    async def drop_some(self) -> int:
+        """Forget some settled events before their time; returns how many. Space is needed for what is queued.
+
+        First dead letters, so that they push out nobody else's sent events. Then what was sent, of whom has most. Only
+        then dead letters of a caller who has more than a share of what the others leave. 0: nothing may go any more.
+        """
+        return (
+            await self.drop_dead()
+            or await self._drop(self._sent, "sent", lambda _: -math.inf)
+            or await self._database.run(outbox.purge_oldest)  # of whom nobody has counted
+            or await self._drop(self._dead, "dead", self._rest)
+        )
+
+    async def drop_dead(self) -> int:
+        """Forget dead letters of a caller who has more than its share of them before their time; returns how many."""
+        return await self._drop(self._dead, "dead", lambda _: self._limits.share * self._bytes.limit) or (
+            await self._drop(self._dead, "dead", self._rest) if self.is_crowded else 0
+        )
+
+    def _rest(self, held: int) -> float:
+        """What a caller who holds so much may hold of what the others leave."""
+        return self._bytes.threshold(self._bytes.total + self._bytes.reserved - held)
+
+    async def _drop(self, kept: Share, state: str, most: Callable[[int], float]) -> int:
+        """The oldest in this state of the largest of those who hold more bytes than they may; so much as that is."""
+
+        def held(caller: str) -> int:
+            return self._bytes.of(caller) + self._dead.of(caller)
+
+        for caller in sorted(kept.callers(), key=lambda one: held(one) + self._sent.of(one), reverse=True):
+            beyond = held(caller) - most(held(caller))
+            if beyond <= 0:
+                continue
+            found = await self._database.read(
+                partial(holdings.oldest, caller=caller, state=state, most=min(beyond, holdings.DROP_BYTES))
+            )
+            ids = [id_ for id_, _ in found]
+            gone = await self._database.run(partial(holdings.drop, ids=ids, state=state)) if ids else 0
+            kept.remove(caller, sum(weight for _, weight in found) if gone else kept.of(caller))
+            self._bytes.reserved = self._dead.total
+            if gone and state == "dead":
+                log.warning("dead_letters_dropped", caller=caller, events=gone, hint="they took more than a share")
+            if gone:
+                return gone
+        return 0
 
     def _look(self, connection: Connection) -> tuple[dict[str, tuple[int, int]], int | None, int, int]:
         lanes = outbox.queued(connection)
@@ -109,15 +297,23 @@ class Stock:
 
     def _lack(self) -> str:
         if self.used_bytes >= self._limits.database_bytes:
-            return f"the database holds {self.used_bytes} bytes, and {self._limits.database_bytes} are allowed"
+            return self._too_large()
         if self._database.is_sqlite and self._database.url.database:
+            file = Path(self._database.url.database).absolute()
             try:
-                free = shutil.disk_usage(Path(self._database.url.database).absolute().parent).free
+                free = shutil.disk_usage(file.parent).free
             except FileNotFoundError:
                 return ""  # that the file is gone is told by the database
+            with contextlib.suppress(OSError):  # a share is one of what there really is
+                there_is = file.stat().st_size + free - self._limits.free_disk_bytes
+                self._bytes.limit = FILLED * min(self._limits.database_bytes, max(there_is, 0))
             if free < self._limits.free_disk_bytes:
                 return f"{free} bytes are free on the store's disk: flowbridge stops at {self._limits.free_disk_bytes}"
         return ""
+
+    def _too_large(self) -> str:
+        used = self.used_bytes + self._grown
+        return f"the database holds {used} bytes, and {self._limits.database_bytes} are allowed"
 
 
 def used_bytes(connection: Connection, enough: int) -> int:

@@ -449,7 +449,7 @@ def test_full_store_is_a_503_and_nothing_is_half_accepted(
     upstream: Upstream, rooms: Rooms, go: threading.Event, tmp_path: Path
 ) -> None:
     upstream.script(held(go, rooms))
-    with running(upstream, tmp_path, max_queued=3) as bridge, as_caller(bridge) as caller:
+    with running(upstream, tmp_path, max_queued=3, max_share=1.0) as bridge, as_caller(bridge) as caller:
         for number in range(3):
             check_queued(caller.post(SEND, json=text(str(number)), headers=ASYNC))
         for path, headers in itertools.product((SEND, ELSEWHERE, MATRIX + SEND), (ASYNC, KEYED, {})):

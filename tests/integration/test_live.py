@@ -14,11 +14,10 @@ from urllib.parse import quote, urlsplit
 import httpx
 import pytest
 
-from flowbridge import serve
+from flowbridge import keyring, serve
 from flowbridge.demo.synapse import Account, LocalSynapse
 from flowbridge.live import feed, listener, reader
 from flowbridge.models import ApiKey
-from flowbridge.routes import event_stream
 from flowbridge.serve import background
 from flowbridge.settings import Settings
 from flowbridge.store import Database, keys
@@ -524,9 +523,7 @@ async def test_key_listens_to_what_it_is_for_and_no_longer_than_it_lives(
     friend_user: User,
     new_shared_room: Callable[[], str],
     settings_for: Callable[..., Settings],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(event_stream, "KEEP_ALIVE_SECONDS", 0.2)
     mine, other = new_shared_room(), new_shared_room()
     settings = settings_for(synapse.url, access_token=bot_user.account.access_token)
     database = Database(settings.database_url.get_secret_value())
@@ -565,9 +562,13 @@ async def test_key_listens_to_what_it_is_for_and_no_longer_than_it_lives(
             assert [await type_.body() for _ in range(2)] == ["one", "two"]
             with database.engine.begin() as connection:
                 keys.revoke(connection, "none")
-            last = await none.next()
-            assert last is not None
-            assert (last.event, last.data["errcode"]) == ("error", "M_UNKNOWN_TOKEN")
+                keys.revoke(connection, "type")
+            for stream in (none, type_):
+                async with asyncio.timeout(keyring.REFRESH_SECONDS + 5):  # a sign of life comes after 15 s
+                    last = await stream.next()
+                assert last is not None
+                assert (last.event, last.data["errcode"]) == ("error", "M_UNKNOWN_TOKEN")
             friend_user.say(mine, "three")
             assert await room.body() == "three"
+            assert await type_.next() is None, "nothing is told after the revocation is known"
     database.engine.dispose()

@@ -15,9 +15,10 @@ import pytest
 from sqlalchemy import event
 
 from flowbridge.delivery import carrier, courier, lane
-from flowbridge.store import StoreFull, StoreUnavailable, engine, ledger, outbox
+from flowbridge.store import StoreFull, StoreUnavailable, abandoned, engine, ledger, outbox, tables
 from flowbridge.store import database as database_module
 from flowbridge.store.journal import Outcome
+from flowbridge.store.outbox import ASKED
 from flowbridge.store.stock import Limits
 from tests.patience import PATIENCE
 from tests.unit.test_lane import sent_but_not_written, tell
@@ -905,3 +906,78 @@ async def test_nothing_is_lost_doubled_or_reordered_in_a_storm(make: MakeWorker,
 
 def test_limits_of_memory_are_those_of_the_design() -> None:
     assert (outbox.BATCH, courier.MAX_HELD, courier.MAX_LANES) == (50, 10_000, 2_000)
+
+
+async def test_account_whose_requests_hang_leaves_places_to_others(
+    make: MakeWorker, rooms: Rooms, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(carrier, "FIRST", carrier.WIDEST)  # as that of an account of which much went well
+    rooms.script(lambda sent: silence if sent.token == ALICE.token else None)
+    async with make() as worker:
+        for number in range(carrier.WIDEST + 10):
+            worker.offer(f"hangs-{number}", f"!{number}:hs", waits=False)
+        await until(lambda: len(rooms.sends) >= 48)
+        assert await worker.send("quick", OTHER, caller=BOB, seconds=5) is not None
+        await worker.crash()
+
+
+async def test_of_large_events_few_are_held_in_memory(
+    make: MakeWorker, rooms: Rooms, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(courier, "HELD_BYTES", 300_000)
+    go = asyncio.Event()
+    rooms.always(after(go))
+    async with make() as worker:
+        held = []
+        for _ in range(20):
+            await worker.accept("x" * 60_000)
+            held += [len(lane.tickets) for lane in worker.courier._lanes.values()]
+        assert 0 < max(held) <= 3
+        go.set()
+        await rooms.reads(20)
+        await worker.settled()
+    assert worker.states() == ["sent"] * 20
+
+
+# lanes that a command asks for
+
+
+async def test_lane_that_a_command_asks_for_is_given_back_for_a_moment(make: MakeWorker, rooms: Rooms) -> None:
+    """What lies in memory would be sent although the command says that it is removed."""
+    async with make() as worker:
+        await worker.send("first")
+        rooms.then(slow(600_000))
+        for body in ("a", "b"):
+            await worker.accept(body)
+        await until(lambda: len(rooms.sends) > 1)
+        lane, chosen = worker.lane().lane, [tables.outbox.c.room_id == ROOM]
+        assert await worker.database.run(lambda c: abandoned.remove(c, [lane], chosen)) == 0
+        await worker.database.run(lambda c: abandoned.ask_for(c, [lane]))
+        worker.courier.wake()
+        await until(lambda: not worker.lane().owner)
+        assert await worker.database.run(lambda c: abandoned.remove(c, [lane], chosen)) == 2
+        worker.carrier._gates[lane.partition("|")[0]]._closed_until = 0.0
+        assert await worker.send("after") is not None
+    assert rooms.tries() == ["first", "a", "after"]
+    assert worker.states() == ["sent", "sent"]
+
+
+async def test_event_on_its_way_is_not_removed_and_those_behind_it_may_be(make: MakeWorker, rooms: Rooms) -> None:
+    answered = asyncio.Event()
+    async with make() as worker:
+        await worker.send("first")
+        rooms.then(after(answered))
+        for body in ("on its way", "behind"):
+            await worker.accept(body)
+        await until(lambda: worker.courier.lanes()["sending"])
+        lane, chosen = worker.lane().lane, [tables.outbox.c.room_id == ROOM]
+        assert await worker.database.run(lambda c: abandoned.remove(c, [lane], chosen)) == 0
+        await worker.database.run(lambda c: abandoned.ask_for(c, [lane]))
+        worker.courier.wake()
+        await until(lambda: worker.lane().dirty != ASKED)
+        assert worker.lane().owner
+        answered.set()
+        await until(lambda: not worker.lane().owner)
+        assert await worker.database.run(lambda c: abandoned.remove(c, [lane], chosen)) == 1
+    assert rooms.bodies() == ["first", "on its way"]
+    assert worker.states() == ["sent", "sent"]

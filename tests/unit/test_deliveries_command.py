@@ -1,18 +1,20 @@
 """flowbridge.commands.deliveries: `flowbridge deliveries`, on each engine."""
 
+import contextlib
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 from cryptography.fernet import Fernet
+from sqlalchemy import Connection
 
 from flowbridge import cli as command_line
 from flowbridge import log
-from flowbridge.store import Database, outbox
+from flowbridge.store import Database, outbox, tables
 from tests.integration.store.events import event
 
 ROOM, OTHER = "!room:example.org", "!other:example.org"
@@ -68,11 +70,11 @@ def cli(empty_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     return Cli(empty_url, run)
 
 
-def put(cli: Cli, *names: str, room: str = ROOM, **values: Any) -> None:
+def put(cli: Cli, *names: str, room: str = ROOM, lane: str = "", **values: Any) -> None:
     database = Database(cli.database_url)
     database.open(shared=True)
     with database.engine.begin() as connection:
-        outbox.insert_rows(connection, [event(name, f"account|{room}", **values) for name in names])
+        outbox.insert_rows(connection, [event(name, lane or f"account|{room}", **values) for name in names])
     database.engine.dispose()
 
 
@@ -226,9 +228,90 @@ def test_purge_without_anybody_to_ask_deletes_nothing(cli: Cli) -> None:
     assert cli.list() == ["a"]
 
 
+def test_purge_of_the_queued_takes_those_of_a_user_a_room_or_a_key(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flowbridge.store.abandoned.EVENTS", 2)
+    know(cli, "hog", "@hog:example.org")
+    know(cli, "bot", "@bot:example.org")
+    for room in (ROOM, OTHER):
+        put(cli, *(f"hog-{room}-{number}" for number in range(5)), lane=f"hog|{room}")
+        for key in ("one", "two"):
+            put(cli, f"{key}-{room}", lane=f"bot|{room}", api_key=key)
+    put(cli, "sent", lane=f"hog|{ROOM}", state="sent", settled_at=1)
+
+    assert cli("purge", "--queued", "--room", OTHER, "--key", "one", "--yes").out == "1 queued events are deleted\n"
+    assert cli("purge", "--queued", "--user", "@hog:example.org", "--yes").out == "10 queued events are deleted\n"
+    assert sorted(cli.list()) == sorted(["sent", f"one-{ROOM}", f"two-{ROOM}", f"two-{OTHER}"])
+    assert cli("purge", "--queued", "--key", "two", "--yes").out == "2 queued events are deleted\n"
+    assert cli("purge", "--queued", "--user", "@nobody:example.org", "--yes").out == "0 queued events are deleted\n"
+    assert cli("purge", "--queued", "--all", "--yes").out == "1 queued events are deleted\n"
+    assert cli.list() == ["sent"]
+
+
+def test_purge_of_the_queued_says_of_whom_they_are_before_it_does_anything(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    know(cli, "bot", "@bot:example.org")
+    put(cli, "a", "b", lane=f"bot|{ROOM}", api_key="key-1")
+    put(cli, "c", lane=f"stranger|{ROOM}")
+    asked: list[str] = []
+    monkeypatch.setattr("flowbridge.commands.deliveries._confirmed", lambda question: asked.append(question))
+    assert cli("purge", "--queued", "--all").code == 1
+    assert asked == [
+        "Delete 3 queued events (2 of @bot:example.org (API key key-1), 1 of an unknown user)? They will not be sent."
+    ]
+    assert len(cli.list()) == 3
+
+
+def test_purge_of_the_queued_leaves_what_a_running_bridge_does_not_let_go_of(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLOWBRIDGE_LEASE_SECONDS", "5.2")
+    monkeypatch.setenv("FLOWBRIDGE_REQUEST_SECONDS", "0.1")
+    monkeypatch.setattr("flowbridge.commands.deliveries.MARGIN_SECONDS", -4.9)
+    put(cli, "held", lane=f"hog|{ROOM}")
+    put(cli, "free", lane=f"hog|{OTHER}")
+    hold(cli, f"hog|{ROOM}", outbox.now_ms() + HOUR)
+    done = cli("purge", "--queued", "--all", "--yes")
+    assert (done.code, done.out) == (1, "1 queued events are deleted\n")
+    assert done.err == "flowbridge: 1 stay: a running bridge is sending them, or has not let go of their rooms\n"
+    assert cli.list() == ["held"]
+    hold(cli, f"hog|{ROOM}", outbox.now_ms() - 1)  # whoever held it is dead
+    assert cli("purge", "--queued", "--all", "--yes").code == 0
+    assert cli.list() == []
+
+
+def know(cli: Cli, account: str, user_id: str) -> None:
+    with working(cli) as connection:
+        values = {"account": account, "user_id": user_id, "seen_at": 1}
+        connection.execute(tables.accounts.insert().values(**values))
+
+
+def hold(cli: Cli, lane: str, until: int) -> None:
+    with working(cli) as connection:
+        outbox.mark_dirty(connection, [(lane, lane.partition("|")[0])])
+        chosen = tables.lanes.update().where(tables.lanes.c.lane == lane)
+        connection.execute(chosen.values(owner="other", fence=3, lease_until=until))
+
+
+@contextlib.contextmanager
+def working(cli: Cli) -> Iterator[Connection]:
+    database = Database(cli.database_url)
+    database.open(shared=True)
+    with database.engine.begin() as connection:
+        yield connection
+    database.engine.dispose()
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
+        (["purge", "--queued", "--yes"], "--queued: "),
+        (["purge", "--queued", "--all", "--state", "dead"], "--queued goes with"),
+        (["purge", "--queued", "--all", "--older-than", "1d"], "--queued goes with"),
+        (["purge", "--queued", "--user", "hog"], "--user: "),
+        (["purge", "--queued", "--user", "\x1b[31m"], "--user: "),
+        (["purge", "--queued", "--room", "a\nb"], "--room "),
+        (["purge", "--user", "@hog:example.org", "--yes"], "go with --queued only"),
         (["list", "--state", "alive"], "--state: "),
         (["list", "--room", "a\nb"], "--room "),
         (["list", "--since", "yesterday"], "--since: "),

@@ -11,7 +11,9 @@ import pytest
 from sqlalchemy import insert, update
 
 from flowbridge.store import StoreFull, tables
+from flowbridge.store.journal import Outcome, Ticket
 from flowbridge.store.outbox import now_ms
+from flowbridge.store.shares import ShareTaken
 from flowbridge.store.stock import Limits, Stock
 from tests.worker import BOB, ROOM, Rooms, Worker, soon
 
@@ -27,8 +29,14 @@ async def worker(tmp_path: Path) -> AsyncIterator[Worker]:
 
 @pytest.fixture
 def make(worker: Worker) -> Callable[..., Stock]:
-    def make(queued: int = 100, per_lane: int = 100, database_bytes: int = 1 << 30, free_disk: int = 0) -> Stock:
-        return Stock(worker.database, Limits(queued, per_lane, database_bytes, free_disk))
+    def make(
+        queued: int = 100,
+        per_lane: int = 100,
+        database_bytes: int = 1 << 30,
+        free_disk: int = 0,
+        share: float = 1.0,
+    ) -> Stock:
+        return Stock(worker.database, Limits(queued, per_lane, database_bytes, free_disk, share))
 
     return make
 
@@ -175,3 +183,193 @@ async def test_refresh_says_how_long_it_took(worker: Worker, make: Callable[...,
     began = time.monotonic()
     seconds = await make().refresh()
     assert 0 < seconds <= time.monotonic() - began
+
+
+# shares
+
+
+def take(stock: Stock, worker: Worker, number: int, **how: Any) -> list[Ticket]:
+    """Accept so many events, one after the other, as far as they are admitted."""
+    taken = []
+    for _ in range(number):
+        ticket = worker.ticket("a", **how)
+        try:
+            admit(stock, ticket)
+        except StoreFull:
+            break
+        stock.add(ticket)
+        taken.append(ticket)
+    return taken
+
+
+def admit(stock: Stock, ticket: Ticket) -> None:
+    stock.admit(ticket.row.lane, ticket.caller, ticket.measure())
+
+
+async def test_user_and_keys_have_a_share_each(worker: Worker, make: Callable[..., Stock]) -> None:
+    """Many keys share the bot's account: one of them must not take what the others need."""
+    stock = make(queued=100, share=0.5)
+    assert len(take(stock, worker, 100, api_key="hog")) == 50
+    with pytest.raises(ShareTaken, match=r"50 events \(\d+ bytes\) of this API key or account") as caught:
+        admit(stock, worker.ticket("a", api_key="hog"))
+    assert (caught.value.status, caught.value.errcode) == (503, "M_LIMIT_EXCEEDED")
+    assert caught.value.headers() == {"Retry-After": "10"}
+    assert len(take(stock, worker, 100, api_key="quiet")) == 16
+    assert len(take(stock, worker, 5)) == 5  # the account itself, with its token
+    assert len(take(stock, worker, 5, caller=BOB)) == 5
+
+
+async def test_bytes_are_shared_too_and_settled_events_give_theirs_back(
+    worker: Worker, make: Callable[..., Stock]
+) -> None:
+    stock = make(database_bytes=1_000_000, share=0.5)
+    large = {"body": "x" * 60_000}
+    taken = take(stock, worker, 100, content=large)
+    assert len(taken) == 7  # of 900,000 bytes
+    admit(stock, worker.ticket("a", caller=BOB, content=large))
+    taken[0].outcome = Outcome("sent", "$1")
+    stock.remove(taken[0])
+    assert len(take(stock, worker, 100, content=large)) == 1
+
+
+async def test_characters_of_four_bytes_count_as_four(worker: Worker, make: Callable[..., Stock]) -> None:
+    stock = make(database_bytes=1_000_000, share=0.5)
+    text = "\U0001f600" * 15_000
+    await put(worker, 3, content=f'{{"body":"{text}"}}')
+    await stock.census()
+    account = worker.ticket("a").caller
+    assert stock._bytes.of(account) > 3 * 60_000
+    ticket = worker.ticket("a")
+    ticket.request = text
+    assert ticket.measure() > 60_000
+
+
+async def test_census_adds_up_what_each_caller_holds_in_pieces(
+    worker: Worker, make: Callable[..., Stock], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flowbridge.store.stock.PIECE_ROWS", 3)
+    monkeypatch.setattr("flowbridge.store.stock.PIECE_SECONDS", 0.0)
+    stock = make(database_bytes=1)  # so full that what was sent counts as well
+    for room in (ROOM, OTHER):
+        await put(worker, 5, room, api_key="one")
+        await put(worker, 4, room)
+    await put(worker, 7, state="dead", settled_at=1, api_key="one")
+    await put(worker, 8, state="sent", settled_at=1, api_key="two")
+    await stock.refresh()
+    stock.add(worker.ticket("a", api_key="one"))
+    await stock.census()
+    account = worker.ticket("a").caller
+    assert {caller: stock._rows.of(caller) for caller in stock._rows.callers()} == {"one": 10, account: 8}
+    sizes = {tuple(share.callers()): share.total for share in (stock._dead, stock._sent)}
+    assert list(sizes) == [("one",), ("two",)]
+    assert all(size > 7 * 600 for size in sizes.values())
+    assert stock._bytes.reserved == stock._dead.total
+
+
+async def test_census_keeps_what_changes_meanwhile(worker: Worker, make: Callable[..., Stock]) -> None:
+    stock = make(queued=20, share=0.5)
+    await put(worker, 4, api_key="one")
+    counting = asyncio.ensure_future(stock.census())
+    await asyncio.sleep(0)
+    take(stock, worker, 3, api_key="one")
+    await soon(counting)
+    assert stock._rows.of("one") == 7
+
+
+async def test_share_is_one_of_what_the_disk_really_has(
+    worker: Worker, make: Callable[..., Stock], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A limit of a gigabyte on a disk of a megabyte: half of the gigabyte would fill the disk for everybody."""
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(0, 0, 1_500_000))
+    stock = make(free_disk=500_000, share=0.5)
+    await stock.refresh()
+    taken = take(stock, worker, 100, content={"body": "x" * 60_000})
+    assert 5 < len(taken) < 15
+    admit(stock, worker.ticket("a", caller=BOB))
+
+
+async def test_dead_letters_leave_less_for_all_but_keep_nobody_out(worker: Worker, make: Callable[..., Stock]) -> None:
+    stock = make(database_bytes=1_000_000, share=0.5)
+    for ticket in take(stock, worker, 7, content={"body": "x" * 60_000}):
+        ticket.outcome = Outcome("dead", error={})
+        stock.remove(ticket)
+    assert stock._bytes.reserved > 420_000
+    assert len(take(stock, worker, 100, content={"body": "x" * 60_000})) == 2
+    admit(stock, worker.ticket("a", caller=BOB))
+
+
+async def test_what_is_accepted_between_two_looks_counts_at_once(worker: Worker, make: Callable[..., Stock]) -> None:
+    """Ten seconds of 60 kB events are enough to fill what is free."""
+    stock = make(database_bytes=1_000_000)
+    await stock.refresh()
+    assert not stock.pressed.is_set()
+    for _ in range(100):
+        ticket = worker.ticket("a", content={"body": "x" * 60_000})
+        try:
+            admit(stock, ticket)
+        except StoreFull:
+            break
+        stock.add(ticket)
+        ticket.outcome = Outcome("sent", "$1")
+        stock.remove(ticket)  # and it stays in the store for a day
+    else:
+        pytest.fail("it takes more than it may hold")
+    assert stock.pressed.is_set()
+    await stock.refresh()
+    assert not stock.pressed.is_set()
+
+
+async def test_last_bytes_are_for_those_who_have_little(worker: Worker, make: Callable[..., Stock]) -> None:
+    """Until settled events are gone: a caller who settles 60 kB events quickly would fill the store for everybody."""
+    stock = make(database_bytes=1_000_000)
+    for _ in range(14):
+        ticket = worker.ticket("a", content={"body": "x" * 61_000})
+        admit(stock, ticket)
+        stock.add(ticket)
+        ticket.outcome = Outcome("dead", error={})
+        stock.remove(ticket)
+    stock.pressed.clear()
+    with pytest.raises(ShareTaken, match="while space is short") as caught:
+        admit(stock, worker.ticket("small"))
+    assert caught.value.headers() == {"Retry-After": "1"}
+    assert stock.pressed.is_set()
+    admit(stock, worker.ticket("a", caller=BOB))
+
+
+async def test_settled_events_of_the_largest_go_first(worker: Worker, make: Callable[..., Stock]) -> None:
+    stock = make(database_bytes=400_000, share=0.5)
+    small, large = '{"body":"x"}', f'{{"body":"{"x" * 20_000}"}}'
+    await put(worker, 3, state="sent", settled_at=1, api_key="quiet", content=small)
+    await put(worker, 4, state="sent", settled_at=2, api_key="busy", content=large)
+    await put(worker, 2, state="dead", settled_at=1, api_key="quiet", content=small)
+    await put(worker, 12, state="dead", settled_at=3, api_key="hog", content=large)
+    await stock.refresh()
+    await stock.census()
+
+    def left() -> dict[tuple[str, str], int]:
+        rows = [tuple(row) for row in worker.rows("api_key", "state")]
+        return {row: rows.count(row) for row in sorted(set(rows))}
+
+    steps = [left()]
+    while await stock.drop_some():
+        steps.append(left())
+    kept = {("hog", "dead"): 8, ("quiet", "dead"): 2}
+    assert steps[0] == {("busy", "sent"): 4, **kept, ("hog", "dead"): 12, ("quiet", "sent"): 3}
+    # dead letters beyond a share come before what others have sent
+    assert {("busy", "sent"): 4, **kept, ("quiet", "sent"): 3} in steps
+    assert {**kept, ("quiet", "sent"): 3} in steps
+    assert steps[-1] == kept
+
+
+async def test_dead_letters_beyond_a_share_go_the_oldest_first_and_no_more_than_need_be(
+    worker: Worker, make: Callable[..., Stock], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flowbridge.store.holdings.DROP_ROWS", 2)
+    stock = make(database_bytes=400_000, share=0.5)
+    large = f'{{"body":"{"x" * 20_000}"}}'
+    for number in range(12):
+        await put(worker, 1, state="dead", settled_at=1, delivery=f"dead-{number}", api_key="hog", content=large)
+    await stock.census()
+    while await stock.drop_some():
+        pass
+    assert worker.rows("delivery") == [f"dead-{number}" for number in range(4, 12)]

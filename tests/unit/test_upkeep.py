@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, cast
@@ -15,7 +16,20 @@ from flowbridge.settings import Settings
 from flowbridge.store import outbox, tables
 from flowbridge.store.outbox import now_ms
 from flowbridge.upkeep import Upkeep
-from tests.worker import ALICE, BOB, Rooms, Worker, lose, refuse_connection, slow, until
+from tests.worker import (
+    ALICE,
+    BOB,
+    Rooms,
+    Worker,
+    after,
+    error,
+    lose,
+    refuse_connection,
+    slow,
+    soon,
+    unreachable,
+    until,
+)
 
 HOUR = 3_600_000
 DAY = 24 * HOUR
@@ -45,15 +59,16 @@ async def worker(tmp_path: Path) -> AsyncIterator[Worker]:
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("COUNT_SECONDS", "PURGE_SECONDS", "IDLE_SECONDS", "AGAIN_SECONDS", "REFRESH_SECONDS"):
-        monkeypatch.setattr(module, name, 0.01)
+    for name in ("COUNT", "PURGE", "GIVE_UP", "IDLE", "AGAIN", "REFRESH"):
+        monkeypatch.setattr(module, f"{name}_SECONDS", 0.01)
     monkeypatch.setattr(module, "COUNT_SHARE", 0)
 
 
 @contextlib.asynccontextmanager
 async def running(worker: Worker, callers: FakeCallers | None = None, **values: Any) -> AsyncIterator[None]:
     """Upkeep at work, over and over."""
-    keep = Upkeep(Settings.load(**values), worker.database, worker.stock, cast("Callers", callers or FakeCallers()))
+    known = cast("Callers", callers or FakeCallers())
+    keep = Upkeep(Settings.load(**values), worker.database, worker.stock, known, worker.courier)
     task = asyncio.create_task(keep.run())
     try:
         yield
@@ -81,7 +96,7 @@ def names(worker: Worker) -> set[str]:
 
 async def test_sent_events_go_after_a_day_and_dead_ones_after_thirty(worker: Worker) -> None:
     now = now_ms()
-    await put(worker, "queued", accepted_at=now - 90 * DAY)
+    await put(worker, "queued", accepted_at=now - 6 * DAY)
     await put(worker, "sent", state="sent", settled_at=now - DAY + HOUR)
     await put(worker, "sent long ago", state="sent", settled_at=now - DAY - HOUR)
     await put(worker, "dead", state="dead", settled_at=now - 29 * DAY)
@@ -92,7 +107,7 @@ async def test_sent_events_go_after_a_day_and_dead_ones_after_thirty(worker: Wor
 
 async def test_retention_is_a_setting(worker: Worker) -> None:
     now = now_ms()
-    await put(worker, "queued", accepted_at=0)
+    await put(worker, "queued", accepted_at=now - 6 * DAY)
     await put(worker, "sent", state="sent", settled_at=now - 1)
     await put(worker, "dead", state="dead", settled_at=now - 2 * DAY)
     async with running(worker, keep_sent_hours=0, keep_dead_days=1):
@@ -205,7 +220,7 @@ async def test_new_keys_are_learnt_while_other_work_takes_long(worker: Worker) -
 async def test_pace_of_counting_is_a_share_of_what_it_costs(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "COUNT_SHARE", 50)
     keep: Callable[..., Any] = Upkeep(
-        Settings.load(), worker.database, worker.stock, cast("Callers", FakeCallers())
+        Settings.load(), worker.database, worker.stock, cast("Callers", FakeCallers()), worker.courier
     )._count
 
     async def slowly() -> float:
@@ -227,3 +242,152 @@ async def test_what_the_core_has_just_counted_is_not_counted_again_at_once(
     assert worker.stock.queued == 0
     await worker.stock.refresh()
     assert worker.stock.queued == 1
+
+
+# what was not delivered in time
+
+
+def told(worker: Worker) -> dict[str, str]:
+    """What the dead letters say."""
+    found = worker.rows("delivery", "state", "error")
+    return {delivery: json.loads(error)["error"] for delivery, state, error in found if state == "dead"}
+
+
+def aged(worker: Worker, days: float) -> "asyncio.Future[Any]":
+    """As if all that is queued had been so for this much longer."""
+    ms = int(days * DAY)
+    return worker.database.run(
+        lambda connection: connection.execute(
+            update(tables.outbox).values(accepted_at=tables.outbox.c.accepted_at - ms)
+        )
+    )
+
+
+STUCK = {
+    "limited": (slow(600_000), "no"),
+    "token": (error(401, "M_UNKNOWN_TOKEN"), "no"),
+    "away": (refuse_connection, "cannot connect"),
+    "broken": (error(500, "M_UNKNOWN"), "no"),
+    "absent": (error(403, "M_FORBIDDEN"), "no"),
+}
+
+
+@pytest.mark.parametrize("name", STUCK)
+async def test_event_is_dead_after_seven_days_in_whatever_state_its_account_or_room_is(
+    worker: Worker, name: str
+) -> None:
+    """429 for ever, a token that is refused, a homeserver that is away: no attempt is the last one."""
+    behaviour, reason = STUCK[name]
+    rooms = worker.rooms
+    rooms.joined = False
+    rooms.version = unreachable()
+    rooms.always(behaviour)
+    for body in ("a", "b"):
+        await worker.accept(body)
+    await until(lambda: rooms.sends)
+    await aged(worker, 7.1)
+    await worker.accept("young")
+    first, second, young = worker.rows("delivery")
+    async with running(worker):
+        await until(lambda: set(told(worker)) == {first, second})
+        assert told(worker)[first].startswith("it was not delivered within 7 days: ")
+        assert reason in told(worker)[first]
+        assert worker.states()[2] == "queued"
+        rooms.always(None)
+        rooms.version = None
+        worker.carrier.trust(worker.tokens.remember(ALICE))
+        for gate in (worker.carrier._everyone, *worker.carrier._gates.values()):
+            gate._closed_until = 0.0
+    await worker.database.run(lambda connection: connection.execute(update(tables.lanes).values(lease_until=0)))
+    worker.courier.wake()
+    await until(lambda: rooms.bodies() == ["young"])
+    assert young not in told(worker)
+
+
+async def test_event_that_nothing_holds_and_no_lane_knows_dies_too(worker: Worker) -> None:
+    await put(worker, "never claimed", accepted_at=now_ms() - 8 * DAY)
+    async with running(worker):
+        await until(lambda: told(worker))
+    assert told(worker)["never claimed"] == "it was not delivered within 7 days: its turn did not come"
+
+
+async def test_days_are_a_setting(worker: Worker) -> None:
+    await put(worker, "old", accepted_at=now_ms() - 2 * DAY)
+    async with running(worker, keep_queued_days=3):
+        await asyncio.sleep(0.1)
+        assert worker.states() == ["queued"]
+    async with running(worker, keep_queued_days=1):
+        await until(lambda: worker.states() == ["dead"])
+
+
+async def test_event_that_is_on_its_way_is_sent_and_not_dead(worker: Worker) -> None:
+    """Its 200 comes in after it became too old: that counts."""
+    answered, callers = asyncio.Event(), FakeCallers()
+    worker.rooms.then(after(answered))
+    await worker.accept("a")
+    await worker.accept("b")
+    await until(lambda: worker.lane() and worker.courier.lanes()["sending"])
+    await aged(worker, 8)
+    async with running(worker, callers):
+        await rounds(worker, callers, 10)
+        assert worker.states() == ["queued", "queued"]
+        answered.set()
+        await worker.settled()
+    assert worker.states()[0] == "sent"
+    assert worker.rooms.bodies()[0] == "a"
+
+
+async def test_caller_who_waits_hears_of_it(worker: Worker) -> None:
+    worker.rooms.always(slow(600_000))
+    waiting = asyncio.ensure_future(worker.send("a"))
+    await until(lambda: worker.rooms.sends and worker.states())
+    await aged(worker, 8)
+    async with running(worker):
+        outcome = await soon(waiting)
+    assert outcome.state == "dead"
+    assert outcome.error["status"] == 504
+    assert worker.stock.queued == 0
+
+
+async def test_lane_of_another_replica_is_left_to_it(worker: Worker) -> None:
+    """It may be sending at this moment; each replica does this for what it holds."""
+    callers = FakeCallers()
+    await put(worker, "theirs", accepted_at=now_ms() - 8 * DAY)
+    lane = worker.ticket("a").row
+    held = {"lane": lane.lane, "account": lane.account, "owner": "other", "fence": 3, "lease_until": now_ms() + HOUR}
+    await worker.database.run(lambda connection: connection.execute(insert(tables.lanes), [held]))
+    async with running(worker, callers):
+        await rounds(worker, callers, 10)
+        assert worker.states() == ["queued"]
+        long_ago = {"lease_until": now_ms() - 2 * HOUR}
+        await worker.courier.stop()  # nobody takes it over, as that of an account that is paused
+        await worker.database.run(lambda connection: connection.execute(update(tables.lanes).values(**long_ago)))
+        await until(lambda: told(worker))
+    assert told(worker)["theirs"].endswith("it may be in the room all the same")
+
+
+async def test_outcome_that_the_store_has_not_taken_so_far_is_not_overwritten(worker: Worker) -> None:
+    callers = FakeCallers()
+    await put(worker, "sent already", accepted_at=now_ms() - 8 * DAY)
+    worker.journal.unwritten.add("sent already")
+    async with running(worker, callers):
+        await rounds(worker, callers, 10)
+        assert worker.states() == ["queued"]
+
+
+async def test_many_go_in_pieces_and_lanes_that_are_young_stay(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flowbridge.store.abandoned.LOOK_LANES", 3)
+    monkeypatch.setattr("flowbridge.store.abandoned.EVENTS", 2)
+    monkeypatch.setattr(module, "GIVE_UP_LANES", 2)
+    await worker.courier.stop()
+    for number in range(10):
+        for age in (8, 9 if number % 2 else 1):
+            ticket = worker.ticket("a", f"!room-{number}:hs")
+            values = {**ticket.values(), "accepted_at": now_ms() - age * DAY}
+            await worker.database.run(
+                lambda connection, row=values: connection.execute(insert(tables.outbox), [row])  # type: ignore[misc]
+            )
+    await worker.stock.refresh()
+    async with running(worker):
+        await until(lambda: worker.states().count("dead") == 15)
+    assert worker.states().count("queued") == 5

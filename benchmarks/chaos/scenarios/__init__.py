@@ -1,6 +1,7 @@
 """The scenarios, each with the figures that it must reach (design, "The judge")."""
 
 from benchmarks.chaos.scenarios.bridges import replicas, roll, sqlite, stop, term
+from benchmarks.chaos.scenarios.callers import hog
 from benchmarks.chaos.scenarios.homeservers import memory, outage, proxy, storm
 from benchmarks.chaos.scenarios.poison import poison
 from benchmarks.chaos.scenarios.real import drain, synapse
@@ -18,6 +19,7 @@ _ALL = (
     Scenario(network, postgres=True),
     Scenario(full, seconds=45),
     Scenario(locked, seconds=40),
+    Scenario(hog),
     Scenario(outage, seconds=120),
     Scenario(storm),
     Scenario(memory, seconds=0),

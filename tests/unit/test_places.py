@@ -1,0 +1,109 @@
+"""flowbridge.delivery.places: whose turn it is, and what one account leaves to others."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+from flowbridge.delivery.places import Places
+
+
+class Crowd:
+    """Requests by name, each of which holds its place until it is let go."""
+
+    def __init__(self, places: Places) -> None:
+        self._places = places
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._ends: dict[str, asyncio.Event] = {}
+        self.came: list[str] = []
+        self.inside: list[str] = []
+
+    async def come(self, account: str, *names: str) -> None:
+        for name in names:
+            self._ends[name] = asyncio.Event()
+            self._tasks[name] = asyncio.create_task(self._pass(account, name))
+        await settle()
+
+    async def go(self, *names: str) -> None:
+        for name in names:
+            self._ends[name].set()
+        await settle()
+
+    async def give_up(self, *names: str) -> None:
+        for name in names:
+            self._tasks[name].cancel()
+        await settle()
+
+    async def scatter(self) -> None:
+        for task in self._tasks.values():
+            task.cancel()
+        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+
+    async def _pass(self, account: str, name: str) -> None:
+        async with self._places.one(account):
+            self.came.append(name)
+            self.inside.append(name)
+            try:
+                await self._ends[name].wait()
+            finally:
+                self.inside.remove(name)
+
+
+async def settle() -> None:
+    """Let everybody go on who can."""
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+@contextlib.asynccontextmanager
+async def crowd(places: Places) -> AsyncIterator[Crowd]:
+    people = Crowd(places)
+    yield people
+    await people.scatter()
+    assert places.is_idle
+
+
+async def test_accounts_take_turns_however_many_of_one_wait() -> None:
+    async with crowd(Places(2, 2)) as people:
+        await people.come("hog", "h1", "h2", "h3", "h4", "h5")
+        await people.come("quiet", "q1", "q2")
+        await people.come("other", "o1")
+        for name in ("h1", "h2", "h3", "q1", "o1", "h4"):
+            await people.go(name)
+        assert people.came == ["h1", "h2", "h3", "q1", "o1", "h4", "q2", "h5"]
+
+
+async def test_one_account_leaves_places_that_others_find_at_once() -> None:
+    async with crowd(Places(4, 3)) as people:
+        await people.come("hog", "h1", "h2", "h3", "h4", "h5")
+        assert people.inside == ["h1", "h2", "h3"]
+        await people.come("quiet", "q1", "q2")
+        assert people.inside == ["h1", "h2", "h3", "q1"]
+        await people.go("q1")
+        assert people.inside == ["h1", "h2", "h3", "q2"]
+        await people.go("h1", "q2")
+        assert people.inside == ["h2", "h3", "h4"]
+
+
+async def test_request_that_gives_up_keeps_no_place_and_no_turn() -> None:
+    async with crowd(Places(1, 1)) as people:
+        await people.come("one", "a")
+        await people.come("two", "b", "c")
+        await people.come("three", "d")
+        await people.give_up("b", "d")
+        await people.go("a")
+        assert people.inside == ["c"]
+        await people.give_up("c")
+        assert people.inside == []
+
+
+async def test_request_that_gives_up_just_when_its_turn_comes_passes_it_on() -> None:
+    async with crowd(Places(1, 1)) as people:
+        await people.come("one", "a")
+        await people.come("two", "b")
+        await people.come("three", "c")
+        people._ends["a"].set()
+        for _ in range(2):  # until b has been given the place, and does not know it
+            await asyncio.sleep(0)
+        people._tasks["b"].cancel()
+        await settle()
+        assert people.inside == ["c"]
