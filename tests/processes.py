@@ -58,7 +58,7 @@ def serving_at(
 
 
 def _answering(url: str, process: "subprocess.Popen[str]") -> str:
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + 2 * PATIENCE  # a start takes one second of work: 35 s were seen on a busy machine
     while time.monotonic() < deadline and process.poll() is None:
         try:
             httpx.get(f"{url}/healthz", trust_env=False).raise_for_status()

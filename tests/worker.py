@@ -253,7 +253,7 @@ class Worker:
 
     url: str
     rooms: Rooms
-    lease: float = 30.0
+    lease: float = 10 * PATIENCE  # the worker looks by itself, too, three times in a lease: no test waits for that
     deadline: float = 10.0
     refuse_encrypted: bool = False
     set_aside: float = 300.0

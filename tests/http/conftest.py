@@ -24,7 +24,8 @@ from tests.upstream import PATIENCE, Rooms, Upstream
 
 KEY = "fb_http-tests-of-32-characters-and-some-more"
 BOT_TOKEN = "bot-token"
-REQUEST_SECONDS = 20.0  # for one attempt upstream: longer than any test needs, and 5 s less than a lease
+REQUEST_SECONDS = 20.0  # for one attempt upstream: longer than any test needs
+LEASE_SECONDS = 10 * PATIENCE  # the worker looks by itself, too, three times in a lease: no test waits for that
 SHORT_REQUEST_SECONDS = 2.0  # the same, where the time is meant to pass
 WAIT_SECONDS = PATIENCE  # for an event to be in its room: longer than any test needs
 HASTE_SECONDS = 0.3  # the same, where the time is meant to pass
@@ -216,6 +217,7 @@ def settings_for(url: str, folder: Path, **values: Any) -> Settings:
         "database_url": SecretStr(f"sqlite:///{folder}/flowbridge.db"),
         "wait_seconds": WAIT_SECONDS,
         "request_seconds": REQUEST_SECONDS,
+        "lease_seconds": LEASE_SECONDS,
     }
     return Settings.model_construct(base_url=url, **{**defaults, **values})
 

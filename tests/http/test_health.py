@@ -84,7 +84,7 @@ def test_figures_show_what_is_stuck(
     monkeypatch.setattr(lane, "FIRST_PAUSE", FIRST_PAUSE)
     monkeypatch.setattr(carrier, "TOKEN_PAUSE", 60.0)
     with (
-        running(upstream, tmp_path, request_seconds=2 * PATIENCE, lease_seconds=3 * PATIENCE) as bridge,
+        running(upstream, tmp_path, request_seconds=2 * PATIENCE) as bridge,
         ExitStack() as stack,
     ):
         before = figures(stack.enter_context(as_caller(bridge)))

@@ -25,7 +25,7 @@ from tests.integration.conftest import Room
 from tests.patience import PATIENCE
 from tests.postgres import LocalPostgres
 
-LEASE_SECONDS = 600.0  # the worker looks by itself, too, but on SQLite only three times in a lease
+LEASE_SECONDS = 10 * PATIENCE  # the worker looks by itself, too, three times in a lease: no test waits for that
 ADMIN, ONE, TWO = "fb_deliveries-admin", "fb_deliveries-one", "fb_deliveries-two"
 
 

@@ -349,6 +349,9 @@ async def test_cut_at_random_points_nothing_is_lost_and_nothing_comes_twice(
     found: dict[str, list[str]] = {room_id: [] for room_id in rooms}
     sent: dict[str, list[str]] = {}
 
+    def number_of(events: dict[str, list[str]]) -> int:
+        return sum(map(len, events.values()))
+
     async def talk(room_id: str, chance: random.Random) -> None:
         sent[room_id] = []
         for _ in range(6):
@@ -356,11 +359,11 @@ async def test_cut_at_random_points_nothing_is_lost_and_nothing_comes_twice(
             sent[room_id] += await friend_user.say_all(room_id, ["x"] * number)
             await asyncio.sleep(chance.random() / 2)
 
-    async def read(url: str, last_id: str) -> str:
+    async def read(url: str, last_id: str, seconds: float) -> str:
         """Listen for a while; the last id."""
         async with listening(live(url), token, last_id=last_id) as stream:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(chance.random()):
+                async with asyncio.timeout(seconds):
                     for _ in range(chance.choice((1, 2, 10, 60))):
                         seen = await stream.message()
                         found[seen["room_id"]].append(seen["event_id"])
@@ -372,14 +375,17 @@ async def test_cut_at_random_points_nothing_is_lost_and_nothing_comes_twice(
             last_id = await stream.until_id()
         talking = asyncio.gather(*(talk(room_id, dice(chance.random())) for room_id in rooms))
         quiet = 0
-        while quiet < 3:
-            before = sum(map(len, found.values()))
-            last_id = await read(url, last_id)
-            quiet = quiet + 1 if talking.done() and sum(map(len, found.values())) == before else 0
+        while (not talking.done() or number_of(found) < number_of(sent)) and quiet < 20:
+            before = number_of(found)
+            last_id = await read(url, last_id, chance.random() * min(1 + quiet, 10))
+            quiet = quiet + 1 if number_of(found) == before else 0
             if chance.random() < 0.15:
                 stack.close()
                 url = stack.enter_context(background(settings_for(synapse.url)))
         await talking
+        last = friend_user.say(rooms[0], "last")
+        async with listening(live(url), token, last_id=last_id) as stream:
+            assert (await stream.message())["event_id"] == last, f"seed {seed}"
     for room_id in rooms:
         assert found[room_id] == sent[room_id], f"seed {seed}"
 

@@ -113,7 +113,7 @@ async def test_event_put_into_a_lane_that_is_claimed_anew_is_not_forgotten(
         await claimed_unnoticed(worker, 2)
         rooms.then(silence)
         worker.offer("2", waits=False)
-        await until(lambda: rooms.bodies() == ["1", "2"], 3)
+        await until(lambda: rooms.bodies() == ["1", "2"])
 
 
 async def test_long_lane_is_sent_to_its_end_beside_others(make: MakeWorker, rooms: Rooms) -> None:
@@ -124,7 +124,7 @@ async def test_long_lane_is_sent_to_its_end_beside_others(make: MakeWorker, room
             worker.offer(number, waits=False)
         await until(lambda: len(rooms.bodies()) >= 49)
         worker.offer("120", waits=False)
-        await until(lambda: rooms.bodies() == numbers(121), 3)
+        await until(lambda: rooms.bodies() == numbers(121))
 
 
 async def test_order_is_kept_over_crashes_and_stops(make: MakeWorker, rooms: Rooms) -> None:
@@ -767,7 +767,7 @@ async def test_replayed_event_goes_at_once_though_its_lane_is_held(make: MakeWor
         assert held(worker) == 1
         await worker.database.run(lambda connection: ledger.replay(connection, ticket.row.delivery, "new", "me"))
         worker.courier.wake()
-        await until(lambda: rooms.bodies() == ["a"], 2)
+        await until(lambda: rooms.bodies() == ["a"])
 
 
 # the end

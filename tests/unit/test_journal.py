@@ -13,7 +13,7 @@ from flowbridge.store import Database, Row, StoreFull, StoreUnavailable, engine
 from flowbridge.store import database as database_module
 from flowbridge.store.journal import Journal, Ticket
 from tests.unit.test_courier import locked
-from tests.worker import PATIENCE, soon
+from tests.worker import PATIENCE, soon, until
 
 T = TypeVar("T")
 
@@ -69,9 +69,14 @@ async def test_full_queue_of_other_work_does_not_keep_the_journal_from_writing(
     database.open()
     database.start()
     journal = Journal(database)
-    free = threading.Event()
-    database.run(lambda connection: free.wait(PATIENCE))
-    await asyncio.sleep(0.1)  # the writer has taken that, and waits
+    taken, free = threading.Event(), threading.Event()
+
+    def hold(connection: Connection) -> None:
+        taken.set()
+        free.wait(PATIENCE)
+
+    database.run(hold)
+    await until(taken.is_set)
     others = [database.run(lambda connection: None) for _ in range(3)]
     with pytest.raises(StoreFull):
         database.run(lambda connection: None)

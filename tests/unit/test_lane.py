@@ -124,7 +124,7 @@ async def test_there_is_no_limit_of_attempts_but_one_of_what_is_remembered(make:
 
 async def test_429_is_no_attempt_and_another_account_goes_on(make: MakeWorker, rooms: Rooms) -> None:
     async with make() as worker:
-        rooms.then(slow(120), slow(1))
+        rooms.then(slow(2_000), slow(1))
         alice = worker.offer("a")
         await until(lambda: rooms.sends)
         elsewhere = worker.offer("b", OTHER)
@@ -233,8 +233,7 @@ async def test_lane_that_waits_for_an_invitation_is_held_by_nobody(
     async with make() as worker:
         rooms.then(error(403, "M_FORBIDDEN"))
         await worker.accept("a")
-        await until(lambda: worker.lane().lease_until > time.time() * 1000 + 55_000)
-        assert worker.lane().owner is None
+        await until(lambda: worker.lane().owner is None and worker.lane().lease_until > time.time() * 1000 + 30_000)
         await worker.accept("b")
         assert await worker.send("c", OTHER)
         assert rooms.tries(ROOM) == ["a"]
