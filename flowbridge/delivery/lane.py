@@ -17,6 +17,7 @@ from typing import Any
 from flowbridge import log, metrics
 from flowbridge.delivery.carrier import CLOCK_SKEW_MS, Carrier
 from flowbridge.delivery.tickets import Tickets
+from flowbridge.errors import GatewayTimeout
 from flowbridge.homeserver.verdict import Verdict
 from flowbridge.store import Database, Row, outbox
 from flowbridge.store.engine import reason
@@ -25,7 +26,7 @@ from flowbridge.store.journal import Journal, Outcome, Ticket
 from flowbridge.store.outbox import Claim
 from flowbridge.store.stock import Stock
 
-DEAD_SECONDS = 7 * 86_400.0
+DEAD_SECONDS = 7 * 86_400.0  # after which an event is given up, whatever it waits for
 ABSENT_SECONDS = (60.0, 300.0, 900.0)  # an invitation may be on its way
 FIRST_PAUSE = 0.5
 MAX_PAUSE = 60.0
@@ -63,6 +64,10 @@ class Lane:
         # Whoever held the lane before may have sent more than its head: each event that was accepted until now (ms),
         # by the clock of another replica perhaps.
         self._doubtful_until = outbox.now_ms() + CLOCK_SKEW_MS if claim.uncertain_since else 0
+        # The digest of the token that all that is in doubt was sent with; "" unknown, or several. It is in the store
+        # before anything is sent: whoever claims the lane after a crash looks into the room unless it has the same.
+        self._sent_with = claim.sent_with
+        self._sends_with: str | None = None  # another one that is yet to be written
         self._missing = False  # the head was looked for, and is not in the room
         self.at_work = False  # a request is under way
         self.task: asyncio.Task[None] | None = None
@@ -173,9 +178,13 @@ class Lane:
             await asyncio.wait([ticket.committed])
         while not (self._stopping or ticket.withdrawn):
             await self._keep_lease()
+            if is_overdue(ticket.row) and (reason := self._shared.carrier.waits_for(self.account)):
+                self._settle(ticket, given_up(reason))  # at once: a paused account makes an attempt every 5 s
+                return 0.0
             started = time.time()
             found = await self._carry(ticket)
             if found is None:
+                await self._change_token()
                 continue
             pause = self._judge(ticket, started, found)
             if pause is None:
@@ -192,7 +201,12 @@ class Lane:
         self._missing = False
         try:
             return await self._shared.carrier.carry(
-                ticket.row, self.uncertain_since, lambda looked: self._begin(ticket, looked=looked)
+                ticket.row,
+                self.uncertain_since,
+                lambda looked, digest: self._begin(ticket, digest, looked=looked),
+                sent_with=self._sent_with,
+                own=ticket.token,
+                waits=bool(ticket.waiters) and ticket.row.api_key is None,
             )
         except asyncio.CancelledError:
             if self.at_work:
@@ -201,14 +215,36 @@ class Lane:
         finally:
             self.at_work = False
 
-    def _begin(self, ticket: Ticket, *, looked: bool) -> bool:
+    def _begin(self, ticket: Ticket, digest: str, *, looked: bool) -> bool:
         """Asked right before a request goes out: a process that slept may have lost the lane meanwhile.
 
-        `looked`: the event is not in the room.
+        `digest`: of the token that sends it. `looked`: the event is not in the room.
         """
+        if digest != self._sent_with:
+            several = "" if self.uncertain_since is not None else digest
+            if several != self._sent_with:
+                self._sends_with = several
+                return False
         self._missing = looked
         self.at_work = not self._stopping and not ticket.withdrawn and self.is_held()
         return self.at_work
+
+    async def _change_token(self) -> None:
+        """Write which token the lane is sent with from now on, if it changes. Raises LeaseLost."""
+        digest, self._sends_with = self._sends_with, None
+        if digest is None:
+            return
+        try:
+            held = await self._shared.database.run(
+                lambda connection: outbox.use_token(connection, self.fence, digest), alone=True
+            )
+        except Exception as error:
+            log.warning("store_away", error=reason(error))
+            await asyncio.sleep(FIRST_PAUSE)
+            return
+        if not held:
+            raise LeaseLost
+        self._sent_with = digest
 
     async def _keep_lease(self) -> None:
         if not self.is_held():
@@ -231,10 +267,12 @@ class Lane:
         ticket.history = _latest([*ticket.history, _entry(started, found)])
         if found.kind == "slow":
             return 0.0
-        if found.kind == "token" and not (ticket.waiters and ticket.row.api_key is None):
-            return 0.0  # the account waits for a token; who sent with a token of his own and waits hears that it is bad
+        is_old = is_overdue(ticket.row)
+        if found.kind == "token" and not self._hears_of_token(ticket):
+            if not is_old:
+                return 0.0  # the account waits for a token
+            found = given_up(self._shared.carrier.waits_for(self.account) or "its access token is refused")
         ticket.attempts += 1
-        is_old = time.time() - ticket.row.accepted_at / 1000 >= DEAD_SECONDS
         if found.kind == "again" and not is_old:
             return self._again(ticket, started, found)
         if found.kind == "absent" and not (ticket.waiters or is_old):
@@ -243,6 +281,11 @@ class Lane:
                 return ABSENT_SECONDS[absences - 1]
         self._settle(ticket, found)
         return None
+
+    def _hears_of_token(self, ticket: Ticket) -> bool:
+        """Whether a caller waits who sent with a token of its own, which is the one that is refused."""
+        is_own = ticket.row.api_key is None and self._shared.carrier.is_refused(ticket.token)
+        return is_own and ticket.waiters > 0
 
     def _again(self, ticket: Ticket, started: float, found: Verdict) -> float:
         assert found.error is not None
@@ -304,6 +347,16 @@ class Lane:
             self._be_certain()
         if not ticket.settled.done():
             ticket.settled.set_result(ticket.outcome)
+
+
+def is_overdue(row: Row) -> bool:
+    """Whether an event has waited for so long that it is given up at the next attempt that brings no answer."""
+    return time.time() - row.accepted_at / 1000 >= DEAD_SECONDS
+
+
+def given_up(reason: str) -> Verdict:
+    """The end of an event that is overdue, and why: not as a 401, which is about a caller's own token."""
+    return Verdict("dead", error=GatewayTimeout(f"it could not be sent for 7 days: {reason}"))
 
 
 def _heard(noting: "asyncio.Future[None]") -> None:

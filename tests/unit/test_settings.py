@@ -81,6 +81,7 @@ def test_defaults_are_those_of_the_contract() -> None:
         "keep_dead_days": 30.0,
         "log_format": "text",
         "log_level": "info",
+        "secret_files": {},
     }
     assert not settings.has_bot
 
