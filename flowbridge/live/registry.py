@@ -37,6 +37,12 @@ class Live:
         for feed in list(self._feeds.values()):
             feed.stop()
 
+    def end(self, user_id: str) -> None:
+        """End a user's streams: those who may listen come back. A token that is refused shows at its next poll only."""
+        for feed in list(self._feeds.values()):
+            if feed.user_id == user_id:
+                feed.stop()
+
     def _forget(self, token: str) -> None:
         del self._feeds[token]
 
