@@ -1,5 +1,6 @@
 """The scenarios, each with the figures that it must reach (design, "The judge")."""
 
+from benchmarks.chaos.scenarios.accounts import renewal
 from benchmarks.chaos.scenarios.bridges import replicas, roll, sqlite, stop, term
 from benchmarks.chaos.scenarios.homeservers import memory, outage, proxy, storm
 from benchmarks.chaos.scenarios.real import drain, synapse
@@ -20,6 +21,7 @@ _ALL = (
     Scenario(storm),
     Scenario(memory, seconds=0),
     Scenario(proxy, seconds=30),
+    Scenario(renewal),
     Scenario(synapse),
     Scenario(drain, seconds=0),
 )
