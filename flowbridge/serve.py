@@ -340,7 +340,7 @@ class Server(uvicorn.Server):
         await self.core.locate()
         if threading.current_thread() is threading.main_thread():
             loop = asyncio.get_running_loop()
-            loop.add_signal_handler(signal.SIGHUP, lambda: loop.create_task(self.core.locator.refresh()))
+            loop.add_signal_handler(signal.SIGHUP, lambda: loop.create_task(self.core.reload()))
         gc.freeze()  # what is there at the start stays: looking it over again takes 80 ms, for which everybody waits
         homeserver = self.core.settings.base_url
         log.info("serving", url=url_of(listener), **apart, homeserver=homeserver, version=__version__)
@@ -367,7 +367,7 @@ def url_of(listener: socket.socket) -> str:
 
 
 def serve(settings: Settings, host: str, port: int) -> None:
-    """Serve until SIGINT or SIGTERM; SIGHUP learns the homeserver's address anew.
+    """Serve until SIGINT or SIGTERM; SIGHUP learns the homeserver's address again, and the bot's token.
 
     Raises OSError when the port is taken, SettingsError when that for operations is, and AddressError or SchemaError
     for settings that cannot work.

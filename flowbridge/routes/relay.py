@@ -51,7 +51,7 @@ class _Ask:
     """What goes to the homeserver.
 
     `body`: on the disk when it is long; None when it is still to come, and is streamed. `bot`: an API key asks, and the
-    bridge does it as itself.
+    bridge does it as itself. `ends`: it may end tokens of `user`, if that is known.
     """
 
     method: str
@@ -61,6 +61,8 @@ class _Ask:
     silence: float
     token: str | None
     bot: Caller | None
+    ends: bool = False
+    user: str | None = None
 
 
 class Relaying:
@@ -83,6 +85,8 @@ class Relaying:
         caller = _Caller(request.receive, has_body=has_body)
         passed_on = passing.request_headers(pairs, token, has_body=has_body) + forwarded_of(request)
         body = await self._body(caller, headers, target, token) if has_body else b""
+        ends = passing.ends_tokens(request.method, target.partition("?")[0])
+        user = await self._core.callers.user_of(token) if ends and token is not None else None
         if isinstance(body, Spool) and "content-length" not in headers:
             passed_on.append((b"content-length", b"%d" % body.size))
         ask = _Ask(
@@ -93,6 +97,8 @@ class Relaying:
             SILENCE_SECONDS + passing.poll_seconds(query),
             token,
             bot,
+            ends,
+            user,
         )
         return _Passage(self._core, ask, caller, self._drop)
 
@@ -208,6 +214,7 @@ class _Passage(Response):
         self.status_code = GONE
         self._relay = core.relay
         self._callers = core.callers
+        self._distrusted = core.carrier.distrusted
         self._ask = ask
         self._caller = caller
         self._drop = drop
@@ -231,6 +238,8 @@ class _Passage(Response):
                 task.cancel()
             await asyncio.wait({exchange, leaving, stopping})
             self._free()
+        if self._ask.ends and not self._started:
+            self._callers.forget_user(self._ask.user)  # nobody knows whether it was done
         if not exchange.cancelled():
             await self._judge(exchange.exception())
         elif is_here:
@@ -286,6 +295,11 @@ class _Passage(Response):
         return body
 
     async def _begin(self, answer: Relayed) -> None:
+        token = self._ask.token
+        if token is not None and answer.status < 400 and self._distrusted:
+            self._looking = asyncio.ensure_future(self._callers.user_of(token))  # what waits for its user may go on
+        if self._ask.ends and answer.status < 400:
+            self._callers.forget_user(self._ask.user)
         self.status_code = answer.status
         self._started = True
         headers = passing.answer_headers(answer.headers, answer.status)

@@ -133,7 +133,7 @@ def check_upstream(upstream: Upstream) -> None:
 def check_store(folder: Path) -> None:
     """The tokens are in it, though nobody could read them there."""
     with sqlite3.connect(folder / "flowbridge.db") as connection:
-        assert connection.execute("SELECT count(*) FROM accounts WHERE token LIKE 'gAAAA%'").fetchone()[0] > 3
+        assert connection.execute("SELECT count(*) FROM tokens WHERE token LIKE 'gAAAA%'").fetchone()[0] > 3
         assert connection.execute("SELECT count(*) FROM outbox").fetchone()[0] > 10
     connection.close()
     for file in folder.glob("flowbridge.db*"):

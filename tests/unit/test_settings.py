@@ -101,6 +101,7 @@ def test_defaults_are_those_of_the_contract() -> None:
         "operations_port": None,
         "log_format": "text",
         "log_level": "info",
+        "secret_files": {},
     }
     assert not settings.has_bot
 
