@@ -116,14 +116,14 @@ class Edge:
         """
         if scope["client"] is None:
             return
-        neighbour, port = scope["client"]
+        address, port = scope["client"]
         headers = scope["headers"]
-        client = self._proxies.client(neighbour, [value for name, value in headers if name == b"x-forwarded-for"])
+        client = self._proxies.client(address, [value for name, value in headers if name == b"x-forwarded-for"])
         scheme = scope["scheme"].encode()
-        if self._proxies.trusts(neighbour):
+        if self._proxies.trusts(address):
             schemes = [value for name, value in headers if name == b"x-forwarded-proto" and value in _SCHEMES]
             scheme = schemes[-1] if schemes else scheme
-        scope["client"] = (client, port if client == neighbour else 0)
+        scope["client"] = (client, port if client == address else 0)
         scope[FORWARDED] = [(b"x-forwarded-for", client.encode()), (b"x-forwarded-proto", scheme)]
 
 

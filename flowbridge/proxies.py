@@ -28,7 +28,7 @@ class Proxies:
     def client(self, peer: str, forwarded: Iterable[bytes]) -> str:
         """The address of the caller. `forwarded`: the values of X-Forwarded-For, in order.
 
-        Each proxy adds at the end who asked it. So the right-most address that is none of ours is the caller's: what is
+        Each proxy adds at the end who asked it. So the right-most address that is not ours is the caller's: what is
         left of it the caller may have made up. When all are ours, it is the first. What is malformed counts for
         nothing: the peer it is then.
         """

@@ -103,7 +103,7 @@ class Protocol(HttpToolsProtocol):
             self._refuse(400, Errcode.UNKNOWN, "this is not an HTTP/1.1 request")
             return
         if self._is_connect:
-            self._refuse(400, Errcode.UNRECOGNIZED, "CONNECT is for proxies, and flowbridge is none")
+            self._refuse(400, Errcode.UNRECOGNIZED, "CONNECT is for proxies, and flowbridge is not one")
         elif not self._in_head:
             self._time_the_body(len(data))
         else:

@@ -27,7 +27,7 @@ class Callbacks(Protocol):
 
 
 def parser(callbacks: object) -> httptools.HttpRequestParser:
-    """A parser as uvicorn makes them: what comes behind a request that ends the connection is no error."""
+    """A parser as uvicorn makes them: what comes behind a request that ends the connection is not an error."""
     made = httptools.HttpRequestParser(callbacks)
     made.set_dangerous_leniencies(lenient_data_after_close=True)
     return made

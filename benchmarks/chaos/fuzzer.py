@@ -163,7 +163,7 @@ def _disguised(chance: random.Random, line: str) -> str:
     """The same header, written otherwise."""
     name, _, value = line.partition(": ")
     name = chance.choice((str, str.lower, str.upper))(name)
-    # llhttp refuses a tab behind `chunked`, which is no harm.
+    # llhttp refuses a tab behind `chunked`, which does no harm.
     behind = "" if name.lower() == "transfer-encoding" else chance.choice(("", "", " ", "\t"))
     return f"{name}:{chance.choice(('', ' ', '  ', chr(9)))}{value}{behind}"
 
@@ -248,7 +248,7 @@ def compare(said: Conversation, answers: list[tuple[int, bytes]]) -> list[str]:
 def _wrong(one: Expected, status: int, body: bytes) -> str:
     """Why this is not the answer, or an empty string."""
     if one.kind == "last":
-        return "" if 400 <= status < 500 else "although it is no HTTP"
+        return "" if 400 <= status < 500 else "although it is not HTTP"
     shown = body[:200].decode("utf-8", "replace")
     if status != 200:
         return shown
