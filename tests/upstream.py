@@ -270,6 +270,8 @@ def healthy(request: Request) -> Behaviour:
         return answer({"event_id": "$event"})
     if "/state/m.room.encryption" in path:
         return matrix_error(404, "M_NOT_FOUND", "Event not found.")  # as in a room that is not encrypted
+    if "/state/m.room.member/" in path:
+        return answer({"membership": "join"})
     if "/state/" in path:
         return answer({"name": "the state"})
     return matrix_error(404, "M_UNRECOGNIZED", "Unrecognized request")
@@ -303,6 +305,8 @@ class Rooms:
         match [unquote(part) for part in request.target.partition("?")[0].split("/")[4:]]:
             case ["rooms", room_id, "send", type_, txn_id] if request.method == "PUT":
                 return answer({"event_id": self._keep(request, room_id, type_, None, txn_id).event_id})
+            case ["rooms", room_id, "redact", _, txn_id] if request.method == "PUT":
+                return answer({"event_id": self._keep(request, room_id, "m.room.redaction", None, txn_id).event_id})
             case ["rooms", room_id, "state", type_, *key] if request.method == "PUT":
                 return answer({"event_id": self._keep(request, room_id, type_, "".join(key), "").event_id})
         return None

@@ -342,6 +342,8 @@ class Courier:
             except Exception as error:
                 log.warning("store_away", error=reason(error))
             self._end_idle()
+            if self._carrier.has_halts:  # also for those whose lane was on its way here when they came
+                self._knock(self._tickets.waiting())
             if len(claims) < CLAIM_LANES:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(POLL_SECONDS):
@@ -414,8 +416,6 @@ class Courier:
         full = full or old is not None or name in self._missed
         lane = self._lanes[name] = Lane(self._shared, claim, lease_until, full=full)
         lane.is_fresh = is_fresh
-        if is_fresh:
-            self._knock(self._tickets.waiting_in(name) if self._carrier.has_halts else ())
         lane.task = asyncio.create_task(self._attend(lane))
 
     async def _attend(self, lane: Lane) -> None:

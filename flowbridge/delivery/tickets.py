@@ -53,13 +53,13 @@ class Tickets:
         """The deliveries that somebody waits for and that no lane of ours holds."""
         return [delivery for delivery, ticket in self._by_delivery.items() if ticket.waiters and not ticket.held]
 
+    def waiting(self) -> list[Ticket]:
+        """The deliveries that somebody waits for, in the order in which they came."""
+        return [ticket for ticket in self._by_delivery.values() if ticket.waiters and not ticket.settled.done()]
+
     def waiting_in(self, lane: str) -> list[Ticket]:
-        """The deliveries of a lane that somebody waits for, in the order in which they came."""
-        return [
-            ticket
-            for ticket in self._by_delivery.values()
-            if ticket.waiters and ticket.row.lane == lane and not ticket.settled.done()
-        ]
+        """Those of a lane."""
+        return [ticket for ticket in self.waiting() if ticket.row.lane == lane]
 
     def hush(self) -> None:
         """Send all who wait away, without an outcome."""

@@ -330,3 +330,39 @@ async def test_idle_is_what_nobody_uses_and_nothing_closes() -> None:
     gate.open()
     gate.shut()
     assert not gate.is_idle
+
+
+async def test_those_who_come_ahead_take_turns_with_a_long_queue() -> None:
+    gate = Gate(1)
+    order: list[str] = []
+
+    async def through(name: str, *, ahead: bool) -> None:
+        async with gate.passage(ahead=ahead):
+            order.append(name)
+            await asyncio.sleep(0)
+
+    async with gate.passage():
+        tasks = [asyncio.ensure_future(through(f"queued {number}", ahead=False)) for number in range(4)]
+        await asyncio.sleep(0)
+        tasks += [asyncio.ensure_future(through(f"ahead {number}", ahead=True)) for number in range(2)]
+        await asyncio.sleep(0)
+    await asyncio.gather(*tasks)
+    assert order == ["ahead 0", "queued 0", "ahead 1", "queued 1", "queued 2", "queued 3"]
+    assert gate.is_idle
+
+
+async def test_place_of_one_who_came_ahead_and_went_away_is_given_to_the_next() -> None:
+    gate = Gate(1)
+    async with gate.passage():
+        gone = asyncio.ensure_future(_pass(gate, ahead=True))
+        stays = asyncio.ensure_future(_pass(gate, ahead=False))
+        await asyncio.sleep(0)
+        gone.cancel()
+        await asyncio.sleep(0)
+    await asyncio.wait_for(stays, 5)
+    assert gate.is_idle
+
+
+async def _pass(gate: Gate, *, ahead: bool) -> None:
+    async with gate.passage(ahead=ahead):
+        pass

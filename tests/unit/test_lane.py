@@ -15,6 +15,7 @@ import pytest
 from flowbridge import log
 from flowbridge.delivery import carrier, courier, halts
 from flowbridge.delivery import lane as module
+from flowbridge.homeserver.verdict import judge
 from flowbridge.store import journal
 from flowbridge.store.journal import Outcome
 from flowbridge.store.outbox import HISTORY
@@ -36,6 +37,7 @@ from tests.worker import (
     error,
     lose,
     refuse_connection,
+    reply,
     silence,
     slow,
     soon,
@@ -822,26 +824,17 @@ async def test_refusal_of_the_account_kills_nothing_that_is_queued(
         await until(lambda: worker.carrier.refusals() == {})
 
 
-async def test_refused_account_is_asked_more_and_more_seldom(make: MakeWorker, rooms: Rooms) -> None:
-    assert halts.PAUSES == (5.0, 15.0, 60.0, 300.0, 600.0)
-    rooms.always(error(403, "M_USER_SUSPENDED"))
-    async with make() as worker:
-        account = worker.tokens.remember(ALICE)
-        for number in range(20):
-            await worker.accept(str(number), f"!{number}:hs")
-        await until(lambda: worker.carrier.pause_of(account))
-        pauses = []
-        for sends in range(1, 7):
-            await until(lambda sends=sends: len(rooms.sends) >= sends and worker.carrier.pause_of(account) > 0)  # type: ignore[misc]
-            pauses.append(round(worker.carrier.pause_of(account)))
-            if sends == 1:
-                await until(lambda: not worker.carrier._gate(account)._under_way)
-            before = len(rooms.sends)
-            worker.carrier._gate(account).open()
-            await until(lambda before=before: len(rooms.sends) > before)  # type: ignore[misc]
-        assert pauses[:1] == [5]
-        assert pauses[-1] == 600
-        assert pauses == sorted(pauses)
+def test_refused_account_is_asked_more_and_more_seldom() -> None:
+    found = judge(reply(403, {"errcode": "M_USER_SUSPENDED", "error": "No."}))
+    all_halts = halts.Halts()
+    pauses = [all_halts.refuse("a", found, again=False) for _ in range(7)]
+    assert pauses == [5, 15, 60, 300, 600, 600, 600]
+    other = [all_halts.refuse("b", found, again=again) for again in (False, True, True, False)]
+    assert other == [5, 5, 5, 15], "what was under way at the same time counts once"
+    assert all_halts.lift("a")
+    assert not all_halts.lift("a")
+    assert all_halts.refuse("a", found, again=False) == 5
+    assert all_halts.reasons() == dict.fromkeys(("a", "b"), "No. (M_USER_SUSPENDED)")
 
 
 async def test_refused_account_waits_for_as_long_as_the_homeserver_asks(make: MakeWorker, rooms: Rooms) -> None:

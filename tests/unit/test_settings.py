@@ -70,6 +70,7 @@ def test_defaults_are_those_of_the_contract() -> None:
     settings = Settings.load()
     assert settings.model_dump() == {
         "base_url": "m.tekos.co",
+        "set_aside_seconds": 300.0,
         "access_token": None,
         "user": None,
         "password": None,
