@@ -443,7 +443,7 @@ class Courier:
             lane.stop()
         else:
             self._drop(lane)
-            asyncio.ensure_future(self._release([lane.fence], ASKED_SECONDS))  # noqa: RUF006 (nobody asks how it ends)
+            asyncio.ensure_future(self._release([lane.fence], ASKED_SECONDS))  # noqa: RUF006 (the lease runs out if it fails)
 
     async def _hear(self, deliveries: Sequence[str]) -> None:
         """Learn how deliveries ended that somebody waits for here and that another process carried."""

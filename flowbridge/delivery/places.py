@@ -24,7 +24,7 @@ class Places:
 
     @property
     def is_idle(self) -> bool:
-        """Whether nobody has a place, or waits for one."""
+        """Whether no request holds a place, or waits for one."""
         return not (self._held or self._queue)
 
     def _finds(self, account: str) -> bool:
@@ -66,7 +66,7 @@ class Places:
                 turn.set_result(None)
 
     def _next(self) -> "tuple[str, asyncio.Future[None]] | None":
-        """Whose turn it is; None when nobody waits who may have a place."""
+        """Whose turn it is; None when no account that waits may have another place."""
         for account, turns in self._queue.items():
             if self._may_have_more(account):
                 turn, _ = turns.popitem(last=False)
