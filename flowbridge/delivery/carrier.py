@@ -85,10 +85,17 @@ class Carrier:
         `still` is asked right before the event goes out; None when it says that it is not to be sent any more.
         """
         gate = self._gate(row.account)
-        async with gate.passage(), self._places.one(row.account), self._everyone.passage():
-            found = await self._try(_Attempt(row, uncertain_since, still))
-            if found is not None:
-                self._heed(row.account, gate, found)  # before the next one is let through
+        account, places = row.account, self._places
+        async with gate.passage():
+            if not places.finds(account):
+                await places.wait(account)
+            try:
+                async with self._everyone.passage():
+                    found = await self._try(_Attempt(row, uncertain_since, still))
+                    if found is not None:
+                        self._heed(account, gate, found)  # before the next one is let through
+            finally:
+                places.leave(account)
         return found
 
     def _heed(self, account: str, gate: Gate, found: Verdict) -> None:

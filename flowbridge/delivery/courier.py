@@ -78,6 +78,7 @@ class Courier:
             self._renew,
             keep_days * DAY_SECONDS,
         )
+        self._most_held = MAX_HELD  # events that all lanes may hold
         self._asked: set[str] = set()  # lanes that a command wants for a moment
         self._wake = asyncio.Event()
         self._looks = False  # for what others have put into lanes of ours
@@ -260,11 +261,7 @@ class Courier:
 
     def _batch(self) -> int:
         """How many events a lane may hold: with many lanes, few."""
-        return max(1, min(BATCH, self._most_held() // (len(self._lanes) + 1)))
-
-    def _most_held(self) -> int:
-        """How many events all lanes may hold: of large ones, fewer."""
-        return min(MAX_HELD, int(HELD_BYTES / max(self._stock.average, 1.0)))
+        return max(1, min(BATCH, self._most_held // (len(self._lanes) + 1)))
 
     def _on_written(self, ticket: Ticket, done: "asyncio.Future[None]") -> None:
         error = None if done.cancelled() else done.exception()
@@ -320,12 +317,13 @@ class Courier:
 
     async def _claim(self) -> Sequence[Claim]:
         self._missed.clear()
+        self._most_held = min(MAX_HELD, int(HELD_BYTES / max(self._stock.average, 1.0)))  # of large events, fewer
         but = self._make_room() if len(self._lanes) > MAX_LANES // 2 else []
         limit = min(CLAIM_LANES, MAX_LANES - len(self._lanes))
         if limit <= 0:
             return ()
         asked = time.monotonic()
-        batch = max(1, min(BATCH, self._most_held() // (len(self._lanes) + limit)))
+        batch = max(1, min(BATCH, self._most_held // (len(self._lanes) + limit)))
         claims = await self._database.run(
             lambda connection: outbox.claim(connection, self._owner, limit, self._lease_ms, batch=batch, but=but),
             alone=True,

@@ -154,11 +154,14 @@ class Stock:
         caller, size = ticket.caller, ticket.measure()
         self._rows.remove(caller)
         self._bytes.remove(caller, size)
-        if ticket.outcome is not None:
-            (self._dead if ticket.outcome.state == "dead" else self._sent).add(caller, size)
+        outcome = ticket.outcome
+        if outcome is not None and outcome.state == "dead":
+            self._dead.add(caller, size)
             self._bytes.reserved = self._dead.total
             if self.is_crowded:
                 self.pressed.set()
+        elif outcome is not None:
+            self._sent.add(caller, size)
 
     def _count(self, lane: str, change: int) -> None:
         before = self._lanes.pop(lane, 0)
