@@ -26,7 +26,7 @@ import uvloop
 from benchmarks.chaos.faults import Fault, Faults, Limiter
 from benchmarks.chaos.rooms import Device, Rooms, device_of, sum_of
 
-CLOSED = "!closed"  # how the ids of rooms begin that nobody is in
+CLOSED = "!closed"  # prefix of the ids of rooms that have no members
 HTML = b"<html><head><title>404 Not Found</title></head><body><h1>404 Not Found</h1>nginx</body></html>"
 
 FAILURE = {"errcode": "M_UNKNOWN", "error": "Internal server error"}

@@ -108,14 +108,18 @@ class Carrier:
         it is not to be sent now.
         """
         gate = self._gate(row.account)
-        async with (
-            gate.passage(ahead=ahead),
-            self._places.one(row.account),
-            self._everyone.passage(ahead=ahead),
-        ):
-            found = await self._try(_Attempt(row, uncertain_since, still, must_look, sent_with, own, waits))
-            if found is not None:
-                self._heed(row.account, gate, found)  # before the next one is let through
+        account, places = row.account, self._places
+        async with gate.passage(ahead=ahead):
+            if not places.finds(account):
+                await places.wait(account)
+            try:
+                async with self._everyone.passage(ahead=ahead):
+                    attempt = _Attempt(row, uncertain_since, still, must_look, sent_with, own, waits)
+                    found = await self._try(attempt)
+                    if found is not None:
+                        self._heed(account, gate, found)  # before the next one is let through
+            finally:
+                places.leave(account)
         return found
 
     def _heed(self, account: str, gate: Gate, found: Verdict) -> None:

@@ -94,6 +94,7 @@ class Courier:
             keep_days * DAY_SECONDS,
         )
         carrier.on_refusal = self._refused
+        self._most_held = MAX_HELD  # events that all lanes may hold
         self._asked: set[str] = set()  # lanes that a command wants for a moment
         self._wake = asyncio.Event()
         self._looks = False  # for what others have put into lanes of ours
@@ -291,11 +292,7 @@ class Courier:
 
     def _batch(self) -> int:
         """How many events a lane may hold: with many lanes, few."""
-        return max(1, min(BATCH, self._most_held() // (len(self._lanes) + 1)))
-
-    def _most_held(self) -> int:
-        """How many events all lanes may hold: of large ones, fewer."""
-        return min(MAX_HELD, int(HELD_BYTES / max(self._stock.average, 1.0)))
+        return max(1, min(BATCH, self._most_held // (len(self._lanes) + 1)))
 
     def _on_written(self, ticket: Ticket, done: "asyncio.Future[None]") -> None:
         error = None if done.cancelled() else done.exception()
@@ -357,6 +354,7 @@ class Courier:
 
     async def _claim(self) -> Sequence[Claim]:
         self._missed.clear()
+        self._most_held = min(MAX_HELD, int(HELD_BYTES / max(self._stock.average, 1.0)))  # of large events, fewer
         if wanted := self._due():
             await self._claim_some(len(wanted), only=wanted)
             for name in wanted:
@@ -396,7 +394,7 @@ class Courier:
 
     async def _claim_some(self, limit: int, *, but: Sequence[str] = (), only: Sequence[str] = ()) -> Sequence[Claim]:
         asked = time.monotonic()
-        batch = max(1, min(BATCH, self._most_held() // (len(self._lanes) + limit)))
+        batch = max(1, min(BATCH, self._most_held // (len(self._lanes) + limit)))
         claims = await self._database.run(
             lambda connection: outbox.claim(
                 connection, self._owner, limit, self._lease_ms, batch=batch, but=but, only=only
@@ -567,7 +565,7 @@ class Courier:
             lane.stop()
         else:
             self._drop(lane)
-            asyncio.ensure_future(self._release([lane.fence], ASKED_SECONDS))  # noqa: RUF006 (nobody asks how it ends)
+            asyncio.ensure_future(self._release([lane.fence], ASKED_SECONDS))  # noqa: RUF006 (the lease runs out if it fails)
 
     async def _hear(self, deliveries: Sequence[str]) -> None:
         """Learn how deliveries ended that somebody waits for here and that another process carried."""

@@ -6,7 +6,7 @@ one at once.
 """
 
 import asyncio
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 
 
 class Places:
@@ -15,58 +15,58 @@ class Places:
     def __init__(self, number: int, each: int) -> None:
         self._free = number
         self._each = each
-        self._held: Counter[str] = Counter()
+        self._held: dict[str, int] = {}
         self._queue: OrderedDict[str, OrderedDict[asyncio.Future[None], None]] = OrderedDict()  # the next one first
-
-    def one(self, account: str) -> "_Place":
-        """`async with places.one(account):` waits for a place, and holds it."""
-        return _Place(self, account)
 
     @property
     def is_idle(self) -> bool:
-        """Whether nobody has a place, or waits for one."""
+        """Whether no request holds a place, or waits for one."""
         return not (self._held or self._queue)
 
-    def _finds(self, account: str) -> bool:
-        """Whether there is a place at once, which is taken then."""
-        found = self._free > 0 and self._may_have_more(account)
-        if found and (not self._queue or not any(map(self._may_have_more, self._queue))):
-            self._take(account)
-            return True
-        return False
+    def finds(self, account: str) -> bool:
+        """Take a place if there is one at once; whether there was. To be followed by `leave`."""
+        if not self._free or (self._queue and any(map(self._may_have_more, self._queue))):
+            return False
+        held = self._held.get(account, 0)
+        if held >= self._each:
+            return False
+        self._free -= 1
+        self._held[account] = held + 1
+        return True
 
-    async def _enter(self, account: str) -> None:
+    async def wait(self, account: str) -> None:
+        """Take a place once there is one. To be followed by `leave`."""
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._queue.setdefault(account, OrderedDict())[turn] = None
         try:
             await turn
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled():
-                self._leave(account)
+                self.leave(account)
             else:
                 self._forget(account, turn)
             raise
 
     def _may_have_more(self, account: str) -> bool:
-        return self._held[account] < self._each
+        return self._held.get(account, 0) < self._each
 
-    def _take(self, account: str) -> None:
-        self._free -= 1
-        self._held[account] += 1
-
-    def _leave(self, account: str) -> None:
+    def leave(self, account: str) -> None:
+        """Give a place back."""
         self._free += 1
-        self._held[account] -= 1
-        if not self._held[account]:
+        held = self._held[account] - 1
+        if held:
+            self._held[account] = held
+        else:
             del self._held[account]
-        while self._free and (found := self._next()) is not None:
+        while self._queue and self._free and (found := self._next()) is not None:
             account, turn = found
             if not turn.done():
-                self._take(account)
+                self._free -= 1
+                self._held[account] = self._held.get(account, 0) + 1
                 turn.set_result(None)
 
     def _next(self) -> "tuple[str, asyncio.Future[None]] | None":
-        """Whose turn it is; None when nobody waits who may have a place."""
+        """Whose turn it is; None when no account that waits may have another place."""
         for account, turns in self._queue.items():
             if self._may_have_more(account):
                 turn, _ = turns.popitem(last=False)
@@ -81,18 +81,3 @@ class Places:
         turns = self._queue.get(account)
         if turns is not None and turns.pop(turn, turns) is None and not turns:
             del self._queue[account]
-
-
-class _Place:
-    __slots__ = ("_account", "_places")
-
-    def __init__(self, places: Places, account: str) -> None:
-        self._places = places
-        self._account = account
-
-    async def __aenter__(self) -> None:
-        if not self._places._finds(self._account):
-            await self._places._enter(self._account)
-
-    async def __aexit__(self, *_: object) -> None:
-        self._places._leave(self._account)

@@ -20,7 +20,8 @@ _ERRORS = {
     429: "The homeserver asks to wait `retry_after_ms`.",
     500: "The homeserver failed.",
     502: "The homeserver is away, or is no homeserver.",
-    503: "Not just now; `Retry-After` says when: the store is full or away, or nobody can tell whose token this is.",
+    503: "Not just now; `Retry-After` says when: the store is full or away, it cannot be told whose token this is, or "
+    "(`M_LIMIT_EXCEEDED`) the caller has its share of the store.",
     504: "The homeserver did not answer in time.",
 }
 

@@ -1,6 +1,6 @@
 """The only SQL of queued events that are given up: too old, or removed by a command. Each is work on a connection.
 
-Only in lanes that no process holds: what a holder sends at this moment must not be given up while its 200 comes in.
+Only in lanes without a holder: what a holder sends at this moment must not be given up while its 200 comes in.
 """
 
 import json
@@ -79,7 +79,7 @@ def give_up(
 
 
 def holders(connection: Connection, chosen: Sequence[ColumnElement[bool]]) -> dict[str, str | None]:
-    """The lanes that chosen queued events lie in, and who holds each: None when nobody does."""
+    """The lanes that chosen queued events lie in, and the holder of each: None for a lane that is free."""
     now = _clock(connection)
     held = case((lanes.c.lease_until > now, lanes.c.owner))
     query = select(outbox.c.lane, held).outerjoin(lanes, lanes.c.lane == outbox.c.lane).where(_is_queued(), *chosen)
@@ -97,7 +97,7 @@ def ask_for(connection: Connection, names: Sequence[str]) -> None:
 
 
 def remove(connection: Connection, names: Sequence[str], chosen: Sequence[ColumnElement[bool]]) -> int:
-    """Delete chosen queued events in those of these lanes that nobody holds: one piece; returns how many."""
+    """Delete chosen queued events in those of these lanes that are free: one piece; returns how many."""
     doubts = _take(connection, names, forsaken_ms=0)
     if not doubts:
         return 0
@@ -113,7 +113,7 @@ def remove(connection: Connection, names: Sequence[str], chosen: Sequence[Column
 
 
 def _take(connection: Connection, names: Sequence[str], *, forsaken_ms: int = FORSAKEN_MS) -> dict[str, bool]:
-    """Lock those of these lanes that nobody holds: whether each is in doubt. Until the end of the transaction."""
+    """Lock those of these lanes that are free: whether each is in doubt. Until the end of the transaction."""
     there = set(connection.scalars(select(lanes.c.lane).where(lanes.c.lane.in_(names))))
     mark_dirty(connection, [(name, name.partition("|")[0]) for name in names if name not in there])
     free = (

@@ -15,7 +15,7 @@ from flowbridge.store.tables import accounts, lanes, outbox, tokens
 
 BATCH = 50  # rows of one lane that are held in memory, at most
 HISTORY = 20  # attempts that are remembered of one event
-ASKED = 2  # of lanes.dirty: somebody asks the holder to give the lane back for a moment
+ASKED = 2  # of lanes.dirty: a command asks the holder to give the lane back for a moment
 ROW_BYTES = 600  # of an event beside its texts, with its share of the indexes
 
 

@@ -34,8 +34,8 @@ class Share:
     @limit.setter
     def limit(self, limit: float) -> None:
         self._limit = limit
-        # As long as no more than this is taken in all, nobody can be beyond its share, whoever holds it: what `total`
-        # is where it meets `threshold(total)`. Accepting has to be quick.
+        # As long as no more than this is taken in all, no caller can be beyond its share: the total that equals
+        # `threshold(total)`. Most acceptances are decided by this one comparison.
         weight = self._weight
         part = 1.0
         if weight < math.inf:

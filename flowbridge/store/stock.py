@@ -27,7 +27,7 @@ SPACE_RETRY_MS = 1_000
 FILLED = 0.9  # of the allowed bytes: from here on settled events go before their time
 TIGHT = 0.95  # likewise: from here on callers with much in the store wait until that is done
 GROWN = 0.02  # likewise: what may be accepted, when it is nearly full, before the store is looked at again
-PIECE_ROWS = 200  # that are added up in one go, at first: others read the store, too
+PIECE_ROWS = 50  # that are added up in one go, at first: others read the store, too
 PIECE_SECONDS = 0.02
 TOLD_SECONDS = 60.0  # between two lines in the log on one caller's share
 
@@ -165,11 +165,14 @@ class Stock:
         caller, size = ticket.caller, ticket.measure()
         self._rows.remove(caller)
         self._bytes.remove(caller, size)
-        if ticket.outcome is not None:
-            (self._dead if ticket.outcome.state == "dead" else self._sent).add(caller, size)
+        outcome = ticket.outcome
+        if outcome is not None and outcome.state == "dead":
+            self._dead.add(caller, size)
             self._bytes.reserved = self._dead.total
             if self.is_crowded:
                 self.pressed.set()
+        elif outcome is not None:
+            self._sent.add(caller, size)
 
     def _count(self, lane: str, change: int) -> None:
         before = self._lanes.pop(lane, 0)
@@ -248,13 +251,14 @@ class Stock:
     async def drop_some(self) -> int:
         """Forget some settled events before their time; returns how many. Space is needed for what is queued.
 
-        First dead letters, so that they push out nobody else's sent events. Then what was sent, of whom has most. Only
-        then dead letters of a caller who has more than a share of what the others leave. 0: nothing may go any more.
+        First dead letters of a caller beyond its share, so that they do not push out what others have sent. Then sent
+        events of the caller that holds most. Last, dead letters of a caller that holds more than a share of what the
+        others leave. 0: all that is left has to stay.
         """
         return (
             await self.drop_dead()
             or await self._drop(self._sent, "sent", lambda _: -math.inf)
-            or await self._database.run(outbox.purge_oldest)  # of whom nobody has counted
+            or await self._database.run(outbox.purge_oldest)  # what no census has counted yet
             or await self._drop(self._dead, "dead", self._rest)
         )
 

@@ -34,7 +34,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def rooms(upstream: Upstream) -> Rooms:
-    """Nobody is in a room whose name begins with `nowhere`, and of `slow` nothing is heard."""
+    """Rooms whose name begins with `nowhere` have no members; a send to `slow` is never answered."""
     found = Rooms()
 
     def script(request: Request) -> Behaviour | None:
@@ -97,7 +97,7 @@ def check_refused(answer: httpx.Response) -> None:
 
 
 def fill(hog: httpx.Client, watch: Callable[[], None]) -> int:
-    """Large events into rooms that nobody is in until none is taken; how many were."""
+    """Large events for rooms without members, until one is refused; how many were accepted."""
     taken, deadline = 0, time.monotonic() + 6 * PATIENCE
     while time.monotonic() < deadline:
         answer = hog.post(f"/rooms/!nowhere{taken}:upstream/send/m.room.message", json=LARGE, headers=ASYNC)

@@ -39,13 +39,15 @@ class Crowd:
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
 
     async def _pass(self, account: str, name: str) -> None:
-        async with self._places.one(account):
-            self.came.append(name)
-            self.inside.append(name)
-            try:
-                await self._ends[name].wait()
-            finally:
-                self.inside.remove(name)
+        if not self._places.finds(account):
+            await self._places.wait(account)
+        self.came.append(name)
+        self.inside.append(name)
+        try:
+            await self._ends[name].wait()
+        finally:
+            self.inside.remove(name)
+            self._places.leave(account)
 
 
 async def settle() -> None:

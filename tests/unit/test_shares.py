@@ -37,7 +37,7 @@ def test_first_event_of_a_caller_goes_as_long_as_it_fits(limit: int) -> None:
     assert share.is_full()
 
 
-def test_what_is_reserved_is_nobodys_and_leaves_less_for_all() -> None:
+def test_what_is_reserved_leaves_less_for_all() -> None:
     share = Share(100, 0.5)
     share.reserved = 60
     assert fill(share, "hog") == 11

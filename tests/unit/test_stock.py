@@ -288,7 +288,7 @@ async def test_share_is_one_of_what_the_disk_really_has(
     admit(stock, worker.ticket("a", caller=BOB))
 
 
-async def test_dead_letters_leave_less_for_all_but_keep_nobody_out(worker: Worker, make: Callable[..., Stock]) -> None:
+async def test_dead_letters_leave_less_for_all_but_refuse_no_caller(worker: Worker, make: Callable[..., Stock]) -> None:
     stock = make(database_bytes=1_000_000, share=0.5)
     for ticket in take(stock, worker, 7, content={"body": "x" * 60_000}):
         ticket.outcome = Outcome("dead", error={})

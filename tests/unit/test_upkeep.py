@@ -360,7 +360,7 @@ async def test_lane_of_another_replica_is_left_to_it(worker: Worker) -> None:
         await rounds(worker, callers, 10)
         assert worker.states() == ["queued"]
         long_ago = {"lease_until": now_ms() - 2 * HOUR}
-        await worker.courier.stop()  # nobody takes it over, as that of an account that is paused
+        await worker.courier.stop()  # no worker takes it over, as with an account that is paused
         await worker.database.run(lambda connection: connection.execute(update(tables.lanes).values(**long_ago)))
         await until(lambda: told(worker))
     assert told(worker)["theirs"].endswith("it may be in the room all the same")

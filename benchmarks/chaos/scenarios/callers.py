@@ -24,6 +24,7 @@ LARGE_BYTES = 60_000
 DATABASE_BYTES = 64 * 1024 * 1024  # full within seconds, if it may be
 QUIET_RATE = 100.0  # events/s of all quiet callers
 REFUSED = 50  # answers, and the hog has all that it can get
+FILL_SECONDS = 90.0  # within which a bridge without shares is full
 CATCH_UP_SECONDS = 30.0
 KEPT = 0.8  # of that, beside the hog
 
@@ -84,7 +85,7 @@ async def hog(options: Options) -> Report:
             await asyncio.sleep(WARM_SECONDS)
             alone = await quiet.measured(options.seconds / 4)
             async with flood.at_it():
-                await flood.has_its_share(options.seconds)
+                await flood.has_its_share(FILL_SECONDS)
                 await it.monkey.kill(it.bridge)  # what each caller holds has to be learnt from the store
                 await it.bridge.ready()
                 await quiet.caught_up(CATCH_UP_SECONDS)

@@ -77,7 +77,7 @@ def test_holder_gives_its_lane_back_with_the_same_commit(engine: Engine) -> None
     assert lane(engine) == (None, 1, 0, None)
 
 
-def test_lane_whose_lease_has_just_run_out_is_for_whoever_takes_it_over(engine: Engine) -> None:
+def test_lane_whose_lease_has_run_out_recently_is_left_to_its_next_holder(engine: Engine) -> None:
     """The last holder may still be sending; the next one looks. After an hour nothing of it can be under way."""
     with engine.begin() as connection:
         put(connection, "old", accepted_at=OLD)
