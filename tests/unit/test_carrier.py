@@ -252,11 +252,13 @@ async def test_refused_token_is_told_once_a_pause_and_not_at_each_answer(
         worker.carrier.on_distrust = log_in
         worker.rooms.always(error(401, "M_USER_LOCKED"))
         row = worker.ticket("a").row
+        answers = 0
         while len(told) < 4:
             await carry(worker, row)
+            answers += 1
         pauses = [later - earlier for earlier, later in pairwise(told)]
         assert min(pauses) > module.TOKEN_PAUSE / 4, pauses
-        assert len(worker.rooms.sends) > len(told)
+        assert answers > len(told)
 
 
 async def test_refused_token_is_not_tried_again_until_the_homeserver_has_said_whose_it_is(

@@ -24,7 +24,7 @@ def backlog(account: str, events: int = EVENTS) -> Callable[[Connection], None]:
 
     def write(connection: Connection) -> None:
         names = [f"!{number}:hs" for number in range(ROOMS)]
-        lanes = [{"lane": f"{account}|{room}", "account": account, "dirty": 1} for room in names]
+        lanes = [{"lane": f"{account}|{room}", "account": account, "dirty": 1, "sent_with": ""} for room in names]
         connection.execute(insert(tables.lanes), lanes)
         for turn in range(events // ROOMS):
             rows = [

@@ -354,7 +354,14 @@ async def test_lane_of_another_replica_is_left_to_it(worker: Worker) -> None:
     callers = FakeCallers()
     await put(worker, "theirs", accepted_at=now_ms() - 8 * DAY)
     lane = worker.ticket("a").row
-    held = {"lane": lane.lane, "account": lane.account, "owner": "other", "fence": 3, "lease_until": now_ms() + HOUR}
+    held = {
+        "lane": lane.lane,
+        "account": lane.account,
+        "owner": "other",
+        "fence": 3,
+        "lease_until": now_ms() + HOUR,
+        "sent_with": "",
+    }
     await worker.database.run(lambda connection: connection.execute(insert(tables.lanes), [held]))
     async with running(worker, callers):
         await rounds(worker, callers, 10)
