@@ -18,8 +18,8 @@ from benchmarks.chaos.scenarios import SCENARIOS
 from benchmarks.postgres import LocalPostgres
 
 KILLS = 15
-SOWN = ("new-txn-id", "key-as-txn-id", "proxy-404")
-TROUBLES = ("full", "locked")
+SOWN = ("new-txn-id", "key-as-txn-id", "proxy-404", "one-token")
+TROUBLES = ("full", "locked", "renewal")
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="the judge ends its processes by means of Linux"),
@@ -63,7 +63,7 @@ def runs() -> Iterator[Runs]:
 
 
 @pytest.mark.parametrize("trouble", TROUBLES)
-def test_promise_is_kept_when_the_store_is_in_trouble(runs: Runs, trouble: str) -> None:
+def test_promise_is_kept_when_the_store_or_a_token_is_in_trouble(runs: Runs, trouble: str) -> None:
     done = runs[trouble].result()
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"{trouble}: kept its promise" in done.stdout
