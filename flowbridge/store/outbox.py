@@ -14,6 +14,7 @@ from sqlalchemy.sql import ColumnElement
 from flowbridge.store.tables import lanes, outbox, tokens
 
 BATCH = 50  # rows of one lane that are held in memory, at most
+MERGED = "merged"  # in `sent_with`: a lane that was several (migration 0002), of which each had a head
 HISTORY = 20  # attempts that are remembered of one event
 
 
