@@ -195,6 +195,11 @@ class Callers:
                 self._bot_before = (user_id, None)
         return self._bot_before
 
+    @property
+    def bot_user_id(self) -> str | None:
+        """Who the bot is, as far as that is known here without asking."""
+        return self._bot_before[0] if self._bot_before else None
+
     async def check_bot(self) -> Caller | None:
         """The bridge's own account, after the homeserver has been asked, some seconds ago at the most."""
         if self._bot is None:
@@ -261,9 +266,9 @@ class Callers:
         if self.on_revoked is not None:
             self.on_revoked(user_id)
 
-    async def ask_again(self, is_meant: Callable[[str], bool]) -> None:
-        """Ask the homeserver of tokens of a user (chosen by its id) that were used here lately."""
-        tokens = [token for token, (identity, _) in self._kept.items() if is_meant(identity[0])]
+    async def ask_again(self, is_meant: Callable[[str], bool], *, but: str) -> None:
+        """Ask the homeserver of tokens of a user (chosen by its id) that were used here lately; not of this one."""
+        tokens = [token for token, (identity, _) in self._kept.items() if token != but and is_meant(identity[0])]
         asking = [_once(self._asking, token, self._ask) for token in tokens[-MAX_ASKED_AGAIN:]]
         if asking:
             await asyncio.wait(asking)

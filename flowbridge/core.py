@@ -156,14 +156,17 @@ class Core:
 
     async def _distrusted(self, account: str, token: str) -> None:
         """The homeserver accepts no token of an account: log the bot in again, try those that it has once more."""
-        with contextlib.suppress(MatrixError):  # the account may be another one
-            bot = await self.callers.renew_bot(token) if token else await self.callers.bot()
-            if bot is not None:
-                self.tokens.remember(bot)
+        known = self.callers.bot_user_id
+        if known is None or account_of(known) == account:
+            with contextlib.suppress(MatrixError):  # who the bot is may not be known, and the account another one
+                bot = await self.callers.renew_bot(token) if token else await self.callers.bot()
+                if bot is not None:
+                    self.tokens.remember(bot)
         if await self.tokens.of(account) is not None:  # perhaps one that another process was given
             self.carrier.trust(account)
             return
-        await self.callers.ask_again(lambda user_id: account_of(user_id) == account)
+        if not self.tokens.knows(account):
+            await self.callers.ask_again(lambda user_id: account_of(user_id) == account, but=token)
         if not self.tokens.knows(account):
             await self._recheck(account)
 

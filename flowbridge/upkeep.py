@@ -5,12 +5,14 @@ import contextlib
 from collections.abc import Awaitable, Callable
 from functools import partial
 
-from flowbridge import log
+from sqlalchemy import Connection
+
+from flowbridge import log, names
 from flowbridge.callers import Callers
 from flowbridge.delivery import Courier
 from flowbridge.keyring import REFRESH_SECONDS
 from flowbridge.settings import Settings
-from flowbridge.store import Database, abandoned, accounts, outbox
+from flowbridge.store import Database, abandoned, accounts, outbox, resolved
 from flowbridge.store.engine import reason
 from flowbridge.store.stock import FILLED, Stock
 from flowbridge.tokens import KEEP_SECONDS
@@ -98,6 +100,7 @@ class Upkeep:
         before = outbox.now_ms() - int(KEEP_SECONDS * 1000)
         await self._repeat(lambda: self._database.run(outbox.forget_idle_lanes, alone=True))
         await self._database.run(lambda connection: accounts.drop_idle_tokens(connection, before))
+        await self._database.run(partial(_forget_unseen, seen_before=outbox.now_ms() - int(names.KEEP_SECONDS * 1000)))
         return IDLE_SECONDS
 
     async def _repeat(self, work: Callable[[], Awaitable[int]]) -> int:
@@ -107,6 +110,12 @@ class Upkeep:
             gone += piece
             await asyncio.sleep(0.05)
         return gone
+
+
+def _forget_unseen(connection: Connection, seen_before: int) -> None:
+    """Devices come and go: what has not been seen for long is asked for again when it is."""
+    accounts.forget_tokens(connection, seen_before)
+    resolved.forget(connection, seen_before)
 
 
 async def _forever(work: Callable[[], Awaitable[float]], begin: float = 0.0) -> None:

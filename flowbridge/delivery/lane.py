@@ -75,6 +75,7 @@ class Lane:
         # The digest of the token that all that is in doubt was sent with; "" unknown, or several. It is in the store
         # before anything is sent: whoever claims the lane after a crash looks into the room unless it has the same.
         self._sent_with = claim.sent_with
+        self._merged = outbox.MERGED if claim.sent_with == outbox.MERGED else ""
         self._sends_with: str | None = None  # another one that is yet to be written
         self._missing = False  # the head was looked for, and is not in the room
         self.is_fresh = False  # it was idle, or is claimed for a caller: its next event goes before long queues
@@ -258,7 +259,7 @@ class Lane:
         `digest`: of the token that sends it. `looked`: the event is not in the room.
         """
         if digest != self._sent_with:
-            several = "" if self.uncertain_since is not None else digest
+            several = self._merged if self.uncertain_since is not None else digest
             if several != self._sent_with:
                 self._sends_with = several
                 return False
@@ -396,7 +397,7 @@ class Lane:
         self.had_turn = True
         if found.kind == "sent":
             self._shared.suspects.passed(self.fence.lane)
-            if self._missing and not self._restored:
+            if self._missing and not (self._restored or self._merged):
                 # It was never sent before, and so nothing is there that comes after it. One that is refused proves
                 # nothing: it may have been refused before, and what comes after it sent.
                 self._doubtful_until = 0

@@ -114,3 +114,9 @@ def drop_idle_tokens(connection: Connection, seen_before: int) -> int:
     idle = and_(tokens.c.token.is_not(None), tokens.c.seen_at < seen_before, tokens.c.account.not_in(needed))
     done = connection.execute(update(tokens).where(idle).values(token=None))
     return done.rowcount
+
+
+def forget_tokens(connection: Connection, seen_before: int) -> int:
+    """Forget whose the tokens were that are blank and have not been seen since (ms)."""
+    old = and_(tokens.c.token.is_(None), tokens.c.seen_at < seen_before)
+    return connection.execute(delete(tokens).where(old)).rowcount

@@ -14,6 +14,7 @@ from sqlalchemy.sql import ColumnElement
 from flowbridge.store.tables import accounts, lanes, outbox, tokens
 
 BATCH = 50  # rows of one lane that are held in memory, at most
+MERGED = "merged"  # in `sent_with`: a lane that was several (migration 0002), of which each had a head
 HISTORY = 20  # attempts that are remembered of one event
 ASKED = 2  # of lanes.dirty: a command asks the holder to give the lane back for a moment
 ROW_BYTES = 600  # of an event beside its texts, with its share of the indexes

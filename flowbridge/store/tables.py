@@ -49,8 +49,8 @@ lanes = Table(
     Column("dirty", Integer, nullable=False, server_default="0"),  # has events that its owner may not know
     # The head may have been sent then, and nobody heard. Below 0: a backup was restored then, and all may have been.
     Column("uncertain_since", BigInteger),
-    # The SHA-256 of the token that all that is in doubt was sent with; "" when that is unknown, or several. Without a
-    # default: a replica of a version that does not know it can write nothing.
+    # The SHA-256 of the token that all that is in doubt was sent with; "" when that is unknown, or several ("merged":
+    # outbox.MERGED). Without a default: a replica of a version that does not know it can write nothing.
     Column("sent_with", Text, nullable=False),
 )
 _WAITING = text("dirty = 1 OR owner IS NOT NULL")

@@ -433,6 +433,18 @@ def test_rest_of_what_a_bridge_asks(homeserver: FaultyHomeserver) -> None:
     assert homeserver.call("GET", "nonsense").json()["errcode"] == "M_UNRECOGNIZED"
 
 
+def test_token_that_was_logged_out_is_refused_and_another_one_of_its_device_is_not(
+    homeserver: FaultyHomeserver, room: str
+) -> None:
+    first = homeserver.event_id(room, "t", token="syt_bot_D~1")
+    homeserver.http.post("/_judge/logout?token=syt_bot_D~1").raise_for_status()
+    refused = homeserver.send(room, "t", token="syt_bot_D~1")
+    assert (refused.status_code, refused.json()["errcode"]) == (401, "M_UNKNOWN_TOKEN")
+    assert homeserver.event_id(room, "t", token="syt_bot_D~2") == first
+    assert homeserver.event_id(room, "t", token="syt_bot_E~3") != first
+    assert homeserver.stats()["given"]["401"] >= 1
+
+
 def test_rate_limit_says_when_and_counts_who_does_not_wait(tmp_path: Path) -> None:
     with faulty(tmp_path, rate=2, burst=3) as homeserver:
         statuses = [homeserver.send(ROOM, f"t{n}").status_code for n in range(5)]

@@ -19,8 +19,8 @@ from benchmarks.postgres import LocalPostgres
 
 KILLS = 15
 REPLICAS_KILLS = 6
-SOWN = ("new-txn-id", "key-as-txn-id", "proxy-404")
-TROUBLES = ("full", "locked", "hog")
+SOWN = ("new-txn-id", "key-as-txn-id", "proxy-404", "one-token")
+TROUBLES = ("full", "locked", "hog", "renewal")
 POISON = "poison"
 
 pytestmark = [
@@ -66,7 +66,7 @@ def runs() -> Iterator[Runs]:
 
 
 @pytest.mark.parametrize("trouble", TROUBLES)
-def test_promise_is_kept_when_the_store_or_another_caller_makes_trouble(runs: Runs, trouble: str) -> None:
+def test_promise_is_kept_when_the_store_a_token_or_another_caller_makes_trouble(runs: Runs, trouble: str) -> None:
     done = runs[trouble].result()
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"{trouble}: kept its promise" in done.stdout

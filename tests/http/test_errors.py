@@ -573,7 +573,8 @@ def test_401_for_a_callers_token_passes_and_is_asked_again(
         assert found["soft_logout"] is True
     upstream.script(None)
     assert call().status_code == 200
-    assert targets(upstream).count(WHOAMI) == asked + (3 if at == "/whoami" else 2)
+    # An account without a token may be the bot's, of which nobody has asked here before.
+    assert targets(upstream).count(WHOAMI) == asked + (2 if at == "/state/" else 3)
 
 
 @pytest.mark.parametrize("at", ["/whoami", "/state/", "send"])

@@ -83,6 +83,26 @@ def test_timeout_of_a_long_poll_is_read(query: bytes, seconds: float) -> None:
     assert passing.poll_seconds(query) == seconds
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "ends"),
+    [
+        ("POST", "/_matrix/client/v3/logout/all/", True),
+        ("POST", "/_matrix/client/r0/account/password", True),
+        ("POST", "/_matrix/client/v3/account/%70assword", True),
+        ("POST", "/_matrix/client/unstable/account/deactivate", True),
+        ("POST", "/_matrix/client/v3/delete_devices", True),
+        ("DELETE", "/_matrix/client/v3/devices/A%2FB", False),
+        ("DELETE", "/_matrix/client/v3/devices/AB", True),
+        ("PUT", "/_matrix/client/v3/devices/AB", False),
+        ("GET", "/_matrix/client/v3/devices/AB", False),
+        ("POST", "/_matrix/client/v3/account/password/email/requestToken", False),
+        ("POST", "/_matrix/client/v3/account/%ff", False),
+    ],
+)
+def test_requests_that_may_end_tokens_are_known(method: str, path: str, *, ends: bool) -> None:
+    assert passing.ends_tokens(method, path) is ends
+
+
 def test_request_headers_lose_what_is_not_for_the_homeserver() -> None:
     headers = [
         (b"host", b"bridge"),

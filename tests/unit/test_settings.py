@@ -85,7 +85,6 @@ def test_defaults_are_those_of_the_contract() -> None:
         "wait_seconds": 10.0,
         "request_seconds": 10.0,
         "lease_seconds": 30.0,
-        "set_aside_seconds": 300.0,
         "registration": True,
         "pass_federation": True,
         "reused_txn_id": "send",

@@ -5,7 +5,16 @@ from typing import Any
 from sqlalchemy import Connection, Engine
 
 from flowbridge.store import accounts
-from flowbridge.store.accounts import by_token, drop_idle_tokens, remember, token_hash, tokens_of
+from flowbridge.store.accounts import (
+    by_token,
+    drop_idle_tokens,
+    forget_tokens,
+    queued,
+    remember,
+    token_hash,
+    tokens_of,
+    write,
+)
 from tests.integration.store.events import claim_one, put, settle
 
 
@@ -88,3 +97,42 @@ def test_token_is_dropped_when_it_is_old_and_no_queued_event_needs_it(engine: En
         assert drop_idle_tokens(connection, 2_000) == 0
         remember(connection, account("idle", "idle"))
         assert kept(connection, "idle") == ["encrypted idle"]
+
+
+def test_refused_token_is_not_used_until_it_is_seen_again(engine: Engine) -> None:
+    with engine.begin() as connection:
+        for device_id in ("PHONE", "DESK"):
+            remember(connection, account("alice", device_id, device_id=device_id))
+        write(connection, {"account": "alice", "token_hash": token_hash("PHONE"), "refused_at": 5_000})
+        assert kept(connection, "alice") == ["encrypted DESK"]
+        assert by_token(connection, "PHONE") is None
+        assert [found.token for found in tokens_of(connection, "alice", refused=True)] == ["encrypted PHONE"]
+        write(connection, account("alice", "PHONE", device_id="PHONE"))
+        assert sorted(kept(connection, "alice")) == ["encrypted DESK", "encrypted PHONE"]
+
+
+def test_all_tokens_of_an_account_are_refused_at_once_and_no_others(engine: Engine) -> None:
+    with engine.begin() as connection:
+        for name, token in [("alice", "one"), ("bob", "two")]:
+            remember(connection, account(name, token))
+        write(connection, {"account": "alice", "refused_at": 5_000})
+        assert (kept(connection, "alice"), kept(connection, "bob")) == ([], ["encrypted two"])
+
+
+def test_account_without_a_token_is_known_by_its_user(engine: Engine) -> None:
+    with engine.begin() as connection:
+        write(connection, {"account": "alice", "user_id": "@alice:example.org"})
+        put(connection, "a", "b", lane="alice|!room")
+        put(connection, "c", lane="stranger|!room")
+        assert queued(connection) == [("alice", "@alice:example.org", 2), ("stranger", None, 1)]
+        assert kept(connection, "alice") == []
+
+
+def test_blank_token_is_forgotten_when_it_has_not_been_seen_for_long(engine: Engine) -> None:
+    with engine.begin() as connection:
+        remember(connection, {**account("alice", "blank", device_id="PHONE"), "token": None})
+        remember(connection, account("alice", "kept", device_id="DESK"))
+        assert forget_tokens(connection, 1_000) == 0
+        assert forget_tokens(connection, 1_001) == 1
+        assert by_token(connection, "blank") is None
+        assert kept(connection, "alice") == ["encrypted kept"]

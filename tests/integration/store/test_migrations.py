@@ -1,6 +1,7 @@
 """The schema: made at once or by migrations, by one process or several, and never over what is not ours."""
 
 import hashlib
+import json
 import shutil
 import subprocess
 import sys
@@ -12,15 +13,19 @@ from pathlib import Path
 import pytest
 from alembic import command
 from alembic.config import Config
+from cryptography.fernet import Fernet
 from sqlalchemy import Connection, MetaData, NullPool, Table, create_engine, text
 from sqlalchemy.exc import IntegrityError
 
 from flowbridge.store import Database, StoreError, ledger, migrations, outbox
-from flowbridge.store.accounts import account_of, tokens_of
+from flowbridge.store.accounts import account_of, token_hash, tokens_of
 from flowbridge.store.ledger import Whose
 from tests.conftest import NewDatabase
 from tests.integration.store import events as rows
 from tests.patience import PATIENCE
+from tests.worker import ALICE as ALICE_PHONE
+from tests.worker import DESK as ALICE_DESK
+from tests.worker import KEY, ROOM, Rooms, Worker, error
 
 Upgrade = Callable[[str], None]
 
@@ -133,7 +138,7 @@ def test_events_of_two_devices_become_their_users_in_the_order_of_acceptance(new
     opened(url)
     lane = f"{ALICE}|!a|b:hs"
     assert ask(url, "SELECT DISTINCT account, lane FROM outbox") == [(ALICE, lane)]
-    assert ask(url, "SELECT * FROM lanes") == [(lane, ALICE, None, 8, 0, 1, 4_000, "")]
+    assert ask(url, "SELECT * FROM lanes") == [(lane, ALICE, None, 8, 0, 1, 4_000, "merged")]
     assert ask(url, "SELECT * FROM accounts") == [(ALICE, "@alice:hs")]
     with create_engine(url, poolclass=NullPool).begin() as connection:
         found = tokens_of(connection, ALICE)
@@ -142,6 +147,29 @@ def test_events_of_two_devices_become_their_users_in_the_order_of_acceptance(new
     assert found == [("@alice:hs", "DESK", "encrypted DESK"), ("@alice:hs", "PHONE", "encrypted PHONE")]
     assert [row.delivery for row in claim.rows] == ["1", "2"]
     assert claim.uncertain_since == 4_000
+
+
+async def test_events_of_an_older_database_are_sent_once_and_in_order_by_any_token_of_their_user(
+    new_database: NewDatabase,
+) -> None:
+    """Two devices of one user, each in doubt of its first event: one of these is in the room, the other is not."""
+    url, rooms = made_by("0001", new_database()), Rooms()
+    for account, caller, seen_at in [(PHONE, ALICE_PHONE, 1_000), (DESK, ALICE_DESK, 2_000)]:
+        whose = {"account": account, "user_id": caller.user_id, "device_id": caller.device_id, "seen_at": seen_at}
+        token = Fernet(KEY).encrypt(caller.token.encode()).decode()
+        add(url, "accounts", **whose, token=token, token_hash=token_hash(caller.token))
+    for number, account in enumerate((PHONE, DESK, PHONE, DESK)):
+        content = json.dumps({"msgtype": "m.text", "body": str(number)})
+        add(url, "outbox", **rows.event(str(number), f"{account}|{ROOM}", content=content))
+    put_lane(url, PHONE, ROOM, uncertain_since=outbox.now_ms() - 1_000)
+    put_lane(url, DESK, ROOM, uncertain_since=outbox.now_ms() - 2_000)
+    rooms.put("1", sender=ALICE_DESK.user_id, _txn=((ALICE_DESK.user_id, ALICE_DESK.device_id), "txn"))
+    rooms.script(lambda sent: error(401, "M_UNKNOWN_TOKEN") if sent.token == ALICE_DESK.token else None)
+    async with Worker(url, rooms) as worker:
+        await worker.settled()
+        assert worker.states() == ["sent"] * 4
+    assert sorted(rooms.bodies()) == ["0", "1", "2", "3"]
+    assert [body for body in rooms.bodies() if body != "1"] == ["0", "2", "3"]
 
 
 def test_lane_whose_owner_died_is_in_doubt_after_the_migration(new_database: NewDatabase) -> None:

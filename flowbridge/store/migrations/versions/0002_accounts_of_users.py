@@ -128,14 +128,16 @@ def _rename() -> None:
 def _lanes() -> None:
     """Of those with queued events one for each user and room, which waits for the end of all their leases.
 
-    Which token was used last is not known: where there is doubt, the room is looked into. A lane that had an owner is
+    Which token was used last is not known: where there is doubt, the room is looked into; of a lane that was several,
+    for each event, since more than the first may have been sent. A lane that had an owner is
     in doubt, as it is for whoever claims it after its owner died: since the beginning of its lease, which is no longer
     than FLOWBRIDGE_LEASE_SECONDS may be, 600 s.
     """
     op.execute(
         """
         INSERT INTO lanes (lane, account, fence, lease_until, dirty, uncertain_since, sent_with)
-        SELECT lane, account, max(fence) + 1, max(lease_until), 1, min(doubt), ''
+        SELECT lane, account, max(fence) + 1, max(lease_until), 1, min(doubt),
+            CASE WHEN count(*) > 1 THEN 'merged' ELSE '' END
         FROM (
             SELECT coalesce(new || substr(lane, length(old) + 1), lane) AS lane, coalesce(new, account) AS account,
                 fence, lease_until,
