@@ -16,6 +16,7 @@ from flowbridge.intake import Intake
 from flowbridge.keyring import Keyring
 from flowbridge.live import Live
 from flowbridge.media import Media
+from flowbridge.processor import Account
 from flowbridge.settings import Settings
 from flowbridge.store import Database
 from flowbridge.store.journal import Journal
@@ -57,6 +58,7 @@ class Core:
             deadline=settings.request_seconds,
             lease=settings.lease_seconds,
         )
+        self.guests = Account()
         self.intake = Intake(
             self.catalogue,
             self.callers,
@@ -64,6 +66,7 @@ class Core:
             self.tokens,
             self.courier,
             reused_txn_id=settings.reused_txn_id,
+            guests=self.guests,
         )
         self.history = History(self.callers, self.aliases, self.homeserver)
         self.media = Media(self.callers, self.homeserver, self.relay)
