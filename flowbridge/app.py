@@ -63,7 +63,7 @@ def create_app(settings: Settings, core: Core | None = None) -> edge.Edge:
         *discovery.routes(core),
     ]
     app.router.routes.extend(endpoints)
-    return edge.Edge(app, endpoints, relay.Relaying(core).relay, core.guests)
+    return edge.Edge(app, endpoints, relay.Relaying(core).relay)
 
 
 @contextlib.asynccontextmanager

@@ -58,7 +58,7 @@ class Core:
             deadline=settings.request_seconds,
             lease=settings.lease_seconds,
         )
-        self.guests = Account()
+        self.guests = Account()  # pays for the bodies that callers send who have not been authenticated
         self.intake = Intake(
             self.catalogue,
             self.callers,

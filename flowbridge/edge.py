@@ -58,13 +58,11 @@ _CORS_NAMES = frozenset(name for name, _ in _CORS)
 class Edge:
     """An ASGI application around the FastAPI one. `relay` takes what no endpoint serves under `/_matrix/`."""
 
-    def __init__(
-        self, app: FastAPI, endpoints: Iterable[Endpoint], relay: Handler, guests: Account | None = None
-    ) -> None:
+    def __init__(self, app: FastAPI, endpoints: Iterable[Endpoint], relay: Handler) -> None:
         self.app = app
         self._tree = _grow(endpoints)
         self._relay = relay
-        self._allowances = _Allowances(guests or Account())
+        self._allowances = _Allowances()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -105,8 +103,9 @@ class _Allowances:
     sends, 16 of a document of 400 kB two thirds.
     """
 
-    def __init__(self, guests: Account) -> None:
-        self._guests = Allowance("answers without a known token", MAX_GUESTS, guests)
+    def __init__(self) -> None:
+        # Not from the account that pays for bodies: /healthz must not wait for seconds behind a large one.
+        self._guests = Allowance("answers without a known token", MAX_GUESTS, Account())
         self._known: dict[str, Allowance] = {}
 
     async def pay(self, scope: Scope, response: Response) -> None:
