@@ -10,6 +10,7 @@ from pathlib import Path
 from benchmarks import nginx
 from benchmarks.durable import durable
 from benchmarks.footprint import memory, start
+from benchmarks.hogs import hogs
 from benchmarks.latency import latency
 from benchmarks.live import live
 from benchmarks.nodes import nodes
@@ -27,6 +28,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "relay": relay,
     "live": live,
     "nodes": nodes,
+    "hogs": hogs,
 }
 RESULTS = REPOSITORY / "docs" / "benchmarks.md"
 
@@ -40,7 +42,7 @@ def main() -> int:
         return 2
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # stop the servers then, too
     try:
-        sections = _run(options.only or list(BENCHMARKS), options.seconds)
+        sections = _run(options.names or options.only or list(BENCHMARKS), options.seconds)
     except KeyboardInterrupt:
         say("stopped")
         return 130
@@ -48,19 +50,22 @@ def main() -> int:
     if not all(section.valid for section in sections):
         say("\nSome results are missing or invalid, so nothing is written.")
         return 1
-    if not options.no_write and not options.only:
+    if not options.no_write and not options.only and not options.names:
         _write(document(sections, f"python -m benchmarks --seconds {options.seconds:g}"))
     return 0
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="flowbridge beside its peers")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHMARKS)}; default: all of them")
     parser.add_argument("--seconds", type=float, default=5, help="length of each measured run (default: 5)")
     parser.add_argument(
         "--only", type=_names, metavar="A,B", help=f"of {', '.join(BENCHMARKS)}; results are not written then"
     )
     parser.add_argument("--no-write", action="store_true", help="print the results, leave docs/benchmarks.md")
-    return parser.parse_args()
+    options = parser.parse_args()
+    options.names = _names(",".join(options.names)) if options.names else []
+    return options
 
 
 def _names(text: str) -> list[str]:

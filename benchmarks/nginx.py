@@ -82,6 +82,19 @@ def homeserver(directory: Path) -> Command:
     return _command("homeserver", HOMESERVER, directory, ready="/_matrix/client/versions")
 
 
+def wary_homeserver(directory: Path, black_hole: int) -> Command:
+    """The same, but it does not know every token, and a sync from a `since` is not answered: `black_hole` is a port."""
+    known = "location ~ /account/whoami$ {"
+    wary = (
+        f"{known} if ($http_authorization !~ benchmark) "
+        """{ return 401 '{"errcode":"M_UNKNOWN_TOKEN","error":"Unknown token"}'; }"""
+    )
+    poll = "location ~ /sync$ {"
+    held = f"{poll} if ($arg_since) {{ proxy_pass http://{HOST}:{black_hole}; }}"
+    config = HOMESERVER.replace(known, wary).replace(poll, held)
+    return _command("wary-homeserver", config, directory, ready="/_matrix/client/versions")
+
+
 def proxy(upstream: Server, directory: Path) -> Command:
     """The reverse proxy in front of the upstream: `/rooms/…` becomes `/_matrix/client/v3/rooms/…`."""
     config = PROXY.replace("UPSTREAM", f"{HOST}:{upstream.port}")

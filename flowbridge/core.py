@@ -21,6 +21,7 @@ from flowbridge.live import Live
 from flowbridge.media import Media
 from flowbridge.models import Caller
 from flowbridge.names import Names
+from flowbridge.processor import Account
 from flowbridge.replays import Replays
 from flowbridge.settings import Settings
 from flowbridge.store import Database
@@ -74,6 +75,7 @@ class Core:
             share=settings.max_share,
             keep_days=settings.keep_queued_days,
         )
+        self.guests = Account()  # pays for the bodies that callers send who have not been authenticated
         self.intake = Intake(
             self.catalogue,
             self.callers,
@@ -81,6 +83,7 @@ class Core:
             self.tokens,
             self.courier,
             reused_txn_id=settings.reused_txn_id,
+            guests=self.guests,
         )
         self.history = History(self.callers, self.aliases, self.homeserver)
         self.media = Media(self.callers, self.homeserver, self.relay)

@@ -22,7 +22,7 @@ from flowbridge.delivery import Courier
 from flowbridge.errors import BadContent, Conflict, Problem, TooLarge
 from flowbridge.homeserver import dialect
 from flowbridge.models import Caller, Event, Payload, Surface
-from flowbridge.processor import Aside
+from flowbridge.processor import Account, Aside
 from flowbridge.store import Row, outbox
 from flowbridge.store.journal import Outcome, Ticket
 from flowbridge.store.shares import ShareTaken
@@ -77,11 +77,12 @@ class Intake:
         courier: Courier,
         *,
         reused_txn_id: Literal["send", "replay"] = "send",
+        guests: Account | None = None,
     ) -> None:
         self.catalogue = catalogue
         self._callers = callers
         self._aliases = aliases
-        self._thread = Aside("check", "bodies that are being checked")
+        self._thread = Aside("check", "bodies that are being checked", guests)
         self._tokens = tokens
         self._instance, self._numbers = secrets.token_urlsafe(16), count()
         self._courier = courier

@@ -1,41 +1,123 @@
-"""Work on large bodies, in threads: callers take turns, and those not authenticated have a fifth of one processor.
+"""The processor's time: callers take turns with what is large, and those not authenticated have a part of it.
 
-A thread alone does not help the event loop: both need the interpreter, so that a thread at work takes half of it.
+A thread alone does not help the event loop: both need the interpreter, so that a thread at work takes half of it. And
+the loop serves all that is ready in turn, so that 16 callers of something cheap get as much of it as 16 senders.
 """
 
 import asyncio
+import contextlib
+import os
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
 from flowbridge import peer
-from flowbridge.limiter import Limiter
+from flowbridge.limiter import Limiter, Place
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-GUESTS_SHARE = 0.2  # of one processor, for all callers that have not been authenticated together
-GUESTS_SECONDS = 2.0  # of work that they may save up: one body now and then does not wait
+GUESTS_SHARE = 0.15  # of the processor time that the bridge gets, for all callers that have not been authenticated
+SAVED_SECONDS = 0.5  # that they may have in store: 2,000 answers, or a large body now and then, do not wait
 TURN_SECONDS = 20.0
 MAX_WAITING = 256  # bodies of one caller: each is held in memory
 MAX_GUESTS_WAITING = 64
+ANSWER_SECONDS = 0.00025  # what the least request costs on the event loop,
+READ_SECONDS = 0.0006  # one that asks the homeserver,
+STREAM_SECONDS = 0.0005  # to open a live stream, and to close it, besides that,
+SENT_BYTE_SECONDS = 1.2e-9  # each byte of an answer,
+RECEIVED_BYTE_SECONDS = 3e-9  # and of a body
+
+
+class Account:
+    """A share of the processor, spent before it is earned.
+
+    A machine that is busy with other processes gives the bridge less than a second of the processor in a second of the
+    clock; what its thread has waited for (Linux: schedstat) earns nothing.
+    """
+
+    def __init__(self, share: float = GUESTS_SHARE) -> None:
+        self._share = share
+        self._saved = SAVED_SECONDS
+        self._at: float | None = None
+        self._schedstat: int | None = None
+
+    def spend(self, seconds: float) -> float:
+        """For how long the next has to wait, at the least, until this is paid for."""
+        self._earn()
+        self._saved -= seconds
+        return self.debt()
+
+    def debt(self) -> float:
+        """For how long the next has to wait now; 0 when it need not."""
+        self._earn()
+        return max(0.0, -self._saved / self._share)
+
+    def _earn(self) -> None:
+        now = time.monotonic() - self._waited()
+        if self._at is not None:
+            self._saved = min(self._saved + max(0.0, now - self._at) * self._share, SAVED_SECONDS)
+        self._at = now
+
+    def _waited(self) -> float:
+        """The seconds for which this thread was ready to run and did not, since it began."""
+        try:
+            if self._schedstat is None:
+                path = f"/proc/self/task/{threading.get_native_id()}/schedstat"
+                self._schedstat = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            return int(os.pread(self._schedstat, 100, 0).split()[1]) / 1e9
+        except (OSError, ValueError, IndexError):  # another system, or a thread that has ended
+            return 0.0
+
+    def __del__(self) -> None:
+        if self._schedstat is not None:
+            with contextlib.suppress(OSError):
+                os.close(self._schedstat)
+
+
+class Allowance:
+    """Turns that are paid for from an account: the next one waits until what the last one spent has been earned."""
+
+    def __init__(self, what: str, waiting: int, account: Account) -> None:
+        self._turns = Limiter(what, 1, 1, waiting=waiting)
+        self._account = account
+
+    async def turn(self, seconds: float | None = None) -> Place:
+        """This caller's turn. To be ended by `pay`. Raises TooMany or Unavailable."""
+        return await self._turns.wait(peer.who(), seconds)
+
+    def pay(self, place: Place, spent: float) -> None:
+        """So much was spent in this turn."""
+        self._account.spend(spent)
+        self._rest(place)
+
+    def _rest(self, place: Place) -> None:
+        if (pause := self._account.debt()) > 0:
+            asyncio.get_running_loop().call_later(pause, self._rest, place)
+        else:
+            place.free()
 
 
 class Aside:
-    """`name`: of the threads, `what`: of the work, in the plural. To be used on one event loop."""
+    """Work in threads. `name`: of the threads, `what`: of the work, in the plural; `guests`: what pays for theirs.
 
-    def __init__(self, name: str, what: str) -> None:
+    To be used on one event loop.
+    """
+
+    def __init__(self, name: str, what: str, guests: Account | None = None) -> None:
         self._threads = ThreadPoolExecutor(2, thread_name_prefix=f"flowbridge-{name}")
         self._turns = Limiter(what, 1, 1, waiting=MAX_WAITING)
-        self._guests = Limiter(f"{what} without a known token", 1, 1, waiting=MAX_GUESTS_WAITING)
-        self._saved, self._saved_at = GUESTS_SECONDS, time.monotonic()
+        self._guests = Allowance(f"{what} without a known token", MAX_GUESTS_WAITING, guests or Account())
 
     async def run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Do this in a thread. Raises TooMany or Unavailable, and what the work raises."""
         is_guest = peer.is_guest()
-        place = await (self._guests if is_guest else self._turns).wait(peer.who() or "here", TURN_SECONDS)
-        loop = asyncio.get_running_loop()
+        if is_guest:
+            place = await self._guests.turn(TURN_SECONDS)
+        else:
+            place = await self._turns.wait(peer.who() or "here", TURN_SECONDS)
         spent = 0.0
 
         def timed() -> T:
@@ -46,22 +128,13 @@ class Aside:
             finally:
                 spent = time.thread_time() - began
 
-        def rest(_: object) -> None:
-            """The next guest's turn comes once this work is paid for."""
-            pause = self._debt(spent) if is_guest else 0.0
-            if pause > 0:
-                loop.call_later(pause, place.free)
+        def done(_: object) -> None:
+            if is_guest:
+                self._guests.pay(place, spent)
             else:
                 place.free()
 
         # Not on leaving this function: a caller that goes away does not end its thread.
-        working = loop.run_in_executor(self._threads, timed)
-        working.add_done_callback(rest)
+        working = asyncio.get_running_loop().run_in_executor(self._threads, timed)
+        working.add_done_callback(done)
         return await asyncio.shield(working)
-
-    def _debt(self, spent: float) -> float:
-        """The seconds until guests have earned what they have spent."""
-        now = time.monotonic()
-        self._saved = min(self._saved + (now - self._saved_at) * GUESTS_SHARE, GUESTS_SECONDS) - spent
-        self._saved_at = now
-        return -self._saved / GUESTS_SHARE

@@ -17,7 +17,7 @@ _ERRORS = {
     413: "The body or the event is too large.",
     415: "The body is a form, multipart, XML or compressed.",
     422: "This `Idempotency-Key` was used before, with other content.",
-    429: "The homeserver asks to wait `retry_after_ms`.",
+    429: "The homeserver, or a bound of the bridge that this caller has its share of, asks to wait `retry_after_ms`.",
     500: "The homeserver failed.",
     502: "The homeserver is away, or is no homeserver.",
     503: "Not just now; `Retry-After` says when: the store is full or away, it cannot be told whose token this is, or "
@@ -88,6 +88,8 @@ def operation(
         responses["202"] = accepted
     if kept:
         responses["304"] = {"description": "`If-None-Match` names the ETag of what would be answered."}
+    if not open_to_all:
+        errors = {*errors, 429}
     for status in sorted({404, 405, *errors}):
         text = _ERRORS.get(status, "The path is known, but not with this method.")
         responses[str(status)] = {"description": text, "content": as_json(schema("MatrixError"))}
@@ -331,7 +333,7 @@ VALIDATE = operation(
     description="Answers what would be sent, or the error that a send would get. Needs no token.",
     ok="The payload is right.",
     answers=as_json(schema("Valid")),
-    errors=_BODY,
+    errors=(*_BODY, 429, 503),
     parameters=[PARAMETERS["eventType"]],
     body=_body("FlowBody", _SHAPES, text=True),
     open_to_all=True,

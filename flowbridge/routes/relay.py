@@ -70,7 +70,7 @@ class Relaying:
         self._core = core
         self._long = Limiter("long bodies on their way", MAX_LONG, MAX_LONG_OF_ONE)
         self._places: dict[Spool, Place] = {}
-        self._aside = Aside("bodies", "long bodies that are being looked into")
+        self._aside = Aside("bodies", "long bodies that are being looked into", core.guests)
 
     async def relay(self, request: Request) -> Response:
         """Any request. Its answer is asked for when it is called, since it is streamed."""

@@ -18,6 +18,7 @@ import pytest
 from pydantic import SecretStr
 
 from flowbridge.delivery import lane
+from flowbridge.routes import operations
 from flowbridge.serve import background
 from flowbridge.settings import Settings
 from tests.upstream import PATIENCE, Rooms, Upstream
@@ -245,6 +246,12 @@ def shared_bridge(shared_upstream: Upstream, tmp_path_factory: pytest.TempPathFa
 def shared_hasty_bridge(shared_upstream: Upstream, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bridge]:
     with running(shared_upstream, tmp_path_factory.mktemp("hasty"), wait_seconds=HASTE_SECONDS) as bridge:
         yield bridge
+
+
+@pytest.fixture(autouse=True)
+def _nothing_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test is told what the homeserver said to the one before."""
+    monkeypatch.setattr(operations, "KEEP_SECONDS", 0.0)
 
 
 @pytest.fixture

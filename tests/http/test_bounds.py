@@ -700,9 +700,13 @@ def test_bad_content_is_a_400_that_points_at_it(bridge: Bridge, target: str, nam
     ],
 )
 def test_expensive_body_is_answered_within_a_second(bridge: Bridge, body: bytes, worked: Elapsed) -> None:
-    answer = bridge.post(SEND, body)
+    """Of a caller that is known: others have 15 % of the processor together, and may wait for the tests before."""
+    token = f"Authorization: Bearer {new_token()}"
+    assert bridge.post("/whoami", b"", token, method="GET").status == 200
+    before = worked()
+    answer = bridge.post(SEND, body, token)
     assert answer.status in (200, 400, 413)
-    assert worked() < 1
+    assert worked() - before < 1
     assert len(sent(bridge)) == (answer.status == 200)
 
 
@@ -721,9 +725,10 @@ def test_many_hostile_bodies_do_not_stop_healthz(upstream: scripted.Upstream, tm
         pool = stack.enter_context(ThreadPoolExecutor(50))
         watcher = stack.enter_context(RawClient(url))
         clients = [stack.enter_context(RawClient(url)) for _ in range(50)]
-        requests = [
-            post(SEND, bodies[number % len(bodies)], f"Authorization: Bearer {new_token()}") for number in range(50)
-        ]
+        tokens = [f"Authorization: Bearer {new_token()}" for _ in clients]
+        for client, token in zip(clients, tokens, strict=True):  # what is not known has 15 % of the processor together
+            assert client.send(post("/whoami", b"", token, method="GET")).answer().status == 200
+        requests = [post(SEND, bodies[number % len(bodies)], token) for number, token in enumerate(tokens)]
         sending = [
             threading.Thread(target=client.try_to_send, args=(request,))
             for client, request in zip(clients, requests, strict=True)
@@ -739,7 +744,7 @@ def test_many_hostile_bodies_do_not_stop_healthz(upstream: scripted.Upstream, tm
             thread.join()
         assert {answer.result().status for answer in answers} <= {400, 413}
     assert slowest < 0.5
-    assert upstream.requests == []
+    assert upstream.events == []
 
 
 @pytest.mark.parametrize("blanks", [" ", "\t", "  \t "])

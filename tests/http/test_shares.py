@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from flowbridge import callers, rooms
+from flowbridge import callers, edge, rooms
 from flowbridge.homeserver import client
 from flowbridge.live import registry
 from flowbridge.routes import operations
@@ -71,20 +71,19 @@ def _slow_for(token: str, request: Request, go: threading.Event) -> Behaviour | 
 
 
 def test_known_tokens_and_keys_do_not_wait_for_look_ups_of_unknown_ones(
-    bridge: Bridge, upstream: Upstream, go: threading.Event
+    upstream: Upstream, tmp_path: Path, go: threading.Event
 ) -> None:
     known = bearer(new_token())
-    assert bridge.post(SEND, BODY, known).status == 200
-    assert bridge.post(SEND, BODY, f"X-API-Key: {KEY}", "Authorization: Basic x").status == 200
-    upstream.script(slow("/whoami", go, UNKNOWN_TOKEN))
-    with ExitStack() as stack:
+    with running(upstream, tmp_path) as bridge, ExitStack() as stack:
+        assert bridge.post(SEND, BODY, known).status == 200
+        assert bridge.post(SEND, BODY, f"X-API-Key: {KEY}", "Authorization: Basic x").status == 200
+        upstream.script(slow("/whoami", go, UNKNOWN_TOKEN))
         clients = flood(stack, bridge, lambda: post(SEND, BODY), 140)  # there are 128 connections for sends
-        arrived(upstream, "/whoami", callers.MAX_LOOKUPS_OF_ONE)
+        arrived(upstream, "/whoami", callers.MAX_LOOKUPS_OF_ONE + 2)
         for _ in range(5):
             assert bridge.post(SEND, BODY, known).status == 200
             assert bridge.post(SEND, BODY, f"X-API-Key: {KEY}", "Authorization: Basic x").status == 200
-        looked_up = sum("/whoami" in request.target for request in upstream.requests) - 2
-        assert looked_up <= callers.MAX_LOOKUPS_OF_ONE
+        assert arrived(upstream, "/whoami", 1) == callers.MAX_LOOKUPS_OF_ONE + 2
         go.set()
         assert {found.answer().status for found in clients} <= {401, 429, 503}
 
@@ -211,3 +210,35 @@ def test_slow_look_ups_of_one_callers_aliases_leave_connections_to_sends(
         go.set()
         for found in clients:
             assert found.answer().status < 600
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/schemas", "/docs/swagger-ui-bundle.js", SEND])
+def test_answers_without_a_token_wait_for_their_share_of_the_processor(
+    upstream: Upstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    monkeypatch.setattr(edge, "ANSWER_SECONDS", 1.0)  # more than may be saved, by far
+    known = bearer(new_token())
+    guest = post(path, b"", "Authorization: Basic x", method="GET" if path != SEND else "POST")
+    with running(upstream, tmp_path) as bridge, ExitStack() as stack:
+        assert bridge.post(SEND, BODY, known).status == 200
+        bridge.ask(guest)
+        waiting = stack.enter_context(bridge.connect())
+        waiting.send(guest)
+        for _ in range(20):
+            assert bridge.post(SEND, BODY, known).status == 200
+        assert not waiting.is_closed(0.3), "it is not refused, and not answered yet"
+
+
+def test_reads_of_a_known_caller_wait_for_its_own_share(
+    upstream: Upstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(edge, "READ_SECONDS", 1.0)
+    hog, other = bearer(new_token()), bearer(new_token())
+    state = f"/rooms/{ROOM}/state/m.room.name"
+    with running(upstream, tmp_path) as bridge, ExitStack() as stack:
+        assert bridge.post(state, b"", hog, method="GET").status == 200
+        waiting = stack.enter_context(bridge.connect())
+        waiting.send(post(state, b"", hog, method="GET"))
+        assert bridge.post(state, b"", other, method="GET").status == 200
+        assert bridge.post(SEND, BODY, hog).status == 200
+        assert not waiting.is_closed(0.3), "it is not refused, and not answered yet"

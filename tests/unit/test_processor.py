@@ -3,9 +3,12 @@
 import asyncio
 import threading
 import time
+from pathlib import Path
+
+import pytest
 
 from flowbridge import peer, processor
-from flowbridge.processor import Aside
+from flowbridge.processor import Account, Aside
 
 
 def burn(seconds: float) -> None:
@@ -34,9 +37,46 @@ async def test_guests_together_have_a_part_of_one_processor() -> None:
         await aside.run(burn, 0.1)
 
     began = time.monotonic()
-    works = int(processor.GUESTS_SECONDS / 0.1) + 5
+    works = int(processor.SAVED_SECONDS / 0.1) + 5
     await asyncio.gather(*(guest(f"192.0.2.{number}") for number in range(works)))
-    assert time.monotonic() - began > processor.GUESTS_SECONDS + 4 * 0.1 / processor.GUESTS_SHARE * 0.8
+    assert time.monotonic() - began > processor.SAVED_SECONDS + 4 * 0.1 / processor.GUESTS_SHARE * 0.8
+
+
+class BusyMachine:
+    """Clocks that move when they are told to."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = self.waited = 0.0
+        monkeypatch.setattr(processor, "time", self)
+        monkeypatch.setattr(Account, "_waited", lambda _: self.waited)
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+def test_what_is_spent_is_earned_at_the_share_of_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, account = BusyMachine(monkeypatch), Account(0.2)
+    assert account.spend(processor.SAVED_SECONDS) == 0
+    assert account.spend(0.1) == pytest.approx(0.5)
+    clock.now += 0.3
+    assert account.debt() == pytest.approx(0.2)
+    clock.now += 100
+    assert account.debt() == 0
+    assert account.spend(processor.SAVED_SECONDS + 0.02) == pytest.approx(0.1), "no more is saved than that"
+
+
+def test_time_that_other_processes_took_earns_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, account = BusyMachine(monkeypatch), Account(0.2)
+    account.spend(processor.SAVED_SECONDS + 0.1)
+    clock.now += 0.5
+    clock.waited += 0.4
+    assert account.debt() == pytest.approx(0.4)
+
+
+def test_time_waited_for_the_processor_is_known_on_linux() -> None:
+    account = Account()
+    assert account._waited() >= 0
+    assert (account._schedstat is not None) == Path("/proc/self/schedstat").exists()
 
 
 async def test_known_callers_do_not_wait_for_guests() -> None:
