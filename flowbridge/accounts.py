@@ -84,9 +84,12 @@ class Accounts:
     async def logout(self, token: str, query: str = "", *, everywhere: bool) -> None:
         """End this token or, `everywhere`, all of its user's. `query`: as whom an application service does."""
         target = f"{dialect.CLIENT}/logout{'/all' if everywhere else ''}{query}"
+        user = await self._callers.user_of(token) if everywhere else None
         answer = await self._homeserver.call("POST", target, token=token, body=b"{}")
         if answer.status in (200, 401):
             self._callers.forget(token)
+        if answer.status == 200 and everywhere:
+            self._callers.forget_user(user)
         verdict.success(answer)
 
     async def whoami(self, credential: Credential, query: str = "") -> Json:

@@ -8,10 +8,11 @@ import time
 from collections.abc import Awaitable, Callable
 
 from flowbridge import log
-from flowbridge.callers import Callers, Credential
-from flowbridge.errors import BadGateway, GatewayTimeout, MatrixError
+from flowbridge.callers import PATIENCE_SECONDS, Callers, Credential, later
+from flowbridge.errors import MatrixError, Unavailable
 from flowbridge.homeserver import Homeserver
 from flowbridge.models import ApiKey, Caller
+from flowbridge.names import Names
 
 FOUND_SECONDS = 60.0  # how long an alias of a key's scope leads where it led
 JOINED_SECONDS = 600.0  # likewise an alias that was joined
@@ -24,17 +25,20 @@ Permit = Callable[..., None]  # names of one room; raises Forbidden unless the k
 class Aliases:
     """Every method raises MatrixError with what the homeserver says."""
 
-    def __init__(self, callers: Callers, homeserver: Homeserver) -> None:
+    def __init__(self, callers: Callers, homeserver: Homeserver, names: Names | None = None) -> None:
         self._callers = callers
         self._resolve = homeserver.resolve
-        self._found = _Known(homeserver.resolve, FOUND_SECONDS)
-        self._joined = _Known(homeserver.join, JOINED_SECONDS)
+        self._found = _Known(homeserver.resolve, FOUND_SECONDS, "found", names)
+        self._joined = _Known(homeserver.join, JOINED_SECONDS, "joined", names)
         self._doubts: dict[tuple[str, str], asyncio.Task[bool]] = {}
 
     async def enter(
-        self, credential: Credential, room: str, permit: Permit, *, joins: bool = False
+        self, credential: Credential, room: str, permit: Permit, *, joins: bool = False, writes: bool = False
     ) -> tuple[Caller, str]:
         """Who asks, and the id of the room. `joins`: whoever asks joins an alias, once.
+
+        `writes`: for an event that is kept until it can be sent. It needs no homeserver where the names are known from
+        before; raises Unavailable where one is not.
 
         The homeserver is asked what else the room is called only when the key's scope does not have the room as the
         request names it. A key that is not for the room joins nothing.
@@ -42,13 +46,14 @@ class Aliases:
         key = _needs_look(credential.key, room)
         if key is None:
             permit(room)
-        caller = await self._callers.identify(credential)
+        caller = await (self._callers.author if writes else self._callers.identify)(credential)
         if key is None and not room.startswith("#"):
             return caller, room
         try:
             return caller, await self._enter(caller, room, key, permit, joins=joins)
         except MatrixError as error:
-            raise self._callers.refused(caller, error) from None
+            error = self._callers.refused(caller, error)
+            raise later(error) if writes else error from None
 
     async def joined(self, caller: Caller, room: str) -> str:
         """The room id of an alias, which the caller joins once; a room id as it is."""
@@ -125,13 +130,15 @@ class Aliases:
 class _Known:
     """Where aliases lead, for some time.
 
-    Whoever comes while the homeserver is asked waits for the same answer. While it is away, its last answer counts:
-    accepting goes on.
+    Whoever comes while the homeserver is asked waits for the same answer. While it is away, or the bot's token is
+    refused, its last answer counts, also one to an earlier process: accepting goes on.
     """
 
-    def __init__(self, ask: Ask, seconds: float) -> None:
+    def __init__(self, ask: Ask, seconds: float, kind: str, names: Names | None) -> None:
         self._ask = ask
         self._seconds = seconds
+        self._kind = kind
+        self._names = names
         self._asked: dict[tuple[str, str], tuple[asyncio.Task[str], float]] = {}
 
     async def room_id(self, caller: Caller, alias: str) -> str:
@@ -152,12 +159,37 @@ class _Known:
         self._asked.pop((caller.user_id, alias), None)
 
     async def _learn(self, caller: Caller, alias: str, earlier: "asyncio.Task[str] | None") -> str:
+        name = f"{self._kind}|{caller.user_id}|{alias}"
+        if not caller.token:
+            if (known := await self._before(name, earlier)) is not None:
+                return known
+            raise Unavailable(f"where {alias} leads is not known while the bridge's own account has no token")
+        asking = asyncio.ensure_future(self._ask(caller.token, alias))
+        await asyncio.wait({asking}, timeout=PATIENCE_SECONDS)
+        if not asking.done() and (known := await self._before(name, earlier)) is not None:
+            asking.add_done_callback(_heard)
+            return known
         try:
-            return await self._ask(caller.token, alias)
-        except (BadGateway, GatewayTimeout):
-            if earlier is None:
+            room_id = await asking
+        except MatrixError as error:
+            is_away = error.status >= 500 or (error.status == 401 and caller.bot)
+            if not is_away or (known := await self._before(name, earlier)) is None:
                 raise
+            return known
+        if self._names is not None:
+            self._names.note(name, room_id)
+        return room_id
+
+    async def _before(self, name: str, earlier: "asyncio.Task[str] | None") -> str | None:
+        """Where an alias led when the homeserver said so last."""
+        if earlier is not None:
             return await earlier
+        return await self._names.find(name) if self._names is not None else None
+
+
+def _heard(asking: "asyncio.Future[str]") -> None:
+    if not asking.cancelled():
+        asking.exception()
 
 
 def _needs_look(key: ApiKey | None, room: str) -> ApiKey | None:

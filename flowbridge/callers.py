@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import math
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, replace
@@ -10,11 +11,21 @@ from urllib.parse import parse_qs
 
 from flowbridge import keyring, log, macaroons, peer
 from flowbridge.bot import Bot
-from flowbridge.errors import BadGateway, Errcode, Forbidden, GatewayTimeout, MatrixError, Unauthorized, Unavailable
+from flowbridge.errors import (
+    BadGateway,
+    BadRequest,
+    Errcode,
+    Forbidden,
+    GatewayTimeout,
+    MatrixError,
+    Unauthorized,
+    Unavailable,
+)
 from flowbridge.homeserver import Homeserver
 from flowbridge.keyring import Keyring
 from flowbridge.limiter import Limiter
 from flowbridge.models import ApiKey, Caller
+from flowbridge.names import Names
 from flowbridge.refusals import Refusals
 from flowbridge.settings import Settings, is_token
 from flowbridge.store.keys import PREFIX
@@ -26,6 +37,7 @@ MAX_KEPT = 10_000
 MAX_LOOKUPS = 16  # of tokens that are not known, at once: what nobody has authenticated must not delay a send
 MAX_LOOKUPS_OF_ONE = 8  # of one address
 LOOKUP_SECONDS = 10.0  # to wait for one's turn
+MAX_ASKED_AGAIN = 3  # tokens of one user
 MAX_RENEWING = 16  # answers that are asked anew at once: sends need the connections to the homeserver, too
 
 
@@ -45,10 +57,13 @@ Tasks = dict[str, asyncio.Task[Identity]]
 class Callers:
     """Tells whose request it is. Asks the homeserver once per token."""
 
-    def __init__(self, settings: Settings, homeserver: Homeserver, seen: Seen, keys: Keyring) -> None:
+    def __init__(
+        self, settings: Settings, homeserver: Homeserver, seen: Seen, keys: Keyring, names: Names | None = None
+    ) -> None:
         self._homeserver = homeserver
         self._seen = seen
         self._keys = keys
+        self._names = names
         self._bot = Bot(settings, homeserver) if settings.has_bot else None
         self._kept: dict[str, tuple[Identity, float]] = {}
         self._dead: dict[bytes, None] = {}
@@ -57,6 +72,16 @@ class Callers:
         self._renewing: set[asyncio.Task[Identity]] = set()
         self._refusals = Refusals(settings.wrong_keys_per_minute)
         self._lookups = Limiter("look-ups of unknown tokens", MAX_LOOKUPS, MAX_LOOKUPS_OF_ONE)
+        self._bot_token = ""  # of those who were met last
+        self._bot_before: Identity | None = None  # who the bot was when that was known last
+        self._bot_asking: asyncio.Task[Caller] | None = None
+        self._bot_trouble_until = 0.0  # monotonic: until then the bot is not asked for again by those who only write
+        self._bot_asked_at = -math.inf
+        self.on_seen: Callable[[Caller], object] | None = (
+            None  # told each time the homeserver has said whose a token is
+        )
+        self.on_revoked: Callable[[str | None], object] | None = None  # told of a user who ended tokens; None: unknown
+        self.on_bot: Callable[[Caller], object] | None = None  # told of the bot each time it has another token
 
     async def refresh(self) -> None:
         """Learn which API keys there are; to be called at the start and every keyring.REFRESH_SECONDS."""
@@ -68,11 +93,20 @@ class Callers:
         return Unauthorized("this API key has been revoked")
 
     async def credential(self, headers: Mapping[str, str], query: bytes) -> Credential:
-        """What the request brought, without asking the homeserver. Raises Unauthorized, or Unavailable."""
-        if key := headers.get("x-api-key"):
+        """What the request brought, without asking the homeserver. Raises Unauthorized, or Unavailable.
+
+        `X-API-Key` counts before a Matrix token, a header before the query. Raises BadRequest for two different API
+        keys: they may do different things, and which of them is meant nobody can tell.
+        """
+        scheme, _, bearer = headers.get("authorization", "").partition(" ")
+        token = bearer.strip() if scheme.lower() == "bearer" else ""
+        tokens = [token, *_from_query(query)] if b"access_token" in query else [token]
+        key = headers.get("x-api-key", "").strip()
+        if (key or len(tokens) > 1) and len({key, *(each for each in tokens if each.startswith(PREFIX))} - {""}) > 1:
+            raise BadRequest("the request holds two different API keys: send one, in one place")
+        if key:
             return await self._by_key(key)
-        scheme, _, token = headers.get("authorization", "").partition(" ")
-        token = token.strip() if scheme.lower() == "bearer" else _from_query(query)
+        token = next(filter(None, tokens), "")
         if not token:
             raise Unauthorized(
                 "no access token: send `Authorization: Bearer …` or `?access_token=…` (a Matrix token), "
@@ -121,6 +155,73 @@ class Callers:
         except MatrixError as error:
             raise self._bot_trouble(error) from None
 
+    async def author(self, credential: Credential) -> Caller:
+        """As `identify`, for one who sends an event, which is kept until it can be sent.
+
+        The bot is known by what was seen of it before, while its token is refused or the homeserver is away: it has no
+        token then (""). Raises what the homeserver says of a caller's own token, else Unavailable.
+        """
+        if credential.token is not None:
+            try:
+                return Caller(*await self._whoami(credential.token), credential.token)
+            except MatrixError as error:
+                raise later(error) from None
+        assert self._bot is not None
+        token = self._bot.current
+        if token is not None and token in self._kept:
+            return Caller(*await self._whoami(token), token, bot=True, key=credential.key)
+        known = await self._known_bot(self._bot)
+        if known is not None and time.monotonic() < self._bot_trouble_until:
+            return Caller(*known, "", bot=True, key=credential.key)
+        if self._bot_asking is None or self._bot_asking.done():
+            self._bot_asking = asyncio.ensure_future(self._as_bot(self._bot))
+            self._bot_asking.add_done_callback(_heard)
+        asking = self._bot_asking
+        await asyncio.wait({asking}, timeout=None if known is None else PATIENCE_SECONDS)
+        try:
+            if known is None or asking.done():
+                return replace(asking.result(), key=credential.key)
+        except MatrixError as error:
+            if known is None:
+                raise later(self._bot_trouble(error)) from None
+        self._bot_trouble_until = time.monotonic() + AGAIN_SECONDS
+        return Caller(*known, "", bot=True, key=credential.key)
+
+    async def _known_bot(self, bot: Bot) -> Identity | None:
+        """Who the bot is, by what was seen of it before, here or by an earlier process, or by the settings."""
+        if self._bot_before is None:
+            user_id = await self._names.find(bot.name) if self._names else None
+            if user_id := user_id or bot.user_id:
+                self._bot_before = (user_id, None)
+        return self._bot_before
+
+    async def check_bot(self) -> Caller | None:
+        """The bridge's own account, after the homeserver has been asked, some seconds ago at the most."""
+        if self._bot is None:
+            return None
+        token = self._bot.current
+        if token is not None and time.monotonic() >= self._bot_asked_at + AGAIN_SECONDS:
+            try:
+                await asyncio.shield(_once(self._asking, token, self._ask))
+            except MatrixError as error:
+                if error.status != 401:
+                    raise
+            self._bot_asked_at = time.monotonic()
+        return await self.bot()
+
+    async def reload_bot(self) -> None:
+        """Read the bot's secrets again where they are in files. A token is used once the homeserver accepts it."""
+        if self._bot is None or (token := self._bot.candidate()) is None:
+            return
+        try:
+            await self._whoami(token)
+        except MatrixError as error:
+            log.error("bot_token_not_taken", error=error.error)
+            return
+        log.info("bot_token_taken")
+        self._bot.adopt(token)
+        await self.bot()
+
     async def bot(self) -> Caller | None:
         """The bridge's own account; None when none is configured."""
         return await self.identify(Credential(None)) if self._bot else None
@@ -137,7 +238,7 @@ class Callers:
 
     def refused(self, caller: Caller, error: MatrixError) -> MatrixError:
         """To be told when the homeserver refuses a caller's call: forgets a token that it no longer accepts."""
-        if error.status != 401:
+        if error.status != 401 or not caller.token:
             return error
         self.forget(caller.token)
         if not caller.bot:
@@ -152,6 +253,27 @@ class Callers:
         if len(self._dead) >= MAX_KEPT:
             del self._dead[next(iter(self._dead))]
         self._dead[_digest(token)] = None
+
+    def forget_user(self, user_id: str | None) -> None:
+        """Some tokens of a user may not be accepted any more: only the homeserver can say which. None: of any user."""
+        for token in [token for token, (kept, _) in self._kept.items() if user_id in (None, kept[0])]:
+            self.forget(token)
+        if self.on_revoked is not None:
+            self.on_revoked(user_id)
+
+    async def ask_again(self, is_meant: Callable[[str], bool]) -> None:
+        """Ask the homeserver of tokens of a user (chosen by its id) that were used here lately."""
+        tokens = [token for token, (identity, _) in self._kept.items() if is_meant(identity[0])]
+        asking = [_once(self._asking, token, self._ask) for token in tokens[-MAX_ASKED_AGAIN:]]
+        if asking:
+            await asyncio.wait(asking)
+
+    async def user_of(self, token: str) -> str | None:
+        """Whose token this is, if anything can tell; to be asked before the token is ended."""
+        try:
+            return (await self._whoami(token))[0]
+        except MatrixError:
+            return None
 
     async def _by_key(self, secret: str) -> Credential:
         key = self._keys.known(secret) or await self._look_up(secret)
@@ -179,12 +301,25 @@ class Callers:
     async def _as_bot(self, bot: Bot) -> Caller:
         token = await bot.token()
         try:
-            return Caller(*await self._whoami(token), token, bot=True)
+            found = Caller(*await self._whoami(token), token, bot=True)
         except MatrixError as error:
             if error.status != 401 or not bot.forget(token):
                 raise
-        token = await bot.token()
-        return Caller(*await self._whoami(token), token, bot=True)
+            token = await bot.token()
+            found = Caller(*await self._whoami(token), token, bot=True)
+        if token != self._bot_token:
+            self._met_bot(bot, found)
+        return found
+
+    def _met_bot(self, bot: Bot, found: Caller) -> None:
+        """The bot has a token that is accepted, and it is another one than before."""
+        self._bot_token = found.token
+        self._bot_before = (found.user_id, found.device_id)
+        self._bot_trouble_until = 0.0
+        if self._names is not None:
+            self._names.note(bot.name, found.user_id)
+        if self.on_bot is not None:
+            self.on_bot(found)
 
     # whose token it is
 
@@ -222,7 +357,7 @@ class Callers:
             if error.status == 500 and macaroons.may_break(token):
                 raise Unauthorized("the homeserver cannot read this access token") from None
             if isinstance(error, (BadGateway, GatewayTimeout)):
-                raise Unavailable(f"nobody can tell whose token this is just now: {error.error}") from None
+                raise Unavailable(f"the homeserver cannot say whose token this is: {error.error}") from None
             raise
 
     async def _ask_in_turn(self, token: str) -> Identity:
@@ -245,6 +380,8 @@ class Callers:
                 self.forget(token)
             raise
         self._dead.pop(_digest(token), None)
+        if self.on_seen is not None:
+            self.on_seen(Caller(*identity, token))
         return self._keep(token, identity, KEEP_SECONDS)
 
     async def _before(self, token: str) -> Identity | None:
@@ -269,6 +406,13 @@ class Callers:
         return BadGateway(f"the homeserver does not accept the bridge's own account: {error.error}")
 
 
+def later(error: MatrixError) -> MatrixError:
+    """What a caller hears whose event cannot be taken for the homeserver's trouble: to come again."""
+    if error.status < 500 or isinstance(error, Unavailable):
+        return error
+    return Unavailable(f"nothing of the event is kept: {error.error}")
+
+
 def _once(tasks: Tasks, token: str, work: Callable[[str], Coroutine[Any, Any, Identity]]) -> asyncio.Task[Identity]:
     """The task that does this work for a token: the one that is at it already, or a new one."""
     task = tasks.get(token)
@@ -290,7 +434,5 @@ def _digest(token: str) -> bytes:
     return hashlib.sha256(token.encode()).digest()
 
 
-def _from_query(query: bytes) -> str:
-    if b"access_token" not in query:
-        return ""
-    return parse_qs(query.decode("latin-1"), errors="replace").get("access_token", [""])[0]
+def _from_query(query: bytes) -> list[str]:
+    return parse_qs(query.decode("latin-1"), errors="replace").get("access_token", [])

@@ -2,29 +2,39 @@
 
 import asyncio
 import contextlib
+import math
+import time
 from collections.abc import AsyncIterator
 
 from flowbridge import log
 from flowbridge.aliases import Aliases
-from flowbridge.callers import Callers
+from flowbridge.callers import Callers, Credential
 from flowbridge.catalogue import Catalogue
 from flowbridge.delivery import Courier
 from flowbridge.delivery.carrier import Carrier
+from flowbridge.errors import MatrixError
 from flowbridge.history import History
 from flowbridge.homeserver import Address, AddressError, AddressUnknown, Homeserver, Locator, Relay, tls_context
 from flowbridge.intake import Intake
 from flowbridge.keyring import Keyring
 from flowbridge.live import Live
 from flowbridge.media import Media
+from flowbridge.models import Caller
+from flowbridge.names import Names
 from flowbridge.replays import Replays
 from flowbridge.settings import Settings
 from flowbridge.store import Database
+from flowbridge.store.accounts import account_of
 from flowbridge.store.journal import Journal
 from flowbridge.store.stock import Limits, Stock
 from flowbridge.tokens import Tokens, cipher
 from flowbridge.upkeep import Upkeep
 
 LOCATE_SECONDS = 1.0
+RECHECK_SECONDS = 5.0  # until the refused tokens of an account are tried once more, at first
+MAX_RECHECK_SECONDS = 60.0
+MAX_RECHECKS = 10_000
+RECHECKED = 3  # tokens of an account that are tried: those that were seen last
 
 
 class Core:
@@ -41,8 +51,10 @@ class Core:
         self.journal = Journal(self.database, max_waiting=settings.max_waiting, share=settings.max_share)
         self.stock = Stock(self.database, _limits(settings))
         self.tokens = Tokens(self.database, self.journal)
-        self.callers = Callers(settings, self.homeserver, self.tokens.identity, Keyring(settings, self.database))
-        self.aliases = Aliases(self.callers, self.homeserver)
+        self.names = Names(self.database)
+        keyring = Keyring(settings, self.database)
+        self.callers = Callers(settings, self.homeserver, self.tokens.identity, keyring, self.names)
+        self.aliases = Aliases(self.callers, self.homeserver, self.names)
         self.replays = Replays(self.database, self.homeserver, self.callers, self.tokens)
         self.carrier = Carrier(
             self.homeserver,
@@ -75,7 +87,13 @@ class Core:
         self.live = Live(self.homeserver, self.callers)
         self.upkeep = Upkeep(settings, self.database, self.stock, self.callers, self.courier)
         self.tokens.on_change = self.carrier.trust
+        self.callers.on_seen = self._seen
+        self.callers.on_revoked = self._revoked
+        self.carrier.on_refused = self.callers.forget
         self.carrier.on_distrust = self._distrusted
+        self._rechecks: dict[
+            str, tuple[float, float]
+        ] = {}  # account → when its refused tokens are tried, and the pause
 
     def open(self) -> None:
         """Open the store; only who accepts events needs it. Raises StoreError or SettingsError."""
@@ -103,6 +121,8 @@ class Core:
         if self.locator.known is None:
             await self.locate()
         self.database.start()
+        self.names.begin()
+        self.callers.on_bot = self.tokens.remember
         await self.stock.refresh()
         await self.callers.refresh()
         await self.courier.start()
@@ -118,13 +138,54 @@ class Core:
             self.homeserver.close()
             self.relay.close()
 
+    async def reload(self) -> None:
+        """Learn the homeserver's address again, and the bot's token or password where they are in files."""
+        await self.locator.refresh()
+        await self.callers.reload_bot()
+
+    def _seen(self, caller: Caller) -> None:
+        """A token is good: what waits for one of its user's is sent with it, whatever it came for."""
+        if account_of(caller.user_id) in self.carrier.distrusted:
+            self.tokens.remember(caller)
+
+    def _revoked(self, user_id: str | None) -> None:
+        """A user has ended tokens of its own: what was seen of the others does not count any more."""
+        if user_id is not None:
+            self.tokens.doubt(user_id)
+            self.live.end(user_id)
+
     async def _distrusted(self, account: str, token: str) -> None:
-        """The homeserver does not accept a token any more: ask anew whose it is, and log the bot in again."""
-        self.tokens.forget(account)
-        self.callers.forget(token)
-        bot = await self.callers.renew_bot(token) if token else await self.callers.bot()
-        if bot is not None:
-            self.tokens.remember(bot)
+        """The homeserver accepts no token of an account: log the bot in again, try those that it has once more."""
+        with contextlib.suppress(MatrixError):  # the account may be another one
+            bot = await self.callers.renew_bot(token) if token else await self.callers.bot()
+            if bot is not None:
+                self.tokens.remember(bot)
+        if await self.tokens.of(account) is not None:  # perhaps one that another process was given
+            self.carrier.trust(account)
+            return
+        await self.callers.ask_again(lambda user_id: account_of(user_id) == account)
+        if not self.tokens.knows(account):
+            await self._recheck(account)
+
+    async def _recheck(self, account: str) -> None:
+        """Ask whose the refused tokens of an account are: it may have been locked, and not be any more.
+
+        Half as often each time, for a token that is refused mostly stays so.
+        """
+        now = time.monotonic()
+        at, pause = self._rechecks.get(account, (math.inf, RECHECK_SECONDS))
+        if now < at < math.inf:
+            return
+        if len(self._rechecks) >= MAX_RECHECKS:
+            self._rechecks.clear()
+        self._rechecks[account] = (now + pause, min(2 * pause, MAX_RECHECK_SECONDS))
+        if at == math.inf:  # it has been refused in this moment
+            return
+        for token in (await self.tokens.refused(account))[:RECHECKED]:
+            with contextlib.suppress(MatrixError):
+                self.tokens.remember(await self.callers.identify(Credential(token)))
+        if self.tokens.knows(account):
+            del self._rechecks[account]
 
 
 def _limits(settings: Settings) -> Limits:

@@ -159,7 +159,7 @@ class Intake:
         content, StoreFull and StoreUnavailable.
         """
         permit = partial(self._callers.permit, credential, event.type)
-        caller, room_id = await self._aliases.enter(credential, event.room, permit, joins=True)
+        caller, room_id = await self._aliases.enter(credential, event.room, permit, joins=True, writes=True)
         if event.type == MEMBER:
             _check_member(event, caller)
         ticket = self._ticket(caller, room_id, event, sending)
@@ -212,6 +212,7 @@ class Intake:
             api_key=caller.key.id if caller.key else None,
         )
         ticket = Ticket(row, loop.create_future(), loop.create_future(), waiters=int(sending.waits))
+        ticket.token = caller.token
         ticket.committed.add_done_callback(_heard)  # who does not wait for the commit need not hear of its failure
         if sending.request != event.content:
             ticket.request = sending.request.decode("utf-8", "replace").replace("\0", "\ufffd")

@@ -61,6 +61,7 @@ class Protocol(HttpToolsProtocol):
     _loose_bytes = 0  # since the last byte of a body: chunk extensions and trailers
     _in_head = True
     _began = False  # this head began in the segment that ended the request before it
+    _ended_late = False  # the body has come of a request that had been answered before
     _is_connect = False
     _is_deaf = False  # nothing that still comes is read
     _at_work: RequestResponseCycle | None = None  # the request that the application has last been given
@@ -133,7 +134,14 @@ class Protocol(HttpToolsProtocol):
 
     def _time_the_body(self, more: int) -> None:
         self._body_bytes += more
-        if self.cycle.response_complete:  # bytes behind an answer: uvicorn has stopped its own clock for them
+        if self._ended_late:
+            self._ended_late = False
+            self._stop_timer()
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
+            self._connections.rest(self)
+        elif self.cycle.response_complete:  # bytes behind an answer: uvicorn has stopped its own clock for them
             if self._timer is None:
                 self._timer = self.loop.call_later(HEAD_SECONDS, self.transport.close)
         elif not self.cycle.more_body:
@@ -149,7 +157,7 @@ class Protocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         before: RequestResponseCycle | None = self.cycle  # uvicorn's None before the first request
-        self._in_head, self._head_bytes = True, 0
+        self._in_head, self._head_bytes, self._ended_late = True, 0, False
         self._began = before is not None and (before.more_body or not before.response_complete)
         super().on_message_begin()
 
@@ -182,8 +190,10 @@ class Protocol(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        if not self.parser.should_upgrade():  # else its body is still to come
-            super().on_message_complete()
+        if self.parser.should_upgrade():
+            return  # its body is still to come
+        self._ended_late = self.cycle.response_complete
+        super().on_message_complete()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         self._at_work = cycle
@@ -249,6 +259,9 @@ class Protocol(HttpToolsProtocol):
             if at_work.response_started:
                 self._hang_up(at_work)  # nothing else can be said in the middle of an answer
                 return
+        if not self._in_head and at_work is not None and at_work.response_complete:
+            self.transport.close()  # in the body of a request that has its answer: one more would be taken for the next
+            return
         body = json.dumps({"errcode": errcode, "error": error}).encode()
         again = b"retry-after: 2\r\n" if status == 503 else b""
         self.transport.write(
@@ -327,7 +340,7 @@ class Server(uvicorn.Server):
         await self.core.locate()
         if threading.current_thread() is threading.main_thread():
             loop = asyncio.get_running_loop()
-            loop.add_signal_handler(signal.SIGHUP, lambda: loop.create_task(self.core.locator.refresh()))
+            loop.add_signal_handler(signal.SIGHUP, lambda: loop.create_task(self.core.reload()))
         gc.freeze()  # what is there at the start stays: looking it over again takes 80 ms, for which everybody waits
         homeserver = self.core.settings.base_url
         log.info("serving", url=url_of(listener), **apart, homeserver=homeserver, version=__version__)
@@ -354,7 +367,7 @@ def url_of(listener: socket.socket) -> str:
 
 
 def serve(settings: Settings, host: str, port: int) -> None:
-    """Serve until SIGINT or SIGTERM; SIGHUP learns the homeserver's address anew.
+    """Serve until SIGINT or SIGTERM; SIGHUP learns the homeserver's address again, and the bot's token.
 
     Raises OSError when the port is taken, SettingsError when that for operations is, and AddressError or SchemaError
     for settings that cannot work.

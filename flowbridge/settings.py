@@ -26,6 +26,9 @@ from flowbridge.proxies import Network
 LEASE_MARGIN_SECONDS = 5.0  # else a request could still be under way when somebody else takes the room over
 
 _BASE_URL = re.compile(r"https?://(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+)(?::[0-9]{1,5})?(?:/[A-Za-z0-9._~/-]*)?")
+_KEY = re.compile(r"fb_[\x21-\x7e]{32,1000}")
+_FILES = "SECRET=FILES"  # no variable of the environment can be called so
+_TOKEN_RULE = "a token is visible ASCII without spaces, and not `None` or the like"  # noqa: S105 (a sentence, not a secret)
 _VISIBLE = frozenset(string.ascii_letters + string.digits + string.punctuation)
 
 
@@ -58,6 +61,8 @@ class Settings(BaseSettings):
     secret_key: SecretStr | None = _name("FLOWBRIDGE_SECRET_KEY")
     public_url: str | None = _name("FLOWBRIDGE_PUBLIC_URL")
     encrypted_rooms: Literal["refuse", "allow"] = _name("FLOWBRIDGE_ENCRYPTED_ROOMS", "refuse")
+    registration: bool = _name("FLOWBRIDGE_REGISTRATION", True)
+    pass_federation: bool = _name("FLOWBRIDGE_PASS_FEDERATION", True)
     schemas_dir: Path | None = _name("FLOWBRIDGE_SCHEMAS_DIR")
     wait_seconds: Annotated[float, Field(gt=0, le=300)] = _name("FLOWBRIDGE_WAIT_SECONDS", 10.0)
     request_seconds: Annotated[float, Field(gt=0, le=300)] = _name("FLOWBRIDGE_REQUEST_SECONDS", 10.0)
@@ -78,6 +83,7 @@ class Settings(BaseSettings):
     operations_port: Annotated[int, Field(ge=0, le=65_535)] | None = _name("FLOWBRIDGE_OPERATIONS_PORT")
     log_format: Literal["text", "json"] = _name("FLOWBRIDGE_LOG_FORMAT", "text")
     log_level: Literal["debug", "info", "warning", "error"] = _name("FLOWBRIDGE_LOG_LEVEL", "info")
+    secret_files: dict[str, Path] = _name(_FILES, {})  # the secrets that were read from files, by variable
 
     @classmethod
     def load(cls, **values: Any) -> Self:
@@ -88,6 +94,17 @@ class Settings(BaseSettings):
             raise SettingsError("; ".join(_line(item) for item in error.errors())) from None
         except UnicodeDecodeError:
             raise SettingsError(".env: the file is not UTF-8") from None
+
+    def read_again(self, field: str) -> str | None:
+        """What the file of a secret holds now; None when the secret did not come from a file. Raises SettingsError."""
+        name = _variable(type(self).model_fields[field])
+        path = self.secret_files.get(name)
+        if path is None:
+            return None
+        secret = _read_secret(name, path)
+        if field == "access_token" and not is_token(secret):
+            raise SettingsError(f"{name}_FILE: {path}: {_TOKEN_RULE}")
+        return secret
 
     @property
     def has_bot(self) -> bool:
@@ -114,8 +131,11 @@ class Settings(BaseSettings):
     @field_validator("api_keys")
     @classmethod
     def _are_keys(cls, keys: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
-        if not all(key.get_secret_value().startswith("fb_") and len(key) > len("fb_") for key in keys):
-            raise ValueError("every key begins with fb_ and is followed by at least one character")
+        if not all(_KEY.fullmatch(key.get_secret_value()) for key in keys):
+            raise ValueError(
+                "every key is fb_ and 32 to 1,000 characters of visible ASCII after it, so that nobody guesses it; "
+                "`python -c 'import secrets; print(\"fb_\" + secrets.token_urlsafe(32))'` makes one"
+            )
         return keys
 
     @field_validator("trusted_proxies", mode="before")
@@ -135,7 +155,7 @@ class Settings(BaseSettings):
     @classmethod
     def _is_token(cls, token: SecretStr | None) -> SecretStr | None:
         if token is not None and not is_token(token.get_secret_value()):
-            raise ValueError("a token is visible ASCII without spaces, and not `None` or the like")
+            raise ValueError(_TOKEN_RULE)
         return token
 
     @field_validator("public_url")
@@ -184,20 +204,15 @@ class _SecretFiles(PydanticBaseSettingsSource):
         super().__init__(settings_cls)
         from_dotenv = dotenv.env_vars if isinstance(dotenv, DotEnvSettingsSource) else {}
         self._variables = {**from_dotenv, **os.environ}
+        self._used: dict[str, Path] = {}
 
     def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
         name = _variable(field)
         path = self._variables.get(f"{name}_FILE") if "SecretStr" in str(field.annotation) else None
         if not path or self._variables.get(name):
             return None, name, False
-        try:
-            secret = Path(path).read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-            raise SettingsError(f"{name}_FILE: cannot read {path}: {reason}") from None
-        if not secret:
-            raise SettingsError(f"{name}_FILE: {path} is empty")
-        return secret, name, False
+        self._used[name] = Path(path)
+        return _read_secret(name, Path(path)), name, False
 
     def __call__(self) -> dict[str, Any]:
         found = {}
@@ -205,7 +220,20 @@ class _SecretFiles(PydanticBaseSettingsSource):
             value, name, _ = self.get_field_value(field, field_name)
             if value:
                 found[name] = value
+        found[_FILES] = self._used
         return found
+
+
+def _read_secret(name: str, path: Path) -> str:
+    """What a file of a secret holds. Raises SettingsError."""
+    try:
+        secret = path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise SettingsError(f"{name}_FILE: cannot read {path}: {reason}") from None
+    if not secret:
+        raise SettingsError(f"{name}_FILE: {path} is empty")
+    return secret
 
 
 def is_token(text: str) -> bool:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from cryptography.fernet import Fernet, InvalidToken
 
@@ -25,7 +25,9 @@ Known = tuple[str, str | None, str]  # user id, device id, token
 MAX_KNOWN = 10_000
 KEEP_SECONDS = 600.0  # for how long a token stays that no queued event needs
 NOTE_SECONDS = KEEP_SECONDS / 2
+MAX_TOKENS = 20  # of one account, in memory
 _account_of = lru_cache(MAX_KNOWN)(accounts.account_of)
+digest_of = lru_cache(MAX_KNOWN)(accounts.token_hash)
 
 
 def cipher(settings: Settings) -> Fernet:
@@ -64,16 +66,21 @@ def _make_key(path: Path) -> None:
 
 
 class Tokens:
-    """Which token an account sends with. `remember` and `of` are for one event loop."""
+    """Which tokens an account can send with. `remember`, `refuse` and `of` are for one event loop.
+
+    A token that was refused is not used again until `remember` is called with it: the homeserver has said whose it is.
+    """
 
     def __init__(self, database: Database, journal: Journal) -> None:
         self._database = database
         self._journal = journal
         self._fernet: Fernet
-        self._known: dict[str, Known] = {}
-        self._noted: dict[str, float] = {}  # when an account was written last, monotonic
+        self._known: dict[str, dict[str, Known]] = {}  # account → token → whose; the one seen last is the last
+        self._refused: dict[str, None] = {}
+        self._noted: dict[str, float] = {}  # when a token was written last, monotonic
         self._reading: dict[str, asyncio.Task[Known | None]] = {}
-        self.on_change: Callable[[str], None] | None = None  # told of an account that has a new token
+        # Told of an account that has a new token, and whether it is one that was refused before.
+        self.on_change: Callable[[str, bool], None] | None = None
 
     def unlock(self, fernet: Fernet) -> None:
         """Give the cipher, before anything else is asked."""
@@ -82,45 +89,91 @@ class Tokens:
     def remember(self, caller: Caller) -> str:
         """Note whose token it is, before the next acceptance is written. Returns the account.
 
-        Noted again from time to time: a token that is in use must not be dropped between two events.
+        Noted again from time to time: a token that is in use must not be dropped between two events. A caller without
+        a token is one whose tokens are all refused, or not known: only who it is is noted.
         """
-        account = _account_of(caller.user_id)
-        known = (caller.user_id, caller.device_id, caller.token)
-        is_new = self._known.get(account) != known
-        if is_new or self._noted.get(account, -math.inf) < time.monotonic() - NOTE_SECONDS:
-            self._note(account, known)
+        account, token = _account_of(caller.user_id), caller.token
+        is_again = token in self._refused
+        is_new = bool(token) and self._use(account, (caller.user_id, caller.device_id, token))
+        if is_new or self._noted.get(token or account, -math.inf) < time.monotonic() - NOTE_SECONDS:
+            self._note(account, caller)
         if is_new and self.on_change is not None:
-            self.on_change(account)
+            self.on_change(account, is_again)
         return account
 
-    def _note(self, account: str, known: Known) -> None:
-        _keep(self._known, account, known)
-        _keep(self._noted, account, time.monotonic())
-        user_id, device_id, token = known
-        self._journal.remember(
-            {
-                "account": account,
-                "user_id": user_id,
-                "device_id": device_id,
+    def trust(self, caller: Caller) -> None:
+        """Use a token without writing that it was seen: for a command beside a server."""
+        self._use(_account_of(caller.user_id), (caller.user_id, caller.device_id, caller.token))
+
+    def _use(self, account: str, known: Known) -> bool:
+        """Let this token be the one that is used next. Returns whether it is new."""
+        good, token = self._known.get(account), known[2]
+        if good is None:
+            good = {}
+            _keep(self._known, account, good)
+        elif good.get(token) == known:
+            if next(reversed(good)) != token:
+                good[token] = good.pop(token)
+            return False
+        for other in [other[2] for other in good.values() if other[1] == known[1] is not None]:
+            del good[other]  # a device has one token
+        good.pop(token, None)
+        if len(good) >= MAX_TOKENS:
+            del good[next(iter(good))]
+        good[token] = known
+        self._refused.pop(token, None)
+        return True
+
+    def _note(self, account: str, caller: Caller) -> None:
+        token = caller.token
+        _keep(self._noted, token or account, time.monotonic())
+        whose: dict[str, Any] = {"account": account, "user_id": caller.user_id}
+        if token:
+            whose |= {
+                "device_id": caller.device_id,
                 "token": self._fernet.encrypt(token.encode()).decode(),
-                "token_hash": accounts.token_hash(token),
+                "token_hash": digest_of(token),
                 "seen_at": outbox.now_ms(),
             }
-        )
+        self._journal.remember(whose)
+
+    def refuse(self, account: str, token: str) -> None:
+        """The homeserver does not accept this token: use another one of the account, also after a restart."""
+        self._known.get(account, {}).pop(token, None)
+        self._noted.pop(token, None)
+        if token not in self._refused:
+            _keep(self._refused, token, None)
+            refused = {"token_hash": digest_of(token), "refused_at": outbox.now_ms()}
+            self._journal.remember({"account": account, **refused})
+
+    def doubt(self, user_id: str) -> None:
+        """Some tokens of a user may have ended: in the store all of them are refused until they are seen again.
+
+        What is queued is still sent with them, which shows whether they are accepted.
+        """
+        account = _account_of(user_id)
+        for token in (account, *self._known.get(account, ())):
+            self._noted.pop(token, None)
+        self._journal.remember({"account": account, "refused_at": outbox.now_ms()})
+
+    def is_refused(self, token: str) -> bool:
+        return token in self._refused
 
     def forget(self, account: str) -> None:
-        """Read the account's token anew when it is needed: another process may have been given a newer one."""
+        """Read the account's tokens again when they are needed: another process may have been given a newer one."""
         self._known.pop(account, None)
 
     def knows(self, account: str) -> bool:
         """Whether `of` need not ask the store."""
-        return account in self._known
+        return bool(self._known.get(account))
 
-    async def of(self, account: str) -> Known | None:
-        """Who an account is and its token; None when that is not in the store."""
-        known = self._known.get(account)
-        if known is not None:
-            return known
+    async def of(self, account: str, token: str = "") -> Known | None:
+        """Who an account is and a token that may be good; None when there is none, here or in the store.
+
+        Rather `token`, if that is one; else the one that was seen last.
+        """
+        if good := self._known.get(account):
+            return good.get(token) or good[next(reversed(good))]
         reading = self._reading.get(account)
         if reading is None:
             reading = self._reading[account] = asyncio.ensure_future(self._read(account))
@@ -133,22 +186,33 @@ class Tokens:
             return None
         return await self._database.read(lambda connection: accounts.by_token(connection, token))
 
+    async def refused(self, account: str) -> list[str]:
+        """The tokens of an account that were refused, and may be good again: an account may have been unlocked."""
+        stored = await self._database.run(lambda connection: accounts.tokens_of(connection, account, refused=True))
+        return [known[2] for known in map(self.opened, stored) if known is not None]
+
     async def _read(self, account: str) -> Known | None:
         stored = await self._database.run(lambda connection: accounts.tokens_of(connection, account))
-        if not stored:
-            return None
-        user_id, device_id, secret = stored[0]
+        if not self._known.get(account):  # else it has got a newer one meanwhile
+            found = [known for known in map(self.opened, reversed(stored[:MAX_TOKENS])) if known is not None]
+            good = {known[2]: known for known in found if known[2] not in self._refused}
+            if not good:
+                return None
+            _keep(self._known, account, good)
+        good = self._known[account]
+        return good[next(reversed(good))]
+
+    def opened(self, stored: accounts.Stored) -> Known | None:
+        """A token of the store; None when it was written with another secret key."""
         try:
-            token = self._fernet.decrypt(secret.encode()).decode()
+            return stored.user_id, stored.device_id, self._fernet.decrypt(stored.token.encode()).decode()
         except InvalidToken:
-            log.error("token_unreadable", user=user_id, hint="FLOWBRIDGE_SECRET_KEY is not the one it was written with")
+            hint = "FLOWBRIDGE_SECRET_KEY is not the one it was written with"
+            log.error("token_unreadable", user=stored.user_id, hint=hint)
             return None
-        if account not in self._known:  # else it has got a newer one meanwhile
-            _keep(self._known, account, (user_id, device_id, token))
-        return self._known[account]
 
 
-def _keep(memory: dict[str, V], account: str, value: V) -> None:
-    if len(memory) >= MAX_KNOWN and account not in memory:
+def _keep(memory: dict[str, V], name: str, value: V) -> None:
+    if len(memory) >= MAX_KNOWN and name not in memory:
         del memory[next(iter(memory))]
-    memory[account] = value
+    memory[name] = value

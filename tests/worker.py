@@ -27,6 +27,7 @@ from flowbridge.homeserver import Homeserver
 from flowbridge.homeserver.wire import Answer
 from flowbridge.models import Caller, Event
 from flowbridge.store import Database, Row, outbox, tables
+from flowbridge.store.accounts import account_of
 from flowbridge.store.journal import Journal, Outcome, Ticket
 from flowbridge.store.stock import Limits, Stock
 from flowbridge.tokens import Tokens
@@ -37,6 +38,7 @@ KEY = Fernet.generate_key()
 PLENTY = Limits(queued=1_000_000, per_lane=100_000, database_bytes=1 << 30, free_disk_bytes=0)
 
 ALICE = Caller("@alice:hs", "PHONE", "alice")
+DESK = Caller("@alice:hs", "DESK", "desk")  # another device of hers
 BOB = Caller("@bob:hs", "PHONE", "bob")
 SERVICE = Caller("@service:hs", None, "service")  # an application service: its tokens have no device
 
@@ -64,7 +66,7 @@ class Rooms(Homeserver):
     """A homeserver's rooms. `users`: token → user id and device id."""
 
     def __init__(self) -> None:
-        self.users = {caller.token: (caller.user_id, caller.device_id) for caller in (ALICE, BOB, SERVICE)}
+        self.users = {caller.token: (caller.user_id, caller.device_id) for caller in (ALICE, DESK, BOB, SERVICE)}
         self.sends: list[Sent] = []
         self.looks: list[tuple[str, str]] = []  # what else was asked, and about which room
         self.timeline: dict[str, list[dict[str, Any]]] = defaultdict(list)
@@ -345,6 +347,7 @@ class Worker:
         )
         loop = asyncio.get_running_loop()
         ticket = Ticket(row, loop.create_future(), loop.create_future(), waiters=int(waits))
+        ticket.token = caller.token
         ticket.committed.add_done_callback(lambda done: done.cancelled() or done.exception())
         if key is not None:
             ticket.idem, ticket.fingerprint = f"{account}|{room}|{key}", text
@@ -396,7 +399,7 @@ class Worker:
 
     def lane(self, room: str = ROOM, caller: Caller = ALICE) -> Any:
         """The row of a lane, or None."""
-        name = f"{self.tokens.remember(caller)}|{room}"
+        name = f"{account_of(caller.user_id)}|{room}"
         with self.database.engine.connect().execution_options(reads=True) as connection:
             return connection.execute(select(tables.lanes).where(tables.lanes.c.lane == name)).first()
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from flowbridge.demo.synapse import LocalSynapse
 from tests.processes import free_port, serving_at
 
-KEY = "fb_of-the-tests"
+KEY = "fb_of-the-tests-of-32-characters-and-some-more"
 
 
 def main() -> None:

@@ -2,7 +2,8 @@
 
 It speaks what a bridge calls, dedupes as Synapse does, and goes wrong on demand. SIGUSR1: it forgets the transactions
 it remembers. SIGUSR2: a proxy in front answers 404 in HTML to everything, until the next SIGUSR2. A run steers it by
-GET /_judge/stats, POST /_judge/faults (JSON), POST /_judge/forget and POST /_judge/down?seconds=N (nobody listens).
+GET /_judge/stats, POST /_judge/faults (JSON), POST /_judge/forget, POST /_judge/logout?token=T (from then on it is
+unknown) and POST /_judge/down?seconds=N (nobody listens).
 """
 
 import argparse
@@ -120,6 +121,7 @@ class Homeserver:
         self.faults = faults
         self.doors = Doors()
         self.requests = 0
+        self.ended: set[str] = set()  # tokens that were logged out
         self.given: Counter[str] = Counter()
         self.unknown: Counter[str] = Counter()
         self._chance = random.Random(seed)
@@ -184,7 +186,8 @@ class Homeserver:
         if parts[2:] == ["versions"]:
             return _json({"versions": ["v1.1", "v1.11"]})
         who = device_of(request.token)
-        if who is None:
+        if who is None or request.token in self.ended:
+            self.given["401"] += 1
             code = "M_UNKNOWN_TOKEN" if request.token else "M_MISSING_TOKEN"
             raise Refused(401, code, "Invalid access token passed.")
         return self._call(request, parts[3:], who, now)
@@ -275,6 +278,9 @@ class Listener:
                     return _json({"error": str(error)}, 400)
             case ("POST", "/_judge/forget"):
                 homeserver.rooms.forget()
+                return _json({})
+            case ("POST", "/_judge/logout"):
+                homeserver.ended.add(request.query("token") or "")
                 return _json({})
             case ("POST", "/_judge/down"):
                 self._back = asyncio.get_running_loop().create_task(self._away(float(request.query("seconds") or 1)))

@@ -49,8 +49,11 @@ def sum_of(data: bytes) -> str:
 
 
 def device_of(token: str) -> Device | None:
-    """`syt_NAME` is the user @NAME, `syt_NAME_nodevice` the same without a device; None for any other token."""
-    prefix, _, rest = token.partition("_")
+    """`syt_NAME` is the user @NAME, `syt_NAME_nodevice` the same without a device; None for any other token.
+
+    `syt_NAME_DEVICE~1` and `syt_NAME_DEVICE~2` are two tokens of one device.
+    """
+    prefix, _, rest = token.partition("~")[0].partition("_")
     name, _, device = rest.partition("_")
     if prefix != "syt" or not name:
         return None

@@ -173,6 +173,15 @@ def blind_trust() -> None:
     _wrap("flowbridge.delivery.carrier._may_be_forgotten", lambda *_: False)
 
 
+def one_token() -> None:
+    """a renewed token is taken for the one that sent what is in doubt"""
+
+    def carry(original: Any, *arguments: Any, **named: Any) -> Any:
+        return original(*arguments, **{**named, "sent_with": None})
+
+    _wrap("flowbridge.delivery.carrier.Carrier.carry", carry)
+
+
 SEEDS = {
     "early-202": Seed(early_202, "sqlite", ("lost",), SQLITE),
     "new-txn-id": Seed(new_txn_id, "sqlite", ("doubled",), SQLITE),
@@ -182,6 +191,7 @@ SEEDS = {
     "by-timestamp": Seed(by_timestamp, "replicas", ("out of order",), BACKLOG),
     "key-as-txn-id": Seed(key_as_txn_id, "sqlite", ("lost", "untrue"), SQLITE),
     "proxy-404": Seed(proxy_404, "proxy", ("lost",), {"seconds": 6.0, "patience": 15.0}),
+    "one-token": Seed(one_token, "renewal", ("doubled",), {"seconds": 20.0, "patience": 20.0}),
     "blind-trust": Seed(blind_trust, "memory", ("doubled",), {"remember": 8.0}),
 }
 HARMLESS = {

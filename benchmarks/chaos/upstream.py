@@ -12,7 +12,7 @@ from benchmarks.chaos.client import Client
 from benchmarks.chaos.monkey import Bridge, BridgeBroken
 from benchmarks.chaos.processes import Process, free_port
 
-API_KEY = "fb_chaos_key"
+API_KEY = "fb_chaos_key-of-32-characters-and-some-more"
 BY_KEY = {"X-API-Key": API_KEY}
 BOT, ALICE = "syt_bot", "syt_alice"
 NO_DEVICE = "syt_carol_nodevice"  # as an application service's: the room does not tell its transaction ids

@@ -1,6 +1,7 @@
 """`flowbridge doctor`: the settings against the real homeserver, one line a check."""
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Iterator
 from email.utils import parsedate_to_datetime
@@ -14,12 +15,13 @@ from flowbridge.errors import MatrixError
 from flowbridge.homeserver import AddressError, AddressUnknown
 from flowbridge.homeserver.wire import Answer
 from flowbridge.settings import Settings, SettingsError
-from flowbridge.store import StoreError, keys, outbox
+from flowbridge.store import StoreError, accounts, keys, outbox
 from flowbridge.store.engine import name, reason
 from flowbridge.tokens import cipher
 
 FAILED = 1
 MAX_CLOCK_SECONDS = 60
+MAX_ASKED = 20  # accounts whose tokens are tried: those with the most events
 
 
 class Finding(NamedTuple):
@@ -53,6 +55,7 @@ async def _examine(core: Core) -> list[Finding]:
         return [*findings, Finding("versions", False, error.error)]
     findings += _versions(answer)
     findings += await _account(core)
+    findings += await _waiting(core)
     core.homeserver.close()
     return findings
 
@@ -61,7 +64,7 @@ def _store(core: Core) -> Finding:
     """The database, beside a server that may run on it."""
     try:
         core.database.open(shared=True)
-        cipher(core.settings)
+        core.tokens.unlock(cipher(core.settings))
         with core.database.engine.connect().execution_options(reads=True) as connection:
             queued = sum(number for number, _ in outbox.queued(connection).values())
             dead = outbox.dead(connection)
@@ -115,6 +118,45 @@ async def _account(core: Core) -> list[Finding]:
         _keys(core),
         await _rate_limit(core, bot.token, bot.user_id),
     ]
+
+
+async def _waiting(core: Core) -> list[Finding]:
+    """The users of whom events are queued that no token sends: none in the store is accepted, nor is the bot's."""
+    if not core.database.is_open:
+        return []
+    with contextlib.suppress(MatrixError):
+        if (bot := await core.callers.bot()) is not None:
+            core.tokens.trust(bot)
+    with core.database.engine.connect().execution_options(reads=True) as connection:
+        queued = accounts.queued(connection)
+        kept = {account: accounts.tokens_of(connection, account) for account, _, _ in queued[:MAX_ASKED]}
+    findings = []
+    for account, user_id, number in queued[:MAX_ASKED]:
+        whose, events = user_id or "an unknown account", "1 event waits" if number == 1 else f"{number} events wait"
+        try:
+            if core.tokens.knows(account) or await _has_good(core, kept[account]):
+                continue
+        except MatrixError as error:
+            findings.append(Finding("queue", None, f"{events}, {whose}'s token cannot be checked: {error.error}"))
+            continue
+        findings.append(Finding("queue", False, f"{events} for a token of {whose}: none that is known is accepted"))
+    if len(queued) > MAX_ASKED:
+        findings.append(Finding("queue", None, f"{len(queued) - MAX_ASKED} more accounts have queued events"))
+    return findings
+
+
+async def _has_good(core: Core, kept: list[accounts.Stored]) -> bool:
+    """Whether the homeserver accepts one of these tokens. Raises MatrixError when it cannot say."""
+    for stored in kept:
+        known = core.tokens.opened(stored)
+        try:
+            if known is not None:
+                await core.homeserver.whoami(known[2])
+                return True
+        except MatrixError as error:
+            if error.status != 401:
+                raise
+    return False
 
 
 def _keys(core: Core) -> Finding:

@@ -16,7 +16,7 @@ from flowbridge.homeserver import Homeserver, verdict
 from flowbridge.homeserver.verdict import Verdict
 from flowbridge.models import Event
 from flowbridge.store import Database, Row
-from flowbridge.tokens import Tokens
+from flowbridge.tokens import Tokens, digest_of
 
 WIDEST = 64  # requests under way at once
 WIDEST_EACH = 48  # of one account: another one that comes finds a place at once
@@ -34,7 +34,8 @@ _ALWAYS_PLAIN = frozenset({"m.room.encrypted", "m.room.redaction", "m.reaction"}
 
 
 Refused = Callable[[str, str], Awaitable[None]]  # an account, and its token that is not accepted any more
-Still = Callable[[bool], bool]  # asked with: whether the room has been looked into, and the event is not there
+# Asked with: whether the room has been looked into, and the event is not there; the digest of the token that sends it.
+Still = Callable[[bool, str], bool]
 
 
 @dataclass(slots=True)
@@ -45,6 +46,9 @@ class _Attempt:
     uncertain_since: float | None
     still: Still
     must_look: bool = False
+    sent_with: str | None = None
+    own: str = ""
+    waits: bool = False
     token: str = ""
     user_id: str = ""
     sending: bool = False
@@ -76,11 +80,12 @@ class Carrier:
         self._probing: asyncio.Task[None] | None = None
         self._telling: set[asyncio.Future[None]] = set()
         self._told_at: dict[str, float] = {}  # account → when `on_distrust` was told of it last, monotonic
-        self.distrusted: dict[str, str] = {}  # account → why its token is not accepted
+        self.distrusted: dict[str, str] = {}  # account → why none of its tokens is accepted
         self._halts = Halts()
         self._knocks: dict[str, asyncio.TimerHandle] = {}
         self.on_refusal: Callable[[str, Verdict], None] | None = None  # told of an account that is refused
-        self.on_distrust: Refused | None = None
+        self.on_refused: Callable[[str], None] | None = None  # told of each token that is not accepted, at once
+        self.on_distrust: Refused | None = None  # told of an account that has no token left
 
     async def carry(
         self,
@@ -90,11 +95,17 @@ class Carrier:
         *,
         must_look: bool = False,
         ahead: bool = False,
+        sent_with: str | None = None,
+        own: str = "",
+        waits: bool = False,
     ) -> Verdict | None:
-        """Wait for the account's turn, then try once. `uncertain_since`: the event may have been sent then.
+        """Wait for the account's turn, then try once.
 
-        `still` is asked right before the event goes out; None when it says that it is not to be sent any more.
-        `must_look`: look for it in its room first, in any case. `ahead`: do not wait behind a long queue.
+        `uncertain_since`: the event may have been sent then, `sent_with` this token (its digest, "" for one that is
+        not known, None for the same as now). `must_look`: look for it in its room first, in any case. `ahead`: do not
+        wait behind a long queue. `own`: the token of the caller, which is taken before others of the account; a caller
+        who `waits` hears that it is refused. `still` is asked right before the event goes out; None when it says that
+        it is not to be sent now.
         """
         gate = self._gate(row.account)
         async with (
@@ -102,7 +113,7 @@ class Carrier:
             self._places.one(row.account),
             self._everyone.passage(ahead=ahead),
         ):
-            found = await self._try(_Attempt(row, uncertain_since, still, must_look))
+            found = await self._try(_Attempt(row, uncertain_since, still, must_look, sent_with, own, waits))
             if found is not None:
                 self._heed(row.account, gate, found)  # before the next one is let through
         return found
@@ -177,9 +188,17 @@ class Carrier:
             return True
         return self._plain.get(room, 0.0) > time.monotonic()
 
-    def trust(self, account: str) -> None:
-        """The account has a new token."""
-        if self.distrusted.pop(account, None) is not None or self._halts.lift(account):
+    def waits_for(self, account: str) -> str:
+        """Why nothing of this account is sent until it has another token; "" where that is not so."""
+        reason = self.distrusted.get(account)
+        return "" if reason is None else f"no access token of its account is accepted: {reason}"
+
+    def trust(self, account: str, again: bool = False) -> None:
+        """The account has a new token; `again`: one that was refused before, and shows itself good by sending."""
+        is_distrusted = account in self.distrusted
+        if is_distrusted and not again:
+            del self.distrusted[account]
+        if self._halts.lift(account) or is_distrusted:
             self._gate(account).open()
 
     def pause_of(self, account: str) -> float:
@@ -229,7 +248,7 @@ class Carrier:
             except TimeoutError:
                 found = attempt.found or Verdict("again", error=_late(sending=attempt.sending))
         if found is not None and found.kind == "token":
-            self._distrust(attempt.row.account, attempt.token, found)
+            self._refused(attempt.row.account, attempt.token, found)
         return found
 
     def _asks_nothing(self, row: Row, uncertain_since: float | None) -> bool:
@@ -248,20 +267,28 @@ class Carrier:
 
     async def _send(self, attempt: _Attempt) -> Verdict | None:
         row = attempt.row
-        known = await self._tokens.of(row.account)
+        if attempt.waits and self._tokens.is_refused(attempt.own):  # another send has learnt it
+            return Verdict("token", error=Unauthorized("the homeserver does not accept this token any more"))
+        known = await self._tokens.of(row.account, attempt.own)
         if known is None:
-            return Verdict("token", error=Unauthorized("the token of this account is not known any more"))
+            reason = self.distrusted.get(row.account) or "those that there were have been refused"
+            return Verdict("token", error=Unauthorized(reason))
         attempt.user_id, device_id, attempt.token = known
+        digest = digest_of(attempt.token)
         looks = attempt.must_look or (
             attempt.uncertain_since is not None
-            and (row.state_key is not None or _may_be_forgotten(attempt.uncertain_since, device_id))
+            and (
+                row.state_key is not None
+                or attempt.sent_with not in (None, digest)  # homeservers know a transaction id by device, or token
+                or _may_be_forgotten(attempt.uncertain_since, device_id)
+            )
         )
         if looks and (event_id := await self._looks.find(row, attempt.token, attempt.user_id)) is not None:
             return Verdict("sent", event_id)
         event = Event(row.room_id, row.event_type, row.content, row.state_key)
         if await self.refuses(attempt.token, event):
             return _REFUSED
-        if not attempt.still(looks):
+        if not attempt.still(looks, digest):
             return None
         attempt.sending = True
         found = verdict.judge(await self._homeserver.send(attempt.token, event, row.txn_id))
@@ -293,12 +320,26 @@ class Carrier:
         )
         return replace(found, kind="absent", error=refusal)
 
+    def _refused(self, account: str, token: str, found: Verdict) -> None:
+        """A token is not accepted, or there is none: from now on another one of the account is used, if it has one."""
+        if token and not self._tokens.is_refused(token):
+            log.info("token_refused", account=account, error=found.error.error if found.error else "")
+            self._tokens.refuse(account, token)
+            if self.on_refused is not None:
+                self.on_refused(token)
+        if not self._tokens.knows(account):
+            self._distrust(account, token, found)
+
+    def is_refused(self, token: str) -> bool:
+        """Whether the homeserver does not accept a token any more, as far as is known here."""
+        return self._tokens.is_refused(token)
+
     def _distrust(self, account: str, token: str, found: Verdict) -> None:
         reason = found.error.error if found.error else ""
         if account not in self.distrusted:
             log.warning("account_paused", account=account, error=reason)
         self.distrusted[account] = reason
-        self._gate(account).too_much(TOKEN_PAUSE)
+        self._gate(account).pause(TOKEN_PAUSE)
         now = time.monotonic()
         # Who is told may log in anew, which must not be tried at every answer: homeservers lock such accounts.
         if self.on_distrust is not None and self._told_at.get(account, -TOKEN_PAUSE) < now - TOKEN_PAUSE / 2:

@@ -18,7 +18,7 @@ from flowbridge.delivery.lane import Lane, LeaseLost, Shared
 from flowbridge.delivery.suspects import Suspects
 from flowbridge.delivery.tickets import Tickets
 from flowbridge.homeserver.verdict import Verdict
-from flowbridge.store import Database, Fence, Row, abandoned, continuity, outbox
+from flowbridge.store import Database, Fence, Row, abandoned, outbox
 from flowbridge.store.engine import reason
 from flowbridge.store.journal import Journal, Outcome, Ticket
 from flowbridge.store.outbox import ASKED, BATCH, Claim
@@ -331,10 +331,7 @@ class Courier:
             claims: Sequence[Claim] = ()
             try:
                 if not resumed:  # here, since a disk may be full at the start
-                    await self._database.run(
-                        lambda connection: continuity.resume(connection, self._database.files, self._lease_ms),
-                        alone=True,
-                    )
+                    await self._database.resume(self._lease_ms)
                     resumed = True
                 if self._looks or time.monotonic() >= renew_at:
                     self._looks = False

@@ -104,6 +104,11 @@ class Gate:
         self._limited_until = self._closed_until + LIMITED_SECONDS
         self._plan()
 
+    def pause(self, seconds: float) -> None:
+        """Close for a time that has nothing to do with how fast it went before."""
+        self._closed_until = max(self._closed_until, asyncio.get_running_loop().time() + seconds)
+        self._plan()
+
     def shut(self) -> None:
         """Let nobody through until `open`."""
         self._shut = True

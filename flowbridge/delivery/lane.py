@@ -19,7 +19,7 @@ from flowbridge.delivery.carrier import Carrier
 from flowbridge.delivery.look import CLOCK_SKEW_MS
 from flowbridge.delivery.suspects import Suspects, Suspicion, is_failure, must_be_looked_for
 from flowbridge.delivery.tickets import Tickets
-from flowbridge.errors import HomeserverError
+from flowbridge.errors import GatewayTimeout, HomeserverError
 from flowbridge.homeserver.verdict import Verdict
 from flowbridge.store import Database, Row, outbox
 from flowbridge.store.engine import reason
@@ -28,7 +28,8 @@ from flowbridge.store.journal import Journal, Outcome, Ticket
 from flowbridge.store.outbox import Claim
 from flowbridge.store.stock import Stock
 
-DEAD_SECONDS = 7 * 86_400.0
+DAY_SECONDS = 86_400.0
+DEAD_SECONDS = 7 * DAY_SECONDS  # after which an event is given up, whatever it waits for
 ABSENT_SECONDS = (60.0, 300.0, 900.0)  # an invitation may be on its way
 FIRST_PAUSE = 0.5
 MAX_PAUSE = 60.0
@@ -71,6 +72,10 @@ class Lane:
         self._doubtful_until = outbox.now_ms() + CLOCK_SKEW_MS if claim.uncertain_since else 0
         # Of a backup, an event that is missing proves nothing: it may have been deleted later, and the next one sent.
         self._restored = outbox.is_restored(claim.uncertain_since)
+        # The digest of the token that all that is in doubt was sent with; "" unknown, or several. It is in the store
+        # before anything is sent: whoever claims the lane after a crash looks into the room unless it has the same.
+        self._sent_with = claim.sent_with
+        self._sends_with: str | None = None  # another one that is yet to be written
         self._missing = False  # the head was looked for, and is not in the room
         self.is_fresh = False  # it was idle, or is claimed for a caller: its next event goes before long queues
         self.had_turn = False  # one of its events has come to its end
@@ -203,9 +208,13 @@ class Lane:
             await asyncio.wait([ticket.committed])
         while not (self._stopping or ticket.withdrawn):
             await self._keep_lease()
+            if self._is_overdue(ticket) and (reason := self._shared.carrier.waits_for(self.account)):
+                self._settle(ticket, self._given_up(reason))  # at once: a paused account makes an attempt every 5 s
+                return 0.0
             started = time.time()
             found = await self._carry(ticket)
             if found is None:
+                await self._change_token()
                 continue
             suspicion = None
             if is_failure(found):
@@ -229,9 +238,12 @@ class Lane:
             return await self._shared.carrier.carry(
                 ticket.row,
                 self.uncertain_since,
-                lambda looked: self._begin(ticket, looked=looked),
+                lambda looked, digest: self._begin(ticket, digest, looked=looked),
                 must_look=ticket.attempts > 0 and must_be_looked_for(ticket.history),
                 ahead=ahead,
+                sent_with=self._sent_with,
+                own=ticket.token,
+                waits=bool(ticket.waiters) and ticket.row.api_key is None,
             )
         except asyncio.CancelledError:
             if self.at_work:
@@ -240,14 +252,36 @@ class Lane:
         finally:
             self.at_work = False
 
-    def _begin(self, ticket: Ticket, *, looked: bool) -> bool:
+    def _begin(self, ticket: Ticket, digest: str, *, looked: bool) -> bool:
         """Asked right before a request goes out: a process that slept may have lost the lane meanwhile.
 
-        `looked`: the event is not in the room.
+        `digest`: of the token that sends it. `looked`: the event is not in the room.
         """
+        if digest != self._sent_with:
+            several = "" if self.uncertain_since is not None else digest
+            if several != self._sent_with:
+                self._sends_with = several
+                return False
         self._missing = looked
         self.at_work = not self._stopping and not ticket.withdrawn and self.is_held()
         return self.at_work
+
+    async def _change_token(self) -> None:
+        """Write which token the lane is sent with from now on, if it changes. Raises LeaseLost."""
+        digest, self._sends_with = self._sends_with, None
+        if digest is None:
+            return
+        try:
+            held = await self._shared.database.run(
+                lambda connection: outbox.use_token(connection, self.fence, digest), alone=True
+            )
+        except Exception as error:
+            log.warning("store_away", error=reason(error))
+            await asyncio.sleep(FIRST_PAUSE)
+            return
+        if not held:
+            raise LeaseLost
+        self._sent_with = digest
 
     async def _keep_lease(self) -> None:
         if not self.is_held():
@@ -274,10 +308,12 @@ class Lane:
         ticket.history = _latest([*ticket.history, entry])
         if found.kind == "slow":
             return 0.0
-        is_old = time.time() - ticket.row.accepted_at / 1000 >= self._shared.keep_seconds
+        is_old = self._is_overdue(ticket)
+        if found.kind == "token" and not self._hears_of_token(ticket):
+            if not is_old:
+                return 0.0  # the account waits for a token
+            found = self._given_up(self._shared.carrier.waits_for(self.account) or "its access token is refused")
         is_told = ticket.waiters > 0 and ticket.row.api_key is None
-        if found.kind == "token" and not is_told:
-            return 0.0  # the account waits for a token; who sent with a token of his own and waits hears that it is bad
         if found.kind == "account" and not (is_told or is_old):
             return 0.0  # likewise; what pauses is the account
         ticket.attempts += 1
@@ -306,6 +342,20 @@ class Lane:
             f"{error.status} ({error.error}) to this event, and taken others"
         )
         return Verdict("dead", error=HomeserverError(text, errcode=error.errcode, status=error.status))
+
+    def _is_overdue(self, ticket: Ticket) -> bool:
+        """Whether an event has waited for so long that it is given up at the next attempt that brings no answer."""
+        return time.time() - ticket.row.accepted_at / 1000 >= self._shared.keep_seconds
+
+    def _given_up(self, reason: str) -> Verdict:
+        """The end of an event that is overdue, and why: not as a 401, which is about a caller's own token."""
+        days = self._shared.keep_seconds / DAY_SECONDS
+        return Verdict("dead", error=GatewayTimeout(f"it could not be sent for {days:g} days: {reason}"))
+
+    def _hears_of_token(self, ticket: Ticket) -> bool:
+        """Whether a caller waits who sent with a token of its own, which is the one that is refused."""
+        is_own = ticket.row.api_key is None and self._shared.carrier.is_refused(ticket.token)
+        return is_own and ticket.waiters > 0
 
     def _again(self, ticket: Ticket, started: float, found: Verdict) -> float:
         assert found.error is not None

@@ -29,6 +29,10 @@ _NOT_UP: Final = _HOP_BY_HOP | frozenset(
 _NOT_DOWN: Final = _HOP_BY_HOP | frozenset(b"date set-cookie alt-svc strict-transport-security".split())
 
 _OLD_DIALECT: Final = re.compile(r"/_matrix/(?:(client)/(?:api/v1|r0)|(media)/(?:v1(?!/create)|r0))/")
+_ENDS_TOKENS: Final = re.compile(
+    r"/_matrix/client/(?:api/v1|r0|v[0-9]+|unstable)/"
+    r"(?:account/(?:password|deactivate)|delete_devices|devices/[^/]+|logout/all)/?"
+)
 _NOT_ON_THE_WIRE: Final = re.compile(rb"[^\x21-\x7e]")
 # Where a float may be too large, or a surrogate alone: nearly no body has it. One by one: together they take 10 times
 # as long, since a search for alternatives has no set of first bytes to look for.
@@ -89,6 +93,13 @@ def target(path: str, query: bytes) -> str:
     if not kept:
         return path
     return f"{path}?{_NOT_ON_THE_WIRE.sub(_encoded, kept).decode('ascii')}"
+
+
+def ends_tokens(method: str, path: str) -> bool:
+    """Whether a request that succeeds may end tokens of its user: all, or those of other devices."""
+    if method not in ("POST", "DELETE"):
+        return False
+    return bool(_ENDS_TOKENS.fullmatch(unquote_to_bytes(path).decode("utf-8", "replace")))
 
 
 def poll_seconds(query: bytes) -> float:

@@ -112,12 +112,17 @@ class Wire:
             body,
         )
         ends = asyncio.get_running_loop().time() + deadline
+        was_sent = False
         if method in REPEATABLE:
             try:
                 return await self._ask(self._take() or await self._place(ends), request, ends, limit)
             except _Stale:
-                pass
-        return await self._ask(await self._place(ends, fresh=True), request, ends, limit)
+                was_sent = True  # the homeserver may have read it before it closed the connection
+        try:
+            return await self._ask(await self._place(ends, fresh=True), request, ends, limit)
+        except WireError as error:
+            error.sent = error.sent or was_sent
+            raise
 
     def close(self) -> None:
         """Drop the idle connections; those at work end with their answer."""

@@ -29,7 +29,7 @@ class Feed:
     """Runs from the first listener until some seconds after the last. `on_end`: it is over, or about to be."""
 
     def __init__(self, user_id: str, reader: Reader, refused: Refused, on_end: Callable[[], None]) -> None:
-        self._user_id = user_id
+        self.user_id = user_id
         self._reader = reader
         self._refused = refused
         self._on_end = on_end
@@ -119,7 +119,7 @@ class Feed:
                     pause = min(pause * 2, MAX_PAUSE) if self._at == before else FIRST_PAUSE
                     await asyncio.sleep(max(pause, _asked_pause(error)))
         except Exception as error:
-            log.error("live_failed", exc_info=error, user=self._user_id)
+            log.error("live_failed", exc_info=error, user=self.user_id)
             self._trouble = MatrixError(MISTAKE)
             self.stop(self._trouble)
 
@@ -164,13 +164,13 @@ class Feed:
 
     def _worse(self, error: MatrixError) -> None:
         if self._trouble is None:
-            log.warning("live_waits", user=self._user_id, errcode=str(error.errcode), error=error.error[:300])
+            log.warning("live_waits", user=self.user_id, errcode=str(error.errcode), error=error.error[:300])
         self._trouble = error
         self._tried.set()
 
     def _better(self) -> None:
         if self._trouble is not None:
-            log.info("live_goes_on", user=self._user_id)
+            log.info("live_goes_on", user=self.user_id)
             self._trouble = None
 
     # what was missed
@@ -228,7 +228,7 @@ class Feed:
     def _caught_up(self, listener: Listener, task: "asyncio.Task[None]") -> None:
         self._missing.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("live_failed", exc_info=error, user=self._user_id)
+            log.error("live_failed", exc_info=error, user=self.user_id)
             listener.end(MatrixError(MISTAKE))
 
 

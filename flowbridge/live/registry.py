@@ -58,6 +58,12 @@ class Live:
         self._feeds[caller.token] = feed
         return feed
 
+    def end(self, user_id: str) -> None:
+        """End a user's streams: those who may listen come back. A token that is refused shows at its next poll only."""
+        for feed in list(self._feeds.values()):
+            if feed.user_id == user_id:
+                feed.stop()
+
     def _forget(self, token: str, place: Place) -> None:
         del self._feeds[token]
         place.free()

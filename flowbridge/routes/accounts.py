@@ -11,9 +11,19 @@ from flowbridge.core import Core
 from flowbridge.errors import Errcode, Forbidden, Unauthorized
 from flowbridge.routes import describe_accounts as describe
 from flowbridge.routes import parameters
-from flowbridge.routes.endpoint import LOG, Endpoint, endpoint, forwarded_of, headers_of, json_answer, read_body
+from flowbridge.routes.endpoint import (
+    LOG,
+    PAGE_HEADERS,
+    Endpoint,
+    endpoint,
+    forwarded_of,
+    headers_of,
+    json_answer,
+    read_body,
+)
 from flowbridge.routes.incoming import FLAG, TEXT, Shape, query_of, read_object, record
 from flowbridge.routes.public_url import public_url
+from flowbridge.routes.relay import NO_REGISTRATION
 from flowbridge.routes.send import DIALECTS
 
 _DEVICE: dict[str, Shape] = {
@@ -42,6 +52,14 @@ LOGIN: dict[str, Shape] = {
 }
 
 _HEAD = re.compile(rb"<head\b[^>]*>", re.IGNORECASE)
+_PROTECTING = (  # what the homeserver says for its page's safety: it knows what that needs
+    "X-Frame-Options",
+    "Content-Security-Policy",
+    "X-Content-Type-Options",
+    "Referrer-Policy",
+    "Permissions-Policy",
+    "Cross-Origin-Opener-Policy",
+)
 _HEADERS = {"Cache-Control": "no-store"}  # there are tokens in these answers
 
 
@@ -55,6 +73,8 @@ class Register:
 
     async def handle(self, request: Request) -> Response:
         """POST …/register"""
+        if not self._core.settings.registration:
+            raise Forbidden(NO_REGISTRATION)
         headers = headers_of(request)
         token = await token_if_any(self._core, request, headers)
         body = await read_object(request, headers, REGISTER)
@@ -90,7 +110,8 @@ class Sessions:
     async def page(self, request: Request) -> Response:
         """GET …/login/fallback: the homeserver's page, whose relative links still lead to where it comes from."""
         answer = await self._accounts.page()
-        headers = {"Content-Type": answer.header(b"content-type") or "text/html", **_HEADERS}
+        headers = {"Content-Type": answer.header(b"content-type") or "text/html", **_HEADERS, **PAGE_HEADERS}
+        headers |= {name: value for name in _PROTECTING if (value := answer.header(name.lower().encode()))}
         if location := answer.header(b"location"):
             headers["Location"] = location
         up = "../" * (request.scope["raw_path"].count(b"/") - 1)

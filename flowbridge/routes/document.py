@@ -25,12 +25,21 @@ class Document:
 
     All answers share one bytes object, and neither uvicorn nor uvloop copies it: 1,000 callers that do not read cost no
     more memory than one. `cache_control`: `no-cache` lets a cache keep the document, and ask whether it still holds.
+    `headers`: further ones, of the 200.
     """
 
-    def __init__(self, make: Callable[[], bytes], media_type: str, *, cache_control: str = "no-cache") -> None:
+    def __init__(
+        self,
+        make: Callable[[], bytes],
+        media_type: str,
+        *,
+        cache_control: str = "no-cache",
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
         self._make = make
         self._media_type = media_type
         self._cache_control = cache_control
+        self._headers = headers or {}
         self._forms: tuple[_Form, _Form] | None = None
         self._making: asyncio.Future[tuple[_Form, _Form]] | None = None
 
@@ -41,7 +50,7 @@ class Document:
         form = gzipped if accepts_gzip(",".join(headers.getlist("accept-encoding"))) else plain
         if matches(",".join(headers.getlist("if-none-match")), form.etag):
             return Response(status_code=304, headers=form.validators)
-        return Response(form.body, headers=form.headers, media_type=self._media_type)
+        return Response(form.body, headers={**form.headers, **self._headers}, media_type=self._media_type)
 
     async def _made(self) -> "tuple[_Form, _Form]":
         """Outside the event loop, which the OpenAPI document would stop for 0.35 s; callers share one attempt."""

@@ -9,7 +9,7 @@ from fastapi.routing import APIRoute
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from flowbridge.errors import MatrixError, TooLarge, Unavailable, UnsupportedMedia
+from flowbridge.errors import BadRequest, MatrixError, TooLarge, Unavailable, UnsupportedMedia
 from flowbridge.routes import parameters
 
 Handler = Callable[[Request], Awaitable[Response]]
@@ -18,6 +18,12 @@ Headers = list[tuple[bytes, bytes]]
 MAX_BODY_BYTES = 512 * 1024  # 62,000 bytes of content can be written in six times as many, as \\u escapes
 LOG = "flowbridge.log"  # in the scope: fields that a handler adds to its request's log line
 FORWARDED = "flowbridge.forwarded"  # in the scope: headers that tell the homeserver who calls; only behind proxies
+# On our own pages: no other page may show them in a frame, and so have them clicked.
+PAGE_HEADERS = {
+    "X-Frame-Options": "DENY",
+    "Content-Security-Policy": "frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+}
 HANG_UP = "flowbridge.hang_up"  # in the scope: a function that ends the connection in the middle of an answer
 
 
@@ -63,8 +69,17 @@ def endpoint(
 
 
 def headers_of(request: Request) -> dict[str, str]:
-    """The request's headers by lower-case name, decoded once: Starlette searches a list at every look."""
-    return {name.decode("latin-1"): value.decode("latin-1") for name, value in request.scope["headers"]}
+    """The request's headers by lower-case name, decoded once: Starlette searches a list at every look.
+
+    Raises BadRequest for two different credentials in headers of one name: proxies differ in which of them counts.
+    """
+    headers = request.scope["headers"]
+    found = {name.decode("latin-1"): value.decode("latin-1") for name, value in headers}
+    if len(found) != len(headers):
+        for name in (b"authorization", b"x-api-key"):
+            if len({value.strip() for key, value in headers if key == name}) > 1:
+                raise BadRequest(f"{name.decode()}: it is given more than once, with different values")
+    return found
 
 
 def forwarded_of(request: Request) -> Headers:

@@ -18,7 +18,7 @@ from flowbridge.homeserver import Homeserver
 from flowbridge.homeserver.wire import Answer
 from flowbridge.routes import describe
 from flowbridge.routes.document import Document
-from flowbridge.routes.endpoint import Endpoint, endpoint, json_answer
+from flowbridge.routes.endpoint import PAGE_HEADERS, Endpoint, endpoint, json_answer
 from flowbridge.store.accounts import account_of
 
 KEEP_SECONDS = 1.0  # what the homeserver says of its versions
@@ -69,13 +69,14 @@ class Operations:
         checks: dict[str, Any] = {"queued": core.stock.queued, "accounts_paused": len(paused)}
         failed = "store"
         try:
+            await core.database.look()
             if reason := core.database.missing or core.database.trouble or core.stock.full:
                 raise Unavailable(f"the store: {reason}")
             failed = "homeserver"
             await self._versions.get()
             checks["homeserver"] = str(core.locator.known)
             failed = "bot"
-            bot = await core.callers.bot()
+            bot = await core.callers.check_bot()
             checks["bot"] = bot.user_id if bot else None
             if bot is not None and (reason := paused.get(account_of(bot.user_id), "")):
                 raise Unavailable(f"the homeserver does not accept the bridge's own account: {reason}")
@@ -146,7 +147,7 @@ class Documentation:
     """GET /docs and its files."""
 
     def __init__(self) -> None:
-        self._page = Document(_page, "text/html")
+        self._page = Document(_page, "text/html", headers=PAGE_HEADERS)
         self._assets = {
             name: Document(partial(_file, name), media_type, cache_control=_ASSET_CACHE)
             for name, media_type in _ASSETS.items()

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from urllib.parse import unquote
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -11,7 +12,16 @@ from starlette.types import Message, Receive, Scope, Send
 from flowbridge import macaroons, peer
 from flowbridge.callers import Credential
 from flowbridge.core import Core
-from flowbridge.errors import Errcode, HomeserverError, MatrixError, TooLarge, Unauthorized, Unavailable
+from flowbridge.errors import (
+    Errcode,
+    Forbidden,
+    HomeserverError,
+    MatrixError,
+    NotFound,
+    TooLarge,
+    Unauthorized,
+    Unavailable,
+)
 from flowbridge.homeserver import passing, verdict
 from flowbridge.homeserver.relay import BODYLESS, SILENCE_SECONDS, Relayed
 from flowbridge.homeserver.wire import Answer
@@ -30,6 +40,7 @@ INLINE_BYTES = 16 * 1024  # a longer body is looked into outside the event loop,
 REFUSAL_LIMIT = 1024 * 1024  # bytes of a 401, which is looked into
 FRAMING = frozenset({"content-length", "transfer-encoding"})  # either says that there is a body
 MEDIA = "/_matrix/media/"
+NO_REGISTRATION = "no accounts are made here: FLOWBRIDGE_REGISTRATION is off"
 _OF_BODY = frozenset((b"content-type", b"content-length", b"content-encoding", b"transfer-encoding"))
 SIGNED = ("/_matrix/federation/", "/_matrix/key/")  # by the sending server, in X-Matrix
 GONE = 499  # in the log: the caller did not wait for the answer
@@ -40,7 +51,7 @@ class _Ask:
     """What goes to the homeserver.
 
     `body`: on the disk when it is long; None when it is still to come, and is streamed. `bot`: an API key asks, and the
-    bridge does it as itself.
+    bridge does it as itself. `ends`: it may end tokens of `user`, if that is known.
     """
 
     method: str
@@ -50,6 +61,8 @@ class _Ask:
     silence: float
     token: str | None
     bot: Caller | None
+    ends: bool = False
+    user: str | None = None
 
 
 class Relaying:
@@ -63,6 +76,7 @@ class Relaying:
         """Any request. Its answer is asked for when it is called, since it is streamed."""
         scope = request.scope
         query: bytes = scope["query_string"]
+        self._permit(scope["raw_path"].decode("ascii"))
         target = passing.target(scope["raw_path"].decode("ascii"), query)
         headers = headers_of(request)
         token, bot = await self._token(request, headers)
@@ -71,6 +85,8 @@ class Relaying:
         caller = _Caller(request.receive, has_body=has_body)
         passed_on = passing.request_headers(pairs, token, has_body=has_body) + forwarded_of(request)
         body = await self._body(caller, headers, target, token) if has_body else b""
+        ends = passing.ends_tokens(request.method, target.partition("?")[0])
+        user = await self._core.callers.user_of(token) if ends and token is not None else None
         if isinstance(body, Spool) and "content-length" not in headers:
             passed_on.append((b"content-length", b"%d" % body.size))
         ask = _Ask(
@@ -81,6 +97,8 @@ class Relaying:
             SILENCE_SECONDS + passing.poll_seconds(query),
             token,
             bot,
+            ends,
+            user,
         )
         return _Passage(self._core, ask, caller, self._drop)
 
@@ -101,6 +119,15 @@ class Relaying:
             caller if caller.bot else None,
         )
         return _Passage(self._core, ask, _Caller(request.receive, has_body=False), self._drop)
+
+    def _permit(self, path: str) -> None:
+        """Raises what the settings say of a path. It is read as the homeserver, or a proxy before it, may read it."""
+        settings = self._core.settings
+        match [step for step in unquote(path).split("/") if step][1:]:
+            case ["federation" | "key", *_] if not settings.pass_federation:
+                raise NotFound("this is not served here: FLOWBRIDGE_PASS_FEDERATION is off")
+            case ["client", "api", _, "register", *_] | ["client", _, "register", *_] if not settings.registration:
+                raise Forbidden(NO_REGISTRATION)
 
     async def _token(self, request: Request, headers: Mapping[str, str]) -> tuple[str | None, Caller | None]:
         """The token to pass on, None when the caller brings nothing; and the bot if it is the bot's."""
@@ -187,6 +214,7 @@ class _Passage(Response):
         self.status_code = GONE
         self._relay = core.relay
         self._callers = core.callers
+        self._distrusted = core.carrier.distrusted
         self._ask = ask
         self._caller = caller
         self._drop = drop
@@ -210,6 +238,8 @@ class _Passage(Response):
                 task.cancel()
             await asyncio.wait({exchange, leaving, stopping})
             self._free()
+        if self._ask.ends and not self._started:
+            self._callers.forget_user(self._ask.user)  # nobody knows whether it was done
         if not exchange.cancelled():
             await self._judge(exchange.exception())
         elif is_here:
@@ -265,6 +295,11 @@ class _Passage(Response):
         return body
 
     async def _begin(self, answer: Relayed) -> None:
+        token = self._ask.token
+        if token is not None and answer.status < 400 and self._distrusted:
+            self._looking = asyncio.ensure_future(self._callers.user_of(token))  # what waits for its user may go on
+        if self._ask.ends and answer.status < 400:
+            self._callers.forget_user(self._ask.user)
         self.status_code = answer.status
         self._started = True
         headers = passing.answer_headers(answer.headers, answer.status)

@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, and_, delete, select, update
+from sqlalchemy import Connection, and_, delete, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from flowbridge.store.tables import accounts, outbox, tokens
@@ -30,18 +30,26 @@ def token_hash(token: str) -> str:
     return hashlib.sha256(token.encode()).hexdigest()
 
 
+def write(connection: Connection, note: Mapping[str, Any]) -> None:
+    """Write what was learnt of an account: whose it is, a token of its that was seen, or one, or all, refused."""
+    if "refused_at" in note:
+        refused = [tokens.c.account == note["account"]]
+        if "token_hash" in note:
+            refused.append(tokens.c.token_hash == note["token_hash"])
+        connection.execute(update(tokens).where(*refused).values(refused_at=note["refused_at"]))
+    elif "token_hash" in note:
+        remember(connection, note)
+    else:
+        _know(connection, note)
+
+
 def remember(connection: Connection, seen: Mapping[str, Any]) -> None:
     """Insert or update: account, user_id, device_id, token (encrypted), token_hash, seen_at (ms).
 
     The account comes first: its row keeps two replicas from waiting for each other in a circle.
     """
+    _know(connection, seen)
     build = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
-    whose = {"user_id": seen["user_id"]}
-    connection.execute(
-        build(accounts)
-        .values(account=seen["account"], **whose)
-        .on_conflict_do_update(index_elements=["account"], set_=whose)
-    )
     if seen["device_id"] is not None:  # a device has one token
         connection.execute(
             delete(tokens).where(
@@ -58,6 +66,13 @@ def remember(connection: Connection, seen: Mapping[str, Any]) -> None:
     )
 
 
+def _know(connection: Connection, whose: Mapping[str, Any]) -> None:
+    build = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+    user = {"user_id": whose["user_id"]}
+    statement = build(accounts).values(account=whose["account"], **user)
+    connection.execute(statement.on_conflict_do_update(index_elements=["account"], set_=user))
+
+
 def by_token(connection: Connection, token: str) -> tuple[str, str | None] | None:
     """User id and device id of a token that was seen before, and not refused since."""
     row = connection.execute(
@@ -68,15 +83,29 @@ def by_token(connection: Connection, token: str) -> tuple[str, str | None] | Non
     return (row.user_id, row.device_id) if row else None
 
 
-def tokens_of(connection: Connection, account: str) -> list[Stored]:
-    """The tokens of an account that may be good, the one seen last first."""
+def tokens_of(connection: Connection, account: str, *, refused: bool = False) -> list[Stored]:
+    """The tokens of an account that may be good, or those that were refused; the one seen last first."""
+    wanted = tokens.c.refused_at.is_not(None) if refused else tokens.c.refused_at.is_(None)
     found = connection.execute(
         select(accounts.c.user_id, tokens.c.device_id, tokens.c.token)
         .join(tokens, tokens.c.account == accounts.c.account)
-        .where(accounts.c.account == account, tokens.c.token.is_not(None), tokens.c.refused_at.is_(None))
+        .where(accounts.c.account == account, tokens.c.token.is_not(None), wanted)
         .order_by(tokens.c.seen_at.desc(), tokens.c.token_hash)
     )
     return [Stored(*row) for row in found]
+
+
+def queued(connection: Connection) -> list[tuple[str, str | None, int]]:
+    """The accounts with queued events: whose each is, if that is known, and how many; those with the most first."""
+    number = func.count().label("number")
+    found = connection.execute(
+        select(outbox.c.account, accounts.c.user_id, number)
+        .outerjoin(accounts, accounts.c.account == outbox.c.account)
+        .where(outbox.c.state == "queued")
+        .group_by(outbox.c.account, accounts.c.user_id)
+        .order_by(number.desc(), outbox.c.account)
+    )
+    return [(account, user_id, int(number)) for account, user_id, number in found]
 
 
 def drop_idle_tokens(connection: Connection, seen_before: int) -> int:

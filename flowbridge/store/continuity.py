@@ -38,21 +38,34 @@ _TABLE = text(
 )
 
 
-def resume(connection: Connection, files: Files | None, lease_ms: int) -> None:
-    """At the start, before anything is sent: what may have been sent already is looked for first.
+def is_continued(connection: Connection, files: Files | None) -> bool:
+    """When it is opened, before anything is accepted: whether nothing in it can have been sent by somebody else since.
 
-    `files`: of an SQLite database of our own, whose lanes nobody else holds any more.
+    `files`: of an SQLite database of our own.
     """
-    if files is None:
+    if not connection.scalar(select(exists(select(1).where(events.c.state == "queued")))):
+        return True
+    if files is not None:
+        return files.continues
+    marker, known = _markers(connection)
+    return marker == known
+
+
+def resume(connection: Connection, files: Files | None, lease_ms: int, *, continued: bool) -> None:
+    """At the start, before anything is sent: what may have been sent already is looked for first."""
+    if files is not None:
+        outbox.recover(connection, lease_ms)  # nobody else holds its lanes any more
+        files.new_epoch(connection)
+    else:
         connection.execute(select(func.pg_advisory_xact_lock(LOCK)))
         # In the order in which replicas lock lanes.
         connection.execute(select(lanes.c.lane).where(_has_queued()).order_by(lanes.c.lane).with_for_update())
-        continues = _is_known(connection)
-    else:
-        outbox.recover(connection, lease_ms)
-        continues = files.continues
-        files.new_epoch(connection)
-    if continues:
+        marker, known = _markers(connection)
+        if marker == known:
+            continued = True  # another replica has seen to it meanwhile
+        else:
+            _mark(connection, marker)
+    if continued:
         _doubt_old(connection)
     elif number := _doubt_all(connection):
         log.warning("store_restored", rooms=number, hint=_HINT)
@@ -90,19 +103,19 @@ def _has_queued() -> ColumnElement[bool]:
     return exists(select(1).where(events.c.lane == lanes.c.lane, events.c.state == "queued"))
 
 
-def _is_known(connection: Connection) -> bool:
-    """Whether PostgreSQL's database is the one of the last start; from here on it is."""
+def _markers(connection: Connection) -> tuple[str, str | None]:
+    """What PostgreSQL's database should be marked by, and is."""
     table, known = connection.execute(_TABLE).one()
-    marker = f"flowbridge {_try(connection, _SERVER)}/{_try(connection, _TIMELINE)}/{table}"
-    if marker == known:
-        return True
+    return f"flowbridge {_try(connection, _SERVER)}/{_try(connection, _TIMELINE)}/{table}", known
+
+
+def _mark(connection: Connection, marker: str) -> None:
     try:
         with connection.begin_nested():
             connection.exec_driver_sql(f"COMMENT ON TABLE outbox IS '{marker}'")
     except DBAPIError as error:
         hint = "the role has to own the table: else each start looks for what is queued in the rooms first"
         log.warning("store_not_marked", error=reason(error), hint=hint)
-    return False
 
 
 def _try(connection: Connection, question: TextClause) -> str:

@@ -21,8 +21,10 @@ from sqlalchemy import Connection, Engine, event
 from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
 
 from flowbridge import log, metrics
-from flowbridge.store.engine import connect, is_sqlite, own, parse, reason
-from flowbridge.store.errors import StoreFull, StoreUnavailable
+from flowbridge.store import damage
+from flowbridge.store.continuity import is_continued, resume
+from flowbridge.store.engine import connect, is_sqlite, name, own, parse, reason, told
+from flowbridge.store.errors import StoreError, StoreFull, StoreUnavailable
 from flowbridge.store.files import LOOK_SECONDS, Files
 
 T = TypeVar("T")
@@ -53,8 +55,10 @@ class Database:
         self.is_open = False
         self.trouble = ""  # why the last commit failed, if it did
         self.missing = ""  # why nothing may be accepted although commits succeed: SQLite's file is not there any more
+        self.damage = ""  # why nothing may be written any more: SQLite's file is malformed
         self.files: Files | None = None  # of an SQLite database that is this process' own
         self._look_at = 0.0  # monotonic
+        self._is_continued = False  # nothing was sent from another copy of it
         self._hurry = threading.Event()
         self._is_ending = False  # what is asked from here on is not done
         self._jobs: queue.SimpleQueue[_Job[Any] | None] = queue.SimpleQueue()
@@ -73,13 +77,26 @@ class Database:
             self.files = own(self.url)
         try:
             self.engine = connect(self.url, shared=shared)
-            if self.files is not None:
-                self.files.begin()
-                event.listen(self.engine, "connect", self.files.verify, insert=True)
+            if not shared:
+                if self.is_sqlite:
+                    self._check_all()
+                self._begin()
             self.is_open = True
         finally:
             if self.files is not None and not self.is_open:
                 self.files.close()
+
+    def _begin(self) -> None:
+        """It is this process' own from here on, or this replica's."""
+        try:
+            if self.files is not None:
+                self.files.begin()
+                event.listen(self.engine, "connect", self.files.verify, insert=True)
+            with told(self.url):
+                self._is_continued = self._read(lambda connection: is_continued(connection, self.files))
+        except BaseException:
+            self.engine.dispose()
+            raise
 
     def start(self) -> None:
         """Begin to work; to be called on the event loop that will ask."""
@@ -103,6 +120,12 @@ class Database:
         self.engine.dispose()
         if self.files is not None:
             self.files.close()
+
+    async def resume(self, lease_ms: int) -> None:
+        """Before anything is sent. Raises StoreUnavailable."""
+        await self.run(
+            lambda connection: resume(connection, self.files, lease_ms, continued=self._is_continued), alone=True
+        )
 
     def hurry(self) -> None:
         """Somebody waits for what is queued: do not linger for more."""
@@ -136,6 +159,32 @@ class Database:
         self._jobs.put(_Job(work, future, alone, undo))
         return future
 
+    async def look(self) -> None:
+        """Look whether an SQLite file is still whole, as far as that is quickly seen. Raises StoreUnavailable."""
+        if not self.is_sqlite:
+            return
+        if head := damage.of_head(self.url):
+            self._is_damaged(head)
+        await self.read(lambda connection: connection.exec_driver_sql("SELECT max(id) FROM outbox").scalar())
+        if self.damage:
+            raise StoreUnavailable(self.damage)
+
+    def _check_all(self) -> None:
+        try:
+            with self.engine.connect().execution_options(reads=True) as connection:
+                found = damage.of_all(connection)
+        except SQLAlchemyError as error:
+            found = reason(error)
+        if found:
+            self.engine.dispose()
+            raise StoreError(f"{name(self.url)} is malformed, restore a backup of it: {found}")
+
+    def _is_damaged(self, why: str) -> None:
+        """From here on until it is started again with another file: what is written now might never be read."""
+        if not self.damage:
+            self.damage = f"the database is malformed: {why}"
+            log.error("store_damaged", database=name(self.url), error=why)
+
     async def flush(self) -> None:
         """Wait until all that was asked for so far is on the disk; not when it cannot be brought there just now."""
         if not self.trouble:
@@ -147,6 +196,8 @@ class Database:
         try:
             return await asyncio.get_running_loop().run_in_executor(self._reader, self._read, work)
         except SQLAlchemyError as error:
+            if self.is_sqlite and (why := damage.named(error)):
+                self._is_damaged(why)
             raise StoreUnavailable(f"the store cannot be read: {reason(error)}") from None
 
     def _read(self, work: Callable[[Connection], T]) -> T:
@@ -229,7 +280,7 @@ class Database:
             self._is_missing(files, files.look())
         except (OSError, sqlite3.Error) as error:
             log.warning("store_not_looked_at", error=error)
-        if not self.missing:
+        if not (self.missing or self.trouble):  # what is locked or full would be waited for once more
             self._new_epoch(files)
         self._look_at = time.monotonic() + LOOK_SECONDS
 
@@ -260,6 +311,8 @@ class Database:
             try:
                 self._commit([job])
             except Exception as again:
+                if self.is_sqlite and (why := damage.named(again)):
+                    self._is_damaged(why)
                 if not _passes(again) or time.monotonic() > deadline:
                     return again
                 error = again

@@ -78,13 +78,13 @@ def connect(url: URL, *, shared: bool = False) -> Engine:
 
     A PostgreSQL that does not answer is waited for, though not with `shared`: a command rather says so at once.
     """
-    with _told(url):
+    with told(url):
         engine = create_engine(url, **(_sqlite(url) if is_sqlite(url) else _postgres(url)))
     event.listen(engine, "connect", _set_pragmas if is_sqlite(url) else _set_session)
     if is_sqlite(url):
         event.listen(engine, "begin", _begin)
     try:
-        with _told(url):
+        with told(url):
             _wait(engine, LOCKED_SECONDS if is_sqlite(url) else 0.0 if shared else WAIT_SECONDS)
             migrations.upgrade(engine, name(url), shared=shared)
             if is_sqlite(url) and not shared:
@@ -104,7 +104,7 @@ def own(url: URL) -> Files:
     import fcntl
 
     path = Path(str(url.database)).resolve()
-    with _told(url):
+    with told(url):
         held = os.fdopen(os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT, 0o600), "rb")
     try:
         try:
@@ -113,7 +113,7 @@ def own(url: URL) -> Files:
             raise StoreError(
                 f"{name(url)} is in use by another flowbridge: several share one PostgreSQL, not a file"
             ) from None
-        with _told(url):
+        with told(url):
             _make(url)
             return Files(str(url.database), held)
     except BaseException:
@@ -137,7 +137,8 @@ def _check_file(url: URL) -> None:
 
 
 @contextlib.contextmanager
-def _told(url: URL) -> Iterator[None]:
+def told(url: URL) -> Iterator[None]:
+    """What goes wrong becomes a StoreError: one line, without secrets."""
     try:
         yield
     except ImportError:

@@ -9,6 +9,7 @@ import json
 import os
 import secrets
 import sqlite3
+import time
 from collections import deque
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -25,6 +26,7 @@ MAX_EPOCHS = 5_000  # a checkpoint, which brings the epoch into the file itself,
 _MAGIC = b"SQLite format 3\0"
 _HEADER_BYTES = 100  # https://www.sqlite.org/fileformat.html#the_database_header
 _STATE_BYTES = 256
+_CLOCK_NS = 50_000_000  # a file system's clock ticks every 10 ms, at worst
 
 REMOVED = "the store's file was removed or moved"
 REPLACED = "another file was put in the place of the store's"
@@ -48,11 +50,16 @@ _HINTS = {
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What is remembered beside the database, in the lock file. `epoch`: what the database itself holds, too."""
+    """What is remembered beside the database, in the lock file. `epoch`: what the database itself holds, too.
+
+    `at`: when that was written (ns). A file system gives numbers of inodes away again, but no copy of the lock file has
+    such a time of its last change (ctime), whatever else is copied with it.
+    """
 
     epoch: int = 0
     inode: int = 0
     wal: int = 0
+    at: int = 0
 
 
 class Files:
@@ -94,7 +101,8 @@ class Files:
         file = os.fstat(self._file)
         if self._own[""] != _identity(file):
             raise StoreError(f"{self.path} was replaced while it was opened")
-        self.continues |= epoch == self._noted.epoch != 0 and file.st_ino == self._noted.inode
+        is_same_place = file.st_ino == self._noted.inode and self._is_written_at(self._noted.at)
+        self.continues |= is_same_place and epoch == self._noted.epoch != 0
         self._epochs.extend((_header_epoch(self._header()), epoch))
 
     def verify(self, connection: sqlite3.Connection, _: object) -> None:
@@ -164,7 +172,14 @@ class Files:
 
     def _write_state(self) -> None:
         with contextlib.suppress(OSError):  # then the next start looks for what is queued in its rooms
-            os.pwrite(self._lock.fileno(), json.dumps(asdict(self._noted)).encode().ljust(_STATE_BYTES), 0)
+            for _ in range(5):  # the process may stand still between the time and the writing
+                self._noted = replace(self._noted, at=time.time_ns())
+                os.pwrite(self._lock.fileno(), json.dumps(asdict(self._noted)).encode().ljust(_STATE_BYTES), 0)
+                if self._is_written_at(self._noted.at):
+                    break
+
+    def _is_written_at(self, at: int) -> bool:
+        return abs(os.fstat(self._lock.fileno()).st_ctime_ns - at) < _CLOCK_NS
 
     def _check_wal(self) -> None:
         """A -wal file that belongs to another database would be written into this one."""

@@ -44,6 +44,7 @@ class Ticket:
     held: bool = False  # it lies in a lane of ours
     counted: bool = False  # among what is queued
     withdrawn: bool = False
+    token: str = ""  # the caller's own, with which it is sent rather than with another one of the account
     existing: dict[str, Any] | None = None  # the row that was accepted under the same key before
     outcome: Outcome | None = None
     settled_at: int = 0
@@ -151,7 +152,7 @@ class Journal:
         self._plan()
 
     def remember(self, account: dict[str, Any]) -> None:
-        """Write whose token it is, before what is accepted from now on."""
+        """Write whose token it is, or that it was refused, before what is accepted from now on."""
         self._accounts.append(account)
         self._plan()
 
@@ -202,7 +203,7 @@ class _Batch:
         self._take()
         outbox.lock(connection, self._lanes())
         for account in sorted(self.accounts, key=lambda account: str(account["account"])):
-            accounts.remember(connection, account)
+            accounts.write(connection, account)
         self.missing = self._journal._database.missing
         if not self.missing:  # else outcomes alone: they are true as long as this process has the file
             self.refused = self._append(connection)

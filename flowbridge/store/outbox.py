@@ -11,7 +11,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DataError, IntegrityError
 from sqlalchemy.sql import ColumnElement
 
-from flowbridge.store.tables import accounts, lanes, outbox
+from flowbridge.store.tables import accounts, lanes, outbox, tokens
 
 BATCH = 50  # rows of one lane that are held in memory, at most
 HISTORY = 20  # attempts that are remembered of one event
@@ -53,6 +53,7 @@ class Claim:
     fence: Fence
     account: str
     uncertain_since: int | None
+    sent_with: str  # digest of the token that all that is in doubt was sent with; "" unknown, or several
     rows: list[Row]
 
 
@@ -173,6 +174,9 @@ def claim(
     """Lease up to `limit` lanes that have something to send and nobody who does; none of the accounts `but`.
 
     Those that were served longest ago come first. `only`: of these lanes, also those that rest.
+
+    A lane that is not in doubt is from here on sent with the token that the account used last, unless `use_token` says
+    another one; which one a lane in doubt was sent with stays as it is.
     """
     now = _clock(connection)
     wanted = list(only)
@@ -198,16 +202,20 @@ def claim(
         .values(
             # An owner that did not give its lane back died, or lost it, with the head perhaps on its way.
             uncertain_since=case((lanes.c.owner.is_not(None), _last_sign(lease_ms)), else_=lanes.c.uncertain_since),
+            sent_with=case(
+                (or_(lanes.c.owner.is_not(None), lanes.c.uncertain_since.is_not(None)), lanes.c.sent_with),
+                else_=func.coalesce(_newest_token(), ""),
+            ),
             owner=owner,
             fence=lanes.c.fence + 1,
             lease_until=now + lease_ms,
             dirty=0,
         )
-        .returning(lanes.c.lane, lanes.c.fence, lanes.c.account, lanes.c.uncertain_since)
+        .returning(lanes.c.lane, lanes.c.fence, lanes.c.account, lanes.c.uncertain_since, lanes.c.sent_with)
     ).all()
     return [
-        Claim(Fence(lane, owner, fence), account, uncertain, fetch(connection, lane, batch))
-        for lane, fence, account, uncertain in taken
+        Claim(Fence(lane, owner, fence), account, uncertain, sent_with, fetch(connection, lane, batch))
+        for lane, fence, account, uncertain, sent_with in taken
     ]
 
 
@@ -227,6 +235,12 @@ def lanes_in(connection: Connection, user_id: str, room_id: str) -> list[str]:
     theirs = connection.scalars(select(accounts.c.account).where(accounts.c.user_id == user_id))
     names = [f"{account}|{room_id}" for account in theirs]
     return list(connection.scalars(select(lanes.c.lane).where(lanes.c.lane.in_(names)))) if names else []
+
+
+def _newest_token() -> ColumnElement[str]:
+    good = and_(tokens.c.account == lanes.c.account, tokens.c.token.is_not(None), tokens.c.refused_at.is_(None))
+    newest = select(tokens.c.token_hash).where(good).order_by(tokens.c.seen_at.desc(), tokens.c.token_hash)
+    return newest.limit(1).scalar_subquery()
 
 
 def _last_sign(lease_ms: int) -> ColumnElement[int]:
@@ -313,6 +327,11 @@ def is_restored(uncertain_since: int | None) -> bool:
 def doubt(connection: Connection, fence: Fence, since: int | None) -> None:
     """Since when (ms) the head of a lane may have been sent; None once that is known."""
     connection.execute(update(lanes).where(_holds(fence)).values(uncertain_since=since))
+
+
+def use_token(connection: Connection, fence: Fence, digest: str) -> bool:
+    """Say which token a lane is sent with from here on: before that is done. False when the lane is lost."""
+    return connection.execute(update(lanes).where(_holds(fence)).values(sent_with=digest)).rowcount > 0
 
 
 def note(connection: Connection, delivery: str, attempts: int, history: str) -> None:

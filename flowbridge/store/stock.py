@@ -73,10 +73,12 @@ class Stock:
     def admit(self, lane: str, caller: str = "", size: int = 0) -> None:
         """Raises StoreFull when there is no room for one more event in this lane; ShareTaken for this caller's.
 
-        StoreUnavailable without a file.
+        StoreUnavailable without a file, or with one that is malformed.
         """
         if self._database.missing:
             raise StoreUnavailable(self._database.missing, retry_after_ms=MISSING_RETRY_MS)
+        if self._database.damage:
+            raise StoreUnavailable(self._database.damage)
         if self.full:
             raise StoreFull(self.full, retry_after_ms=FULL_RETRY_MS)
         if self.used_bytes + self._grown >= self._tight:

@@ -72,7 +72,12 @@ def test_validate_without_its_file_is_one_line() -> None:
 
 
 def test_doctor_finds_all_well(synapse: LocalSynapse, bot: Account) -> None:
-    done = run("doctor", BASE_URL=synapse.url, ACCESS_TOKEN=bot.access_token, FLOWBRIDGE_API_KEYS="fb_x")
+    done = run(
+        "doctor",
+        BASE_URL=synapse.url,
+        ACCESS_TOKEN=bot.access_token,
+        FLOWBRIDGE_API_KEYS="fb_key-of-32-characters-and-some-more",
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     found = {line[5:17].strip(): line[:4].strip() for line in done.stdout.splitlines()}
     assert found == {
@@ -110,6 +115,7 @@ def test_doctor_names_a_dead_homeserver() -> None:
         ({"BASE_URL": "file:///nothing/there"}, "BASE_URL: "),
         ({"FLOWBRIDGE_LOG_LEVEL": "loud"}, "FLOWBRIDGE_LOG_LEVEL: "),
         ({"FLOWBRIDGE_API_KEYS": "secret-without-prefix"}, "FLOWBRIDGE_API_KEYS: "),
+        ({"FLOWBRIDGE_API_KEYS": "fb_secret"}, "FLOWBRIDGE_API_KEYS: "),
         ({"FLOWBRIDGE_SCHEMAS_DIR": "/nothing/there"}, "FLOWBRIDGE_SCHEMAS_DIR: "),
         ({"FLOWBRIDGE_CA_FILE": "/nothing/there"}, "FLOWBRIDGE_CA_FILE: "),
         ({"ACCESS_TOKEN_FILE": "/nothing/there"}, "ACCESS_TOKEN_FILE: "),

@@ -113,7 +113,7 @@ def settings(database_url: str, synapse: LocalSynapse, bot: Account) -> dict[str
         "ACCESS_TOKEN": bot.access_token,
         "FLOWBRIDGE_DATABASE_URL": database_url,
         "FLOWBRIDGE_SECRET_KEY": Fernet.generate_key().decode(),
-        "FLOWBRIDGE_API_KEYS": "fb_key",
+        "FLOWBRIDGE_API_KEYS": "fb_key-of-32-characters-and-some-more",
     }
 
 
@@ -122,7 +122,12 @@ def client(settings: dict[str, str], tmp_path: Path) -> Iterator[httpx.Client]:
     """A caller of a bridge that runs."""
     with (
         serving(cwd=tmp_path, log=tmp_path / "log", **settings) as (url, _),
-        httpx.Client(base_url=url, headers={"X-API-Key": "fb_key"}, trust_env=False, timeout=PATIENCE) as client,
+        httpx.Client(
+            base_url=url,
+            headers={"X-API-Key": "fb_key-of-32-characters-and-some-more"},
+            trust_env=False,
+            timeout=PATIENCE,
+        ) as client,
     ):
         yield client
 

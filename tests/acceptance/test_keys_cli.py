@@ -99,7 +99,7 @@ def test_key_given_for_its_id_is_not_repeated() -> None:
 
 
 def test_fixed_keys_are_warned_of() -> None:
-    done = run("keys", "create", FLOWBRIDGE_API_KEYS="fb_fixed")
+    done = run("keys", "create", FLOWBRIDGE_API_KEYS="fb_key-of-32-characters-and-some-more")
     assert done.returncode == 0
     assert SECRET.fullmatch(done.stdout.strip())
     assert "FLOWBRIDGE_API_KEYS" in done.stderr

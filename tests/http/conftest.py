@@ -22,7 +22,7 @@ from flowbridge.serve import background
 from flowbridge.settings import Settings
 from tests.upstream import PATIENCE, Rooms, Upstream
 
-KEY = "fb_http-tests"
+KEY = "fb_http-tests-of-32-characters-and-some-more"
 BOT_TOKEN = "bot-token"
 REQUEST_SECONDS = 20.0  # for one attempt upstream: longer than any test needs
 LEASE_SECONDS = 10 * PATIENCE  # the worker looks by itself, too, three times in a lease: no test waits for that

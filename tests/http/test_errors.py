@@ -576,16 +576,18 @@ def test_401_for_a_callers_token_passes_and_is_asked_again(
     assert targets(upstream).count(WHOAMI) == asked + (3 if at == "/whoami" else 2)
 
 
-@pytest.mark.parametrize("at", ["/whoami", "/state/"])
-def test_401_for_the_bot_is_a_502(upstream: Upstream, tmp_path: Path, at: str) -> None:
+@pytest.mark.parametrize("at", ["/whoami", "/state/", "send"])
+def test_401_for_the_bot_is_a_502_and_a_503_for_an_event_of_nobody_knows_whom(
+    upstream: Upstream, tmp_path: Path, at: str
+) -> None:
     headers = {"X-API-Key": KEY}
     with (
         running(upstream, tmp_path) as bridge,
         httpx.Client(base_url=bridge.url, headers=headers, trust_env=False) as caller,
     ):
-        upstream.always(UNKNOWN_TOKEN, at=at)
-        answer = caller.get(STATE) if at == "/state/" else caller.post(SEND, json=HELLO)
-        found = check_error(answer, 502, "M_UNKNOWN")
+        upstream.always(UNKNOWN_TOKEN, at="/whoami" if at == "send" else at)
+        answer = caller.post(SEND, json=HELLO) if at == "send" else caller.get(STATE)
+        found = check_error(answer, 503 if at == "send" else 502, "M_UNKNOWN")
         assert "own account" in found["error"]
         assert "soft_logout" not in found
         upstream.script(None)

@@ -101,3 +101,25 @@ def test_agent_of_node_gives_a_connection_up_before_it_ends(
     monkeypatch.setattr(serve, "KEEP_ALIVE_SECONDS", 2)
     with running(upstream, tmp_path) as bridge:
         assert posts_of_node(bridge, seconds=2.0, posts=3, timeout="60000") == {"200": AGENTS * 3}
+
+
+def test_connection_is_kept_when_the_body_comes_after_the_answer(
+    bridge: Bridge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A refusal need not wait for the body; what then came of it cost the connection, 20 s later."""
+    monkeypatch.setattr(serve, "BODY_SECONDS", 0.3)
+    with bridge.connect() as client:
+        for _ in range(2):
+            client.send(post(SEND, b"{", "Authorization: Basic x", "Content-Length: 10"))
+            assert client.answer().status == 401
+            client.send(b"123456789")
+            assert not client.is_closed(0.6)
+
+
+def test_broken_body_of_an_answered_request_is_not_answered_again(bridge: Bridge) -> None:
+    """The next request's answer would be taken for this."""
+    with bridge.connect() as client:
+        client.send(post(SEND, b"", "Authorization: Basic x", "Transfer-Encoding: chunked"))
+        assert client.answer().status == 401
+        client.send(b"no chunk\r\n")
+        assert client.is_closed()

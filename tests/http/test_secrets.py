@@ -28,8 +28,8 @@ from tests.upstream import PATIENCE, Upstream
 HEADER = "canary_in_the_header"
 QUERY = "canary_in_the_query"
 BOT = "canary_of_the_bot"
-KEY = "fb_canary_of_a_key"
-OTHER_KEY = "fb_canary_of_an_unknown_key"
+KEY = "fb_canary_of_a_key-of-32-characters-and-some-more"
+OTHER_KEY = "fb_canary_of_an_unknown_key-of-32-characters-and-some-more"
 PASSWORD = "canary_of_the_password"
 CANARY = "canary_"
 CALLERS = 32
@@ -133,7 +133,7 @@ def check_upstream(upstream: Upstream) -> None:
 def check_store(folder: Path) -> None:
     """The tokens are in it, though nobody could read them there."""
     with sqlite3.connect(folder / "flowbridge.db") as connection:
-        assert connection.execute("SELECT count(*) FROM accounts WHERE token LIKE 'gAAAA%'").fetchone()[0] > 3
+        assert connection.execute("SELECT count(*) FROM tokens WHERE token LIKE 'gAAAA%'").fetchone()[0] > 3
         assert connection.execute("SELECT count(*) FROM outbox").fetchone()[0] > 10
     connection.close()
     for file in folder.glob("flowbridge.db*"):

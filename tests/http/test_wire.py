@@ -102,6 +102,22 @@ async def test_replaced_connection_that_ends_too_is_not_replaced_again(upstream:
     assert [request.connection for request in upstream.requests] == [1, 1, 2]
 
 
+async def test_request_that_a_kept_connection_took_along_counts_as_sent_when_there_is_no_new_one(
+    upstream: Upstream, line: Wire
+) -> None:
+    """The homeserver may have read it: to say that it was not sent would double the event under another token."""
+    await ask(line)
+
+    def leave(connection: scripted.Connection) -> None:
+        upstream.refuse()
+        connection.close()
+
+    upstream.always(leave)
+    failure = await fails(ask(line, "PUT"), Unreachable, "cannot connect")
+    assert failure.sent
+    assert len(upstream.requests) == 2
+
+
 async def test_new_connection_that_ends_without_an_answer_is_not_replaced(upstream: Upstream, line: Wire) -> None:
     upstream.always(scripted.hang_up)
     failure = await fails(ask(line), Unreachable, "closed the connection without an answer")

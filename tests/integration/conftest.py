@@ -17,7 +17,7 @@ from flowbridge.store import Database, keys
 from tests.conftest import MakeAccount, MakeRoom
 from tests.patience import PATIENCE
 
-KEY = "fb_integration-key"
+KEY = "fb_integration-key-of-32-characters-and-some-more"
 
 
 def store_in(folder: Path) -> str:

@@ -25,12 +25,12 @@ def test_replay_after_the_bots_token_was_dropped_is_sent(
     settings = Settings.load(
         base_url=synapse.url,
         access_token=bot.access_token,
-        api_keys=["fb_key"],
+        api_keys=["fb_key-of-32-characters-and-some-more"],
         database_url=f"sqlite:///{tmp_path}/flowbridge.db",
         secret_key=Fernet.generate_key().decode(),
     )
     room_id = quote(make_room(friend, preset="public_chat"), safe="")
-    headers = {"X-API-Key": "fb_key"}
+    headers = {"X-API-Key": "fb_key-of-32-characters-and-some-more"}
     with background(settings) as url:
         sent = httpx.post(f"{url}/rooms/{room_id}/send/m.room.message", json="x", headers=headers, trust_env=False)
         assert sent.status_code == 403

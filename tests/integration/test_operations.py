@@ -32,13 +32,17 @@ def test_bot_logs_in_with_its_password(
         base_url=synapse.url,
         user=account.user_id,
         password=account.password,
-        api_keys=["fb_k"],
+        api_keys=["fb_key-of-32-characters-and-some-more"],
         access_token=None,
         database_url=store_in(tmp_path),
     )
     with background(settings) as url, httpx.Client(base_url=url, trust_env=False) as client:
         for _ in range(2):
-            answer = client.post(f"/rooms/{room_id}/send/m.room.message", json="hello", headers={"X-API-Key": "fb_k"})
+            answer = client.post(
+                f"/rooms/{room_id}/send/m.room.message",
+                json="hello",
+                headers={"X-API-Key": "fb_key-of-32-characters-and-some-more"},
+            )
             assert answer.status_code == 200, answer.text
 
 

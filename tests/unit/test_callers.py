@@ -10,6 +10,7 @@ from flowbridge import bot, callers
 from flowbridge.callers import Callers, Credential, Identity
 from flowbridge.errors import (
     BadGateway,
+    BadRequest,
     Forbidden,
     GatewayTimeout,
     HomeserverError,
@@ -25,8 +26,8 @@ from flowbridge.store import Database, StoreUnavailable
 from tests.patience import PATIENCE
 from tests.unit import Clock
 
-KEY = "fb_key"
-FIXED = ApiKey("fixed-e231073c", admin=True)  # KEY, by its SHA-256
+KEY = "fb_key-of-32-characters-and-some-more"
+FIXED = ApiKey("fixed-eadf45ba", admin=True)  # KEY, by its SHA-256
 ALICE = ("@alice:hs", "DEVICE")
 
 pytestmark = pytest.mark.usefixtures("nothing_set")
@@ -141,7 +142,7 @@ async def test_token_is_taken_from_header_or_query(headers: dict[str, str], quer
     ],
 )
 async def test_right_key_is_the_bot(headers: dict[str, str], query: bytes) -> None:
-    bridge = make(api_keys=f"fb_other,{KEY}", access_token="bot")
+    bridge = make(api_keys=f"fb_other{KEY},{KEY}", access_token="bot")
     assert await bridge.credential(headers, query) == Credential(None, FIXED)
 
 
@@ -184,7 +185,30 @@ async def test_token_that_can_be_none_is_refused_here(headers: dict[str, str], q
     assert caught.value.errcode == "M_UNKNOWN_TOKEN"
 
 
-@pytest.mark.parametrize("key", ["fb_wrong", "fb_", "fb_ke", "fb_keyy", "FB_KEY", "fb_k\xe9y", "unprefixed", "fb_\xff"])
+@pytest.mark.parametrize(
+    ("headers", "query"),
+    [
+        ({"x-api-key": KEY, "authorization": "Bearer fb_other"}, b""),
+        ({"x-api-key": KEY}, b"access_token=fb_other"),
+        ({"authorization": f"Bearer {KEY}"}, b"access_token=fb_other"),
+        ({}, f"access_token={KEY}&access_token=fb_other".encode()),
+    ],
+)
+async def test_two_different_api_keys_are_refused_and_not_repeated(headers: dict[str, str], query: bytes) -> None:
+    with pytest.raises(BadRequest) as caught:
+        await make(api_keys=KEY, access_token="bot").credential(headers, query)
+    assert "fb_" not in caught.value.error
+
+
+async def test_same_api_key_twice_is_one() -> None:
+    bridge = make(api_keys=KEY, access_token="bot")
+    headers = {"x-api-key": KEY, "authorization": f"Bearer {KEY}"}
+    assert await bridge.credential(headers, f"access_token={KEY}".encode()) == Credential(None, FIXED)
+
+
+@pytest.mark.parametrize(
+    "key", ["fb_wrong", "fb_", KEY[:-1], f"{KEY}y", KEY.upper(), "fb_k\xe9y", "unprefixed", "fb_\xff"]
+)
 async def test_wrong_key_is_refused_and_not_repeated(key: str) -> None:
     for headers in ({"x-api-key": key}, {"authorization": f"Bearer {key}"}):
         if "authorization" in headers and not key.startswith("fb_"):

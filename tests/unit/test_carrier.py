@@ -21,10 +21,11 @@ from flowbridge.homeserver.wire import Answer
 from flowbridge.models import Caller
 from flowbridge.store import Row, accounts, tables
 from flowbridge.store.outbox import now_ms
-from flowbridge.tokens import Tokens
+from flowbridge.tokens import Tokens, digest_of
 from tests.worker import (
     ALICE,
     BOB,
+    DESK,
     KEY,
     PATIENCE,
     ROOM,
@@ -32,7 +33,6 @@ from tests.worker import (
     Behaviour,
     Rooms,
     Worker,
-    accept,
     after,
     cut,
     cut_off,
@@ -62,7 +62,7 @@ def make(tmp_path: Path) -> MakeWorker:
 async def carry(worker: Worker, row: Row, since: float | None = None, *, still: bool = True) -> Verdict | None:
     """One attempt; `since`: for how many seconds the event has been in doubt."""
     doubt = None if since is None else time.time() - since
-    return await asyncio.wait_for(worker.carrier.carry(row, doubt, lambda looked: still), PATIENCE)
+    return await asyncio.wait_for(worker.carrier.carry(row, doubt, lambda looked, digest: still), PATIENCE)
 
 
 async def verdict(worker: Worker, body: str = "a", since: float | None = None, **how: Any) -> Verdict:
@@ -123,9 +123,9 @@ async def test_refused_token_pauses_the_account(make: MakeWorker, errcode: str) 
     async with make() as worker:
         worker.rooms.then(TOKEN[errcode])
         assert (await verdict(worker)).kind == "token"
-        assert list(worker.carrier.distrusted) == [worker.tokens.remember(ALICE)]
-        assert 4 < worker.carrier.pause_of(worker.tokens.remember(ALICE)) <= 5
-        assert worker.carrier.pause_of(worker.tokens.remember(BOB)) == 0
+        assert list(worker.carrier.distrusted) == [accounts.account_of(ALICE.user_id)]
+        assert 4 < worker.carrier.pause_of(accounts.account_of(ALICE.user_id)) <= 5
+        assert worker.carrier.pause_of(accounts.account_of(BOB.user_id)) == 0
 
 
 @pytest.mark.parametrize(
@@ -158,8 +158,8 @@ async def test_429_pauses_the_account_for_as_long_as_it_says_and_a_bit(
         worker.rooms.then(raw(reply(429, {"errcode": "M_LIMIT_EXCEEDED", "error": "slow", **body}, *headers)))
         found = await verdict(worker)
         assert (found.kind, found.pause_ms) == ("slow", seconds * 1000)
-        assert seconds * 0.9 < worker.carrier.pause_of(worker.tokens.remember(ALICE)) <= seconds * 1.02
-        assert worker.carrier.pause_of(worker.tokens.remember(BOB)) == 0
+        assert seconds * 0.9 < worker.carrier.pause_of(accounts.account_of(ALICE.user_id)) <= seconds * 1.02
+        assert worker.carrier.pause_of(accounts.account_of(BOB.user_id)) == 0
         assert (await verdict(worker, caller=BOB)).kind == "sent"
 
 
@@ -259,18 +259,65 @@ async def test_refused_token_is_told_once_a_pause_and_not_at_each_answer(
         assert len(worker.rooms.sends) > len(told)
 
 
-@pytest.mark.parametrize("behaviour", [accept, error(400, "M_BAD_JSON"), error(403, "M_FORBIDDEN")])
-async def test_token_is_trusted_again_once_it_is_accepted(
-    make: MakeWorker, monkeypatch: pytest.MonkeyPatch, behaviour: Behaviour
+async def test_refused_token_is_not_tried_again_until_the_homeserver_has_said_whose_it_is(
+    make: MakeWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "TOKEN_PAUSE", 0.01)
+    refused: list[str] = []
     async with make() as worker:
-        worker.rooms.then(error(401, "M_USER_LOCKED"), error(500, "M_UNKNOWN"), behaviour)
-        await verdict(worker)
-        await verdict(worker)
-        assert worker.carrier.distrusted
-        await verdict(worker)
+        worker.carrier.on_refused = refused.append
+        worker.rooms.then(error(401, "M_USER_LOCKED", "it is locked"))
+        row = worker.ticket("a").row
+        for _ in range(3):
+            assert (await carry(worker, row) or Verdict("dead")).kind == "token"
+        assert (len(worker.rooms.sends), refused) == (1, ["alice"])
+        assert worker.carrier.waits_for(row.account) == "no access token of its account is accepted: it is locked"
+        worker.tokens.remember(ALICE)  # as whoever asks the homeserver does
+        assert (await carry(worker, row) or Verdict("dead")).kind == "sent"
+        assert worker.carrier.waits_for(row.account) == ""
+
+
+async def test_another_token_of_the_user_sends_what_one_that_is_refused_cannot(make: MakeWorker) -> None:
+    async with make() as worker:
+        row = worker.ticket("a").row
+        worker.tokens.remember(DESK)
+        worker.rooms.script(lambda sent: error(401, "M_UNKNOWN_TOKEN") if sent.token == "desk" else None)
+        assert (await carry(worker, row) or Verdict("dead")).kind == "token"
         assert worker.carrier.distrusted == {}
+        assert worker.carrier.pause_of(row.account) == 0
+        assert (await carry(worker, row) or Verdict("dead")).kind == "sent"
+        assert [sent.token for sent in worker.rooms.sends] == ["desk", "alice"]
+
+
+async def test_event_is_sent_with_the_token_that_its_caller_came_with(make: MakeWorker) -> None:
+    async with make() as worker:
+        row = worker.ticket("a").row
+        worker.tokens.remember(DESK)
+        for own in ("alice", "desk", "unknown", ""):
+            assert await worker.carrier.carry(row, None, lambda looked, digest: True, own=own)
+        assert [sent.token for sent in worker.rooms.sends] == ["alice", "desk", "desk", "desk"]
+
+
+async def test_caller_who_waits_is_not_sent_with_another_token_when_its_own_is_refused(make: MakeWorker) -> None:
+    """Else a token that was logged out would go on to send as long as the user has another one."""
+    async with make() as worker:
+        row = worker.ticket("a").row
+        worker.tokens.remember(DESK)
+        worker.tokens.refuse(row.account, "alice")
+        found = await worker.carrier.carry(row, None, lambda looked, digest: True, own="alice", waits=True)
+        assert found is not None
+        assert (found.kind, worker.rooms.sends, worker.carrier.distrusted) == ("token", [], {})
+
+
+@pytest.mark.parametrize(("sent_with", "looks"), [(None, 0), (digest_of("alice"), 0), (digest_of("desk"), 1), ("", 1)])
+async def test_room_is_looked_into_when_another_token_may_have_sent_the_event(
+    make: MakeWorker, sent_with: str | None, looks: int
+) -> None:
+    async with make() as worker:
+        row = worker.ticket("a").row
+        found = await worker.carrier.carry(row, time.time(), lambda looked, digest: True, sent_with=sent_with)
+        assert found == Verdict("sent", "$1")
+        assert worker.rooms.looks == [("recent", ROOM)] * looks
 
 
 async def test_store_that_does_not_answer_is_a_reason_to_try_again(make: MakeWorker) -> None:
@@ -412,7 +459,7 @@ async def test_what_is_not_in_the_room_is_sent_and_the_lane_hears_that_it_was_lo
     async with make() as worker:
         row, heard = worker.ticket("a").row, []
 
-        def still(looked: bool) -> bool:
+        def still(looked: bool, digest: str) -> bool:
             heard.append(looked)
             return True
 
@@ -722,9 +769,9 @@ async def test_accounts_that_send_no_more_are_forgotten(make: MakeWorker, monkey
         for number in range(100):
             await verdict(worker, caller=Caller(f"@user-{number}:hs", "PHONE", f"token-{number}"))
         assert len(worker.carrier._gates) <= 11
-        assert worker.carrier.pause_of(worker.tokens.remember(ALICE)) > 0  # a pause is not forgotten
+        assert worker.carrier.pause_of(accounts.account_of(ALICE.user_id)) > 0  # a pause is not forgotten
         monkeypatch.setattr(module, "TOKEN_PAUSE", 0.0)
-        worker.carrier._gates[worker.tokens.remember(ALICE)].open()
+        worker.carrier._gates[accounts.account_of(ALICE.user_id)].open()
         for number in range(20):
             await verdict(worker, caller=Caller(f"@other-{number}:hs", "PHONE", f"token-{number}"))
         assert worker.carrier.distrusted == {}

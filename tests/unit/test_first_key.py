@@ -89,7 +89,12 @@ def test_key_is_shown_once_on_a_terminal(
 
 
 @pytest.mark.parametrize(
-    "values", [{"access_token": None}, {"api_keys": "fb_fixed"}, {"access_token": None, "api_keys": "fb_fixed"}]
+    "values",
+    [
+        {"access_token": None},
+        {"api_keys": "fb_fixed-of-32-characters-and-some-more"},
+        {"access_token": None, "api_keys": "fb_fixed-of-32-characters-and-some-more"},
+    ],
 )
 def test_none_is_made_where_none_is_of_use(database: Database, file: Path, values: dict[str, Any]) -> None:
     make(database, **values)

@@ -9,12 +9,15 @@ from pydantic import SecretStr, ValidationError
 
 from flowbridge.settings import Settings, SettingsError, is_token
 
-SECRET = "s3cr3t-canary"
+SECRET = "s3cr3t-canary-of-32-characters-and-more"
+A, B, C, D = (f"fb_{letter}{'-' * 31}" for letter in "abcd")
 VALUES = {
     "BASE_URL": ("base_url", "https://hs.example.org", "https://hs.example.org"),
     "ACCESS_TOKEN": ("access_token", "syt_x", SecretStr("syt_x")),
-    "FLOWBRIDGE_API_KEYS": ("api_keys", "fb_a", (SecretStr("fb_a"),)),
+    "FLOWBRIDGE_API_KEYS": ("api_keys", A, (SecretStr(A),)),
     "FLOWBRIDGE_ALLOW_HTTP": ("allow_http", "1", True),
+    "FLOWBRIDGE_REGISTRATION": ("registration", "off", False),
+    "FLOWBRIDGE_PASS_FEDERATION": ("pass_federation", "OFF", False),
     "FLOWBRIDGE_SCHEMAS_DIR": ("schemas_dir", "/srv/schemas", Path("/srv/schemas")),
     "FLOWBRIDGE_DATABASE_URL": ("database_url", "sqlite:////srv/x.db", SecretStr("sqlite:////srv/x.db")),
     "FLOWBRIDGE_SECRET_KEY": ("secret_key", "c2VjcmV0", SecretStr("c2VjcmV0")),
@@ -81,6 +84,8 @@ def test_defaults_are_those_of_the_contract() -> None:
         "wait_seconds": 10.0,
         "request_seconds": 10.0,
         "lease_seconds": 30.0,
+        "registration": True,
+        "pass_federation": True,
         "reused_txn_id": "send",
         "max_queued": 1_000_000,
         "max_queued_per_room": 100_000,
@@ -96,6 +101,7 @@ def test_defaults_are_those_of_the_contract() -> None:
         "operations_port": None,
         "log_format": "text",
         "log_level": "info",
+        "secret_files": {},
     }
     assert not settings.has_bot
 
@@ -166,7 +172,7 @@ def test_dotenv_that_is_not_utf8_is_one_line() -> None:
 def test_secret_is_read_from_a_file(
     name: str, field: str, others: dict[str, str], *, via_dotenv: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    Path("secret").write_text("fb_secret\n")
+    Path("secret").write_text(f"{A}\n")
     for other, value in others.items():
         monkeypatch.setenv(other, value)
     if via_dotenv:
@@ -174,13 +180,13 @@ def test_secret_is_read_from_a_file(
     else:
         monkeypatch.setenv(f"{name}_FILE", "secret")
     found = getattr(Settings.load(), field)
-    assert found == ((SecretStr("fb_secret"),) if field == "api_keys" else SecretStr("fb_secret"))
+    assert found == ((SecretStr(A),) if field == "api_keys" else SecretStr(A))
 
 
 def test_api_keys_file_has_one_key_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    Path("keys").write_text("fb_a\n\nfb_b\r\nfb_c, fb_d\n")
+    Path("keys").write_text(f"{A}\n\n{B}\r\n{C}, {D}\n")
     monkeypatch.setenv("FLOWBRIDGE_API_KEYS_FILE", "keys")
-    assert [key.get_secret_value() for key in Settings.load().api_keys] == ["fb_a", "fb_b", "fb_c", "fb_d"]
+    assert [key.get_secret_value() for key in Settings.load().api_keys] == [A, B, C, D]
 
 
 @pytest.mark.parametrize("name", ["ACCESS_TOKEN", "FLOWBRIDGE_PASSWORD", "FLOWBRIDGE_API_KEYS"])
@@ -231,9 +237,17 @@ def test_secrets_are_not_printed() -> None:
         ("ACCESS_TOKEN", f"{SECRET}\n2"),
         ("ACCESS_TOKEN", SECRET * 1_000),
         ("FLOWBRIDGE_API_KEYS", SECRET),
-        ("FLOWBRIDGE_API_KEYS", f"fb_ok,{SECRET}"),
+        ("FLOWBRIDGE_API_KEYS", f"{A},{SECRET}"),
+        ("FLOWBRIDGE_API_KEYS", f"{A},fb_{SECRET[:31]}"),
         ("FLOWBRIDGE_API_KEYS", "fb_"),
+        ("FLOWBRIDGE_API_KEYS", "fb_a"),
+        ("FLOWBRIDGE_API_KEYS", A[:-1]),
+        ("FLOWBRIDGE_API_KEYS", f"{A}é"),
+        ("FLOWBRIDGE_API_KEYS", f"{A}\x7f"),
+        ("FLOWBRIDGE_API_KEYS", A * 30),
         ("FLOWBRIDGE_ALLOW_HTTP", "maybe"),
+        ("FLOWBRIDGE_REGISTRATION", "maybe"),
+        ("FLOWBRIDGE_PASS_FEDERATION", "maybe"),
         ("FLOWBRIDGE_CA_FILE", "/nowhere/ca.pem"),
         ("FLOWBRIDGE_PUBLIC_URL", "bridge.example.org"),
         ("FLOWBRIDGE_PUBLIC_URL", "ftp://bridge.example.org"),
@@ -349,7 +363,7 @@ def test_token_or_password_makes_a_bot(values: dict[str, str]) -> None:
 
 @pytest.mark.parametrize(
     ("text", "keys"),
-    [("fb_a", ["fb_a"]), ("fb_a,fb_b", ["fb_a", "fb_b"]), (" fb_a , fb_b\nfb_c ", ["fb_a", "fb_b", "fb_c"]), (",", [])],
+    [(A, [A]), (f"{A},{B}", [A, B]), (f" {A} , {B}\n{C} ", [A, B, C]), (",", [])],
 )
 def test_api_keys_are_a_list_by_commas_or_spaces(text: str, keys: list[str]) -> None:
     assert [key.get_secret_value() for key in Settings.load(api_keys=text).api_keys] == keys

@@ -138,7 +138,7 @@ async def test_token_is_known_after_a_restart(make: MakeWorker) -> None:
 async def test_newer_token_takes_the_place_of_the_older_and_that_is_told(make: MakeWorker) -> None:
     told: list[str] = []
     async with make() as worker:
-        worker.tokens.on_change = told.append
+        worker.tokens.on_change = lambda account, again: told.append(account)
         account = worker.tokens.remember(ALICE)
         for _ in range(3):
             worker.tokens.remember(NEW)
@@ -237,7 +237,7 @@ async def test_account_that_is_in_use_is_noted_again_from_time_to_time(
     async with make() as worker:
         told: list[str] = []
         worker.tokens.remember(ALICE)
-        worker.tokens.on_change = told.append
+        worker.tokens.on_change = lambda account, again: told.append(account)
         await written(worker)
         await worker.database.run(lambda connection: connection.execute(update(tables.tokens).values(seen_at=1)))
         clock.now += NOTE_SECONDS - 1

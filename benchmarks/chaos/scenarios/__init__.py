@@ -1,5 +1,6 @@
 """The scenarios, each with the figures that it must reach (design, "The judge")."""
 
+from benchmarks.chaos.scenarios.accounts import renewal
 from benchmarks.chaos.scenarios.bridges import replicas, roll, sqlite, stop, term
 from benchmarks.chaos.scenarios.callers import hog
 from benchmarks.chaos.scenarios.homeservers import memory, outage, proxy, storm
@@ -26,6 +27,7 @@ _ALL = (
     Scenario(proxy, seconds=30),
     Scenario(wire),
     Scenario(poison, seconds=40),
+    Scenario(renewal),
     Scenario(synapse),
     Scenario(drain, seconds=0),
 )

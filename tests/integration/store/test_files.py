@@ -173,6 +173,7 @@ async def test_new_connection_is_not_made_to_another_file(database: Database, pa
 
 
 async def test_end_puts_a_removed_file_back_with_all_that_was_committed_since(database: Database, path: Path) -> None:
+    await database.resume(30_000)
     await database.run(lambda connection: rows.put(connection, "before"))
     remove(path)
     await database.run(lambda connection: rows.put(connection, "after"))

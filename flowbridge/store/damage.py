@@ -1,0 +1,45 @@
+"""Whether an SQLite file is malformed: what is written to such a file may be lost, and nobody would hear of it."""
+
+import sqlite3
+from pathlib import Path
+
+from sqlalchemy import URL, Connection
+from sqlalchemy.exc import DBAPIError
+
+from flowbridge.store import outbox
+
+MAGIC = b"SQLite format 3\0"  # what such a file begins with
+CHECKED_BYTES = 64 * 1024**2  # of a file that is looked at as a whole at the start: some 0.2 s
+_MALFORMED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+
+
+def named(error: BaseException) -> str:
+    """What SQLite says of a malformed file, in one line; an empty string for any other error."""
+    said = error.orig if isinstance(error, DBAPIError) else error
+    if isinstance(said, sqlite3.Error) and getattr(said, "sqlite_errorcode", 0) & 0xFF in _MALFORMED:
+        return str(said).partition("\n")[0]
+    return ""
+
+
+def of_head(url: URL) -> str:
+    """What is wrong with the first bytes of the file; an empty string when they are right, or there is no file."""
+    try:
+        with Path(str(url.database)).open("rb") as file:
+            head = file.read(len(MAGIC))
+    except OSError:
+        return ""
+    return "" if head in (MAGIC, b"") else "the file is not a database any more"
+
+
+def of_all(connection: Connection) -> str:
+    """What is wrong with a database that is to be used: with all of it, or with what is queued when it is large.
+
+    Raises DatabaseError for what cannot even be looked at.
+    """
+    pages = connection.exec_driver_sql("PRAGMA page_count").scalar() or 0
+    if pages * (connection.exec_driver_sql("PRAGMA page_size").scalar() or 0) <= CHECKED_BYTES:
+        found = str(connection.exec_driver_sql("PRAGMA quick_check(1)").scalar())
+        if found != "ok":
+            return found.removeprefix("*** in database main ***").strip().partition("\n")[0]
+    outbox.queued(connection)
+    return ""

@@ -1,0 +1,24 @@
+"""What names led to: an account's alias to a room id, the bot's login to its user id. Each is work on a connection."""
+
+from sqlalchemy import Connection, delete, select
+from sqlalchemy.dialects import postgresql, sqlite
+
+from flowbridge.store.tables import resolved
+
+
+def find(connection: Connection, name: str) -> str | None:
+    found: str | None = connection.scalar(select(resolved.c.value).where(resolved.c.name == name))
+    return found
+
+
+def note(connection: Connection, name: str, value: str, seen_at: int) -> None:
+    """Insert or update; `seen_at` (ms): when the homeserver said so."""
+    build = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+    values = {"value": value, "seen_at": seen_at}
+    statement = build(resolved).values(name=name, **values)
+    connection.execute(statement.on_conflict_do_update(index_elements=["name"], set_=values))
+
+
+def forget(connection: Connection, seen_before: int) -> int:
+    """Drop what has not been seen since (ms)."""
+    return connection.execute(delete(resolved).where(resolved.c.seen_at < seen_before)).rowcount
