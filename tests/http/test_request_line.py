@@ -35,9 +35,15 @@ def _informed(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 
 
 def lines(caplog: pytest.LogCaptureFixture, number: int) -> list[dict[str, Any]]:
-    """The lines of so many requests; each is written when the answer has gone out."""
+    """The lines of so many requests; each is written when the answer has gone out, those of a fixture's look into the
+    log of deliveries after the test before this one not yet."""
+
+    def told() -> list[dict[str, Any]]:
+        every = [vars(record)["fields"] for record in caplog.records if record.msg == "request"]
+        return [line for line in every if line["path"] != "/deliveries" or "key" not in line]
+
     ending = time.monotonic() + PATIENCE
-    while len(found := [vars(record)["fields"] for record in caplog.records if record.msg == "request"]) < number:
+    while len(found := told()) < number:
         assert time.monotonic() < ending, found
         time.sleep(0.01)
     assert len(found) == number
