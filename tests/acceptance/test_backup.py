@@ -21,10 +21,10 @@ from tests.acceptance.test_missing_file import Bridge, started
 from tests.acceptance.test_missing_file import folder as folder
 from tests.integration.conftest import Room
 from tests.integration.store.events import put
+from tests.patience import PATIENCE
 from tests.postgres import LocalPostgres
 from tests.processes import run
 
-PATIENCE = 30.0
 NAME = re.compile(r"flowbridge-\d{4}-\d\d-\d\dT\d{6}Z\.db")
 
 

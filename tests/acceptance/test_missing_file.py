@@ -19,10 +19,10 @@ from flowbridge.demo.synapse import Account, LocalSynapse
 from flowbridge.store.files import LOOK_SECONDS
 from tests.conftest import MakeRoom
 from tests.integration.conftest import Room
+from tests.patience import PATIENCE
 from tests.processes import free_port, run, serving_at
 from tests.upstream import Request, Upstream, answer, matrix_error
 
-PATIENCE = 30.0
 KEY = "fb_missing-file"
 BOT = "bot-token"
 ROOM = "!room:upstream"

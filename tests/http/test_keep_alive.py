@@ -10,6 +10,7 @@ from flowbridge import serve
 from tests import upstream as scripted
 from tests.http.conftest import HELLO, KEY, SEND, Bridge, post, running
 from tests.node import PROGRAMS, environment
+from tests.patience import PATIENCE
 
 # Posts each `seconds` on an agent of its own: prints what went wrong, by how often.
 FLOW = """
@@ -43,7 +44,7 @@ AGENTS = 100
 def posts_of_node(bridge: Bridge, *, seconds: float, posts: int, timeout: str = "") -> dict[str, int]:
     """What a hundred agents met, each of which posts so often; by status or error. `timeout`: the agents', in ms."""
     command = [str(PROGRAMS / "node"), "-e", FLOW, f"{bridge.url}{SEND}", KEY, str(seconds), str(AGENTS), str(posts)]
-    done = subprocess.run([*command, timeout], env=environment(), capture_output=True, text=True, timeout=100)
+    done = subprocess.run([*command, timeout], env=environment(), capture_output=True, text=True, timeout=4 * PATIENCE)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert isinstance(found, dict)

@@ -158,7 +158,7 @@ def test_operator_removes_what_one_user_has_queued_beside_the_running_bridge(
     upstream: Upstream, rooms: Rooms, tmp_path: Any, empty_url: str
 ) -> None:
     """What waits in a room that is slow, too: the bridge has it in memory, and lets go of it."""
-    with running(upstream, tmp_path, **settings(empty_url, lease_seconds=7.0)) as bridge:
+    with running(upstream, tmp_path, **settings(empty_url, request_seconds=1.0, lease_seconds=7.0)) as bridge:
         hog, quiet = as_caller(bridge, "the-hog"), as_caller(bridge, "quiet")
         with hog, quiet, Store(empty_url) as store:
             for number in range(5):

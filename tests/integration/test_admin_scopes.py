@@ -17,8 +17,7 @@ from flowbridge.settings import Settings
 from flowbridge.store import Database, keys
 from tests.conftest import MakeAccount
 from tests.integration.conftest import Room, store_in
-
-PATIENCE = 30.0
+from tests.patience import PATIENCE
 
 
 class Setup:

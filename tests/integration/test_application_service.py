@@ -14,11 +14,11 @@ from flowbridge.demo.synapse import LocalSynapse
 from flowbridge.serve import background
 from flowbridge.settings import Settings
 from tests.integration.conftest import store_in
+from tests.patience import PATIENCE
 
 TOKEN = "as_token_of_the_service"
 GHOST = "@_irc_ghost:localhost"
 CLIENT = "/_matrix/client/v3"
-PATIENCE = 30.0
 
 
 @pytest.fixture(scope="module")

@@ -18,8 +18,7 @@ from flowbridge.serve import background
 from flowbridge.settings import Settings
 from tests.conftest import MakeAccount, MakeRoom
 from tests.integration.conftest import make_key, store_in
-
-PATIENCE = 30.0
+from tests.patience import PATIENCE
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import pytest
 
 from flowbridge import peer, processor
 from flowbridge.processor import Account, Aside
+from tests.patience import PATIENCE
 
 
 def burn(seconds: float) -> None:
@@ -84,7 +85,7 @@ async def test_known_callers_do_not_wait_for_guests() -> None:
 
     async def guest() -> None:
         peer.enter({"client": ("192.0.2.1", 1)})
-        await aside.run(go.wait, 10)
+        await aside.run(go.wait, 2 * PATIENCE)
 
     async def known() -> None:
         peer.enter({"client": ("192.0.2.1", 1)})
@@ -93,6 +94,6 @@ async def test_known_callers_do_not_wait_for_guests() -> None:
 
     guests = [asyncio.create_task(guest()) for _ in range(5)]
     await asyncio.sleep(0)
-    await asyncio.wait_for(known(), 5)
+    await asyncio.wait_for(known(), PATIENCE)
     go.set()
     await asyncio.gather(*guests)
