@@ -38,6 +38,7 @@ MAX_LOOKUPS = 16  # of tokens that are not known, at once: what nobody has authe
 MAX_LOOKUPS_OF_ONE = 8  # of one address
 LOOKUP_SECONDS = 10.0  # to wait for one's turn
 MAX_ASKED_AGAIN = 3  # tokens of one user
+MAX_LOOKS = 3  # into the store for one key that is not known: a look that others began may be too early
 MAX_RENEWING = 16  # answers that are asked anew at once: sends need the connections to the homeserver, too
 
 
@@ -100,6 +101,9 @@ class Callers:
         """
         scheme, _, bearer = headers.get("authorization", "").partition(" ")
         token = bearer.strip() if scheme.lower() == "bearer" else ""
+        if (kept := self._kept.get(token)) and "x-api-key" not in headers and b"access_token" not in query:
+            peer.identified(kept[0][0])  # most requests: nothing else has to be known of it
+            return Credential(token)
         tokens = [token, *_from_query(query)] if b"access_token" in query else [token]
         key = headers.get("x-api-key", "").strip()
         if (key or len(tokens) > 1) and len({key, *(each for each in tokens if each.startswith(PREFIX))} - {""}) > 1:
@@ -163,9 +167,11 @@ class Callers:
         """
         if credential.token is not None:
             try:
-                return Caller(*await self._whoami(credential.token), credential.token)
+                caller = Caller(*await self._whoami(credential.token), credential.token)
             except MatrixError as error:
                 raise later(error) from None
+            peer.identified(caller.user_id)
+            return caller
         assert self._bot is not None
         token = self._bot.current
         if token is not None and token in self._kept:
@@ -295,10 +301,17 @@ class Callers:
         """An API key that is not known in memory. Raises Unauthorized, TooMany or Unavailable."""
         address, digest = peer.address(), _digest(secret)
         self._refusals.check(address, digest)
+        began = time.monotonic()
         key = await self._keys.find(secret)
+        for _ in range(MAX_LOOKS):
+            if key is not None or self._keys.was_read_since(began):
+                break
+            await asyncio.sleep(self._keys.next_look)  # it may be newer than what was read last
+            key = await self._keys.find(secret)
         if key is None:
             refusal = Unauthorized("this API key is not known here")
-            self._refusals.note(address, digest, refusal)
+            is_wrong = self._keys.was_read_since(began)
+            self._refusals.note(address, digest, refusal, keeps=is_wrong)
             raise refusal
         return key
 

@@ -120,19 +120,18 @@ class Intake:
 
         `as_state`: the path says that it is a state event. Else the catalogue does, or the body by a state key.
         """
-        if found.size < LARGE_BYTES and self._is_right(event_type, found):
-            return self._check(room, event_type, found, as_state)
-        return await self._aside(self._check, room, event_type, found, as_state)
-
-    def _is_right(self, event_type: str, found: Payload) -> bool:
-        """Whether there is nothing to word, by the quick validator: to find words for what is wrong takes 1,000 times
-        as long.
-        """
         entry = self.catalogue.select(event_type, found.content)
-        return entry is None or entry.validator.is_valid(found.content)
+        if found.size >= LARGE_BYTES:
+            return await self._aside(self._check, room, event_type, entry, found, as_state)
+        if entry is None or entry.validator.is_valid(found.content):
+            return self._check(room, event_type, entry, found, as_state, is_valid=True)
+        # To find words for what is wrong takes 1,000 times as long as to see that it is.
+        return await self._aside(self._check, room, event_type, entry, found, as_state)
 
-    def _check(self, room: str, event_type: str, found: Payload, as_state: bool) -> Event:
-        entry = self.catalogue.select(event_type, found.content)
+    def _check(
+        self, room: str, event_type: str, entry: Entry | None, found: Payload, as_state: bool, *, is_valid: bool = False
+    ) -> Event:
+        """`is_valid`: the content is known to fit its schema."""
         kind = entry.kind if entry else None
         is_state = as_state or kind == "state" or (kind is None and found.state_key is not None)
         state_key = (found.state_key or "") if is_state else None
@@ -145,7 +144,7 @@ class Intake:
             )
         if state_key:
             dialect.identifier(state_key, "state key")
-        problems = _problems(entry, found, state_key, as_state) if entry is not None else []
+        problems = [] if entry is None else _problems(entry, found, state_key, as_state, is_valid=is_valid)
         if general := self.catalogue.general.problems(event_type, found.content):
             known = {problem.pointer for problem in problems}  # a schema of the type says it more exactly
             problems = [*problems, *(problem for problem in general if problem.pointer not in known)]
@@ -268,9 +267,9 @@ def _unwaited(sending: Sending) -> Sending:
     return replace(sending, waits=False)
 
 
-def _problems(entry: Entry, found: Payload, state_key: str | None, as_state: bool) -> list[Problem]:
+def _problems(entry: Entry, found: Payload, state_key: str | None, as_state: bool, *, is_valid: bool) -> list[Problem]:
     problems = []
-    if not (as_state and not found.content and entry.clears_by_empty):
+    if not (is_valid or (as_state and not found.content and entry.clears_by_empty)):
         problems = entry.problems(found.content)
     if entry.kind == "message":
         if as_state:

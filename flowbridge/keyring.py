@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import hmac
+import math
 import time
 from collections.abc import Iterable
 from functools import partial
@@ -29,6 +30,7 @@ class Keyring:
         self._is_fixed = bool(settings.api_keys)
         self._look_at = 0.0
         self._looking: asyncio.Task[None] | None = None
+        self._read_at = -math.inf  # when the store was begun to be read last, monotonic
         self._failed = False
         self._changed = asyncio.Event()
         self._used: dict[str, int] = {}
@@ -64,6 +66,15 @@ class Keyring:
             self._used[found.id] = outbox.now_ms()
         return found
 
+    def was_read_since(self, moment: float) -> bool:
+        """Whether the store has been read since (monotonic seconds): a key that is not known since then is wrong."""
+        return self._is_fixed or (self._read_at >= moment and not self._failed)
+
+    @property
+    def next_look(self) -> float:
+        """Seconds until the store may be read again for a key that is not known."""
+        return max(0.0, self._look_at - time.monotonic())
+
     def _match(self, digest: bytes) -> ApiKey | None:
         found = None
         for known, key in self._known:
@@ -83,6 +94,7 @@ class Keyring:
     async def _read(self) -> None:
         if not self._database.is_open:
             return
+        self._read_at = time.monotonic()
         try:
             known = await self._database.read(keys.valid)
         except Unavailable as error:

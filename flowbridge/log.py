@@ -81,7 +81,10 @@ class _Text(logging.Formatter):
         if fields is None:  # a library's line
             head += f"{record.name} message={json.dumps(record.getMessage())}"
         else:
-            head += record.msg + "".join([f" {name}={_bare(value)}" for name, value in fields.items()])
+            texts = [str(value) for value in fields.values()]
+            if not _is_bare("".join(texts)):  # looked at together: a line per send is on the hot path
+                texts = [text if _is_bare(text) else json.dumps(text) for text in texts]
+            head += record.msg + "".join([f" {name}={text}" for name, text in zip(fields, texts, strict=True)])
         if record.exc_info:  # indented, so that no text in it can pass for a line of its own
             head += "".join(f"\n    {line}" for line in self.formatException(record.exc_info).splitlines())
         return head
@@ -110,7 +113,6 @@ def _second(seconds: int) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
 
 
-def _bare(value: Any) -> str:
-    """A value in a text line: quoted when it could be taken for more than one, or would break the line."""
-    text = str(value)
-    return text if text.isascii() and text.isprintable() and " " not in text else json.dumps(text)
+def _is_bare(text: str) -> bool:
+    """Whether a value needs no quotes in a text line: it can neither be taken for more than one, nor break the line."""
+    return text.isascii() and text.isprintable() and " " not in text

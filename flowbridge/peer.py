@@ -54,11 +54,13 @@ def own_work(function: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T]]:
 
     @wraps(function)
     async def work(*args: P.args, **kwargs: P.kwargs) -> T:
-        address, who = _address.set(""), _who.set("")
+        address, who = _address.get(), _who.get()
+        _address.set("")
+        _who.set("")
         try:
             return await function(*args, **kwargs)
-        finally:
-            _address.reset(address)
-            _who.reset(who)
+        finally:  # not by a token: a task that never ends is closed in another context
+            _address.set(address)
+            _who.set(who)
 
     return work

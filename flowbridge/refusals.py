@@ -52,11 +52,12 @@ class Refusals:
             self._allowance(address).any -= 1
             raise type(refusal)(refusal.error, errcode=refusal.errcode, status=refusal.status, **refusal.extra)
 
-    def note(self, address: str, digest: bytes, refusal: MatrixError) -> None:
-        """This secret was looked up, and refused."""
+    def note(self, address: str, digest: bytes, refusal: MatrixError, *, keeps: bool = True) -> None:
+        """This secret was looked up, and refused. `keeps`: a repeat is refused without another look-up."""
         if not address:
             return
-        _put(self._kept, digest, (refusal, time.monotonic() + KEEP_SECONDS))
+        if keeps:
+            _put(self._kept, digest, (refusal, time.monotonic() + KEEP_SECONDS))
         allowance = self._allowance(address)
         allowance.any -= 1
         allowance.new -= 1

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 EVENT: Final[Mapping[str, Any]] = {"$ref": "components/event.json"}
 KEYS: Final = ("m.mentions", "m.relates_to", "org.matrix.labels", "redacts")  # the properties of that schema
+_KEYS: Final = frozenset(KEYS)
 
 # Types that a client has no reason to send, and that therefore have no schema in the catalogue.
 UNLISTED: Final[Mapping[str, Mapping[str, Any]]] = {
@@ -33,7 +34,8 @@ class General:
 
     def problems(self, event_type: str, content: Mapping[str, Any]) -> list[Problem]:
         """What is wrong with these keys, by pointer; empty for nearly all events, which hold none of them."""
-        part = {key: content[key] for key in KEYS if key in content}
-        found = self._event.problems(part) if part else []
+        found: list[Problem] = []
+        if not _KEYS.isdisjoint(content):
+            found = self._event.problems({key: content[key] for key in KEYS if key in content})
         entry = self._by_type.get(event_type)
         return found if entry is None else [*found, *entry.problems(content)]

@@ -125,7 +125,8 @@ class Courier:
             lane.put(ticket)
         else:
             lane.look()  # what is read from the store from here on is read after this commit
-        self._knock([ticket])
+        if self._carrier.has_halts:
+            self._knock([ticket])
 
     async def join(self, row: Row, *, waits: bool) -> Ticket:
         """The ticket of a delivery that was accepted before, to wait with."""

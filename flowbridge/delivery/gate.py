@@ -40,12 +40,17 @@ class Gate:
         return self._ahead if ahead else self
 
     async def __aenter__(self) -> None:
-        await self._enter(self._queue)
+        if not self._enters():
+            await self._wait_in(self._queue)
 
-    async def _enter(self, queue: "OrderedDict[asyncio.Future[None], None]") -> None:
-        if not self._waits and self._free():
-            self._under_way += 1
-            return
+    def _enters(self) -> bool:
+        """Take a place if there is one at once; whether there was."""
+        if self._queue or self._front or not self._free():
+            return False
+        self._under_way += 1
+        return True
+
+    async def _wait_in(self, queue: "OrderedDict[asyncio.Future[None], None]") -> None:
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         queue[turn] = None
         self._plan()
@@ -87,7 +92,7 @@ class Gate:
 
     def went_well(self) -> None:
         """An answer came that was no refusal. The window grows only when somebody waits for it to."""
-        if not self._waits or self._window >= self._widest:
+        if not (self._queue or self._front) or self._window >= self._widest:
             return
         step = 1.0 if self._window < self._known_good else 1 / self._window
         if self._limited_until and (now := asyncio.get_running_loop().time()) < self._limited_until:
@@ -124,7 +129,7 @@ class Gate:
         return not self._shut and self._under_way < int(self._window) and self.closed_for == 0
 
     def _pump(self) -> None:
-        if not self._waits:
+        if not (self._queue or self._front):
             return
         while (self._queue or self._front) and self._free():
             self._was_ahead = bool(self._front) and not (self._was_ahead and self._queue)
@@ -151,7 +156,8 @@ class _Ahead:
         self._gate = gate
 
     async def __aenter__(self) -> None:
-        await self._gate._enter(self._gate._front)
+        if not self._gate._enters():
+            await self._gate._wait_in(self._gate._front)
 
     async def __aexit__(self, *_: object) -> None:
         self._gate._leave()

@@ -209,7 +209,8 @@ class Lane:
             await asyncio.wait([ticket.committed])
         while not (self._stopping or ticket.withdrawn):
             await self._keep_lease()
-            if self._is_overdue(ticket) and (reason := self._shared.carrier.waits_for(self.account)):
+            carrier = self._shared.carrier
+            if carrier.distrusted and self._is_overdue(ticket) and (reason := carrier.waits_for(self.account)):
                 self._settle(ticket, self._given_up(reason))  # at once: a paused account makes an attempt every 5 s
                 return 0.0
             started = time.time()
@@ -218,7 +219,7 @@ class Lane:
                 await self._change_token()
                 continue
             suspicion = None
-            if is_failure(found):
+            if found.kind == "again" and is_failure(found):
                 suspicion = await self._shared.suspects.weigh(self.fence.lane, ticket.history, started, found)
             pause = self._judge(ticket, started, found, suspicion)
             if pause is None:
@@ -307,6 +308,10 @@ class Lane:
             entry["failed"] = suspicion.entry()
         wait = _wait_for_invitation(ticket.history, entry) if found.kind == "absent" else None
         ticket.history = _latest([*ticket.history, entry])
+        if found.kind == "sent":
+            ticket.attempts += 1
+            self._settle(ticket, found)
+            return None
         if found.kind == "slow":
             return 0.0
         is_old = self._is_overdue(ticket)

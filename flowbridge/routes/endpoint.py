@@ -118,9 +118,27 @@ def json_bytes(value: Any) -> bytes:
     return _ENCODER.encode(value).encode("utf-8", "replace")
 
 
-def json_answer(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    return Response(json_bytes(value), status, headers, media_type="application/json")
+class JsonAnswer(Response):
+    """JSON in bytes. Its headers are written once: Starlette writes them, then searches them, 5 µs of each send."""
+
+    media_type = "application/json"
+
+    def __init__(self, body: bytes, status: int = 200, headers: Mapping[str, str] | None = None) -> None:
+        self.status_code = status
+        self.background = None
+        self.body = body
+        self.raw_headers = [(b"content-length", b"%d" % len(body)), (b"content-type", b"application/json")]
+        if headers:
+            self.raw_headers += [(name.lower().encode(), value.encode("latin-1")) for name, value in headers.items()]
+
+    def add(self, name: bytes, value: str) -> None:
+        """One header more; `name` is lower case."""
+        self.raw_headers.append((name, value.encode("latin-1")))
 
 
-def error_answer(error: MatrixError) -> Response:
+def json_answer(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> JsonAnswer:
+    return JsonAnswer(json_bytes(value), status, headers)
+
+
+def error_answer(error: MatrixError) -> JsonAnswer:
     return json_answer(error.body(), error.status, error.headers())

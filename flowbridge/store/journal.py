@@ -52,14 +52,12 @@ class Ticket:
     history: list[dict[str, Any]] = field(default_factory=list)
     written: bool = False
     size: int = 0  # in the store, about; told when it is accepted
+    # Whose share of the store it takes: the API key's, or that of the account which sent it with its own token. Many
+    # keys share the bot's account: one of them must not take what the others need.
+    caller: str = field(init=False)
 
-    @property
-    def caller(self) -> str:
-        """Whose share of the store it takes: the API key's, or that of the account which sent it with its own token.
-
-        Many keys share the bot's account: one of them must not take what the others need.
-        """
-        return self.row.api_key or self.row.account
+    def __post_init__(self) -> None:
+        self.caller = self.row.api_key or self.row.account
 
     def measure(self) -> int:
         """Its bytes in the store, about."""
@@ -86,7 +84,7 @@ class Ticket:
             "fingerprint": self.fingerprint,
             "state": outcome.state if outcome else "queued",
             "attempts": self.attempts,
-            "history": json.dumps(self.history),
+            "history": outbox.dumps(self.history),
             "event_id": outcome.event_id if outcome else None,
             "error": json.dumps(outcome.error) if outcome and outcome.error else None,
             "api_key": row.api_key,

@@ -23,7 +23,7 @@ from tests.patience import PATIENCE
 from tests.processes import free_port, run, serving_at
 from tests.upstream import Request, Upstream, answer, matrix_error
 
-KEY = "fb_missing-file"
+KEY = "fb_missing-file-of-32-characters-and-more"
 BOT = "bot-token"
 ROOM = "!room:upstream"
 ASYNC = {"Prefer": "respond-async"}

@@ -2,6 +2,7 @@
 
 import json
 import secrets
+import select
 import socket
 import ssl
 import threading
@@ -77,6 +78,10 @@ class RawClient:
         except OSError:
             return False
         return True
+
+    def has_answer(self) -> bool:
+        """Whether the bridge has begun to say something."""
+        return bool(self._buffer or select.select([self._socket], [], [], 0)[0])
 
     def end(self) -> Self:
         """Say that nothing more will come."""

@@ -573,8 +573,8 @@ def test_401_for_a_callers_token_passes_and_is_asked_again(
         assert found["soft_logout"] is True
     upstream.script(None)
     assert call().status_code == 200
-    # An account without a token may be the bot's, of which nobody has asked here before.
-    assert targets(upstream).count(WHOAMI) == asked + (2 if at == "/state/" else 3)
+    # An account without a token may be the bot's: that is asked once, unless an earlier test has.
+    assert targets(upstream).count(WHOAMI) - asked in ((2, 3) if at == "/send/" else (2 if at == "/state/" else 3,))
 
 
 @pytest.mark.parametrize("at", ["/whoami", "/state/", "send"])
@@ -654,8 +654,9 @@ def test_mistake_of_ours_is_a_500_that_tells_nothing(caller: httpx.Client, monke
     def broken(*_: object) -> Any:
         raise RuntimeError("secret innards")
 
-    monkeypatch.setattr(Callers, "credential", broken)
-    answer = caller.post(SEND, json=HELLO)
+    with monkeypatch.context() as patch:
+        patch.setattr(Callers, "credential", broken)
+        answer = caller.post(SEND, json=HELLO)
     check_error(answer, 500, "M_UNKNOWN")
     assert "secret innards" not in answer.text
     assert "RuntimeError" not in answer.text
