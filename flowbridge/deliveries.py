@@ -151,12 +151,17 @@ class Deliveries:
             raise _unknown()
         row = self._amended(row)
         found = detail(row)
-        if row["state"] == "queued" and self._waiting is not None:
-            standing = await self._read(partial(ledger.standing, delivery=delivery))
-            if standing is not None:
-                reason, until = self._waiting(row["account"], standing)
-                found["waiting"] = _without_none({"reason": reason, "until": _time(until)})
+        if (waiting := await self._waits_for(row)) is not None:
+            reason, until = waiting
+            found["waiting"] = _without_none({"reason": reason, "until": _time(until)})
         return found
+
+    async def _waits_for(self, row: Mapping[str, Any]) -> Waiting | None:
+        """What a queued delivery waits for, and until when; None for any other."""
+        if row["state"] != "queued" or self._waiting is None:
+            return None
+        standing = await self._read(partial(ledger.standing, delivery=row["delivery"]))
+        return None if standing is None else self._waiting(row["account"], standing)
 
     async def replay(self, viewer: Viewer, delivery: str, *, overwrite: bool = False) -> None:
         """Queue a settled delivery again. Raises NotFound; Forbidden for what another Matrix user sent.
@@ -183,7 +188,9 @@ class Deliveries:
             row = self._amended(await self._row(viewer, delivery))
             if row["state"] != "queued":
                 raise StoreUnavailable("how it ended cannot be written down at the moment")
-            raise WrongState("it is queued already: only what is sent or dead can be replayed")
+            waiting = await self._waits_for(row)
+            why = f", and waits: {waiting[0]}" if waiting is not None else ""
+            raise WrongState(f"it is queued already{why}; only what is sent or dead can be replayed")
         log.info("delivery_replayed", delivery=delivery, by=viewer.name)
         self._wake()
 

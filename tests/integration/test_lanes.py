@@ -50,6 +50,8 @@ def test_plain_send_behind_an_invitation_is_a_403_at_once_and_a_join_wakes_what_
         assert found["status"] == "queued"
         assert found["waiting"]["reason"].startswith(next_step)
         assert found["waiting"]["until"].endswith("Z")
+        again = caller.post(f"{queued}/replay")
+        assert (again.status_code, next_step in again.json()["error"]) == (409, True)
         invite(room, guest.user_id)
         caller.post(way.format(room=room.id, path=room.path), json={}).raise_for_status()
         wait_until(caller, queued)
