@@ -7,7 +7,7 @@ import sqlite3
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -221,14 +221,33 @@ def test_two_that_run_on_one_file_all_the_same_are_told_and_the_first_one_stops(
     bridge: Bridge, folder: Path, upstream: Upstream
 ) -> None:
     upstream.script(empty_rooms)
-    bridge.process.send_signal(signal.SIGSTOP)  # else it would make the lock file again
-    (folder / "flowbridge.db.lock").unlink()
-    with started(folder, upstream.url) as second:
+    stop_between_transactions(bridge)  # else it would make the lock file again
+    try:
+        (folder / "flowbridge.db.lock").unlink()
+        with started(folder, upstream.url) as second:
+            bridge.process.send_signal(signal.SIGCONT)
+            bridge.until_ready(False)
+            bridge.must_refuse("another flowbridge")
+            assert second.send("second").status_code == 200
+            assert bodies(upstream) == ["first", "second"]
+    finally:
         bridge.process.send_signal(signal.SIGCONT)
-        bridge.until_ready(False)
-        bridge.must_refuse("another flowbridge")
-        assert second.send("second").status_code == 200
-        assert bodies(upstream) == ["first", "second"]
+
+
+def stop_between_transactions(bridge: Bridge) -> None:
+    """Let it stand still, without SQLite's own lock on the database: with it no other process could open that."""
+    ending = time.monotonic() + PATIENCE
+    while True:
+        bridge.process.send_signal(signal.SIGSTOP)
+        with closing(sqlite3.connect(bridge.file, timeout=1, isolation_level=None)) as connection:
+            try:
+                connection.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError:
+                assert time.monotonic() < ending
+            else:
+                connection.execute("ROLLBACK")
+                return
+        bridge.process.send_signal(signal.SIGCONT)
 
 
 def test_commands_beside_do_not_make_a_bridge_unready(bridge: Bridge) -> None:
