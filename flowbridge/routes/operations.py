@@ -21,7 +21,7 @@ from flowbridge.routes.document import Document
 from flowbridge.routes.endpoint import PAGE_HEADERS, Endpoint, endpoint, json_answer
 from flowbridge.store.accounts import account_of
 
-KEEP_SECONDS = 1.0  # what the homeserver says of its versions
+KEEP_SECONDS = 1.0  # what the homeserver says of its versions, and a look at the store's file
 
 _ASSETS = {
     "swagger-ui-bundle.js": "text/javascript",
@@ -56,6 +56,7 @@ class Versions:
 class Operations:
     def __init__(self, core: Core) -> None:
         self._core = core
+        self._look_at = 0.0  # monotonic
         self._versions = Versions(core.homeserver)
 
     async def healthz(self, _: Request) -> Response:
@@ -69,7 +70,7 @@ class Operations:
         checks: dict[str, Any] = {"queued": core.stock.queued, "accounts_paused": len(paused)}
         failed = "store"
         try:
-            await core.database.look()
+            await self._look_at_store()
             if reason := core.database.missing or core.database.trouble or core.stock.full:
                 raise Unavailable(f"the store: {reason}")
             failed = "homeserver"
@@ -84,6 +85,12 @@ class Operations:
             not_ready = MatrixError(f"not ready: {error.error}", status=503, flowbridge={"failed": failed, **checks})
             return json_answer(not_ready.body(), 503, {"Retry-After": "2"})
         return json_answer({"ready": True, **checks})
+
+    async def _look_at_store(self) -> None:
+        """Once a second at most: /readyz needs no token. Raises StoreUnavailable for a database that is malformed."""
+        if time.monotonic() >= self._look_at:
+            await self._core.database.look()
+            self._look_at = time.monotonic() + KEEP_SECONDS
 
     def _paused(self) -> dict[str, str]:
         """The accounts of which something waits, since the homeserver refuses them or their token: what it says.
