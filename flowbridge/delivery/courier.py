@@ -18,7 +18,7 @@ from flowbridge.delivery.lane import Lane, LeaseLost, Shared
 from flowbridge.delivery.suspects import Suspects
 from flowbridge.delivery.tickets import Tickets
 from flowbridge.homeserver.verdict import Verdict
-from flowbridge.store import Database, Fence, Row, abandoned, outbox
+from flowbridge.store import Database, Fence, Row, StoreFull, abandoned, outbox
 from flowbridge.store.engine import reason
 from flowbridge.store.journal import Journal, Outcome, Ticket
 from flowbridge.store.outbox import ASKED, BATCH, Claim
@@ -112,8 +112,12 @@ class Courier:
         direct = lane is not None and well and lane.takes() and self._batch() > 1
         ticket.urgent = not direct or ticket.idem is not None or not ticket.waiters
         ticket.dirty = lane is None or not self._database.is_sqlite or not lane.is_held()
-        self._journal.append(ticket)
         self._stock.add(ticket)
+        try:
+            self._journal.append(ticket)
+        except StoreFull:
+            self._stock.remove(ticket)
+            raise
         self._tickets.know(ticket)
         ticket.committed.add_done_callback(lambda done: self._on_written(ticket, done))
         if lane is None:

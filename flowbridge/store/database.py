@@ -192,7 +192,7 @@ class Database:
                 await self.run(lambda connection: None)
 
     async def read(self, work: Callable[[Connection], T]) -> T:
-        """Some reading, beside the writer and one at a time. Raises StoreUnavailable."""
+        """Some reading, of one moment, beside the writer and one at a time. Raises StoreUnavailable."""
         try:
             return await asyncio.get_running_loop().run_in_executor(self._reader, self._read, work)
         except SQLAlchemyError as error:
@@ -201,7 +201,8 @@ class Database:
             raise StoreUnavailable(f"the store cannot be read: {reason(error)}") from None
 
     def _read(self, work: Callable[[Connection], T]) -> T:
-        with self.engine.connect().execution_options(reads=True) as connection:
+        level: dict[str, Any] = {} if self.is_sqlite else {"isolation_level": "REPEATABLE READ"}
+        with self.engine.connect().execution_options(reads=True, **level) as connection:
             return work(connection)
 
     # the writer thread

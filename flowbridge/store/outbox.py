@@ -15,6 +15,7 @@ from flowbridge.store.tables import accounts, lanes, outbox, tokens
 
 BATCH = 50  # rows of one lane that are held in memory, at most
 MERGED = "merged"  # in `sent_with`: a lane that was several (migration 0002), of which each had a head
+NAMED = 500  # deliveries that one statement asks of
 HISTORY = 20  # attempts that are remembered of one event
 ASKED = 2  # of lanes.dirty: a command asks the holder to give the lane back for a moment
 ROW_BYTES = 600  # of an event beside its texts, with its share of the indexes
@@ -454,6 +455,15 @@ def queued(connection: Connection) -> dict[str, tuple[int, int]]:
         .group_by(outbox.c.lane)
     )
     return {lane: (number, first) for lane, number, first in found}
+
+
+def queued_of(connection: Connection, deliveries: Sequence[str]) -> set[str]:
+    """Those of these deliveries that are queued."""
+    found: set[str] = set()
+    for start in range(0, len(deliveries), NAMED):
+        chosen = outbox.c.delivery.in_(deliveries[start : start + NAMED])
+        found.update(connection.scalars(select(outbox.c.delivery).where(chosen, outbox.c.state == "queued")))
+    return found
 
 
 def accepted_at(connection: Connection, id_: int) -> int | None:

@@ -95,8 +95,13 @@ class Share:
         """The truth is being looked up: remember what changes from here on, for `learn`."""
         self._changes = Counter()
 
+    def found(self, caller: str, amount: int = 1) -> None:
+        """This was taken since `begin`, and will be in what is learned all the same."""
+        if self._changes is not None:
+            self._changes[caller] -= amount
+
     def learn(self, held: Mapping[str, int]) -> None:
-        """This was held when the look-up began."""
+        """This was held when the look-up began, and what was `found`."""
         changes, self._changes = self._changes or Counter(), None
         self._held = {caller: amount for caller, amount in held.items() if amount > 0}
         self.total = sum(self._held.values())

@@ -46,6 +46,15 @@ class Limits:
     share: float = 1.0
 
 
+@dataclass(slots=True)
+class _Change:
+    """Whether an event of this lane was counted before it changed, and whether it is now."""
+
+    lane: str
+    before: bool
+    now: bool = False
+
+
 class Stock:
     """Counts what this process accepts and settles; `refresh` and `census` learn what others did. For one event loop.
 
@@ -56,7 +65,9 @@ class Stock:
         self._database = database
         self._limits = limits
         self._lanes: dict[str, int] = {}
-        self._meanwhile: Counter[str] = Counter()  # what changed since the store was last read
+        self._counting = asyncio.Lock()
+        self._changed: dict[str, _Change] | None = None  # by delivery, while `refresh` reads the store
+        self._added: dict[str, Ticket] | None = None  # likewise, until `census` knows where it ends
         self.queued = 0
         self.dead = 0
         self.used_bytes = 0
@@ -144,9 +155,10 @@ class Stock:
         return {lane.partition("|")[0] for lane in self._lanes}
 
     def add(self, ticket: Ticket) -> None:
-        ticket.counted = True
-        self._count(ticket.row.lane, 1)
-        self._meanwhile[ticket.row.lane] += 1
+        """To be called before the writer may take the ticket: what is in the store and not here counts as another's."""
+        self._change(ticket, counted=True)
+        if self._added is not None:
+            self._added[ticket.row.delivery] = ticket
         caller, size = ticket.caller, ticket.measure()
         self._rows.add(caller)
         self._bytes.add(caller, size)
@@ -159,9 +171,7 @@ class Stock:
         """It is settled, withdrawn, or was not accepted after all."""
         if not ticket.counted:
             return
-        ticket.counted = False
-        self._count(ticket.row.lane, -1)
-        self._meanwhile[ticket.row.lane] -= 1
+        self._change(ticket, counted=False)
         caller, size = ticket.caller, ticket.measure()
         self._rows.remove(caller)
         self._bytes.remove(caller, size)
@@ -174,6 +184,12 @@ class Stock:
         elif outcome is not None:
             self._sent.add(caller, size)
 
+    def _change(self, ticket: Ticket, *, counted: bool) -> None:
+        if self._changed is not None:
+            self._changed.setdefault(ticket.row.delivery, _Change(ticket.row.lane, ticket.counted)).now = counted
+        ticket.counted = counted
+        self._count(ticket.row.lane, 1 if counted else -1)
+
     def _count(self, lane: str, change: int) -> None:
         before = self._lanes.pop(lane, 0)
         now = max(0, before + change)
@@ -182,18 +198,22 @@ class Stock:
             self._lanes[lane] = now
 
     async def refresh(self) -> float:
-        """Count anew: what other processes did is known from here on. Returns the seconds that it took.
+        """Count anew: what other processes did is known from here on. Returns the seconds that it took."""
+        async with self._counting:
+            try:
+                return await self._refresh()
+            finally:
+                self._changed = None
 
-        An event that is accepted meanwhile may be counted twice, until the next time.
-        """
+    async def _refresh(self) -> float:
         started = time.monotonic()
-        self._meanwhile.clear()
+        changed = self._changed = {}
         await self._database.flush()  # outcomes linger on their way to the disk
-        lanes, oldest_ms, dead, used = await self._database.read(self._look)
+        lanes, oldest_ms, dead, used, found = await self._database.read(partial(self._look, changed=changed))
         self._lanes = {lane: number for lane, (number, _) in lanes.items()}
         self.queued = sum(self._lanes.values())
-        for lane, change in self._meanwhile.items():
-            self._count(lane, change)
+        for delivery, change in changed.items():
+            self._count(change.lane, change.now - found.get(delivery, change.before))
         self.dead, self.used_bytes, self._grown = dead, used, 0
         if used >= FILLED * self._limits.database_bytes or self.is_crowded:
             self.pressed.set()
@@ -214,12 +234,12 @@ class Stock:
         ]
         if self.used_bytes > FILLED / 2 * self._limits.database_bytes:
             kinds.append((holdings.sent, self._sent, None))
-        for share in (self._rows, self._bytes, self._dead, self._sent):
-            share.begin()
-        await self._database.flush()
-        last = await self._database.read(holdings.newest)
+        last = await self._begin()
         seconds = 0.0
         for work, weights, numbers in kinds:
+            if numbers is None:
+                weights.begin()
+                await self._database.flush()
             rows, bytes_, taken = await self._add_up(work, last)
             seconds += taken
             weights.learn(bytes_)
@@ -227,6 +247,24 @@ class Stock:
                 numbers.learn(rows)
         self._bytes.reserved = self._dead.total
         return seconds
+
+    async def _begin(self) -> int:
+        """Returns the id up to which what is queued will be added up; `learn` adds what is accepted after that."""
+        added = self._added = {}
+
+        def until(connection: Connection) -> tuple[int, list[Ticket]]:  # beside no other writing of ours
+            return holdings.newest(connection), [ticket for ticket in list(added.values()) if ticket.written]
+
+        self._rows.begin()
+        self._bytes.begin()
+        try:
+            last, written = await self._database.run(until)
+        finally:
+            self._added = None
+        for ticket in written:
+            self._rows.found(ticket.caller)
+            self._bytes.found(ticket.caller, ticket.measure())
+        return last
 
     async def _add_up(self, work: Callable[..., Piece], last: int) -> tuple[Counter[str], Counter[str], float]:
         rows: Counter[str] = Counter()
@@ -295,11 +333,18 @@ class Stock:
                 return gone
         return 0
 
-    def _look(self, connection: Connection) -> tuple[dict[str, tuple[int, int]], int | None, int, int]:
+    def _look(
+        self, connection: Connection, changed: "dict[str, _Change]"
+    ) -> tuple[dict[str, tuple[int, int]], int | None, int, int, dict[str, bool]]:
         lanes = outbox.queued(connection)
+        # What is committed from here on is not seen. What was before is of others, or has been told to us: in one step,
+        # since more is being told meanwhile.
+        deliveries = list(changed)
+        queued = outbox.queued_of(connection, deliveries)
         first = min((first for _, first in lanes.values()), default=None)
         oldest = outbox.accepted_at(connection, first) if first is not None else None
-        return lanes, oldest, outbox.dead(connection), used_bytes(connection, self._limits.database_bytes // 2)
+        used = used_bytes(connection, self._limits.database_bytes // 2)
+        return lanes, oldest, outbox.dead(connection), used, {one: one in queued for one in deliveries}
 
     def _lack(self) -> str:
         if self.used_bytes >= self._limits.database_bytes:

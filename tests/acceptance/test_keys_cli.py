@@ -3,8 +3,6 @@
 import os
 import re
 import stat
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import httpx
@@ -12,6 +10,7 @@ import pytest
 
 from flowbridge import keyring
 from tests import upstream as scripted
+from tests.patience import until
 from tests.processes import run, serving
 from tests.upstream import PATIENCE, Request, Upstream
 
@@ -127,13 +126,6 @@ def send(url: str, key: str, event_type: str = "m.room.message") -> httpx.Respon
     content = {"msgtype": "m.text", "body": "hello", "name": "a name"}
     target = f"{url}/rooms/{ROOM}/send/{event_type}"
     return httpx.post(target, json=content, headers={"X-API-Key": key}, trust_env=False, timeout=PATIENCE)
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def test_keys_work_beside_a_running_bridge(tmp_path: Path) -> None:

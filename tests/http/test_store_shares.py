@@ -17,6 +17,7 @@ from flowbridge.store import Database, tables
 from tests import upstream as scripted
 from tests.http.conftest import KEY, SEND, Bridge, as_caller, running
 from tests.http.sends import ASYNC, MATRIX, text
+from tests.patience import until
 from tests.processes import run
 from tests.upstream import PATIENCE, Behaviour, Request, Rooms, Upstream
 
@@ -78,13 +79,6 @@ class Store:
                 connection.execute(update(tables.outbox).where(column.is_not(None)).values({name: column - by}))
 
 
-def until(condition: Callable[[], object], seconds: float = 3 * PATIENCE) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 def check_sent(answer: httpx.Response) -> None:
     assert answer.status_code == 200, answer.text
 
@@ -134,23 +128,24 @@ def test_user_who_floods_the_store_gets_a_share_of_it_and_others_notice_nothing(
             taken = fill(hog, watch)
             assert 30 < taken < 0.5 * DATABASE_BYTES / 60_000
             watch()
-            until(lambda: store.states(scripted.user_of("the-hog")).count("queued") == taken)
+            until(lambda: store.states(scripted.user_of("the-hog")).count("queued") == taken, 3 * PATIENCE)
             check_refused(hog.post(SEND, json=text("small"), headers=ASYNC))  # whatever it is, for a second
             check_refused(hog.post(f"{MATRIX}{SEND}", json=LARGE))
-            until(lambda: hog.post(SEND, json=text("small")).status_code == 200)  # there is still room for that
+            # There is still room for that.
+            until(lambda: hog.post(SEND, json=text("small")).status_code == 200, 3 * PATIENCE)
             watch()
 
-            until(lambda: store.states().count("queued") == taken)
+            until(lambda: store.states().count("queued") == taken, 3 * PATIENCE)
             store.age(accepted_at=8 * DAY)
-            until(lambda: "queued" not in store.states())
+            until(lambda: "queued" not in store.states(), 3 * PATIENCE)
             watch()
             assert store.states(scripted.user_of("the-hog")).count("dead") == taken
             assert all(error.startswith("it was not delivered within 7 days: @") for error in store.errors())
             assert hog.post(SEND, json=text("again")).status_code == 200
             store.age(settled_at=31 * DAY)
-            until(lambda: "dead" not in store.states())
+            until(lambda: "dead" not in store.states(), 3 * PATIENCE)
             watch()
-        until(lambda: {body for body in rooms.bodies if body.startswith("quiet")} == set(watched))
+        until(lambda: {body for body in rooms.bodies if body.startswith("quiet")} == set(watched), 3 * PATIENCE)
         assert len(rooms.bodies) == len(set(rooms.bodies))
 
 
@@ -213,7 +208,7 @@ def test_caller_with_many_requests_that_wait_is_answered_202_at_once(
     with as_caller(bridge) as caller:
         answer = caller.post(SEND, json=text())
         assert answer.status_code == 202
-        until(lambda: caller.get(answer.headers["location"]).json()["status"] == "sent")
+        until(lambda: caller.get(answer.headers["location"]).json()["status"] == "sent", 3 * PATIENCE)
         refused = caller.post(f"{MATRIX}{SEND}", json=text())
         assert (refused.status_code, refused.json()["errcode"]) == (503, "M_LIMIT_EXCEEDED")
         assert refused.headers["retry-after"] == "1"

@@ -54,6 +54,7 @@ from tests.http.sends import (
     repeated,
     text,
 )
+from tests.patience import until
 from tests.processes import serving
 from tests.upstream import PATIENCE, Behaviour, Request, Rooms, Upstream
 
@@ -439,6 +440,7 @@ def test_what_is_accepted_while_the_homeserver_is_away_is_sent_when_it_is_back(t
             assert len(rooms.wait_for(13)) == 13
             assert rooms.bodies == ["before", *map(str, range(10)), "waited for", "after a restart"]
             bridge.clear()
+            until(lambda: caller.get("/readyz").status_code == 200)  # what it found is told for a second
             assert caller.get("/readyz").json()["queued"] == 0
 
 

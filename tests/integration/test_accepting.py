@@ -24,8 +24,8 @@ from tests.integration.test_renewed_tokens import (
     logout,
     send,
     status,
-    until,
 )
+from tests.patience import until
 
 door, room, user = tokens.door, tokens.room, tokens.user
 TEXT = {"msgtype": "m.text", "body": "x"}

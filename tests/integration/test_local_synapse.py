@@ -7,8 +7,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
 
@@ -18,7 +17,7 @@ import pytest
 from flowbridge.demo import synapse as synapse_module
 from flowbridge.demo.synapse import Account, LocalSynapse, SynapseError, _free_port
 from tests.conftest import MakeRoom
-from tests.patience import PATIENCE
+from tests.patience import until
 
 
 @pytest.fixture
@@ -141,10 +140,3 @@ def answers(url: str) -> bool:
         return httpx.get(f"{url}/_matrix/client/versions", trust_env=False).is_success
     except httpx.TransportError:
         return False
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, f"still not so after {PATIENCE:g} s"
-        time.sleep(0.05)

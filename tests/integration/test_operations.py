@@ -9,6 +9,7 @@ from flowbridge.serve import background
 from flowbridge.settings import Settings
 from tests.conftest import MakeAccount, MakeRoom
 from tests.integration.conftest import store_in
+from tests.patience import until
 
 
 def test_readyz_names_homeserver_and_bot(anyone: httpx.Client, synapse: LocalSynapse, owner: object) -> None:
@@ -59,4 +60,5 @@ def test_bridge_recovers_when_the_homeserver_comes_back(tmp_path: Path) -> None:
             assert not_ready.status_code == 503
             assert "cannot connect" in not_ready.json()["error"]
             homeserver.start()
+            until(lambda: client.get("/readyz").status_code == 200)  # what it found is told for a second
             assert client.get("/readyz").json()["bot"] == account.user_id

@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -20,7 +19,7 @@ from sqlalchemy.exc import OperationalError
 
 from benchmarks import postgres as postgres_module
 from benchmarks.postgres import LocalPostgres, PostgresError, _free_port, why_unavailable
-from tests.patience import PATIENCE
+from tests.patience import PATIENCE, until
 from tests.postgres import require_postgres
 
 BUSY = "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND pid <> pg_backend_pid()"
@@ -371,10 +370,3 @@ def running(pid: int) -> bool:
         return False
     status = Path(f"/proc/{pid}/status")
     return "State:\tZ" not in status.read_text() if status.exists() else True
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, f"still not so after {PATIENCE:g} s"
-        time.sleep(0.05)

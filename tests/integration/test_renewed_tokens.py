@@ -20,6 +20,7 @@ from flowbridge.serve import background
 from flowbridge.settings import Settings
 from tests.conftest import MakeAccount, MakeRoom
 from tests.integration.conftest import Room
+from tests.patience import until
 from tests.processes import run, serving
 from tests.upstream import Behaviour, Request, Upstream, encoded, hang_up
 from tests.upstream import raw as answering
@@ -30,13 +31,6 @@ ASYNC = {"Prefer": "respond-async"}
 MATRIX = "/_matrix/client/v3"
 PATIENCE = 60.0
 DROPPED = {"host", "content-length", "connection", "transfer-encoding", "accept-encoding", "content-encoding"}
-
-
-def until(condition: Callable[[], object], what: object = "") -> None:
-    ending = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < ending, what() if callable(what) else what
-        time.sleep(0.05)
 
 
 class Door(Upstream):
@@ -138,7 +132,7 @@ def keep(caller: httpx.Client, room: Room, *bodies: str, **headers: str) -> list
 
 
 def arrive(room: Room, *bodies: str) -> None:
-    until(lambda: len(room.bodies()) >= len(bodies), room.bodies)
+    until(lambda: len(room.bodies()) >= len(bodies), else_=room.bodies)
     assert room.bodies() == list(bodies)
 
 

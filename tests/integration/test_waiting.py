@@ -16,7 +16,7 @@ from flowbridge.serve import background
 from flowbridge.settings import Settings
 from tests.conftest import MakeAccount
 from tests.integration.conftest import Room, store_in
-from tests.patience import PATIENCE
+from tests.patience import PATIENCE, until
 from tests.processes import serving
 
 ASYNC = {"Prefer": "respond-async"}
@@ -261,5 +261,6 @@ def test_what_is_accepted_while_the_homeserver_is_away_is_sent_when_it_is_back(
         for location in locations:
             wait_until(caller, location)
         assert send(caller, own_room, "after", Prefer="wait=60").status_code == 200
+        until(lambda: caller.get("/readyz").status_code == 200)  # what it found is told for a second
         assert caller.get("/readyz").json()["bot"] == sender.user_id
     assert own_room.bodies() == ["before", "0", "1", "2", "3", "4", "waited for", "after"]

@@ -3,18 +3,20 @@
 import asyncio
 import shutil
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import insert, update
+from sqlalchemy import Connection, insert, update
 
-from flowbridge.store import StoreFull, tables
+from flowbridge.store import StoreFull, holdings, outbox, tables
 from flowbridge.store.journal import Outcome, Ticket
 from flowbridge.store.outbox import now_ms
 from flowbridge.store.shares import ShareTaken
 from flowbridge.store.stock import Limits, Stock
+from tests.patience import PATIENCE
 from tests.worker import BOB, ROOM, Rooms, Worker, soon
 
 OTHER = "!other:hs"
@@ -101,20 +103,131 @@ async def test_one_room_cannot_take_all_the_room(worker: Worker, make: Callable[
     stock.admit(worker.ticket("a", caller=BOB).row.lane)
 
 
-async def test_what_changes_during_a_refresh_is_not_forgotten_by_it(worker: Worker, make: Callable[..., Stock]) -> None:
+class Counting:
+    """A count, and what happens meanwhile: before the moment that it sees of the store, and after."""
+
+    def __init__(self, worker: Worker, stock: Stock, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._worker, self._stock = worker, stock
+        self._steps: list[Callable[[], Awaitable[None]]] = []
+        self._loop = asyncio.get_running_loop()
+        look = outbox.queued
+
+        def watched(connection: Connection) -> dict[str, tuple[int, int]]:
+            before, after = self._steps
+            self._do(before)
+            try:
+                return look(connection)
+            finally:
+                self._do(after)
+
+        monkeypatch.setattr("flowbridge.store.outbox.queued", watched)
+
+    def _do(self, step: Callable[[], Awaitable[None]]) -> None:
+        """In the thread that reads."""
+        asyncio.run_coroutine_threadsafe(self._run(step), self._loop).result(PATIENCE)
+
+    async def _run(self, step: Callable[[], Awaitable[None]]) -> None:
+        await step()
+
+    async def refresh(self, before: Callable[[], Awaitable[None]], after: Callable[[], Awaitable[None]]) -> None:
+        self._steps = [before, after]
+        await self._stock.refresh()
+
+    async def accept(self, ticket: Ticket) -> None:
+        self._stock.add(ticket)
+        self._worker.journal.append(ticket)
+        await soon(ticket.committed)
+
+    async def settle(self, ticket: Ticket) -> None:
+        ticket.outcome, ticket.settled_at = Outcome("sent", "$1"), now_ms()
+        self._stock.remove(ticket)
+        chosen = update(tables.outbox).where(tables.outbox.c.delivery == ticket.row.delivery)
+        await self._worker.database.run(lambda connection: connection.execute(chosen.values(state="sent")))
+
+
+async def nothing() -> None:
+    pass
+
+
+@pytest.mark.parametrize("settled", ["not", "before", "after"])
+@pytest.mark.parametrize("accepted", ["long ago", "before", "after"])
+async def test_what_changes_while_it_is_counted_counts_once(
+    accepted: str, settled: str, worker: Worker, make: Callable[..., Stock], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before or after the moment that the count sees of the store."""
+    if (accepted, settled) == ("after", "before"):
+        return
     stock = make()
+    counting = Counting(worker, stock, monkeypatch)
+    other, ticket = worker.ticket("a", OTHER), worker.ticket("b")
+    await counting.accept(other)
+
+    async def step(when: str) -> None:
+        if accepted == when:
+            await counting.accept(ticket)
+        if settled == when:
+            await counting.settle(ticket)
+
+    await step("long ago")
+    await counting.refresh(partial(step, "before"), partial(step, "after"))
+    assert stock._lanes == {other.row.lane: 1} | ({ticket.row.lane: 1} if settled == "not" else {})
+    assert stock.queued == len(stock._lanes)
+    await counting.refresh(nothing, nothing)
+    assert stock.queued == len(stock._lanes) == (2 if settled == "not" else 1)
+
+
+async def test_what_is_refused_or_withdrawn_while_it_is_counted_counts_no_more(
+    worker: Worker, make: Callable[..., Stock], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stock = make()
+    counting = Counting(worker, stock, monkeypatch)
     await put(worker, 2)
-    await stock.refresh()
-    leaving, coming = worker.ticket("a"), worker.ticket("b", OTHER)
-    leaving.counted = True
-    refreshing = asyncio.ensure_future(stock.refresh())
-    await asyncio.sleep(0)
-    stock.remove(leaving)
-    stock.add(coming)
-    stock.add(worker.ticket("c", OTHER))
-    await soon(refreshing)
+    never = worker.ticket("never written")
+
+    async def before() -> None:
+        stock.add(never)
+
+    async def after() -> None:
+        stock.remove(never)
+
+    await counting.refresh(before, after)
+    assert stock.queued == 2
+
+
+async def test_two_counts_at_once_do_not_disturb_each_other(
+    worker: Worker, make: Callable[..., Stock], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stock = make()
+    counting = Counting(worker, stock, monkeypatch)
+    tickets = [worker.ticket("a"), worker.ticket("b"), worker.ticket("c", OTHER)]
+    left = list(tickets)
+
+    async def one() -> None:
+        if left:
+            await counting.accept(left.pop())
+
+    await soon(asyncio.gather(*(counting.refresh(one, one) for _ in range(3))))
     assert stock.queued == 3
-    assert stock._lanes == {leaving.row.lane: 1, coming.row.lane: 2}
+
+
+async def test_courier_counts_an_event_before_the_store_has_it(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a count might see it as one of another process."""
+    seen: list[int] = []
+    append = worker.journal.append
+
+    def watched(ticket: Ticket) -> None:
+        seen.append(worker.stock.queued)
+        if len(seen) > 1:
+            raise StoreFull("too many callers wait for the store")
+        append(ticket)
+
+    monkeypatch.setattr(worker.journal, "append", watched)
+    ticket = worker.offer("a")
+    with pytest.raises(StoreFull):
+        worker.offer("b", OTHER)
+    assert seen == [1, 2]
+    await soon(ticket.settled)
+    assert worker.stock.queued == 0
 
 
 async def test_counts_never_fall_below_nothing(worker: Worker, make: Callable[..., Stock]) -> None:
@@ -274,6 +387,57 @@ async def test_census_keeps_what_changes_meanwhile(worker: Worker, make: Callabl
     take(stock, worker, 3, api_key="one")
     await soon(counting)
     assert stock._rows.of("one") == 7
+
+
+async def test_what_is_written_with_the_last_that_a_census_sees_counts_once(
+    worker: Worker, make: Callable[..., Stock]
+) -> None:
+    """A commit that waits for its turn takes along what was accepted after the census began."""
+    stock = make(queued=20)
+    one, two, three = (worker.ticket(name, api_key="one") for name in "abc")
+    with worker.busy_writer():
+        for ticket in (one, two):
+            stock.add(ticket)
+            worker.journal.append(ticket)
+            if ticket is one:
+                counting = asyncio.ensure_future(stock.census())
+                await asyncio.sleep(0)
+    await soon(two.committed)
+    stock.add(three)
+    worker.journal.append(three)
+    await soon(counting)
+    assert stock._rows.of("one") == 3
+    assert stock._bytes.of("one") - len("[][]") == sum(ticket.measure() for ticket in (one, two, three))
+    await soon(three.committed)
+    await soon(stock.census())
+    assert stock._rows.of("one") == 3
+
+
+async def test_letter_that_dies_while_others_are_added_up_counts_once(
+    worker: Worker, make: Callable[..., Stock], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twice, and many that die at once would crowd out older ones."""
+    stock = make(queued=20)
+    ticket = worker.ticket("a", api_key="one")
+    stock.add(ticket)
+    worker.journal.append(ticket)
+    await soon(ticket.committed)
+    loop, add_up = asyncio.get_running_loop(), holdings.queued
+
+    async def die() -> None:
+        ticket.outcome, ticket.settled_at = Outcome("dead", error={"status": 400}), now_ms()
+        stock.remove(ticket)
+        chosen = update(tables.outbox).where(tables.outbox.c.delivery == ticket.row.delivery)
+        await worker.database.run(lambda connection: connection.execute(chosen.values(state="dead")))
+
+    def watched(*parts: Any, **how: Any) -> holdings.Piece:
+        if ticket.counted:
+            asyncio.run_coroutine_threadsafe(die(), loop).result(PATIENCE)
+        return add_up(*parts, **how)
+
+    monkeypatch.setattr("flowbridge.store.holdings.queued", watched)
+    await soon(stock.census())
+    assert stock._dead.of("one") == ticket.measure() + len("[]")  # its history
 
 
 async def test_share_is_one_of_what_the_disk_really_has(
