@@ -70,6 +70,14 @@ HOGS: dict[str, Hog] = {
     "wrong payloads": Hog(
         "`POST /validate`, 20 kB with hundreds of mistakes", lambda: _post("/validate/m.room.message", WRONG)
     ),
+    "wrong sends": Hog(
+        "a send of one token, 20 kB with hundreds of mistakes",
+        lambda: _post(SEND_PATH, WRONG, f"Authorization: Bearer {HOG_TOKEN}"),
+    ),
+    "wrong messages": Hog(
+        "a send of one token, 30 bytes with a mistake",
+        lambda: _post(SEND_PATH, b'{"msgtype": "m.image", "url": 5}', f"Authorization: Bearer {HOG_TOKEN}"),
+    ),
     "large payloads": Hog(
         "`POST /validate`, 400 kB with thousands of mistakes", lambda: _post("/validate/m.room.message", LARGE)
     ),

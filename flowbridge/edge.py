@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Iterable
+from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI
@@ -39,7 +40,7 @@ Tree = dict[str, Any]
 
 MAX_GUESTS = 10_000  # answers that wait
 MAX_RECEIVED = 1024 * 1024
-MAX_KNOWN = 1_000  # callers whose reads are counted
+MAX_KNOWN = 1_000  # callers who pay for themselves
 MAX_LOGGED = 1_000  # characters of a path: three segments of 255 bytes, and no more than a caller needs to be found
 
 _ANY = "{}"  # a child that takes any one segment; its name is at _NAME
@@ -47,6 +48,7 @@ _NAME = "{name}"
 _HANDLERS = "{handlers}"  # method → handler; braces cannot stand raw in a path
 
 MATRIX = "/_matrix/"
+TRIALS = "/validate/"
 OPERATIONS = ("/metrics", "/readyz")
 HEALTH = "/healthz"
 WELL_KNOWN = "/.well-known/"
@@ -109,7 +111,7 @@ class Edge:
                 methods = {scope["method"]: self._relay}
         try:
             response = await _respond(Request(scope, receive), methods, path)
-            if not is_operator and (peer.is_guest() or scope["method"] == "GET"):
+            if not is_operator and (peer.is_guest() or _is_paid(scope["method"], path, response)):
                 await self._allowances.pay(scope, response)
             await response(scope, receive, send)
         except asyncio.CancelledError:  # the server has waited for as long as it does when it stops
@@ -145,11 +147,11 @@ class Edge:
 
 
 class _Allowances:
-    """What an answer costs the event loop is paid for before the next: by all guests together, or by a known caller for
-    its own reads. Sends have bounds of their own.
+    """What an answer has cost is paid for before the next: by all guests together (for the event loop's time), or by a
+    known caller for its own reads and for what was refused. Sends that are taken have bounds of their own.
 
     Above 15 % of the processor the caller waits for its answer. 16 callers of what costs 0.2 ms took half of the
-    sends, 16 of a document of 400 kB two thirds.
+    sends, as did 16 whose payloads were wrong (each mistake is put into words); 16 of a document of 400 kB two thirds.
     """
 
     def __init__(self) -> None:
@@ -160,7 +162,7 @@ class _Allowances:
     async def pay(self, scope: Scope, response: Response) -> None:
         is_guest = peer.is_guest()
         allowance = self._guests if is_guest else self._of(peer.who())
-        cost = ANSWER_SECONDS if is_guest else READ_SECONDS
+        cost = ANSWER_SECONDS if is_guest else READ_SECONDS + peer.spent()
         cost += len(getattr(response, "body", b"")) * SENT_BYTE_SECONDS + _length(scope) * RECEIVED_BYTE_SECONDS
         if isinstance(response, EventStream):
             cost += STREAM_SECONDS
@@ -173,6 +175,12 @@ class _Allowances:
             del self._known[next(iter(self._known))]
         self._known[who] = found
         return found
+
+
+def _is_paid(method: str, path: str, response: Response) -> bool:
+    """Whether a known caller pays for this: a read, a trial, or what was refused."""
+    is_refused = response.status_code >= HTTPStatus.BAD_REQUEST
+    return method in ("GET", "HEAD") or is_refused or path.startswith(TRIALS)
 
 
 def _length(scope: Scope) -> int:

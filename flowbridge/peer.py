@@ -17,6 +17,7 @@ T = TypeVar("T")
 
 _address: ContextVar[str] = ContextVar("address", default="")
 _who: ContextVar[str] = ContextVar("who", default="")
+_spent: ContextVar[list[float] | None] = ContextVar("spent", default=None)  # one number; for its tasks, too
 
 
 def enter(scope: MutableMapping[str, Any]) -> None:
@@ -25,6 +26,7 @@ def enter(scope: MutableMapping[str, Any]) -> None:
     found = network_of(client[0]) if client else "unknown"
     _address.set(found)
     _who.set(found)
+    _spent.set([0.0])
 
 
 def identified(name: str) -> None:
@@ -47,6 +49,18 @@ def is_guest() -> bool:
 def address() -> str:
     """Where the request comes from; "" for the bridge's own work."""
     return _address.get()
+
+
+def spend(seconds: float) -> None:
+    """The request has taken so much of the processor, beside the event loop."""
+    if (found := _spent.get()) is not None:
+        found[0] += seconds
+
+
+def spent() -> float:
+    """What the request has taken of the processor so far, beside the event loop."""
+    found = _spent.get()
+    return found[0] if found is not None else 0.0
 
 
 def own_work(function: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T]]:

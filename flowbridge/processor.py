@@ -42,7 +42,6 @@ class Account:
         self._share = share
         self._saved = SAVED_SECONDS
         self._at: float | None = None
-        self._schedstat: int | None = None
 
     def spend(self, seconds: float) -> float:
         """For how long the next has to wait, at the least, until this is paid for."""
@@ -56,25 +55,37 @@ class Account:
         return max(0.0, -self._saved / self._share)
 
     def _earn(self) -> None:
-        now = time.monotonic() - self._waited()
+        now = time.monotonic() - _THREAD.waited()
         if self._at is not None:
             self._saved = min(self._saved + max(0.0, now - self._at) * self._share, SAVED_SECONDS)
         self._at = now
 
-    def _waited(self) -> float:
+
+class _Thread(threading.local):
+    """What the system says of the thread that asks: one open file for each thread, however many accounts it has."""
+
+    def __init__(self) -> None:
+        self._schedstat: int | None = None
+        with contextlib.suppress(OSError):  # another system
+            path = f"/proc/self/task/{threading.get_native_id()}/schedstat"
+            self._schedstat = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def waited(self) -> float:
         """The seconds for which this thread was ready to run and did not, since it began."""
+        if self._schedstat is None:
+            return 0.0
         try:
-            if self._schedstat is None:
-                path = f"/proc/self/task/{threading.get_native_id()}/schedstat"
-                self._schedstat = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             return int(os.pread(self._schedstat, 100, 0).split()[1]) / 1e9
-        except (OSError, ValueError, IndexError):  # another system, or a thread that has ended
+        except (OSError, ValueError, IndexError):
             return 0.0
 
     def __del__(self) -> None:
         if self._schedstat is not None:
             with contextlib.suppress(OSError):
                 os.close(self._schedstat)
+
+
+_THREAD = _Thread()
 
 
 class Allowance:
@@ -132,6 +143,7 @@ class Aside:
             if is_guest:
                 self._guests.pay(place, spent)
             else:
+                peer.spend(spent)
                 place.free()
 
         # Not on leaving this function: a caller that goes away does not end its thread.

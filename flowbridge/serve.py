@@ -341,11 +341,19 @@ class Server(uvicorn.Server):
         if threading.current_thread() is threading.main_thread():
             loop = asyncio.get_running_loop()
             loop.add_signal_handler(signal.SIGHUP, lambda: loop.create_task(self.core.reload()))
-        gc.set_threshold(10_000, 20, 20)
-        gc.freeze()  # what is there at the start stays: looking it over again takes 80 ms, for which everybody waits
+        tune_collector()
         homeserver = self.core.settings.base_url
         log.info("serving", url=url_of(listener), **apart, homeserver=homeserver, version=__version__)
         await self.serve(sockets=[listener] if operations is None else [listener, operations])
+
+
+def tune_collector() -> None:
+    """What is there at the start stays: looking it over again takes 80 ms, for which everybody waits.
+
+    Of a large answer, likewise: with the usual thresholds all of 10 MB is looked over many times while it is read.
+    """
+    gc.set_threshold(10_000, 20, 20)
+    gc.freeze()
 
 
 def listen(host: str, port: int) -> socket.socket:

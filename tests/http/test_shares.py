@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from flowbridge import callers, edge, rooms
+from flowbridge import callers, edge, processor, rooms
 from flowbridge.homeserver import client
 from flowbridge.live import registry
 from flowbridge.routes import operations
@@ -99,6 +99,21 @@ def test_calls_without_a_token_have_connections_of_their_own(
         assert arrived(upstream, "/login", 1) == client.GUESTS_OF_ONE
         go.set()
         assert {found.answer().status for found in clients} <= {200, 429, 503}
+
+
+@pytest.mark.parametrize("body", [b'{"msgtype": "m.image", "url": 5}', b"{"], ids=["wrong payload", "no JSON"])
+def test_refused_requests_of_a_known_caller_take_a_part_of_the_processor(bridge: Bridge, body: bytes) -> None:
+    """Each waits for its answer until it is paid for; a send that is right does not."""
+    known = bearer(new_token())
+    assert bridge.post(SEND, BODY, known).status == 200
+    debt = 0.2
+    number = int((processor.SAVED_SECONDS + debt) / processor.READ_SECONDS)
+    began = time.monotonic()
+    with bridge.connect() as client:
+        for _ in range(number):
+            assert 400 <= client.send(post(SEND, body, known)).answer().status < 500
+    assert time.monotonic() - began >= 0.9 * debt / processor.GUESTS_SHARE
+    assert bridge.post(SEND, BODY, known).status == 200
 
 
 def test_readiness_and_versions_ask_the_homeserver_once_a_second(

@@ -43,13 +43,24 @@ async def test_guests_together_have_a_part_of_one_processor() -> None:
     assert time.monotonic() - began > processor.SAVED_SECONDS + 4 * 0.1 / processor.GUESTS_SHARE * 0.8
 
 
+async def test_what_a_known_caller_has_spent_in_a_thread_is_told_to_its_request() -> None:
+    """Of guests it is paid for here already."""
+    aside = Aside("test", "works")
+    for name, spent in [("key 1", 0.05), ("", 0.0)]:
+        peer.enter({"client": ("192.0.2.1", 1)})
+        if name:
+            peer.identified(name)
+        await asyncio.gather(aside.run(burn, 0.02), aside.run(burn, 0.03))
+        assert peer.spent() == pytest.approx(spent, abs=0.02)
+
+
 class BusyMachine:
     """Clocks that move when they are told to."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = self.waited = 0.0
         monkeypatch.setattr(processor, "time", self)
-        monkeypatch.setattr(Account, "_waited", lambda _: self.waited)
+        monkeypatch.setattr(processor._Thread, "waited", lambda _: self.waited)
 
     def monotonic(self) -> float:
         return self.now
@@ -75,9 +86,21 @@ def test_time_that_other_processes_took_earns_nothing(monkeypatch: pytest.Monkey
 
 
 def test_time_waited_for_the_processor_is_known_on_linux() -> None:
-    account = Account()
-    assert account._waited() >= 0
-    assert (account._schedstat is not None) == Path("/proc/self/schedstat").exists()
+    found = processor._Thread()
+    assert found.waited() >= 0
+    assert (found._schedstat is not None) == Path("/proc/self/schedstat").exists()
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="no /proc")
+def test_accounts_share_one_open_file() -> None:
+    """There is one for each caller that is known."""
+    first = Account()
+    first.spend(0.0)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    accounts = [Account() for _ in range(100)]
+    for account in accounts:
+        account.spend(0.0)
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
 async def test_known_callers_do_not_wait_for_guests() -> None:
