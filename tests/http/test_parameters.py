@@ -1,5 +1,6 @@
 """Query parameters: passed on, or refused by name; none is dropped without a word."""
 
+import json
 from typing import Any
 from urllib.parse import parse_qsl, quote, urlsplit
 
@@ -155,6 +156,15 @@ def test_api_key_acts_as_nobody_else(bridge: Bridge, upstream: Upstream) -> None
         assert upstream.events == []
         assert key.put(f"{MATRIX}{SEND}/1?ts=1", json=HELLO).status_code == 200
         assert urlsplit(upstream.events[0].target).query == "ts=1"
+
+
+@pytest.mark.parametrize("query", ["x=1;user_id=@ghost:upstream", "ts=1&x;user_id=@ghost:upstream;y=1"])
+def test_nothing_hides_behind_a_semicolon(bridge: Bridge, upstream: Upstream, query: str) -> None:
+    """Synapse splits a query there."""
+    answer = bridge.post(f"{MATRIX}{SEND}/1?{query}", json.dumps(HELLO).encode(), f"X-API-Key: {KEY}", method="PUT")
+    assert answer.status == 200
+    assert "@ghost" in upstream.events[0].target
+    assert ";" not in upstream.events[0].target
 
 
 # other endpoints of the Matrix surface

@@ -63,6 +63,8 @@ def test_path_that_means_no_good_is_refused(path: str) -> None:
         (b"flag&since=s1%2F_2&filter=%7B%7D", "?flag&since=s1%2F_2&filter=%7B%7D"),
         (b"&&a=1&", "?a=1"),
         (b"q=\xc3\xbc", "?q=%C3%BC"),
+        (b"a=1;access_token=x;user_id=@b:hs", "?a=1%3Baccess_token=x%3Buser_id=@b:hs"),
+        (b";access_token=x", "?%3Baccess_token=x"),
     ],
 )
 def test_query_is_kept_but_for_tokens_and_blank_values(query: bytes, expected: str) -> None:
