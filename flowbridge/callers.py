@@ -309,6 +309,7 @@ class Callers:
             await asyncio.sleep(self._keys.next_look)  # it may be newer than what was read last
             key = await self._keys.find(secret)
         if key is None:
+            self._refusals.check(address, digest)  # others of this address may have been refused meanwhile
             refusal = Unauthorized("this API key is not known here")
             is_wrong = self._keys.was_read_since(began)
             self._refusals.note(address, digest, refusal, keeps=is_wrong)

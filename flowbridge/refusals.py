@@ -59,8 +59,8 @@ class Refusals:
         if keeps:
             _put(self._kept, digest, (refusal, time.monotonic() + KEEP_SECONDS))
         allowance = self._allowance(address)
-        allowance.any -= 1
-        allowance.new -= 1
+        allowance.any = max(0.0, allowance.any - 1)  # a burst that was under way delays nobody for longer than it takes
+        allowance.new = max(0.0, allowance.new - 1)  # to earn one
 
     def _allowance(self, address: str) -> _Allowance:
         found = self._allowances.get(address)

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -146,6 +147,22 @@ def test_wrong_keys_of_an_address_are_slowed_and_right_ones_are_not(upstream: Up
         asked = len(upstream.requests)
         assert "wrong keys or tokens" in error_of(bridge.post(SEND, BODY), 429)
         assert len(upstream.requests) == asked, "no look-up for it"
+
+
+def test_burst_of_wrong_keys_is_slowed_too_and_is_over_soon(upstream: Upstream, tmp_path: Path) -> None:
+    """They wait together until the keys have been read again."""
+    most = 60
+    with running(upstream, tmp_path, wrong_keys_per_minute=most, api_keys=()) as bridge, ExitStack() as stack:
+        secrets = [f"X-API-Key: fb_{number}" for number in range(2 * most)]
+        clients = flood(stack, bridge, lambda: post(SEND, BODY, secrets.pop(), "Authorization: Basic x"), 2 * most)
+        found = Counter(client.answer().status for client in clients)
+        assert found[401] + found[429] == 2 * most
+        # As time goes on more are earned, one a second.
+        assert most <= found[401] < 2 * most - 10
+        ending = time.monotonic() + 10  # of 60 s if the whole burst had to be earned
+        while bridge.post(SEND, BODY, bearer(new_token())).status == 429:
+            assert time.monotonic() < ending
+            time.sleep(0.1)
 
 
 def test_wrong_tokens_are_looked_up_once_and_slowed(upstream: Upstream, tmp_path: Path) -> None:
