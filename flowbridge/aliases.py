@@ -6,9 +6,11 @@ A key's scope and a request may call one room by different names: its id, or one
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from functools import partial
 
 from flowbridge import log
-from flowbridge.callers import PATIENCE_SECONDS, Callers, Credential, later
+from flowbridge.callers import AGAIN_SECONDS, PATIENCE_SECONDS, Callers, Credential, later
 from flowbridge.errors import MatrixError, Unavailable
 from flowbridge.homeserver import Homeserver
 from flowbridge.models import ApiKey, Caller
@@ -81,8 +83,8 @@ class Aliases:
         """
         if await self._resolve(caller.token, alias) == room_id:
             return False
-        self._found.forget(caller, alias)
-        self._joined.forget(caller, alias)
+        self._found.moved(caller, alias)
+        self._joined.moved(caller, alias)
         return True
 
     def doubt(self, caller: Caller, alias: str, room_id: str) -> None:
@@ -127,11 +129,20 @@ class Aliases:
         return []
 
 
+@dataclass(slots=True, eq=False)
+class _Lead:
+    """Where an alias leads. `until`: monotonic; `asking`: the homeserver, whose answer may come after the task's."""
+
+    until: float
+    task: asyncio.Future[str] | None = None
+    asking: asyncio.Future[str] | None = None
+
+
 class _Known:
     """Where aliases lead, for some time.
 
-    Whoever comes while the homeserver is asked waits for the same answer. While it is away, or the bot's token is
-    refused, its last answer counts, also one to an earlier process: accepting goes on.
+    Whoever comes while the homeserver is asked waits for the same answer. While it is away or slow, or the bot's token
+    is refused, its last answer counts, also one to an earlier process, until there is a newer one: accepting goes on.
     """
 
     def __init__(self, ask: Ask, seconds: float, kind: str, names: Names | None) -> None:
@@ -139,52 +150,90 @@ class _Known:
         self._seconds = seconds
         self._kind = kind
         self._names = names
-        self._asked: dict[tuple[str, str], tuple[asyncio.Task[str], float]] = {}
+        self._leads: dict[tuple[str, str], _Lead] = {}
+        self._moved: dict[tuple[str, str], None] = {}  # what was known before is wrong
 
     async def room_id(self, caller: Caller, alias: str) -> str:
         key = (caller.user_id, alias)
-        asking, until = self._asked.get(key, (None, 0.0))
-        if asking is None or until < time.monotonic():
-            asking = asyncio.ensure_future(self._learn(caller, alias, asking))
-            if len(self._asked) >= MAX_KNOWN:
-                del self._asked[next(iter(self._asked))]
-            self._asked[key] = (asking, time.monotonic() + self._seconds)
+        lead, now = self._leads.get(key), time.monotonic()
+        if lead is not None and lead.until < now and lead.asking is not None and not lead.asking.done():
+            lead.until = now + AGAIN_SECONDS  # one question at a time
+        if lead is None or lead.until < now:
+            lead = self._lead(key, caller, lead)
+        assert lead.task is not None
         try:
-            return await asyncio.shield(asking)
-        except MatrixError:
-            self._asked.pop(key, None)
+            return await asyncio.shield(lead.task)
+        except Exception:
+            if self._leads.get(key) is lead:
+                del self._leads[key]
             raise
 
-    def forget(self, caller: Caller, alias: str) -> None:
-        self._asked.pop((caller.user_id, alias), None)
+    def moved(self, caller: Caller, alias: str) -> None:
+        """What was known of it is wrong, the store's answer included."""
+        key = (caller.user_id, alias)
+        self._leads.pop(key, None)
+        if len(self._moved) >= MAX_KNOWN:
+            del self._moved[next(iter(self._moved))]
+        self._moved[key] = None
+        if self._names is not None:
+            self._names.forget(self._name(key))
 
-    async def _learn(self, caller: Caller, alias: str, earlier: "asyncio.Task[str] | None") -> str:
-        name = f"{self._kind}|{caller.user_id}|{alias}"
+    def _lead(self, key: tuple[str, str], caller: Caller, earlier: _Lead | None) -> _Lead:
+        if len(self._leads) >= MAX_KNOWN:
+            del self._leads[next(iter(self._leads))]
+        lead = self._leads[key] = _Lead(time.monotonic() + self._seconds)
+        lead.task = asyncio.ensure_future(self._learn(key, lead, caller, earlier))
+        lead.task.add_done_callback(_heard)
+        return lead
+
+    def _name(self, key: tuple[str, str]) -> str:
+        return f"{self._kind}|{key[0]}|{key[1]}"
+
+    async def _learn(self, key: tuple[str, str], lead: _Lead, caller: Caller, earlier: _Lead | None) -> str:
+        alias = key[1]
         if not caller.token:
-            if (known := await self._before(name, earlier)) is not None:
+            if (known := await self._before(key, lead, earlier)) is not None:
                 return known
             raise Unavailable(f"where {alias} leads is not known while the bridge's own account has no token")
-        asking = asyncio.ensure_future(self._ask(caller.token, alias))
+        asking = lead.asking = asyncio.ensure_future(self._ask(caller.token, alias))
+        asking.add_done_callback(partial(self._told, key, lead))
         await asyncio.wait({asking}, timeout=PATIENCE_SECONDS)
-        if not asking.done() and (known := await self._before(name, earlier)) is not None:
-            asking.add_done_callback(_heard)
+        if not asking.done() and (known := await self._before(key, lead, earlier)) is not None:
             return known
         try:
-            room_id = await asking
+            return await asking
         except MatrixError as error:
             is_away = error.status >= 500 or (error.status == 401 and caller.bot)
-            if not is_away or (known := await self._before(name, earlier)) is None:
+            if not is_away or (known := await self._before(key, lead, earlier)) is None:
                 raise
             return known
-        if self._names is not None:
-            self._names.note(name, room_id)
-        return room_id
 
-    async def _before(self, name: str, earlier: "asyncio.Task[str] | None") -> str | None:
-        """Where an alias led when the homeserver said so last."""
-        if earlier is not None:
-            return await earlier
-        return await self._names.find(name) if self._names is not None else None
+    def _told(self, key: tuple[str, str], lead: _Lead, asking: asyncio.Future[str]) -> None:
+        """The homeserver has answered, perhaps after an older answer of its was taken."""
+        if asking.cancelled() or asking.exception() is not None or self._leads.get(key) is not lead:
+            return
+        lead.task, lead.until = asking, time.monotonic() + self._seconds
+        self._moved.pop(key, None)
+        if self._names is not None:
+            self._names.note(self._name(key), asking.result())
+
+    async def _before(self, key: tuple[str, str], lead: _Lead, earlier: _Lead | None) -> str | None:
+        """Where an alias led when the homeserver said so last. It counts until that is asked again."""
+        if key in self._moved:
+            return None
+        known = None
+        if (
+            earlier is not None
+            and (task := earlier.task)
+            and task.done()
+            and not (task.cancelled() or task.exception())
+        ):
+            known = task.result()
+        elif self._names is not None:
+            known = await self._names.find(self._name(key))
+        if known is not None and (lead.asking is None or lead.task is not lead.asking):
+            lead.until = time.monotonic() + AGAIN_SECONDS
+        return known
 
 
 def _heard(asking: "asyncio.Future[str]") -> None:

@@ -1,7 +1,11 @@
 """What the homeserver once said of names, kept in the store, so that accepting goes on while the homeserver is away."""
 
 import asyncio
+import contextlib
 import time
+from collections.abc import Callable
+
+from sqlalchemy import Connection
 
 from flowbridge.store import Database, StoreFull, StoreUnavailable, outbox, resolved
 
@@ -39,13 +43,17 @@ class Names:
         if len(self._noted) >= MAX_NOTED and name not in self._noted:
             del self._noted[next(iter(self._noted))]
         self._noted[name] = (value, now)
-        try:
-            writing = self._database.run(
-                lambda connection: resolved.note(connection, name, value, outbox.now_ms()), lingers=True
-            )
-        except StoreFull:
-            return
-        writing.add_done_callback(_heard)
+        self._write(lambda connection: resolved.note(connection, name, value, outbox.now_ms()))
+
+    def forget(self, name: str) -> None:
+        """It does not lead there any more; nobody waits for that to be written."""
+        self._noted.pop(name, None)
+        if self._begun:
+            self._write(lambda connection: resolved.remove(connection, name))
+
+    def _write(self, work: Callable[[Connection], None]) -> None:
+        with contextlib.suppress(StoreFull):
+            self._database.run(work, lingers=True).add_done_callback(_heard)
 
 
 def _heard(writing: "asyncio.Future[None]") -> None:

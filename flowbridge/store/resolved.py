@@ -19,6 +19,10 @@ def note(connection: Connection, name: str, value: str, seen_at: int) -> None:
     connection.execute(statement.on_conflict_do_update(index_elements=["name"], set_=values))
 
 
+def remove(connection: Connection, name: str) -> None:
+    connection.execute(delete(resolved).where(resolved.c.name == name))
+
+
 def forget(connection: Connection, seen_before: int) -> int:
     """Drop what has not been seen since (ms)."""
     return connection.execute(delete(resolved).where(resolved.c.seen_at < seen_before)).rowcount

@@ -7,7 +7,7 @@ import pytest
 
 from flowbridge import aliases
 from flowbridge.aliases import Aliases
-from flowbridge.callers import Callers, Credential
+from flowbridge.callers import AGAIN_SECONDS, Callers, Credential
 from flowbridge.errors import BadGateway, Forbidden, HomeserverError, MatrixError
 from flowbridge.keyring import Keyring
 from flowbridge.models import ApiKey
@@ -280,3 +280,103 @@ async def test_scope_is_the_rooms_that_its_names_lead_to(
     assert homeserver.joins == []
     assert await known.scope(caller, key, joins=True) == {ROOM, OTHER}
     assert homeserver.joins == [("bot", ALIAS), ("bot", NOWHERE)]
+
+
+class FakeNames:
+    """What the homeserver has said to an earlier process."""
+
+    def __init__(self) -> None:
+        self.values = {f"joined|@alice:hs|{ALIAS}": "!old:hs"}
+
+    async def find(self, name: str) -> str | None:
+        return self.values.get(name)
+
+    def note(self, name: str, value: str) -> None:
+        self.values[name] = value
+
+    def forget(self, name: str) -> None:
+        self.values.pop(name, None)
+
+
+class SlowHomeserver(FakeHomeserver):
+    def __init__(self) -> None:
+        super().__init__()
+        self.go = asyncio.Event()
+
+    async def _lead(self, alias: str) -> str:
+        await self.go.wait()
+        return await super()._lead(alias)
+
+
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch, callers: Callers) -> tuple[Aliases, SlowHomeserver, FakeNames]:
+    monkeypatch.setattr(aliases, "PATIENCE_SECONDS", 0.0)
+    homeserver, names = SlowHomeserver(), FakeNames()
+    return Aliases(callers, homeserver, names), homeserver, names  # type: ignore[arg-type]
+
+
+async def test_older_answer_counts_until_the_homeserver_has_answered(
+    slow: tuple[Aliases, SlowHomeserver, FakeNames], callers: Callers
+) -> None:
+    known, homeserver, names = slow
+    enter = Enter(known, callers)
+    assert [await enter(ALICE, ALIAS) for _ in range(3)] == ["!old:hs"] * 3
+    homeserver.go.set()
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert await enter(ALICE, ALIAS) == ROOM
+    assert list(names.values.values()) == [ROOM]
+    assert homeserver.joins == [("alice", ALIAS)]
+
+
+async def test_homeserver_that_hangs_is_asked_once(
+    slow: tuple[Aliases, SlowHomeserver, FakeNames], callers: Callers, clock: Clock
+) -> None:
+    known, homeserver, _ = slow
+    enter = Enter(known, callers)
+    for _ in range(5):
+        assert await enter(ALICE, ALIAS) == "!old:hs"
+        clock.now += AGAIN_SECONDS + 1
+    assert homeserver.joins == [("alice", ALIAS)]
+    homeserver.go.set()
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert await enter(ALICE, ALIAS) == ROOM
+    clock.now += aliases.JOINED_SECONDS - 1
+    assert await enter(ALICE, ALIAS) == ROOM
+    assert len(homeserver.joins) == 1
+
+
+async def test_moved_alias_does_not_lead_where_the_store_says(
+    slow: tuple[Aliases, SlowHomeserver, FakeNames], callers: Callers
+) -> None:
+    known, homeserver, names = slow
+    enter = Enter(known, callers)
+    caller = await callers.identify(ALICE)
+    assert await enter(ALICE, ALIAS) == "!old:hs"
+    moving = asyncio.ensure_future(known.moved(caller, ALIAS, "!old:hs"))
+    homeserver.go.set()
+    assert await moving
+    homeserver.go.clear()
+    assert list(names.values.values()) in ([], [ROOM])
+    entering = asyncio.ensure_future(enter(ALICE, ALIAS))
+    await asyncio.sleep(0.01)
+    homeserver.go.set()
+    assert await entering == ROOM
+
+
+async def test_answer_from_before_a_move_does_not_count_after_it(
+    slow: tuple[Aliases, SlowHomeserver, FakeNames], callers: Callers
+) -> None:
+    known, homeserver, names = slow
+    enter = Enter(known, callers)
+    caller = await callers.identify(ALICE)
+    homeserver.directory[ALIAS] = OTHER
+    assert await enter(ALICE, ALIAS) == "!old:hs"
+    known._joined.moved(caller, ALIAS)
+    homeserver.go.set()
+    for _ in range(5):
+        await asyncio.sleep(0)  # the answer to the first question comes
+    homeserver.directory[ALIAS] = ROOM
+    assert await enter(ALICE, ALIAS) == ROOM
+    assert list(names.values.values()) == [ROOM]
