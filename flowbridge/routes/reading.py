@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Coroutine
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -10,7 +10,7 @@ from starlette.responses import Response
 from flowbridge import canonical
 from flowbridge.callers import Credential
 from flowbridge.core import Core
-from flowbridge.errors import BadRequest
+from flowbridge.errors import BadRequest, MatrixError
 from flowbridge.homeserver import dialect
 from flowbridge.routes import describe_reading, parameters, streaming
 from flowbridge.routes.endpoint import Endpoint, endpoint, headers_of
@@ -74,7 +74,8 @@ class Reading:
         if room:
             dialect.room(room)
         working = self._history.events(credential, "" if since == "END" else since, seconds, room)
-        return _answer(await _unless_gone(request, working))
+        over = self._callers.revoked(credential.key) if credential.key is not None else None
+        return _answer(await _unless_gone(request, working, over))
 
     async def members(self, request: Request) -> Response:
         """GET …/rooms/{roomId}/members?membership=&not_membership=&at="""
@@ -128,18 +129,27 @@ def _answer(body: bytes) -> Response:
     return Response(body, media_type="application/json")
 
 
-async def _unless_gone(request: Request, work: Coroutine[None, None, T]) -> T:
-    """What the work brings; it is given up when the caller hangs up. Raises ClientDisconnect."""
+async def _unless_gone(
+    request: Request, work: Coroutine[None, None, T], over: Coroutine[None, None, MatrixError] | None
+) -> T:
+    """What the work brings; it is given up when the caller hangs up, or when it is over.
+
+    Raises ClientDisconnect, or the error that `over` returns.
+    """
     working = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(streaming.left(request.receive))
+    ending = asyncio.ensure_future(over) if over is not None else None
+    awaited: set[asyncio.Future[Any]] = {working, gone} if ending is None else {working, gone, ending}
     try:
-        await asyncio.wait({working, gone}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(awaited, return_when=asyncio.FIRST_COMPLETED)
+        if ending is not None and ending.done():
+            raise ending.result()
         if not working.done():
             raise ClientDisconnect
         return working.result()
     finally:
-        working.cancel()
-        gone.cancel()
+        for one in awaited:
+            one.cancel()
 
 
 def _text(request: Request, name: str) -> str:

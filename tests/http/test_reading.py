@@ -14,6 +14,8 @@ import pytest
 
 from flowbridge import history, serve
 from flowbridge.homeserver import client, wire
+from flowbridge.models import ApiKey
+from flowbridge.store import Database, keys
 from tests import upstream as scripted
 from tests.http.conftest import (
     BOT_TOKEN,
@@ -27,6 +29,7 @@ from tests.http.conftest import (
     new_token,
     post,
     running,
+    settings_for,
 )
 from tests.upstream import PATIENCE, Behaviour, Connection, Request, Upstream
 
@@ -89,6 +92,23 @@ def test_poll_ends_when_its_caller_hangs_up(bridge: Bridge, upstream: Upstream) 
         polls(upstream, 1)
         assert not ended.is_set()
     assert ended.wait(PATIENCE)
+
+
+def test_poll_of_a_revoked_key_ends_with_it(upstream: Upstream, tmp_path: Path) -> None:
+    """What happens after that is not told to it."""
+    upstream.script(syncing(scripted.silence))
+    database = Database(settings_for(upstream.url, tmp_path).database_url.get_secret_value())
+    database.open(shared=True)
+    with database.engine.begin() as connection:
+        keys.add(connection, ApiKey("one"), KEY)
+    with running(upstream, tmp_path, api_keys=()) as bridge, bridge.connect() as client:
+        client.send(ask(POLL, f"X-API-Key: {KEY}", "Authorization: Basic x"))
+        polls(upstream, 1)
+        with database.engine.begin() as connection:
+            keys.revoke(connection, "one")
+        answer = client.answer()
+        assert (answer.status, answer.json()["errcode"]) == (401, "M_UNKNOWN_TOKEN")
+    database.engine.dispose()
 
 
 def test_polls_leave_the_connections_to_the_sends(
