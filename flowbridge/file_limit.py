@@ -3,6 +3,7 @@
 Without a limit of our own that is lower, libuv accepts what comes beyond it and hangs up without a word.
 """
 
+import contextlib
 import errno
 import os
 import time
@@ -32,11 +33,10 @@ def lift() -> None:
     if resource is None:
         return
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        try:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-        except (OSError, ValueError) as error:  # macOS: the hard limit is "unlimited", and too much
-            log.warning("file_limit_not_raised", limit=soft, error=error)
+    for wish in () if soft == hard else (hard, max(soft, WANTED)):  # macOS: the first is "unlimited", and too much
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wish, hard))
+            break
     found = limit()
     if found is not None and found < WANTED:
         log.warning("file_limit_low", limit=found, wanted=WANTED, hint="raise it with `ulimit -Hn`, or LimitNOFILE=")

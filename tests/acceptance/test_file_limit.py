@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from flowbridge import file_limit
 from tests import processes
 from tests.http.conftest import HELLO, KEY, SEND, RawClient, post
 from tests.upstream import PATIENCE, Upstream
@@ -88,8 +89,6 @@ def test_callers_who_take_all_files_are_refused_and_the_others_served(
 def test_limit_that_others_have_reached_is_a_line_in_the_log(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from flowbridge import file_limit
-
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     watch = file_limit.Watch()
     watch.look()
@@ -104,3 +103,18 @@ def test_limit_that_others_have_reached_is_a_line_in_the_log(
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     (record,) = caplog.records
     assert (record.msg, record.levelname) == ("file_limit_reached", "ERROR")
+
+
+def test_limit_is_what_is_needed_where_the_system_gives_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """macOS says that the most is "unlimited", and refuses that."""
+    asked: list[tuple[int, int]] = []
+
+    def refuse(_: int, limits: tuple[int, int]) -> None:
+        asked.append(limits)
+        if limits[0] != file_limit.WANTED:
+            raise ValueError("current limit exceeds maximum limit")
+
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (256, resource.RLIM_INFINITY))
+    monkeypatch.setattr(resource, "setrlimit", refuse)
+    file_limit.lift()
+    assert asked == [(resource.RLIM_INFINITY, resource.RLIM_INFINITY), (file_limit.WANTED, resource.RLIM_INFINITY)]
