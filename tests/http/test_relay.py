@@ -441,6 +441,43 @@ def test_body_of_any_length_arrives_whole(
     assert seen(upstream).body == body
 
 
+DECOYS = [
+    "X-Transfer-Encoding: chunked",
+    "X-A: transfer-encoding: chunked",
+    "Content-Type: image/png; a=transfer-encoding: chunked",
+    "X-Content-Length: 3",
+    "X-A: b, content-length: 3",
+    "Connection: content-length, transfer-encoding",
+]
+
+
+@pytest.mark.parametrize("decoy", DECOYS)
+@pytest.mark.parametrize(
+    ("path", "size"),
+    [(UPLOAD, 30), ("/_matrix/client/v3/other", 600_000), ("/media", 30)],
+    ids=["upload", "long-json", "flow"],
+)
+@pytest.mark.parametrize("is_chunked", [False, True])
+def test_header_that_contains_a_framing_changes_no_body(
+    bridge: Bridge, upstream: Upstream, path: str, size: int, decoy: str, *, is_chunked: bool
+) -> None:
+    """By `X-A: transfer-encoding: chunked` a body became two requests, the second one of the caller's choice."""
+    body = secrets.token_bytes(size)
+    upstream.script(lambda request: scripted.answer({"content_uri": "mxc://a/b"}) if request.method == "POST" else None)
+    headers = [decoy] if decoy.startswith("Content-Type") else [decoy, "Content-Type: image/png"]
+    if is_chunked:
+        chunks = b"%x\r\n%b\r\n0\r\n\r\n" % (size, body)
+        answer = bridge.ask(post(path, b"", *headers, "Transfer-Encoding: chunked") + chunks)
+    else:
+        answer = bridge.post(path, body, *headers)
+    assert answer.status == 200
+    (request,) = [request for request in upstream.requests if request.method == "POST"]
+    assert request.body == body
+    framing = [pair for pair in request.headers if pair[0] in ("content-length", "transfer-encoding")]
+    is_streamed = path == UPLOAD and is_chunked
+    assert framing == [("transfer-encoding", "chunked") if is_streamed else ("content-length", str(size))]
+
+
 def test_bodies_pass_over_tls(authority: Authority, tmp_path: Path) -> None:
     certificate, context = authority("127.0.0.1")
     body = secrets.token_bytes(3_000_000)
