@@ -81,7 +81,7 @@ class Callers:
         self.on_seen: Callable[[Caller], object] | None = (
             None  # told each time the homeserver has said whose a token is
         )
-        self.on_revoked: Callable[[str | None], object] | None = None  # told of a user who ended tokens; None: unknown
+        self.on_revoked: Callable[[str], object] | None = None  # told of a user who ended tokens
         self.on_bot: Callable[[Caller], object] | None = None  # told of the bot each time it has another token
 
     async def refresh(self) -> None:
@@ -266,8 +266,15 @@ class Callers:
         self._dead[_digest(token)] = None
 
     def forget_user(self, user_id: str | None) -> None:
-        """Some tokens of a user may not be accepted any more: only the homeserver can say which. None: of any user."""
-        for token in [token for token, (kept, _) in self._kept.items() if user_id in (None, kept[0])]:
+        """Some tokens of a user may not be accepted any more: only the homeserver can say which.
+
+        None: of some user, nobody knows whose. Then every token is asked of when it is used next, and good until the
+        answer comes: what anybody can bring about must not end the tokens of all.
+        """
+        if user_id is None:
+            self._kept = {token: (identity, 0.0) for token, (identity, _) in self._kept.items()}
+            return
+        for token in [token for token, (identity, _) in self._kept.items() if identity[0] == user_id]:
             self.forget(token)
         if self.on_revoked is not None:
             self.on_revoked(user_id)

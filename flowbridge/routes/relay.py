@@ -47,11 +47,19 @@ GONE = 499  # in the log: the caller did not wait for the answer
 
 
 @dataclass(frozen=True, slots=True)
+class _Ends:
+    """Whose tokens a request may end; None: that is not known. `is_nobodys`: it has no token that is accepted."""
+
+    user: str | None
+    is_nobodys: bool
+
+
+@dataclass(frozen=True, slots=True)
 class _Ask:
     """What goes to the homeserver.
 
     `body`: on the disk when it is long; None when it is still to come, and is streamed. `bot`: an API key asks, and the
-    bridge does it as itself. `ends`: it may end tokens of `user`, if that is known.
+    bridge does it as itself. `ends`: tokens that it may end.
     """
 
     method: str
@@ -61,8 +69,7 @@ class _Ask:
     silence: float
     token: str | None
     bot: Caller | None
-    ends: bool = False
-    user: str | None = None
+    ends: _Ends | None = None
 
 
 class Relaying:
@@ -85,8 +92,7 @@ class Relaying:
         caller = _Caller(request.receive, has_body=has_body)
         passed_on = passing.request_headers(pairs, token, has_body=has_body) + forwarded_of(request)
         body = await self._body(caller, headers, target, token) if has_body else b""
-        ends = passing.ends_tokens(request.method, target.partition("?")[0])
-        user = await self._core.callers.user_of(token) if ends and token is not None else None
+        ends = await self._ends(token) if passing.ends_tokens(request.method, target.partition("?")[0]) else None
         if isinstance(body, Spool) and "content-length" not in headers:
             passed_on.append((b"content-length", b"%d" % body.size))
         ask = _Ask(
@@ -98,9 +104,17 @@ class Relaying:
             token,
             bot,
             ends,
-            user,
         )
         return _Passage(self._core, ask, caller, self._drop)
+
+    async def _ends(self, token: str | None) -> _Ends:
+        """Whose tokens a request may end that comes with this one; to be asked before it is ended."""
+        if token is None:
+            return _Ends(None, is_nobodys=True)
+        try:
+            return _Ends((await self._core.callers.identify(Credential(token))).user_id, is_nobodys=False)
+        except MatrixError as error:
+            return _Ends(None, is_nobodys=error.status == 401)
 
     async def pass_on(self, request: Request, body: bytes, caller: Caller) -> Response:
         """A request whose body has been read, and is this JSON now, as the caller; its answer as `relay` has it."""
@@ -238,8 +252,9 @@ class _Passage(Response):
                 task.cancel()
             await asyncio.wait({exchange, leaving, stopping})
             self._free()
-        if self._ask.ends and not self._started:
-            self._callers.forget_user(self._ask.user)  # nobody knows whether it was done
+        ends = self._ask.ends
+        if ends is not None and not ends.is_nobodys and not self._started and _may_be_done(exchange):
+            self._callers.forget_user(ends.user)
         if not exchange.cancelled():
             await self._judge(exchange.exception())
         elif is_here:
@@ -261,7 +276,7 @@ class _Passage(Response):
             if _is_strange(answer):
                 raise verdict.error(Answer(answer.status, tuple(answer.headers), b""))
             if answer.status >= 400 and answer.header(b"content-length") == "0" and ask.method != "HEAD":
-                raise MatrixError(f"the homeserver answers {answer.status}, and says no more", status=answer.status)
+                raise _wordless(answer.status)
             if answer.status == 500 and ask.token is not None and ask.bot is None and macaroons.may_break(ask.token):
                 await self._callers.identify(Credential(ask.token))  # a 401, when it is the token that it fails at
             refusal = await self._refusal(answer)
@@ -298,8 +313,8 @@ class _Passage(Response):
         token = self._ask.token
         if token is not None and answer.status < 400 and self._distrusted:
             self._looking = asyncio.ensure_future(self._callers.user_of(token))  # what waits for its user may go on
-        if self._ask.ends and answer.status < 400:
-            self._callers.forget_user(self._ask.user)
+        if self._ask.ends is not None and answer.status < 400:
+            self._callers.forget_user(self._ask.ends.user)
         self.status_code = answer.status
         self._started = True
         headers = passing.answer_headers(answer.headers, answer.status)
@@ -369,6 +384,18 @@ def _is_strange(answer: Relayed) -> bool:
     """Whether something in between says this: a homeserver's own HTML pages have other statuses."""
     is_page = answer.header(b"content-type").startswith("text/html")
     return answer.status > 599 or (is_page and (answer.status in (404, 405) or answer.status >= 500))
+
+
+def _wordless(status: int) -> MatrixError:
+    error = MatrixError(f"the homeserver answers {status}, and says no more", status=status)
+    error.sent = status >= 500
+    return error
+
+
+def _may_be_done(exchange: "asyncio.Task[None]") -> bool:
+    """Whether the homeserver may have done what it was asked for, although its answer has not begun."""
+    error = None if exchange.cancelled() else exchange.exception()
+    return error.sent if isinstance(error, MatrixError) else True
 
 
 async def _nothing() -> Message:

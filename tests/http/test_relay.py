@@ -16,11 +16,13 @@ import pytest
 from flowbridge import serve
 from flowbridge.routes import relay, streaming
 from tests import upstream as scripted
-from tests.http.conftest import BOT_TOKEN, KEY, TLS, Answer, Bridge, as_caller, new_token, post, running
-from tests.http.sends import UNKNOWN_TOKEN
+from tests.http.conftest import BOT_TOKEN, KEY, SEND, TLS, Answer, Bridge, as_caller, new_token, post, running
+from tests.http.sends import UNKNOWN_TOKEN, lines
+from tests.http.test_bounds import BODY
 from tests.http.test_errors import check_error
 from tests.http.test_wire import Authority
 from tests.http.test_wire import authority as authority
+from tests.patience import until
 from tests.upstream import PATIENCE, Behaviour, Request, Upstream
 
 ANY = "/_matrix/client/v3/capabilities"
@@ -186,6 +188,81 @@ def test_refused_token_is_forgotten_and_an_interactive_step_is_not_a_refusal(bri
         answer = caller.get(ANY)
         assert check_error(answer, 401, "M_UNKNOWN_TOKEN")["soft_logout"] is True
         assert times_asked() == 2
+
+
+DEACTIVATE = "/_matrix/client/v3/account/deactivate"  # ends tokens
+ASYNC = "Prefer: respond-async"
+
+
+def away(request: Request, gone: Behaviour, *wrong: str) -> Behaviour | None:
+    """A homeserver that can say of no token whose it is, but of wrong ones, and does this at what ends tokens."""
+    if request.target == DEACTIVATE:
+        return gone
+    return UNKNOWN_TOKEN if request.header("authorization") in wrong else scripted.html(503)
+
+
+def deactivate(bridge: Bridge, gone: Behaviour, header: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Ask for it and hear nothing, or go away before; until the bridge is done with it."""
+
+    def is_done() -> bool:
+        found = lines(caplog, "request")
+        return any(line["path"] == DEACTIVATE and line["status"] in (499, 502) for line in found)
+
+    with caplog.at_level(logging.INFO), bridge.connect() as client:
+        client.send(post(DEACTIVATE, b"{}", header))
+        ending = time.monotonic() + PATIENCE
+        while not any(request.target == DEACTIVATE for request in bridge.upstream.requests):
+            assert time.monotonic() < ending
+            time.sleep(0.01)
+        if gone is not scripted.silence:
+            assert client.answer().status == 502
+        client.end()
+    with caplog.at_level(logging.INFO):
+        until(is_done)
+
+
+GONE = pytest.mark.parametrize("gone", [scripted.silence, scripted.hang_up], ids=["caller leaves", "no answer"])
+
+
+@GONE
+@pytest.mark.parametrize("who", ["nobody", "wrong", "unknown"])
+def test_request_of_nobody_that_would_end_tokens_ends_none(
+    upstream: Upstream, tmp_path: Path, caplog: pytest.LogCaptureFixture, gone: Behaviour, who: str
+) -> None:
+    """One of them, without a token, and no caller was known any more while the homeserver was away."""
+    alice, other = (f"Bearer {new_token()}" for _ in range(2))
+    with running(upstream, tmp_path) as bridge:
+        assert bridge.post(SEND, BODY, f"Authorization: {alice}").status == 200
+        upstream.script(lambda request: away(request, gone, *[other] if who == "wrong" else []))
+        deactivate(bridge, gone, "Authorization: Basic x" if who == "nobody" else f"Authorization: {other}", caplog)
+        for _ in range(2):
+            assert bridge.post(SEND, BODY, f"Authorization: {alice}", ASYNC).status == 202
+
+
+@GONE
+def test_tokens_of_a_caller_who_may_have_ended_them_are_asked_for_again(
+    upstream: Upstream, tmp_path: Path, caplog: pytest.LogCaptureFixture, gone: Behaviour
+) -> None:
+    alice, bob = (f"Authorization: Bearer {new_token()}" for _ in range(2))
+    with running(upstream, tmp_path) as bridge:
+        for header in (alice, bob):
+            assert bridge.post(SEND, BODY, header).status == 200
+        upstream.script(lambda request: away(request, gone))
+        deactivate(bridge, gone, alice, caplog)
+        assert bridge.post(SEND, BODY, alice, ASYNC).status == 503
+        assert bridge.post(SEND, BODY, bob, ASYNC).status == 202
+        upstream.script(None)
+        assert bridge.post(SEND, BODY, alice).status == 200
+
+
+def test_request_that_never_reached_the_homeserver_ends_no_tokens(tmp_path: Path) -> None:
+    alice = f"Authorization: Bearer {new_token()}"
+    with Upstream() as upstream, running(upstream, tmp_path) as bridge:
+        assert bridge.post(SEND, BODY, alice).status == 200
+        upstream.refuse()
+        upstream.drop()
+        assert bridge.post(DEACTIVATE, b"{}", alice).status == 502
+        assert bridge.post(SEND, BODY, alice, ASYNC).status == 202
 
 
 # Faults
