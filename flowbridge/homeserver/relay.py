@@ -13,18 +13,25 @@ from collections.abc import AsyncIterable, AsyncIterator
 from dataclasses import dataclass, field
 from typing import Final
 
+from flowbridge import peer
 from flowbridge.errors import BadGateway, BadRequest
 from flowbridge.homeserver import verdict
 from flowbridge.homeserver.address import Address, AddressError, AddressUnknown, Locator
 from flowbridge.homeserver.passing import Headers
 from flowbridge.homeserver.stream import Connection, Stale
 from flowbridge.homeserver.wire import CONNECT_SECONDS, WireError, connect
+from flowbridge.limiter import Limiter
 
 Body = bytes | AsyncIterable[bytes]
 
 SILENCE_SECONDS: Final = 300.0  # without a byte of an answer: a first sync, or a join across servers, takes minutes
 STALL_SECONDS: Final = 60.0  # for the other side to take a piece of a body
 MAX_IDLE: Final = 32
+MAX_AT_ONCE: Final = 2_048  # half of the connections that the server takes: each long poll of a client is one
+MAX_OF_ONE: Final = 64  # of one user, or API key: a client on each of some devices has a poll and a screen of pictures
+GUESTS: Final = 256  # the same, of those whose token is not known, or who have none
+GUESTS_OF_ONE: Final = 32  # of one address
+TURN_SECONDS: Final = 5.0  # to wait for a place: a page of pictures asks for more than a share at once
 
 IDLE_SECONDS: Final = 30.0  # then somebody in between may have forgotten the connection
 BODYLESS: Final = frozenset({"GET", "HEAD"})
@@ -83,7 +90,7 @@ class _Request:
 class Relay:
     """Connections to the homeserver, wherever it is just now, each for one exchange at a time.
 
-    How many there are the server bounds, which takes only so many callers.
+    So many in all, and of these so many for one caller: 300 requests of an address without a token had 300 of them.
     """
 
     def __init__(self, locator: Locator, tls: ssl.SSLContext) -> None:
@@ -91,6 +98,8 @@ class Relay:
         self._tls = tls
         self._address: Address | None = None
         self._idle: list[Connection] = []
+        self._known = Limiter("exchanges with the homeserver", MAX_AT_ONCE, MAX_OF_ONE)
+        self._guests = Limiter("exchanges with the homeserver without a known token", GUESTS, GUESTS_OF_ONE)
         self.stopping = asyncio.Event()  # set when the bridge stops: long polls end
 
     @contextlib.asynccontextmanager
@@ -101,8 +110,24 @@ class Relay:
 
         `target`: path and query as they go onto the wire, in ASCII. `headers`: with lower-case names, without Host; a
         streamed body whose length is known needs its Content-Length there, else it goes in chunks. `silence`: seconds
-        that the homeserver may say nothing. Raises BadRequest, BadGateway, GatewayTimeout; and whatever `body` raises.
+        that the homeserver may say nothing. Raises BadRequest, BadGateway, GatewayTimeout; TooMany or Unavailable when
+        there is no place within TURN_SECONDS; and whatever `body` raises.
         """
+        with await self._places().wait(peer.who(), TURN_SECONDS):
+            async with self._open(method, target, headers, body, silence) as found:
+                yield found
+
+    def has_room(self) -> bool:
+        """Whether the caller's next exchange could begin at once."""
+        return self._places().has_room(peer.who())
+
+    def _places(self) -> Limiter:
+        return self._guests if peer.is_guest() else self._known
+
+    @contextlib.asynccontextmanager
+    async def _open(
+        self, method: str, target: str, headers: Headers, body: Body, silence: float
+    ) -> AsyncIterator[Relayed]:
         address = await self._locate()
         head, length = _head(method, address, target, headers, body)
         request = _Request(method, head, length, body, silence)

@@ -1,6 +1,7 @@
 """Everything under `/_matrix/` that no endpoint serves: passed through, streamed both ways."""
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from urllib.parse import unquote
@@ -271,6 +272,7 @@ class _Passage(Response):
     async def _pass(self) -> None:
         ask = self._ask
         body = ask.body.chunks() if isinstance(ask.body, Spool) else self._caller if ask.body is None else ask.body
+        await self._introduce()
         async with self._relay.open(ask.method, ask.target, ask.headers, body, silence=ask.silence) as answer:
             self._free()
             if _is_strange(answer):
@@ -287,6 +289,15 @@ class _Passage(Response):
                 async for chunk in answer.chunks():
                     await streaming.give(self._send, chunk)
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _introduce(self) -> None:
+        """Learn whose token this is where its address has its share of what is not known, to count it as its user's.
+
+        Behind one address there may be hundreds of users, each with a long poll.
+        """
+        if self._ask.token is not None and peer.is_guest() and not self._relay.has_room():
+            with contextlib.suppress(MatrixError):
+                await self._callers.identify(Credential(self._ask.token))
 
     def _free(self) -> None:
         """The body's place on the disk, once the homeserver answers or nobody waits for that any more."""
