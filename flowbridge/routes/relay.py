@@ -229,7 +229,6 @@ class _Passage(Response):
         self.status_code = GONE
         self._relay = core.relay
         self._callers = core.callers
-        self._distrusted = core.carrier.distrusted
         self._ask = ask
         self._caller = caller
         self._drop = drop
@@ -321,9 +320,8 @@ class _Passage(Response):
         return body
 
     async def _begin(self, answer: Relayed) -> None:
-        token = self._ask.token
-        if token is not None and answer.status < 400 and self._distrusted:
-            self._looking = asyncio.ensure_future(self._callers.user_of(token))  # what waits for its user may go on
+        if self._ask.token is not None and self._ask.bot is None and answer.status < 300:
+            self._callers.meet(self._ask.token)  # what waits for its user may go on, too
         if self._ask.ends is not None and answer.status < 400:
             self._callers.forget_user(self._ask.ends.user)
         self.status_code = answer.status

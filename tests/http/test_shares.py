@@ -16,6 +16,7 @@ from tests import upstream as scripted
 from tests.http.conftest import KEY, ROOM, SEND, Answer, Bridge, RawClient, new_token, post, running
 from tests.http.sends import UNKNOWN_TOKEN
 from tests.http.test_bounds import BODY
+from tests.patience import until
 from tests.upstream import PATIENCE, Behaviour, Request, Upstream
 
 FLOOD = 40  # more than any share below, and than the pools that they are of
@@ -148,6 +149,27 @@ def test_what_passes_through_of_one_caller_leaves_places_for_others(
         go.set()
         assert [client.answer().status for client in clients] == [200] * share
         assert bridge.ask(passing("quick", hog)).status == 200
+
+
+def test_caller_whose_requests_all_pass_through_is_no_guest_after_the_first(
+    upstream: Upstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(edge, "ANSWER_SECONDS", 100.0)  # after one answer guests wait for longer than any test does
+    upstream.always(scripted.answer({}), at="/capabilities")
+    known = bearer(new_token())
+    with running(upstream, tmp_path) as bridge, ExitStack() as stack:
+
+        def is_answered() -> bool:
+            client = stack.enter_context(bridge.connect()).send(passing("capabilities", known))
+            client.is_closed(1.0)
+            return client.has_answer()
+
+        assert bridge.ask(passing("capabilities", known)).status == 200
+        arrived(upstream, "/whoami", 1)
+        until(is_answered)
+        for _ in range(10):
+            assert bridge.ask(passing("capabilities", known)).status == 200
+        assert arrived(upstream, "/whoami", 1) == 1, "it is asked once whose the token is"
 
 
 def test_many_users_behind_one_address_have_a_long_poll_each(
