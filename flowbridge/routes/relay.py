@@ -240,17 +240,20 @@ class _Passage(Response):
         exchange = asyncio.create_task(self._pass())
         leaving = asyncio.create_task(self._caller.left())
         stopping = asyncio.create_task(self._relay.stopping.wait())
+        revoked = asyncio.create_task(self._revoked())
         is_here = True
         try:
-            await self._wait(exchange, leaving, stopping)
+            await self._wait(exchange, leaving, stopping, revoked)
             is_here = not leaving.done()
         except asyncio.CancelledError:  # the server has waited for as long as it does when it stops
             is_here = False
             streaming.cut(scope, "the bridge stops")
         finally:
-            for task in (exchange, leaving, stopping):
+            why = revoked.result() if revoked.done() else Unavailable("the bridge stops")
+            tasks = {exchange, leaving, stopping, revoked}
+            for task in tasks:
                 task.cancel()
-            await asyncio.wait({exchange, leaving, stopping})
+            await asyncio.wait(tasks)
             self._free()
         ends = self._ask.ends
         if ends is not None and not ends.is_nobodys and not self._started and _may_be_done(exchange):
@@ -258,15 +261,27 @@ class _Passage(Response):
         if not exchange.cancelled():
             await self._judge(exchange.exception())
         elif is_here:
-            await self._refuse(Unavailable("the bridge stops"))
+            await self._judge(why)
 
     async def _wait(
-        self, exchange: "asyncio.Task[None]", leaving: "asyncio.Task[None]", stopping: "asyncio.Task[bool]"
+        self,
+        exchange: "asyncio.Task[None]",
+        leaving: "asyncio.Task[None]",
+        stopping: "asyncio.Task[bool]",
+        revoked: "asyncio.Task[MatrixError]",
     ) -> None:
         """Until the exchange is over, or there is no reason to go on with it."""
-        await asyncio.wait({exchange, leaving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({exchange, leaving, stopping, revoked}, return_when=asyncio.FIRST_COMPLETED)
         if stopping.done() and (self._started or self._ask.method not in BODYLESS):
-            await asyncio.wait({exchange, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({exchange, leaving, revoked}, return_when=asyncio.FIRST_COMPLETED)
+
+    async def _revoked(self) -> MatrixError:
+        """Until the API key that asks is revoked, and what its caller hears then: its long poll would go on."""
+        bot = self._ask.bot
+        if bot is not None and bot.key is not None:
+            return await self._callers.revoked(bot.key)
+        never: asyncio.Future[MatrixError] = asyncio.get_running_loop().create_future()
+        return await never
 
     async def _pass(self) -> None:
         ask = self._ask

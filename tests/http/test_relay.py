@@ -6,15 +6,18 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from sqlalchemy import Connection
 
 from flowbridge import serve
+from flowbridge.models import ApiKey
 from flowbridge.routes import relay, streaming
+from flowbridge.store import Database, keys
 from tests import upstream as scripted
 from tests.http.conftest import BOT_TOKEN, KEY, SEND, TLS, Answer, Bridge, as_caller, new_token, post, running
 from tests.http.sends import UNKNOWN_TOKEN, lines
@@ -391,6 +394,54 @@ def test_stopping_bridge_ends_long_polls_at_once(tmp_path: Path) -> None:
             answer = client.answer()
     assert (answer.status, answer.json()["error"]) == (503, "the bridge stops")
     assert answer.headers["retry-after"] == "1"
+
+
+@contextmanager
+def store_of(folder: Path) -> Iterator[Connection]:
+    """The store beside its bridge, as `flowbridge keys` has it."""
+    database = Database(f"sqlite:///{folder}/flowbridge.db")
+    database.open(shared=True)
+    with database.engine.begin() as connection:
+        yield connection
+    database.engine.dispose()
+
+
+def add_key(folder: Path) -> ApiKey:
+    """KEY, for everything."""
+    key = ApiKey(keys.new_id(), admin=True)
+    with store_of(folder) as connection:
+        keys.add(connection, key, KEY)
+    return key
+
+
+def revoke(folder: Path, key: ApiKey) -> None:
+    with store_of(folder) as connection:
+        keys.revoke(connection, key.id)
+
+
+def test_key_that_is_revoked_ends_its_long_poll(tmp_path: Path) -> None:
+    """It went on for as long as it had asked for."""
+    with Upstream() as upstream, running(upstream, tmp_path, api_keys=()) as bridge, ExitStack() as stack:
+        upstream.always(scripted.silence, at="/sync")
+        key = add_key(tmp_path)
+        by_key, by_token = (stack.enter_context(bridge.connect()) for _ in range(2))
+        by_key.send(post(SYNC, b"", f"Authorization: Bearer {KEY}", method="GET"))
+        by_token.send(post(SYNC, b"", method="GET"))
+        until(lambda: sum("/sync" in request.target for request in upstream.requests) == 2)
+        revoke(tmp_path, key)
+        answer = by_key.answer()
+        assert "revoked" in error_of(answer, 401, "M_UNKNOWN_TOKEN")
+        assert not by_token.has_answer()
+
+
+def test_key_that_is_revoked_ends_an_answer_in_its_middle(tmp_path: Path) -> None:
+    with Upstream() as upstream, running(upstream, tmp_path, api_keys=()) as bridge, bridge.connect() as client:
+        key = add_key(tmp_path)
+        upstream.always(scripted.raw(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nabc"), at=ANY)
+        client.send(post(ANY, b"", f"Authorization: Bearer {KEY}", method="GET"))
+        assert client.head().startswith("HTTP/1.1 200 ")
+        revoke(tmp_path, key)
+        assert client.rest(PATIENCE) == b"abc"
 
 
 # Bodies
