@@ -18,6 +18,7 @@ from flowbridge.errors import (
     Forbidden,
     GatewayTimeout,
     MatrixError,
+    TooMany,
     Unauthorized,
     Unavailable,
 )
@@ -71,6 +72,8 @@ class Callers:
         self._asking: Tasks = {}
         self._learning: Tasks = {}
         self._renewing: set[asyncio.Task[Identity]] = set()
+        self._meeting: set[asyncio.Task[None]] = set()
+        self._meet_again_at = 0.0  # monotonic
         self._refusals = Refusals(settings.wrong_keys_per_minute)
         self._lookups = Limiter("look-ups of unknown tokens", MAX_LOOKUPS, MAX_LOOKUPS_OF_ONE)
         self._bot_token = ""  # of those who were met last
@@ -81,7 +84,7 @@ class Callers:
         self.on_seen: Callable[[Caller], object] | None = (
             None  # told each time the homeserver has said whose a token is
         )
-        self.on_revoked: Callable[[str | None], object] | None = None  # told of a user who ended tokens; None: unknown
+        self.on_revoked: Callable[[str], object] | None = None  # told of a user who ended tokens
         self.on_bot: Callable[[Caller], object] | None = None  # told of the bot each time it has another token
 
     async def refresh(self) -> None:
@@ -266,8 +269,15 @@ class Callers:
         self._dead[_digest(token)] = None
 
     def forget_user(self, user_id: str | None) -> None:
-        """Some tokens of a user may not be accepted any more: only the homeserver can say which. None: of any user."""
-        for token in [token for token, (kept, _) in self._kept.items() if user_id in (None, kept[0])]:
+        """Some tokens of a user may not be accepted any more: only the homeserver can say which.
+
+        None: of some user, nobody knows whose. Then every token is asked of when it is used next, and good until the
+        answer comes: what anybody can bring about must not end the tokens of all.
+        """
+        if user_id is None:
+            self._kept = {token: (identity, 0.0) for token, (identity, _) in self._kept.items()}
+            return
+        for token in [token for token, (identity, _) in self._kept.items() if identity[0] == user_id]:
             self.forget(token)
         if self.on_revoked is not None:
             self.on_revoked(user_id)
@@ -278,6 +288,27 @@ class Callers:
         asking = [_once(self._asking, token, self._ask) for token in tokens[-MAX_ASKED_AGAIN:]]
         if asking:
             await asyncio.wait(asking)
+
+    def meet(self, token: str) -> None:
+        """The homeserver has served a request with this token: learn whose it is, beside that, unless it is known.
+
+        Else a caller whose requests all pass through would be a guest for ever. It costs a look-up in ten minutes.
+        """
+        _, until = self._kept.get(token, (None, 0.0))
+        now = time.monotonic()
+        is_busy = token in self._learning or len(self._meeting) >= MAX_RENEWING
+        if now >= until and now >= self._meet_again_at and not is_busy:
+            meeting = asyncio.ensure_future(self._meet(token))
+            self._meeting.add(meeting)
+            meeting.add_done_callback(self._meeting.discard)
+            meeting.add_done_callback(_heard)
+
+    async def _meet(self, token: str) -> None:
+        try:
+            await self._whoami(token)
+        except MatrixError as error:
+            if error.status != 401 and not isinstance(error, TooMany):  # these are the caller's trouble alone
+                self._meet_again_at = time.monotonic() + AGAIN_SECONDS
 
     async def user_of(self, token: str) -> str | None:
         """Whose token this is, if anything can tell; to be asked before the token is ended."""

@@ -15,7 +15,7 @@ from flowbridge.proxies import network_of
 
 MAX_CONNECTIONS = 4_096
 SHARE = 0.5  # of them for one address: two hogs take all, one leaves 2,048 to the others
-RESERVED_FILES: Final = 128  # descriptors that are left to the store, the homeserver's connections and temporary files
+RESERVED_FILES: Final = 2_432  # that are left to the store, temporary files, and what passes through: 2,304 connections
 QUIET_SECONDS: Final = 10.0  # between two lines in the log for the same reason
 
 

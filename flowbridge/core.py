@@ -151,11 +151,10 @@ class Core:
         if account_of(caller.user_id) in self.carrier.distrusted:
             self.tokens.remember(caller)
 
-    def _revoked(self, user_id: str | None) -> None:
+    def _revoked(self, user_id: str) -> None:
         """A user has ended tokens of its own: what was seen of the others does not count any more."""
-        if user_id is not None:
-            self.tokens.doubt(user_id)
-            self.live.end(user_id)
+        self.tokens.doubt(user_id)
+        self.live.end(user_id)
 
     async def _distrusted(self, account: str, token: str) -> None:
         """The homeserver accepts no token of an account: log the bot in again, try those that it has once more."""

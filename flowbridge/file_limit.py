@@ -16,7 +16,7 @@ try:
 except ImportError:  # Windows has no such limit
     resource = None  # type: ignore[assignment]
 
-WANTED: Final = 6_000  # 4,096 callers, 1,408 connections to the homeserver, the store, temporary files
+WANTED: Final = 8_192  # 4,096 callers, 3,744 connections to the homeserver, the store, temporary files
 QUIET_SECONDS: Final = 60.0
 
 

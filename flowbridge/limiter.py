@@ -31,6 +31,10 @@ class Limiter:
         self._held: dict[str, int] = {}
         self._waiting: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
 
+    def has_room(self, who: str) -> bool:
+        """Whether a place could be had at once."""
+        return not who or (self._taken < self._total and not self._is_at_its_share(who))
+
     def hold(self, who: str) -> "Place":
         """A place, at once. Raises TooMany."""
         if self._is_at_its_share(who):
@@ -52,7 +56,7 @@ class Limiter:
     async def wait(self, who: str, seconds: float | None = None) -> "Place":
         """As `turn`; the place is held until it is freed."""
         # A place that is free now is not wanted by any caller that waits, since those are at their share.
-        if not who or (self._taken < self._total and not self._is_at_its_share(who)):
+        if self.has_room(who):
             return self._take(who)
         queue = self._waiting.setdefault(who, deque())
         if len(queue) >= self._most_waiting:

@@ -14,11 +14,13 @@ from urllib.parse import quote, urlsplit
 
 from benchmarks.chaos.rooms import sum_of
 
-Kind = Literal["validate", "send", "pass", "upload", "read", "last"]
+Kind = Literal["validate", "send", "pass", "upload", "media", "read", "last"]
 
 PATIENCE = 60.0  # seconds for a whole conversation
 SEARCH = "/_matrix/client/v3/user_directory/search"  # answered with `sha256`, that of the body as it came
-UPLOAD = "/_matrix/media/v3/upload"  # answered with a content_uri that ends with it
+UPLOAD = "/_matrix/media/v3/upload"  # answered with a content_uri that ends with it, also when it comes by MEDIA
+MEDIA = "/media"
+LONG = 600_000  # bytes: such a body goes to the disk, and from there to the homeserver
 FLUSH = (1_460, 4_096, 8_192, 16_384)  # where proxies and networks like to end a segment
 
 # What a reader that looks for the end of a head, or for a header, would find in a body.
@@ -46,6 +48,22 @@ _OFFERS = (
     ["Upgrade: h2c"],
     ["Connection: upgrade"],
 )
+# What a reader that looks for a framing, or for a header, would find in a head.
+_DECOYS = (
+    "X-Transfer-Encoding: chunked",
+    "X-A: transfer-encoding: chunked",
+    "Transfer-Encoding-X: chunked",
+    "Accept: */*; a=transfer-encoding: chunked",
+    "X-Content-Length: 3",
+    "X-A: b, content-length: 0",
+    "Content-Length-X: 7",
+    "X-A: host: elsewhere",
+    "X-A: authorization: Bearer stolen",
+    "Connection: transfer-encoding, content-length",
+    "TE: chunked",
+    "Trailer: content-length",
+)
+_TYPES = ("text/plain", "image/png; a=transfer-encoding: chunked", "image/png; content-length: 3", "image/png")
 _BROKEN = (
     b"garbage\r\n\r\n",
     b"GET /healthz HTTP/1.1\r\nNo colon\r\n\r\n",
@@ -112,7 +130,7 @@ def converse(seed: str, caller: Caller, n: int) -> Conversation:
     chance = random.Random(seed)
     data, expected = bytearray(), []
     for number in range(chance.choice((1, 1, 2, 3, 6))):
-        kind: Kind = chance.choice(("validate", "validate", "send", "pass", "upload", "read"))
+        kind: Kind = chance.choice(("validate", "validate", "send", "pass", "upload", "media", "read"))
         made, one = _request(chance, kind, caller, n, f"{seed}-{number}")
         n += kind == "send"
         data += made
@@ -135,9 +153,16 @@ def _request(chance: random.Random, kind: Kind, caller: Caller, n: int, key: str
     elif kind == "send":
         method, target = "PUT", f"/rooms/{quote(caller.room, safe='')}/send/m.room.message/{key.replace(':', '-')}"
         body = message(text, n)
+    elif kind == "media":
+        method, target, body = "POST", MEDIA, text.encode()
     else:
+        if kind == "pass" and chance.random() < 0.03:
+            text += "x" * LONG
         method, target, body = "POST", SEARCH if kind == "pass" else UPLOAD, message(text, n)
-    lines = ["Host: bridge", "Content-Type: text/plain"]
+    type_ = "text/plain" if kind in ("validate", "send") else chance.choice(_TYPES)
+    lines = ["Host: bridge", f"Content-Type: {type_}"]
+    if chance.random() < 0.5:
+        lines += chance.sample(_DECOYS, chance.choice((1, 2, 3)))
     if kind != "validate":
         lines.append(caller.header)
     if chance.random() < 0.5:
@@ -257,7 +282,7 @@ def _wrong(one: Expected, status: int, body: bytes) -> str:
         came, sent = answer["content"]["body"], one.body.decode()
     elif one.kind == "pass":
         came, sent = answer["sha256"], sum_of(one.body)
-    elif one.kind == "upload":
+    elif one.kind in ("upload", "media"):
         came, sent = answer["content_uri"].rpartition("/")[2], sum_of(one.body)
     else:
         came = sent = ""

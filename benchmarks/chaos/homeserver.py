@@ -209,6 +209,8 @@ class Homeserver:
                 return _json({"user_id": who.user, "is_guest": False, **device})
             case ("POST", "join", room) | ("POST", "rooms", room, "join"):
                 return _json({"room_id": room.replace("#", "!", 1)})
+            case ("GET", "media", "config"):
+                return _json({"m.upload.size": 50_000_000})
             case ("POST", "user_directory", "search"):  # tells what came (fuzzer.py)
                 return _json({"results": [], "limited": False, "sha256": sum_of(request.body)})
             case ("GET", "directory", "room", alias):

@@ -56,7 +56,7 @@ class Connection(asyncio.Protocol):
         return not self._is_answered and not self._lost
 
     def all_given(self) -> None:
-        """The body is complete: after the answer, the next request may follow."""
+        """The body went with the head: after the answer, the next request may follow."""
         self._is_given = True
 
     async def head(self, seconds: float) -> tuple[int, list[tuple[bytes, bytes]]]:

@@ -1,6 +1,7 @@
 """Everything under `/_matrix/` that no endpoint serves: passed through, streamed both ways."""
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from urllib.parse import unquote
@@ -47,11 +48,19 @@ GONE = 499  # in the log: the caller did not wait for the answer
 
 
 @dataclass(frozen=True, slots=True)
+class _Ends:
+    """Whose tokens a request may end; None: that is not known. `is_nobodys`: it has no token that is accepted."""
+
+    user: str | None
+    is_nobodys: bool
+
+
+@dataclass(frozen=True, slots=True)
 class _Ask:
     """What goes to the homeserver.
 
     `body`: on the disk when it is long; None when it is still to come, and is streamed. `bot`: an API key asks, and the
-    bridge does it as itself. `ends`: it may end tokens of `user`, if that is known.
+    bridge does it as itself. `ends`: tokens that it may end.
     """
 
     method: str
@@ -61,8 +70,7 @@ class _Ask:
     silence: float
     token: str | None
     bot: Caller | None
-    ends: bool = False
-    user: str | None = None
+    ends: _Ends | None = None
 
 
 class Relaying:
@@ -85,8 +93,7 @@ class Relaying:
         caller = _Caller(request.receive, has_body=has_body)
         passed_on = passing.request_headers(pairs, token, has_body=has_body) + forwarded_of(request)
         body = await self._body(caller, headers, target, token) if has_body else b""
-        ends = passing.ends_tokens(request.method, target.partition("?")[0])
-        user = await self._core.callers.user_of(token) if ends and token is not None else None
+        ends = await self._ends(token) if passing.ends_tokens(request.method, target.partition("?")[0]) else None
         if isinstance(body, Spool) and "content-length" not in headers:
             passed_on.append((b"content-length", b"%d" % body.size))
         ask = _Ask(
@@ -98,9 +105,17 @@ class Relaying:
             token,
             bot,
             ends,
-            user,
         )
         return _Passage(self._core, ask, caller, self._drop)
+
+    async def _ends(self, token: str | None) -> _Ends:
+        """Whose tokens a request may end that comes with this one; to be asked before it is ended."""
+        if token is None:
+            return _Ends(None, is_nobodys=True)
+        try:
+            return _Ends((await self._core.callers.identify(Credential(token))).user_id, is_nobodys=False)
+        except MatrixError as error:
+            return _Ends(None, is_nobodys=error.status == 401)
 
     async def pass_on(self, request: Request, body: bytes, caller: Caller) -> Response:
         """A request whose body has been read, and is this JSON now, as the caller; its answer as `relay` has it."""
@@ -214,7 +229,6 @@ class _Passage(Response):
         self.status_code = GONE
         self._relay = core.relay
         self._callers = core.callers
-        self._distrusted = core.carrier.distrusted
         self._ask = ask
         self._caller = caller
         self._drop = drop
@@ -226,42 +240,59 @@ class _Passage(Response):
         exchange = asyncio.create_task(self._pass())
         leaving = asyncio.create_task(self._caller.left())
         stopping = asyncio.create_task(self._relay.stopping.wait())
+        revoked = asyncio.create_task(self._revoked())
         is_here = True
         try:
-            await self._wait(exchange, leaving, stopping)
+            await self._wait(exchange, leaving, stopping, revoked)
             is_here = not leaving.done()
         except asyncio.CancelledError:  # the server has waited for as long as it does when it stops
             is_here = False
             streaming.cut(scope, "the bridge stops")
         finally:
-            for task in (exchange, leaving, stopping):
+            why = revoked.result() if revoked.done() else Unavailable("the bridge stops")
+            tasks = {exchange, leaving, stopping, revoked}
+            for task in tasks:
                 task.cancel()
-            await asyncio.wait({exchange, leaving, stopping})
+            await asyncio.wait(tasks)
             self._free()
-        if self._ask.ends and not self._started:
-            self._callers.forget_user(self._ask.user)  # nobody knows whether it was done
+        ends = self._ask.ends
+        if ends is not None and not ends.is_nobodys and not self._started and _may_be_done(exchange):
+            self._callers.forget_user(ends.user)
         if not exchange.cancelled():
             await self._judge(exchange.exception())
         elif is_here:
-            await self._refuse(Unavailable("the bridge stops"))
+            await self._judge(why)
 
     async def _wait(
-        self, exchange: "asyncio.Task[None]", leaving: "asyncio.Task[None]", stopping: "asyncio.Task[bool]"
+        self,
+        exchange: "asyncio.Task[None]",
+        leaving: "asyncio.Task[None]",
+        stopping: "asyncio.Task[bool]",
+        revoked: "asyncio.Task[MatrixError]",
     ) -> None:
         """Until the exchange is over, or there is no reason to go on with it."""
-        await asyncio.wait({exchange, leaving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({exchange, leaving, stopping, revoked}, return_when=asyncio.FIRST_COMPLETED)
         if stopping.done() and (self._started or self._ask.method not in BODYLESS):
-            await asyncio.wait({exchange, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({exchange, leaving, revoked}, return_when=asyncio.FIRST_COMPLETED)
+
+    async def _revoked(self) -> MatrixError:
+        """Until the API key that asks is revoked, and what its caller hears then: its long poll would go on."""
+        bot = self._ask.bot
+        if bot is not None and bot.key is not None:
+            return await self._callers.revoked(bot.key)
+        never: asyncio.Future[MatrixError] = asyncio.get_running_loop().create_future()
+        return await never
 
     async def _pass(self) -> None:
         ask = self._ask
         body = ask.body.chunks() if isinstance(ask.body, Spool) else self._caller if ask.body is None else ask.body
+        await self._introduce()
         async with self._relay.open(ask.method, ask.target, ask.headers, body, silence=ask.silence) as answer:
             self._free()
             if _is_strange(answer):
                 raise verdict.error(Answer(answer.status, tuple(answer.headers), b""))
             if answer.status >= 400 and answer.header(b"content-length") == "0" and ask.method != "HEAD":
-                raise MatrixError(f"the homeserver answers {answer.status}, and says no more", status=answer.status)
+                raise _wordless(answer.status)
             if answer.status == 500 and ask.token is not None and ask.bot is None and macaroons.may_break(ask.token):
                 await self._callers.identify(Credential(ask.token))  # a 401, when it is the token that it fails at
             refusal = await self._refusal(answer)
@@ -272,6 +303,15 @@ class _Passage(Response):
                 async for chunk in answer.chunks():
                     await streaming.give(self._send, chunk)
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _introduce(self) -> None:
+        """Learn whose token this is where its address has its share of what is not known, to count it as its user's.
+
+        Behind one address there may be hundreds of users, each with a long poll.
+        """
+        if self._ask.token is not None and peer.is_guest() and not self._relay.has_room():
+            with contextlib.suppress(MatrixError):
+                await self._callers.identify(Credential(self._ask.token))
 
     def _free(self) -> None:
         """The body's place on the disk, once the homeserver answers or nobody waits for that any more."""
@@ -295,11 +335,10 @@ class _Passage(Response):
         return body
 
     async def _begin(self, answer: Relayed) -> None:
-        token = self._ask.token
-        if token is not None and answer.status < 400 and self._distrusted:
-            self._looking = asyncio.ensure_future(self._callers.user_of(token))  # what waits for its user may go on
-        if self._ask.ends and answer.status < 400:
-            self._callers.forget_user(self._ask.user)
+        if self._ask.token is not None and self._ask.bot is None and answer.status < 300:
+            self._callers.meet(self._ask.token)  # what waits for its user may go on, too
+        if self._ask.ends is not None and answer.status < 400:
+            self._callers.forget_user(self._ask.ends.user)
         self.status_code = answer.status
         self._started = True
         headers = passing.answer_headers(answer.headers, answer.status)
@@ -369,6 +408,18 @@ def _is_strange(answer: Relayed) -> bool:
     """Whether something in between says this: a homeserver's own HTML pages have other statuses."""
     is_page = answer.header(b"content-type").startswith("text/html")
     return answer.status > 599 or (is_page and (answer.status in (404, 405) or answer.status >= 500))
+
+
+def _wordless(status: int) -> MatrixError:
+    error = MatrixError(f"the homeserver answers {status}, and says no more", status=status)
+    error.sent = status >= 500
+    return error
+
+
+def _may_be_done(exchange: "asyncio.Task[None]") -> bool:
+    """Whether the homeserver may have done what it was asked for, although its answer has not begun."""
+    error = None if exchange.cancelled() else exchange.exception()
+    return error.sent if isinstance(error, MatrixError) else True
 
 
 async def _nothing() -> Message:

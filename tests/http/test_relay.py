@@ -6,21 +6,26 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from sqlalchemy import Connection
 
 from flowbridge import serve
+from flowbridge.models import ApiKey
 from flowbridge.routes import relay, streaming
+from flowbridge.store import Database, keys
 from tests import upstream as scripted
-from tests.http.conftest import BOT_TOKEN, KEY, TLS, Answer, Bridge, as_caller, new_token, post, running
-from tests.http.sends import UNKNOWN_TOKEN
+from tests.http.conftest import BOT_TOKEN, KEY, SEND, TLS, Answer, Bridge, as_caller, new_token, post, running
+from tests.http.sends import UNKNOWN_TOKEN, lines
+from tests.http.test_bounds import BODY
 from tests.http.test_errors import check_error
 from tests.http.test_wire import Authority
 from tests.http.test_wire import authority as authority
+from tests.patience import until
 from tests.upstream import PATIENCE, Behaviour, Request, Upstream
 
 ANY = "/_matrix/client/v3/capabilities"
@@ -188,6 +193,81 @@ def test_refused_token_is_forgotten_and_an_interactive_step_is_not_a_refusal(bri
         assert times_asked() == 2
 
 
+DEACTIVATE = "/_matrix/client/v3/account/deactivate"  # ends tokens
+ASYNC = "Prefer: respond-async"
+
+
+def away(request: Request, gone: Behaviour, *wrong: str) -> Behaviour | None:
+    """A homeserver that can say of no token whose it is, but of wrong ones, and does this at what ends tokens."""
+    if request.target == DEACTIVATE:
+        return gone
+    return UNKNOWN_TOKEN if request.header("authorization") in wrong else scripted.html(503)
+
+
+def deactivate(bridge: Bridge, gone: Behaviour, header: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Ask for it and hear nothing, or go away before; until the bridge is done with it."""
+
+    def is_done() -> bool:
+        found = lines(caplog, "request")
+        return any(line["path"] == DEACTIVATE and line["status"] in (499, 502) for line in found)
+
+    with caplog.at_level(logging.INFO), bridge.connect() as client:
+        client.send(post(DEACTIVATE, b"{}", header))
+        ending = time.monotonic() + PATIENCE
+        while not any(request.target == DEACTIVATE for request in bridge.upstream.requests):
+            assert time.monotonic() < ending
+            time.sleep(0.01)
+        if gone is not scripted.silence:
+            assert client.answer().status == 502
+        client.end()
+    with caplog.at_level(logging.INFO):
+        until(is_done)
+
+
+GONE = pytest.mark.parametrize("gone", [scripted.silence, scripted.hang_up], ids=["caller leaves", "no answer"])
+
+
+@GONE
+@pytest.mark.parametrize("who", ["nobody", "wrong", "unknown"])
+def test_request_of_nobody_that_would_end_tokens_ends_none(
+    upstream: Upstream, tmp_path: Path, caplog: pytest.LogCaptureFixture, gone: Behaviour, who: str
+) -> None:
+    """One of them, without a token, and no caller was known any more while the homeserver was away."""
+    alice, other = (f"Bearer {new_token()}" for _ in range(2))
+    with running(upstream, tmp_path) as bridge:
+        assert bridge.post(SEND, BODY, f"Authorization: {alice}").status == 200
+        upstream.script(lambda request: away(request, gone, *[other] if who == "wrong" else []))
+        deactivate(bridge, gone, "Authorization: Basic x" if who == "nobody" else f"Authorization: {other}", caplog)
+        for _ in range(2):
+            assert bridge.post(SEND, BODY, f"Authorization: {alice}", ASYNC).status == 202
+
+
+@GONE
+def test_tokens_of_a_caller_who_may_have_ended_them_are_asked_for_again(
+    upstream: Upstream, tmp_path: Path, caplog: pytest.LogCaptureFixture, gone: Behaviour
+) -> None:
+    alice, bob = (f"Authorization: Bearer {new_token()}" for _ in range(2))
+    with running(upstream, tmp_path) as bridge:
+        for header in (alice, bob):
+            assert bridge.post(SEND, BODY, header).status == 200
+        upstream.script(lambda request: away(request, gone))
+        deactivate(bridge, gone, alice, caplog)
+        assert bridge.post(SEND, BODY, alice, ASYNC).status == 503
+        assert bridge.post(SEND, BODY, bob, ASYNC).status == 202
+        upstream.script(None)
+        assert bridge.post(SEND, BODY, alice).status == 200
+
+
+def test_request_that_never_reached_the_homeserver_ends_no_tokens(tmp_path: Path) -> None:
+    alice = f"Authorization: Bearer {new_token()}"
+    with Upstream() as upstream, running(upstream, tmp_path) as bridge:
+        assert bridge.post(SEND, BODY, alice).status == 200
+        upstream.refuse()
+        upstream.drop()
+        assert bridge.post(DEACTIVATE, b"{}", alice).status == 502
+        assert bridge.post(SEND, BODY, alice, ASYNC).status == 202
+
+
 # Faults
 
 
@@ -316,6 +396,54 @@ def test_stopping_bridge_ends_long_polls_at_once(tmp_path: Path) -> None:
     assert answer.headers["retry-after"] == "1"
 
 
+@contextmanager
+def store_of(folder: Path) -> Iterator[Connection]:
+    """The store beside its bridge, as `flowbridge keys` has it."""
+    database = Database(f"sqlite:///{folder}/flowbridge.db")
+    database.open(shared=True)
+    with database.engine.begin() as connection:
+        yield connection
+    database.engine.dispose()
+
+
+def add_key(folder: Path) -> ApiKey:
+    """KEY, for everything."""
+    key = ApiKey(keys.new_id(), admin=True)
+    with store_of(folder) as connection:
+        keys.add(connection, key, KEY)
+    return key
+
+
+def revoke(folder: Path, key: ApiKey) -> None:
+    with store_of(folder) as connection:
+        keys.revoke(connection, key.id)
+
+
+def test_key_that_is_revoked_ends_its_long_poll(tmp_path: Path) -> None:
+    """It went on for as long as it had asked for."""
+    with Upstream() as upstream, running(upstream, tmp_path, api_keys=()) as bridge, ExitStack() as stack:
+        upstream.always(scripted.silence, at="/sync")
+        key = add_key(tmp_path)
+        by_key, by_token = (stack.enter_context(bridge.connect()) for _ in range(2))
+        by_key.send(post(SYNC, b"", f"Authorization: Bearer {KEY}", method="GET"))
+        by_token.send(post(SYNC, b"", method="GET"))
+        until(lambda: sum("/sync" in request.target for request in upstream.requests) == 2)
+        revoke(tmp_path, key)
+        answer = by_key.answer()
+        assert "revoked" in error_of(answer, 401, "M_UNKNOWN_TOKEN")
+        assert not by_token.has_answer()
+
+
+def test_key_that_is_revoked_ends_an_answer_in_its_middle(tmp_path: Path) -> None:
+    with Upstream() as upstream, running(upstream, tmp_path, api_keys=()) as bridge, bridge.connect() as client:
+        key = add_key(tmp_path)
+        upstream.always(scripted.raw(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nabc"), at=ANY)
+        client.send(post(ANY, b"", f"Authorization: Bearer {KEY}", method="GET"))
+        assert client.head().startswith("HTTP/1.1 200 ")
+        revoke(tmp_path, key)
+        assert client.rest(PATIENCE) == b"abc"
+
+
 # Bodies
 
 
@@ -439,6 +567,43 @@ def test_body_of_any_length_arrives_whole(
     sent = iter([body[at : at + 70_000] for at in range(0, size, 70_000)]) if is_chunked else body
     assert caller.post(path, content=sent).status_code == 200
     assert seen(upstream).body == body
+
+
+DECOYS = [
+    "X-Transfer-Encoding: chunked",
+    "X-A: transfer-encoding: chunked",
+    "Content-Type: image/png; a=transfer-encoding: chunked",
+    "X-Content-Length: 3",
+    "X-A: b, content-length: 3",
+    "Connection: content-length, transfer-encoding",
+]
+
+
+@pytest.mark.parametrize("decoy", DECOYS)
+@pytest.mark.parametrize(
+    ("path", "size"),
+    [(UPLOAD, 30), ("/_matrix/client/v3/other", 600_000), ("/media", 30)],
+    ids=["upload", "long-json", "flow"],
+)
+@pytest.mark.parametrize("is_chunked", [False, True])
+def test_header_that_contains_a_framing_changes_no_body(
+    bridge: Bridge, upstream: Upstream, path: str, size: int, decoy: str, *, is_chunked: bool
+) -> None:
+    """By `X-A: transfer-encoding: chunked` a body became two requests, the second one of the caller's choice."""
+    body = secrets.token_bytes(size)
+    upstream.script(lambda request: scripted.answer({"content_uri": "mxc://a/b"}) if request.method == "POST" else None)
+    headers = [decoy] if decoy.startswith("Content-Type") else [decoy, "Content-Type: image/png"]
+    if is_chunked:
+        chunks = b"%x\r\n%b\r\n0\r\n\r\n" % (size, body)
+        answer = bridge.ask(post(path, b"", *headers, "Transfer-Encoding: chunked") + chunks)
+    else:
+        answer = bridge.post(path, body, *headers)
+    assert answer.status == 200
+    (request,) = [request for request in upstream.requests if request.method == "POST"]
+    assert request.body == body
+    framing = [pair for pair in request.headers if pair[0] in ("content-length", "transfer-encoding")]
+    is_streamed = path == UPLOAD and is_chunked
+    assert framing == [("transfer-encoding", "chunked") if is_streamed else ("content-length", str(size))]
 
 
 def test_bodies_pass_over_tls(authority: Authority, tmp_path: Path) -> None:

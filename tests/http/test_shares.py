@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 
 from flowbridge import callers, edge, processor, rooms
-from flowbridge.homeserver import client
+from flowbridge.homeserver import client, relay
 from flowbridge.live import registry
 from flowbridge.routes import operations
 from tests import upstream as scripted
 from tests.http.conftest import KEY, ROOM, SEND, Answer, Bridge, RawClient, new_token, post, running
 from tests.http.sends import UNKNOWN_TOKEN
 from tests.http.test_bounds import BODY
+from tests.patience import until
 from tests.upstream import PATIENCE, Behaviour, Request, Upstream
 
 FLOOD = 40  # more than any share below, and than the pools that they are of
@@ -100,6 +101,110 @@ def test_calls_without_a_token_have_connections_of_their_own(
         assert arrived(upstream, "/login", 1) == client.GUESTS_OF_ONE
         go.set()
         assert {found.answer().status for found in clients} <= {200, 429, 503}
+
+
+def passing(path: str, *headers: str) -> bytes:
+    return post(f"/_matrix/client/v3/{path}", b"", *headers, method="GET")
+
+
+def answered(clients: list[RawClient], number: int) -> list[RawClient]:
+    """Those that have an answer, once there are so many."""
+    ending = time.monotonic() + PATIENCE
+    while len(found := [one for one in clients if one.has_answer()]) < number:
+        assert time.monotonic() < ending, f"{len(found)} of {number}"
+        time.sleep(0.01)
+    return found
+
+
+@pytest.mark.parametrize("who", ["no token", "wrong token", "known"])
+def test_what_passes_through_of_one_caller_leaves_places_for_others(
+    upstream: Upstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, go: threading.Event, who: str
+) -> None:
+    """300 requests of an address without a token had 300 connections to the homeserver."""
+    monkeypatch.setattr(relay, "TURN_SECONDS", 0.2)
+    monkeypatch.setattr(relay, "MAX_OF_ONE", 40)
+    known = bearer(new_token())
+    hog = {"no token": "Authorization: Basic x", "wrong token": bearer(new_token()), "known": bearer(new_token())}[who]
+    share, beyond = (40, "40 of the 2048") if who == "known" else (relay.GUESTS_OF_ONE, "32 of the 256")
+
+    def script(request: Request) -> Behaviour | None:
+        is_hogs = request.header("authorization") == hog.partition(": ")[2]
+        if who == "wrong token" and is_hogs and request.target.endswith("/whoami"):
+            return UNKNOWN_TOKEN
+        return scripted.when(go, scripted.answer({})) if "/slow" in request.target else None
+
+    with running(upstream, tmp_path, wrong_keys_per_minute=1_000) as bridge, ExitStack() as stack:
+        for header in {known, hog} if who == "known" else {known}:
+            assert bridge.post(SEND, BODY, header).status == 200
+        upstream.script(script)
+        clients = flood(stack, bridge, lambda: passing("slow", hog), share + 5)
+        arrived(upstream, "/slow", share)
+        for client in answered(clients, 5):
+            assert beyond in error_of(client.answer(), 429)
+            clients.remove(client)
+        upstream.always(scripted.answer({}), at="/quick")
+        assert bridge.ask(passing("quick", known)).status == 200
+        with RawClient(bridge.url, "127.0.0.2") as elsewhere:
+            assert elsewhere.send(passing("quick", "Authorization: Basic x")).answer().status == 200
+        assert arrived(upstream, "/slow", 1) == share
+        go.set()
+        assert [client.answer().status for client in clients] == [200] * share
+        assert bridge.ask(passing("quick", hog)).status == 200
+
+
+def test_caller_whose_requests_all_pass_through_is_no_guest_after_the_first(
+    upstream: Upstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(edge, "ANSWER_SECONDS", 100.0)  # after one answer guests wait for longer than any test does
+    upstream.always(scripted.answer({}), at="/capabilities")
+    known = bearer(new_token())
+    with running(upstream, tmp_path) as bridge, ExitStack() as stack:
+
+        def is_answered() -> bool:
+            client = stack.enter_context(bridge.connect()).send(passing("capabilities", known))
+            client.is_closed(1.0)
+            return client.has_answer()
+
+        assert bridge.ask(passing("capabilities", known)).status == 200
+        arrived(upstream, "/whoami", 1)
+        until(is_answered)
+        for _ in range(10):
+            assert bridge.ask(passing("capabilities", known)).status == 200
+        assert arrived(upstream, "/whoami", 1) == 1, "it is asked once whose the token is"
+
+
+def test_many_users_behind_one_address_have_a_long_poll_each(
+    upstream: Upstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, go: threading.Event
+) -> None:
+    monkeypatch.setattr(relay, "GUESTS_OF_ONE", 3)
+    upstream.script(slow("/sync", go, scripted.answer({"next_batch": "s"})))
+    with running(upstream, tmp_path) as bridge, ExitStack() as stack:
+        clients = flood(stack, bridge, lambda: passing("sync?timeout=30000&since=s"))
+        assert arrived(upstream, "/sync", FLOOD) == FLOOD
+        go.set()
+        assert {client.answer().status for client in clients} == {200}
+
+
+def test_uploads_and_downloads_count_in_the_same_share(
+    upstream: Upstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, go: threading.Event
+) -> None:
+    monkeypatch.setattr(relay, "TURN_SECONDS", 0.2)
+    monkeypatch.setattr(relay, "MAX_OF_ONE", 3)
+    hog = bearer(new_token())
+    uri = scripted.answer({"content_uri": "mxc://a/b"})
+    upstream.script(lambda request: scripted.when(go, uri) if "load" in request.target else None)
+    with running(upstream, tmp_path) as bridge, ExitStack() as stack:
+        requests = [
+            post("/media", b"x", hog, "Content-Type: image/png"),
+            post("/media/upstream/abc", b"", hog, method="GET"),
+            post("/_matrix/media/v3/download/upstream/abc", b"", hog, method="GET"),
+        ]
+        assert bridge.post("/whoami", b"", hog, method="GET").status == 200
+        clients = flood(stack, bridge, requests.pop, 3)
+        arrived(upstream, "load", 3)
+        assert "3 of the 2048" in error_of(bridge.ask(passing("quick", hog)), 429)
+        go.set()
+        assert {client.answer().status for client in clients} == {200}
 
 
 @pytest.mark.parametrize("body", [b'{"msgtype": "m.image", "url": 5}', b"{"], ids=["wrong payload", "no JSON"])

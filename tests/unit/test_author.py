@@ -19,7 +19,7 @@ from flowbridge.names import Names
 from flowbridge.settings import Settings
 from flowbridge.store import Database, resolved
 from tests.unit import Clock
-from tests.unit.test_callers import ALICE, FakeHomeserver, Memory
+from tests.unit.test_callers import ALICE, FakeHomeserver, Memory, until
 
 BY_KEY = Credential(None, ApiKey("k"))
 AWAY = BadGateway("cannot connect")
@@ -215,6 +215,30 @@ async def test_all_tokens_of_a_user_are_asked_for_again_and_no_others() -> None:
     for token in ("desk", "bob"):
         await callers.identify(Credential(token))
     assert (homeserver.asked, told) == (["phone", "desk"], ["@alice:hs"])
+
+
+async def test_tokens_that_may_have_ended_of_an_unknown_user_are_asked_for_again_and_stay_good_until_then() -> None:
+    homeserver = FakeHomeserver(phone="@alice:hs", bob="@bob:hs")
+    callers = make(homeserver, memory=Memory(phone=ALICE))
+    told: list[str] = []
+    callers.on_revoked = told.append
+    for token in ("phone", "bob"):
+        await callers.identify(Credential(token))
+    homeserver.broken = AWAY
+    callers.forget_user(None)
+    for token in ("phone", "bob"):
+        assert (await callers.author(Credential(token))).token == token
+    await until(lambda: not callers._asking)
+    assert (homeserver.asked, told) == (["phone", "bob"] * 2, [])
+    callers.forget_user(None)
+    homeserver.broken = None
+    del homeserver.accounts["phone"]
+    for token in ("phone", "bob"):
+        await callers.author(Credential(token))
+    await until(lambda: not callers._asking)
+    with pytest.raises(MatrixError):
+        await callers.author(Credential("phone"))
+    assert (await callers.author(Credential("bob"))).token == "bob"
 
 
 async def test_token_that_may_have_ended_is_not_revived_by_an_outage() -> None:

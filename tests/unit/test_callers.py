@@ -322,6 +322,51 @@ async def test_old_answer_goes_with_a_401(clock: Clock) -> None:
     assert caught.value.status == 401
 
 
+async def test_token_that_the_homeserver_serves_is_asked_of_once() -> None:
+    homeserver = FakeHomeserver(syt_a="@alice:hs")
+    bridge = make(homeserver)
+    for _ in range(50):
+        bridge.meet("syt_a")
+    await until(lambda: "syt_a" in bridge._kept and not bridge._meeting)
+    for _ in range(50):
+        bridge.meet("syt_a")
+    assert not bridge._meeting
+    assert homeserver.asked == ["syt_a"]
+
+
+async def test_homeserver_that_cannot_say_whose_a_token_is_is_asked_every_5_s(clock: Clock) -> None:
+    homeserver = FakeHomeserver()
+    homeserver.broken = BadGateway("away")
+    bridge = make(homeserver)
+    for asked in (1, 1, 2, 2, 3):
+        for token in ("syt_a", "syt_b"):
+            bridge.meet(token)
+            await until(lambda: not bridge._meeting)
+        assert len(homeserver.asked) == asked
+        clock.now += 2.6
+
+
+async def test_token_that_is_wrong_keeps_no_other_from_being_learnt() -> None:
+    homeserver = FakeHomeserver(syt_a="@alice:hs")
+    bridge = make(homeserver)
+    for token in ("wrong", "syt_a"):
+        bridge.meet(token)
+        await until(lambda: not bridge._meeting)
+    assert (homeserver.asked, list(bridge._kept)) == (["wrong", "syt_a"], ["syt_a"])
+
+
+async def test_few_tokens_are_learnt_at_once() -> None:
+    homeserver = FakeHomeserver()
+    homeserver.gate.clear()
+    bridge = make(homeserver)
+    for number in range(50):
+        bridge.meet(f"syt_{number}")
+    await until(lambda: len(homeserver.asked) == callers.MAX_RENEWING)
+    homeserver.gate.set()
+    await until(lambda: not bridge._meeting)
+    assert len(homeserver.asked) == callers.MAX_RENEWING
+
+
 async def test_few_old_answers_are_asked_anew_at_once(clock: Clock) -> None:
     tokens = {f"syt_{number}": f"@user{number}:hs" for number in range(50)}
     homeserver = FakeHomeserver(**tokens)

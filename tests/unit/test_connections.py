@@ -4,8 +4,10 @@ from dataclasses import dataclass
 
 import pytest
 
-from flowbridge import connections
+from flowbridge import connections, file_limit, media
 from flowbridge.connections import Connections
+from flowbridge.homeserver import client, relay, wire
+from flowbridge.routes import relay as relaying
 
 HOG = "192.0.2.1"
 QUIET = "198.51.100.7"
@@ -116,11 +118,12 @@ def test_evicted_connection_that_ends_later_is_not_counted_twice() -> None:
 
 
 def test_files_are_left_for_the_store_and_the_homeserver() -> None:
-    found = among(files=1_024)
-    assert found.admit(Fake(), HOG, 895) == ""
+    found = among(files=10_000)
+    first = 10_000 - connections.RESERVED_FILES
+    assert found.admit(Fake(), HOG, first - 1) == ""
     fill(found, QUIET, 1)
     found.wake(next(iter(found._idle)))
-    assert found.admit(Fake(), HOG, 896) == "too many open files"
+    assert found.admit(Fake(), HOG, first) == "too many open files"
 
 
 def test_low_limit_of_files_leaves_some_to_callers() -> None:
@@ -148,3 +151,11 @@ def test_refusals_are_one_line_in_ten_seconds(
     line = vars(caplog.records[-1])["fields"]
     assert (line["bound"], line["of_client"]) == ("total", 4)
     assert "hint" not in line
+
+
+def test_files_suffice_for_all_that_may_be_open_at_once() -> None:
+    passing = relay.MAX_AT_ONCE + relay.GUESTS
+    upstream = wire.MAX_CONNECTIONS + client.READERS + client.POLLS + client.GUESTS + passing
+    spools = media.MAX_SPOOLS + relaying.MAX_LONG
+    assert connections.MAX_CONNECTIONS + upstream + spools < file_limit.WANTED
+    assert passing < connections.RESERVED_FILES

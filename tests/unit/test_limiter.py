@@ -14,12 +14,16 @@ def limiter() -> Limiter:
 
 
 def test_caller_holds_its_share_and_no_more(limiter: Limiter) -> None:
+    assert limiter.has_room("hog")
     places = [limiter.hold("hog"), limiter.hold("hog")]
+    assert not limiter.has_room("hog")
+    assert limiter.has_room("other")
     with pytest.raises(TooMany, match="2 of the 3 things are yours already") as caught:
         limiter.hold("hog")
     assert (caught.value.status, caught.value.errcode) == (429, "M_LIMIT_EXCEEDED")
     assert caught.value.headers() == {"Retry-After": "1"}
     places.append(limiter.hold("other"))
+    assert not limiter.has_room("third")
     with pytest.raises(TooMany, match="all 3 things are taken"):
         limiter.hold("third")
     places[0].free()
@@ -32,6 +36,7 @@ def test_caller_holds_its_share_and_no_more(limiter: Limiter) -> None:
 def test_bridge_itself_keeps_to_no_bound(limiter: Limiter) -> None:
     for _ in range(10):
         limiter.hold("")
+        assert limiter.has_room("")
     limiter.hold("other").free()
 
 

@@ -320,7 +320,125 @@ async def test_nobody_there_is_a_bad_gateway() -> None:
         await ask(made)
 
 
-async def test_line_break_in_a_header_goes_nowhere() -> None:
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        (b"accept", b"x\r\nX: y"),
+        (b"accept", b"x\ry"),
+        (b"accept", b"x\ny"),
+        (b"accept", b"x\0y"),
+        (b"accept", b"x\x7fy"),
+        (b"x\r\ny", b"x"),
+        (b"x y", b"x"),
+        (b"x:y", b"x"),
+        (b"transfer-encoding ", b"chunked"),
+        (b"transfer-encoding", b"chunked"),
+        (b"host", b"elsewhere"),
+        (b"content-length", b"+2"),
+        (b"content-length", b"2, 2"),
+        (b"content-length", b""),
+        (b"", b"x"),
+    ],
+)
+async def test_header_that_could_be_read_as_another_goes_nowhere(name: bytes, value: bytes) -> None:
     async with homeserver(answers(OK)) as made:
         with pytest.raises(BadRequest):
-            await ask(made, accept=b"x\r\nX: y")
+            async with made.open("POST", "/", [(name, value)], b"{}"):
+                pass
+
+
+@pytest.mark.parametrize("target", ["/a b", "/a\r\nX: y", "/a\n", "/a\0", "/\xe4", ""])
+async def test_target_that_could_end_its_line_goes_nowhere(target: str) -> None:
+    async with homeserver(answers(OK)) as made:
+        with pytest.raises(BadRequest):
+            async with made.open("GET", target, []):
+                pass
+
+
+@pytest.mark.parametrize("headers", [[], [(b"content-length", b"7")]], ids=["chunks", "length"])
+@pytest.mark.parametrize(
+    "decoy",
+    [
+        (b"x-transfer-encoding", b"chunked"),
+        (b"x-a", b"transfer-encoding: chunked"),
+        (b"content-type", b"image/png; a=transfer-encoding: chunked"),
+        (b"x-content-length", b"3"),
+        (b"x-a", b"content-length: 3"),
+    ],
+)
+async def test_framing_is_chosen_by_no_text_that_is_in_a_header(
+    decoy: tuple[bytes, bytes], headers: list[tuple[bytes, bytes]]
+) -> None:
+    """A search in the head let the body go in chunks beside its length: what came behind was another request."""
+    seen = bytearray()
+    whole = b"abcdefg" if headers else b"3\r\nabc\r\n4\r\ndefg\r\n0\r\n\r\n"
+
+    async def serve(reader: Reader, writer: Writer) -> None:
+        await head_of(reader)
+        seen.extend(await reader.readexactly(len(whole)))
+        writer.write(OK)
+        seen.extend(await reader.read())
+
+    body = pieces(b"abc", b"defg")
+    async with (
+        asyncio.timeout(PATIENCE),
+        homeserver(serve) as made,
+        made.open("POST", "/", [decoy, *headers], body) as answer,
+    ):
+        assert await answer.read(9) == b"ok"
+    assert seen == whole
+
+
+@pytest.mark.parametrize("body", [[b"abc"], [b"abc", b"defgh"], [b"abcdefg", b"h"], []])
+async def test_body_of_another_length_than_its_head_says_ends_the_connection(body: list[bytes]) -> None:
+    seen, ended = bytearray(), asyncio.Event()
+
+    async def serve(reader: Reader, writer: Writer) -> None:
+        await head_of(reader)
+        try:
+            while data := await reader.read(100):
+                seen.extend(data)
+        except OSError:  # hung up on, and not gently
+            pass
+        ended.set()
+
+    async with homeserver(serve) as made, asyncio.timeout(PATIENCE):
+        with pytest.raises(BadRequest, match="7 bytes"):
+            await ask(made, "POST", pieces(*body), content_length=b"7")
+        await ended.wait()
+    assert b"abcdefg".startswith(seen), "what is too much is not written"
+
+
+async def test_body_in_one_piece_of_another_length_goes_nowhere() -> None:
+    async with homeserver(answers(OK)) as made:
+        with pytest.raises(BadRequest, match="7 bytes"):
+            await ask(made, "PUT", b"abc", content_length=b"7")
+
+
+@pytest.mark.parametrize("length", [{}, {"content_length": b"3"}], ids=["chunks", "length"])
+async def test_connection_that_an_upload_was_streamed_on_serves_nobody_else(length: dict[str, bytes]) -> None:
+    connections = 0
+
+    async def serve(reader: Reader, writer: Writer) -> None:
+        nonlocal connections
+        connections += 1
+        while True:
+            head = await head_of(reader)
+            if head.startswith(b"POST"):
+                await (reader.readexactly(3) if length else reader.readuntil(b"0\r\n\r\n"))
+            writer.write(OK)
+
+    async with homeserver(serve) as made:
+        assert await ask(made, "POST", pieces(b"abc"), **length) == (200, b"ok")
+        assert await ask(made) == (200, b"ok")
+        assert connections == 2
+        assert await ask(made) == (200, b"ok")
+        assert connections == 2
+
+
+async def test_framing_in_the_text_of_an_answers_header_frames_nothing() -> None:
+    decoys = b"X-Transfer-Encoding: chunked\r\nX-A: transfer-encoding: chunked\r\nX-Content-Length: 1\r\n"
+    answer = OK.replace(b"\r\n", b"\r\n" + decoys, 1)
+    async with homeserver(answers(answer, answer)) as made, asyncio.timeout(PATIENCE):
+        for _ in range(2):
+            assert await ask(made) == (200, b"ok")
