@@ -334,16 +334,17 @@ class Callers:
         self._refusals.check(address, digest)
         began = time.monotonic()
         key = await self._keys.find(secret)
-        for _ in range(MAX_LOOKS):
+        for _ in range(MAX_LOOKS if secret.startswith(PREFIX) else 0):
             if key is not None or self._keys.was_read_since(began):
                 break
             await asyncio.sleep(self._keys.next_look)  # it may be newer than what was read last
             key = await self._keys.find(secret)
         if key is None:
+            if secret.startswith(PREFIX) and not self._keys.was_read_since(began):
+                raise keyring.unread()
             self._refusals.check(address, digest)  # others of this address may have been refused meanwhile
             refusal = Unauthorized("this API key is not known here")
-            is_wrong = self._keys.was_read_since(began)
-            self._refusals.note(address, digest, refusal, keeps=is_wrong)
+            self._refusals.note(address, digest, refusal)
             raise refusal
         return key
 

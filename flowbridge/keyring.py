@@ -30,7 +30,7 @@ class Keyring:
         self._is_fixed = bool(settings.api_keys)
         self._look_at = 0.0
         self._looking: asyncio.Task[None] | None = None
-        self._read_at = -math.inf  # when the store was begun to be read last, monotonic
+        self._read_at = -math.inf  # when the last reading that came to its end was begun, monotonic
         self._failed = False
         self._changed = asyncio.Event()
         self._used: dict[str, int] = {}
@@ -56,7 +56,7 @@ class Keyring:
             await self._look()
             found = self.known(secret)
             if found is None and self._failed:
-                raise Unavailable("nobody can tell whether this API key is right: the store cannot be read just now")
+                raise unread()
         return found
 
     def known(self, secret: str) -> ApiKey | None:
@@ -68,7 +68,7 @@ class Keyring:
 
     def was_read_since(self, moment: float) -> bool:
         """Whether the store has been read since (monotonic seconds): a key that is not known since then is wrong."""
-        return self._is_fixed or (self._read_at >= moment and not self._failed)
+        return self._is_fixed or self._read_at >= moment
 
     @property
     def next_look(self) -> float:
@@ -94,7 +94,7 @@ class Keyring:
     async def _read(self) -> None:
         if not self._database.is_open:
             return
-        self._read_at = time.monotonic()
+        began = time.monotonic()
         try:
             known = await self._database.read(keys.valid)
         except Unavailable as error:
@@ -103,6 +103,7 @@ class Keyring:
             self._failed = True
         else:
             self._failed = False
+            self._read_at = max(self._read_at, began)  # not before: who asks meanwhile has to wait for it
             if known != self._known:
                 self._known = known
                 changed, self._changed = self._changed, asyncio.Event()
@@ -120,6 +121,10 @@ class Keyring:
             used, self._used, self._note_at = self._used, {}, now + NOTE_SECONDS
             with contextlib.suppress(Unavailable):
                 self._database.run(partial(keys.note_use, used=used), lingers=True).add_done_callback(_heard)
+
+
+def unread() -> Unavailable:
+    return Unavailable("nobody can tell whether this API key is right: the store cannot be read just now")
 
 
 def permit(key: ApiKey, event_type: str, rooms: Iterable[str]) -> None:

@@ -52,12 +52,11 @@ class Refusals:
             self._allowance(address).any -= 1
             raise type(refusal)(refusal.error, errcode=refusal.errcode, status=refusal.status, **refusal.extra)
 
-    def note(self, address: str, digest: bytes, refusal: MatrixError, *, keeps: bool = True) -> None:
-        """This secret was looked up, and refused. `keeps`: a repeat is refused without another look-up."""
+    def note(self, address: str, digest: bytes, refusal: MatrixError) -> None:
+        """This secret was looked up, and refused: for some seconds a repeat is refused without another look-up."""
         if not address:
             return
-        if keeps:
-            _put(self._kept, digest, (refusal, time.monotonic() + KEEP_SECONDS))
+        _put(self._kept, digest, (refusal, time.monotonic() + KEEP_SECONDS))
         allowance = self._allowance(address)
         allowance.any = max(0.0, allowance.any - 1)  # a burst that was under way delays nobody for longer than it takes
         allowance.new = max(0.0, allowance.new - 1)  # to earn one

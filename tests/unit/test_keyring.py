@@ -3,6 +3,7 @@
 import asyncio
 import hmac
 import logging
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -112,6 +113,23 @@ async def test_those_who_come_while_the_store_is_read_wait_for_it(database: Coun
     database.gate.set()
     assert list(await waiting) == [ApiKey("one"), ApiKey("two"), None]
     assert database.reads == 1
+
+
+async def test_store_was_read_once_that_has_come_to_an_end(database: CountedDatabase) -> None:
+    """A refresh that was begun before says nothing of a key that was made since, and it may end first."""
+    ring = make(database)
+    database.gate.clear()
+    refreshing = asyncio.ensure_future(ring.refresh())
+    await asyncio.sleep(0)
+    moment = time.monotonic()
+    looking = asyncio.ensure_future(ring.find("fb_new"))
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert database.reads == 2
+    assert not ring.was_read_since(moment)
+    database.gate.set()
+    await asyncio.gather(refreshing, looking)
+    assert ring.was_read_since(moment)
 
 
 async def test_revoked_key_is_refused_after_the_next_refresh(database: CountedDatabase) -> None:
