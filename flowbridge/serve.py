@@ -94,10 +94,13 @@ class Protocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def make_room(self) -> None:
-        """Close an idle connection: another one needs its place."""
+        """Close an idle connection: another one needs its place. One that does not take its answer would not close."""
         self._stop_timer()
         self._is_deaf = True
-        self.transport.close()
+        if self.transport.get_write_buffer_size():
+            self.transport.abort()
+        else:
+            self.transport.close()
 
     def data_received(self, data: bytes) -> None:
         if self._is_deaf:

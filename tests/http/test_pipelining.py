@@ -7,6 +7,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -159,6 +160,38 @@ def test_connection_with_requests_to_read_is_no_idle_one(
         go.set()
         assert client.answer().json() == {"event_id": "$one"}
         assert client.is_closed()
+
+
+def test_connection_that_takes_no_answer_makes_room(fresh: Bridge, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was closed behind the rest of its answer: it stayed, and was not counted."""
+    made: list[Protocol] = []
+    lost: list[Protocol] = []
+    begin, end = Protocol.connection_made, Protocol.connection_lost
+
+    def begun(self: Protocol, transport: Any) -> None:
+        begin(self, transport)
+        made.append(self)
+
+    def ended(self: Protocol, exc: Exception | None) -> None:
+        lost.append(self)
+        end(self, exc)
+
+    monkeypatch.setattr(Protocol, "connection_made", begun)
+    monkeypatch.setattr(Protocol, "connection_lost", ended)
+    with fresh.connect() as client:
+        until(lambda: made)
+        (hog,) = made
+        asked = 0
+
+        def are_answered() -> bool:
+            return hog.server_state.total_requests == asked
+
+        while not hog.transport.get_write_buffer_size():
+            client.send(b"GET /openapi.json HTTP/1.1\r\nHost: bridge\r\n\r\n")
+            asked += 1
+            until(are_answered)
+        hog.loop.call_soon_threadsafe(hog.make_room)
+        until(lambda: lost)
 
 
 # What ends with their caller
