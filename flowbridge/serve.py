@@ -17,10 +17,9 @@ from typing import Any, cast
 
 import httptools
 import uvicorn
-from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from flowbridge import __version__, file_limit, first_key, log, upgrade
+from flowbridge import __version__, file_limit, first_key, log, pipelining, upgrade
 from flowbridge.app import create_app
 from flowbridge.connections import Connections
 from flowbridge.core import Core
@@ -52,19 +51,26 @@ class Doors:
 
 
 class Protocol(HttpToolsProtocol):
-    """uvicorn's own, with deadlines for the head and the body of a request, a size, and a number of connections."""
+    """uvicorn's own, with deadlines for the head and the body of a request, a size, and a number of connections.
 
+    A request is read when those before it on its connection have been answered, so that `cycle` is the only one at
+    work, and uvicorn's `pipeline` is not used.
+    """
+
+    flow: pipelining.Flow
     _connections: Connections
     _timer: TimerHandle | None = None
     _head_bytes = 0
     _body_bytes = 0  # since the timer was set
     _loose_bytes = 0  # since the last byte of a body: chunk extensions and trailers
+    _left = 0  # bytes of a body that are still to come, if it said how many
     _in_head = True
-    _began = False  # this head began in the segment that ended the request before it
+    _has_come = False  # a request, whole, that has not been answered
     _ended_late = False  # the body has come of a request that had been answered before
     _is_connect = False
     _is_deaf = False  # nothing that still comes is read
-    _at_work: RequestResponseCycle | None = None  # the request that the application has last been given
+    _behind = b""  # what came behind the request at work: read from `_behind_at` when that has been answered
+    _behind_at = 0
 
     def __init__(self, doors: Doors, *args: Any, **named: Any) -> None:
         super().__init__(*args, **named)
@@ -72,6 +78,7 @@ class Protocol(HttpToolsProtocol):
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.flow = pipelining.Flow(transport)
         self._connections = self._doors.at(self.server[1] if self.server else None)
         file = transport.get_extra_info("socket").fileno()
         if refusal := self._connections.admit(self, self.client[0] if self.client else "", file):
@@ -83,50 +90,83 @@ class Protocol(HttpToolsProtocol):
         self._stop_timer()
         self._unset_keepalive_if_required()  # uvicorn leaves it after a reset, and with it all of this for 75 s
         self._connections.drop(self)
+        self._behind = b""
         super().connection_lost(exc)
 
     def make_room(self) -> None:
-        """Close an idle connection: another one needs its place."""
+        """Close an idle connection: another one needs its place. One that does not take its answer would not close."""
         self._stop_timer()
         self._is_deaf = True
-        self.transport.close()
+        if self.transport.get_write_buffer_size():
+            self.transport.abort()
+        else:
+            self.transport.close()
 
     def data_received(self, data: bytes) -> None:
         if self._is_deaf:
             return
         self._unset_keepalive_if_required()
         self._connections.wake(self)
-        self._loose_bytes += len(data)
-        try:
-            self._parse(data)
-        except httptools.HttpParserError:
-            self._refuse(400, Errcode.UNKNOWN, "this is not an HTTP/1.1 request")
-            return
-        if self._is_connect:
-            self._refuse(400, Errcode.UNRECOGNIZED, "CONNECT is for proxies, and flowbridge is not one")
-        elif not self._in_head:
-            self._time_the_body(len(data))
-        else:
-            self._time_the_head(len(data))
+        self._read(data, 0)
 
-    def _parse(self, data: bytes | memoryview) -> None:
-        """Give the bytes to the parser, each once and as it came. Raises HttpParserError."""
-        while True:
+    def _read(self, data: bytes, at: int) -> None:
+        """Give the bytes from `at` to the parser, each once and as it came, until a request has come whole."""
+        size, began = len(data), at
+        while at < size and not self._has_come:
+            end = min(size, at + self._left) if self._left else pipelining.end_of_piece(data, at)
+            self._loose_bytes += end - at
             try:
-                self.parser.feed_data(data)
-            except httptools.HttpParserUpgrade as stop:
-                if self._is_connect:
-                    return
-                data = memoryview(data)[stop.args[0] :]
+                used = self._parse(data[at:end])
+            except httptools.HttpParserError:
+                self._refuse(400, Errcode.UNKNOWN, "this is not an HTTP/1.1 request")
+                return
+            if self._is_connect:
+                self._refuse(400, Errcode.UNRECOGNIZED, "CONNECT is for proxies, and flowbridge is not one")
+                return
+            if self._in_head:
+                self._head_bytes += used
+            at += used
+        if self._has_come:
+            self._stop_timer()
+            if at < size and self.cycle.keep_alive:  # else its answer ends the connection
+                self._keep(data, at)
+        elif self._in_head:
+            self._time_the_head()
+        else:
+            self._time_the_body(at - began)
+
+    def _parse(self, piece: bytes) -> int:
+        """How much of it has been given to the parser. Raises HttpParserError."""
+        try:
+            self.parser.feed_data(piece)
+        except httptools.HttpParserUpgrade as stop:
+            if not self._is_connect:
                 self.parser = upgrade.successor(self)
                 kept = self.cycle.keep_alive
                 self.parser.feed_data(upgrade.head(self.scope["method"].encode(), self.headers, keep_alive=kept))
-            else:
-                return
+            return int(stop.args[0])
+        return len(piece)
 
-    def _time_the_head(self, more: int) -> None:
-        self._head_bytes += 0 if self._began else more
-        self._began = False
+    def _keep(self, data: bytes, at: int) -> None:
+        """What is behind a request that has come whole. Reading goes on, or nobody would see the caller hang up."""
+        if self._behind:
+            self._behind, self._behind_at = self._behind[self._behind_at :] + data[at:], 0
+        else:
+            self._behind, self._behind_at = data, at
+        if len(self._behind) - self._behind_at > pipelining.MAX_BEHIND:
+            self.flow.is_full = True
+            self.flow.pause_reading()
+            self._timer = self.loop.call_later(pipelining.LOOK_SECONDS, self._look)
+
+    def _look(self) -> None:
+        """Nothing is read: look whether the caller is still there."""
+        if pipelining.has_hung_up(self.transport.get_extra_info("socket").fileno()):
+            self._timer = None
+            self.transport.abort()
+        else:
+            self._timer = self.loop.call_later(pipelining.LOOK_SECONDS, self._look)
+
+    def _time_the_head(self) -> None:
         if self._head_bytes > MAX_HEAD_BYTES:
             self._refuse(431, Errcode.TOO_LARGE, f"the headers are longer than {MAX_HEAD_BYTES} bytes")
         elif self._timer is None:
@@ -144,8 +184,6 @@ class Protocol(HttpToolsProtocol):
         elif self.cycle.response_complete:  # bytes behind an answer: uvicorn has stopped its own clock for them
             if self._timer is None:
                 self._timer = self.loop.call_later(HEAD_SECONDS, self.transport.close)
-        elif not self.cycle.more_body:
-            self._stop_timer()
         elif self._loose_bytes > MAX_HEAD_BYTES:
             self._refuse(431, Errcode.TOO_LARGE, f"the trailers are longer than {MAX_HEAD_BYTES} bytes")
         elif self._timer is None:
@@ -156,9 +194,7 @@ class Protocol(HttpToolsProtocol):
         self._timer = self.loop.call_later(BODY_SECONDS, self._too_slow)
 
     def on_message_begin(self) -> None:
-        before: RequestResponseCycle | None = self.cycle  # uvicorn's None before the first request
-        self._in_head, self._head_bytes, self._ended_late = True, 0, False
-        self._began = before is not None and (before.more_body or not before.response_complete)
+        self._in_head, self._head_bytes, self._left, self._ended_late = True, 0, 0, False
         super().on_message_begin()
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -170,6 +206,8 @@ class Protocol(HttpToolsProtocol):
             name, value = name.lower(), value.rstrip(b" \t")
             if name == b"expect" and value.lower() == b"100-continue":
                 self.expect_100_continue = self.parser.get_http_version() != "1.0"  # RFC 9110 §10.1.1
+            elif name == b"content-length":
+                self._left = int(value)
             self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
@@ -187,26 +225,32 @@ class Protocol(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         self._loose_bytes = 0
+        if self._left:
+            self._left -= len(body)
         super().on_body(body)
 
     def on_message_complete(self) -> None:
         if self.parser.should_upgrade():
             return  # its body is still to come
         self._ended_late = self.cycle.response_complete
+        self._has_come = not self._ended_late
         super().on_message_complete()
 
-    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
-        self._at_work = cycle
-        super()._start_asgi_task(cycle, app)
-
     def on_response_complete(self) -> None:
+        self._has_come = self.flow.is_full = False
         super().on_response_complete()
-        if not self.pipeline and not self._in_head:
+        if self._behind and not self.transport.is_closing():
+            behind, self._behind = self._behind, b""
+            self._unset_keepalive_if_required()
+            self._stop_timer()
+            self._read(behind, self._behind_at)
+        elif not self._in_head:
             self._connections.rest(self)
 
     def shutdown(self) -> None:
+        """A request at work is answered, and what is behind it is not: the answer says so."""
         super().shutdown()
-        if self._at_work is not None:
+        if self.cycle is not None:
             self._end_after(self.cycle)
 
     def _end_after(self, cycle: RequestResponseCycle) -> None:
@@ -241,26 +285,17 @@ class Protocol(HttpToolsProtocol):
     def _refuse(self, status: int, errcode: Errcode, error: str) -> None:
         """Read nothing more, answer by hand, since no request came to be, and hang up.
 
-        Requests that came whole before it are answered first, and this is not: its answer would be taken for theirs.
-        Any web page may read it, whatever was asked.
+        Requests before it have been answered. Any web page may read this answer, whatever was asked.
         """
         self._stop_timer()
         self._is_deaf = True
         if self.transport.is_closing():
             return
-        if self.pipeline and self.pipeline[0][0].more_body:
-            self.pipeline.popleft()  # the one that is refused
-        at_work = self._at_work
-        if at_work is not None and not at_work.response_complete:
-            if at_work is not self.cycle or not at_work.more_body:
-                self.transport.pause_reading()
-                self._end_after(self.pipeline[0][0] if self.pipeline else at_work)
-                return
-            if at_work.response_started:
-                self._hang_up(at_work)  # nothing else can be said in the middle of an answer
-                return
-        if not self._in_head and at_work is not None and at_work.response_complete:
+        if not self._in_head and self.cycle.response_complete:
             self.transport.close()  # in the body of a request that has its answer: one more would be taken for the next
+            return
+        if not self._in_head and self.cycle.response_started:
+            self._hang_up(self.cycle)  # nothing else can be said in the middle of an answer
             return
         body = json.dumps({"errcode": errcode, "error": error}).encode()
         again = b"retry-after: 2\r\n" if status == 503 else b""

@@ -7,6 +7,7 @@ import socket
 import ssl
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from pydantic import SecretStr
 
 from flowbridge.delivery import lane
 from flowbridge.routes import operations
-from flowbridge.serve import background
+from flowbridge.serve import Protocol, background
 from flowbridge.settings import Settings
 from tests.upstream import PATIENCE, Rooms, Upstream
 
@@ -281,6 +282,26 @@ def go() -> Iterator[threading.Event]:
     event = threading.Event()
     yield event
     event.set()
+
+
+@pytest.fixture
+def most(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """`most["at work"]`: how many requests of one connection have been there at a time, begun and not answered."""
+    found: Counter[str] = Counter()
+    begin, end = Protocol.on_headers_complete, Protocol.on_response_complete
+
+    def begun(self: Any) -> None:
+        self.at_work = getattr(self, "at_work", 0) + 1
+        found["at work"] = max(found["at work"], self.at_work)
+        begin(self)
+
+    def ended(self: Any) -> None:
+        self.at_work -= 1
+        end(self)
+
+    monkeypatch.setattr(Protocol, "on_headers_complete", begun)
+    monkeypatch.setattr(Protocol, "on_response_complete", ended)
+    return found
 
 
 @pytest.fixture

@@ -303,6 +303,7 @@ def test_garbage_behind_two_pipelined_requests_changes_neither_answer(bridge: Br
         go.set()
         assert client.answer().json() == {"event_id": "$once"}
         validated(bridge, client.answer())
+        assert client.answer().status == 400
         assert client.is_closed()
 
 
@@ -315,4 +316,5 @@ def test_broken_body_of_a_second_request_does_not_answer_the_first(bridge: Bridg
         bridge.upstream.wait_for_events(1)
         go.set()
         assert client.answer().json() == {"event_id": "$once"}
+        assert client.answer().status == 400
         assert client.is_closed()
