@@ -395,6 +395,7 @@ async def test_what_is_written_with_the_last_that_a_census_sees_counts_once(
     """A commit that waits for its turn takes along what was accepted after the census began."""
     stock = make(queued=20)
     one, two, three = (worker.ticket(name, api_key="one") for name in "abc")
+    await worker.database.flush()  # whose account it is has been written
     with worker.busy_writer():
         for ticket in (one, two):
             stock.add(ticket)
