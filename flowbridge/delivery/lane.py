@@ -173,7 +173,7 @@ class Lane:
         for ticket in self._shared.tickets.waiting_in(self.fence.lane):
             is_new = ticket.idem is None or ticket.committed.done()  # else it may be an older delivery's
             is_told = found.kind == "absent" or ticket.row.api_key is None
-            if is_new and is_told and not (ticket.tried or ticket.withdrawn or self.is_sending(ticket)):
+            if is_new and is_told and not (ticket.withdrawn or self.is_uncertain(ticket)):
                 ticket.history = [*ticket.history, _entry(time.time(), found)]
                 ticket.withdrawn = True  # from the lane
                 self._close(ticket, found)
@@ -245,7 +245,8 @@ class Lane:
                 ahead=ahead,
                 sent_with=self._sent_with,
                 own=ticket.token,
-                waits=bool(ticket.waiters) and ticket.row.api_key is None,
+                # One in doubt is looked for with another token of the account: what is refused here is not the event.
+                waits=self.uncertain_since is None and bool(ticket.waiters) and ticket.row.api_key is None,
             )
         except asyncio.CancelledError:
             if self.at_work:
@@ -314,12 +315,12 @@ class Lane:
             return None
         if found.kind == "slow":
             return 0.0
-        is_old = self._is_overdue(ticket)
-        if found.kind == "token" and not self._hears_of_token(ticket):
+        is_old, is_open = self._is_overdue(ticket), self._leaves_open(found)
+        if found.kind == "token" and (is_open or not self._hears_of_token(ticket)):
             if not is_old:
                 return 0.0  # the account waits for a token
             found = self._given_up(self._shared.carrier.waits_for(self.account) or "its access token is refused")
-        is_told = ticket.waiters > 0 and ticket.row.api_key is None
+        is_told = ticket.waiters > 0 and ticket.row.api_key is None and not is_open
         if found.kind == "account" and not (is_told or is_old):
             return 0.0  # likewise; what pauses is the account
         ticket.attempts += 1
@@ -330,11 +331,19 @@ class Lane:
             if not self._missing:  # as the history says, it is looked for next time
                 return FIRST_PAUSE
             found = self._set_aside(ticket, suspicion, found)
-        if wait is not None and not (ticket.waiters or is_old):
+        if wait is not None and (is_open or not ticket.waiters) and not is_old:
             self.refuse_waiting(found)
             return wait
-        self._settle(ticket, found)
+        self._settle(ticket, _in_doubt(found) if is_open else found)
         return None
+
+    def _leaves_open(self, found: Verdict) -> bool:
+        """Whether the head may be in the room although this refuses something.
+
+        It was sent before, perhaps, and this is no answer to that: it is one to a look into the room, say, or to a
+        token that was good then. A caller who was told 4xx would send it once more.
+        """
+        return self.uncertain_since is not None and (found.beforehand or found.kind in ("token", "account"))
 
     def _set_aside(self, ticket: Ticket, suspicion: Suspicion, found: Verdict) -> Verdict:
         """The homeserver fails at this event alone: let those behind it go."""
@@ -431,6 +440,12 @@ class Lane:
         self._shared.journal.settle(ticket, self.fence)
         if not ticket.settled.done():
             ticket.settled.set_result(ticket.outcome)
+
+
+def _in_doubt(found: Verdict) -> Verdict:
+    """The end of an event that nobody knows of whether it is in its room: not a 4xx, which would say that it is not."""
+    assert found.error is not None
+    return Verdict("dead", error=GatewayTimeout(f"{found.error.error}; it may be in the room all the same"))
 
 
 def _heard(noting: "asyncio.Future[None]") -> None:

@@ -10,6 +10,7 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Any
 
+from flowbridge.errors import HomeserverError
 from flowbridge.homeserver import Homeserver
 from flowbridge.homeserver.client import REDACTION
 from flowbridge.store import Database, Row, outbox
@@ -50,8 +51,8 @@ class Looks:
             elif found := await self._newer(looking, place):
                 return found
             found = await self._older(looking, place)
-        except BaseException:
-            if place is not None:
+        except BaseException as error:
+            if place is not None and not _is_refused(error):
                 self._keep(row.delivery, place)
             raise
         return found or await self._by_content(row, looking.since, place.alike)
@@ -151,6 +152,11 @@ class _Looking:
         if not events:
             events, _ = await self._homeserver.recent(self._token, self._row.room_id, before, limit=PEEK)
         return bool(events) and all(sent_at(event) < self.since for event in events)
+
+
+def _is_refused(error: BaseException) -> bool:
+    """Whether it may be the place itself that the homeserver does not know any more."""
+    return isinstance(error, HomeserverError) and error.status in (400, 404)
 
 
 def sent_at(event: dict[str, Any]) -> int:

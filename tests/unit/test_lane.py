@@ -15,6 +15,7 @@ import pytest
 from flowbridge import log
 from flowbridge.delivery import carrier, courier, halts
 from flowbridge.delivery import lane as module
+from flowbridge.errors import HomeserverError
 from flowbridge.homeserver.verdict import judge
 from flowbridge.store import journal
 from flowbridge.store.journal import Outcome
@@ -24,6 +25,7 @@ from tests.unit import test_carrier as answers
 from tests.worker import (
     ALICE,
     BOB,
+    DESK,
     ROOM,
     SERVICE,
     Behaviour,
@@ -523,6 +525,93 @@ async def test_account_without_a_device_looks_after_a_crash_however_short(make: 
     async with make() as worker:
         await worker.settled()
     assert rooms.bodies() == ["a"]
+
+
+# in doubt, and refused: no answer to anything but its send ends an event
+
+
+LOOKS_REFUSED = [(400, "M_INVALID_PARAM"), (403, "M_FORBIDDEN"), (404, "M_NOT_FOUND")]
+
+
+@pytest.mark.parametrize(("status", "errcode"), LOOKS_REFUSED)
+async def test_event_in_doubt_outlives_a_look_that_is_refused(
+    make: MakeWorker, rooms: Rooms, status: int, errcode: str
+) -> None:
+    rooms.then(lose)
+    rooms.reading = HomeserverError("no", errcode=errcode, status=status)
+    async with make() as worker:
+        ticket = worker.offer("a", caller=SERVICE)
+        await until(lambda: len(rooms.looks) > 5)
+        assert not ticket.settled.done(), "a caller who is told 4xx sends it once more"
+        rooms.reading = None
+        assert await worker.courier.wait(ticket, PATIENCE) == Outcome("sent", "$1")
+        assert rooms.tries() == ["a"]
+
+
+@pytest.mark.usefixtures("absences")
+@pytest.mark.parametrize("waits", [True, False])
+async def test_event_in_doubt_of_an_account_that_has_left_the_room_may_be_there(
+    make: MakeWorker, rooms: Rooms, monkeypatch: pytest.MonkeyPatch, waits: bool
+) -> None:
+    monkeypatch.setattr(courier, "ABSENT_WAKE_SECONDS", 0.0)
+    rooms.joined = False
+    rooms.then(lose)
+    rooms.reading = HomeserverError("no", errcode="M_FORBIDDEN", status=403)
+    async with make() as worker:
+        ticket = worker.offer("a", caller=SERVICE, waits=waits)
+        if waits:
+            assert await worker.courier.wait(ticket, PATIENCE)
+        await worker.settled()
+        assert len(rooms.looks) > 4, "nobody is told before the lane has waited for an invitation"
+        told = json.loads(worker.rows("error")[0])
+        assert told["status"] == 504, "a 4xx says that it is not in the room"
+        assert told["error"].startswith("@service:hs is not in this room")
+        assert told["error"].endswith("; it may be in the room all the same")
+
+
+@pytest.mark.parametrize("refusal", [(403, "M_USER_SUSPENDED"), (401, "M_UNKNOWN_TOKEN")])
+async def test_who_waits_for_an_event_in_doubt_is_not_told_that_the_account_is_refused(
+    make: MakeWorker, rooms: Rooms, monkeypatch: pytest.MonkeyPatch, refusal: tuple[int, str]
+) -> None:
+    monkeypatch.setattr(halts, "PAUSES", (0.02,))
+    rooms.then(lose)
+    rooms.script(lambda sent: error(*refusal) if sent.token == "alice" else None)
+    async with make() as worker:
+        ticket = worker.offer("a")
+        await until(lambda: len(rooms.sends) > 3 or worker.carrier.distrusted)
+        await until(lambda: ticket.history[1:])
+        assert not ticket.settled.done(), "it is in the room"
+        rooms.always(None)
+        if refusal[0] == 401:
+            worker.tokens.remember(DESK)
+        assert await worker.courier.wait(ticket, PATIENCE) == Outcome("sent", "$1")
+        assert rooms.bodies() == ["a"]
+
+
+async def test_repeat_of_an_event_in_doubt_does_not_hear_that_another_was_refused(
+    make: MakeWorker, rooms: Rooms, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was on its way when the process died: this one has not tried it yet, and is looking for it."""
+    async with make() as worker:
+        await sent_but_not_written(worker, "a", key="k")
+    age(path, HOUR)
+    tell(path, "UPDATE outbox SET attempts = 0, history = '[]'")
+    looks, page = asyncio.Event(), rooms.recent
+
+    async def late(*which: Any, **how: Any) -> Any:
+        rooms.looks.append(("recent", ROOM))
+        await looks.wait()
+        return await page(*which, **how)
+
+    monkeypatch.setattr(rooms, "recent", late)
+    rooms.script(lambda sent: error(403, "M_USER_SUSPENDED") if sent.room == OTHER else None)
+    async with make() as worker:
+        await until(lambda: rooms.looks)
+        again = await worker.accept("a", key="k", waits=True)
+        assert (await worker.send("b", OTHER) or Outcome("sent")).state == "dead"
+        looks.set()
+        assert await worker.courier.wait(again, PATIENCE) == Outcome("sent", "$1")
+        assert rooms.bodies() == ["a"]
 
 
 # outcomes on their way to the disk

@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 
 from flowbridge.delivery import look
+from flowbridge.errors import HomeserverError
 from flowbridge.homeserver.verdict import Verdict
 from flowbridge.store import Row
 from flowbridge.store.outbox import now_ms
+from tests.patience import PATIENCE
 from tests.worker import ALICE, ROOM, MakeWorker, Rooms, Worker, until
 
 LONG_AGO = 20 * 60 + 1
@@ -117,6 +119,36 @@ async def test_look_goes_on_where_the_last_attempt_ended(
         if is_there:
             assert found.event_id == event_id
         assert len(worker.carrier._looks._places) == 0
+
+
+class Restarted(Crowded):
+    """Knows the places no more that it told before."""
+
+    forgets = False
+
+    async def recent(
+        self, token: str, room_id: str, before: str, *, only: Any = None, limit: int = 100
+    ) -> tuple[list[dict[str, Any]], str]:
+        if self.forgets and before and before.isdigit():
+            raise HomeserverError("from: invalid token", errcode="M_INVALID_PARAM", status=400)
+        found, end = await super().recent(token, room_id, before.removeprefix("new"), only=only, limit=limit)
+        return found, f"new{end}" if self.forgets and end else end
+
+
+async def test_place_that_the_homeserver_does_not_know_any_more_is_forgotten(tmp_path: Path) -> None:
+    rooms = Restarted()
+    rooms.filters = "ignored"
+    async with Worker(f"sqlite:///{tmp_path}/flowbridge.db", rooms, deadline=0.2) as worker:
+        row = worker.ticket("a").row
+        event_id = sent(rooms, row)
+        crowd(rooms, 5_000)
+        rooms.page_seconds = 0.01
+        assert (await carry(worker, row)).kind == "again"
+        assert worker.carrier._looks._places[row.delivery].before
+        rooms.forgets, rooms.page_seconds, worker.carrier._deadline = True, 0.0, PATIENCE
+        assert (await carry(worker, row)).kind == "again"
+        assert await carry(worker, row) == Verdict("sent", event_id)
+        assert rooms.sends == []
 
 
 async def test_request_that_was_late_is_found_although_the_look_had_begun(make: MakeWorker, crowded: Crowded) -> None:
