@@ -143,6 +143,7 @@ class Courier:
         except BaseException:
             self._unwait(ticket, waits=waits)
             raise
+        self._tickets.leave(ticket)
         return ticket
 
     def may_wait(self, caller: str) -> bool:

@@ -25,7 +25,11 @@ class Tickets:
         """The ticket of an event that is in the store."""
         known = self._by_delivery.get(row.delivery)
         if known is not None:
-            return known
+            if known.held or (row.txn_id == known.row.txn_id and row.attempts <= known.attempts):
+                return known
+            if not known.settled.done():
+                _renew(known, row)
+                return known
         loop = asyncio.get_running_loop()
         return self.know(
             Ticket(
@@ -66,3 +70,14 @@ class Tickets:
         for ticket in list(self._by_delivery.values()):
             if ticket.waiters and not ticket.settled.done():
                 ticket.settled.set_result(None)
+
+
+def _renew(ticket: Ticket, row: Row) -> None:
+    """Another replica has carried it meanwhile, perhaps to its end, and it was replayed since.
+
+    Under the transaction id of then nothing would be sent. Who waits with the ticket waits on: it is the same delivery.
+    """
+    if row.txn_id != ticket.row.txn_id:
+        ticket.outcome, ticket.withdrawn = None, False
+    ticket.row = row
+    ticket.attempts, ticket.tried, ticket.history = row.attempts, row.attempts > 0, json.loads(row.history)

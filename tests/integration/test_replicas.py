@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import NullPool, create_engine, make_url, text
 
 from flowbridge.delivery import courier, lane
-from flowbridge.store import StoreUnavailable
+from flowbridge.store import StoreUnavailable, ledger
 from flowbridge.store import database as database_module
 from flowbridge.store.journal import Outcome
 from tests.patience import PATIENCE
@@ -80,6 +80,26 @@ async def test_order_is_that_of_acceptance_at_whichever_replica(pair: tuple[Work
         await pair[number % 2].accept(str(number))
     await pair[0].settled(31)
     assert rooms.bodies() == ["first", *map(str, range(30))]
+
+
+async def test_replay_by_a_replica_that_has_heard_of_the_event_before_is_sent(
+    pair: tuple[Worker, Worker], rooms: Rooms
+) -> None:
+    """A repeat came there while the other one was at it. The homeserver knows the transaction id of then."""
+    one, other = pair
+    answered = asyncio.Event()
+    rooms.then(after(answered))
+    ticket = await one.accept("a", key="k")
+    await until(lambda: len(rooms.sends) == 2)
+    await other.accept("a", key="k")
+    assert other.remembered == 0
+    answered.set()
+    await one.settled()
+    await one.stop()
+    await other.database.run(lambda connection: ledger.replay(connection, ticket.row.delivery, "new", "me"))
+    other.courier.wake()
+    await until(lambda: rooms.bodies() == ["first", "a", "a"])
+    assert rooms.sends[-1].txn_id == "new"
 
 
 async def test_room_is_handed_over_at_once_by_a_replica_that_ends(pair: tuple[Worker, Worker], rooms: Rooms) -> None:

@@ -5,7 +5,7 @@ import contextlib
 import json
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -702,6 +702,51 @@ async def test_second_caller_waits_with_the_first(make: MakeWorker, rooms: Rooms
         assert [await soon(task) for task in waits] == [Outcome("sent", "$1")] * 2
         assert len(rooms.sends) == 1
         await until(lambda: worker.remembered == 0)
+
+
+Resting = Callable[[Worker], Awaitable[None]]
+
+
+@pytest.fixture
+def resting(rooms: Rooms, monkeypatch: pytest.MonkeyPatch) -> Resting:
+    """Nothing gets through. To be awaited: until the lane rests for a minute, and nothing of it is in memory."""
+    for name, seconds in (("REST_SECONDS", 0.0), ("FIRST_PAUSE", 60.0), ("MAX_PAUSE", 60.0)):
+        monkeypatch.setattr(lane, name, seconds)
+    rooms.always(refuse_connection)
+
+    async def rests(worker: Worker) -> None:
+        await until(lambda: rooms.sends and worker.lane().owner is None and worker.remembered == 0)
+
+    return rests
+
+
+async def test_repeat_that_does_not_wait_leaves_nothing_behind(make: MakeWorker, resting: Resting) -> None:
+    async with make() as worker:
+        for number in numbers(20):
+            await worker.accept(number, key=number)
+        await resting(worker)
+        for number in numbers(20):
+            await worker.accept(number, key=number)
+        assert worker.states() == ["queued"] * 20
+        assert worker.remembered == 0
+
+
+async def test_replay_of_what_another_replica_sent_goes_out_anew(
+    make: MakeWorker, rooms: Rooms, path: Path, resting: Resting
+) -> None:
+    """Under the transaction id of then, which somebody who waits here still has, the homeserver would send nothing."""
+    async with make() as worker:
+        ticket = await worker.accept("a")
+        await resting(worker)
+        joined = await worker.courier.join(ticket.row, waits=True)
+        rooms.always(None)
+        tell(path, "UPDATE outbox SET state = 'sent', event_id = '$there', settled_at = 1")
+        await worker.database.run(lambda connection: ledger.replay(connection, ticket.row.delivery, "new", "me"))
+        await worker.courier.joined(ALICE.user_id, ROOM)
+        assert await worker.courier.wait(joined, PATIENCE) == Outcome("sent", "$1")
+        assert rooms.sends[-1].txn_id == "new"
+        await worker.settled()
+        assert any("replayed" in entry for entry in json.loads(worker.rows("history")[0])), "the audit is kept"
 
 
 async def test_delivery_that_was_settled_a_moment_ago_is_joined(make: MakeWorker) -> None:
