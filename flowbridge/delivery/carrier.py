@@ -142,8 +142,10 @@ class Carrier:
         """Pause an account that the homeserver refuses, whatever it sends."""
         if self._halts.found(account) is None:
             log.warning("account_paused", account=account, error=found.error.error if found.error else "")
-        gate.too_much(self._halts.refuse(account, found, again=gate.closed_for > 0))
-        if self.on_refusal is not None:
+        again = gate.closed_for > 0
+        gate.too_much(self._halts.refuse(account, found, again=again))
+        # Once in each pause: who comes later is tried for, and all that is under way hears its own answer.
+        if self.on_refusal is not None and not again:
             self.on_refusal(account, found)
 
     def knock(self, account: str) -> None:

@@ -99,6 +99,7 @@ class Courier:
         self._wake = asyncio.Event()
         self._looks = False  # for what others have put into lanes of ours
         self._renewing: asyncio.Task[None] | None = None
+        self._telling: set[asyncio.Task[None]] = set()
         self._keeper: asyncio.Task[None] | None = None
 
     def offer(self, ticket: Ticket) -> None:
@@ -274,8 +275,9 @@ class Courier:
 
     async def stop(self, seconds: float = 10.0) -> None:
         """Finish what is under way, settle it, give all lanes back."""
-        if self._keeper is not None:
-            self._keeper.cancel()
+        for task in (self._keeper, *self._telling):
+            if task is not None:
+                task.cancel()
         lanes = list(self._lanes.values())
         tasks = [lane.task for lane in lanes if lane.task is not None]
         for lane in lanes:
@@ -467,8 +469,17 @@ class Courier:
 
     def _refused(self, account: str, found: Verdict) -> None:
         """The homeserver refuses an account: who waits for one of its events hears that."""
-        for lane in [lane for lane in self._lanes.values() if lane.account == account]:
-            lane.refuse_waiting(found)
+        waits = self._tickets.waiting_in
+        if lanes := [lane for name, lane in self._lanes.items() if lane.account == account and waits(name)]:
+            telling = asyncio.ensure_future(self._tell(account, lanes, found))
+            self._telling.add(telling)
+            telling.add_done_callback(self._telling.discard)
+
+    async def _tell(self, account: str, lanes: Sequence[Lane], found: Verdict) -> None:
+        """Lane by lane: three thousand callers who were told in one go held up all others."""
+        for lane in lanes:
+            if self._carrier.refusal_of(account) and self._lanes.get(lane.fence.lane) is lane:
+                await lane.refuse_waiting(found)
 
     def _forget(self, lane: Lane) -> None:
         """What comes for this lane from here on goes by way of the store."""

@@ -34,6 +34,7 @@ ABSENT_SECONDS = (60.0, 300.0, 900.0)  # an invitation may be on its way
 FIRST_PAUSE = 0.5
 MAX_PAUSE = 60.0
 REST_SECONDS = 5.0  # for a longer pause than this a lane is given back
+TOLD = 50  # callers who wait that are told of a refusal in one go
 EARLY_MS = 5  # by which an attempt may come before its time
 
 
@@ -165,15 +166,17 @@ class Lane:
         """Whether it holds a backlog."""
         return self._more or len(self.tickets) > 1
 
-    def refuse_waiting(self, found: Verdict) -> None:
+    async def refuse_waiting(self, found: Verdict) -> None:
         """Tell the callers who wait behind an event that the homeserver refuses, too: theirs would fare no better.
 
         With an API key the bridge's account is not the caller's business; whether it is in the room is.
         """
-        for ticket in self._shared.tickets.waiting_in(self.fence.lane):
+        for number, ticket in enumerate(self._shared.tickets.waiting_in(self.fence.lane)):
+            if number % TOLD == 0:
+                await asyncio.sleep(0)  # others have their turn
             is_new = ticket.idem is None or ticket.committed.done()  # else it may be an older delivery's
             is_told = found.kind == "absent" or ticket.row.api_key is None
-            if is_new and is_told and not (ticket.withdrawn or self.is_uncertain(ticket)):
+            if is_new and is_told and not (ticket.settled.done() or ticket.withdrawn or self.is_uncertain(ticket)):
                 ticket.history = [*ticket.history, _entry(time.time(), found)]
                 ticket.withdrawn = True  # from the lane
                 self._close(ticket, found)
@@ -225,6 +228,8 @@ class Lane:
             if pause is None:
                 return 0.0
             self._note(ticket)
+            if found.kind == "absent":
+                await self.refuse_waiting(found)
             if pause > REST_SECONDS:
                 self.rests_for = found.kind
                 return pause
@@ -332,7 +337,6 @@ class Lane:
                 return FIRST_PAUSE
             found = self._set_aside(ticket, suspicion, found)
         if wait is not None and (is_open or not ticket.waiters) and not is_old:
-            self.refuse_waiting(found)
             return wait
         self._settle(ticket, _in_doubt(found) if is_open else found)
         return None

@@ -12,12 +12,19 @@ class Tickets:
 
     def __init__(self) -> None:
         self._by_delivery: dict[str, Ticket] = {}
+        self._by_lane: dict[str, dict[str, Ticket]] = {}  # the same; of a lane's, those who wait are told at once
 
     def get(self, delivery: str) -> Ticket | None:
         return self._by_delivery.get(delivery)
 
     def know(self, ticket: Ticket) -> Ticket:
-        self._by_delivery[ticket.row.delivery] = ticket
+        row = ticket.row
+        self._by_delivery[row.delivery] = ticket
+        lane = self._by_lane.get(row.lane)
+        if lane is None:
+            self._by_lane[row.lane] = {row.delivery: ticket}
+        else:
+            lane[row.delivery] = ticket
         ticket.settled.add_done_callback(lambda _: self._forget(ticket))
         return ticket
 
@@ -27,9 +34,10 @@ class Tickets:
         if known is not None:
             if known.held or (row.txn_id == known.row.txn_id and row.attempts <= known.attempts):
                 return known
+            self._forget(known)
             if not known.settled.done():
                 _renew(known, row)
-                return known
+                return self.know(known)
         loop = asyncio.get_running_loop()
         return self.know(
             Ticket(
@@ -50,8 +58,13 @@ class Tickets:
             self._forget(ticket)
 
     def _forget(self, ticket: Ticket) -> None:
-        if self._by_delivery.get(ticket.row.delivery) is ticket:
-            del self._by_delivery[ticket.row.delivery]
+        row = ticket.row
+        if self._by_delivery.get(row.delivery) is ticket:
+            del self._by_delivery[row.delivery]
+            lane = self._by_lane[row.lane]
+            del lane[row.delivery]
+            if not lane:
+                del self._by_lane[row.lane]
 
     def waited_for(self) -> list[str]:
         """The deliveries that somebody waits for and that no lane of ours holds."""
@@ -63,7 +76,8 @@ class Tickets:
 
     def waiting_in(self, lane: str) -> list[Ticket]:
         """Those of a lane."""
-        return [ticket for ticket in self.waiting() if ticket.row.lane == lane]
+        known = self._by_lane.get(lane)
+        return [ticket for ticket in known.values() if ticket.waiters and not ticket.settled.done()] if known else []
 
     def hush(self) -> None:
         """Send all who wait away, without an outcome."""
