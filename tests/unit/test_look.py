@@ -165,6 +165,49 @@ async def test_request_that_was_late_is_found_although_the_look_had_begun(make: 
         assert crowded.sends == []
 
 
+async def begun(worker: Worker, rooms: Crowded, row: Row) -> None:
+    """A look that was cut off on its way back through the room."""
+    rooms.page_seconds = 0.01
+    while not (found := worker.carrier._looks._places.get(row.delivery)) or not found.before:
+        assert (await carry(worker, row)).kind == "again"
+    rooms.page_seconds, worker.carrier._deadline = 0.0, PATIENCE
+
+
+async def test_request_that_was_late_is_found_behind_pages_that_are_empty(make: MakeWorker, crowded: Crowded) -> None:
+    """Others have filled a page since, of which the homeserver shows what is left by the filter: nothing."""
+    crowded.filters = "sparse"
+    async with make(deadline=0.1) as worker:
+        row = worker.ticket("a").row
+        crowd(crowded, 5_000)
+        await begun(worker, crowded, row)
+        event_id = sent(crowded, row)
+        crowd(crowded, 150)
+        assert await carry(worker, row) == Verdict("sent", event_id)
+        assert crowded.sends == []
+
+
+@pytest.mark.parametrize("by", ["mark", "time"])
+async def test_what_came_since_a_look_began_ends_where_it_began(make: MakeWorker, crowded: Crowded, by: str) -> None:
+    """Empty pages must not be followed to the room's first day, nor through all of a busy minute."""
+    crowded.filters = "sparse"
+    async with make(deadline=0.1) as worker:
+        looks, row = worker.carrier._looks, worker.ticket("a").row
+        crowd(crowded, 5_000)
+        await begun(worker, crowded, row)
+        place = looks._places[row.delivery]
+        if by == "time":
+            place.mark = None
+            for event in crowded.timeline[ROOM]:
+                event["origin_server_ts"] -= 2 * look.CLOCK_SKEW_MS
+        crowd(crowded, 250)
+        looking = look._Looking(crowded, row, ALICE.token, ALICE.user_id)
+        for most in (2 * 4, 2):  # what has been looked at once is not looked at again
+            crowded.pages = 0
+            assert await looks._newer(looking, place) is None
+            assert crowded.pages <= most
+            place.seen_at += 2 * look.CLOCK_SKEW_MS  # as if it had been that long ago
+
+
 async def test_equal_events_are_remembered_between_attempts(make: MakeWorker, crowded: Crowded) -> None:
     """Before the look ended one was seen that may be it; whether it is shows in the end."""
     crowded.filters = "ignored"
