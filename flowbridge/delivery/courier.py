@@ -252,9 +252,17 @@ class Courier:
         if self._asleep.pop(lane, None) is not None:
             self._want(lane)
 
-    def wake(self) -> None:
-        """There is something new in the store, perhaps in lanes that are held here."""
-        self._looks = True
+    def wake(self, name: str | None = None) -> None:
+        """There is something new in the store: in this lane, or perhaps in any that is held here.
+
+        Of what is offered from here on nothing overtakes it in that lane.
+        """
+        if name is None:
+            self._looks = True
+        elif (lane := self._lanes.get(name)) is not None:
+            lane.look()
+        else:
+            self._missed.add(name)
         self._wake.set()
 
     def hush(self) -> None:

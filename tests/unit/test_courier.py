@@ -139,6 +139,41 @@ async def test_order_is_kept_over_crashes_and_stops(make: MakeWorker, rooms: Roo
     assert rooms.bodies() == numbers(350)
 
 
+async def test_replay_is_not_overtaken_by_what_is_sent_after_its_answer(make: MakeWorker, rooms: Rooms) -> None:
+    """It lies in the store, and what comes may go straight into the lane."""
+    async with make() as worker:
+        ticket = await worker.accept("first")
+        await worker.settled()
+        await worker.send("x")
+        await replay(worker, ticket.row.delivery)
+        await worker.send("after the replay")
+        assert rooms.bodies() == ["first", "x", "first", "after the replay"]
+
+
+async def test_replay_into_a_lane_that_is_being_claimed_is_not_overtaken(make: MakeWorker, rooms: Rooms) -> None:
+    async with make() as worker:
+        ticket = await worker.accept("first")
+        await worker.settled()
+    async with make() as worker:
+        await worker.database.run(lambda connection: None)
+        worker.offer("x", waits=False)
+        await claimed_unnoticed(worker, 2)
+        with worker.database.engine.begin() as connection:
+            ledger.replay(connection, ticket.row.delivery, "new", "me")
+        worker.courier.wake(ticket.row.lane)
+        await until(lambda: held(worker))
+        worker.offer("after the replay", waits=False)
+        await rooms.reads(4)
+        assert rooms.bodies() == ["first", "x", "first", "after the replay"]
+
+
+async def replay(worker: Worker, delivery: str) -> None:
+    """As the delivery log does, up to its answer."""
+    again = await worker.database.run(lambda connection: ledger.replay(connection, delivery, "new", "me"))
+    assert again is not None
+    worker.courier.wake(again["lane"])
+
+
 # memory
 
 
@@ -810,8 +845,7 @@ async def test_replayed_event_goes_at_once_though_its_lane_is_held(make: MakeWor
         ticket = await worker.accept("a")
         await worker.settled()
         assert held(worker) == 1
-        await worker.database.run(lambda connection: ledger.replay(connection, ticket.row.delivery, "new", "me"))
-        worker.courier.wake()
+        await replay(worker, ticket.row.delivery)
         await until(lambda: rooms.bodies() == ["a"])
 
 
