@@ -42,6 +42,7 @@ MAX_WANTED = 10_000  # lanes that are to be claimed before others
 MAX_ASLEEP = 10_000  # lanes of which is remembered when they went to rest
 ROTATED = 50  # lanes of an account with too many that make room for its others, at most this often:
 ROTATE_SECONDS = 0.5
+GRACE_SECONDS = 60.0  # after the start, to send what an outage of the bridge itself has made too old
 MAX_WAITERS = 3_000  # callers that wait for an outcome: serve.py takes 4,096 connections
 
 
@@ -50,7 +51,7 @@ class Courier:
 
     `set_aside`: seconds after which an event is given up that the homeserver fails at alone; 0: never.
     `share`: the fraction of the places to wait for an outcome that one caller may take. `keep_days`: after which an
-    event that is not sent is given up.
+    event that is not sent is given up, but not in the first seconds (`grace`).
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class Courier:
         set_aside: float = 300.0,
         share: float = 1.0,
         keep_days: float = 7.0,
+        grace: float = GRACE_SECONDS,
     ) -> None:
         self._waiters = Share(MAX_WAITERS, share)
         self._database = database
@@ -92,6 +94,7 @@ class Courier:
             self._batch,
             self._renew,
             keep_days * DAY_SECONDS,
+            time.monotonic() + grace,
         )
         carrier.on_refusal = self._refused
         self._most_held = MAX_HELD  # events that all lanes may hold

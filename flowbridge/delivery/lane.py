@@ -35,6 +35,7 @@ FIRST_PAUSE = 0.5
 MAX_PAUSE = 60.0
 REST_SECONDS = 5.0  # for a longer pause than this a lane is given back
 TOLD = 50  # callers who wait that are told of a refusal in one go
+IN_DOUBT = "; it may be in the room all the same"
 EARLY_MS = 5  # by which an attempt may come before its time
 
 
@@ -52,6 +53,7 @@ class Shared:
     batch: Callable[[], int]  # how many events a lane may hold just now
     renew: Callable[[], Awaitable[None]]
     keep_seconds: float = DEAD_SECONDS  # an event that is older is not tried again
+    gives_up_at: float = 0.0  # monotonic; not before
 
 
 class LeaseLost(Exception):
@@ -325,20 +327,25 @@ class Lane:
             if not is_old:
                 return 0.0  # the account waits for a token
             found = self._given_up(self._shared.carrier.waits_for(self.account) or "its access token is refused")
-        is_told = ticket.waiters > 0 and ticket.row.api_key is None and not is_open
+        is_told = ticket.waiters > 0 and not is_open and (ticket.row.api_key is None or found.kind != "account")
         if found.kind == "account" and not (is_told or is_old):
             return 0.0  # likewise; what pauses is the account
         ticket.attempts += 1
-        if found.kind == "again" and not is_old:
+        if is_old and (found.kind == "again" or (found.kind in ("account", "absent") and not is_told)):
+            assert found.error is not None
+            found = self._given_up(found.error.error, sent=found.error.sent)
+        if found.kind == "again":
             pause = self._again(ticket, started, found)
             if suspicion is None or not (suspicion.is_due and suspicion.counts):
                 return pause
             if not self._missing:  # as the history says, it is looked for next time
                 return FIRST_PAUSE
             found = self._set_aside(ticket, suspicion, found)
-        if wait is not None and (is_open or not ticket.waiters) and not is_old:
+        if found.kind == "absent" and wait is not None and not is_told:
             return wait
-        self._settle(ticket, _in_doubt(found) if is_open else found)
+        if found.kind == "absent" and is_open and found.error is not None:
+            found = _dead(found.error.error, in_doubt=True)
+        self._settle(ticket, found)
         return None
 
     def _leaves_open(self, found: Verdict) -> bool:
@@ -364,12 +371,17 @@ class Lane:
 
     def _is_overdue(self, ticket: Ticket) -> bool:
         """Whether an event has waited for so long that it is given up at the next attempt that brings no answer."""
-        return time.time() - ticket.row.accepted_at / 1000 >= self._shared.keep_seconds
+        is_old = time.time() - ticket.row.accepted_at / 1000 >= self._shared.keep_seconds
+        return is_old and time.monotonic() >= self._shared.gives_up_at
 
-    def _given_up(self, reason: str) -> Verdict:
-        """The end of an event that is overdue, and why: not as a 401, which is about a caller's own token."""
+    def _given_up(self, reason: str, *, sent: bool = False) -> Verdict:
+        """The end of an event that is overdue, and why: not as a 401, which is about a caller's own token.
+
+        `sent`: the last attempt may have put it into the room.
+        """
         days = self._shared.keep_seconds / DAY_SECONDS
-        return Verdict("dead", error=GatewayTimeout(f"it could not be sent for {days:g} days: {reason}"))
+        text = f"it was not delivered within {days:g} days: {reason}"
+        return _dead(text, in_doubt=sent or self.uncertain_since is not None)
 
     def _hears_of_token(self, ticket: Ticket) -> bool:
         """Whether a caller waits who sent with a token of its own, which is the one that is refused."""
@@ -446,10 +458,9 @@ class Lane:
             ticket.settled.set_result(ticket.outcome)
 
 
-def _in_doubt(found: Verdict) -> Verdict:
-    """The end of an event that nobody knows of whether it is in its room: not a 4xx, which would say that it is not."""
-    assert found.error is not None
-    return Verdict("dead", error=GatewayTimeout(f"{found.error.error}; it may be in the room all the same"))
+def _dead(text: str, *, in_doubt: bool) -> Verdict:
+    """The end of an event that the homeserver has not refused: no 4xx, which would say that it is not in its room."""
+    return Verdict("dead", error=GatewayTimeout(f"{text}{IN_DOUBT if in_doubt else ''}"))
 
 
 def _heard(noting: "asyncio.Future[None]") -> None:

@@ -286,6 +286,60 @@ async def test_event_is_dead_after_seven_days(make: MakeWorker, rooms: Rooms, pa
         assert rooms.tries() == ["a", "b", "b"]
 
 
+LAST: dict[str, tuple[Behaviour, Behaviour, str, bool]] = {
+    # what the first attempt brought, and the last one; the reason that is told; whether it may be in the room
+    "never sent": (refuse_connection, refuse_connection, "cannot connect", False),
+    "answer lost": (refuse_connection, cut, "the homeserver did not answer in time", True),
+    "answer lost earlier": (cut, refuse_connection, "cannot connect", True),
+    "5xx": (refuse_connection, error(500, "M_UNKNOWN", "a fault"), "a fault", True),
+    "not in the room": (refuse_connection, error(403, "M_FORBIDDEN"), "@alice:hs is not in this room", False),
+    "refused account": (refuse_connection, error(403, "M_USER_SUSPENDED", "suspended"), "suspended", False),
+    "refused account, answer lost": (cut, error(403, "M_USER_SUSPENDED", "suspended"), "suspended", True),
+    "refused token": (refuse_connection, error(401, "M_UNKNOWN_TOKEN"), "no access token of its account", False),
+    "refused token, answer lost": (cut, error(401, "M_UNKNOWN_TOKEN"), "no access token of its account", True),
+}
+
+
+@pytest.mark.parametrize("name", LAST)
+async def test_dead_letter_by_age_says_so_and_why_and_whether_it_may_be_in_the_room(
+    make: MakeWorker, rooms: Rooms, name: str
+) -> None:
+    first, last, reason, is_open = LAST[name]
+    rooms.joined = False
+    week_over = asyncio.Event()
+    rooms.then(first)
+    rooms.always(after(week_over, last))
+    async with make() as worker:
+        await worker.accept("a")
+        await until(lambda: len(rooms.sends) == 2)
+        (lane,) = worker.courier._lanes.values()
+        ticket = lane.tickets[0]
+        ticket.row = ticket.row._replace(accepted_at=ticket.row.accepted_at - WEEK)
+        week_over.set()
+        await worker.settled()
+        told = json.loads(worker.rows("error")[0])
+    assert told["status"] == 504
+    assert told["error"].startswith(f"it was not delivered within 7 days: {reason}")
+    assert told["error"].endswith("; it may be in the room all the same") == is_open
+
+
+async def test_what_an_outage_of_the_bridge_made_too_old_is_not_given_up_at_its_first_failure(
+    make: MakeWorker, rooms: Rooms, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(halts, "PAUSES", (0.02,))
+    assert courier.GRACE_SECONDS == 60.0
+    rooms.always(refuse_connection)
+    async with make() as worker:
+        await worker.accept("a")
+        await until(lambda: rooms.sends)
+    age(path, WEEK)
+    rooms.always(None)
+    rooms.then(refuse_connection, error(500, "M_UNKNOWN"), error(403, "M_USER_SUSPENDED", retry_after_ms=1))
+    async with make(grace=10 * PATIENCE) as worker:
+        await worker.settled()
+        assert worker.states() == ["sent"]
+
+
 async def test_encrypted_room_makes_dead_letters_and_does_not_stop_the_lane(make: MakeWorker, rooms: Rooms) -> None:
     rooms.encrypted[ROOM] = True
     async with make(refuse_encrypted=True) as worker:
