@@ -246,9 +246,18 @@ class Courier:
     async def joined(self, user_id: str, room_id: str) -> None:
         """A user has joined a room: what waits for that is tried at once."""
         with contextlib.suppress(Exception):  # then it is tried when its time comes
-            for lane in await self._database.read(lambda connection: outbox.lanes_in(connection, user_id, room_id)):
-                self._asleep.pop(lane, None)
-                self._want(lane)
+            names = await self._database.read(lambda connection: outbox.lanes_in(connection, user_id, room_id))
+            self._rouse_all(names)
+            if not self._database.is_sqlite:
+                # A replica that was told just before that the user is not in the room lets its lane rest by then.
+                asyncio.get_running_loop().call_later(self._shared.deadline + 1.0, self._rouse_all, names)
+
+    def _rouse_all(self, names: Sequence[str]) -> None:
+        for name in names:
+            self._asleep.pop(name, None)
+            if (lane := self._lanes.get(name)) is not None:
+                lane.is_roused = True
+            self._want(name)
 
     def rouse(self, lane: str) -> None:
         """Try a lane at once if it rests, as far as is known here."""
@@ -455,6 +464,8 @@ class Courier:
 
     async def _let_rest(self, lane: Lane, rest: float) -> None:
         name = lane.fence.lane
+        if lane.is_roused and lane.rests_for == "absent":
+            rest = 0.0
         if rest:
             if len(self._asleep) >= MAX_ASLEEP:
                 del self._asleep[next(iter(self._asleep))]

@@ -83,6 +83,7 @@ class Lane:
         self._missing = False  # the head was looked for, and is not in the room
         self.is_fresh = False  # it was idle, or is claimed for a caller: its next event goes before long queues
         self.had_turn = False  # one of its events has come to its end
+        self.is_roused = False  # its account has joined the room since the last attempt began
         self.rests_for = ""  # the kind of the verdict that it rests after
         self.at_work = False  # a request is under way
         self.task: asyncio.Task[None] | None = None
@@ -241,7 +242,7 @@ class Lane:
 
     async def _carry(self, ticket: Ticket) -> Verdict | None:
         started = time.time()
-        self._missing = False
+        self._missing = self.is_roused = False
         ahead, self.is_fresh = self.is_fresh or ticket.waiters > 0, False
         try:
             return await self._shared.carrier.carry(

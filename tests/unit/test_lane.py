@@ -909,6 +909,41 @@ async def test_caller_who_waits_behind_an_invitation_is_told_at_once(
         assert rooms.bodies() == ["queued", "last"]
 
 
+async def test_join_while_the_403_is_examined_is_not_missed(
+    make: MakeWorker, rooms: Rooms, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "ABSENT_SECONDS", (10 * PATIENCE,))
+    rooms.then(error(403, "M_FORBIDDEN"))
+    async with make() as worker:
+
+        async def late(token: str, room_id: str, user_id: str) -> bool:
+            await worker.courier.joined(user_id, room_id)
+            await until(lambda: not worker.courier._wanted)  # it is held already
+            return False  # as it was when it was asked
+
+        monkeypatch.setattr(rooms, "is_joined", late)
+        await worker.accept("a")
+        await worker.settled()
+        assert worker.rows("state", "attempts") == [("sent", 2)]
+
+
+async def test_join_before_an_attempt_does_not_keep_the_lane_awake(
+    make: MakeWorker, rooms: Rooms, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go = asyncio.Event()
+    rooms.joined = False
+    rooms.then(after(go))
+    rooms.always(error(403, "M_FORBIDDEN"))
+    async with make() as worker:
+        await worker.accept("a")
+        await until(lambda: rooms.sends)
+        await worker.courier.joined(ALICE.user_id, ROOM)
+        await worker.accept("b")
+        go.set()
+        await asleep(worker)
+        assert rooms.tries() == ["a", "b"]
+
+
 async def test_lane_is_not_woken_for_callers_more_often_than_every_two_seconds(
     make: MakeWorker, rooms: Rooms, monkeypatch: pytest.MonkeyPatch
 ) -> None:
