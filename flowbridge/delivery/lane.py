@@ -256,7 +256,7 @@ class Lane:
                 # One in doubt is looked for with another token of the account: what is refused here is not the event.
                 waits=self.uncertain_since is None and bool(ticket.waiters) and ticket.row.api_key is None,
             )
-        except asyncio.CancelledError:
+        except BaseException:  # a stop, or a fault of ours
             if self.at_work:
                 self._may_be_there(ticket, started)
             raise

@@ -569,6 +569,19 @@ async def test_lane_with_nothing_in_it_is_in_no_doubt(make: MakeWorker, rooms: R
         assert worker.courier.lanes()["uncertain"] == 0
 
 
+async def test_fault_of_ours_after_the_request_went_out_leaves_a_doubt(make: MakeWorker, rooms: Rooms) -> None:
+    async def explode(rooms: Rooms, sent: Sent) -> Any:
+        rooms.store(sent)
+        rooms.forget()
+        raise RuntimeError("a fault of ours")
+
+    async with make() as worker:
+        rooms.then(explode)
+        await worker.accept("a", caller=SERVICE)
+        await worker.settled()
+        assert rooms.bodies() == ["a"]
+
+
 async def test_account_without_a_device_looks_after_a_crash_however_short(make: MakeWorker, rooms: Rooms) -> None:
     async with make() as worker:
         rooms.then(lose, refuse_connection, refuse_connection)
