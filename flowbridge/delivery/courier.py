@@ -198,9 +198,13 @@ class Courier:
     async def give_up(self, names: Sequence[str], before: int) -> int:
         """Make dead letters of events in these lanes that were accepted before (ms), a piece of them; returns how many.
 
-        What is on its way at this moment stays, and so does what another replica holds: each does this for its own.
+        What is on its way at this moment stays, and so does what another replica holds: each does this for its own. So
+        do lanes with outcomes on their way to the disk: where that fails, the store says that these are queued, too.
         """
-        lanes = [lane for name in names if (lane := self._lanes.get(name)) is not None and not lane.at_work]
+        busy = self._journal.unsettled_lanes()
+        busy.update(name for name in names if (lane := self._lanes.get(name)) is not None and lane.at_work)
+        names = [name for name in names if name not in busy]
+        lanes = [lane for name in names if (lane := self._lanes.get(name)) is not None]
         for lane in lanes:
             self._drop(lane)
         work = partial(
@@ -311,8 +315,9 @@ class Courier:
             self._forget(lane)
         self._carrier.close()
         self._journal.hurry()  # outcomes that the store has refused so far: nobody tries to write them later
-        with contextlib.suppress(Exception):
-            await self._database.run(lambda connection: outbox.release_all(connection, self._owner), alone=True)
+        if not await self._unsettled(self._journal.unsettled_lanes()):  # else the leases run out: all is in doubt
+            with contextlib.suppress(Exception):
+                await self._database.run(lambda connection: outbox.release_all(connection, self._owner), alone=True)
 
     @property
     def _lease_ms(self) -> int:
@@ -521,11 +526,25 @@ class Courier:
 
     async def _release(self, fences: Sequence[Fence], rest: float = 0.0) -> None:
         with contextlib.suppress(Exception):  # then the lease runs out
+            unsettled = await self._unsettled({fence.lane for fence in fences})
+            fences = [fence for fence in fences if fence.lane not in unsettled]
             await self._database.run(
                 lambda connection: outbox.release(connection, fences, int(rest * 1000)), alone=True
             )
             if not rest:
                 self._wake.set()
+
+    async def _unsettled(self, names: set[str]) -> set[str]:
+        """Those of these lanes, which send nothing any more, of which the store has refused to take an outcome.
+
+        It is void without the lane, and the event would be sent once more, in no doubt. So the lane is kept until the
+        outcome is written, and is a stray one then.
+        """
+        if not self._journal.unsettled_lanes() & names:
+            return set()
+        with contextlib.suppress(Exception):
+            await self._database.run(lambda connection: None)  # those that are only on their way are written by then
+        return self._journal.unsettled_lanes() & names
 
     async def _make_room(self) -> list[str]:
         """Give lanes back that send nothing just now; returns the accounts that shall have no more of them.

@@ -1,9 +1,11 @@
 """flowbridge.delivery.lane: what becomes of an event by the answers that it gets, and of those behind it."""
 
 import asyncio
+import contextlib
 import json
 import sqlite3
 import time
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from itertools import pairwise
@@ -751,6 +753,87 @@ async def test_refused_outcome_is_tried_once_more_at_the_end(
         tell(path, "DROP TRIGGER no")
     with closing(sqlite3.connect(path)) as connection:
         assert connection.execute("SELECT state FROM outbox").fetchall() == [("sent",)]
+
+
+@pytest.fixture
+def refuses_outcomes(path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
+    """`refuses(True)`: the store takes no event that was sent, and all else."""
+    monkeypatch.setattr(journal, "AGAIN_SECONDS", 0.02)
+
+    def refuses(yes: bool) -> None:
+        fails = "BEFORE UPDATE OF state ON outbox WHEN NEW.state = 'sent' BEGIN SELECT RAISE(ABORT, 'no'); END"
+        tell(path, f"CREATE TRIGGER no {fails}" if yes else "DROP TRIGGER no")
+
+    return refuses
+
+
+async def test_sent_event_is_not_given_up_while_the_store_has_not_taken_its_outcome(
+    make: MakeWorker, rooms: Rooms, path: Path, refuses_outcomes: Callable[[bool], None]
+) -> None:
+    """Its age is over in the moment in which it is sent, and what was told is written behind what gives it up."""
+    answered = asyncio.Event()
+    async with make() as worker:
+        rooms.then(after(answered))
+        ticket = await worker.accept("a")
+        await until(lambda: rooms.sends)
+        age(path, WEEK)
+        tell(path, "UPDATE lanes SET lease_until = lease_until + ?", WEEK)
+        refuses_outcomes(True)
+        with worker.busy_writer():
+            answered.set()
+            await until(lambda: worker.courier.lanes()["idle"])
+            giving_up = asyncio.ensure_future(worker.courier.give_up([ticket.row.lane], ticket.row.accepted_at))
+            await asyncio.sleep(0)
+        assert await soon(giving_up) == 0
+        await until(lambda: worker.journal.unwritten)
+        refuses_outcomes(False)
+        await worker.settled()
+        assert (worker.states(), rooms.tries()) == (["sent"], ["a"])
+
+
+@pytest.mark.parametrize("late", [True, False])
+async def test_lane_is_not_given_back_before_its_outcomes_are_written(
+    make: MakeWorker, rooms: Rooms, refuses_outcomes: Callable[[bool], None], late: bool
+) -> None:
+    """Without the lane they are void: the event would stay queued, and be sent once more."""
+    answered = asyncio.Event()
+    async with make() as worker:
+        rooms.then(after(answered))
+        await worker.accept("a")
+        await until(lambda: rooms.sends)
+        refuses_outcomes(True)
+        with worker.busy_writer() if late else contextlib.nullcontext():
+            answered.set()
+            await until(lambda: worker.courier.lanes()["idle"])
+            await until(lambda: late or worker.journal.unwritten)
+            worker.courier._end_longest_idle(10)
+            await until(lambda: not worker.courier.lanes()["idle"])
+        await until(lambda: worker.journal.unwritten)
+        refuses_outcomes(False)
+        await until(lambda: not worker.journal.unwritten)
+        await worker.accept("b")
+        worker.courier.wake()
+        await worker.settled()
+        assert rooms.tries() == ["a", "b"]
+        assert set(worker.states()) == {"sent"}
+
+
+async def test_outcome_that_the_store_refuses_to_the_end_leaves_a_doubt(
+    make: MakeWorker, rooms: Rooms, refuses_outcomes: Callable[[bool], None]
+) -> None:
+    answered = asyncio.Event()
+    async with make() as worker:
+        rooms.then(after(answered))
+        await worker.accept("a", caller=SERVICE)
+        await until(lambda: rooms.sends)
+        refuses_outcomes(True)
+        answered.set()
+        await until(lambda: worker.journal.unwritten)
+    refuses_outcomes(False)
+    rooms.forget()
+    async with make() as worker:
+        await worker.settled()
+        assert (worker.states(), rooms.bodies()) == (["sent"], ["a"])
 
 
 # the lease
