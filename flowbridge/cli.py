@@ -155,7 +155,7 @@ def replay_deliveries(
         bool, typer.Option("--overwrite", help="State events, too, whose room state has been set since.")
     ] = False,
 ) -> None:
-    """Send events again. A running bridge finds them by itself."""
+    """Send events again. A running bridge finds them by itself, within 10 seconds."""
     from flowbridge.commands import deliveries
     from flowbridge.settings import Settings
 

@@ -61,7 +61,9 @@ class Viewer:
 
 
 class Deliveries:
-    """The use case. `cancel`: give a queued delivery up, False when it is on its way just now; `wake`: the worker.
+    """The use case. `cancel`: give a queued delivery up, False when it is on its way just now.
+
+    `wake`: tell the worker that there is something new in a lane.
 
     `amended`: a row with the outcome that was told and is not on the disk yet: reading does not wait for the writer.
     `waiting`: what an event of an account waits for, as it stands in its lane.
@@ -76,7 +78,7 @@ class Deliveries:
         replays: Replays,
         *,
         cancel: Callable[[str], Awaitable[bool]],
-        wake: Callable[[], None],
+        wake: Callable[[str], None],
         amended: Callable[[dict[str, Any]], dict[str, Any]] = dict,
         waiting: Callable[[str, Standing], Waiting] | None = None,
     ) -> None:
@@ -184,7 +186,7 @@ class Deliveries:
             whose=viewer.whose,
             account=account,
         )
-        if await self._database.run(work, alone=True) is None:
+        if (queued := await self._database.run(work, alone=True)) is None:
             row = self._amended(await self._row(viewer, delivery))
             if row["state"] != "queued":
                 raise StoreUnavailable("how it ended cannot be written down at the moment")
@@ -192,7 +194,7 @@ class Deliveries:
             why = f", and waits: {waiting[0]}" if waiting is not None else ""
             raise WrongState(f"it is queued already{why}; only what is sent or dead can be replayed")
         log.info("delivery_replayed", delivery=delivery, by=viewer.name)
-        self._wake()
+        self._wake(queued["lane"])  # before the answer: what is sent after that goes behind it
 
     async def remove(self, viewer: Viewer, delivery: str) -> None:
         """Delete a settled delivery, or give a queued one up. Raises NotFound, or WrongState when it is on its way.

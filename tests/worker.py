@@ -259,6 +259,7 @@ class Worker:
     deadline: float = 10.0
     refuse_encrypted: bool = False
     set_aside: float = 300.0
+    grace: float = 0.0
     limits: Limits = PLENTY
     callers: dict[str, Caller] = field(default_factory=dict)
     database: Database = field(init=False)
@@ -284,6 +285,7 @@ class Worker:
             deadline=self.deadline,
             lease=self.lease,
             set_aside=self.set_aside,
+            grace=self.grace,
         )
         self.tokens.on_change = self.carrier.trust
         self._name, self._names = secrets.token_hex(4), itertools.count(1)

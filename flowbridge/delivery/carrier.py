@@ -142,8 +142,10 @@ class Carrier:
         """Pause an account that the homeserver refuses, whatever it sends."""
         if self._halts.found(account) is None:
             log.warning("account_paused", account=account, error=found.error.error if found.error else "")
-        gate.too_much(self._halts.refuse(account, found, again=gate.closed_for > 0))
-        if self.on_refusal is not None:
+        again = gate.closed_for > 0
+        gate.too_much(self._halts.refuse(account, found, again=again))
+        # Once in each pause: who comes later is tried for, and all that is under way hears its own answer.
+        if self.on_refusal is not None and not again:
             self.on_refusal(account, found)
 
     def knock(self, account: str) -> None:
@@ -264,9 +266,12 @@ class Carrier:
         try:
             found = attempt.found = await self._send(attempt)
         except MatrixError as error:
-            found = attempt.found = self._failed(error, sending=attempt.sending)
+            refused = self._failed(error, sending=attempt.sending)
+            found = attempt.found = _of_the_event(refused)
+            if refused.kind == "forbidden" and refused.beforehand:
+                return await self._absent(refused, attempt) or found
         if found is not None and found.kind == "forbidden":
-            return await self._absent(found, attempt)
+            return await self._absent(found, attempt) or found
         return found
 
     async def _send(self, attempt: _Attempt) -> Verdict | None:
@@ -291,7 +296,11 @@ class Carrier:
             return Verdict("sent", event_id)
         event = Event(row.room_id, row.event_type, row.content, row.state_key)
         if await self.refuses(attempt.token, event):
-            return _REFUSED
+            if looks or attempt.uncertain_since is None:
+                return _REFUSED
+            # The room may have been encrypted after the event was sent.
+            event_id = await self._looks.find(row, attempt.token, attempt.user_id)
+            return _REFUSED if event_id is None else Verdict("sent", event_id)
         if not attempt.still(looks, digest):
             return None
         attempt.sending = True
@@ -307,17 +316,17 @@ class Carrier:
         else:
             self._reached()
         error.sent = error.sent and sending
-        return verdict.refused(error)
+        return replace(verdict.refused(error), beforehand=not sending)
 
-    async def _absent(self, found: Verdict, attempt: _Attempt) -> Verdict:
-        """Whether a 403 comes from not being in the room, which an invitation on its way would mend."""
+    async def _absent(self, found: Verdict, attempt: _Attempt) -> Verdict | None:
+        """The verdict over a 403 that comes from not being in the room, which an invitation on its way would mend."""
         room_id, user_id = attempt.row.room_id, attempt.user_id
         try:
             joined = await self._homeserver.is_joined(attempt.token, room_id, user_id)
         except MatrixError:
-            return found
+            return None
         if joined or found.error is None:
-            return found
+            return None
         error = f"{user_id} is not in this room: invite {user_id}, or POST /join/{room_id} ({found.error.error})"
         refusal = HomeserverError(
             error, errcode=found.error.errcode, status=found.error.status, **dict(found.error.extra)
@@ -396,6 +405,15 @@ IN_PLAIN_TEXT = (
     "FLOWBRIDGE_ENCRYPTED_ROOMS=allow"
 )
 _REFUSED = Verdict("dead", error=Forbidden(IN_PLAIN_TEXT))
+
+
+def _of_the_event(refused: Verdict) -> Verdict:
+    """What the refusal of a question says of the event that it was asked for: nothing, it is asked again.
+
+    It may be in the room already, and would be doubled by who is told that it is dead.
+    """
+    is_final = refused.kind in ("dead", "forbidden")
+    return replace(refused, kind="again") if refused.beforehand and is_final else refused
 
 
 def _late(*, sending: bool) -> MatrixError:

@@ -42,6 +42,7 @@ MAX_WANTED = 10_000  # lanes that are to be claimed before others
 MAX_ASLEEP = 10_000  # lanes of which is remembered when they went to rest
 ROTATED = 50  # lanes of an account with too many that make room for its others, at most this often:
 ROTATE_SECONDS = 0.5
+GRACE_SECONDS = 60.0  # after the start, to send what an outage of the bridge itself has made too old
 MAX_WAITERS = 3_000  # callers that wait for an outcome: serve.py takes 4,096 connections
 
 
@@ -50,7 +51,7 @@ class Courier:
 
     `set_aside`: seconds after which an event is given up that the homeserver fails at alone; 0: never.
     `share`: the fraction of the places to wait for an outcome that one caller may take. `keep_days`: after which an
-    event that is not sent is given up.
+    event that is not sent is given up, but not in the first seconds (`grace`).
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class Courier:
         set_aside: float = 300.0,
         share: float = 1.0,
         keep_days: float = 7.0,
+        grace: float = GRACE_SECONDS,
     ) -> None:
         self._waiters = Share(MAX_WAITERS, share)
         self._database = database
@@ -92,6 +94,7 @@ class Courier:
             self._batch,
             self._renew,
             keep_days * DAY_SECONDS,
+            time.monotonic() + grace,
         )
         carrier.on_refusal = self._refused
         self._most_held = MAX_HELD  # events that all lanes may hold
@@ -99,6 +102,7 @@ class Courier:
         self._wake = asyncio.Event()
         self._looks = False  # for what others have put into lanes of ours
         self._renewing: asyncio.Task[None] | None = None
+        self._telling: set[asyncio.Task[None]] = set()
         self._keeper: asyncio.Task[None] | None = None
 
     def offer(self, ticket: Ticket) -> None:
@@ -143,6 +147,7 @@ class Courier:
         except BaseException:
             self._unwait(ticket, waits=waits)
             raise
+        self._tickets.leave(ticket)
         return ticket
 
     def may_wait(self, caller: str) -> bool:
@@ -193,9 +198,13 @@ class Courier:
     async def give_up(self, names: Sequence[str], before: int) -> int:
         """Make dead letters of events in these lanes that were accepted before (ms), a piece of them; returns how many.
 
-        What is on its way at this moment stays, and so does what another replica holds: each does this for its own.
+        What is on its way at this moment stays, and so does what another replica holds: each does this for its own. So
+        do lanes with outcomes on their way to the disk: where that fails, the store says that these are queued, too.
         """
-        lanes = [lane for name in names if (lane := self._lanes.get(name)) is not None and not lane.at_work]
+        busy = self._journal.unsettled_lanes()
+        busy.update(name for name in names if (lane := self._lanes.get(name)) is not None and lane.at_work)
+        names = [name for name in names if name not in busy]
+        lanes = [lane for name in names if (lane := self._lanes.get(name)) is not None]
         for lane in lanes:
             self._drop(lane)
         work = partial(
@@ -241,18 +250,35 @@ class Courier:
     async def joined(self, user_id: str, room_id: str) -> None:
         """A user has joined a room: what waits for that is tried at once."""
         with contextlib.suppress(Exception):  # then it is tried when its time comes
-            for lane in await self._database.read(lambda connection: outbox.lanes_in(connection, user_id, room_id)):
-                self._asleep.pop(lane, None)
-                self._want(lane)
+            names = await self._database.read(lambda connection: outbox.lanes_in(connection, user_id, room_id))
+            self._rouse_all(names)
+            if not self._database.is_sqlite:
+                # A replica that was told just before that the user is not in the room lets its lane rest by then.
+                asyncio.get_running_loop().call_later(self._shared.deadline + 1.0, self._rouse_all, names)
+
+    def _rouse_all(self, names: Sequence[str]) -> None:
+        for name in names:
+            self._asleep.pop(name, None)
+            if (lane := self._lanes.get(name)) is not None:
+                lane.is_roused = True
+            self._want(name)
 
     def rouse(self, lane: str) -> None:
         """Try a lane at once if it rests, as far as is known here."""
         if self._asleep.pop(lane, None) is not None:
             self._want(lane)
 
-    def wake(self) -> None:
-        """There is something new in the store, perhaps in lanes that are held here."""
-        self._looks = True
+    def wake(self, name: str | None = None) -> None:
+        """There is something new in the store: in this lane, or perhaps in any that is held here.
+
+        Of what is offered from here on nothing overtakes it in that lane.
+        """
+        if name is None:
+            self._looks = True
+        elif (lane := self._lanes.get(name)) is not None:
+            lane.look()
+        else:
+            self._missed.add(name)
         self._wake.set()
 
     def hush(self) -> None:
@@ -273,8 +299,9 @@ class Courier:
 
     async def stop(self, seconds: float = 10.0) -> None:
         """Finish what is under way, settle it, give all lanes back."""
-        if self._keeper is not None:
-            self._keeper.cancel()
+        for task in (self._keeper, *self._telling):
+            if task is not None:
+                task.cancel()
         lanes = list(self._lanes.values())
         tasks = [lane.task for lane in lanes if lane.task is not None]
         for lane in lanes:
@@ -288,8 +315,9 @@ class Courier:
             self._forget(lane)
         self._carrier.close()
         self._journal.hurry()  # outcomes that the store has refused so far: nobody tries to write them later
-        with contextlib.suppress(Exception):
-            await self._database.run(lambda connection: outbox.release_all(connection, self._owner), alone=True)
+        if not await self._unsettled(self._journal.unsettled_lanes()):  # else the leases run out: all is in doubt
+            with contextlib.suppress(Exception):
+                await self._database.run(lambda connection: outbox.release_all(connection, self._owner), alone=True)
 
     @property
     def _lease_ms(self) -> int:
@@ -441,6 +469,8 @@ class Courier:
 
     async def _let_rest(self, lane: Lane, rest: float) -> None:
         name = lane.fence.lane
+        if lane.is_roused and lane.rests_for == "absent":
+            rest = 0.0
         if rest:
             if len(self._asleep) >= MAX_ASLEEP:
                 del self._asleep[next(iter(self._asleep))]
@@ -466,8 +496,17 @@ class Courier:
 
     def _refused(self, account: str, found: Verdict) -> None:
         """The homeserver refuses an account: who waits for one of its events hears that."""
-        for lane in [lane for lane in self._lanes.values() if lane.account == account]:
-            lane.refuse_waiting(found)
+        waits = self._tickets.waiting_in
+        if lanes := [lane for name, lane in self._lanes.items() if lane.account == account and waits(name)]:
+            telling = asyncio.ensure_future(self._tell(account, lanes, found))
+            self._telling.add(telling)
+            telling.add_done_callback(self._telling.discard)
+
+    async def _tell(self, account: str, lanes: Sequence[Lane], found: Verdict) -> None:
+        """Lane by lane: three thousand callers who were told in one go held up all others."""
+        for lane in lanes:
+            if self._carrier.refusal_of(account) and self._lanes.get(lane.fence.lane) is lane:
+                await lane.refuse_waiting(found)
 
     def _forget(self, lane: Lane) -> None:
         """What comes for this lane from here on goes by way of the store."""
@@ -487,11 +526,25 @@ class Courier:
 
     async def _release(self, fences: Sequence[Fence], rest: float = 0.0) -> None:
         with contextlib.suppress(Exception):  # then the lease runs out
+            unsettled = await self._unsettled({fence.lane for fence in fences})
+            fences = [fence for fence in fences if fence.lane not in unsettled]
             await self._database.run(
                 lambda connection: outbox.release(connection, fences, int(rest * 1000)), alone=True
             )
             if not rest:
                 self._wake.set()
+
+    async def _unsettled(self, names: set[str]) -> set[str]:
+        """Those of these lanes, which send nothing any more, of which the store has refused to take an outcome.
+
+        It is void without the lane, and the event would be sent once more, in no doubt. So the lane is kept until the
+        outcome is written, and is a stray one then.
+        """
+        if not self._journal.unsettled_lanes() & names:
+            return set()
+        with contextlib.suppress(Exception):
+            await self._database.run(lambda connection: None)  # those that are only on their way are written by then
+        return self._journal.unsettled_lanes() & names
 
     async def _make_room(self) -> list[str]:
         """Give lanes back that send nothing just now; returns the accounts that shall have no more of them.

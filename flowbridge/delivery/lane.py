@@ -34,6 +34,8 @@ ABSENT_SECONDS = (60.0, 300.0, 900.0)  # an invitation may be on its way
 FIRST_PAUSE = 0.5
 MAX_PAUSE = 60.0
 REST_SECONDS = 5.0  # for a longer pause than this a lane is given back
+TOLD = 50  # callers who wait that are told of a refusal in one go
+IN_DOUBT = "; it may be in the room all the same"
 EARLY_MS = 5  # by which an attempt may come before its time
 
 
@@ -51,6 +53,7 @@ class Shared:
     batch: Callable[[], int]  # how many events a lane may hold just now
     renew: Callable[[], Awaitable[None]]
     keep_seconds: float = DEAD_SECONDS  # an event that is older is not tried again
+    gives_up_at: float = 0.0  # monotonic; not before
 
 
 class LeaseLost(Exception):
@@ -80,6 +83,7 @@ class Lane:
         self._missing = False  # the head was looked for, and is not in the room
         self.is_fresh = False  # it was idle, or is claimed for a caller: its next event goes before long queues
         self.had_turn = False  # one of its events has come to its end
+        self.is_roused = False  # its account has joined the room since the last attempt began
         self.rests_for = ""  # the kind of the verdict that it rests after
         self.at_work = False  # a request is under way
         self.task: asyncio.Task[None] | None = None
@@ -165,15 +169,17 @@ class Lane:
         """Whether it holds a backlog."""
         return self._more or len(self.tickets) > 1
 
-    def refuse_waiting(self, found: Verdict) -> None:
+    async def refuse_waiting(self, found: Verdict) -> None:
         """Tell the callers who wait behind an event that the homeserver refuses, too: theirs would fare no better.
 
         With an API key the bridge's account is not the caller's business; whether it is in the room is.
         """
-        for ticket in self._shared.tickets.waiting_in(self.fence.lane):
+        for number, ticket in enumerate(self._shared.tickets.waiting_in(self.fence.lane)):
+            if number % TOLD == 0:
+                await asyncio.sleep(0)  # others have their turn
             is_new = ticket.idem is None or ticket.committed.done()  # else it may be an older delivery's
             is_told = found.kind == "absent" or ticket.row.api_key is None
-            if is_new and is_told and not (ticket.tried or ticket.withdrawn or self.is_sending(ticket)):
+            if is_new and is_told and not (ticket.settled.done() or ticket.withdrawn or self.is_uncertain(ticket)):
                 ticket.history = [*ticket.history, _entry(time.time(), found)]
                 ticket.withdrawn = True  # from the lane
                 self._close(ticket, found)
@@ -225,6 +231,8 @@ class Lane:
             if pause is None:
                 return 0.0
             self._note(ticket)
+            if found.kind == "absent":
+                await self.refuse_waiting(found)
             if pause > REST_SECONDS:
                 self.rests_for = found.kind
                 return pause
@@ -234,7 +242,7 @@ class Lane:
 
     async def _carry(self, ticket: Ticket) -> Verdict | None:
         started = time.time()
-        self._missing = False
+        self._missing = self.is_roused = False
         ahead, self.is_fresh = self.is_fresh or ticket.waiters > 0, False
         try:
             return await self._shared.carrier.carry(
@@ -245,9 +253,10 @@ class Lane:
                 ahead=ahead,
                 sent_with=self._sent_with,
                 own=ticket.token,
-                waits=bool(ticket.waiters) and ticket.row.api_key is None,
+                # One in doubt is looked for with another token of the account: what is refused here is not the event.
+                waits=self.uncertain_since is None and bool(ticket.waiters) and ticket.row.api_key is None,
             )
-        except asyncio.CancelledError:
+        except BaseException:  # a stop, or a fault of ours
             if self.at_work:
                 self._may_be_there(ticket, started)
             raise
@@ -314,27 +323,39 @@ class Lane:
             return None
         if found.kind == "slow":
             return 0.0
-        is_old = self._is_overdue(ticket)
-        if found.kind == "token" and not self._hears_of_token(ticket):
+        is_old, is_open = self._is_overdue(ticket), self._leaves_open(found)
+        if found.kind == "token" and (is_open or not self._hears_of_token(ticket)):
             if not is_old:
                 return 0.0  # the account waits for a token
             found = self._given_up(self._shared.carrier.waits_for(self.account) or "its access token is refused")
-        is_told = ticket.waiters > 0 and ticket.row.api_key is None
+        is_told = ticket.waiters > 0 and not is_open and (ticket.row.api_key is None or found.kind != "account")
         if found.kind == "account" and not (is_told or is_old):
             return 0.0  # likewise; what pauses is the account
         ticket.attempts += 1
-        if found.kind == "again" and not is_old:
+        if is_old and (found.kind == "again" or (found.kind in ("account", "absent") and not is_told)):
+            assert found.error is not None
+            found = self._given_up(found.error.error, sent=found.error.sent)
+        if found.kind == "again":
             pause = self._again(ticket, started, found)
             if suspicion is None or not (suspicion.is_due and suspicion.counts):
                 return pause
             if not self._missing:  # as the history says, it is looked for next time
                 return FIRST_PAUSE
             found = self._set_aside(ticket, suspicion, found)
-        if wait is not None and not (ticket.waiters or is_old):
-            self.refuse_waiting(found)
+        if found.kind == "absent" and wait is not None and not is_told:
             return wait
+        if found.kind == "absent" and is_open and found.error is not None:
+            found = _dead(found.error.error, in_doubt=True)
         self._settle(ticket, found)
         return None
+
+    def _leaves_open(self, found: Verdict) -> bool:
+        """Whether the head may be in the room although this refuses something.
+
+        It was sent before, perhaps, and this is no answer to that: it is one to a look into the room, say, or to a
+        token that was good then. A caller who was told 4xx would send it once more.
+        """
+        return self.uncertain_since is not None and (found.beforehand or found.kind in ("token", "account"))
 
     def _set_aside(self, ticket: Ticket, suspicion: Suspicion, found: Verdict) -> Verdict:
         """The homeserver fails at this event alone: let those behind it go."""
@@ -351,12 +372,17 @@ class Lane:
 
     def _is_overdue(self, ticket: Ticket) -> bool:
         """Whether an event has waited for so long that it is given up at the next attempt that brings no answer."""
-        return time.time() - ticket.row.accepted_at / 1000 >= self._shared.keep_seconds
+        is_old = time.time() - ticket.row.accepted_at / 1000 >= self._shared.keep_seconds
+        return is_old and time.monotonic() >= self._shared.gives_up_at
 
-    def _given_up(self, reason: str) -> Verdict:
-        """The end of an event that is overdue, and why: not as a 401, which is about a caller's own token."""
+    def _given_up(self, reason: str, *, sent: bool = False) -> Verdict:
+        """The end of an event that is overdue, and why: not as a 401, which is about a caller's own token.
+
+        `sent`: the last attempt may have put it into the room.
+        """
         days = self._shared.keep_seconds / DAY_SECONDS
-        return Verdict("dead", error=GatewayTimeout(f"it could not be sent for {days:g} days: {reason}"))
+        text = f"it was not delivered within {days:g} days: {reason}"
+        return _dead(text, in_doubt=sent or self.uncertain_since is not None)
 
     def _hears_of_token(self, ticket: Ticket) -> bool:
         """Whether a caller waits who sent with a token of its own, which is the one that is refused."""
@@ -431,6 +457,11 @@ class Lane:
         self._shared.journal.settle(ticket, self.fence)
         if not ticket.settled.done():
             ticket.settled.set_result(ticket.outcome)
+
+
+def _dead(text: str, *, in_doubt: bool) -> Verdict:
+    """The end of an event that the homeserver has not refused: no 4xx, which would say that it is not in its room."""
+    return Verdict("dead", error=GatewayTimeout(f"{text}{IN_DOUBT if in_doubt else ''}"))
 
 
 def _heard(noting: "asyncio.Future[None]") -> None:

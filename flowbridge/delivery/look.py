@@ -10,11 +10,13 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Any
 
+from flowbridge.errors import HomeserverError
 from flowbridge.homeserver import Homeserver
 from flowbridge.homeserver.client import REDACTION
 from flowbridge.store import Database, Row, outbox
 
 CLOCK_SKEW_MS = 60_000
+PAGE = 100
 PEEK = 10  # events whose time is asked for behind an empty page
 MAX_PLACES = 1_000  # looks that did not come to an end
 
@@ -25,7 +27,8 @@ class _Place:
 
     before: str = ""  # where the next page begins; "" is at the newest event
     newest: str | None = None  # the id of the newest event that was looked at
-    began_at: int = field(default_factory=outbox.now_ms)
+    mark: str | None = None  # likewise of anybody's, where a page was empty
+    seen_at: int = field(default_factory=outbox.now_ms)  # what was in the room by then (ms) was, or will be, looked at
     alike: list[str] = field(default_factory=list)  # events that it may be, by their content
 
 
@@ -50,8 +53,8 @@ class Looks:
             elif found := await self._newer(looking, place):
                 return found
             found = await self._older(looking, place)
-        except BaseException:
-            if place is not None:
+        except BaseException as error:
+            if place is not None and not _is_refused(error):
                 self._keep(row.delivery, place)
             raise
         return found or await self._by_content(row, looking.since, place.alike)
@@ -63,30 +66,39 @@ class Looks:
             if found := looking.match(events, place.alike):
                 return found
             if place.newest is None and events:
-                place.newest = str(events[0].get("event_id"))
+                place.newest = _id(events[0])
             if before in ("", place.before):
                 return None
-            if await looking.is_past(events, before):
+            tells = events or await looking.behind(before, PEEK)
+            if place.mark is None and not events and tells:
+                place.mark = _id(tells[0])
+            if _are_older(tells, looking.since):
                 return None
             place.before = before
 
     async def _newer(self, looking: "_Looking", place: _Place) -> str | None:
         """What came since the look began: the request that nobody heard of may have been late."""
-        before, alike = "", list[str]()
+        before, alike, now = "", list[str](), outbox.now_ms()
         newest: str | None = None
+        mark: str | None = None
         while True:
             events, following = await looking.page(before)
-            ids = [str(event.get("event_id")) for event in events]
+            ids = list(map(_id, events))
             known = ids.index(place.newest) if place.newest in ids else None
             if found := looking.match(events[:known], alike):
                 return found
             newest = newest or next(iter(ids), None)
-            old = bool(events) and all(sent_at(event) < place.began_at - CLOCK_SKEW_MS for event in events)
-            if known is not None or old or not events or following in ("", before):
+            if known is not None or following in ("", before):
+                break
+            tells = events or await looking.behind(following, PAGE)
+            if not events:
+                ids = list(map(_id, tells))
+                mark = mark or next(iter(ids), None)
+            if place.mark in ids or _are_older(tells, place.seen_at - CLOCK_SKEW_MS):
                 break
             before = following
         place.alike[:0] = alike
-        place.newest = newest or place.newest
+        place.newest, place.mark, place.seen_at = newest or place.newest, mark or place.mark, now
         return None
 
     async def _by_content(self, row: Row, since: int, alike: list[str]) -> str | None:
@@ -142,15 +154,27 @@ class _Looking:
             }  # before room version 11 it stands beside the content
         return bool(content == self._content)
 
-    async def is_past(self, events: list[dict[str, Any]], before: str) -> bool:
-        """Whether all that is left is older than the event.
+    async def behind(self, before: str, limit: int) -> list[dict[str, Any]]:
+        """Anybody's events behind an empty page, which does not tell how far in the room it is.
 
-        Not at the first old one: any homeserver may give its events any time. A page may be empty, since the
-        homeserver has looked at a hundred events of others: then one of those that follow tells how far that is.
+        It may be empty since the homeserver has looked at a hundred events of others.
         """
-        if not events:
-            events, _ = await self._homeserver.recent(self._token, self._row.room_id, before, limit=PEEK)
-        return bool(events) and all(sent_at(event) < self.since for event in events)
+        events, _ = await self._homeserver.recent(self._token, self._row.room_id, before, limit=limit)
+        return events
+
+
+def _are_older(events: list[dict[str, Any]], since: int) -> bool:
+    """Whether all that is left is older than this (ms): not at the first old one, any homeserver may give any time."""
+    return bool(events) and all(sent_at(event) < since for event in events)
+
+
+def _id(event: dict[str, Any]) -> str:
+    return str(event.get("event_id"))
+
+
+def _is_refused(error: BaseException) -> bool:
+    """Whether it may be the place itself that the homeserver does not know any more."""
+    return isinstance(error, HomeserverError) and error.status in (400, 404)
 
 
 def sent_at(event: dict[str, Any]) -> int:

@@ -12,12 +12,19 @@ class Tickets:
 
     def __init__(self) -> None:
         self._by_delivery: dict[str, Ticket] = {}
+        self._by_lane: dict[str, dict[str, Ticket]] = {}  # the same; of a lane's, those who wait are told at once
 
     def get(self, delivery: str) -> Ticket | None:
         return self._by_delivery.get(delivery)
 
     def know(self, ticket: Ticket) -> Ticket:
-        self._by_delivery[ticket.row.delivery] = ticket
+        row = ticket.row
+        self._by_delivery[row.delivery] = ticket
+        lane = self._by_lane.get(row.lane)
+        if lane is None:
+            self._by_lane[row.lane] = {row.delivery: ticket}
+        else:
+            lane[row.delivery] = ticket
         ticket.settled.add_done_callback(lambda _: self._forget(ticket))
         return ticket
 
@@ -25,7 +32,12 @@ class Tickets:
         """The ticket of an event that is in the store."""
         known = self._by_delivery.get(row.delivery)
         if known is not None:
-            return known
+            if known.held or (row.txn_id == known.row.txn_id and row.attempts <= known.attempts):
+                return known
+            self._forget(known)
+            if not known.settled.done():
+                _renew(known, row)
+                return self.know(known)
         loop = asyncio.get_running_loop()
         return self.know(
             Ticket(
@@ -46,8 +58,13 @@ class Tickets:
             self._forget(ticket)
 
     def _forget(self, ticket: Ticket) -> None:
-        if self._by_delivery.get(ticket.row.delivery) is ticket:
-            del self._by_delivery[ticket.row.delivery]
+        row = ticket.row
+        if self._by_delivery.get(row.delivery) is ticket:
+            del self._by_delivery[row.delivery]
+            lane = self._by_lane[row.lane]
+            del lane[row.delivery]
+            if not lane:
+                del self._by_lane[row.lane]
 
     def waited_for(self) -> list[str]:
         """The deliveries that somebody waits for and that no lane of ours holds."""
@@ -59,10 +76,22 @@ class Tickets:
 
     def waiting_in(self, lane: str) -> list[Ticket]:
         """Those of a lane."""
-        return [ticket for ticket in self.waiting() if ticket.row.lane == lane]
+        known = self._by_lane.get(lane)
+        return [ticket for ticket in known.values() if ticket.waiters and not ticket.settled.done()] if known else []
 
     def hush(self) -> None:
         """Send all who wait away, without an outcome."""
         for ticket in list(self._by_delivery.values()):
             if ticket.waiters and not ticket.settled.done():
                 ticket.settled.set_result(None)
+
+
+def _renew(ticket: Ticket, row: Row) -> None:
+    """Another replica has carried it meanwhile, perhaps to its end, and it was replayed since.
+
+    Under the transaction id of then nothing would be sent. Who waits with the ticket waits on: it is the same delivery.
+    """
+    if row.txn_id != ticket.row.txn_id:
+        ticket.outcome, ticket.withdrawn = None, False
+    ticket.row = row
+    ticket.attempts, ticket.tried, ticket.history = row.attempts, row.attempts > 0, json.loads(row.history)

@@ -112,12 +112,15 @@ class Verdict:
     absent: forbidden since the account is not in the room. again: nobody knows, or not now. slow: the account has to
     pause for `pause_ms`. token: the account's token is not accepted. account: the homeserver refuses the account, or
     everything for the moment, and not this event; `pause_ms` is how long it asks to wait, 0 when it does not say.
+
+    `beforehand`: this came to a question that was asked before the event was to be sent.
     """
 
     kind: Literal["sent", "dead", "forbidden", "absent", "again", "slow", "token", "account"]
     event_id: str = ""
     error: MatrixError | None = None
     pause_ms: int = 0
+    beforehand: bool = False
 
 
 def _named_ms(refusal: MatrixError) -> int:

@@ -144,6 +144,10 @@ class Journal:
             return row
         return {**row, **{name: outcome[f"b_{name}"] for name in _OUTCOME}}
 
+    def unsettled_lanes(self) -> set[str]:
+        """The lanes of outcomes that were told and are not on the disk yet."""
+        return {outcome["b_lane"] for _, outcome in self._pending.values()}
+
     def doubt(self, fence: Fence, since: float | None) -> None:
         """Write since when (seconds) the head of a lane may have been sent, or that there is no doubt any more."""
         self._doubts.append((fence, None if since is None else int(since * 1000)))

@@ -207,7 +207,7 @@ def chosen(selection: Selection, last: int | None = None) -> list[ColumnElement[
 def replay(
     connection: Connection, delivery: str, txn_id: str, by: str, *, whose: Whose = ALL, account: str | None = None
 ) -> dict[str, Any] | None:
-    """Queue a settled event anew, at the tail of its lane. Returns the row as it was; None when it is not settled.
+    """Queue a settled event anew, at the tail of its lane. Returns the row as it is now; None when it is not settled.
 
     `by`: who wants it, for the history. `account`: send it with this account of the same user, if a user sent it.
     """
@@ -231,7 +231,7 @@ def replay(
     }
     connection.execute(insert(outbox), [again])
     mark_dirty(connection, [(again["lane"], again["account"])])
-    return dict(row)
+    return again
 
 
 def remove(connection: Connection, delivery: str, whose: Whose = ALL) -> bool:

@@ -4,17 +4,19 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
+from typing import Any
 
 import pytest
 from sqlalchemy import NullPool, create_engine, make_url, text
 
 from flowbridge.delivery import courier, lane
-from flowbridge.store import StoreUnavailable
+from flowbridge.store import StoreUnavailable, ledger
 from flowbridge.store import database as database_module
 from flowbridge.store.journal import Outcome
 from tests.patience import PATIENCE
 from tests.postgres import LocalPostgres
-from tests.worker import Rooms, Worker, after, refuse_connection, slow, soon, until
+from tests.worker import ALICE, ROOM, Rooms, Worker, after, error, refuse_connection, slow, soon, until
 
 OTHER = "!other:hs"
 
@@ -80,6 +82,62 @@ async def test_order_is_that_of_acceptance_at_whichever_replica(pair: tuple[Work
         await pair[number % 2].accept(str(number))
     await pair[0].settled(31)
     assert rooms.bodies() == ["first", *map(str, range(30))]
+
+
+async def test_replay_by_a_replica_that_has_heard_of_the_event_before_is_sent(
+    pair: tuple[Worker, Worker], rooms: Rooms
+) -> None:
+    """A repeat came there while the other one was at it. The homeserver knows the transaction id of then."""
+    one, other = pair
+    answered = asyncio.Event()
+    rooms.then(after(answered))
+    ticket = await one.accept("a", key="k")
+    await until(lambda: len(rooms.sends) == 2)
+    await other.accept("a", key="k")
+    assert other.remembered == 0
+    answered.set()
+    await one.settled()
+    await one.stop()
+    await other.database.run(lambda connection: ledger.replay(connection, ticket.row.delivery, "new", "me"))
+    other.courier.wake()
+    await until(lambda: rooms.bodies() == ["first", "a", "a"])
+    assert rooms.sends[-1].txn_id == "new"
+
+
+async def test_join_through_a_replica_wakes_what_another_one_lets_rest_just_now(
+    make: MakeWorker, rooms: Rooms, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That one has been told that the account is not in the room, by a homeserver that did not know better yet."""
+    monkeypatch.setattr(lane, "ABSENT_SECONDS", (10 * PATIENCE,))
+    asked, told = asyncio.Event(), asyncio.Event()
+
+    async def late(*_: str) -> bool:
+        asked.set()
+        await told.wait()
+        return False
+
+    monkeypatch.setattr(rooms, "is_joined", late)
+    rooms.then(error(403, "M_FORBIDDEN"))
+    loop, later = asyncio.get_running_loop(), list[Callable[[], object]]()
+    call_later = loop.call_later
+
+    def hold(seconds: float, what: Callable[..., object], *which: Any) -> Any:
+        if seconds <= one.deadline:
+            return call_later(seconds, what, *which)
+        later.append(partial(what, *which))  # by then the other one's attempt is over
+        return None
+
+    async with make() as one, make() as other:
+        await one.accept("a")
+        await soon(asked.wait())
+        monkeypatch.setattr(loop, "call_later", hold)
+        await other.courier.joined(ALICE.user_id, ROOM)
+        await until(lambda: not other.courier._wanted)  # it is not to be had
+        told.set()
+        await until(lambda: one.lane().owner is None)
+        for rouse in later:
+            rouse()
+        await until(lambda: rooms.bodies() == ["a"])
 
 
 async def test_room_is_handed_over_at_once_by_a_replica_that_ends(pair: tuple[Worker, Worker], rooms: Rooms) -> None:

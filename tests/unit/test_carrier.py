@@ -586,6 +586,10 @@ async def test_state_that_was_not_set_is_set_after_a_look(make: MakeWorker, whic
         (HomeserverError("no", errcode="M_UNKNOWN", status=500), "again"),
         (HomeserverError("no", errcode="M_LIMIT_EXCEEDED", status=429, retry_after_ms=10), "slow"),
         (HomeserverError("no", errcode="M_UNKNOWN_TOKEN", status=401), "token"),
+        (HomeserverError("no", errcode="M_USER_SUSPENDED", status=403), "account"),
+        (HomeserverError("no", errcode="M_INVALID_PARAM", status=400), "again"),
+        (HomeserverError("no", errcode="M_NOT_FOUND", status=404), "again"),
+        (HomeserverError("no", errcode="M_FORBIDDEN", status=403), "again"),
     ],
 )
 async def test_nothing_is_sent_while_nobody_can_look(make: MakeWorker, trouble: MatrixError, kind: str) -> None:
@@ -597,6 +601,19 @@ async def test_nothing_is_sent_while_nobody_can_look(make: MakeWorker, trouble: 
         if kind == "again":
             assert found.error is not None
             assert not found.error.sent  # this attempt has sent nothing
+
+
+@pytest.mark.parametrize(
+    ("joined", "kind"), [(False, "absent"), (True, "again"), (cut_off(), "again"), (60.0, "again")]
+)
+async def test_403_to_a_look_speaks_of_the_room_and_not_of_the_event(
+    make: MakeWorker, joined: bool | MatrixError | float, kind: str
+) -> None:
+    async with make(deadline=0.5 if joined == 60.0 else 10.0) as worker:
+        worker.rooms.reading = HomeserverError("no", errcode="M_FORBIDDEN", status=403)
+        worker.rooms.joined = joined
+        found = await verdict(worker, since=LONG_AGO)
+        assert (found.kind, found.beforehand) == (kind, True)
 
 
 async def test_nothing_is_sent_when_the_lease_is_lost_during_the_look_ups(make: MakeWorker) -> None:
@@ -619,6 +636,20 @@ async def test_plain_text_does_not_go_into_an_encrypted_room(make: MakeWorker) -
         assert (found.error.status, found.error.errcode) == (403, "M_FORBIDDEN")
         assert "FLOWBRIDGE_ENCRYPTED_ROOMS=allow" in found.error.error
         assert worker.rooms.sends == []
+
+
+async def test_what_was_sent_before_its_room_was_encrypted_is_sent(
+    make: MakeWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PLAIN_SECONDS", 0.0)
+    async with make(refuse_encrypted=True) as worker:
+        row = worker.ticket("a").row
+        worker.rooms.then(lose)
+        assert (await carry(worker, row) or Verdict("dead")).kind == "again"
+        worker.rooms.encrypted[ROOM] = True
+        assert await carry(worker, row, 0.0) == Verdict("sent", "$1")
+        assert (await verdict(worker, "b", since=0.0)).kind == "dead"
+        assert worker.rooms.tries() == ["a"]
 
 
 async def test_encrypted_room_may_be_allowed(make: MakeWorker) -> None:
@@ -644,7 +675,9 @@ async def test_what_is_never_encrypted_or_is_so_already_passes_without_a_look(
 @pytest.mark.parametrize(
     ("trouble", "kind"),
     [
-        (HomeserverError("no", errcode="M_FORBIDDEN", status=403), "forbidden"),
+        (HomeserverError("no", errcode="M_FORBIDDEN", status=403), "again"),
+        (HomeserverError("no", errcode="M_INVALID_PARAM", status=400), "again"),
+        (HomeserverError("no", errcode="M_UNKNOWN", status=404), "again"),
         (HomeserverError("no", errcode="M_UNKNOWN", status=500), "again"),
         (HomeserverError("no", errcode="M_UNRECOGNIZED", status=404), "again"),
         (verdicts.error(HTML), "again"),

@@ -106,15 +106,15 @@ class Worker:
     cancels: bool = False
     meanwhile: Callable[[], Awaitable[None]] = nothing
     asked: list[str] = field(default_factory=list)
-    woken: int = 0
+    woken: list[str] = field(default_factory=list)
 
     async def cancel(self, delivery: str) -> bool:
         self.asked.append(delivery)
         await self.meanwhile()
         return self.cancels
 
-    def wake(self) -> None:
-        self.woken += 1
+    def wake(self, lane: str) -> None:
+        self.woken.append(lane)
 
 
 @dataclass
@@ -222,7 +222,7 @@ async def test_somebody_elses_is_as_unknown_as_what_never_was(log: Log, what: st
     assert row is not None
     assert row["state"] == "dead"
     assert log.worker.asked == []
-    assert log.worker.woken == 0
+    assert log.worker.woken == []
 
 
 @pytest.mark.parametrize("what", ["get", "replay", "remove"])
@@ -363,7 +363,7 @@ async def test_replay_queues_it_anew_wakes_the_worker_and_is_audited(
     assert row["state"] == "queued"
     assert re.fullmatch(r"[\w-]{22}", row["txn_id"])
     assert json.loads(row["history"])[-1]["replayed"]["by"] == "key:one"
-    assert log.worker.woken == 1
+    assert log.worker.woken == [row["lane"]]
     said = [(r.msg, r.fields) for r in caplog.records if r.msg == "delivery_replayed"]  # type: ignore[attr-defined]
     assert said == [("delivery_replayed", {"delivery": "a", "by": "key:one"})]
 
@@ -384,7 +384,7 @@ async def test_queued_one_is_not_replayed(log: Log) -> None:
     row = await log.row("a")
     assert row is not None
     assert row["txn_id"] == "old"
-    assert log.worker.woken == 0
+    assert log.worker.woken == []
 
 
 async def test_user_replays_from_any_device(log: Log) -> None:
@@ -411,7 +411,7 @@ async def test_key_that_is_not_made_for_a_user_replays_nothing_of_that_user(log:
     row = await log.row("a")
     assert row is not None
     assert row["state"] == "dead"
-    assert log.worker.woken == 0
+    assert log.worker.woken == []
 
 
 async def test_admin_without_limits_deletes_what_users_sent_and_a_limited_one_does_not(log: Log) -> None:
@@ -443,7 +443,7 @@ async def test_admin_of_a_room_knows_nothing_of_others(log: Log, what: str) -> N
         with pytest.raises(NotFound):
             await getattr(log.deliveries, what)(await log.viewer(key), name)
     assert log.worker.asked == []
-    assert log.worker.woken == 0
+    assert log.worker.woken == []
 
 
 async def test_admins_list_is_cut_to_its_rooms_and_types(log: Log) -> None:

@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 
 from flowbridge.delivery import look
+from flowbridge.errors import HomeserverError
 from flowbridge.homeserver.verdict import Verdict
 from flowbridge.store import Row
 from flowbridge.store.outbox import now_ms
+from tests.patience import PATIENCE
 from tests.worker import ALICE, ROOM, MakeWorker, Rooms, Worker, until
 
 LONG_AGO = 20 * 60 + 1
@@ -119,6 +121,36 @@ async def test_look_goes_on_where_the_last_attempt_ended(
         assert len(worker.carrier._looks._places) == 0
 
 
+class Restarted(Crowded):
+    """Knows the places no more that it told before."""
+
+    forgets = False
+
+    async def recent(
+        self, token: str, room_id: str, before: str, *, only: Any = None, limit: int = 100
+    ) -> tuple[list[dict[str, Any]], str]:
+        if self.forgets and before and before.isdigit():
+            raise HomeserverError("from: invalid token", errcode="M_INVALID_PARAM", status=400)
+        found, end = await super().recent(token, room_id, before.removeprefix("new"), only=only, limit=limit)
+        return found, f"new{end}" if self.forgets and end else end
+
+
+async def test_place_that_the_homeserver_does_not_know_any_more_is_forgotten(tmp_path: Path) -> None:
+    rooms = Restarted()
+    rooms.filters = "ignored"
+    async with Worker(f"sqlite:///{tmp_path}/flowbridge.db", rooms, deadline=0.2) as worker:
+        row = worker.ticket("a").row
+        event_id = sent(rooms, row)
+        crowd(rooms, 5_000)
+        rooms.page_seconds = 0.01
+        assert (await carry(worker, row)).kind == "again"
+        assert worker.carrier._looks._places[row.delivery].before
+        rooms.forgets, rooms.page_seconds, worker.carrier._deadline = True, 0.0, PATIENCE
+        assert (await carry(worker, row)).kind == "again"
+        assert await carry(worker, row) == Verdict("sent", event_id)
+        assert rooms.sends == []
+
+
 async def test_request_that_was_late_is_found_although_the_look_had_begun(make: MakeWorker, crowded: Crowded) -> None:
     crowded.filters = "ignored"
     async with make(deadline=0.2) as worker:
@@ -131,6 +163,49 @@ async def test_request_that_was_late_is_found_although_the_look_had_begun(make: 
         crowded.page_seconds = 0.0
         assert await carry(worker, row) == Verdict("sent", event_id)
         assert crowded.sends == []
+
+
+async def begun(worker: Worker, rooms: Crowded, row: Row) -> None:
+    """A look that was cut off on its way back through the room."""
+    rooms.page_seconds = 0.01
+    while not (found := worker.carrier._looks._places.get(row.delivery)) or not found.before:
+        assert (await carry(worker, row)).kind == "again"
+    rooms.page_seconds, worker.carrier._deadline = 0.0, PATIENCE
+
+
+async def test_request_that_was_late_is_found_behind_pages_that_are_empty(make: MakeWorker, crowded: Crowded) -> None:
+    """Others have filled a page since, of which the homeserver shows what is left by the filter: nothing."""
+    crowded.filters = "sparse"
+    async with make(deadline=0.1) as worker:
+        row = worker.ticket("a").row
+        crowd(crowded, 5_000)
+        await begun(worker, crowded, row)
+        event_id = sent(crowded, row)
+        crowd(crowded, 150)
+        assert await carry(worker, row) == Verdict("sent", event_id)
+        assert crowded.sends == []
+
+
+@pytest.mark.parametrize("by", ["mark", "time"])
+async def test_what_came_since_a_look_began_ends_where_it_began(make: MakeWorker, crowded: Crowded, by: str) -> None:
+    """Empty pages must not be followed to the room's first day, nor through all of a busy minute."""
+    crowded.filters = "sparse"
+    async with make(deadline=0.1) as worker:
+        looks, row = worker.carrier._looks, worker.ticket("a").row
+        crowd(crowded, 5_000)
+        await begun(worker, crowded, row)
+        place = looks._places[row.delivery]
+        if by == "time":
+            place.mark = None
+            for event in crowded.timeline[ROOM]:
+                event["origin_server_ts"] -= 2 * look.CLOCK_SKEW_MS
+        crowd(crowded, 250)
+        looking = look._Looking(crowded, row, ALICE.token, ALICE.user_id)
+        for most in (2 * 4, 2):  # what has been looked at once is not looked at again
+            crowded.pages = 0
+            assert await looks._newer(looking, place) is None
+            assert crowded.pages <= most
+            place.seen_at += 2 * look.CLOCK_SKEW_MS  # as if it had been that long ago
 
 
 async def test_equal_events_are_remembered_between_attempts(make: MakeWorker, crowded: Crowded) -> None:

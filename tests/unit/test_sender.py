@@ -236,6 +236,6 @@ async def test_event_without_a_good_token_for_a_week_is_dead_and_says_why(
         for told in worker.rows("error")[:2]:
             problem = json.loads(told)
             assert problem["status"] == 504
-            assert problem["error"].startswith("it could not be sent for 7 days: ")
+            assert problem["error"].startswith("it was not delivered within 7 days: ")
             assert "no access token of its account is accepted" in problem["error"]
     assert [record.message for record in caplog.records].count("event_dead") == 2

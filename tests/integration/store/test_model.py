@@ -1,5 +1,6 @@
 """Whatever happens, in whatever order: the store and a simple model of it say the same."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -210,9 +211,10 @@ class Outbox(RuleBasedStateMachine):
         name = data.draw(st.sampled_from(sorted(self.settled)))
         lane_name, state = self.settled.pop(name)
         with self.engine.begin() as connection:
-            was = ledger.replay(connection, name, f"txn-{name}", "somebody")
-        assert was is not None
-        assert was["state"] == state
+            again = ledger.replay(connection, name, f"txn-{name}", "somebody")
+        assert again is not None
+        assert again["lane"] == lane_name
+        assert json.loads(again["history"])[-1]["replayed"]["state"] == state
         self.lane(lane_name).queue.append(name)
         self.lane(lane_name).dirty = True
 
