@@ -55,8 +55,12 @@ class File(Store):
     def copy(self) -> str:
         self.copies += 1
         to = self.folder.with_name(f"copy-{self.copies}")
-        if self.how == "folder":
-            shutil.copytree(self.folder, to)
+        if self.how == "folder":  # as a snapshot of a file system does it: all of one moment
+            with contextlib.closing(sqlite3.connect(self.path, isolation_level=None)) as connection:
+                connection.execute("BEGIN IMMEDIATE")
+                # Not by this process: to close a file ends all locks that it has on it, SQLite's, too.
+                subprocess.run(["cp", "-R", str(self.folder), str(to)], check=True)
+                connection.execute("ROLLBACK")
         else:
             to.mkdir()
             backup.copy_database(self.path, to / "flowbridge.db")
