@@ -21,7 +21,7 @@ from flowbridge.live import Live
 from flowbridge.media import Media
 from flowbridge.models import Caller
 from flowbridge.names import Names
-from flowbridge.processor import Account
+from flowbridge.processor import BODIES_SHARE, Account
 from flowbridge.replays import Replays
 from flowbridge.settings import Settings
 from flowbridge.store import Database
@@ -75,7 +75,7 @@ class Core:
             share=settings.max_share,
             keep_days=settings.keep_queued_days,
         )
-        self.guests = Account()  # pays for the bodies that callers send who have not been authenticated
+        self.guests = Account(BODIES_SHARE)  # pays for the bodies that callers send who have not been authenticated
         self.intake = Intake(
             self.catalogue,
             self.callers,

@@ -20,10 +20,12 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 GUESTS_SHARE = 0.15  # of the processor time that the bridge gets, for all callers that have not been authenticated
+BODIES_SHARE = 0.07  # likewise, for the checking of their bodies: a thread at work costs the event loop as much again
 SAVED_SECONDS = 0.5  # that they may have in store: 2,000 answers, or a large body now and then, do not wait
 TURN_SECONDS = 20.0
 MAX_WAITING = 256  # bodies of one caller: each is held in memory
 MAX_GUESTS_WAITING = 64
+HOP_SECONDS = 0.0002  # what it costs to have a thread do something, besides that
 ANSWER_SECONDS = 0.00025  # what the least request costs on the event loop,
 READ_SECONDS = 0.0006  # one that asks the homeserver,
 STREAM_SECONDS = 0.0005  # to open a live stream, and to close it, besides that,
@@ -120,7 +122,7 @@ class Aside:
     def __init__(self, name: str, what: str, guests: Account | None = None) -> None:
         self._threads = ThreadPoolExecutor(2, thread_name_prefix=f"flowbridge-{name}")
         self._turns = Limiter(what, 1, 1, waiting=MAX_WAITING)
-        self._guests = Allowance(f"{what} without a known token", MAX_GUESTS_WAITING, guests or Account())
+        self._guests = Allowance(f"{what} without a known token", MAX_GUESTS_WAITING, guests or Account(BODIES_SHARE))
 
     async def run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Do this in a thread. Raises TooMany or Unavailable, and what the work raises."""
@@ -137,7 +139,7 @@ class Aside:
             try:
                 return work(*args, **kwargs)
             finally:
-                spent = time.thread_time() - began
+                spent = time.thread_time() - began + HOP_SECONDS
 
         def done(_: object) -> None:
             if is_guest:

@@ -38,9 +38,9 @@ async def test_guests_together_have_a_part_of_one_processor() -> None:
         await aside.run(burn, 0.1)
 
     began = time.monotonic()
-    works = int(processor.SAVED_SECONDS / 0.1) + 5
+    works = int(processor.SAVED_SECONDS / 0.1) + 3
     await asyncio.gather(*(guest(f"192.0.2.{number}") for number in range(works)))
-    assert time.monotonic() - began > processor.SAVED_SECONDS + 4 * 0.1 / processor.GUESTS_SHARE * 0.8
+    assert time.monotonic() - began > processor.SAVED_SECONDS + 2 * 0.1 / processor.BODIES_SHARE * 0.8
 
 
 async def test_what_a_known_caller_has_spent_in_a_thread_is_told_to_its_request() -> None:
