@@ -199,7 +199,8 @@ class _Batch:
 
     def write(self, connection: Connection) -> None:
         self._take()
-        outbox.lock(connection, self._lanes())
+        if not self._journal._database.is_sqlite:
+            self._lock(connection)
         for account in sorted(self.accounts, key=lambda account: str(account["account"])):
             accounts.write(connection, account)
         self.missing = self._journal._database.missing
@@ -219,8 +220,18 @@ class _Batch:
             self._taken = True
             self._journal._take(self)
 
-    def _lanes(self) -> list[str]:
-        return [ticket.row.lane for ticket in self.new if ticket.dirty] + [fence.lane for fence, _ in self.doubts]
+    def _lock(self, connection: Connection) -> None:
+        """Every lane that this writes to, before any row of an event.
+
+        Of two replicas that insert the same key, one waits for the other's row, and must not hold a lane meanwhile
+        that the other one wants. So new lanes are made here, and marked: with a row that proves to be there already,
+        for nothing.
+        """
+        pairs = {(ticket.row.lane, ticket.row.account) for ticket in self.new if ticket.dirty}
+        marked = {lane for lane, _ in pairs}
+        held = {fence.lane for fence, _ in self.doubts} - marked
+        pairs.update((lane, lane.partition("|")[0]) for lane in held)
+        outbox.mark_dirty(connection, pairs, but=held)
 
     def done(self, future: "asyncio.Future[None]") -> None:
         self._take()  # the store may be so far away that nothing was even begun
@@ -250,8 +261,9 @@ class _Batch:
             ticket.written = True
         refused = outbox.insert_rows(connection, [ticket.values() for ticket in self.new])
         self._join(connection)
-        fresh = [ticket for ticket in self.new if ticket.existing is None]
-        outbox.mark_dirty(connection, [(ticket.row.lane, ticket.row.account) for ticket in fresh if ticket.dirty])
+        if self._journal._database.is_sqlite:
+            fresh = [ticket for ticket in self.new if ticket.existing is None]
+            outbox.mark_dirty(connection, [(ticket.row.lane, ticket.row.account) for ticket in fresh if ticket.dirty])
         return refused
 
     def _join(self, connection: Connection) -> None:

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -145,19 +145,30 @@ def by_idem(connection: Connection, keys: Iterable[str]) -> dict[str, dict[str, 
     return {row["idem"]: dict(row) for row in found}
 
 
-def mark_dirty(connection: Connection, pairs: Iterable[tuple[str, str]]) -> None:
-    """Say that a lane (with its account) has events that its owner may not know."""
-    values = [{"lane": lane, "account": account, "dirty": 1, "sent_with": ""} for lane, account in sorted(set(pairs))]
+def mark_dirty(connection: Connection, pairs: Iterable[tuple[str, str]], *, but: Collection[str] = ()) -> None:
+    """Say that a lane (with its account) has events that its owner may not know; of those in `but`, nothing new.
+
+    A lane that is not there is made, and all of them are locked in one order until the end of the transaction.
+    """
+    values = [
+        {"lane": lane, "account": account, "dirty": int(lane not in but), "sent_with": ""}
+        for lane, account in sorted(set(pairs))
+    ]
     if values:
         build = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
         statement = build(lanes)
-        connection.execute(statement.on_conflict_do_update(index_elements=["lane"], set_={"dirty": 1}), values)
+        dirty = case((statement.excluded.dirty == 1, 1), else_=lanes.c.dirty) if but else 1
+        connection.execute(statement.on_conflict_do_update(index_elements=["lane"], set_={"dirty": dirty}), values)
 
 
 def lock(connection: Connection, names: Iterable[str]) -> None:
-    """Lock these lanes where several processes write, all in one order: none waits for another in a circle."""
+    """Lock these lanes where several processes write, all in one order: none waits for another in a circle.
+
+    Also a single one: whoever holds nothing of it, and waits for a row of it that another one inserts, would be waited
+    for in turn. A lane that is not there yet cannot be locked so: see `mark_dirty`.
+    """
     wanted = sorted(set(names))
-    if connection.dialect.name == "postgresql" and len(wanted) > 1:
+    if connection.dialect.name == "postgresql" and wanted:
         rows = select(lanes.c.lane).where(lanes.c.lane.in_(wanted)).order_by(lanes.c.lane)
         connection.execute(rows.with_for_update())
 

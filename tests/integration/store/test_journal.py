@@ -1,17 +1,19 @@
 """Acceptances and outcomes on their way to the disk."""
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import Connection, select
 
 from flowbridge.store import Database, Fence, Row, StoreFull, StoreUnavailable, accounts, journal, ledger, outbox
 from flowbridge.store.journal import Journal, Outcome, Ticket
 from flowbridge.store.tables import lanes
+from tests import patience
 from tests.integration.store import test_accounts
-from tests.integration.store.events import LANE, claim, claim_one, event, lane, only_postgresql, put, states
+from tests.integration.store.events import LANE, OTHER, claim, claim_one, event, lane, only_postgresql, put, states
 from tests.integration.store.test_database import busy, connection_lost, failing, until
 
 
@@ -203,6 +205,43 @@ def waits_for_a_lock(database: Database) -> bool:
     query = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
     with database.engine.connect() as connection:
         return bool(connection.exec_driver_sql(query).scalar())
+
+
+@only_postgresql
+@pytest.mark.parametrize("lanes_are_new", [False, True], ids=["known lanes", "new lanes"])
+async def test_replicas_that_write_the_same_key_wait_in_no_circle(
+    database: Database, replica: Database, writer: Journal, monkeypatch: pytest.MonkeyPatch, lanes_are_new: bool
+) -> None:
+    """One writes to a single lane, the other to two, and both have the same event for the lane that they share."""
+    if not lanes_are_new:
+        await database.run(lambda connection: outbox.mark_dirty(connection, [(LANE, "account"), (OTHER, "account")]))
+    here, there, beside = keyed("here"), keyed("there"), keyed("beside", "another key")
+    here.dirty = there.dirty = beside.dirty = True
+    beside.row = beside.row._replace(lane=OTHER)
+    inserted, errors = threading.Event(), list[Exception]()
+    insert = outbox.insert_rows
+
+    def slowly(connection: Connection, rows: Any) -> set[str]:
+        refused = insert(connection, rows)
+        if rows[0]["delivery"] == here.row.delivery and not inserted.is_set():
+            inserted.set()
+            patience.until(lambda: waits_for_a_lock(database))
+        return refused
+
+    def failed(self: Database, group: Any, error: Exception) -> None:
+        errors.append(error)
+        one_by_one(self, group, error)
+
+    one_by_one = Database._one_by_one
+    monkeypatch.setattr(outbox, "insert_rows", slowly)
+    monkeypatch.setattr(Database, "_one_by_one", failed)
+    writer.append(here)
+    await until(inserted.is_set)
+    await accepted(Journal(replica), beside, there)
+    await here.committed
+    assert errors == []
+    assert there.existing is not None
+    assert there.existing["delivery"] == here.row.delivery
 
 
 async def test_repeat_after_a_lost_commit_is_the_same_event(database: Database, writer: Journal) -> None:
