@@ -179,10 +179,32 @@ def test_lane_whose_owner_died_is_in_doubt_after_the_migration(new_database: New
     put_old(url, (PHONE, "!a:hs", "queued"))
     put_lane(url, PHONE, "!a:hs", owner="dead", lease_until=2_000_000, dirty=0)
     opened(url)
-    lease = 0 if url.startswith("sqlite") else 2_000_000
-    assert ask(url, "SELECT owner, lease_until, dirty, uncertain_since, sent_with FROM lanes") == [
-        (None, lease, 1, 1_400_000, "")
+    of_nobody = url.startswith("sqlite")  # no other process has the file
+    lease = 0 if of_nobody else 2_000_000
+    assert ask(url, "SELECT owner IS NULL, lease_until, dirty, uncertain_since, sent_with FROM lanes") == [
+        (of_nobody, lease, 1, 1_400_000, "")
     ]
+
+
+def test_lane_that_an_older_replica_holds_is_left_to_it_until_its_lease_ends(new_database: NewDatabase) -> None:
+    """Also for a caller who waits, and where the same user had a lane on another device, which only rested."""
+    url, until = made_by("0001", new_database()), outbox.now_ms() + 300_000
+    know_alice(url)
+    put_old(url, (PHONE, "!a:hs", "queued"), (DESK, "!a:hs", "queued"), (PHONE, "!resting:hs", "queued"))
+    put_lane(url, PHONE, "!a:hs", owner="old", lease_until=until, dirty=0)
+    put_lane(url, DESK, "!a:hs", lease_until=until + 1_000)
+    put_lane(url, PHONE, "!resting:hs", lease_until=until)
+    opened(url)
+    held, resting = f"{ALICE}|!a:hs", f"{ALICE}|!resting:hs"
+    with create_engine(url, poolclass=NullPool).begin() as connection:
+        found = {one.fence.lane: one for one in outbox.claim(connection, "me", 10, 30_000, only=[held, resting])}
+        if url.startswith("sqlite"):
+            assert found.keys() == {held, resting}
+            return
+        assert found.keys() == {resting}
+        connection.execute(text("UPDATE lanes SET lease_until = 1000 WHERE lease_until > 0"))
+        (late,) = outbox.claim(connection, "me", 10, 30_000, only=[held])
+        assert late.uncertain_since == until - 600_000
 
 
 def test_lanes_without_events_go_and_unknown_accounts_stay_as_they_are(new_database: NewDatabase) -> None:
