@@ -23,9 +23,12 @@ _ID = outbox.c.id
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Of some events: caller, how many, how many bytes. `end`: where the next piece begins; None after the last."""
+    """Of some events: lane, caller, how many, how many bytes. `end`: where the next piece begins; None after the last.
 
-    held: list[tuple[str, int, int]]
+    The lane is "" where it does not matter.
+    """
+
+    held: list[tuple[str, str, int, int]]
     end: Place | None
 
 
@@ -50,7 +53,7 @@ def queued(connection: Connection, after: Place, last: int, limit: int) -> Piece
         return Piece([], None)
     lane = rows[-1][0]
     end = (lane, max(row[4] for row in rows if row[0] == lane))
-    return Piece([(caller, number, int(weight)) for _, caller, number, weight, _ in rows], end)
+    return Piece([(lane, caller, number, int(weight)) for lane, caller, number, weight, _ in rows], end)
 
 
 def dead(connection: Connection, after: Place, last: int, limit: int) -> Piece:
@@ -65,7 +68,7 @@ def dead(connection: Connection, after: Place, last: int, limit: int) -> Piece:
     query = select(inner.c.caller, func.count(), func.sum(inner.c.weight), func.max(inner.c.id))
     rows = connection.execute(query.group_by(inner.c.caller)).all()
     end = ("", max(row[3] for row in rows)) if rows else None
-    return Piece([(caller, number, int(weight)) for caller, number, weight, _ in rows], end)
+    return Piece([("", caller, number, int(weight)) for caller, number, weight, _ in rows], end)
 
 
 def sent(connection: Connection, after: Place, last: int, limit: int) -> Piece:
@@ -76,7 +79,7 @@ def sent(connection: Connection, after: Place, last: int, limit: int) -> Piece:
     until = min(first + limit - 1, last)
     query = select(_caller, func.count(), func.sum(_weight(connection)))
     rows = connection.execute(query.where(first <= _ID, until >= _ID, _is("sent")).group_by(_caller)).all()
-    return Piece([(caller, number, int(weight)) for caller, number, weight in rows], ("", until))
+    return Piece([("", caller, number, int(weight)) for caller, number, weight in rows], ("", until))
 
 
 def oldest(connection: Connection, caller: str, state: str, most: float = DROP_BYTES) -> list[tuple[int, int]]:

@@ -36,7 +36,7 @@ def add_up(
     after: holdings.Place | None = ("", 0)
     while after is not None:
         piece = work(connection, after, holdings.newest(connection) if last is None else last, limit)
-        for caller, number, size in piece.held:
+        for _, caller, number, size in piece.held:
             rows[caller] += number
             sizes[caller] += size
         after = piece.end
