@@ -142,7 +142,7 @@ def queued_behind(connection: Connection, row: Mapping[str, Any]) -> str | None:
         select(outbox.c.delivery)
         .where(
             outbox.c.lane == row["lane"],
-            outbox.c.state == "queued",
+            outbox.c.state == literal("queued", literal_execute=True),  # for the index of such events
             outbox.c.event_type == row["event_type"],
             outbox.c.state_key == row["state_key"],
             outbox.c.delivery != row["delivery"],

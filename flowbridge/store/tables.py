@@ -33,6 +33,16 @@ outbox = Table(
 )
 _QUEUED = text("state = 'queued'")
 Index("outbox_queued", outbox.c.lane, outbox.c.id, sqlite_where=_QUEUED, postgresql_where=_QUEUED)
+_QUEUED_STATE = text("state = 'queued' AND state_key IS NOT NULL")
+Index(
+    "outbox_queued_states",
+    outbox.c.lane,
+    outbox.c.event_type,
+    outbox.c.state_key,
+    outbox.c.id,
+    sqlite_where=_QUEUED_STATE,
+    postgresql_where=_QUEUED_STATE,
+)
 _SETTLED = text("settled_at IS NOT NULL")
 Index("outbox_settled", outbox.c.settled_at, sqlite_where=_SETTLED, postgresql_where=_SETTLED)
 _DEAD = text("state = 'dead'")
