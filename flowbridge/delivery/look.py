@@ -13,8 +13,8 @@ from typing import Any
 from flowbridge.homeserver import Homeserver
 from flowbridge.homeserver.client import REDACTION
 from flowbridge.store import Database, Row, outbox
+from flowbridge.store.outbox import CLOCK_SKEW_MS
 
-CLOCK_SKEW_MS = 60_000
 PEEK = 10  # events whose time is asked for behind an empty page
 MAX_PLACES = 1_000  # looks that did not come to an end
 

@@ -6,10 +6,10 @@ Whatever adds up bytes is asked in pieces: SQLite reads a text to tell its lengt
 
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, LargeBinary, cast, delete, func, literal, select, tuple_
+from sqlalchemy import Connection, LargeBinary, cast, func, literal, select, tuple_
 from sqlalchemy.sql import ColumnElement
 
-from flowbridge.store.outbox import ROW_BYTES, not_needed
+from flowbridge.store.outbox import ROW_BYTES, forget
 from flowbridge.store.tables import outbox
 
 DROP_ROWS = 2_000  # in one transaction, which accepting has to wait for
@@ -86,7 +86,7 @@ def oldest(connection: Connection, caller: str, state: str, most: float = DROP_B
     """The settled events of a caller that go first: id and bytes, at least one and no more than so many bytes."""
     query = select(_ID, _weight(connection)).where(_caller == caller, _is(state))
     if state == "sent":
-        query = query.where(outbox.c.settled_at.is_not(None), not_needed()).order_by(outbox.c.settled_at)
+        query = query.where(outbox.c.settled_at.is_not(None)).order_by(outbox.c.settled_at)
     found: list[tuple[int, int]] = []
     weight = 0
     for id_, bytes_ in connection.execute(query.order_by(_ID).limit(DROP_ROWS)):
@@ -99,8 +99,7 @@ def oldest(connection: Connection, caller: str, state: str, most: float = DROP_B
 
 def drop(connection: Connection, ids: list[int], state: str) -> int:
     """Forget those of these events that are still in this state; returns how many they were."""
-    chosen = delete(outbox).where(_ID.in_(ids), outbox.c.state == state)
-    return connection.execute(chosen.where(not_needed()) if state == "sent" else chosen).rowcount
+    return forget(connection, ids, [state])
 
 
 def _is(state: str) -> ColumnElement[bool]:

@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import Connection, and_, delete, func, insert, literal, or_, select
 from sqlalchemy.sql import ColumnElement
 
-from flowbridge.store.outbox import HISTORY, mark_dirty, now_ms
+from flowbridge.store.outbox import HISTORY, keep_ids, mark_dirty, now_ms
 from flowbridge.store.tables import accounts, lanes, outbox
 
 
@@ -211,6 +211,7 @@ def replay(
 
     `by`: who wants it, for the history. `account`: send it with this account of the same user, if a user sent it.
     """
+    keep_ids(connection, *_settled(delivery, whose))
     taken = delete(outbox).where(*_settled(delivery, whose)).returning(outbox)
     row = connection.execute(taken).mappings().first()
     if row is None:
@@ -236,6 +237,7 @@ def replay(
 
 def remove(connection: Connection, delivery: str, whose: Whose = ALL) -> bool:
     """Delete a settled event."""
+    keep_ids(connection, *_settled(delivery, whose))
     return connection.execute(delete(outbox).where(*_settled(delivery, whose))).rowcount > 0
 
 

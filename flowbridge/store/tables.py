@@ -48,6 +48,15 @@ Index("outbox_settled", outbox.c.settled_at, sqlite_where=_SETTLED, postgresql_w
 _DEAD = text("state = 'dead'")
 Index("outbox_dead", outbox.c.id, sqlite_where=_DEAD, postgresql_where=_DEAD)
 
+gone = Table(  # of what was sent and is not in the outbox any more: for as long as it tells what another one is not
+    "gone",
+    metadata,
+    Column("event_id", Text, primary_key=True),
+    Column("lane", Text, nullable=False),
+    Column("settled_at", BigInteger, nullable=False),
+)
+Index("gone_settled", gone.c.settled_at)
+
 lanes = Table(
     "lanes",
     metadata,

@@ -24,7 +24,7 @@ from flowbridge import log
 from flowbridge.store.errors import StoreError
 from flowbridge.store.tables import metadata
 
-HEAD = "0003"
+HEAD = "0004"
 SCRIPTS = Path(__file__).parent
 
 LOCK = 0x666C6F77627267  # PostgreSQL's advisory lock of whoever makes or migrates the schema ("flowbrg")

@@ -33,8 +33,8 @@ NEXT = """
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0004"
-down_revision = "0003"
+revision = "0005"
+down_revision = "0004"
 
 
 def upgrade() -> None:
@@ -240,9 +240,9 @@ def upgrade(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Upgrade:
     def run(script: str) -> None:
         scripts = tmp_path / "100% new"
         shutil.copytree(migrations.SCRIPTS, scripts)
-        (scripts / "versions" / "0004_colour.py").write_text(script)
+        (scripts / "versions" / "0005_colour.py").write_text(script)
         monkeypatch.setattr(migrations, "SCRIPTS", scripts)
-        monkeypatch.setattr(migrations, "HEAD", "0004")
+        monkeypatch.setattr(migrations, "HEAD", "0005")
 
     return run
 
@@ -253,7 +253,7 @@ def test_older_database_is_migrated_and_keeps_its_rows(database_url: str, upgrad
     upgrade(NEXT)
     opened(database_url)
     assert ask(database_url, "SELECT lane, colour FROM lanes") == [("l", None)]
-    assert ask(database_url, "SELECT version_num FROM alembic_version") == [("0004",)]
+    assert ask(database_url, "SELECT version_num FROM alembic_version") == [("0005",)]
 
 
 def test_migration_that_fails_leaves_the_database_as_it_was(database_url: str, upgrade: Upgrade) -> None:
@@ -263,15 +263,15 @@ def test_migration_that_fails_leaves_the_database_as_it_was(database_url: str, u
     with pytest.raises(StoreError, match="nowhere"):
         opened(database_url)
     assert schema(database_url) == before
-    assert ask(database_url, "SELECT version_num FROM alembic_version") == [("0003",)]
+    assert ask(database_url, "SELECT version_num FROM alembic_version") == [("0004",)]
 
 
 def test_command_beside_a_server_migrates_nothing(database_url: str, upgrade: Upgrade) -> None:
     opened(database_url)
     upgrade(NEXT)
-    with pytest.raises(StoreError, match="version 0003, not 0004: `flowbridge serve` brings"):
+    with pytest.raises(StoreError, match="version 0004, not 0005: `flowbridge serve` brings"):
         opened(database_url, shared=True)
-    assert ask(database_url, "SELECT version_num FROM alembic_version") == [("0003",)]
+    assert ask(database_url, "SELECT version_num FROM alembic_version") == [("0004",)]
 
 
 def test_database_of_a_newer_version_is_refused_in_one_line(database_url: str) -> None:
