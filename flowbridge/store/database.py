@@ -66,17 +66,18 @@ class Database:
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="flowbridge-read")
         self._loop: asyncio.AbstractEventLoop | None = None
 
-    def open(self, *, shared: bool = False) -> None:
+    def open(self, *, shared: bool = False, make: bool = False) -> None:
         """Open it and bring its schema up to date. Raises StoreError: one line.
 
-        `shared`: beside a server that may be running on the same SQLite file, for a command that is soon done.
+        `shared`: beside a server that may be running on the same SQLite file, for a command that is soon done. Then
+        StoreAbsent where there is none, unless it is to `make` it: never where a server has one still.
         """
         if self.is_open:
             return
         if self.is_sqlite and not shared:
             self.files = own(self.url)
         try:
-            self.engine = connect(self.url, shared=shared)
+            self.engine = connect(self.url, shared=shared, make=make or not shared)
             if not shared:
                 if self.is_sqlite:
                     self._check_all()

@@ -9,6 +9,10 @@ class StoreError(Exception):
     """The store cannot be used; one line."""
 
 
+class StoreAbsent(StoreError):
+    """There is none yet, or it is not here."""
+
+
 class StoreFull(Unavailable):
     """Back-pressure: nothing more is taken just now."""
 

@@ -52,7 +52,7 @@ class Store:
 
     def __init__(self, url: str) -> None:
         self._database = Database(url)
-        self._database.open(shared=True)
+        self._database.open(shared=True, make=True)
 
     def __enter__(self) -> Self:
         return self

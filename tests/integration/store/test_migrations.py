@@ -42,9 +42,9 @@ def upgrade() -> None:
 """
 
 
-def opened(url: str, *, shared: bool = False) -> None:
+def opened(url: str, *, shared: bool = False, make: bool = False) -> None:
     database = Database(url)
-    database.open(shared=shared)
+    database.open(shared=shared, make=make)
     database.close()
 
 
@@ -306,7 +306,7 @@ def test_several_that_start_at_once_on_an_empty_database_do_not_collide(
 
     monkeypatch.setattr(migrations, "version", look_together)
     with ThreadPoolExecutor(4) as threads:
-        list(threads.map(lambda _: opened(database_url, shared=True), range(4)))
+        list(threads.map(lambda _: opened(database_url, shared=True, make=True), range(4)))
     assert ask(database_url, "SELECT version_num FROM alembic_version") == [(migrations.HEAD,)]
 
 

@@ -210,7 +210,7 @@ def with_databases(
     """Run this in so many threads at once, each with a database object, as processes have."""
     databases = [Database(url) for _ in range(number)]
     for one in databases:
-        one.open(shared=True)
+        one.open(shared=True, make=True)
     with databases[0].engine.begin() as connection:
         prepare(connection)
     together = threading.Barrier(number, timeout=PATIENCE)
