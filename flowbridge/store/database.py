@@ -164,8 +164,10 @@ class Database:
         """Look whether an SQLite file is still whole, as far as that is quickly seen. Raises StoreUnavailable."""
         if not self.is_sqlite:
             return
-        if head := damage.of_head(self.url):
-            self._is_damaged(head)
+        if self.files is not None:
+            with contextlib.suppress(OSError):  # what follows tells that, too
+                if why := damage.of_head(self.files.header()):
+                    self._is_damaged(why)
         await self.read(lambda connection: connection.exec_driver_sql("SELECT max(id) FROM outbox").scalar())
         if self.damage:
             raise StoreUnavailable(self.damage)

@@ -114,7 +114,7 @@ class Files:
         is_same = file.st_ino == self._noted.inode and epoch == self._noted.epoch != 0
         self.continues |= is_same
         self._note(epoch if is_same else 0)  # 0: until it has a new one, it does not continue, also for the next start
-        self._epochs.extend((_header_epoch(self._header()), epoch))
+        self._epochs.extend((_header_epoch(self.header()), epoch))
 
     def verify(self, connection: sqlite3.Connection, _: object) -> None:
         """For each new connection: one to another file would mix two databases up."""
@@ -142,7 +142,7 @@ class Files:
             return found
         if self._is_shared():
             self._found = SHARED
-        elif not self._is_ours(self._header()):
+        elif not self._is_ours(self.header()):
             self._found = OVERWRITTEN
         elif found == NO_WAL or self._own["-shm"] != self._identity("-shm"):
             self._found = found or NO_SHM
@@ -191,7 +191,7 @@ class Files:
     def _check_wal(self) -> None:
         """A -wal file that belongs to another database would be written into this one."""
         wal = self._paths["-wal"]
-        if wal.exists() and _has_others_wal(wal, self._header(), os.fstat(self._file), self._noted):
+        if wal.exists() and _has_others_wal(wal, self.header(), os.fstat(self._file), self._noted):
             raise StoreError(_others_wal(self.path))
 
     # the end
@@ -266,7 +266,8 @@ class Files:
     def _is_ours(self, header: bytes) -> bool:
         return header[:16] == _MAGIC and _header_epoch(header) in self._epochs
 
-    def _header(self) -> bytes:
+    def header(self) -> bytes:
+        """The first bytes of the database; of the file that is open, also where another one is in its place."""
         return os.pread(self._file, _HEADER_BYTES, 0)
 
     def _identity(self, name: str) -> tuple[int, int] | None:

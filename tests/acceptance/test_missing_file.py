@@ -332,6 +332,7 @@ def stop_between_transactions(bridge: Bridge) -> None:
 def test_commands_beside_do_not_make_a_bridge_unready(bridge: Bridge) -> None:
     url = f"sqlite:///{bridge.file}"
     for arguments in (["deliveries", "list"], ["keys", "list"], ["deliveries", "purge", "--yes"]):
+        assert bridge.http.get("/readyz").status_code == 200
         assert run(*arguments, FLOWBRIDGE_DATABASE_URL=url).returncode == 0
     with sqlite3.connect(bridge.file) as connection:
         connection.execute("VACUUM")

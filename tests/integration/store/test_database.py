@@ -2,6 +2,8 @@
 
 import asyncio
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -267,6 +269,19 @@ async def test_flush_does_not_wait_for_a_store_in_trouble(database: Database, mo
     monkeypatch.setattr(database, "run", asked.append)
     await database.flush()
     assert asked == []
+
+
+@only_sqlite
+async def test_look_at_the_file_leaves_sqlites_locks_alone(database: Database) -> None:
+    """Where a process closes a descriptor of the file, it loses them: then the next command that ends removes -wal."""
+    assert database.files is not None
+    await database.run(put_one("one"))
+    await database.look()
+    command = f"import sqlite3; sqlite3.connect({database.url.database!r}).execute('PRAGMA user_version').fetchall()"
+    await asyncio.to_thread(subprocess.run, [sys.executable, "-c", command], check=True, timeout=PATIENCE)
+    assert not database.files.missing()
+    await database.run(put_one("two"))
+    assert not database.missing
 
 
 # trouble that passes
