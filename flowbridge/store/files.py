@@ -171,10 +171,9 @@ class Files:
     def note_epoch(self) -> None:
         """After each commit: remember beside the database which epoch it has, when that is a new one."""
         if self._is_pending:
-            self._is_pending = False
             self._seen_version = self._ask("PRAGMA data_version")
-            epoch = self._ask("PRAGMA user_version")
-            self._note(epoch)
+            self._note(self._ask("PRAGMA user_version"))
+            self._is_pending = False
 
     def _note(self, epoch: int) -> None:
         self._noted = State(epoch, *(own[1] if (own := self._own[name]) else 0 for name in ("", "-wal")))

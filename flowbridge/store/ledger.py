@@ -210,12 +210,15 @@ def replay(
     """Queue a settled event anew, at the tail of its lane. Returns the row as it was; None when it is not settled.
 
     `by`: who wants it, for the history. `account`: send it with this account of the same user, if a user sent it.
+    Done again with the same `txn_id`, since nobody heard of the first time, it does nothing more.
     """
-    keep_ids(connection, *_settled(delivery, whose))
-    taken = delete(outbox).where(*_settled(delivery, whose)).returning(outbox)
-    row = connection.execute(taken).mappings().first()
+    settled = [*_settled(delivery, whose), outbox.c.txn_id != txn_id]
+    keep_ids(connection, *settled)
+    row = connection.execute(delete(outbox).where(*settled).returning(outbox)).mappings().first()
     if row is None:
-        return None
+        mine = select(outbox).where(outbox.c.delivery == delivery, outbox.c.txn_id == txn_id)
+        row = connection.execute(mine).mappings().first()
+        return None if row is None else dict(row)
     was = {name: row[name] for name in ("state", "txn_id", "event_id", "accepted_at") if row[name] is not None}
     now = now_ms()
     history = [*json.loads(row["history"]), {"at": now, "replayed": {"by": by, **was}}]

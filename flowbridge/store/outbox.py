@@ -132,6 +132,12 @@ def insert_rows(connection: Connection, rows: Sequence[Mapping[str, Any]]) -> se
         return refused
 
 
+def insert_one(connection: Connection, row: Mapping[str, Any]) -> bool:
+    """Append a row to PostgreSQL; False when it is there already."""
+    statement = postgresql.insert(outbox).on_conflict_do_nothing().returning(outbox.c.id)
+    return connection.scalar(statement, row) is not None
+
+
 def _insert(connection: Connection, rows: Sequence[Mapping[str, Any]]) -> None:
     if connection.dialect.name == "postgresql":
         connection.execute(postgresql.insert(outbox).on_conflict_do_nothing(), list(rows))

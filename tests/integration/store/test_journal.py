@@ -8,13 +8,24 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, select
 
-from flowbridge.store import Database, Fence, Row, StoreFull, StoreUnavailable, accounts, journal, ledger, outbox
+from flowbridge.store import (
+    Database,
+    Fence,
+    Row,
+    StoreFull,
+    StoreUnavailable,
+    StoreUnsure,
+    accounts,
+    journal,
+    ledger,
+    outbox,
+)
 from flowbridge.store.journal import Journal, Outcome, Ticket
 from flowbridge.store.tables import lanes
 from tests import patience
 from tests.integration.store import test_accounts
 from tests.integration.store.events import LANE, OTHER, claim, claim_one, event, lane, only_postgresql, put, states
-from tests.integration.store.test_database import busy, connection_lost, failing, until
+from tests.integration.store.test_database import busy, connection_lost, failing, full, until
 
 
 @pytest.fixture
@@ -250,6 +261,29 @@ async def test_repeat_after_a_lost_commit_is_the_same_event(database: Database, 
         await accepted(writer, one, plain)
     assert one.existing is None
     assert list(await database.read(states)) == ["one", "plain"]
+
+
+@only_postgresql
+@pytest.mark.parametrize("is_done", [False, True])
+async def test_acceptance_whose_commit_is_in_doubt_is_looked_for_by_the_next_try(
+    database: Database, writer: Journal, is_done: bool
+) -> None:
+    """What is there is accepted; what is not, for sure, is refused where the next commit is."""
+    again, one = keyed("again"), ticket("one")
+    await accepted(writer, keyed("before"))
+    with failing(database, "do_commit", connection_lost(database), after=is_done):
+        writer.append(again)
+        writer.append(one)
+        await asyncio.gather(again.committed, one.committed)
+    assert list(await database.read(states)) == ["before", "one"]
+    two = ticket("two")
+    with (
+        failing(database, "do_commit", connection_lost(database), full(database)),
+        pytest.raises(StoreUnavailable, match="full") as caught,
+    ):
+        await accepted(writer, two)
+    assert not isinstance(caught.value, StoreUnsure)
+    assert list(await database.read(states)) == ["before", "one"]
 
 
 # trouble

@@ -210,7 +210,8 @@ class Outbox(RuleBasedStateMachine):
         name = data.draw(st.sampled_from(sorted(self.settled)))
         lane_name, state = self.settled.pop(name)
         with self.engine.begin() as connection:
-            was = ledger.replay(connection, name, f"txn-{name}", "somebody")
+            self.number += 1
+            was = ledger.replay(connection, name, f"txn-{self.number}", "somebody")
         assert was is not None
         assert was["state"] == state
         self.lane(lane_name).queue.append(name)
