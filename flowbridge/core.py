@@ -22,6 +22,7 @@ from flowbridge.media import Media
 from flowbridge.models import Caller
 from flowbridge.names import Names
 from flowbridge.processor import BODIES_SHARE, Account
+from flowbridge.readings import Readings
 from flowbridge.replays import Replays
 from flowbridge.settings import Settings
 from flowbridge.store import Database
@@ -56,7 +57,8 @@ class Core:
         keyring = Keyring(settings, self.database)
         self.callers = Callers(settings, self.homeserver, self.tokens.identity, keyring, self.names)
         self.aliases = Aliases(self.callers, self.homeserver, self.names)
-        self.replays = Replays(self.database, self.homeserver, self.callers, self.tokens)
+        self.readings = Readings(self.database)
+        self.replays = Replays(self.readings, self.homeserver, self.callers, self.tokens)
         self.carrier = Carrier(
             self.homeserver,
             self.tokens,

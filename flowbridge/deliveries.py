@@ -12,11 +12,9 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
-from sqlalchemy import Connection
-
-from flowbridge import log, peer
+from flowbridge import log
 from flowbridge.aliases import Aliases
 from flowbridge.callers import Callers, Credential
 from flowbridge.delivery.waiting import Waiting
@@ -30,15 +28,13 @@ from flowbridge.errors import (
     Unavailable,
     WrongState,
 )
-from flowbridge.limiter import Limiter
 from flowbridge.models import ApiKey, Caller
+from flowbridge.readings import Readings
 from flowbridge.replays import Replays
 from flowbridge.store import Database, StoreUnavailable, ledger
 from flowbridge.store.errors import MISSING_RETRY_MS
 from flowbridge.store.ledger import ALL, Scope, Selection, Standing, Whose
 from flowbridge.tokens import Tokens
-
-T = TypeVar("T")
 
 STATES = ("sent", "queued", "dead")
 SPAN = 10_000  # ids that are looked at in one go: others wait for this long at most, some 10 ms
@@ -81,6 +77,7 @@ class Deliveries:
         wake: Callable[[str], None],
         amended: Callable[[dict[str, Any]], dict[str, Any]] = dict,
         waiting: Callable[[str, Standing], Waiting] | None = None,
+        readings: Readings | None = None,
     ) -> None:
         self._database = database
         self._callers = callers
@@ -91,7 +88,7 @@ class Deliveries:
         self._wake = wake
         self._amended = amended
         self._waiting = waiting
-        self._turn = Limiter("readings of the delivery log", 1, 1)
+        self._readings = readings or Readings(database)
 
     async def viewer(self, credential: Credential) -> Viewer:
         """Keys with `admin` see all in their rooms and of their event types, others what they sent.
@@ -129,7 +126,7 @@ class Deliveries:
         while True:
             started = time.monotonic()
             missing = limit + 1 - len(found)
-            rows, before = await self._read(
+            rows, before = await self._readings.read(
                 partial(ledger.page, selection=selection, limit=missing, before=before, span=span)
             )
             found += [
@@ -146,9 +143,7 @@ class Deliveries:
     async def get(self, viewer: Viewer, delivery: str) -> dict[str, Any]:
         """All that is known of a delivery. Raises NotFound, also for somebody else's."""
         work = partial(ledger.get, delivery=_named(delivery), whose=viewer.whose)
-        row = await self._read(work)
-        if row is None:  # the writer may be about to write it: a 200 does not wait for the disk
-            row = await self._database.run(work)
+        row = await self._readings.find(work)
         if row is None:
             raise _unknown()
         row = self._amended(row)
@@ -162,7 +157,7 @@ class Deliveries:
         """What a queued delivery waits for, and until when; None for any other."""
         if row["state"] != "queued" or self._waiting is None:
             return None
-        standing = await self._read(partial(ledger.standing, delivery=row["delivery"]))
+        standing = await self._readings.read(partial(ledger.standing, delivery=row["delivery"]))
         return None if standing is None else self._waiting(row["account"], standing)
 
     async def replay(self, viewer: Viewer, delivery: str, *, overwrite: bool = False) -> None:
@@ -231,15 +226,10 @@ class Deliveries:
 
     async def _row(self, viewer: Viewer, delivery: str) -> dict[str, Any]:
         """The delivery as it is in the store. Raises NotFound, also for what the viewer may not see."""
-        row = await self._database.run(partial(ledger.get, delivery=_named(delivery), whose=viewer.whose))
+        row = await self._readings.find(partial(ledger.get, delivery=_named(delivery), whose=viewer.whose))
         if row is None:
             raise _unknown()
         return row
-
-    async def _read(self, work: Callable[[Connection], T]) -> T:
-        """One reading at a time and each in its turn: others have to read the store, too."""
-        async with self._turn.turn(peer.who() or "here"):
-            return await self._database.read(work)
 
 
 def _is_others(key: ApiKey, row: Mapping[str, Any]) -> bool:

@@ -9,7 +9,8 @@ from flowbridge.callers import Callers
 from flowbridge.errors import BadGateway, Errcode, GatewayTimeout, MatrixError, Unavailable, WrongState
 from flowbridge.homeserver import Homeserver, verdict
 from flowbridge.models import Caller
-from flowbridge.store import Database, ledger
+from flowbridge.readings import Readings
+from flowbridge.store import ledger
 from flowbridge.tokens import Tokens
 
 Row = Mapping[str, Any]  # of the outbox
@@ -20,8 +21,8 @@ _HINT = "add ?overwrite=true to send it all the same"
 class Replays:
     """Compares a settled state event with what its room holds now."""
 
-    def __init__(self, database: Database, homeserver: Homeserver, callers: Callers, tokens: Tokens) -> None:
-        self._database = database
+    def __init__(self, readings: Readings, homeserver: Homeserver, callers: Callers, tokens: Tokens) -> None:
+        self._readings = readings
         self._homeserver = homeserver
         self._callers = callers
         self._tokens = tokens
@@ -33,7 +34,7 @@ class Replays:
         Unavailable while the homeserver cannot be asked. `caller`: whose token to ask with; else that of the account
         that sent the event, or the bot's. What is set between this look and the replay is overwritten all the same.
         """
-        if newer := await self._database.run(partial(ledger.queued_behind, row=row)):
+        if newer := await self._readings.read(partial(ledger.queued_behind, row=row)):
             raise WrongState(
                 f"a newer {row['event_type']} is queued for this room, as {newer}, and a replay would overwrite it; "
                 f"{_HINT}"

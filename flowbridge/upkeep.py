@@ -99,6 +99,7 @@ class Upkeep:
     async def _forget_idle(self) -> float:
         before = outbox.now_ms() - int(KEEP_SECONDS * 1000)
         await self._repeat(lambda: self._database.run(outbox.forget_idle_lanes, alone=True))
+        await self._repeat(lambda: self._database.run(outbox.forget_ids))
         await self._database.run(lambda connection: accounts.drop_idle_tokens(connection, before))
         await self._database.run(partial(_forget_unseen, seen_before=outbox.now_ms() - int(names.KEEP_SECONDS * 1000)))
         return IDLE_SECONDS

@@ -90,7 +90,7 @@ def friend(make_account: MakeAccount) -> Account:
 def empty_url(kept_url: str) -> str:
     """The URL of a database with nothing in its tables. The test runs on each engine."""
     database = Database(kept_url)
-    database.open(shared=True)
+    database.open(shared=True, make=True)
     with database.engine.begin() as connection:
         for table in reversed(metadata.sorted_tables):
             connection.execute(table.delete())

@@ -20,6 +20,7 @@ class Cable:
         self._ends: set[_End] = set()
         self.frozen = False
         self.deaf = False
+        self.deaf_from: tuple[bytes, bytes] | None = None
 
     @classmethod
     def to(cls, database_url: str) -> "Cable":
@@ -69,8 +70,12 @@ class Cable:
         """Requests arrive, but no answers: a commit is made, and nobody hears of it. Ends with `cut` and `hear`."""
         self.deaf = True
 
+    def deafen_from(self, request: bytes, after: bytes) -> None:
+        """The same, from the next such request on that comes after such another one on its connection."""
+        self.deaf_from = request, after
+
     def hear(self) -> None:
-        self.deaf = False
+        self.deaf, self.deaf_from = False, None
 
     async def connect(self, near: "_Near") -> "_Far":
         loop = asyncio.get_running_loop()
@@ -116,6 +121,7 @@ class _Near(_End):
     def __init__(self, cable: Cable) -> None:
         super().__init__(cable)
         self._early = b""
+        self._came_after = False
         self._connecting: asyncio.Task[None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -123,6 +129,12 @@ class _Near(_End):
         self._connecting = asyncio.get_running_loop().create_task(self._connect())
 
     def data_received(self, data: bytes) -> None:
+        if self._cable.deaf_from is not None:
+            request, after = self._cable.deaf_from
+            self._came_after = self._came_after or after in data
+            if request in data:
+                self._cable.deaf = self._cable.deaf or self._came_after
+                self._came_after = False
         if self.other is None:
             self._early += data
         else:

@@ -11,7 +11,10 @@ SHOWN = 5  # offenders of each kind that a summary names
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """An event that the bridge took on: `status` 200 or 202; `event_id` where the answer named one."""
+    """An event that the bridge took on: `status` 200 or 202; `event_id` where the answer named one.
+
+    Also, with `status` 503, one that it did not take, and that nobody sent again.
+    """
 
     room: str
     n: int
@@ -19,6 +22,10 @@ class Accepted:
     event_id: str | None = None
     at: float = 0.0
     ms: float = 0.0
+
+    @property
+    def is_promised(self) -> bool:
+        return self.status < 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +41,10 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """`untrue`: a 200 named an event id that is not the event's. `rate`: events a second that reached their rooms."""
+    """`untrue`: a 200 named an event id that is not the event's, or what is there was answered 503.
+
+    `rate`: events a second that reached their rooms.
+    """
 
     accepted: int
     seen: int
@@ -62,14 +72,15 @@ class Verdict:
             _line("lost", self.lost),
             _line("doubled", self.doubled),
             _line("out of order", disorder),
-            _line("untrue 200", self.untrue),
+            _line("untrue", self.untrue),
         ]
         return "\n".join(lines)
 
 
 def judge(accepted: Iterable[Accepted], seen: Iterable[Seen]) -> Verdict:
     """Events that were never answered may be there or not, but not twice; order is asked of the accepted ones."""
-    promised = {(one.room, one.n): one for one in accepted}
+    answered = {(one.room, one.n): one for one in accepted}
+    promised = {key: one for key, one in answered.items() if one.is_promised}
     copies: dict[tuple[str, int], list[Seen]] = {}
     for one in seen:
         copies.setdefault((one.room, one.n), []).append(one)
@@ -82,9 +93,9 @@ def judge(accepted: Iterable[Accepted], seen: Iterable[Seen]) -> Verdict:
         doubled=tuple(_copies(found) for found in copies.values() for _ in found[1:]),
         out_of_order=_disorder(found[0] for key, found in copies.items() if key in promised),
         untrue=tuple(
-            f"{_name(one)} is not {one.event_id}"
-            for key, one in promised.items()
-            if one.event_id and key in copies and one.event_id not in {copy.event_id for copy in copies[key]}
+            f"{_name(one)} is not {one.event_id}" if one.is_promised else f"{_name(one)} was answered {one.status}"
+            for key, one in answered.items()
+            if key in copies and not _is_true(one, copies[key])
         ),
         rate=len(times) / span if times and (span := max(times) - min(times)) else 0.0,
     )
@@ -110,6 +121,11 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
         for line in file:
             if line.endswith(b"\n"):
                 yield json.loads(line)
+
+
+def _is_true(one: Accepted, copies: list[Seen]) -> bool:
+    """What was said of an event that is in its room."""
+    return one.is_promised and (one.event_id is None or one.event_id in {copy.event_id for copy in copies})
 
 
 def _name(one: Accepted | Seen) -> str:

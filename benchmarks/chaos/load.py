@@ -31,7 +31,8 @@ REPEATED = frozenset({408, 425, 429})  # and every 5xx: anything else is the bri
 class Plan:
     """What to send. `rate`: events/s in all, 0 for as fast as the answers come.
 
-    `fire`: further rooms whose events have no key and are never repeated: what has no answer may be there or not.
+    `fire`: further rooms whose events have no key and are never repeated: what has no answer may be there or not, what
+    has a 503 must not.
     `states`: further rooms that get state events. `matrix`: further rooms that a Matrix client sends to, by PUT and
     transaction id. `headers`: who calls; the rooms take turns. `real`: ids of rooms that
     there are; else names are made up.
@@ -106,11 +107,15 @@ class Load:
         return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else 0.0
 
     def accept(self, room: str, n: int, answer: Answer, ms: float) -> None:
+        self.note(room, n, answer, ms)
+        self.accepted += 1
+        self.milliseconds.append(ms)
+
+    def note(self, room: str, n: int, answer: Answer, ms: float) -> None:
+        """For the judgement."""
         event_id = answer.json().get("event_id") if answer.status == 200 else None
         line = {"room": room, "n": n, "status": answer.status, "event_id": event_id, "at": time.time(), "ms": ms}
         self.log.write(json.dumps(line).encode() + b"\n")
-        self.accepted += 1
-        self.milliseconds.append(ms)
 
 
 class _Sender:
@@ -195,6 +200,8 @@ class _Sender:
         if answer.status < 500 and answer.status not in REPEATED:
             self._load.refused[f"{answer.status} {answer.body[:120].decode(errors='replace')}"] += 1
             return True
+        if answer.status == 503 and self._kind == "fire":
+            self._load.note(self._room, n, answer, (time.monotonic() - began) * 1000)
         self._load.under_way[f"{self._room}#{n}"] = f"{answer.status} {answer.body[:120].decode(errors='replace')}"
         self._at = (self._at + 1) % len(self._clients)
         await asyncio.sleep(_pause(answer))

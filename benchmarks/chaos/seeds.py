@@ -182,6 +182,11 @@ def one_token() -> None:
     _wrap("flowbridge.delivery.carrier.Carrier.carry", carry)
 
 
+def sure_503() -> None:
+    """503 for what the store may have taken"""
+    _wrap("flowbridge.store.database._may_be_done", lambda *_: False)
+
+
 SEEDS = {
     "early-202": Seed(early_202, "sqlite", ("lost",), SQLITE),
     "new-txn-id": Seed(new_txn_id, "sqlite", ("doubled",), SQLITE),
@@ -191,6 +196,12 @@ SEEDS = {
     "by-timestamp": Seed(by_timestamp, "replicas", ("out of order",), BACKLOG),
     "key-as-txn-id": Seed(key_as_txn_id, "sqlite", ("lost", "untrue"), SQLITE),
     "proxy-404": Seed(proxy_404, "proxy", ("lost",), {"seconds": 6.0, "patience": 15.0}),
+    "sure-503": Seed(
+        sure_503,
+        "network",
+        ("untrue",),
+        {"seconds": 60.0, "every": 1.0, "rooms": 4, "fire": 32, "states": 0, "matrix": 0},
+    ),
     "one-token": Seed(one_token, "renewal", ("doubled",), {"seconds": 20.0, "patience": 20.0}),
     "blind-trust": Seed(blind_trust, "memory", ("doubled",), {"remember": 8.0}),
 }

@@ -116,7 +116,7 @@ class Stage:
     async def drain(self) -> float:
         """Wait until everything accepted is seen, or nothing comes any more; the seconds until the last event."""
         began = last = time.monotonic()
-        promised = {(one.room, one.n) for one in read_accepted(self.accepted_log)}
+        promised = {(one.room, one.n) for one in read_accepted(self.accepted_log) if one.is_promised}
         tail = _Tail(self.upstream.log)
         watch = asyncio.ensure_future(self.monkey.watch())
         try:

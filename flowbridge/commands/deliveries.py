@@ -69,7 +69,7 @@ def choose(
 def show_all(settings: Settings, selection: Selection, limit: int, *, as_json: bool) -> int:
     """Print deliveries, the newest first; returns the exit code."""
     with (
-        opened(settings, make=False) as database,
+        opened(settings) as database,
         database.engine.connect().execution_options(reads=True) as connection,
     ):
         rows, _ = ledger.page(connection, selection, limit)
@@ -89,7 +89,7 @@ def show_all(settings: Settings, selection: Selection, limit: int, *, as_json: b
 def show(settings: Settings, delivery: str, *, as_json: bool) -> int:
     """Print all about a delivery; returns the exit code: 1 when there is none of this name."""
     with (
-        opened(settings, make=False) as database,
+        opened(settings) as database,
         database.engine.connect().execution_options(reads=True) as connection,
     ):
         row = ledger.get(connection, _sayable(delivery))
@@ -108,7 +108,7 @@ def replay(settings: Settings, deliveries: Sequence[str], *, overwrite: bool = F
     A state event that would overwrite what was set since is asked about, or refused where nobody can be asked.
     """
     failed = False
-    with opened(settings, make=False) as database:
+    with opened(settings) as database:
         for delivery in map(_sayable, deliveries):
             row = _read(database, partial(ledger.get, delivery=delivery))
             if row is None:
@@ -131,7 +131,7 @@ def replay_dead(settings: Settings, selection: Selection, *, overwrite: bool = F
 
     State events that would overwrite what was set since stay as they are, unless `overwrite`: then it is 1.
     """
-    with opened(settings, make=False) as database:
+    with opened(settings) as database:
         total, newest = _read(database, partial(ledger.extent, selection=selection))
         skipped = {} if overwrite else _overwritten_by(settings, database, selection, newest)
         queued, after = 0, 0
@@ -153,7 +153,7 @@ def purge(settings: Settings, wanted: Sequence[str], older_than: str, *, yes: bo
     if "queued" in chosen:
         raise Usage("--state: only what is sent or dead can be purged so; --queued is for what is queued")
     before = _ago(older_than or "0s", "--older-than", ages_only=True)
-    with opened(settings, make=False) as database:
+    with opened(settings) as database:
         with database.engine.connect().execution_options(reads=True) as connection:
             counts = ledger.settled(connection, before)
         total = sum(counts.get(state, 0) for state in chosen)
@@ -183,7 +183,7 @@ def purge_queued(
         raise Usage(f"--user: {_printable(_sayable(user))[:80]!r} is not a user id, which begins with '@'")
     whose = Whose(_sayable(user) or None, _sayable(key) or None)
     selection = replace(choose(state=["queued"], room=room), whose=whose)
-    with opened(settings, make=False) as database:
+    with opened(settings) as database:
         with database.engine.connect().execution_options(reads=True) as connection:
             total, newest = ledger.extent(connection, selection)
             counts = ledger.queued_of(connection, selection)

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import time
 from collections.abc import Iterator
 from email.utils import parsedate_to_datetime
@@ -15,7 +16,7 @@ from flowbridge.errors import MatrixError
 from flowbridge.homeserver import AddressError, AddressUnknown
 from flowbridge.homeserver.wire import Answer
 from flowbridge.settings import Settings, SettingsError
-from flowbridge.store import StoreError, accounts, keys, outbox
+from flowbridge.store import StoreAbsent, StoreError, accounts, keys, outbox
 from flowbridge.store.engine import name, reason
 from flowbridge.tokens import cipher
 
@@ -68,6 +69,11 @@ def _store(core: Core) -> Finding:
         with core.database.engine.connect().execution_options(reads=True) as connection:
             queued = sum(number for number, _ in outbox.queued(connection).values())
             dead = outbox.dead(connection)
+    except StoreAbsent as error:
+        file = core.settings.database_file
+        if file is not None and not os.access(file.absolute().parent, os.W_OK | os.X_OK):
+            return Finding("store", False, f"FLOWBRIDGE_DATABASE_URL: {file} is not there, and cannot be made")
+        return Finding("store", None, f"FLOWBRIDGE_DATABASE_URL: {error}")  # yet
     except StoreError as error:
         return Finding("store", False, f"FLOWBRIDGE_DATABASE_URL: {error}")
     except SettingsError as error:

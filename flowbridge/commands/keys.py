@@ -47,7 +47,7 @@ def create(
 
 def show(settings: Settings) -> int:
     """Print all keys, the oldest first, without their secrets; returns the exit code."""
-    with opened(settings, make=True) as database, database.engine.connect().execution_options(reads=True) as connection:
+    with opened(settings) as database, database.engine.connect().execution_options(reads=True) as connection:
         found = keys.every(connection)
     rows = [("ID", "NAME", "CREATED", "LAST USED", "REVOKED", "SCOPES")]
     for entry in found:
@@ -66,7 +66,7 @@ def revoke(settings: Settings, id_: str) -> int:
         return _fail("this is a key, not the id of one: `flowbridge keys list` shows the ids", FAILED)
     revoked_at = None
     if id_.isprintable():
-        with opened(settings, make=True) as database, database.engine.begin() as connection:
+        with opened(settings) as database, database.engine.begin() as connection:
             revoked_at = keys.revoke(connection, id_)
     if revoked_at is None:
         return _fail(f"there is no key {id_!r}: `flowbridge keys list` shows the ids", FAILED)

@@ -12,14 +12,11 @@ from flowbridge.store.engine import name, reason
 
 
 @contextlib.contextmanager
-def opened(settings: Settings, *, make: bool) -> Iterator[Database]:
+def opened(settings: Settings, *, make: bool = False) -> Iterator[Database]:
     """The store. `make`: also when there is none yet. Raises StoreError."""
     log.setup(settings.log_format, "warning")
-    file = settings.database_file
-    if not make and file is not None and not file.exists():
-        raise StoreError(f"there is no file {file}: the commands and `serve` have to be run with the same setting")
     database = Database(settings.database_url.get_secret_value())
-    database.open(shared=True)
+    database.open(shared=True, make=make)
     try:
         yield database
     except SQLAlchemyError as error:

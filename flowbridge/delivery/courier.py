@@ -18,7 +18,7 @@ from flowbridge.delivery.lane import Lane, LeaseLost, Shared
 from flowbridge.delivery.suspects import Suspects
 from flowbridge.delivery.tickets import Tickets
 from flowbridge.homeserver.verdict import Verdict
-from flowbridge.store import Database, Fence, Row, StoreFull, abandoned, outbox
+from flowbridge.store import Database, Fence, Row, StoreFull, StoreUnsure, abandoned, outbox
 from flowbridge.store.engine import reason
 from flowbridge.store.journal import Journal, Outcome, Ticket
 from flowbridge.store.outbox import ASKED, BATCH, Claim
@@ -342,6 +342,8 @@ class Courier:
             return  # it is in the room, or may be: who waits hears of that
         ticket.withdrawn = True
         self._stock.remove(ticket)
+        if lane is not None and isinstance(error, StoreUnsure):
+            lane.look()  # it may be in the store: then it is sent from there
         if ticket.settled.done():
             return
         if error is None:

@@ -16,7 +16,6 @@ from typing import Any
 
 from flowbridge import log, metrics
 from flowbridge.delivery.carrier import Carrier
-from flowbridge.delivery.look import CLOCK_SKEW_MS
 from flowbridge.delivery.suspects import Suspects, Suspicion, is_failure, must_be_looked_for
 from flowbridge.delivery.tickets import Tickets
 from flowbridge.errors import GatewayTimeout, HomeserverError
@@ -25,7 +24,7 @@ from flowbridge.store import Database, Row, outbox
 from flowbridge.store.engine import reason
 from flowbridge.store.errors import StoreFull
 from flowbridge.store.journal import Journal, Outcome, Ticket
-from flowbridge.store.outbox import Claim
+from flowbridge.store.outbox import CLOCK_SKEW_MS, Claim
 from flowbridge.store.stock import Stock
 
 DAY_SECONDS = 86_400.0

@@ -14,8 +14,8 @@ from flowbridge.errors import HomeserverError
 from flowbridge.homeserver import Homeserver
 from flowbridge.homeserver.client import REDACTION
 from flowbridge.store import Database, Row, outbox
+from flowbridge.store.outbox import CLOCK_SKEW_MS
 
-CLOCK_SKEW_MS = 60_000
 PAGE = 100
 PEEK = 10  # events whose time is asked for behind an empty page
 MAX_PLACES = 1_000  # looks that did not come to an end

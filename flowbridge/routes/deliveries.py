@@ -38,6 +38,7 @@ class Log:
             wake=courier.wake,
             amended=core.journal.amended,
             waiting=partial(waiting, core.carrier),
+            readings=core.readings,
         )
 
     async def index(self, request: Request) -> Response:

@@ -1,9 +1,8 @@
 """Whether an SQLite file is malformed: what is written to such a file may be lost, and nobody would hear of it."""
 
 import sqlite3
-from pathlib import Path
 
-from sqlalchemy import URL, Connection
+from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
 from flowbridge.store import outbox
@@ -21,14 +20,9 @@ def named(error: BaseException) -> str:
     return ""
 
 
-def of_head(url: URL) -> str:
-    """What is wrong with the first bytes of the file; an empty string when they are right, or there is no file."""
-    try:
-        with Path(str(url.database)).open("rb") as file:
-            head = file.read(len(MAGIC))
-    except OSError:
-        return ""
-    return "" if head in (MAGIC, b"") else "the file is not a database any more"
+def of_head(head: bytes) -> str:
+    """What is wrong with the first bytes of a file; an empty string when they are right, or there are none."""
+    return "" if head[: len(MAGIC)] in (MAGIC, b"") else "the file is not a database any more"
 
 
 def of_all(connection: Connection) -> str:

@@ -24,7 +24,7 @@ from flowbridge import log, metrics
 from flowbridge.store import damage
 from flowbridge.store.continuity import is_continued, resume
 from flowbridge.store.engine import connect, is_sqlite, name, own, parse, reason, told
-from flowbridge.store.errors import StoreError, StoreFull, StoreUnavailable
+from flowbridge.store.errors import StoreError, StoreFull, StoreUnavailable, StoreUnsure
 from flowbridge.store.files import LOOK_SECONDS, Files
 
 T = TypeVar("T")
@@ -41,7 +41,13 @@ class _Job(Generic[T]):
     future: "asyncio.Future[T]"
     alone: bool = False
     undo: Callable[[Connection, str], None] | None = None
+    found_nothing: Callable[[], bool] | None = None
     result: T | None = None
+    is_at_commit: bool = False  # the last run has come so far
+    is_doubtful: bool = False  # it may be committed: that was begun, and nobody said how it ended
+
+    def failed(self, error: Exception) -> None:
+        self.is_doubtful = self.is_doubtful or (self.is_at_commit and _may_be_done(error))
 
 
 class Database:
@@ -66,17 +72,18 @@ class Database:
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="flowbridge-read")
         self._loop: asyncio.AbstractEventLoop | None = None
 
-    def open(self, *, shared: bool = False) -> None:
+    def open(self, *, shared: bool = False, make: bool = False) -> None:
         """Open it and bring its schema up to date. Raises StoreError: one line.
 
-        `shared`: beside a server that may be running on the same SQLite file, for a command that is soon done.
+        `shared`: beside a server that may be running on the same SQLite file, for a command that is soon done. Then
+        StoreAbsent where there is none, unless it is to `make` it: never where a server has one still.
         """
         if self.is_open:
             return
         if self.is_sqlite and not shared:
             self.files = own(self.url)
         try:
-            self.engine = connect(self.url, shared=shared)
+            self.engine = connect(self.url, shared=shared, make=make or not shared)
             if not shared:
                 if self.is_sqlite:
                     self._check_all()
@@ -139,8 +146,12 @@ class Database:
         always: bool = False,
         alone: bool = False,
         undo: Callable[[Connection, str], None] | None = None,
+        found_nothing: Callable[[], bool] | None = None,
     ) -> "asyncio.Future[T]":
         """Queue some work; the future is done when its commit is. Work may run more than once before it succeeds.
+
+        Also when it was committed, and the answer to that got lost: then it has to see what it has done.
+        `found_nothing`: tells that the run that has just ended has seen that nothing of an earlier one is there.
 
         `undo`: takes back what must not be promised, when the database's file proves to have been missing (and why)
         once that was committed.
@@ -148,7 +159,8 @@ class Database:
         `alone`: it locks several rows that other replicas lock, too. It does so in one order; with more work in the
         same transaction there would be none.
 
-        Raises StoreFull, unless it is to be done `always`; the future raises StoreUnavailable.
+        Raises StoreFull, unless it is to be done `always`; the future raises StoreUnavailable, and StoreUnsure where it
+        may be done all the same.
         """
         assert self._loop is not None
         if self._jobs.qsize() >= MAX_WAITING and not always:
@@ -156,15 +168,17 @@ class Database:
         future: asyncio.Future[T] = self._loop.create_future()
         if not lingers:
             self._hurry.set()
-        self._jobs.put(_Job(work, future, alone, undo))
+        self._jobs.put(_Job(work, future, alone, undo, found_nothing))
         return future
 
     async def look(self) -> None:
         """Look whether an SQLite file is still whole, as far as that is quickly seen. Raises StoreUnavailable."""
         if not self.is_sqlite:
             return
-        if head := damage.of_head(self.url):
-            self._is_damaged(head)
+        if self.files is not None:
+            with contextlib.suppress(OSError):  # what follows tells that, too
+                if why := damage.of_head(self.files.header()):
+                    self._is_damaged(why)
         await self.read(lambda connection: connection.exec_driver_sql("SELECT max(id) FROM outbox").scalar())
         if self.damage:
             raise StoreUnavailable(self.damage)
@@ -248,24 +262,39 @@ class Database:
         started = time.perf_counter()
         if self.files is not None and self.files.is_shared:
             raise StoreUnavailable(self.missing)
+        for job in group:
+            job.is_at_commit = False
         with self.engine.begin() as connection:
             for job in group:
                 job.result = job.work(connection)
+                if job.found_nothing is not None and job.found_nothing():
+                    job.is_doubtful = False
+            for job in group:
+                job.is_at_commit = True
         metrics.commit_seconds.observe(time.perf_counter() - started)
         self.trouble = ""
-        if self.files is not None:
-            self.files.note_epoch()
-            self._is_missing(self.files, self.files.missing())
-            if self.missing:
-                self._undo([job.undo for job in group if job.undo is not None])
+        unsure = self._look_after(self.files, group) if self.files is not None else ""
+        if unsure:  # it is done, and must not be done again
+            self._tell(partial(_failed, StoreUnsure(unsure)), [job for job in group if job.undo is not None])
+            group = [job for job in group if job.undo is None]
         self._tell(_succeeded, group)
 
-    def _undo(self, all_: Sequence[Callable[[Connection, str], None]]) -> None:
-        """It is committed, but nobody has heard of it yet."""
+    def _look_after(self, files: Files, group: Sequence[_Job[Any]]) -> str:
+        """It is committed, but nobody has heard of it yet. Returns why what should be taken back could not be."""
+        try:
+            files.note_epoch()
+        except Exception as error:  # after the next commit, then
+            log.warning("store_not_looked_at", error=error)
+        self._is_missing(files, files.missing())
+        all_ = [job.undo for job in group if job.undo is not None] if self.missing else []
         if all_:
-            with self.engine.begin() as connection:
-                for undo in all_:
-                    undo(connection, self.missing)
+            try:
+                with self.engine.begin() as connection:
+                    for undo in all_:
+                        undo(connection, self.missing)
+            except Exception as error:
+                return f"{self.missing}, and it cannot be taken back: {reason(error)}"
+        return ""
 
     def _is_missing(self, files: Files, missing: str) -> None:
         if missing != self.missing:
@@ -298,13 +327,15 @@ class Database:
         for job in group:
             trouble = self._insist(job, error, deadline)
             if trouble is not None:
-                away = StoreUnavailable(f"the store cannot be written: {reason(trouble)}")
+                why = f"the store cannot be written: {reason(trouble)}"
+                away = StoreUnsure(why) if job.is_doubtful else StoreUnavailable(why)
                 self._tell(partial(_failed, away), [job])
 
     def _insist(self, job: _Job[Any], error: Exception, deadline: float) -> Exception | None:
         """Run one job, again and again as long as what is wrong may pass; returns what was wrong to the last."""
         pause = 0.05
         while True:
+            job.failed(error)
             metrics.commit_failures.inc()
             if not self.trouble:
                 log.warning("store_refused", error=reason(error))
@@ -315,6 +346,7 @@ class Database:
                 if self.is_sqlite and (why := damage.named(again)):
                     self._is_damaged(why)
                 if not _passes(again) or time.monotonic() > deadline:
+                    job.failed(again)
                     return again
                 error = again
             else:
@@ -344,6 +376,15 @@ def _failed(reason: Exception, group: Sequence[_Job[Any]]) -> None:
     for job in group:
         if not job.future.done():
             job.future.set_exception(reason)
+
+
+def _may_be_done(error: Exception) -> bool:
+    """Whether a commit that ended so may be one all the same."""
+    if not isinstance(error, DBAPIError) or error.connection_invalidated:
+        return True
+    if isinstance(error.orig, sqlite3.Error):  # a full disk takes no last page, without which the others are nothing
+        return not any(words in str(error.orig) for words in ("full", "locked"))
+    return getattr(error.orig, "sqlstate", None) is None  # what PostgreSQL itself says of it is true
 
 
 def _passes(error: Exception) -> bool:

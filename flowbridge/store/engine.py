@@ -1,7 +1,6 @@
 """The engine: what a database URL means, and opening the database that it names."""
 
 import contextlib
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -73,20 +72,23 @@ def is_sqlite(url: URL) -> bool:
     return url.drivername == "sqlite"
 
 
-def connect(url: URL, *, shared: bool = False) -> Engine:
-    """Open a database whose schema is up to date by then. Raises StoreError: one line.
+def connect(url: URL, *, shared: bool = False, make: bool = True) -> Engine:
+    """Open a database whose schema is up to date by then. Raises StoreError: one line; StoreAbsent.
 
     A PostgreSQL that does not answer is waited for, though not with `shared`: a command rather says so at once.
+    `make`: with `shared`, also where there is none yet.
     """
     with told(url):
-        engine = create_engine(url, **(_sqlite(url) if is_sqlite(url) else _postgres(url)))
+        if is_sqlite(url) and shared and make:
+            files.make_beside(Path(str(url.database)))
+        engine = create_engine(url, **(_sqlite(url, shared=shared) if is_sqlite(url) else _postgres(url)))
     event.listen(engine, "connect", _set_pragmas if is_sqlite(url) else _set_session)
     if is_sqlite(url):
         event.listen(engine, "begin", _begin)
     try:
         with told(url):
             _wait(engine, LOCKED_SECONDS if is_sqlite(url) else 0.0 if shared else WAIT_SECONDS)
-            migrations.upgrade(engine, name(url), shared=shared)
+            migrations.upgrade(engine, name(url), shared=shared, make=make)
             if is_sqlite(url) and not shared:
                 with engine.begin() as connection:  # a file that may only be read is told now, not with an event
                     connection.exec_driver_sql("DELETE FROM outbox WHERE 0")
@@ -101,20 +103,17 @@ def own(url: URL) -> Files:
 
     A second process fails loudly at its start, not by a race later.
     """
-    import fcntl
-
     path = Path(str(url.database)).resolve()
     with told(url):
-        held = os.fdopen(os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT, 0o600), "rb")
-    try:
         try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held = files.take_lock(Path(f"{path}.lock"), files.LOCK_SECONDS)
         except BlockingIOError:
             raise StoreError(
                 f"{name(url)} is in use by another flowbridge: several share one PostgreSQL, not a file"
             ) from None
+    try:
         with told(url):
-            _make(url)
+            files.make(path)
             return Files(str(url.database), held)
     except BaseException:
         held.close()
@@ -151,15 +150,13 @@ def told(url: URL) -> Iterator[None]:
         raise StoreError(f"cannot open {name(url)}: {error.strerror or error}") from None
 
 
-def _make(url: URL) -> None:
-    # Made here, and closed to others: SQLite gives -wal and -shm the same mode.
-    with contextlib.suppress(FileExistsError):
-        os.close(os.open(str(url.database), os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+def _sqlite(url: URL, *, shared: bool) -> dict[str, Any]:
+    def creator() -> Any:
+        if shared:  # each time: the file may be another one by then
+            files.check(Path(str(url.database)))
+        return files.connect(str(url.database), BUSY_MS / 1000)
 
-
-def _sqlite(url: URL) -> dict[str, Any]:
-    _make(url)
-    return {"creator": lambda: files.connect(str(url.database), BUSY_MS / 1000)}
+    return {"creator": creator}
 
 
 def _postgres(url: URL) -> dict[str, Any]:

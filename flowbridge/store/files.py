@@ -18,10 +18,13 @@ from typing import IO
 from sqlalchemy import Connection
 
 from flowbridge import log
-from flowbridge.store.errors import StoreError
+from flowbridge.store.errors import StoreAbsent, StoreError
 
 LOOK_SECONDS = 2.0  # between two looks at everything; what a commit went into is looked at after each
 MAX_EPOCHS = 5_000  # a checkpoint, which brings the epoch into the file itself, comes after 1,000 pages at the latest
+
+LOCK_SECONDS = 1.0  # for which the lock is waited for: commands have it for a moment
+AGAIN_SECONDS = 0.02
 
 _MAGIC = b"SQLite format 3\0"
 _HEADER_BYTES = 100  # https://www.sqlite.org/fileformat.html#the_database_header
@@ -46,6 +49,13 @@ _HINTS = {
     SHARED: "the lock file beside it was removed, which must not be done: nothing more is accepted or sent here. "
     "Stop this flowbridge",
 }
+
+
+_kept: dict[tuple[int, int], int] = {}  # files that commands have looked at: no other can be what is named by these
+
+_REMOVED = "{0} was removed or moved, and a flowbridge that runs has it open still: stop that, which puts it back"
+
+_LEFT = "{0} is gone, and what was written last is in {0}-wal: put that file back, or a backup and no -wal"
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +92,7 @@ class Files:
         self._found = ""  # by the last look at everything
         self._own: dict[str, tuple[int, int] | None] = {}
         self.is_shared = False  # with another process, for which no mending is known
-        self._noted = self._read_state()
+        self._noted = _read_state(self._lock)
         is_new = os.fstat(self._file).st_size == 0
         self.continues = is_new  # the database is the one that was here before, with all that was written to it
         try:
@@ -92,7 +102,7 @@ class Files:
             raise
 
     def begin(self) -> None:
-        """The database is open. From here on its files have to stay."""
+        """The database is open. From here on its files have to stay, and commands are told which they are."""
         # One connection that stays: SQLite itself removes the -wal file when the last one is closed.
         self._anchor = sqlite3.connect(_uri(self.path), uri=True, check_same_thread=False, isolation_level=None)
         epoch = self._ask("PRAGMA user_version")
@@ -101,9 +111,10 @@ class Files:
         file = os.fstat(self._file)
         if self._own[""] != _identity(file):
             raise StoreError(f"{self.path} was replaced while it was opened")
-        is_same_place = file.st_ino == self._noted.inode and self._is_written_at(self._noted.at)
-        self.continues |= is_same_place and epoch == self._noted.epoch != 0
-        self._epochs.extend((_header_epoch(self._header()), epoch))
+        is_same = file.st_ino == self._noted.inode and epoch == self._noted.epoch != 0
+        self.continues |= is_same
+        self._note(epoch if is_same else 0)  # 0: until it has a new one, it does not continue, also for the next start
+        self._epochs.extend((_header_epoch(self.header()), epoch))
 
     def verify(self, connection: sqlite3.Connection, _: object) -> None:
         """For each new connection: one to another file would mix two databases up."""
@@ -126,10 +137,12 @@ class Files:
         """The same of everything, and what can be mended is."""
         self._found = ""
         if (found := self.missing()) in (REMOVED, REPLACED):
+            with contextlib.suppress(OSError):  # its folder is gone, too
+                self._keep_lock()  # else its place would seem to be nobody's
             return found
         if self._is_shared():
             self._found = SHARED
-        elif not self._is_ours(self._header()):
+        elif not self._is_ours(self.header()):
             self._found = OVERWRITTEN
         elif found == NO_WAL or self._own["-shm"] != self._identity("-shm"):
             self._found = found or NO_SHM
@@ -158,43 +171,27 @@ class Files:
     def note_epoch(self) -> None:
         """After each commit: remember beside the database which epoch it has, when that is a new one."""
         if self._is_pending:
-            self._is_pending = False
             self._seen_version = self._ask("PRAGMA data_version")
-            epoch = self._ask("PRAGMA user_version")
-            self._noted = State(epoch, *(own[1] if (own := self._own[name]) else 0 for name in ("", "-wal")))
-            self._write_state()
+            self._note(self._ask("PRAGMA user_version"))
+            self._is_pending = False
 
-    def _read_state(self) -> State:
-        try:
-            return State(**json.loads(os.pread(self._lock.fileno(), _STATE_BYTES, 0)))
-        except (ValueError, TypeError):
-            return State()  # a new one, or an older version's
+    def _note(self, epoch: int) -> None:
+        self._noted = State(epoch, *(own[1] if (own := self._own[name]) else 0 for name in ("", "-wal")))
+        self._write_state()
 
     def _write_state(self) -> None:
         with contextlib.suppress(OSError):  # then the next start looks for what is queued in its rooms
             for _ in range(5):  # the process may stand still between the time and the writing
                 self._noted = replace(self._noted, at=time.time_ns())
                 os.pwrite(self._lock.fileno(), json.dumps(asdict(self._noted)).encode().ljust(_STATE_BYTES), 0)
-                if self._is_written_at(self._noted.at):
+                if _is_written_at(self._lock, self._noted.at):
                     break
-
-    def _is_written_at(self, at: int) -> bool:
-        return abs(os.fstat(self._lock.fileno()).st_ctime_ns - at) < _CLOCK_NS
 
     def _check_wal(self) -> None:
         """A -wal file that belongs to another database would be written into this one."""
-        try:
-            wal = self._paths["-wal"].stat()
-        except FileNotFoundError:
-            return
-        header = self._header()
-        was_copied = header[:16] == _MAGIC and header[18:20] == b"\1\1"  # a backup: no database with a -wal file
-        was_replaced = self._noted.wal == wal.st_ino and os.fstat(self._file).st_ino != self._noted.inode
-        if wal.st_size and (was_copied or was_replaced):
-            raise StoreError(
-                f"{self.path.name}-wal belongs to another database than {self.path.name}: if that is a restored "
-                f"backup, remove {self.path.name}-wal and {self.path.name}-shm"
-            )
+        wal = self._paths["-wal"]
+        if wal.exists() and _has_others_wal(wal, self.header(), os.fstat(self._file), self._noted):
+            raise StoreError(_others_wal(self.path))
 
     # the end
 
@@ -244,33 +241,32 @@ class Files:
     # looking
 
     def _is_shared(self) -> bool:
-        """Whether another process has the database, too. A lock file that is gone is made again."""
-        import fcntl
+        """Whether another process has the database, too."""
+        self.is_shared = self.is_shared or not self._keep_lock()
+        return self.is_shared
 
-        if self.is_shared:
-            return True
+    def _keep_lock(self) -> bool:
+        """A lock file that is gone is made again. False when another process has it."""
         path = self._paths[".lock"]
         if self._identity(".lock") == _identity(os.fstat(self._lock.fileno())):
-            return False
-        lock = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "rb")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.close()
-            self.is_shared = True
             return True
+        try:
+            lock = take_lock(path)
+        except BlockingIOError:
+            return False
         self._lock.close()
         self._lock = lock
         self._write_state()
         log.warning(
             "store_lock_made_again", file=str(path), hint="it was removed: two processes on one file would disagree"
         )
-        return False
+        return True
 
     def _is_ours(self, header: bytes) -> bool:
         return header[:16] == _MAGIC and _header_epoch(header) in self._epochs
 
-    def _header(self) -> bytes:
+    def header(self) -> bytes:
+        """The first bytes of the database; of the file that is open, also where another one is in its place."""
         return os.pread(self._file, _HEADER_BYTES, 0)
 
     def _identity(self, name: str) -> tuple[int, int] | None:
@@ -282,6 +278,135 @@ class Files:
     def _ask(self, pragma: str) -> int:
         assert self._anchor is not None
         return int(self._anchor.execute(pragma).fetchone()[0])
+
+
+def make(path: Path) -> None:
+    """A new file, closed to others: SQLite gives -wal and -shm the same mode. One that is there stays as it is."""
+    with contextlib.suppress(FileExistsError):
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+
+
+def take_lock(path: Path, seconds: float = 0.0) -> IO[bytes]:
+    """The lock file, locked; made when it is not there. Raises BlockingIOError when another process has it so long."""
+    import fcntl
+
+    lock = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "rb")
+    deadline = time.monotonic() + seconds
+    try:
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    raise
+                time.sleep(AGAIN_SECONDS)
+            else:
+                return lock
+    except BaseException:
+        lock.close()
+        raise
+
+
+def make_beside(path: Path) -> None:
+    """As `make`, for a command; not in the place of a file that a running flowbridge has still. Raises StoreError."""
+    real = path.resolve()
+    deadline = time.monotonic() + LOCK_SECONDS
+    while not real.exists():
+        if Path(f"{real}-wal").exists():
+            raise StoreError((_REMOVED if _is_held(real) else _LEFT).format(path))
+        try:
+            with take_lock(Path(f"{real}.lock")):
+                make(real)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise StoreError(_REMOVED.format(path)) from None
+            time.sleep(AGAIN_SECONDS)
+
+
+def check(path: Path) -> None:
+    """Before a command opens it: is it there, and the one that its -wal file belongs to? Raises StoreError.
+
+    StoreAbsent when there is none, nor has there been. A server that starts is waited for, until it says which file
+    it has.
+    """
+    deadline = time.monotonic() + LOCK_SECONDS
+    while wrong := _is_wrong(path):
+        if not _is_held(path.resolve()) or time.monotonic() > deadline:
+            raise StoreError(wrong)
+        time.sleep(AGAIN_SECONDS)
+
+
+def _is_wrong(path: Path) -> str:
+    real = path.resolve()
+    wal = Path(f"{real}-wal")
+    is_held, noted = _is_held(real), State()
+    with contextlib.suppress(OSError), Path(f"{real}.lock").open("rb") as lock:
+        noted = _read_state(lock)
+    try:
+        found = real.stat()
+        header = _header_of(real)
+    except FileNotFoundError:
+        if is_held or wal.exists():
+            return (_REMOVED if is_held else _LEFT).format(path)
+        raise StoreAbsent(
+            f"there is no file {path}: the commands and `serve` have to be run with the same setting"
+        ) from None
+    if is_held and noted.inode not in (0, found.st_ino):
+        return f"{path} is another file than the one that a running flowbridge has open: stop that, and see its log"
+    if is_held and noted.inode and not header:
+        return f"{path} was overwritten while a flowbridge runs on it: stop that, and see its log"
+    return _others_wal(path) if _has_others_wal(wal, header, found, noted) else ""
+
+
+def _is_held(real: Path) -> bool:
+    """Whether a flowbridge runs on this database."""
+    import fcntl
+
+    try:
+        with Path(f"{real}.lock").open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def _header_of(path: Path) -> bytes:
+    """Through a descriptor that stays open: to close one would drop SQLite's locks on the file in this process."""
+    if (file := _kept.get(_identity(path.stat()))) is None:
+        file = os.open(path, os.O_RDONLY)
+        _kept[_identity(os.fstat(file))] = file
+    return os.pread(file, _HEADER_BYTES, 0)
+
+
+def _read_state(lock: IO[bytes]) -> State:
+    try:
+        state = State(**json.loads(os.pread(lock.fileno(), _STATE_BYTES, 0)))
+    except (ValueError, TypeError):
+        return State()  # a new one, or an older version's
+    return state if _is_written_at(lock, state.at) else State()  # a copy of it knows other files
+
+
+def _is_written_at(lock: IO[bytes], at: int) -> bool:
+    return abs(os.fstat(lock.fileno()).st_ctime_ns - at) < _CLOCK_NS
+
+
+def _has_others_wal(path: Path, header: bytes, file: os.stat_result, noted: State) -> bool:
+    try:
+        wal = path.stat()
+    except FileNotFoundError:
+        return False
+    was_copied = header[:16] == _MAGIC and header[18:20] == b"\1\1"  # a backup: no database with a -wal file
+    was_replaced = noted.wal == wal.st_ino and file.st_ino != noted.inode
+    return wal.st_size > 0 and (was_copied or was_replaced)
+
+
+def _others_wal(path: Path) -> str:
+    return (
+        f"{path.name}-wal belongs to another database than {path.name}: if that is a restored backup, remove "
+        f"{path.name}-wal and {path.name}-shm"
+    )
 
 
 def connect(path: str, seconds: float) -> sqlite3.Connection:

@@ -6,10 +6,10 @@ Whatever adds up bytes is asked in pieces: SQLite reads a text to tell its lengt
 
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, LargeBinary, cast, delete, func, literal, select, tuple_
+from sqlalchemy import Connection, LargeBinary, cast, func, literal, select, tuple_
 from sqlalchemy.sql import ColumnElement
 
-from flowbridge.store.outbox import ROW_BYTES, not_needed
+from flowbridge.store.outbox import ROW_BYTES, forget
 from flowbridge.store.tables import outbox
 
 DROP_ROWS = 2_000  # in one transaction, which accepting has to wait for
@@ -23,9 +23,12 @@ _ID = outbox.c.id
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Of some events: caller, how many, how many bytes. `end`: where the next piece begins; None after the last."""
+    """Of some events: lane, caller, how many, how many bytes. `end`: where the next piece begins; None after the last.
 
-    held: list[tuple[str, int, int]]
+    The lane is "" where it does not matter.
+    """
+
+    held: list[tuple[str, str, int, int]]
     end: Place | None
 
 
@@ -50,7 +53,7 @@ def queued(connection: Connection, after: Place, last: int, limit: int) -> Piece
         return Piece([], None)
     lane = rows[-1][0]
     end = (lane, max(row[4] for row in rows if row[0] == lane))
-    return Piece([(caller, number, int(weight)) for _, caller, number, weight, _ in rows], end)
+    return Piece([(lane, caller, number, int(weight)) for lane, caller, number, weight, _ in rows], end)
 
 
 def dead(connection: Connection, after: Place, last: int, limit: int) -> Piece:
@@ -65,7 +68,7 @@ def dead(connection: Connection, after: Place, last: int, limit: int) -> Piece:
     query = select(inner.c.caller, func.count(), func.sum(inner.c.weight), func.max(inner.c.id))
     rows = connection.execute(query.group_by(inner.c.caller)).all()
     end = ("", max(row[3] for row in rows)) if rows else None
-    return Piece([(caller, number, int(weight)) for caller, number, weight, _ in rows], end)
+    return Piece([("", caller, number, int(weight)) for caller, number, weight, _ in rows], end)
 
 
 def sent(connection: Connection, after: Place, last: int, limit: int) -> Piece:
@@ -76,14 +79,14 @@ def sent(connection: Connection, after: Place, last: int, limit: int) -> Piece:
     until = min(first + limit - 1, last)
     query = select(_caller, func.count(), func.sum(_weight(connection)))
     rows = connection.execute(query.where(first <= _ID, until >= _ID, _is("sent")).group_by(_caller)).all()
-    return Piece([(caller, number, int(weight)) for caller, number, weight in rows], ("", until))
+    return Piece([("", caller, number, int(weight)) for caller, number, weight in rows], ("", until))
 
 
 def oldest(connection: Connection, caller: str, state: str, most: float = DROP_BYTES) -> list[tuple[int, int]]:
     """The settled events of a caller that go first: id and bytes, at least one and no more than so many bytes."""
     query = select(_ID, _weight(connection)).where(_caller == caller, _is(state))
     if state == "sent":
-        query = query.where(outbox.c.settled_at.is_not(None), not_needed()).order_by(outbox.c.settled_at)
+        query = query.where(outbox.c.settled_at.is_not(None)).order_by(outbox.c.settled_at)
     found: list[tuple[int, int]] = []
     weight = 0
     for id_, bytes_ in connection.execute(query.order_by(_ID).limit(DROP_ROWS)):
@@ -96,8 +99,7 @@ def oldest(connection: Connection, caller: str, state: str, most: float = DROP_B
 
 def drop(connection: Connection, ids: list[int], state: str) -> int:
     """Forget those of these events that are still in this state; returns how many they were."""
-    chosen = delete(outbox).where(_ID.in_(ids), outbox.c.state == state)
-    return connection.execute(chosen.where(not_needed()) if state == "sent" else chosen).rowcount
+    return forget(connection, ids, [state])
 
 
 def _is(state: str) -> ColumnElement[bool]:

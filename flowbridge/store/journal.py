@@ -167,7 +167,14 @@ class Journal:
         if not self._planned:
             self._planned = True  # first, for the same reason
             batch = _Batch(self)
-            writing = self._database.run(batch.write, lingers=lingers, always=True, alone=True, undo=batch.undo)
+            writing = self._database.run(
+                batch.write,
+                lingers=lingers,
+                always=True,
+                alone=True,
+                undo=batch.undo,
+                found_nothing=batch.found_nothing,
+            )
             writing.add_done_callback(batch.done)
         elif not lingers:
             self._database.hurry()
@@ -200,10 +207,14 @@ class _Batch:
         self.doubts: list[tuple[Fence, int | None]] = []
         self.refused: set[str] = set()
         self.missing = ""  # why nothing new is taken
+        self._ran = False  # to its end
+        self._is_anew = False
 
     def write(self, connection: Connection) -> None:
         self._take()
-        outbox.lock(connection, self._lanes())
+        self._is_anew = False
+        if not self._journal._database.is_sqlite:
+            self._lock(connection)
         for account in sorted(self.accounts, key=lambda account: str(account["account"])):
             accounts.write(connection, account)
         self.missing = self._journal._database.missing
@@ -212,6 +223,11 @@ class _Batch:
         outbox.settle(connection, self.outcomes)
         for fence, since in self.doubts:
             outbox.doubt(connection, fence, since)
+        self._ran = True
+
+    def found_nothing(self) -> bool:
+        """Whether the rows of an earlier run were not there, and will not be: all of them, since they come together."""
+        return self._is_anew
 
     def undo(self, connection: Connection, missing: str) -> None:
         """The file that the acceptances went into is not there any more, and will not be after this process."""
@@ -223,8 +239,18 @@ class _Batch:
             self._taken = True
             self._journal._take(self)
 
-    def _lanes(self) -> list[str]:
-        return [ticket.row.lane for ticket in self.new if ticket.dirty] + [fence.lane for fence, _ in self.doubts]
+    def _lock(self, connection: Connection) -> None:
+        """Every lane that this writes to, before any row of an event.
+
+        Of two replicas that insert the same key, one waits for the other's row, and must not hold a lane meanwhile
+        that the other one wants. So new lanes are made here, and marked: with a row that proves to be there already,
+        for nothing.
+        """
+        pairs = {(ticket.row.lane, ticket.row.account) for ticket in self.new if ticket.dirty}
+        marked = {lane for lane, _ in pairs}
+        held = {fence.lane for fence, _ in self.doubts} - marked
+        pairs.update((lane, lane.partition("|")[0]) for lane in held)
+        outbox.mark_dirty(connection, pairs, but=held)
 
     def done(self, future: "asyncio.Future[None]") -> None:
         self._take()  # the store may be so far away that nothing was even begun
@@ -250,13 +276,25 @@ class _Batch:
             self._journal.unwritten.difference_update(outcome["b_delivery"] for outcome in self.outcomes)
 
     def _append(self, connection: Connection) -> set[str]:
+        if self._ran and not self._journal._database.is_sqlite:
+            self._is_anew = self._insert_first(connection)
         for ticket in self.new:
             ticket.written = True
         refused = outbox.insert_rows(connection, [ticket.values() for ticket in self.new])
         self._join(connection)
-        fresh = [ticket for ticket in self.new if ticket.existing is None]
-        outbox.mark_dirty(connection, [(ticket.row.lane, ticket.row.account) for ticket in fresh if ticket.dirty])
+        if self._journal._database.is_sqlite:
+            fresh = [ticket for ticket in self.new if ticket.existing is None]
+            outbox.mark_dirty(connection, [(ticket.row.lane, ticket.row.account) for ticket in fresh if ticket.dirty])
         return refused
+
+    def _insert_first(self, connection: Connection) -> bool:
+        """Insert a row that an earlier run has inserted: whether that is not there, once that run is over.
+
+        PostgreSQL may be committing it still, though the connection is lost: then this waits for it.
+        """
+        mine = (one for one in self.new if one.existing is None and one.row.delivery not in self.refused)
+        first = next(mine, None)
+        return first is None or outbox.insert_one(connection, first.values())
 
     def _join(self, connection: Connection) -> None:
         """Find the tickets whose key was used before: their rows were not inserted.

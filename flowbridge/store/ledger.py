@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import Connection, and_, delete, func, insert, literal, or_, select
 from sqlalchemy.sql import ColumnElement
 
-from flowbridge.store.outbox import HISTORY, mark_dirty, now_ms
+from flowbridge.store.outbox import HISTORY, keep_ids, mark_dirty, now_ms
 from flowbridge.store.tables import accounts, lanes, outbox
 
 
@@ -142,7 +142,7 @@ def queued_behind(connection: Connection, row: Mapping[str, Any]) -> str | None:
         select(outbox.c.delivery)
         .where(
             outbox.c.lane == row["lane"],
-            outbox.c.state == "queued",
+            outbox.c.state == literal("queued", literal_execute=True),  # for the index of such events
             outbox.c.event_type == row["event_type"],
             outbox.c.state_key == row["state_key"],
             outbox.c.delivery != row["delivery"],
@@ -210,11 +210,15 @@ def replay(
     """Queue a settled event anew, at the tail of its lane. Returns the row as it is now; None when it is not settled.
 
     `by`: who wants it, for the history. `account`: send it with this account of the same user, if a user sent it.
+    Done again with the same `txn_id`, since nobody heard of the first time, it does nothing more.
     """
-    taken = delete(outbox).where(*_settled(delivery, whose)).returning(outbox)
-    row = connection.execute(taken).mappings().first()
+    settled = [*_settled(delivery, whose), outbox.c.txn_id != txn_id]
+    keep_ids(connection, *settled)
+    row = connection.execute(delete(outbox).where(*settled).returning(outbox)).mappings().first()
     if row is None:
-        return None
+        mine = select(outbox).where(outbox.c.delivery == delivery, outbox.c.txn_id == txn_id)
+        row = connection.execute(mine).mappings().first()
+        return None if row is None else dict(row)
     was = {name: row[name] for name in ("state", "txn_id", "event_id", "accepted_at") if row[name] is not None}
     now = now_ms()
     history = [*json.loads(row["history"]), {"at": now, "replayed": {"by": by, **was}}]
@@ -236,6 +240,7 @@ def replay(
 
 def remove(connection: Connection, delivery: str, whose: Whose = ALL) -> bool:
     """Delete a settled event."""
+    keep_ids(connection, *_settled(delivery, whose))
     return connection.execute(delete(outbox).where(*_settled(delivery, whose))).rowcount > 0
 
 

@@ -2,22 +2,42 @@
 
 import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, and_, bindparam, case, delete, exists, func, literal, or_, select, true, update
+from sqlalchemy import (
+    Connection,
+    FromClause,
+    and_,
+    bindparam,
+    case,
+    delete,
+    exists,
+    func,
+    literal,
+    or_,
+    select,
+    true,
+    update,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DataError, IntegrityError
 from sqlalchemy.sql import ColumnElement
 
-from flowbridge.store.tables import accounts, lanes, outbox, tokens
+from flowbridge.store.tables import accounts, gone, lanes, outbox, tokens
 
 BATCH = 50  # rows of one lane that are held in memory, at most
 MERGED = "merged"  # in `sent_with`: a lane that was several (migration 0002), of which each had a head
 NAMED = 500  # deliveries that one statement asks of
 HISTORY = 20  # attempts that are remembered of one event
 ASKED = 2  # of lanes.dirty: a command asks the holder to give the lane back for a moment
+PURGED = 2_500  # rows that go at once: some 15 ms, for which accepting waits
+CLOCK_SKEW_MS = 60_000  # between our clock and a homeserver's, at most
+# A look for an event begins so much before it was accepted, and asks what was settled since as much before that. And
+# once more: for what is accepted and not in the store yet, and for the clocks of other replicas.
+NEEDED_MS = 3 * CLOCK_SKEW_MS
+_NEVER = 2**62
 ROW_BYTES = 600  # of an event beside its texts, with its share of the indexes
 
 
@@ -112,6 +132,12 @@ def insert_rows(connection: Connection, rows: Sequence[Mapping[str, Any]]) -> se
         return refused
 
 
+def insert_one(connection: Connection, row: Mapping[str, Any]) -> bool:
+    """Append a row to PostgreSQL; False when it is there already."""
+    statement = postgresql.insert(outbox).on_conflict_do_nothing().returning(outbox.c.id)
+    return connection.scalar(statement, row) is not None
+
+
 def _insert(connection: Connection, rows: Sequence[Mapping[str, Any]]) -> None:
     if connection.dialect.name == "postgresql":
         connection.execute(postgresql.insert(outbox).on_conflict_do_nothing(), list(rows))
@@ -145,19 +171,30 @@ def by_idem(connection: Connection, keys: Iterable[str]) -> dict[str, dict[str, 
     return {row["idem"]: dict(row) for row in found}
 
 
-def mark_dirty(connection: Connection, pairs: Iterable[tuple[str, str]]) -> None:
-    """Say that a lane (with its account) has events that its owner may not know."""
-    values = [{"lane": lane, "account": account, "dirty": 1, "sent_with": ""} for lane, account in sorted(set(pairs))]
+def mark_dirty(connection: Connection, pairs: Iterable[tuple[str, str]], *, but: Collection[str] = ()) -> None:
+    """Say that a lane (with its account) has events that its owner may not know; of those in `but`, nothing new.
+
+    A lane that is not there is made, and all of them are locked in one order until the end of the transaction.
+    """
+    values = [
+        {"lane": lane, "account": account, "dirty": int(lane not in but), "sent_with": ""}
+        for lane, account in sorted(set(pairs))
+    ]
     if values:
         build = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
         statement = build(lanes)
-        connection.execute(statement.on_conflict_do_update(index_elements=["lane"], set_={"dirty": 1}), values)
+        dirty = case((statement.excluded.dirty == 1, 1), else_=lanes.c.dirty) if but else 1
+        connection.execute(statement.on_conflict_do_update(index_elements=["lane"], set_={"dirty": dirty}), values)
 
 
 def lock(connection: Connection, names: Iterable[str]) -> None:
-    """Lock these lanes where several processes write, all in one order: none waits for another in a circle."""
+    """Lock these lanes where several processes write, all in one order: none waits for another in a circle.
+
+    Also a single one: whoever holds nothing of it, and waits for a row of it that another one inserts, would be waited
+    for in turn. A lane that is not there yet cannot be locked so: see `mark_dirty`.
+    """
     wanted = sorted(set(names))
-    if connection.dialect.name == "postgresql" and len(wanted) > 1:
+    if connection.dialect.name == "postgresql" and wanted:
         rows = select(lanes.c.lane).where(lanes.c.lane.in_(wanted)).order_by(lanes.c.lane)
         connection.execute(rows.with_for_update())
 
@@ -350,12 +387,11 @@ def note(connection: Connection, delivery: str, attempts: int, history: str) -> 
 
 def sent_before(connection: Connection, lane: str, since: int, event_ids: Sequence[str]) -> set[str]:
     """Those of these event ids that are known to be other events of the lane, settled since (ms)."""
-    found = connection.scalars(
-        select(outbox.c.event_id).where(
-            outbox.c.settled_at >= since, outbox.c.lane == lane, outbox.c.event_id.in_(event_ids)
-        )
-    )
-    return {str(event_id) for event_id in found}
+    found: set[str] = set()
+    for table in (outbox, gone):
+        settled = (table.c.settled_at >= since, table.c.lane == lane, table.c.event_id.in_(event_ids))
+        found.update(map(str, connection.scalars(select(table.c.event_id).where(*settled))))
+    return found
 
 
 def sent_last(connection: Connection, limit: int) -> list[tuple[int, int]]:
@@ -413,30 +449,67 @@ def waiting(connection: Connection, delivery: str) -> tuple[Row, str | None] | N
     return (_row(found[:-1]), found[-1]) if found else None
 
 
-def not_needed() -> ColumnElement[bool]:
-    """What a lane has sent tells, while it is in doubt, which events in the room are not the doubtful one."""
-    return ~exists(select(1).where(lanes.c.lane == outbox.c.lane, lanes.c.uncertain_since.is_not(None)))
-
-
 def purge(connection: Connection, sent: int, dead: int) -> int:
     """Forget what was settled before these times (ms), some at once; returns how many rows went."""
     old = or_(
-        and_(outbox.c.state == "sent", outbox.c.settled_at < sent, not_needed()),
-        and_(outbox.c.state == "dead", outbox.c.settled_at < dead),
+        and_(outbox.c.state == literal("sent", literal_execute=True), outbox.c.settled_at < sent),
+        and_(outbox.c.state == literal("dead", literal_execute=True), outbox.c.settled_at < dead),
     )
-    ids = select(outbox.c.id).where(outbox.c.settled_at.is_not(None), old).limit(5_000)
-    return connection.execute(delete(outbox).where(outbox.c.id.in_(ids.scalar_subquery()))).rowcount
+    ids = select(outbox.c.id).where(outbox.c.settled_at < max(sent, dead), old).limit(PURGED)
+    return forget(connection, list(connection.scalars(ids)))
 
 
 def purge_oldest(connection: Connection) -> int:
     """Forget sent events before their time, the oldest first: the disk is needed for what is queued."""
     oldest = (
         select(outbox.c.id)
-        .where(outbox.c.settled_at.is_not(None), outbox.c.state == "sent", not_needed())
+        .where(outbox.c.settled_at.is_not(None), outbox.c.state == "sent")
         .order_by(outbox.c.settled_at)
-        .limit(5_000)
+        .limit(PURGED)
     )
-    return connection.execute(delete(outbox).where(outbox.c.id.in_(oldest.scalar_subquery()))).rowcount
+    return forget(connection, list(connection.scalars(oldest)))
+
+
+def forget(connection: Connection, ids: Sequence[int], states: Sequence[str] = ("sent", "dead")) -> int:
+    """Delete those of these events that are in one of these states; returns how many they were."""
+    if not ids:
+        return 0
+    chosen = outbox.c.id.in_(bindparam("ids", ids, expanding=True, literal_execute=True))
+    keep_ids(connection, chosen)
+    return connection.execute(delete(outbox).where(chosen, outbox.c.state.in_(states))).rowcount
+
+
+def keep_ids(connection: Connection, *chosen: ColumnElement[bool]) -> None:
+    """To be called before rows go: keep the event ids of those that were sent, where these are needed.
+
+    An event that is in doubt, and whose transaction id the homeserver does not show, is taken to be the one of equal
+    content that is in its room, unless that is known to be another one. So it would be lost with the row of that one.
+    """
+    insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+    columns = (outbox.c.event_id, outbox.c.lane, outbox.c.settled_at)
+    needed = select(*columns).where(*chosen, outbox.c.event_id.is_not(None), _is_needed(outbox))
+    statement = insert(gone).from_select([column.name for column in columns], needed)
+    connection.execute(statement.on_conflict_do_nothing())
+
+
+def forget_ids(connection: Connection) -> int:
+    """Forget the event ids that are not needed any more, some at once; returns how many."""
+    ids = select(gone.c.event_id).where(gone.c.settled_at < now_ms() - NEEDED_MS, ~_is_needed(gone)).limit(PURGED)
+    return connection.execute(delete(gone).where(gone.c.event_id.in_(ids.scalar_subquery()))).rowcount
+
+
+def _is_needed(table: FromClause) -> ColumnElement[bool]:
+    """Whether an event that is queued in the lane of this one, or will be from now on, may have to be told from it."""
+    head = outbox.alias()
+    first = (
+        select(head.c.accepted_at)
+        .where(head.c.lane == table.c.lane, head.c.state == literal("queued", literal_execute=True))
+        .order_by(head.c.id)
+        .limit(1)
+        .scalar_subquery()
+    )
+    settled_at = table.c.settled_at
+    return or_(settled_at >= now_ms() - NEEDED_MS, settled_at >= func.coalesce(first, _NEVER) - NEEDED_MS)
 
 
 def forget_idle_lanes(connection: Connection) -> int:

@@ -34,13 +34,13 @@ class Share:
     @limit.setter
     def limit(self, limit: float) -> None:
         self._limit = limit
-        # As long as no more than this is taken in all, no caller can be beyond its share: the total that equals
+        # As long as no more than `easy` is taken in all, no caller can be beyond its share: the total that equals
         # `threshold(total)`. Most acceptances are decided by this one comparison.
         weight = self._weight
         part = 1.0
         if weight < math.inf:
             part = (3 * weight + 1 - math.sqrt((3 * weight + 1) ** 2 - 8 * weight * weight)) / (4 * weight)
-        self._easy = math.floor(part * limit) if limit < math.inf else limit
+        self.easy = math.floor(part * limit) if limit < math.inf else limit
 
     @property
     def free(self) -> float:
@@ -68,7 +68,7 @@ class Share:
     def takes(self, caller: str, amount: int = 1) -> bool:
         """Whether a caller may take so much more. A caller who holds nothing may, as long as it fits."""
         taken = self.reserved + self.total
-        if taken + amount <= self._easy:
+        if taken + amount <= self.easy:
             return True
         if taken + amount > self._limit:
             return False
@@ -114,5 +114,11 @@ class Share:
 
 class ShareTaken(StoreFull):
     """A caller has its share of a bound, and has to wait until some of it is settled. Others are not affected."""
+
+    errcode = "M_LIMIT_EXCEEDED"
+
+
+class RoomShareTaken(StoreFull):
+    """Likewise of one room: the same caller may go on in others."""
 
     errcode = "M_LIMIT_EXCEEDED"

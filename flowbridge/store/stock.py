@@ -20,7 +20,7 @@ from flowbridge.store.errors import MISSING_RETRY_MS, StoreFull, StoreUnavailabl
 from flowbridge.store.holdings import Piece, Place
 from flowbridge.store.journal import Ticket
 from flowbridge.store.outbox import ROW_BYTES
-from flowbridge.store.shares import Share, ShareTaken
+from flowbridge.store.shares import RoomShareTaken, Share, ShareTaken
 
 FULL_RETRY_MS = 10_000
 SPACE_RETRY_MS = 1_000
@@ -36,7 +36,7 @@ TOLD_SECONDS = 60.0  # between two lines in the log on one caller's share
 class Limits:
     """When a store is full: queued events in all and per lane, bytes of the database, bytes free on its disk.
 
-    `share`: the fraction of the events and of the bytes that one caller alone may take.
+    `share`: the fraction of the events and of the bytes that one caller alone may take; of a lane's, one API key.
     """
 
     queued: int
@@ -79,6 +79,9 @@ class Stock:
         self._rows = Share(limits.queued, limits.share)
         self._bytes = Share(FILLED * limits.database_bytes, limits.share)  # of what is queued
         self._dead, self._sent = Share(math.inf, 1.0), Share(math.inf, 1.0)  # bytes; they only count
+        # All keys of the bot share one lane of a room. What each has in it, by `_in`, and what it may have:
+        self._in_lanes = Share(math.inf, 1.0)
+        self._of_lane = Share(limits.per_lane, limits.share)
         self._told: dict[str, float] = {}
 
     def admit(self, lane: str, caller: str = "", size: int = 0) -> None:
@@ -96,14 +99,24 @@ class Stock:
             self._spare(caller)
         if self.queued >= self._limits.queued:
             raise StoreFull(f"{self.queued} events are queued already", retry_after_ms=FULL_RETRY_MS)
-        if self._lanes.get(lane, 0) >= self._limits.per_lane:
-            raise StoreFull(
-                f"{self._lanes[lane]} events are queued for this room already", retry_after_ms=FULL_RETRY_MS
-            )
+        if (number := self._lanes.get(lane, 0)) >= self._of_lane.easy:
+            self._share_lane(lane, caller, number)
         if not self._rows.takes(caller) or not self._bytes.takes(caller, size):
             self._refuse(caller, size)
         elif self._bytes.reserved and self._bytes.free < (1 - TIGHT) * self._bytes.limit:
             self._spare(caller)
+
+    def _share_lane(self, lane: str, caller: str, number: int) -> None:
+        if number >= self._limits.per_lane:
+            raise StoreFull(f"{number} events are queued for this room already", retry_after_ms=FULL_RETRY_MS)
+        held = self._in_lanes.of(_in(lane, caller))
+        is_own = lane.startswith(f"{caller}|")  # of the user itself, and no API key's: there is nobody to leave room to
+        if held and not is_own and held + 1 > self._of_lane.threshold(number - held):
+            raise RoomShareTaken(
+                f"{held} events of this API key are queued for this room already, which is its share: more is accepted "
+                "when some of them are sent",
+                retry_after_ms=FULL_RETRY_MS,
+            )
 
     def _spare(self, caller: str) -> None:
         """Space is short: what is left is for those who have little, until settled events are gone."""
@@ -161,6 +174,7 @@ class Stock:
             self._added[ticket.row.delivery] = ticket
         caller, size = ticket.caller, ticket.measure()
         self._rows.add(caller)
+        self._in_lanes.add(_in(ticket.row.lane, caller))
         self._bytes.add(caller, size)
         self._grown += size
         limit = self._limits.database_bytes
@@ -174,6 +188,7 @@ class Stock:
         self._change(ticket, counted=False)
         caller, size = ticket.caller, ticket.measure()
         self._rows.remove(caller)
+        self._in_lanes.remove(_in(ticket.row.lane, caller))
         self._bytes.remove(caller, size)
         outcome = ticket.outcome
         if outcome is not None and outcome.state == "dead":
@@ -228,23 +243,21 @@ class Stock:
 
         What was sent counts only where it will soon have to go.
         """
-        kinds: list[tuple[Callable[..., Piece], Share, Share | None]] = [
-            (holdings.queued, self._bytes, self._rows),
-            (holdings.dead, self._dead, None),
-        ]
-        if self.used_bytes > FILLED / 2 * self._limits.database_bytes:
-            kinds.append((holdings.sent, self._sent, None))
         last = await self._begin()
-        seconds = 0.0
-        for work, weights, numbers in kinds:
-            if numbers is None:
-                weights.begin()
-                await self._database.flush()
-            rows, bytes_, taken = await self._add_up(work, last)
+        in_lanes: Counter[str] = Counter()
+        rows, bytes_, seconds = await self._add_up(holdings.queued, last, in_lanes)
+        self._rows.learn(rows)
+        self._in_lanes.learn(in_lanes)
+        self._bytes.learn(bytes_)
+        settled: list[tuple[Callable[..., Piece], Share]] = [(holdings.dead, self._dead)]
+        if self.used_bytes > FILLED / 2 * self._limits.database_bytes:
+            settled.append((holdings.sent, self._sent))
+        for work, weights in settled:
+            weights.begin()
+            await self._database.flush()
+            _, bytes_, taken = await self._add_up(work, last)
             seconds += taken
             weights.learn(bytes_)
-            if numbers is not None:
-                numbers.learn(rows)
         self._bytes.reserved = self._dead.total
         return seconds
 
@@ -256,6 +269,7 @@ class Stock:
             return holdings.newest(connection), [ticket for ticket in list(added.values()) if ticket.written]
 
         self._rows.begin()
+        self._in_lanes.begin()
         self._bytes.begin()
         try:
             last, written = await self._database.run(until)
@@ -263,10 +277,14 @@ class Stock:
             self._added = None
         for ticket in written:
             self._rows.found(ticket.caller)
+            self._in_lanes.found(_in(ticket.row.lane, ticket.caller))
             self._bytes.found(ticket.caller, ticket.measure())
         return last
 
-    async def _add_up(self, work: Callable[..., Piece], last: int) -> tuple[Counter[str], Counter[str], float]:
+    async def _add_up(
+        self, work: Callable[..., Piece], last: int, in_lanes: Counter[str] | None = None
+    ) -> tuple[Counter[str], Counter[str], float]:
+        """How many events and bytes there are of each caller, and the seconds that it took. `in_lanes`: by `_in`."""
         rows: Counter[str] = Counter()
         weights: Counter[str] = Counter()
         after: Place | None = ("", 0)
@@ -280,8 +298,10 @@ class Stock:
                 limit = max(1, limit // 2)
             elif taken < PIECE_SECONDS / 2:
                 limit *= 2
-            for caller, number, weight in piece.held:
+            for lane, caller, number, weight in piece.held:
                 rows[caller] += number
+                if in_lanes is not None:
+                    in_lanes[_in(lane, caller)] += number
                 weights[caller] += weight
             after = piece.end
         return rows, weights, seconds
@@ -365,6 +385,11 @@ class Stock:
     def _too_large(self) -> str:
         used = self.used_bytes + self._grown
         return f"the database holds {used} bytes, and {self._limits.database_bytes} are allowed"
+
+
+def _in(lane: str, caller: str) -> str:
+    """What a caller has in a lane goes by this name."""
+    return f"{caller} {lane}"
 
 
 def used_bytes(connection: Connection, enough: int) -> int:

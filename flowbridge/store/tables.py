@@ -33,10 +33,29 @@ outbox = Table(
 )
 _QUEUED = text("state = 'queued'")
 Index("outbox_queued", outbox.c.lane, outbox.c.id, sqlite_where=_QUEUED, postgresql_where=_QUEUED)
+_QUEUED_STATE = text("state = 'queued' AND state_key IS NOT NULL")
+Index(
+    "outbox_queued_states",
+    outbox.c.lane,
+    outbox.c.event_type,
+    outbox.c.state_key,
+    outbox.c.id,
+    sqlite_where=_QUEUED_STATE,
+    postgresql_where=_QUEUED_STATE,
+)
 _SETTLED = text("settled_at IS NOT NULL")
 Index("outbox_settled", outbox.c.settled_at, sqlite_where=_SETTLED, postgresql_where=_SETTLED)
 _DEAD = text("state = 'dead'")
 Index("outbox_dead", outbox.c.id, sqlite_where=_DEAD, postgresql_where=_DEAD)
+
+gone = Table(  # of what was sent and is not in the outbox any more: for as long as it tells what another one is not
+    "gone",
+    metadata,
+    Column("event_id", Text, primary_key=True),
+    Column("lane", Text, nullable=False),
+    Column("settled_at", BigInteger, nullable=False),
+)
+Index("gone_settled", gone.c.settled_at)
 
 lanes = Table(
     "lanes",

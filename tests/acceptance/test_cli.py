@@ -72,6 +72,7 @@ def test_validate_without_its_file_is_one_line() -> None:
 
 
 def test_doctor_finds_all_well(synapse: LocalSynapse, bot: Account) -> None:
+    assert run("keys", "create").returncode == 0  # which makes the store
     done = run(
         "doctor",
         BASE_URL=synapse.url,
@@ -86,6 +87,14 @@ def test_doctor_finds_all_well(synapse: LocalSynapse, bot: Account) -> None:
     }  # fmt: skip
     assert bot.user_id in done.stdout
     assert bot.access_token not in done.stdout
+
+
+def test_doctor_says_that_there_is_no_store_yet_and_makes_none(tmp_path: Path) -> None:
+    settings = {"BASE_URL": "http://127.0.0.1:1", "FLOWBRIDGE_DATABASE_URL": f"sqlite:///{tmp_path}/flowbridge.db"}
+    assert f"--   store        FLOWBRIDGE_DATABASE_URL: there is no file {tmp_path}" in run("doctor", **settings).stdout
+    assert list(tmp_path.iterdir()) == []
+    settings["FLOWBRIDGE_DATABASE_URL"] = f"sqlite:///{tmp_path}/nothing/flowbridge.db"
+    assert "BAD  store" in run("doctor", **settings).stdout
 
 
 def test_doctor_tells_an_admin_the_rate_limit(synapse: LocalSynapse) -> None:

@@ -35,7 +35,7 @@ def one_dead_letter(tmp_path: Path) -> str:
     """The URL of a database with a dead letter named `a`."""
     url = f"sqlite:///{tmp_path}/flowbridge.db"
     database = Database(url)
-    database.open(shared=True)
+    database.open(shared=True, make=True)
     with database.engine.begin() as connection:
         outbox.insert_rows(connection, [event("a", f"account|{ROOM}", state="dead", settled_at=1)])
     database.engine.dispose()

@@ -88,6 +88,16 @@ def test_200_with_another_events_id_is_untrue() -> None:
     assert verdict.untrue == (f"{ROOM}#0 is not $elsewhere",)
 
 
+def test_event_that_is_there_after_a_503_makes_that_untrue() -> None:
+    """One that is sent once only: any other may be there by a later try."""
+    refused = [Accepted(ROOM, 1, 503), Accepted(ROOM, 2, 503)]
+    verdict = judge(accepted(0) + refused, seen(0, 2))
+    assert verdict.red == ("untrue",)
+    assert verdict.untrue == (f"{ROOM}#2 was answered 503",)
+    assert (verdict.accepted, verdict.seen) == (1, 2)
+    assert judge(accepted(0) + refused, seen(0)).good
+
+
 def test_event_without_an_answer_may_be_there_or_not_but_not_twice() -> None:
     assert judge(accepted(0), seen(0, 1)).good
     assert judge(accepted(0, 2), seen(0, 2, 1)).good
@@ -533,7 +543,7 @@ async def test_load_sends_as_a_matrix_client_does(tmp_path: Path) -> None:
 
 async def test_load_notes_what_is_refused_and_goes_on(tmp_path: Path) -> None:
     async def answer(_key: str, _path: str, n: int) -> bytes:
-        return b"422 -" if n == 0 else b"202 -"
+        return [b"422 -", b"503 -", b"504 -"][n] if n < 3 else b"202 -"
 
     async with _bridge(answer) as url:
         with (tmp_path / "accepted").open("ab", buffering=0) as log:
@@ -543,7 +553,8 @@ async def test_load_notes_what_is_refused_and_goes_on(tmp_path: Path) -> None:
             load.stop()
             await task
     assert load.refused.total() == 1
-    assert read_accepted(tmp_path / "accepted")[0].n == 1
+    found = read_accepted(tmp_path / "accepted")
+    assert [(one.n, one.status, one.is_promised) for one in found[:2]] == [(1, 503, False), (3, 202, True)]
 
 
 @asynccontextmanager

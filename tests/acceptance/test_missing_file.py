@@ -234,6 +234,85 @@ def test_two_that_run_on_one_file_all_the_same_are_told_and_the_first_one_stops(
         bridge.process.send_signal(signal.SIGCONT)
 
 
+COMMANDS = [
+    ("doctor",),
+    ("keys", "list"),
+    ("keys", "revoke", "first"),
+    ("keys", "create"),
+    ("deliveries", "list"),
+    ("deliveries", "show", "some"),
+    ("deliveries", "replay", "some"),
+    ("deliveries", "replay", "--dead"),
+    ("deliveries", "purge", "--yes"),
+    ("deliveries", "purge", "--queued", "--all", "--yes"),
+    ("backup", "copy.db"),
+]
+
+
+@pytest.mark.parametrize("harm", [remove, remove_all, replace, truncate])
+def test_no_command_makes_a_file_or_uses_another_ones_wal_in_the_place_of_the_bridges(
+    folder: Path, upstream: Upstream, harm: Callable[[Path], None]
+) -> None:
+    """What was accepted would be written beside it at the end, and the next start would know nothing of it."""
+    upstream.script(lambda request: matrix_error(502, "M_UNKNOWN", "away") if request.method == "PUT" else None)
+    with started(folder, upstream.url) as bridge:
+        for number in range(10):
+            bridge.accept(f"number {number}")
+        harm(bridge.file)
+        bridge.until_ready(False)
+        bridge.until(bridge.file.with_name("flowbridge.db.lock").exists)
+        for arguments in COMMANDS:
+            before = {each.name: each.stat() for each in folder.iterdir()}
+            done = run(
+                *arguments,
+                BASE_URL=upstream.url,
+                ACCESS_TOKEN=BOT,
+                FLOWBRIDGE_DATABASE_URL=f"sqlite:///{bridge.file}",
+            )
+            assert done.returncode in (1, 2), (arguments, done)
+            assert "stop that" in done.stdout + done.stderr, (arguments, done)
+            assert "Traceback" not in done.stderr
+            now = {each.name: each.stat() for each in folder.iterdir()}
+            assert now.keys() == before.keys(), arguments
+            assert now.get("flowbridge.db") == before.get("flowbridge.db"), arguments
+        assert not Path("copy.db").exists()
+        if harm in (remove, remove_all):
+            bridge.stop()
+            assert [each.name for each in folder.glob("*rescued*")] == []
+            with sqlite3.connect(bridge.file) as connection:
+                assert connection.execute("SELECT count(*) FROM outbox WHERE state = 'queued'").fetchone() == (10,)
+            connection.close()
+        else:
+            bridge.kill()
+
+
+@pytest.mark.parametrize("arguments", COMMANDS)
+def test_no_command_writes_what_another_database_left_into_a_new_one(
+    folder: Path, upstream: Upstream, arguments: tuple[str, ...]
+) -> None:
+    """After kill -9 the file was removed, or a backup put in its place, and the -wal of the old one is there still."""
+    with started(folder, upstream.url) as bridge:
+        assert bridge.send("first").status_code == 200
+        assert (
+            run("backup", str(folder / "backup.db"), FLOWBRIDGE_DATABASE_URL=f"sqlite:///{bridge.file}").returncode == 0
+        )
+        bridge.accept("second")
+        bridge.kill()
+    wal = bridge.file.with_name("flowbridge.db-wal")
+    left, copy = wal.read_bytes(), (folder / "backup.db").read_bytes()
+    settings = {"BASE_URL": upstream.url, "ACCESS_TOKEN": BOT, "FLOWBRIDGE_DATABASE_URL": f"sqlite:///{bridge.file}"}
+    bridge.file.unlink()
+    done = run(*arguments, **settings)
+    assert done.returncode in (1, 2), done
+    assert "flowbridge.db-wal" in done.stdout + done.stderr, done
+    assert not bridge.file.exists()
+    bridge.file.write_bytes(copy)
+    done = run(*arguments, **settings)
+    assert done.returncode in (1, 2), done
+    assert "flowbridge.db-wal belongs to another database" in done.stdout + done.stderr, done
+    assert (wal.read_bytes(), bridge.file.read_bytes()) == (left, copy)
+
+
 def stop_between_transactions(bridge: Bridge) -> None:
     """Let it stand still, without SQLite's own lock on the database: with it no other process could open that."""
     ending = time.monotonic() + PATIENCE
@@ -253,6 +332,7 @@ def stop_between_transactions(bridge: Bridge) -> None:
 def test_commands_beside_do_not_make_a_bridge_unready(bridge: Bridge) -> None:
     url = f"sqlite:///{bridge.file}"
     for arguments in (["deliveries", "list"], ["keys", "list"], ["deliveries", "purge", "--yes"]):
+        assert bridge.http.get("/readyz").status_code == 200
         assert run(*arguments, FLOWBRIDGE_DATABASE_URL=url).returncode == 0
     with sqlite3.connect(bridge.file) as connection:
         connection.execute("VACUUM")

@@ -18,7 +18,7 @@ ROWS = 3_000  # of 1 kB: more than SQLite keeps in memory
 def file(tmp_path: Path) -> Path:
     """A database with some events."""
     database = Database(f"sqlite:///{tmp_path}/flowbridge.db")
-    database.open(shared=True)
+    database.open(shared=True, make=True)
     content = '{"body":"%s"}' % ("x" * 1_000)
     events = [event(f"e{n}", "a|!r:hs", content=content, state="sent", settled_at=10**13) for n in range(ROWS)]
     with database.engine.begin() as connection:

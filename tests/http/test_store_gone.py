@@ -2,16 +2,20 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
+import psycopg
 import pytest
 from cryptography.fernet import Fernet
 from pydantic import SecretStr
 from sqlalchemy import NullPool, create_engine, make_url, text
+from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 
 from flowbridge.store import database as database_module
 from tests.http.conftest import HELLO, SEND, Bridge, as_caller, running
 from tests.http.sends import ASYNC, KEYED
+from tests.patience import until
 from tests.postgres import LocalPostgres
 from tests.upstream import Rooms, Upstream
 
@@ -58,6 +62,31 @@ def test_nothing_is_accepted_and_it_says_why(own: Bridge, rooms: Rooms, url: str
         not_ready = refused(caller.get("/readyz"))
         assert not_ready.json()["flowbridge"]["failed"] == "store"
     assert len(rooms.events) == 1
+
+
+def test_event_that_the_store_may_have_taken_is_not_said_to_be_refused(
+    own: Bridge, rooms: Rooms, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answers to commits get lost for longer than they are tried again: these were done all the same."""
+    commit: Any = PGDialect_psycopg.do_commit
+
+    def lose(self: Any, connection: Any) -> None:
+        commit(self, connection)
+        raise psycopg.OperationalError("server closed the connection unexpectedly")
+
+    with as_caller(own) as caller:
+        assert caller.post(SEND, json=HELLO).status_code == 200
+        monkeypatch.setattr(PGDialect_psycopg, "do_commit", lose)
+        for headers in ({}, ASYNC, KEYED):
+            unsure = caller.post(SEND, json=HELLO, headers=headers)
+            assert unsure.status_code == 504, unsure.text
+            assert "may have taken this" in unsure.json()["error"]
+            assert "Retry-After" not in unsure.headers
+        monkeypatch.undo()
+        until(lambda: len(rooms.events) == 4)
+        found = caller.post(SEND, json=HELLO, headers=KEYED)
+        assert (found.status_code, found.headers["Idempotent-Replayed"]) == (200, "true")
+    assert len(rooms.events) == 4
 
 
 def refused(answer: httpx.Response) -> httpx.Response:

@@ -29,7 +29,7 @@ def make_key(folder: Path, key: ApiKey) -> str:
     """The secret of this key, which is put into the store there; no bridge has opened that yet."""
     secret = keys.new_secret()
     database = Database(store_in(folder))
-    database.open(shared=True)
+    database.open(shared=True, make=True)
     with database.engine.begin() as connection:
         keys.add(connection, key, secret)
     database.engine.dispose()

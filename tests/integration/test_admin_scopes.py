@@ -26,7 +26,7 @@ class Setup:
     def __init__(self, url: str, folder: Path) -> None:
         self.url = url
         self._database = Database(store_in(folder))
-        self._database.open(shared=True)
+        self._database.open(shared=True, make=True)
         self._clients: list[httpx.Client] = []
         self.root = self.key(admin=True)
 

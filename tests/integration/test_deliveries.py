@@ -93,7 +93,7 @@ class Bridge:
 def running(database_url: str, homeserver_url: str, bot: Account, secret_key: str, **values: Any) -> Iterator[Bridge]:
     """A bridge whose store has an admin's key and two others."""
     database = Database(database_url)
-    database.open(shared=True)
+    database.open(shared=True, make=True)
     with database.engine.begin() as connection:
         for name, secret in (("admin", ADMIN), ("one", ONE), ("two", TWO)):
             keys.add(connection, ApiKey(name, admin=name == "admin"), secret)

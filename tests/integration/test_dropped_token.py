@@ -37,7 +37,7 @@ def test_replay_after_the_bots_token_was_dropped_is_sent(
     join = f"{synapse.url}/_matrix/client/v3/join/{room_id}"
     httpx.post(join, headers={"Authorization": f"Bearer {bot.access_token}"}, trust_env=False).raise_for_status()
     database = Database(settings.database_url.get_secret_value())
-    database.open(shared=True)
+    database.open(shared=True, make=True)
     with database.engine.begin() as connection:
         connection.execute(update(tokens).values(token=None))  # as `drop_idle_tokens` does after ten minutes
     database.engine.dispose()

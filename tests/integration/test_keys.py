@@ -14,7 +14,7 @@ from flowbridge.store import Database, keys
 @pytest.fixture
 def database(database_url: str) -> Iterator[Database]:
     database = Database(database_url)
-    database.open(shared=True)
+    database.open(shared=True, make=True)
     yield database
     database.engine.dispose()
 
@@ -23,7 +23,7 @@ def database(database_url: str) -> Iterator[Database]:
 def other(database: Database, database_url: str) -> Iterator[Database]:
     """Another process on the same database."""
     other = Database(database_url)
-    other.open(shared=True)
+    other.open(shared=True, make=True)
     yield other
     other.engine.dispose()
 

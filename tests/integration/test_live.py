@@ -527,7 +527,7 @@ async def test_key_listens_to_what_it_is_for_and_no_longer_than_it_lives(
     mine, other = new_shared_room(), new_shared_room()
     settings = settings_for(synapse.url, access_token=bot_user.account.access_token)
     database = Database(settings.database_url.get_secret_value())
-    database.open(shared=True)
+    database.open(shared=True, make=True)
     with database.engine.begin() as connection:
         keys.add(connection, ApiKey("room", rooms=(mine,)), "fb_room")
         keys.add(connection, ApiKey("type", event_types=("m.room.*",)), "fb_type")

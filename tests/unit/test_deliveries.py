@@ -37,6 +37,8 @@ from flowbridge.store.ledger import Selection
 from flowbridge.store.tables import outbox as events
 from flowbridge.tokens import Tokens
 from tests.integration.store import events as rows
+from tests.integration.store.test_database import busy
+from tests.patience import PATIENCE
 
 T = TypeVar("T")
 
@@ -510,6 +512,35 @@ async def test_users_new_device_is_in_the_store_before_its_replay(database: Data
     await deliveries.replay(await log.viewer("alice/DESK"), "a")
     found = await database.read(lambda connection: accounts.tokens_of(connection, ALICE))
     assert [token.device_id for token in found] == ["DESK", "PHONE"]
+
+
+async def test_reading_of_one_delivery_waits_for_its_turn_and_not_for_the_writer(
+    log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A caller that asks for many replays, which are refused, must not stop what others have accepted."""
+    await log.put("queued", api_key="one")
+    await log.put("topic", api_key="one", event_type="m.room.topic", state_key="", **DEAD)
+    log.replays.trouble = WrongState("it was set since")
+    viewer, at_once, most = await log.viewer(ONE), 0, 0
+    read = log.database.read
+
+    async def watched(work: Callable[[Connection], Any]) -> Any:
+        nonlocal at_once, most
+        at_once += 1
+        most = max(most, at_once)
+        try:
+            return await read(work)
+        finally:
+            at_once -= 1
+
+    monkeypatch.setattr(log.database, "read", watched)
+    async with busy(log.database), asyncio.timeout(PATIENCE / 2):
+        refused = await asyncio.gather(
+            *(log.deliveries.replay(viewer, "topic") for _ in range(8)), return_exceptions=True
+        )
+        await log.deliveries.get(viewer, "queued")
+    assert [type(error) for error in refused] == [WrongState] * 8
+    assert most == 1
 
 
 # deletions

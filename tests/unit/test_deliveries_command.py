@@ -72,7 +72,7 @@ def cli(empty_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 
 def put(cli: Cli, *names: str, room: str = ROOM, lane: str = "", **values: Any) -> None:
     database = Database(cli.database_url)
-    database.open(shared=True)
+    database.open(shared=True, make=True)
     with database.engine.begin() as connection:
         outbox.insert_rows(connection, [event(name, lane or f"account|{room}", **values) for name in names])
     database.engine.dispose()
@@ -295,7 +295,7 @@ def hold(cli: Cli, lane: str, until: int) -> None:
 @contextlib.contextmanager
 def working(cli: Cli) -> Iterator[Connection]:
     database = Database(cli.database_url)
-    database.open(shared=True)
+    database.open(shared=True, make=True)
     with database.engine.begin() as connection:
         yield connection
     database.engine.dispose()

@@ -33,7 +33,7 @@ class Terminal(io.StringIO):
 @pytest.fixture
 def database(tmp_path: Path) -> Iterator[Database]:
     database = Database(f"sqlite:///{tmp_path}/events.db")
-    database.open(shared=True)
+    database.open(shared=True, make=True)
     yield database
     database.engine.dispose()
 

@@ -12,7 +12,7 @@ from flowbridge.delivery import look
 from flowbridge.errors import HomeserverError
 from flowbridge.homeserver.verdict import Verdict
 from flowbridge.store import Row
-from flowbridge.store.outbox import now_ms
+from flowbridge.store.outbox import CLOCK_SKEW_MS, now_ms
 from tests.patience import PATIENCE
 from tests.worker import ALICE, ROOM, MakeWorker, Rooms, Worker, until
 
@@ -198,14 +198,14 @@ async def test_what_came_since_a_look_began_ends_where_it_began(make: MakeWorker
         if by == "time":
             place.mark = None
             for event in crowded.timeline[ROOM]:
-                event["origin_server_ts"] -= 2 * look.CLOCK_SKEW_MS
+                event["origin_server_ts"] -= 2 * CLOCK_SKEW_MS
         crowd(crowded, 250)
         looking = look._Looking(crowded, row, ALICE.token, ALICE.user_id)
         for most in (2 * 4, 2):  # what has been looked at once is not looked at again
             crowded.pages = 0
             assert await looks._newer(looking, place) is None
             assert crowded.pages <= most
-            place.seen_at += 2 * look.CLOCK_SKEW_MS  # as if it had been that long ago
+            place.seen_at += 2 * CLOCK_SKEW_MS  # as if it had been that long ago
 
 
 async def test_equal_events_are_remembered_between_attempts(make: MakeWorker, crowded: Crowded) -> None:

@@ -12,8 +12,8 @@ from flowbridge.errors import BadGateway, GatewayTimeout, MatrixError, Unavailab
 from flowbridge.homeserver import Homeserver
 from flowbridge.homeserver.wire import Answer
 from flowbridge.models import Caller
+from flowbridge.readings import Readings
 from flowbridge.replays import Replays, overwrites
-from flowbridge.store import Database
 from flowbridge.tokens import Tokens
 
 OLD, NEW = {"topic": "old"}, {"topic": "new"}
@@ -64,6 +64,15 @@ def test_what_was_set_since_is_overwritten(delivery: dict[str, Any], current: di
     assert overwrites(delivery, current) is expected
 
 
+class Store:
+    """Says which event is queued."""
+
+    queued: str | None = None
+
+    async def read(self, _: Callable[[Connection], object]) -> str | None:
+        return self.queued
+
+
 class World(Homeserver):
     """A homeserver with one answer, a bot, and the tokens that the store holds."""
 
@@ -72,8 +81,8 @@ class World(Homeserver):
         self.tokens: list[str] = []
         self.known: tuple[str, str, str] | None = None
         self.bot_account: Caller | None = BOT
-        self.queued: str | None = None
-        self.replays = Replays(cast("Database", self), self, cast("Callers", self), cast("Tokens", self))
+        self.store = Store()
+        self.replays = Replays(cast("Readings", self.store), self, cast("Callers", self), cast("Tokens", self))
 
     async def read_state(self, token: str, *target: str, any_status: bool = False) -> Answer:
         assert target == ("!room:hs", "m.room.topic", "", "format=event")
@@ -88,9 +97,6 @@ class World(Homeserver):
 
     async def of(self, _: str) -> tuple[str, str, str] | None:
         return self.known
-
-    async def run(self, _: Callable[[Connection], object]) -> str | None:
-        return self.queued
 
 
 def says(status: int, value: Any) -> Answer:
@@ -139,7 +145,7 @@ async def test_state_that_the_account_may_not_see_is_a_409() -> None:
 
 async def test_newer_state_that_is_still_queued_is_a_409() -> None:
     world = World(says(200, event(OLD)))
-    world.queued = "newer"
+    world.store.queued = "newer"
     with pytest.raises(WrongState, match="newer"):
         await world.replays.check(row())
     assert world.tokens == []

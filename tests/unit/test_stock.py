@@ -14,7 +14,7 @@ from sqlalchemy import Connection, insert, update
 from flowbridge.store import StoreFull, holdings, outbox, tables
 from flowbridge.store.journal import Outcome, Ticket
 from flowbridge.store.outbox import now_ms
-from flowbridge.store.shares import ShareTaken
+from flowbridge.store.shares import RoomShareTaken, ShareTaken
 from flowbridge.store.stock import Limits, Stock
 from tests.patience import PATIENCE
 from tests.worker import BOB, ROOM, Rooms, Worker, soon
@@ -101,6 +101,59 @@ async def test_one_room_cannot_take_all_the_room(worker: Worker, make: Callable[
     assert caught.value.headers() == {"Retry-After": "10"}
     stock.admit(worker.ticket("a", OTHER).row.lane)
     stock.admit(worker.ticket("a", caller=BOB).row.lane)
+
+
+async def test_one_key_leaves_a_part_of_a_room_to_others(worker: Worker, make: Callable[..., Stock]) -> None:
+    stock = make(queued=10_000, per_lane=48, share=0.5)
+    lane = worker.ticket("a").row.lane
+    hog = take(stock, worker, 100, api_key="hog")
+    assert len(hog) == 24
+    with pytest.raises(RoomShareTaken, match="24 events of this API key are queued for this room already") as caught:
+        stock.admit(lane, "hog")
+    assert (caught.value.status, caught.value.errcode) == (503, "M_LIMIT_EXCEEDED")
+    assert caught.value.headers() == {"Retry-After": "10"}
+    assert not isinstance(caught.value, ShareTaken)  # for which it would be held back in other rooms, too
+    stock.admit(worker.ticket("a", OTHER).row.lane, "hog")
+    assert len(take(stock, worker, 100, api_key="second")) == 8
+    stock.admit(lane, "quiet")
+    for ticket in hog[:10]:
+        stock.remove(ticket)
+    assert len(take(stock, worker, 100, api_key="second")) == 6
+    assert len(take(stock, worker, 100, api_key="hog")) == 0
+    assert stock.queued_in(lane) == 28
+
+
+async def test_user_has_its_own_lane_to_itself(worker: Worker, make: Callable[..., Stock]) -> None:
+    stock = make(queued=10_000, per_lane=48, share=0.5)
+    assert len(take(stock, worker, 100)) == 48
+
+
+async def test_share_of_a_room_counts_what_other_processes_accepted(
+    worker: Worker, make: Callable[..., Stock], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flowbridge.store.stock.PIECE_ROWS", 3)
+    stock = make(queued=10_000, per_lane=48, share=0.5)
+    taken = take(stock, worker, 100, api_key="hog")
+    await put(worker, 20, api_key="hog")
+    await put(worker, 4, OTHER, api_key="hog")
+    await put(worker, 20, api_key="second")
+    for ticket in taken:
+        stock.remove(ticket)
+    await stock.refresh()
+    counting = asyncio.ensure_future(stock.census())
+    await asyncio.sleep(0)
+    stock.add(worker.ticket("meanwhile", api_key="third"))
+    await soon(counting)
+    held = {name: stock._in_lanes.of(f"{name} {worker.ticket('a').row.lane}") for name in ("hog", "second", "third")}
+    assert held == {"hog": 20, "second": 20, "third": 1}
+    for name in ("hog", "second"):
+        with pytest.raises(RoomShareTaken):
+            stock.admit(worker.ticket("a").row.lane, name)
+    stock.admit(worker.ticket("a").row.lane, "quiet")
+    await worker.database.run(lambda connection: connection.execute(update(tables.outbox).values(state="sent")))
+    await soon(stock.refresh())
+    await soon(stock.census())
+    stock.admit(worker.ticket("a").row.lane, "hog")
 
 
 class Counting:
@@ -321,7 +374,7 @@ def admit(stock: Stock, ticket: Ticket) -> None:
 
 async def test_user_and_keys_have_a_share_each(worker: Worker, make: Callable[..., Stock]) -> None:
     """Many keys share the bot's account: one of them must not take what the others need."""
-    stock = make(queued=100, share=0.5)
+    stock = make(queued=100, per_lane=1_000, share=0.5)
     assert len(take(stock, worker, 100, api_key="hog")) == 50
     with pytest.raises(ShareTaken, match=r"50 events \(\d+ bytes\) of this API key or account") as caught:
         admit(stock, worker.ticket("a", api_key="hog"))

@@ -28,6 +28,7 @@ FULL_SECONDS = 6.0
 TOLD_SECONDS = 60.0  # more, on a machine so busy that nobody has been told by then
 KILL_CYCLE = 2  # in which the bridge is killed while the disk is full, and has to start on it
 LOCKED_SECONDS = 3.0
+RETRY_SECONDS = 10.0  # for which a bridge tries to reach its database, with an event in its hand
 AGAIN_SECONDS = 30.0  # within which a bridge accepts again, once its store is well
 
 
@@ -44,7 +45,10 @@ async def restart(options: Options) -> Report:
 
 
 async def network(options: Options) -> Report:
-    """Two bridges, each with a wire to PostgreSQL that is cut, carries no answers, or nothing for more than a lease."""
+    """Two bridges, each with a wire to PostgreSQL that is cut, carries no answers, or nothing for more than a lease.
+
+    Once it carries no answers and then is gone for longer than a bridge tries: what was committed is not known as such.
+    """
     options = options.leased(8.0)
     cables = [Cable.to(options.shared_url) for _ in range(2)]
     for cable in cables:
@@ -56,7 +60,7 @@ async def network(options: Options) -> Report:
                 await for_seconds(options.seconds, _break_every(it, cables, options))
                 await _mend(cables)
                 _check_again(it, await _accepts_again(it, load))
-            it.check_honest(load)
+            it.check_honest(load, failures=sum(it.monkey.counts[_name(way)] for way in BREAKS))
             return await it.report("network", await it.drain())
     finally:
         for cable in cables:
@@ -135,11 +139,14 @@ async def _whole(doing: Awaitable[None]) -> None:
 async def _break_every(it: Stage, cables: list[Cable], options: Options) -> None:
     """One cable after the other, in each way in turn, until cancelled."""
     chance = random.Random(options.seed)
-    ways = (_cut, _deafen, _unplug, _freeze, _terminate, _freeze_long)
-    for way, cable in zip(itertools.cycle(ways), _turns(cables, chance), strict=False):
+    for way, cable in zip(itertools.cycle(BREAKS), _turns(cables, chance), strict=False):
         await asyncio.sleep(chance.uniform(0.2, 0.6) * options.every)
-        it.monkey.counts[way.__name__.strip("_").replace("_", " ")] += 1
+        it.monkey.counts[_name(way)] += 1
         await way(cable, options)
+
+
+def _name(way: Callable[..., object]) -> str:
+    return way.__name__.strip("_").replace("_", " ")
 
 
 def _turns(cables: list[Cable], chance: random.Random) -> Iterator[Cable]:
@@ -182,6 +189,19 @@ async def _freeze_long(cable: Cable, options: Options) -> None:
     cable.freeze()
     await asyncio.sleep(options.lease + 3)
     cable.thaw()
+
+
+async def _vanish(cable: Cable, _: Options) -> None:
+    """In the midst of a commit of new events."""
+    cable.deafen_from(b"COMMIT", after=b"msgtype")
+    await asyncio.sleep(0.2)
+    cable.unplug()
+    cable.hear()
+    await asyncio.sleep(RETRY_SECONDS + 3)
+    await cable.plug()
+
+
+BREAKS = (_cut, _deafen, _unplug, _freeze, _terminate, _freeze_long, _vanish)
 
 
 async def _mend(cables: list[Cable]) -> None:

@@ -21,10 +21,10 @@ from sqlalchemy import (
 )
 
 from flowbridge import log
-from flowbridge.store.errors import StoreError
+from flowbridge.store.errors import StoreAbsent, StoreError
 from flowbridge.store.tables import metadata
 
-HEAD = "0002"
+HEAD = "0004"
 SCRIPTS = Path(__file__).parent
 
 LOCK = 0x666C6F77627267  # PostgreSQL's advisory lock of whoever makes or migrates the schema ("flowbrg")
@@ -37,16 +37,22 @@ _version = Table(  # as Alembic makes it
 )
 
 
-def upgrade(engine: Engine, name: str, *, shared: bool = False) -> None:
+def upgrade(engine: Engine, name: str, *, shared: bool = False, make: bool = True) -> None:
     """Make the schema, or bring it up to date; `name` is the database's in what is said of it.
 
     Raises StoreError when a newer flowbridge made it, when the tables are not ours, and, with `shared`, when it is
-    older: a server of that version may be running on it.
+    older: a server of that version may be running on it. StoreAbsent where there is none and, with `shared`, it is not
+    to be made: a server may be running that had another one.
     """
     with engine.connect().execution_options(reads=True) as connection:
         now = version(connection)
     if now == HEAD:
         return
+    if now is None and shared and not make:
+        raise StoreAbsent(
+            f"{name} has no tables of flowbridge: `serve` makes them, and the commands have to be run with the same "
+            "setting"
+        )
     if now is not None and shared:
         raise StoreError(f"{name} is of version {now}, not {HEAD}: `flowbridge serve` brings an older one up to date")
     with engine.begin() as connection:

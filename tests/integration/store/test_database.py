@@ -2,6 +2,8 @@
 
 import asyncio
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -10,10 +12,12 @@ from typing import Any
 
 import pytest
 from sqlalchemy import Connection, NullPool, create_engine, event, func, select, text
+from sqlalchemy.exc import OperationalError
 
-from flowbridge.store import Database, StoreFull, StoreUnavailable, outbox
+from flowbridge.store import Database, StoreFull, StoreUnavailable, StoreUnsure, outbox
 from flowbridge.store import database as module
 from flowbridge.store import engine as engine_module
+from flowbridge.store.files import REMOVED
 from flowbridge.store.tables import outbox as events
 from tests.integration.store import events as rows
 from tests.integration.store.events import only_postgresql, only_sqlite, put, states
@@ -269,6 +273,19 @@ async def test_flush_does_not_wait_for_a_store_in_trouble(database: Database, mo
     assert asked == []
 
 
+@only_sqlite
+async def test_look_at_the_file_leaves_sqlites_locks_alone(database: Database) -> None:
+    """Where a process closes a descriptor of the file, it loses them: then the next command that ends removes -wal."""
+    assert database.files is not None
+    await database.run(put_one("one"))
+    await database.look()
+    command = f"import sqlite3; sqlite3.connect({database.url.database!r}).execute('PRAGMA user_version').fetchall()"
+    await asyncio.to_thread(subprocess.run, [sys.executable, "-c", command], check=True, timeout=PATIENCE)
+    assert not database.files.missing()
+    await database.run(put_one("two"))
+    assert not database.missing
+
+
 # trouble that passes
 
 
@@ -336,15 +353,20 @@ async def test_lock_that_does_not_end_is_told(url: str, monkeypatch: pytest.Monk
     await database.stop()
 
 
-async def test_full_disk_is_told_at_once_and_accepts_nothing(database: Database) -> None:
-    error: Exception = sqlite3.OperationalError("database or disk is full")
-    if not database.is_sqlite:
-        import psycopg
+def full(database: Database) -> Exception:
+    """What the driver says of a disk that is."""
+    if database.is_sqlite:
+        return sqlite3.OperationalError("database or disk is full")
+    import psycopg
 
-        error = psycopg.errors.DiskFull("could not extend file: No space left on device (disk is full)")
-    with failing(database, "do_commit", *[error] * 50) as calls:
-        with pytest.raises(StoreUnavailable, match="full"):
+    return psycopg.errors.DiskFull("could not extend file: No space left on device (disk is full)")
+
+
+async def test_full_disk_is_told_at_once_and_accepts_nothing(database: Database) -> None:
+    with failing(database, "do_commit", *[full(database)] * 50) as calls:
+        with pytest.raises(StoreUnavailable, match="full") as caught:
             await database.run(put_one("one"))
+        assert not isinstance(caught.value, StoreUnsure)
         assert len(calls) <= 3
     assert await database.read(count) == 0
     await database.run(put_one("two"))
@@ -363,6 +385,92 @@ async def test_connection_lost_in_the_middle_of_a_commit_doubles_nothing(databas
         assert await asyncio.gather(*waiting) == [set(), set()]
         assert len(calls) > 2
     assert list(await database.read(states)) == ["mine", "other"]
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+async def test_commit_that_nobody_heard_of_may_be_one(
+    database: Database, after: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A 503 would say that nothing of it is kept."""
+    monkeypatch.setattr(module, "RETRY_SECONDS", 0.2)
+    mine = rows.event("mine")
+    with (
+        failing(database, "do_commit", *[connection_lost(database)] * 100, after=after),
+        pytest.raises(StoreUnsure, match="may have taken this") as caught,
+    ):
+        await database.run(lambda connection: outbox.insert_rows(connection, [mine]))
+    assert caught.value.status == 504
+    assert caught.value.headers() == {}
+    assert list(await database.read(states)) == ["mine"] * after
+
+
+async def test_what_fails_before_its_commit_is_surely_not_done(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "RETRY_SECONDS", 0.2)
+
+    def lost(connection: Connection) -> None:
+        put(connection, "mine")
+        raise OperationalError("INSERT", {}, connection_lost(database), connection_invalidated=True)
+
+    with pytest.raises(StoreUnavailable) as caught:
+        await database.run(lost)
+    assert not isinstance(caught.value, StoreUnsure)
+    assert caught.value.status == 503
+
+
+async def test_doubt_ends_with_a_run_that_sees_nothing_of_the_one_before(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "RETRY_SECONDS", 0.2)
+    ran = [0]
+
+    def work(connection: Connection) -> None:
+        ran[0] += 1
+        if ran[0] > 2:
+            connection.exec_driver_sql("SELECT nothing")
+
+    with failing(database, "do_commit", *[connection_lost(database)] * 2):
+        with pytest.raises(StoreUnavailable) as caught:
+            await database.run(work, found_nothing=lambda: ran[0] == 2)
+        assert isinstance(caught.value, StoreUnsure), "the second commit may be one, too"
+    ran[0] = 0
+    with (
+        failing(database, "do_commit", connection_lost(database), full(database)),
+        pytest.raises(StoreUnavailable, match="full") as caught,
+    ):
+        await database.run(work, found_nothing=lambda: ran[0] == 2)
+    assert not isinstance(caught.value, StoreUnsure)
+
+
+@only_sqlite
+async def test_what_is_committed_is_not_done_again_whatever_goes_wrong_then(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files, ran = database.files, [0, 0]
+    assert files is not None
+
+    def work(connection: Connection) -> None:
+        ran[0] += 1
+        put(connection, f"event-{ran[0]}")
+
+    def undone(connection: Connection) -> None:
+        ran[1] += 1
+
+    def broken(*_: object) -> None:
+        raise sqlite3.OperationalError("disk I/O error")
+
+    monkeypatch.setattr(files, "note_epoch", broken)
+    await database.run(work)
+    assert (ran[0], list(await database.read(states))) == (1, ["event-1"])
+    monkeypatch.setattr(files, "missing", lambda: REMOVED)
+    async with busy(database):
+        waiting = [database.run(work), database.run(undone, undo=broken)]
+    done = await asyncio.gather(*waiting, return_exceptions=True)
+    assert done[0] is None
+    assert isinstance(done[1], StoreUnsure), "it is kept where the process has the file still"
+    assert (ran, list(await database.read(states))) == ([2, 1], ["event-1", "event-2"])
+    monkeypatch.undo()
 
 
 # PostgreSQL that goes away

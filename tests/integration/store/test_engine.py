@@ -15,16 +15,16 @@ import pytest
 from sqlalchemy import NullPool, create_engine, make_url, text
 
 from flowbridge import log
-from flowbridge.store import Database, StoreError, engine
+from flowbridge.store import Database, StoreAbsent, StoreError, engine, files
 from tests.patience import PATIENCE
 from tests.postgres import LocalPostgres
 
 SECRET = "wordpass"
 
 
-def opened(url: str, *, shared: bool = False) -> None:
+def opened(url: str, *, shared: bool = False, make: bool = False) -> None:
     database = Database(url)
-    database.open(shared=shared)
+    database.open(shared=shared, make=make)
     database.close()
 
 
@@ -206,10 +206,64 @@ def test_commands_may_open_a_new_file_at_once(tmp_path: Path) -> None:
 
         def run(_: int, url: str = f"sqlite:///{tmp_path}/{number}.db", together: threading.Barrier = together) -> None:
             together.wait()
-            opened(url, shared=True)
+            opened(url, shared=True, make=True)
 
         with ThreadPoolExecutor(8) as threads:
             list(threads.map(run, range(8)))
+
+
+def test_file_is_made_for_a_command_only_where_it_is_asked_for_and_nobody_has_one(tmp_path: Path) -> None:
+    (tmp_path / "link.db").symlink_to(tmp_path / "flowbridge.db")
+    url = f"sqlite:///{tmp_path}/link.db"
+    assert "there is no file" in complaint(url, shared=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["link.db"]
+    opened(url, shared=True, make=True)
+    assert mode(tmp_path / "flowbridge.db") == 0o600
+    server = Database(url)
+    server.open()
+    opened(url, shared=True)
+    (tmp_path / "flowbridge.db").rename(tmp_path / "elsewhere.db")
+    for make in (False, True):
+        with pytest.raises(StoreError, match="was removed or moved") as caught:
+            opened(url, shared=True, make=make)
+        assert not isinstance(caught.value, StoreAbsent)
+    assert not (tmp_path / "flowbridge.db").exists()
+    (tmp_path / "elsewhere.db").rename(tmp_path / "flowbridge.db")
+    opened(url, shared=True)
+    server.close()
+
+
+def test_command_that_goes_on_for_long_uses_no_other_file(tmp_path: Path) -> None:
+    database = Database(f"sqlite:///{tmp_path}/flowbridge.db")
+    database.open(shared=True, make=True)
+    server = Database(f"sqlite:///{tmp_path}/flowbridge.db")
+    server.open()
+    with database.engine.connect():
+        (tmp_path / "flowbridge.db").unlink()
+        (tmp_path / "flowbridge.db").touch()
+        with pytest.raises(StoreError, match="is another file"), database.engine.connect():
+            pass
+    database.engine.dispose()
+    server.close()
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_file_made_by_a_command_at_the_same_time_is_no_fault(tmp_path: Path, shared: bool) -> None:
+    """A command has the lock for a moment: a start, or another command, waits for that."""
+    lock = files.take_lock(tmp_path / "flowbridge.db.lock")
+    with ThreadPoolExecutor(1) as threads:
+        opening = threads.submit(opened, f"sqlite:///{tmp_path}/flowbridge.db", shared=shared, make=shared)
+        time.sleep(0.1)
+        lock.close()
+        opening.result(timeout=PATIENCE)
+
+
+def test_postgresql_without_tables_gets_none_from_a_command_that_only_looks(postgres: LocalPostgres) -> None:
+    url = postgres.fresh_database()
+    with pytest.raises(StoreAbsent, match="has no tables of flowbridge"):
+        opened(url, shared=True)
+    opened(url, shared=True, make=True)
+    opened(url, shared=True)
 
 
 def test_file_that_is_locked_is_waited_for(tmp_path: Path, log_lines: Lines, monkeypatch: pytest.MonkeyPatch) -> None:

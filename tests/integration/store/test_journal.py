@@ -1,18 +1,31 @@
 """Acceptances and outcomes on their way to the disk."""
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import Connection, select
 
-from flowbridge.store import Database, Fence, Row, StoreFull, StoreUnavailable, accounts, journal, ledger, outbox
+from flowbridge.store import (
+    Database,
+    Fence,
+    Row,
+    StoreFull,
+    StoreUnavailable,
+    StoreUnsure,
+    accounts,
+    journal,
+    ledger,
+    outbox,
+)
 from flowbridge.store.journal import Journal, Outcome, Ticket
 from flowbridge.store.tables import lanes
+from tests import patience
 from tests.integration.store import test_accounts
-from tests.integration.store.events import LANE, claim, claim_one, event, lane, only_postgresql, put, states
-from tests.integration.store.test_database import busy, connection_lost, failing, until
+from tests.integration.store.events import LANE, OTHER, claim, claim_one, event, lane, only_postgresql, put, states
+from tests.integration.store.test_database import busy, connection_lost, failing, full, until
 
 
 @pytest.fixture
@@ -205,12 +218,72 @@ def waits_for_a_lock(database: Database) -> bool:
         return bool(connection.exec_driver_sql(query).scalar())
 
 
+@only_postgresql
+@pytest.mark.parametrize("lanes_are_new", [False, True], ids=["known lanes", "new lanes"])
+async def test_replicas_that_write_the_same_key_wait_in_no_circle(
+    database: Database, replica: Database, writer: Journal, monkeypatch: pytest.MonkeyPatch, lanes_are_new: bool
+) -> None:
+    """One writes to a single lane, the other to two, and both have the same event for the lane that they share."""
+    if not lanes_are_new:
+        await database.run(lambda connection: outbox.mark_dirty(connection, [(LANE, "account"), (OTHER, "account")]))
+    here, there, beside = keyed("here"), keyed("there"), keyed("beside", "another key")
+    here.dirty = there.dirty = beside.dirty = True
+    beside.row = beside.row._replace(lane=OTHER)
+    inserted, errors = threading.Event(), list[Exception]()
+    insert = outbox.insert_rows
+
+    def slowly(connection: Connection, rows: Any) -> set[str]:
+        refused = insert(connection, rows)
+        if rows[0]["delivery"] == here.row.delivery and not inserted.is_set():
+            inserted.set()
+            patience.until(lambda: waits_for_a_lock(database))
+        return refused
+
+    def failed(self: Database, group: Any, error: Exception) -> None:
+        errors.append(error)
+        one_by_one(self, group, error)
+
+    one_by_one = Database._one_by_one
+    monkeypatch.setattr(outbox, "insert_rows", slowly)
+    monkeypatch.setattr(Database, "_one_by_one", failed)
+    writer.append(here)
+    await until(inserted.is_set)
+    await accepted(Journal(replica), beside, there)
+    await here.committed
+    assert errors == []
+    assert there.existing is not None
+    assert there.existing["delivery"] == here.row.delivery
+
+
 async def test_repeat_after_a_lost_commit_is_the_same_event(database: Database, writer: Journal) -> None:
     one, plain = keyed("one"), ticket("plain", dirty=True)
     with failing(database, "do_commit", connection_lost(database), after=True):
         await accepted(writer, one, plain)
     assert one.existing is None
     assert list(await database.read(states)) == ["one", "plain"]
+
+
+@only_postgresql
+@pytest.mark.parametrize("is_done", [False, True])
+async def test_acceptance_whose_commit_is_in_doubt_is_looked_for_by_the_next_try(
+    database: Database, writer: Journal, is_done: bool
+) -> None:
+    """What is there is accepted; what is not, for sure, is refused where the next commit is."""
+    again, one = keyed("again"), ticket("one")
+    await accepted(writer, keyed("before"))
+    with failing(database, "do_commit", connection_lost(database), after=is_done):
+        writer.append(again)
+        writer.append(one)
+        await asyncio.gather(again.committed, one.committed)
+    assert list(await database.read(states)) == ["before", "one"]
+    two = ticket("two")
+    with (
+        failing(database, "do_commit", connection_lost(database), full(database)),
+        pytest.raises(StoreUnavailable, match="full") as caught,
+    ):
+        await accepted(writer, two)
+    assert not isinstance(caught.value, StoreUnsure)
+    assert list(await database.read(states)) == ["before", "one"]
 
 
 # trouble

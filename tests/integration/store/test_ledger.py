@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, Engine, event, insert, select, text
+from sqlalchemy import Connection, Engine, event, insert, select, text, update
 
 from flowbridge.store import ledger, outbox
 from flowbridge.store.ledger import ALL, Selection, Whose
@@ -292,6 +292,45 @@ def test_two_replays_at_once_queue_it_once(engine: Engine) -> None:
         assert [(row["delivery"], row["txn_id"]) for row in connection.execute(select(events)).mappings()] == [
             ("a", "first")
         ]
+
+
+def test_replay_that_is_done_again_with_the_same_transaction_id_is_one(connection: Connection) -> None:
+    """Nobody heard of the first commit, and the event may have been sent again by now."""
+    put(connection, "a", **DEAD)
+    for state in ("queued", "sent"):
+        for _ in range(2):
+            assert ledger.replay(connection, "a", "again", "somebody") is not None
+            row = ledger.get(connection, "a")
+            assert row is not None
+            assert (row["txn_id"], row["state"]) == ("again", state)
+            assert len(json.loads(row["history"])) == 1
+        connection.execute(update(events).values(state="sent", settled_at=1))
+    assert ledger.replay(connection, "a", "once more", "somebody") is not None
+    assert ledger.replay(connection, "nothing", "again", "somebody") is None
+
+
+def test_newer_queued_state_is_found_without_a_walk_through_its_lane(engine: Engine) -> None:
+    state = {"event_type": "m.room.topic", "state_key": ""}
+    with engine.begin() as connection:
+        put(connection, *(f"message-{number}" for number in range(3_000)))
+        put(connection, "old", "new", **state)
+        put(connection, "name", event_type="m.room.name", state_key="")
+        put(connection, "of another", event_type="m.room.topic", state_key="key")
+        put(connection, "sent", state="sent", settled_at=1, **state)
+        put(connection, "elsewhere", room=OTHER_ROOM, **state)
+        old = {"lane": f"alice-1|{ROOM}", "delivery": "old", **state}
+        assert ledger.queued_behind(connection, old) == "new"
+        assert ledger.queued_behind(connection, {**old, "delivery": "new"}) == "old"
+        assert ledger.queued_behind(connection, {**old, "state_key": "nobody's"}) is None
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.exec_driver_sql("ANALYZE")
+    asked: list[tuple[str, Any]] = []
+    event.listen(engine, "before_cursor_execute", lambda *said: asked.append((said[2], said[3])))
+    with engine.connect().execution_options(reads=True) as connection:
+        ledger.queued_behind(connection, old)
+        explain = "EXPLAIN QUERY PLAN " if engine.dialect.name == "sqlite" else "EXPLAIN "
+        plan = str(connection.exec_driver_sql(explain + asked[-1][0], asked[-1][1]).all())
+    assert "outbox_queued_states" in plan, plan
 
 
 def wait_until_blocked(engine: Engine) -> None:

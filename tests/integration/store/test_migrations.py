@@ -33,8 +33,8 @@ NEXT = """
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0003"
-down_revision = "0002"
+revision = "0005"
+down_revision = "0004"
 
 
 def upgrade() -> None:
@@ -42,9 +42,9 @@ def upgrade() -> None:
 """
 
 
-def opened(url: str, *, shared: bool = False) -> None:
+def opened(url: str, *, shared: bool = False, make: bool = False) -> None:
     database = Database(url)
-    database.open(shared=shared)
+    database.open(shared=shared, make=make)
     database.close()
 
 
@@ -179,10 +179,32 @@ def test_lane_whose_owner_died_is_in_doubt_after_the_migration(new_database: New
     put_old(url, (PHONE, "!a:hs", "queued"))
     put_lane(url, PHONE, "!a:hs", owner="dead", lease_until=2_000_000, dirty=0)
     opened(url)
-    lease = 0 if url.startswith("sqlite") else 2_000_000
-    assert ask(url, "SELECT owner, lease_until, dirty, uncertain_since, sent_with FROM lanes") == [
-        (None, lease, 1, 1_400_000, "")
+    of_nobody = url.startswith("sqlite")  # no other process has the file
+    lease = 0 if of_nobody else 2_000_000
+    assert ask(url, "SELECT owner IS NULL, lease_until, dirty, uncertain_since, sent_with FROM lanes") == [
+        (of_nobody, lease, 1, 1_400_000, "")
     ]
+
+
+def test_lane_that_an_older_replica_holds_is_left_to_it_until_its_lease_ends(new_database: NewDatabase) -> None:
+    """Also for a caller who waits, and where the same user had a lane on another device, which only rested."""
+    url, until = made_by("0001", new_database()), outbox.now_ms() + 300_000
+    know_alice(url)
+    put_old(url, (PHONE, "!a:hs", "queued"), (DESK, "!a:hs", "queued"), (PHONE, "!resting:hs", "queued"))
+    put_lane(url, PHONE, "!a:hs", owner="old", lease_until=until, dirty=0)
+    put_lane(url, DESK, "!a:hs", lease_until=until + 1_000)
+    put_lane(url, PHONE, "!resting:hs", lease_until=until)
+    opened(url)
+    held, resting = f"{ALICE}|!a:hs", f"{ALICE}|!resting:hs"
+    with create_engine(url, poolclass=NullPool).begin() as connection:
+        found = {one.fence.lane: one for one in outbox.claim(connection, "me", 10, 30_000, only=[held, resting])}
+        if url.startswith("sqlite"):
+            assert found.keys() == {held, resting}
+            return
+        assert found.keys() == {resting}
+        connection.execute(text("UPDATE lanes SET lease_until = 1000 WHERE lease_until > 0"))
+        (late,) = outbox.claim(connection, "me", 10, 30_000, only=[held])
+        assert late.uncertain_since == until - 600_000
 
 
 def test_lanes_without_events_go_and_unknown_accounts_stay_as_they_are(new_database: NewDatabase) -> None:
@@ -218,9 +240,9 @@ def upgrade(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Upgrade:
     def run(script: str) -> None:
         scripts = tmp_path / "100% new"
         shutil.copytree(migrations.SCRIPTS, scripts)
-        (scripts / "versions" / "0003_colour.py").write_text(script)
+        (scripts / "versions" / "0005_colour.py").write_text(script)
         monkeypatch.setattr(migrations, "SCRIPTS", scripts)
-        monkeypatch.setattr(migrations, "HEAD", "0003")
+        monkeypatch.setattr(migrations, "HEAD", "0005")
 
     return run
 
@@ -231,7 +253,7 @@ def test_older_database_is_migrated_and_keeps_its_rows(database_url: str, upgrad
     upgrade(NEXT)
     opened(database_url)
     assert ask(database_url, "SELECT lane, colour FROM lanes") == [("l", None)]
-    assert ask(database_url, "SELECT version_num FROM alembic_version") == [("0003",)]
+    assert ask(database_url, "SELECT version_num FROM alembic_version") == [("0005",)]
 
 
 def test_migration_that_fails_leaves_the_database_as_it_was(database_url: str, upgrade: Upgrade) -> None:
@@ -241,15 +263,15 @@ def test_migration_that_fails_leaves_the_database_as_it_was(database_url: str, u
     with pytest.raises(StoreError, match="nowhere"):
         opened(database_url)
     assert schema(database_url) == before
-    assert ask(database_url, "SELECT version_num FROM alembic_version") == [("0002",)]
+    assert ask(database_url, "SELECT version_num FROM alembic_version") == [("0004",)]
 
 
 def test_command_beside_a_server_migrates_nothing(database_url: str, upgrade: Upgrade) -> None:
     opened(database_url)
     upgrade(NEXT)
-    with pytest.raises(StoreError, match="version 0002, not 0003: `flowbridge serve` brings"):
+    with pytest.raises(StoreError, match="version 0004, not 0005: `flowbridge serve` brings"):
         opened(database_url, shared=True)
-    assert ask(database_url, "SELECT version_num FROM alembic_version") == [("0002",)]
+    assert ask(database_url, "SELECT version_num FROM alembic_version") == [("0004",)]
 
 
 def test_database_of_a_newer_version_is_refused_in_one_line(database_url: str) -> None:
@@ -284,7 +306,7 @@ def test_several_that_start_at_once_on_an_empty_database_do_not_collide(
 
     monkeypatch.setattr(migrations, "version", look_together)
     with ThreadPoolExecutor(4) as threads:
-        list(threads.map(lambda _: opened(database_url, shared=True), range(4)))
+        list(threads.map(lambda _: opened(database_url, shared=True, make=True), range(4)))
     assert ask(database_url, "SELECT version_num FROM alembic_version") == [(migrations.HEAD,)]
 
 

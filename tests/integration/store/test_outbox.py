@@ -210,7 +210,7 @@ def with_databases(
     """Run this in so many threads at once, each with a database object, as processes have."""
     databases = [Database(url) for _ in range(number)]
     for one in databases:
-        one.open(shared=True)
+        one.open(shared=True, make=True)
     with databases[0].engine.begin() as connection:
         prepare(connection)
     together = threading.Barrier(number, timeout=PATIENCE)
@@ -527,38 +527,43 @@ def test_purge_forgets_each_state_by_its_age(engine: Engine) -> None:
         assert set(states(connection)) == {"queued"}
 
 
-def test_what_a_lane_in_doubt_has_sent_is_kept_until_the_doubt_is_over(engine: Engine) -> None:
+def test_what_a_lane_has_sent_since_its_first_queued_event_is_known_when_its_rows_are_gone(engine: Engine) -> None:
+    now = int(time.time() * 1000)
     with engine.begin() as connection:
-        for name in (LANE, OTHER):
-            outbox.insert_rows(connection, [event(f"sent {name}", name, state="sent", settled_at=10)])
-            outbox.insert_rows(connection, [event(f"dead {name}", name, state="dead", settled_at=10)])
-            put(connection, f"queued {name}", lane=name)
-        fence = next(one.fence for one in claim(connection) if one.fence.lane == LANE)
-        outbox.doubt(connection, fence, 5)
-        assert outbox.purge(connection, ALWAYS, NEVER) == 1
-        assert outbox.purge_oldest(connection) == 0
-        assert outbox.purge(connection, ALWAYS, ALWAYS) == 2
-        assert f"sent {LANE}" in states(connection)
-        outbox.doubt(connection, fence, None)
-        assert outbox.purge(connection, ALWAYS, NEVER) == 1
+        for name, lane_ in (("before", LANE), ("since", LANE), ("other", OTHER), ("late", OTHER)):
+            at = LONG_AGO + (name == "since") if name != "late" else now
+            row = event(name, lane_, state="sent", settled_at=at, event_id=f"${name}")
+            outbox.insert_rows(connection, [row, event(state="dead", settled_at=at)])
+        put(connection, "queued", accepted_at=LONG_AGO + 1 + outbox.NEEDED_MS)
+        put(connection, "newer", accepted_at=now)
+        ids = ["$before", "$since", "$other", "$late"]
+        assert outbox.purge(connection, ALWAYS, ALWAYS) == 8
+        assert set(states(connection)) == {"queued", "newer"}
+        assert outbox.sent_before(connection, LANE, 0, ids) == {"$since"}
+        assert outbox.sent_before(connection, LANE, LONG_AGO + 2, ids) == set()
+        assert outbox.sent_before(connection, OTHER, 0, ids) == {"$late"}
+        assert outbox.forget_ids(connection) == 0
+        settle(connection, next(one.fence for one in claim(connection)), "queued")
+        assert outbox.forget_ids(connection) == 1
+        assert outbox.sent_before(connection, LANE, 0, ids) == set()
 
 
 def test_purge_goes_piece_by_piece(engine: Engine) -> None:
-    rows = [event(state="sent", settled_at=at) for at in range(5_010)]
+    rows = [event(state="sent", settled_at=at) for at in range(outbox.PURGED + 10)]
     with engine.begin() as connection:
         outbox.insert_rows(connection, rows)
-        assert outbox.purge(connection, ALWAYS, ALWAYS) == 5_000
+        assert outbox.purge(connection, ALWAYS, ALWAYS) == outbox.PURGED
         assert outbox.purge(connection, ALWAYS, ALWAYS) == 10
         assert outbox.purge(connection, ALWAYS, ALWAYS) == 0
 
 
 def test_what_goes_before_its_time_is_sent_and_the_oldest(engine: Engine) -> None:
-    rows = [event(f"sent-{at}", state="sent", settled_at=at) for at in range(5_001, 0, -1)]
+    rows = [event(f"sent-{at}", state="sent", settled_at=at) for at in range(outbox.PURGED + 1, 0, -1)]
     with engine.begin() as connection:
         outbox.insert_rows(connection, [*rows, event("dead", state="dead", settled_at=0)])
         put(connection, "queued")
-        assert outbox.purge_oldest(connection) == 5_000
-        assert set(states(connection)) == {"sent-5001", "dead", "queued"}
+        assert outbox.purge_oldest(connection) == outbox.PURGED
+        assert set(states(connection)) == {f"sent-{outbox.PURGED + 1}", "dead", "queued"}
 
 
 def test_idle_lanes_are_forgotten_and_no_others(engine: Engine) -> None:

@@ -131,16 +131,17 @@ def _lanes() -> None:
     Which token was used last is not known: where there is doubt, the room is looked into; of a lane that was several,
     for each event, since more than the first may have been sent. A lane that had an owner is
     in doubt, as it is for whoever claims it after its owner died: since the beginning of its lease, which is no longer
-    than FLOWBRIDGE_LEASE_SECONDS may be, 600 s.
+    than FLOWBRIDGE_LEASE_SECONDS may be, 600 s. Until its end it keeps an owner, though no other replica's name: what
+    has none only rests, and is woken for a caller who waits.
     """
     op.execute(
         """
-        INSERT INTO lanes (lane, account, fence, lease_until, dirty, uncertain_since, sent_with)
-        SELECT lane, account, max(fence) + 1, max(lease_until), 1, min(doubt),
+        INSERT INTO lanes (lane, account, owner, fence, lease_until, dirty, uncertain_since, sent_with)
+        SELECT lane, account, max(holder), max(fence) + 1, max(lease_until), 1, min(doubt),
             CASE WHEN count(*) > 1 THEN 'merged' ELSE '' END
         FROM (
             SELECT coalesce(new || substr(lane, length(old) + 1), lane) AS lane, coalesce(new, account) AS account,
-                fence, lease_until,
+                CASE WHEN owner IS NOT NULL THEN 'a replica of the older version' END AS holder, fence, lease_until,
                 coalesce(uncertain_since, CASE WHEN owner IS NOT NULL THEN lease_until - 600000 END) AS doubt
             FROM old_lanes LEFT JOIN renamed ON old = account
         ) AS lanes_now
@@ -152,4 +153,4 @@ def _lanes() -> None:
         "WHERE NOT EXISTS (SELECT 1 FROM outbox WHERE outbox.lane = lanes.lane AND outbox.state = 'queued')"
     )
     if op.get_bind().dialect.name == "sqlite":  # whoever had a lease is gone
-        op.execute("UPDATE lanes SET lease_until = 0")
+        op.execute("UPDATE lanes SET owner = NULL, lease_until = 0")

@@ -1,0 +1,17 @@
+"""The ids of events in rooms whose rows are gone: they tell what a doubtful event of equal content is not."""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0004"
+down_revision = "0003"
+
+
+def upgrade() -> None:
+    op.create_table(
+        "gone",
+        sa.Column("event_id", sa.Text, primary_key=True),
+        sa.Column("lane", sa.Text, nullable=False),
+        sa.Column("settled_at", sa.BigInteger, nullable=False),
+    )
+    op.create_index("gone_settled", "gone", ["settled_at"])
