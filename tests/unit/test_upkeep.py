@@ -115,7 +115,7 @@ async def test_retention_is_a_setting(worker: Worker) -> None:
 
 
 @pytest.mark.parametrize("why", ["retention", "space"])
-async def test_what_a_lane_in_doubt_has_sent_stays(worker: Worker, why: str) -> None:
+async def test_what_a_lane_in_doubt_has_sent_is_known_when_it_is_gone(worker: Worker, why: str) -> None:
     """By it the doubtful event is told from an equal one that the room holds (design, rule 5)."""
     rooms = worker.rooms
     callers = FakeCallers()
@@ -124,17 +124,22 @@ async def test_what_a_lane_in_doubt_has_sent_stays(worker: Worker, why: str) -> 
     await worker.accept("alarm", OTHER)
     await until(lambda: worker.lane(OTHER) and worker.lane(OTHER).uncertain_since)
     lane = worker.lane(OTHER).lane
-    await put(worker, "equal", lane=lane, state="sent", event_id="$0", settled_at=1)
+    await put(worker, "equal", lane=lane, state="sent", event_id="$0", settled_at=now_ms())
     settings = {"keep_sent_hours": 0} if why == "retention" else {"max_database_bytes": 1_000}
     async with running(worker, callers, **settings):
-        await until(lambda: len(worker.rows("delivery")) == 2)
+        await until(lambda: worker.states() == ["queued"])
         await rounds(worker, callers)
-        assert "equal" in names(worker)
-        await worker.database.run(
-            lambda connection: connection.execute(update(tables.lanes).values(uncertain_since=None))
-        )
-        await until(lambda: "equal" not in names(worker))
+        known = await worker.database.read(lambda connection: outbox.sent_before(connection, lane, 0, ["$0", "$1"]))
+        assert known == {"$0"}
     await worker.crash()
+
+
+async def test_ids_that_tell_nothing_any_more_are_forgotten(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "IDLE_SECONDS", 0.02)
+    old = {"event_id": "$0", "lane": "lane", "settled_at": 1}
+    await worker.database.run(lambda connection: connection.execute(insert(tables.gone).values(old)))
+    async with running(worker):
+        await until(lambda: not worker.database._read(lambda connection: connection.execute(select(tables.gone)).all()))
 
 
 async def test_sent_events_go_early_when_the_space_is_needed_and_nothing_else_does(worker: Worker) -> None:
