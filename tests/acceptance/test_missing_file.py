@@ -171,6 +171,7 @@ def test_nothing_is_accepted_from_the_moment_the_file_is_gone(
 def test_idle_bridge_notices_within_seconds(bridge: Bridge) -> None:
     bridge.file.with_name("flowbridge.db-shm").unlink()
     bridge.until_ready(False)
+    bridge.until(lambda: bridge.lines("store_missing"))
     bridge.must_refuse("-shm file")
 
 
@@ -178,6 +179,7 @@ def test_it_goes_on_when_its_folder_is_back(bridge: Bridge) -> None:
     folder = bridge.file.parent
     folder.rename(folder.with_name("elsewhere"))
     bridge.until_ready(False)
+    bridge.until(lambda: bridge.lines("store_missing"))  # else one more may be on its way to its room
     bridge.must_refuse("removed or moved")
     folder.with_name("elsewhere").rename(folder)
     bridge.until_ready(True)
@@ -227,6 +229,7 @@ def test_two_that_run_on_one_file_all_the_same_are_told_and_the_first_one_stops(
         with started(folder, upstream.url) as second:
             bridge.process.send_signal(signal.SIGCONT)
             bridge.until_ready(False)
+            bridge.until(lambda: bridge.lines("store_missing"))  # else one more may be on its way to its room
             bridge.must_refuse("another flowbridge")
             assert second.send("second").status_code in (200, 202)  # later, where the lane is left to the first one
             second.until(lambda: bodies(upstream) == ["first", "second"])
@@ -361,6 +364,7 @@ def test_real_homeserver_has_what_was_accepted_and_nothing_else(
             bridge.accept("two")
             remove(bridge.file)
             bridge.until_ready(False)
+            bridge.until(lambda: bridge.lines("store_missing"))
             bridge.must_refuse("removed or moved", "three")
             bridge.until(lambda: room.bodies() == ["one", "two"])
             bridge.stop()
