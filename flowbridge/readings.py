@@ -25,6 +25,12 @@ class Readings:
         async with self._turn.turn(peer.who() or "here"):
             return await self._database.read(work)
 
+    async def read_last(self, work: Callable[[Connection], T]) -> T:
+        """As `read`, with all that was asked of the writer before: an outcome that was told lingers on its way."""
+        async with self._turn.turn(peer.who() or "here"):
+            await self._database.flush(lingers=True)  # without a commit of its own, for which others would pay
+            return await self._database.read(work)
+
     async def find(self, work: Callable[[Connection], T | None]) -> T | None:
         """As `read`, and what is not there is asked of the writer, who may be about to write it.
 

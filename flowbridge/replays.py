@@ -34,7 +34,7 @@ class Replays:
         Unavailable while the homeserver cannot be asked. `caller`: whose token to ask with; else that of the account
         that sent the event, or the bot's. What is set between this look and the replay is overwritten all the same.
         """
-        if newer := await self._readings.read(partial(ledger.queued_behind, row=row)):
+        if newer := await self._readings.read_last(partial(ledger.queued_behind, row=row)):
             raise WrongState(
                 f"a newer {row['event_type']} is queued for this room, as {newer}, and a replay would overwrite it; "
                 f"{_HINT}"

@@ -199,11 +199,11 @@ class Database:
             self.damage = f"the database is malformed: {why}"
             log.error("store_damaged", database=name(self.url), error=why)
 
-    async def flush(self) -> None:
+    async def flush(self, *, lingers: bool = False) -> None:
         """Wait until all that was asked for so far is on the disk; not when it cannot be brought there just now."""
         if not self.trouble:
             with contextlib.suppress(StoreFull, StoreUnavailable):
-                await self.run(lambda connection: None)
+                await self.run(lambda connection: None, lingers=lingers)
 
     async def read(self, work: Callable[[Connection], T]) -> T:
         """Some reading, of one moment, beside the writer and one at a time. Raises StoreUnavailable."""

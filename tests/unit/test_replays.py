@@ -69,7 +69,7 @@ class Store:
 
     queued: str | None = None
 
-    async def read(self, _: Callable[[Connection], object]) -> str | None:
+    async def read_last(self, _: Callable[[Connection], object]) -> str | None:
         return self.queued
 
 
