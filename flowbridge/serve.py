@@ -376,7 +376,7 @@ class Server(uvicorn.Server):
         if threading.current_thread() is threading.main_thread():
             loop = asyncio.get_running_loop()
             loop.add_signal_handler(signal.SIGHUP, lambda: loop.create_task(self.core.reload()))
-        tune_collector()
+            tune_collector()  # of the whole process, which is the bridge's own then
         homeserver = self.core.settings.base_url
         log.info("serving", url=url_of(listener), **apart, homeserver=homeserver, version=__version__)
         await self.serve(sockets=[listener] if operations is None else [listener, operations])

@@ -98,7 +98,7 @@ def test_poll_of_a_revoked_key_ends_with_it(upstream: Upstream, tmp_path: Path) 
     """What happens after that is not told to it."""
     upstream.script(syncing(scripted.silence))
     database = Database(settings_for(upstream.url, tmp_path).database_url.get_secret_value())
-    database.open(shared=True)
+    database.open(shared=True, make=True)
     with database.engine.begin() as connection:
         keys.add(connection, ApiKey("one"), KEY)
     with running(upstream, tmp_path, api_keys=()) as bridge, bridge.connect() as client:
