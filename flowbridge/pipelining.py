@@ -43,5 +43,5 @@ class Flow(FlowControl):
     is_full = False
 
     def resume_reading(self) -> None:
-        if not self.is_full:
+        if self.read_paused and not self.is_full:
             super().resume_reading()

@@ -169,12 +169,16 @@ class Stock:
 
     def add(self, ticket: Ticket) -> None:
         """To be called before the writer may take the ticket: what is in the store and not here counts as another's."""
-        self._change(ticket, counted=True)
+        if self._changed is not None:
+            self._note(self._changed, ticket, counted=True)
         if self._added is not None:
             self._added[ticket.row.delivery] = ticket
+        ticket.counted = True
+        self._count(ticket.row.lane, 1)
         caller, size = ticket.caller, ticket.measure()
         self._rows.add(caller)
-        self._in_lanes.add(_in(ticket.row.lane, caller))
+        if ticket.row.api_key:
+            self._in_lanes.add(_in(ticket.row.lane, caller))
         self._bytes.add(caller, size)
         self._grown += size
         limit = self._limits.database_bytes
@@ -185,10 +189,14 @@ class Stock:
         """It is settled, withdrawn, or was not accepted after all."""
         if not ticket.counted:
             return
-        self._change(ticket, counted=False)
+        if self._changed is not None:
+            self._note(self._changed, ticket, counted=False)
+        ticket.counted = False
+        self._count(ticket.row.lane, -1)
         caller, size = ticket.caller, ticket.measure()
         self._rows.remove(caller)
-        self._in_lanes.remove(_in(ticket.row.lane, caller))
+        if ticket.row.api_key:
+            self._in_lanes.remove(_in(ticket.row.lane, caller))
         self._bytes.remove(caller, size)
         outcome = ticket.outcome
         if outcome is not None and outcome.state == "dead":
@@ -199,11 +207,8 @@ class Stock:
         elif outcome is not None:
             self._sent.add(caller, size)
 
-    def _change(self, ticket: Ticket, *, counted: bool) -> None:
-        if self._changed is not None:
-            self._changed.setdefault(ticket.row.delivery, _Change(ticket.row.lane, ticket.counted)).now = counted
-        ticket.counted = counted
-        self._count(ticket.row.lane, 1 if counted else -1)
+    def _note(self, changed: "dict[str, _Change]", ticket: Ticket, *, counted: bool) -> None:
+        changed.setdefault(ticket.row.delivery, _Change(ticket.row.lane, ticket.counted)).now = counted
 
     def _count(self, lane: str, change: int) -> None:
         before = self._lanes.pop(lane, 0)
@@ -277,7 +282,8 @@ class Stock:
             self._added = None
         for ticket in written:
             self._rows.found(ticket.caller)
-            self._in_lanes.found(_in(ticket.row.lane, ticket.caller))
+            if ticket.row.api_key:
+                self._in_lanes.found(_in(ticket.row.lane, ticket.caller))
             self._bytes.found(ticket.caller, ticket.measure())
         return last
 
