@@ -5,7 +5,6 @@ however many are queued; and when the caller hangs up, only the last of them hea
 than they came with, what is wrong with one of them is said in its turn, and the one at work is the only one there is.
 """
 
-import re
 import select
 
 from uvicorn.protocols.http.flow_control import FlowControl
@@ -14,8 +13,8 @@ MAX_BEHIND = 64 * 1024  # bytes behind a request that has come whole; the caller
 LOOK_SECONDS = 5.0  # while nothing is read: between two looks whether the caller has hung up
 
 _LEFT = getattr(select, "POLLRDHUP", 0)  # Linux; elsewhere only a reset is seen
-_END = re.compile(rb"\n\r\n[\r\n]*")
-_REST_OF_END = re.compile(rb"[\r\n]+")
+_END = b"\n\r\n"
+_BREAKS = b"\r\n"
 
 
 def end_of_piece(data: bytes, at: int) -> int:
@@ -25,9 +24,15 @@ def end_of_piece(data: bytes, at: int) -> int:
     but that does no harm: a parser may be given its bytes in any pieces. The blank lines that may stand before a
     request are taken along, else a flood of them were as many pieces.
     """
-    is_rest = at == 0 and data[0] in b"\r\n"
-    found = (_REST_OF_END if is_rest else _END).search(data, at)
-    return found.end() if found else len(data)
+    if at == 0 and data[0] in _BREAKS:
+        end = 0
+    elif (found := data.find(_END, at)) >= 0:
+        end = found + len(_END)
+    else:
+        return len(data)
+    while end < len(data) and data[end] in _BREAKS:
+        end += 1
+    return end
 
 
 def has_hung_up(file: int) -> bool:

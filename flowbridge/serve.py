@@ -115,8 +115,13 @@ class Protocol(HttpToolsProtocol):
         while at < size and not self._has_come:
             end = min(size, at + self._left) if self._left else pipelining.end_of_piece(data, at)
             self._loose_bytes += end - at
+            used = end - at
             try:
-                used = self._parse(data[at:end])
+                try:
+                    self.parser.feed_data(data[at:end] if used < size else data)
+                except httptools.HttpParserUpgrade as stop:
+                    used = stop.args[0]
+                    self._pass_over_offer()
             except httptools.HttpParserError:
                 self._refuse(400, Errcode.UNKNOWN, "this is not an HTTP/1.1 request")
                 return
@@ -135,17 +140,12 @@ class Protocol(HttpToolsProtocol):
         else:
             self._time_the_body(at - began)
 
-    def _parse(self, piece: bytes) -> int:
-        """How much of it has been given to the parser. Raises HttpParserError."""
-        try:
-            self.parser.feed_data(piece)
-        except httptools.HttpParserUpgrade as stop:
-            if not self._is_connect:
-                self.parser = upgrade.successor(self)
-                kept = self.cycle.keep_alive
-                self.parser.feed_data(upgrade.head(self.scope["method"].encode(), self.headers, keep_alive=kept))
-            return int(stop.args[0])
-        return len(piece)
+    def _pass_over_offer(self) -> None:
+        """The parser stops behind an offer to upgrade, which is not taken: another one reads on."""
+        if not self._is_connect:
+            self.parser = upgrade.successor(self)
+            kept = self.cycle.keep_alive
+            self.parser.feed_data(upgrade.head(self.scope["method"].encode(), self.headers, keep_alive=kept))
 
     def _keep(self, data: bytes, at: int) -> None:
         """What is behind a request that has come whole. Reading goes on, or nobody would see the caller hang up."""
