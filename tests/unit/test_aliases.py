@@ -360,7 +360,9 @@ async def test_moved_alias_does_not_lead_where_the_store_says(
     homeserver.go.clear()
     assert list(names.values.values()) in ([], [ROOM])
     entering = asyncio.ensure_future(enter(ALICE, ALIAS))
-    await asyncio.sleep(0.01)
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert not entering.done(), "it waits for the homeserver"
     homeserver.go.set()
     assert await entering == ROOM
 

@@ -13,7 +13,7 @@ from sqlalchemy import Connection, func, select, update
 
 from flowbridge.store import holdings, ledger, outbox, tables
 from flowbridge.store.outbox import NEEDED_MS, now_ms
-from tests.worker import SERVICE, MakeWorker, Rooms, accept, lose, silence, soon, until
+from tests.worker import SERVICE, MakeWorker, Rooms, Worker, accept, lose, silence, soon, until
 
 ALWAYS = 2**62
 TEXT = "disk full"
@@ -41,6 +41,19 @@ def remembered(connection: Connection) -> list[str]:
     return list(connection.scalars(select(tables.gone.c.event_id).order_by(tables.gone.c.event_id)))
 
 
+async def crash_before_it_is_there(worker: Worker, rooms: Rooms) -> None:
+    await until(lambda: len(rooms.sends) == 2)
+    await worker.crash()
+
+
+async def check_that_it_comes(make: MakeWorker, rooms: Rooms) -> None:
+    """The second of two equal texts."""
+    async with make() as worker:
+        await worker.settled()
+        assert rooms.bodies() == [TEXT, TEXT]
+        assert worker.rows("state", "event_id") == [("sent", "$2")]
+
+
 @pytest.mark.parametrize("forget", [purge, outbox.purge_oldest, drop, remove])
 async def test_event_is_sent_after_a_crash_when_the_row_of_an_equal_one_is_gone(
     make: MakeWorker, rooms: Rooms, forget: Callable[[Connection], int]
@@ -52,12 +65,8 @@ async def test_event_is_sent_after_a_crash_when_the_row_of_an_equal_one_is_gone(
         assert worker.rows("id") == []
         rooms.then(silence)
         await worker.accept(TEXT, caller=SERVICE)
-        await until(lambda: len(rooms.sends) == 2)
-        await worker.crash()
-    async with make() as worker:
-        await worker.settled()
-        assert rooms.bodies() == [TEXT, TEXT]
-        assert worker.rows("state", "event_id") == [("sent", "$2")]
+        await crash_before_it_is_there(worker, rooms)
+    await check_that_it_comes(make, rooms)
 
 
 async def test_event_that_is_replayed_is_sent_after_a_crash_though_it_is_there_once(
@@ -71,12 +80,8 @@ async def test_event_that_is_replayed_is_sent_after_a_crash_though_it_is_there_o
         replay = partial(ledger.replay, delivery=delivery, txn_id="again", by="somebody")
         assert await worker.database.run(replay, alone=True) is not None
         worker.courier.wake()
-        await until(lambda: len(rooms.sends) == 2)
-        await worker.crash()
-    async with make() as worker:
-        await worker.settled()
-        assert rooms.bodies() == [TEXT, TEXT]
-        assert worker.rows("state", "event_id") == [("sent", "$2")]
+        await crash_before_it_is_there(worker, rooms)
+    await check_that_it_comes(make, rooms)
 
 
 async def test_event_that_is_there_is_found_though_the_row_of_an_equal_one_is_gone(
