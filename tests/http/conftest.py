@@ -133,6 +133,17 @@ class RawClient:
         finally:
             self._socket.settimeout(PATIENCE)
 
+    def is_silent(self, seconds: float) -> bool:
+        """Whether the bridge neither says anything nor hangs up in this time."""
+        self._socket.settimeout(seconds)
+        try:
+            self._fill()
+        except TimeoutError:
+            return True
+        finally:
+            self._socket.settimeout(PATIENCE)
+        return False
+
     def _until(self, end: bytes) -> bytes:
         while end not in self._buffer:
             assert self._fill(), f"the bridge hung up; it had said {self._buffer!r}"
