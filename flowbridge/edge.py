@@ -32,7 +32,7 @@ from flowbridge.processor import (
 )
 from flowbridge.proxies import Proxies
 from flowbridge.routes import streaming
-from flowbridge.routes.endpoint import FORWARDED, LOG, Endpoint, Handler, error_answer
+from flowbridge.routes.endpoint import ANSWER, FORWARDED, LOG, Endpoint, Handler, Headers, error_answer
 from flowbridge.routes.event_stream import EventStream
 
 Tree = dict[str, Any]
@@ -105,7 +105,7 @@ class Edge:
         peer.enter(scope)
         client = scope["client"]
         if path.startswith((MATRIX, WELL_KNOWN)) and not is_operator:
-            send = _for_web_pages(send)
+            send = _for_web_pages(scope, send)
             if scope["method"] == "OPTIONS":
                 methods = {"OPTIONS": _preflight}
             elif path.startswith(MATRIX) and scope["method"] not in (methods or ()):
@@ -191,16 +191,22 @@ async def _preflight(_: Request) -> Response:
     return Response(status_code=204)
 
 
-def _for_web_pages(send: Send) -> Send:
+def _for_web_pages(scope: Scope, send: Send) -> Send:
     """Answers that any page may read; what the homeserver says of that is replaced."""
+    answer = scope.get(ANSWER)
+    if answer is not None:
+        scope[ANSWER] = lambda status, headers, body: answer(status, _readable(headers), body)
 
     async def with_cors(message: Message) -> None:
         if message["type"] == "http.response.start":
-            kept = [pair for pair in message["headers"] if pair[0] not in _CORS_NAMES]
-            message = {**message, "headers": kept + _CORS}
+            message = {**message, "headers": _readable(message["headers"])}
         await send(message)
 
     return with_cors
+
+
+def _readable(headers: Headers) -> Headers:
+    return [pair for pair in headers if pair[0] not in _CORS_NAMES] + _CORS
 
 
 async def _respond(request: Request, methods: dict[str, Handler] | None, path: str) -> Response:

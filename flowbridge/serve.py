@@ -19,13 +19,13 @@ import httptools
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from flowbridge import __version__, file_limit, first_key, log, pipelining, upgrade
+from flowbridge import __version__, answering, file_limit, first_key, log, pipelining, upgrade
 from flowbridge.app import create_app
 from flowbridge.connections import Connections
 from flowbridge.core import Core
 from flowbridge.errors import Errcode
 from flowbridge.proxies import Proxies
-from flowbridge.routes.endpoint import HANG_UP
+from flowbridge.routes.endpoint import ANSWER, HANG_UP
 from flowbridge.settings import Settings, SettingsError
 
 HEAD_SECONDS = 10.0  # for a request line and its headers to arrive
@@ -211,17 +211,41 @@ class Protocol(HttpToolsProtocol):
             self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
-        if self.parser.should_upgrade() and self.parser.get_method() == b"CONNECT":
+        """In place of uvicorn's, which decodes the path, too, and queues what comes behind a request at work."""
+        parser, scope = self.parser, self.scope
+        method = parser.get_method()
+        if parser.should_upgrade() and method == b"CONNECT":
             self._is_connect = True
             return
-        self.url = self.url.replace(b"#", b"%23")  # no request has a fragment (RFC 9112): this is a room alias
-        super().on_headers_complete()
-        if self.cycle.keep_alive:
-            self.cycle.default_headers = [*self.cycle.default_headers, self._doors.keep_alive]
+        # No request has a fragment (RFC 9112): this is a room alias.
+        url = httptools.parse_url(self.url.replace(b"#", b"%23"))
+        version = parser.get_http_version()
+        is_kept = version != "1.0" and parser.should_keep_alive()
+        scope["method"] = method.decode("ascii")
+        scope["http_version"] = version
+        scope["raw_path"] = url.path
+        scope["path"] = url.path.decode("ascii")  # nothing looks at it: `%2F` inside a segment must survive
+        scope["query_string"] = url.query or b""
+        headers = self.server_state.default_headers
+        self.cycle = RequestResponseCycle(
+            scope=scope,
+            transport=self.transport,
+            flow=self.flow,
+            logger=self.logger,
+            access_logger=self.access_logger,
+            access_log=self.access_log,
+            default_headers=[*headers, self._doors.keep_alive] if is_kept else headers,
+            message_event=asyncio.Event(),
+            expect_100_continue=self.expect_100_continue,
+            keep_alive=is_kept,
+            on_response=self.on_response_complete,
+        )
+        scope[ANSWER] = partial(answering.answer, self.cycle)  # type: ignore[literal-required]
+        scope[HANG_UP] = partial(self._hang_up, self.cycle)  # type: ignore[literal-required]
         self._in_head = False
         self._loose_bytes = 0
         self._stop_timer()
-        self.scope[HANG_UP] = partial(self._hang_up, self.cycle)  # type: ignore[literal-required]
+        self._start_asgi_task(self.cycle, self.app)
 
     def on_body(self, body: bytes) -> None:
         self._loose_bytes = 0

@@ -7,6 +7,7 @@ PUT into a GET), no cookies, no proxies, no compression.
 """
 
 import asyncio
+import math
 import ssl
 from collections import deque
 from collections.abc import Callable
@@ -244,6 +245,8 @@ class _Connection(asyncio.Protocol):
         self._parser = httptools.HttpResponseParser(self)
         self._transport: asyncio.Transport | None = None
         self._waiter: asyncio.Future[Answer] | None = None
+        self._ends = self._rings = math.inf  # the deadline of the question; when the timer looks at it
+        self._timer: asyncio.TimerHandle | None = None
         self._asked = 0
         self._keep = True
         self._reset(0)
@@ -261,12 +264,13 @@ class _Connection(asyncio.Protocol):
         self._reset(limit)
         self._asked += 1
         self._waiter = self._loop.create_future()
-        timer = self._loop.call_at(ends, self._expire)
+        self._ends = ends
+        if ends < self._rings:  # else it looks in time, and most questions have their answer long before
+            self._ring_at(ends)
         self._transport.write(request)
         try:
             return await self._waiter
         finally:
-            timer.cancel()
             self._waiter = None
 
     def _reset(self, limit: int) -> None:
@@ -276,7 +280,19 @@ class _Connection(asyncio.Protocol):
         self._body = bytearray()
         self._until_close = False
 
+    def _ring_at(self, ends: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._rings = ends
+        self._timer = self._loop.call_at(ends, self._expire)
+
     def _expire(self) -> None:
+        self._timer, self._rings = None, math.inf
+        if self._waiter is None:
+            return
+        if self._loop.time() < self._ends:  # it was set for an earlier question
+            self._ring_at(self._ends)
+            return
         self._fail(TimedOut("the homeserver did not answer in time", sent=True))
 
     def _fail(self, error: WireError) -> None:
@@ -308,6 +324,8 @@ class _Connection(asyncio.Protocol):
             self._fail(Unreachable("the homeserver's answer is not HTTP/1.1", sent=True))
 
     def connection_lost(self, exc: Exception | None) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
         if self._until_close and exc is None:
             self._finish()
         kind = _Stale if self._asked > 1 and not self._received else Unreachable

@@ -8,6 +8,7 @@ from typing import Any
 from fastapi.routing import APIRoute
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from flowbridge.errors import BadRequest, MatrixError, TooLarge, Unavailable, UnsupportedMedia
 from flowbridge.routes import parameters
@@ -24,6 +25,7 @@ PAGE_HEADERS = {
     "Content-Security-Policy": "frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
 }
+ANSWER = "flowbridge.answer"  # in the scope: a function that writes a whole answer at once, if it can
 HANG_UP = "flowbridge.hang_up"  # in the scope: a function that ends the connection in the middle of an answer
 
 
@@ -130,6 +132,11 @@ class JsonAnswer(Response):
         self.raw_headers = [(b"content-length", b"%d" % len(body)), (b"content-type", b"application/json")]
         if headers:
             self.raw_headers += [(name.lower().encode(), value.encode("latin-1")) for name, value in headers.items()]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        at_once = scope.get(ANSWER)
+        if at_once is None or not at_once(self.status_code, self.raw_headers, self.body):
+            await super().__call__(scope, receive, send)
 
     def add(self, name: bytes, value: str) -> None:
         """One header more; `name` is lower case."""

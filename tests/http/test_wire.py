@@ -83,6 +83,34 @@ async def test_ten_calls_in_a_row_use_one_connection(upstream: Upstream, line: W
     assert upstream.accepted == 1
 
 
+async def test_a_later_question_on_a_connection_may_end_sooner(upstream: Upstream, line: Wire) -> None:
+    await ask(line, deadline=PATIENCE)
+    upstream.always(scripted.silence)
+    started = time.monotonic()
+    await fails(ask(line, deadline=SHORT), TimedOut, "did not answer in time")
+    assert time.monotonic() - started < PATIENCE / 2
+    assert upstream.accepted == 1
+
+
+async def test_the_deadline_of_a_question_ends_none_that_comes_after_it(upstream: Upstream, line: Wire) -> None:
+    while True:
+        try:
+            await ask(line, deadline=SHORT)
+            break
+        except TimedOut:  # a busy machine
+            continue
+    connections, passed = upstream.accepted, threading.Event()
+    upstream.always(scripted.when(passed, OK))
+    asking = asyncio.ensure_future(ask(line, deadline=PATIENCE))
+    await asyncio.sleep(2 * SHORT)
+    assert not asking.done()
+    passed.set()
+    assert (await asking).status == 200
+    upstream.always(scripted.silence)
+    await fails(ask(line, deadline=SHORT), TimedOut, "did not answer in time")
+    assert upstream.accepted == connections
+
+
 @pytest.mark.parametrize("method", ["GET", "PUT"])
 async def test_kept_connection_that_ends_without_a_byte_is_replaced_once(
     upstream: Upstream, line: Wire, method: str

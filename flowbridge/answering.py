@@ -1,0 +1,34 @@
+"""A short answer in one write.
+
+uvicorn takes an answer in two messages, checks each header with two regular expressions and writes head and body one
+after the other: of a send that is 3 % of the processor's time, and its caller wakes up twice.
+"""
+
+from collections.abc import Sequence
+
+from uvicorn.protocols.http.httptools_impl import HEADER_VALUE_RE, STATUS_LINE, RequestResponseCycle
+
+
+def answer(cycle: RequestResponseCycle, status: int, headers: Sequence[tuple[bytes, bytes]], body: bytes) -> bool:
+    """Do what `cycle.send` does with the two messages of an answer whose headers (with its length) are our own.
+
+    False, and nothing done, where more has to be looked at: then it is to be sent as usual.
+    """
+    if cycle.response_started or cycle.disconnected or cycle.flow.write_paused or cycle.scope["method"] == "HEAD":
+        return False
+    if HEADER_VALUE_RE.search(b"".join([value for _, value in headers])):
+        return False
+    lines = [STATUS_LINE[status]]
+    for name, value in cycle.default_headers:
+        lines += (name, b": ", value, b"\r\n")
+    for name, value in headers:
+        lines += (name, b": ", value, b"\r\n")
+    lines += (b"\r\n" if cycle.keep_alive else b"connection: close\r\n\r\n", body)
+    cycle.response_started = cycle.response_complete = True
+    cycle.waiting_for_100_continue = False
+    cycle.transport.write(b"".join(lines))
+    cycle.message_event.set()
+    if not cycle.keep_alive:
+        cycle.transport.close()
+    cycle.on_response()
+    return True
