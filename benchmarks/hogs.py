@@ -23,7 +23,8 @@ from benchmarks.peers import flowbridge_command
 from benchmarks.report import Run, Section, Target, say
 from benchmarks.servers import HOST, REPOSITORY, PeerError, Server, running
 
-ROUNDS = 3
+ROUNDS = 7
+SECONDS = 1.0  # of a round: what a machine does beside changes from one ten seconds to the next
 STARTS = 5
 SENDERS = 16
 WARM_UP_SECONDS = 2.0  # in which a hog also spends what the bridge lets it save up
@@ -32,8 +33,8 @@ ABOUT = f"""\
 {CALLERS} callers ask for one thing over and over, as fast as they are answered, and take no notice of a 429;
 {SENDERS} senders post messages beside them, with a token of their own, from the same address. "Alone" is beside the
 same hog asking a static nginx at the rate that it had at the bridge, so that the processor time of the hog itself is
-in both; {ROUNDS} rounds in turns, and the ratio is the median of the ratios within a round. CPU is the bridge's,
-per send, with what it does for the hog."""
+in both; {ROUNDS} rounds of {SECONDS:g} s in turns, and the ratio is the median of the ratios within a round. CPU is
+the bridge's, per send, with what it does for the hog."""
 
 
 @dataclass(frozen=True)
@@ -86,8 +87,8 @@ def _one(name: str, run: Run, homeserver: Server) -> list[tuple[Beside, Beside]]
         load.probe(url)
         load.run(url, WARM_UP_SECONDS, connections=SENDERS)
         for number in range(1, ROUNDS + 1):
-            with_ = _beside(name, bridge.url, 0, bridge, run.seconds)
-            without = _beside(name, homeserver.url, with_.hog_rate, bridge, run.seconds)
+            with_ = _beside(name, bridge.url, 0, bridge)
+            without = _beside(name, homeserver.url, with_.hog_rate, bridge)
             pairs.append((with_, without))
             figures = f"{without.rate:,.0f} → {with_.rate:,.0f} sends/s ({with_.rate / without.rate:.2f})"
             say(f"  round {number}/{ROUNDS}  {name:<16}{figures}   hog {_shown(with_.answers)}")
@@ -102,7 +103,7 @@ def _start(homeserver: Server, run: Run, stack: ExitStack) -> Server:
     return stack.enter_context(running(flowbridge_command(homeserver.url), run.directory))
 
 
-def _beside(name: str, target: str, rate: float, bridge: Server, seconds: float) -> Beside:
+def _beside(name: str, target: str, rate: float, bridge: Server) -> Beside:
     command = [sys.executable, "-m", "benchmarks.hog", name, target, str(rate)]
     with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) as hog:
         try:
@@ -111,7 +112,7 @@ def _beside(name: str, target: str, rate: float, bridge: Server, seconds: float)
                 raise PeerError(f"the hog {name!r} does not start")
             time.sleep(WARM_UP_SECONDS)
             cpu = bridge.cpu_seconds()
-            outcome = load.run(bridge.url + SEND_PATH, seconds, connections=SENDERS)
+            outcome = load.run(bridge.url + SEND_PATH, SECONDS, connections=SENDERS)
             cpu = bridge.cpu_seconds() - cpu
             hog.terminate()
             found = json.loads(hog.stdout.read())
