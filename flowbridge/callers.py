@@ -39,7 +39,7 @@ MAX_LOOKUPS = 16  # of tokens that are not known, at once: what nobody has authe
 MAX_LOOKUPS_OF_ONE = 8  # of one address
 LOOKUP_SECONDS = 10.0  # to wait for one's turn
 MAX_ASKED_AGAIN = 3  # tokens of one user
-MAX_LOOKS = 3  # into the store for one key that is not known: a look that others began may be too early
+MAX_LOOK_SECONDS = 5.0  # for one key that is not known: a look into the store that others began may be too early
 MAX_RENEWING = 16  # answers that are asked anew at once: sends need the connections to the homeserver, too
 
 
@@ -334,14 +334,13 @@ class Callers:
         self._refusals.check(address, digest)
         began = time.monotonic()
         key = await self._keys.find(secret)
-        for _ in range(MAX_LOOKS if secret.startswith(PREFIX) else 0):
-            if key is not None or self._keys.was_read_since(began):
-                break
-            await asyncio.sleep(self._keys.next_look)  # it may be newer than what was read last
+        while key is None and secret.startswith(PREFIX) and not self._keys.was_read_since(began):
+            if time.monotonic() > began + MAX_LOOK_SECONDS:
+                raise keyring.unread()
+            # It may be newer than what was read last. Timers count in whole milliseconds, and may ring before time.
+            await asyncio.sleep(max(self._keys.next_look, 0.001))
             key = await self._keys.find(secret)
         if key is None:
-            if secret.startswith(PREFIX) and not self._keys.was_read_since(began):
-                raise keyring.unread()
             self._refusals.check(address, digest)  # others of this address may have been refused meanwhile
             refusal = Unauthorized("this API key is not known here")
             self._refusals.note(address, digest, refusal)

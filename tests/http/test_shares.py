@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from flowbridge import callers, edge, processor, rooms
+from flowbridge import callers, edge, keyring, processor, rooms
 from flowbridge.homeserver import client, relay
 from flowbridge.live import registry
 from flowbridge.routes import operations
@@ -380,3 +380,13 @@ def test_reads_of_a_known_caller_wait_for_its_own_share(
         assert bridge.post(state, b"", other, method="GET").status == 200
         assert bridge.post(SEND, BODY, hog).status == 200
         assert waiting.is_silent(0.3), "it is not refused, and not answered yet"
+
+
+def test_a_wrong_key_is_refused_also_where_a_timer_rings_early(
+    upstream: Upstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """uvloop counts in whole milliseconds: a wait of 10.4 ms ends after 10, when the store may not be read yet."""
+    monkeypatch.setattr(keyring, "LOOK_SECONDS", 0.0104)
+    with running(upstream, tmp_path, wrong_keys_per_minute=1_000, api_keys=()) as bridge:
+        answers = [bridge.post(SEND, BODY, f"X-API-Key: fb_{number}") for number in range(200)]
+        assert Counter(answer.status for answer in answers) == {401: 200}
