@@ -47,7 +47,7 @@ bench: $(STAMP)  ## side by side with its peers; writes docs/benchmarks.md (need
 	@$(BIN)/python -m benchmarks $(ARGS)
 
 chaos: $(STAMP)  ## try to lose events, by every means (SECONDS=600, ARGS=outage: that alone, ARGS=--seeds)
-	@$(BIN)/python -m benchmarks.chaos $(if $(SECONDS),--seconds $(SECONDS)) $(ARGS)
+	@$(BIN)/python -m tests.chaos $(if $(SECONDS),--seconds $(SECONDS)) $(ARGS)
 
 openapi: $(STAMP)  ## write openapi.json anew
 	@$(BIN)/flowbridge openapi > openapi.json.new && mv openapi.json.new openapi.json

@@ -17,7 +17,7 @@ from benchmarks.report import Run, Section, Target, say
 from benchmarks.servers import PeerError, Server, running
 
 if TYPE_CHECKING:
-    from flowbridge.demo.synapse import LocalSynapse
+    from flowbridge.cli.demo.synapse import LocalSynapse
 
 WARM_UP_PAIRS = 30
 PAIRS = 300
@@ -59,7 +59,7 @@ class Sender:
 def latency(run: Run) -> Section:
     """Medians of both ways and their ratio."""
     # Synapse is an extra: who has not got it can still run the other benchmarks.
-    from flowbridge.demo.synapse import LocalSynapse
+    from flowbridge.cli.demo.synapse import LocalSynapse
 
     say("  starting Synapse")
     with (

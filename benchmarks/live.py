@@ -15,7 +15,7 @@ from benchmarks.report import Run, Section, Target, say
 from benchmarks.servers import HOST, PeerError, Server, running
 
 if TYPE_CHECKING:
-    from flowbridge.demo.synapse import LocalSynapse
+    from flowbridge.cli.demo.synapse import LocalSynapse
 
 LISTENERS = 500
 WARM_UP = 5
@@ -71,7 +71,7 @@ class Audience:
 
 def live(run: Run) -> Section:
     """The last of 500 listeners against a direct long poll, and what the bridge needs for them."""
-    from flowbridge.demo.synapse import LocalSynapse  # an extra: the other benchmarks run without it
+    from flowbridge.cli.demo.synapse import LocalSynapse
 
     say("  starting Synapse")
     with (

@@ -12,7 +12,7 @@ import httpx
 from benchmarks.peers import flowbridge_command
 from benchmarks.report import Run, Section, Target, say
 from benchmarks.servers import PeerError, Server, running
-from flowbridge.demo.synapse import LocalSynapse
+from flowbridge.cli.demo.synapse import LocalSynapse
 
 SYNC = "/_matrix/client/v3/sync"
 UPLOAD = "/_matrix/media/v3/upload"

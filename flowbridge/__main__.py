@@ -1,5 +1,5 @@
 """`python -m flowbridge`."""
 
-from flowbridge.cli import main
+from flowbridge.cli.main import main
 
 main()

@@ -6,7 +6,7 @@ Every secret may also come from a file: `ACCESS_TOKEN_FILE=/run/secrets/token` i
 import os
 import re
 import string
-from ipaddress import ip_network
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -20,8 +20,9 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
-from flowbridge import macaroons
-from flowbridge.proxies import Network
+from flowbridge.models import macaroons
+
+Network = IPv4Network | IPv6Network
 
 LEASE_MARGIN_SECONDS = 5.0  # else a request could still be under way when somebody else takes the room over
 

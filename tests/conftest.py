@@ -11,7 +11,7 @@ import httpx
 import hypothesis
 import pytest
 
-from flowbridge.demo.synapse import Account, LocalSynapse
+from flowbridge.cli.demo.synapse import Account, LocalSynapse
 from flowbridge.store import Database
 from flowbridge.store.tables import metadata
 from tests.patience import PATIENCE

@@ -5,7 +5,7 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from flowbridge.errors import BadGateway
-from flowbridge.homeserver.wire import Answer
+from flowbridge.homeserver.pool import Answer
 
 PAGE = 3
 

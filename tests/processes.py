@@ -10,7 +10,7 @@ from pathlib import Path
 
 import httpx
 
-from benchmarks.chaos.processes import free_port as free_port
+from tests.chaos.processes import free_port as free_port
 from tests.patience import PATIENCE
 
 FLOWBRIDGE = str(Path(sys.executable).with_name("flowbridge"))

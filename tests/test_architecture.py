@@ -17,7 +17,7 @@ def test_imports_go_down_only() -> None:
 
 def test_sending_loads_nothing_that_it_does_not_need() -> None:
     """What is imported lazily costs neither memory nor a slow start."""
-    script = "import sys, flowbridge.serve; print(*sorted({name.partition('.')[0] for name in sys.modules}))"
+    script = "import sys, flowbridge.web.server; print(*sorted({name.partition('.')[0] for name in sys.modules}))"
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=4 * PATIENCE, check=True
     )

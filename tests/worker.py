@@ -20,17 +20,17 @@ from typing import Any, Self
 from cryptography.fernet import Fernet
 from sqlalchemy import select
 
+from flowbridge.auth.tokens import Tokens
 from flowbridge.delivery import Courier
-from flowbridge.delivery.carrier import Carrier
+from flowbridge.delivery.attempt import Carrier
+from flowbridge.delivery.backpressure import Limits, Stock
+from flowbridge.delivery.write_queue import Journal, Outcome, Ticket
 from flowbridge.errors import BadGateway, GatewayTimeout, MatrixError
 from flowbridge.homeserver import Homeserver
-from flowbridge.homeserver.wire import Answer
+from flowbridge.homeserver.pool import Answer
 from flowbridge.models import Caller, Event
 from flowbridge.store import Database, Row, outbox, tables
 from flowbridge.store.accounts import account_of
-from flowbridge.store.journal import Journal, Outcome, Ticket
-from flowbridge.store.stock import Limits, Stock
-from flowbridge.tokens import Tokens
 from tests.patience import PATIENCE as PATIENCE
 
 ROOM = "!room:hs"
@@ -268,7 +268,7 @@ class Worker:
         self.database = Database(self.url)
         self.journal = Journal(self.database)
         self.stock = Stock(self.database, self.limits)
-        self.tokens = Tokens(self.database, self.journal)
+        self.tokens = Tokens(self.database, self.journal.remember)
         self.tokens.unlock(Fernet(KEY))
         self.carrier = Carrier(
             self.rooms,

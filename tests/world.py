@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 
-from flowbridge.demo.synapse import LocalSynapse
+from flowbridge.cli.demo.synapse import LocalSynapse
 from tests.processes import free_port, serving_at
 
 KEY = "fb_of-the-tests-of-32-characters-and-some-more"

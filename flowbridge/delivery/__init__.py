@@ -1,5 +1,5 @@
 """The worker: every accepted event reaches its room once, in order."""
 
-from flowbridge.delivery.courier import Courier
+from flowbridge.delivery.worker import Courier
 
 __all__ = ["Courier"]

@@ -8,7 +8,7 @@ it tried earlier.
 import time
 from dataclasses import dataclass
 
-from flowbridge.homeserver.verdict import Verdict
+from flowbridge.homeserver.answers import Verdict
 
 PAUSES = (5.0, 15.0, 60.0, 300.0, 600.0)  # seconds, one after the other
 KNOCK_SECONDS = 2.0  # between two tries for callers who wait

@@ -15,17 +15,17 @@ from itertools import takewhile
 from typing import Any
 
 from flowbridge import log, metrics
-from flowbridge.delivery.carrier import Carrier
+from flowbridge.delivery.attempt import Carrier
+from flowbridge.delivery.backpressure import Stock
+from flowbridge.delivery.pending import Tickets
 from flowbridge.delivery.suspects import Suspects, Suspicion, is_failure, must_be_looked_for
-from flowbridge.delivery.tickets import Tickets
+from flowbridge.delivery.write_queue import Journal, Outcome, Ticket
 from flowbridge.errors import GatewayTimeout, HomeserverError
-from flowbridge.homeserver.verdict import Verdict
+from flowbridge.homeserver.answers import Verdict
 from flowbridge.store import Database, Row, outbox
 from flowbridge.store.engine import reason
 from flowbridge.store.errors import StoreFull
-from flowbridge.store.journal import Journal, Outcome, Ticket
 from flowbridge.store.outbox import CLOCK_SKEW_MS, Claim
-from flowbridge.store.stock import Stock
 
 DAY_SECONDS = 86_400.0
 DEAD_SECONDS = 7 * DAY_SECONDS  # after which an event is given up, whatever it waits for

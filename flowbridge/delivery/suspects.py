@@ -21,7 +21,7 @@ from itertools import takewhile
 from typing import Any
 
 from flowbridge.errors import HomeserverError
-from flowbridge.homeserver.verdict import Verdict
+from flowbridge.homeserver.answers import Verdict
 from flowbridge.store import Database, outbox
 
 TRIES = 5

@@ -4,8 +4,8 @@ import json
 import time
 from typing import NamedTuple
 
-from flowbridge.delivery.carrier import Carrier
-from flowbridge.store.ledger import Standing
+from flowbridge.delivery.attempt import Carrier
+from flowbridge.store.delivery_log import Standing
 
 
 class Waiting(NamedTuple):

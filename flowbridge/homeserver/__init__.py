@@ -1,6 +1,6 @@
 """Matrix out: where the homeserver is, how it is spoken to, and what its answers mean."""
 
-from flowbridge.homeserver import dialect
+from flowbridge.homeserver import paths as dialect
 from flowbridge.homeserver.address import Address, AddressError, AddressUnknown, Locator, tls_context
 from flowbridge.homeserver.client import Homeserver
 from flowbridge.homeserver.relay import Relay

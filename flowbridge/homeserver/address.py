@@ -21,7 +21,7 @@ from urllib.parse import unquote, urlsplit
 import certifi
 
 from flowbridge import log
-from flowbridge.homeserver.wire import Origin
+from flowbridge.homeserver.pool import Origin
 
 MAX_ADDRESS_BYTES = 2_048
 MAX_WELL_KNOWN_BYTES = 64 * 1024

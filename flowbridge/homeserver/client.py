@@ -5,13 +5,16 @@ import ssl
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
-from flowbridge import __version__, bulk, canonical, peer
+from flowbridge import __version__
 from flowbridge.errors import BadGateway, Errcode, HomeserverError, TooLarge
-from flowbridge.homeserver import dialect, verdict
+from flowbridge.homeserver import answers as verdict
+from flowbridge.homeserver import large_json as bulk
+from flowbridge.homeserver import paths as dialect
 from flowbridge.homeserver.address import Address, AddressError, AddressUnknown, Locator
-from flowbridge.homeserver.passing import Headers
-from flowbridge.homeserver.wire import Answer, Oversize, Wire, WireError
-from flowbridge.limiter import Limiter
+from flowbridge.homeserver.pool import Answer, Oversize, Wire, WireError
+from flowbridge.homeserver.proxy_rules import Headers
+from flowbridge.limits import peer
+from flowbridge.limits.concurrency import Limiter
 from flowbridge.models import Event
 
 SEND_LIMIT: Final = 64 * 1024  # bytes of an answer to a send
@@ -280,7 +283,7 @@ def _redaction(content: bytes) -> tuple[str, bytes] | None:
     event_id = rest.pop("redacts", None)
     if not isinstance(event_id, str) or not event_id.startswith("$"):
         return None
-    return event_id, canonical.write(rest)
+    return event_id, json.dumps(rest, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 async def success(answer: Answer) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Whatever passes through to the homeserver: one exchange of any length, streamed both ways.
 
-Why not `wire.py`: it holds a whole answer in memory, under one deadline. Here a download, or an upload, goes on for as
+Why not `pool.py`: it holds a whole answer in memory, under one deadline. Here a download, or an upload, goes on for as
 long as bytes move, and a long poll for as long as it asked to. Why not httpx: with it, an answer of 5 kB took 3.7 ms of
 the processor in all, with this 0.9 ms (one caller, loaded machine).
 """
@@ -13,14 +13,14 @@ from collections.abc import AsyncIterable, AsyncIterator
 from dataclasses import dataclass, field
 from typing import Final
 
-from flowbridge import peer
 from flowbridge.errors import BadGateway, BadRequest
-from flowbridge.homeserver import verdict
+from flowbridge.homeserver import answers as verdict
 from flowbridge.homeserver.address import Address, AddressError, AddressUnknown, Locator
-from flowbridge.homeserver.passing import Headers
-from flowbridge.homeserver.stream import Connection, Stale
-from flowbridge.homeserver.wire import CONNECT_SECONDS, WireError, connect
-from flowbridge.limiter import Limiter
+from flowbridge.homeserver.connection import Connection, Stale
+from flowbridge.homeserver.pool import CONNECT_SECONDS, WireError, connect
+from flowbridge.homeserver.proxy_rules import Headers
+from flowbridge.limits import peer
+from flowbridge.limits.concurrency import Limiter
 
 Body = bytes | AsyncIterable[bytes]
 

@@ -9,7 +9,7 @@ from typing import Final
 
 from flowbridge import log, metrics
 from flowbridge.errors import BadRequest, MatrixError
-from flowbridge.homeserver import verdict
+from flowbridge.homeserver import answers as verdict
 from flowbridge.live import frames
 from flowbridge.live.listener import Listener
 from flowbridge.live.position import Position

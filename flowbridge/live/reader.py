@@ -10,10 +10,11 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from flowbridge.errors import BadGateway, Errcode, MatrixError
-from flowbridge.homeserver import Homeserver, dialect
+from flowbridge.homeserver import Homeserver
+from flowbridge.homeserver import paths as dialect
+from flowbridge.homeserver.cache import Memo
 from flowbridge.homeserver.client import success
 from flowbridge.live.frames import Event
-from flowbridge.live.memo import Memo
 from flowbridge.live.position import Position, mark
 
 POLL_SECONDS: Final = 30.0

@@ -17,6 +17,18 @@ class StoreFull(Unavailable):
     """Back-pressure: nothing more is taken just now."""
 
 
+class ShareTaken(StoreFull):
+    """A caller has its share of a bound, and has to wait until some of it is settled. Others are not affected."""
+
+    errcode = "M_LIMIT_EXCEEDED"
+
+
+class RoomShareTaken(StoreFull):
+    """Likewise of one room: the same caller may go on in others."""
+
+    errcode = "M_LIMIT_EXCEEDED"
+
+
 class StoreUnavailable(Unavailable):
     """The database does not answer, or its disk is full."""
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.chaos.cable import Cable
-from benchmarks.chaos.disk import SizeLimit, memory_disk
+from tests.chaos.cable import Cable
+from tests.chaos.disk import SizeLimit, memory_disk
 from tests.patience import PATIENCE
 
 

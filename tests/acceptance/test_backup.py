@@ -15,7 +15,7 @@ import httpx
 import pytest
 from cryptography.fernet import Fernet
 
-from flowbridge.demo.synapse import LocalSynapse
+from flowbridge.cli.demo.synapse import LocalSynapse
 from flowbridge.store import Database
 from tests.acceptance.test_missing_file import Bridge, started
 from tests.acceptance.test_missing_file import folder as folder

@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from flowbridge.demo.synapse import Account, LocalSynapse
+from flowbridge.cli.demo.synapse import Account, LocalSynapse
 from tests.conftest import MakeRoom
 from tests.patience import PATIENCE
 from tests.processes import run, serving

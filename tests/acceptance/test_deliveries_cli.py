@@ -15,7 +15,7 @@ import httpx
 import pytest
 from cryptography.fernet import Fernet
 
-from flowbridge.demo.synapse import Account, LocalSynapse
+from flowbridge.cli.demo.synapse import Account, LocalSynapse
 from flowbridge.store import Database, outbox
 from tests.conftest import MakeRoom
 from tests.integration.store.events import event

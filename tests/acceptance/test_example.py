@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from flowbridge.demo.synapse import LocalSynapse
+from flowbridge.cli.demo.synapse import LocalSynapse
 from tests.patience import PATIENCE
 from tests.processes import serving
 

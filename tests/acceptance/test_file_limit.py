@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from flowbridge import file_limit
+from flowbridge.web import file_limit
 from tests import processes
 from tests.http.conftest import HELLO, KEY, SEND, RawClient, post
 from tests.upstream import PATIENCE, Upstream

@@ -4,7 +4,7 @@ import re
 import subprocess
 from pathlib import Path
 
-from flowbridge.demo.synapse import LocalSynapse
+from flowbridge.cli.demo.synapse import LocalSynapse
 from tests.patience import PATIENCE
 from tests.processes import serving
 

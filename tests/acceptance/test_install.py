@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from flowbridge.catalogue import Catalogue, built_in
+from flowbridge.events import Catalogue, built_in
 from tests.patience import PATIENCE
 
 PROJECT = Path(__file__).parents[2]
@@ -48,7 +48,7 @@ def test_schemas_are_found_from_an_installed_wheel(wheel: Path, tmp_path: Path) 
         archive.extractall(site)
     here = next(path for path in map(Path, sys.path) if (path / "jsonschema_rs").is_dir())
     script = (
-        f"import sys; sys.path.append({str(here)!r}); import json; from flowbridge.catalogue import *; "
+        f"import sys; sys.path.append({str(here)!r}); import json; from flowbridge.events import *; "
         "print(json.dumps([str(built_in()), sorted(Catalogue.load())]))"
     )
     done = subprocess.run([python, "-I", "-c", script], capture_output=True, text=True, timeout=PATIENCE, check=True)

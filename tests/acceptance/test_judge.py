@@ -16,18 +16,18 @@ from urllib.parse import quote
 import httpx
 import pytest
 
-from benchmarks.chaos.client import Client
-from benchmarks.chaos.faults import Limiter
-from benchmarks.chaos.judge import Accepted, Seen, Verdict, judge, read_accepted, read_seen
-from benchmarks.chaos.load import Load, Plan
-from benchmarks.chaos.monkey import Bridge, BridgeBroken, Monkey
-from benchmarks.chaos.options import CannotRun, Options
-from benchmarks.chaos.processes import REPOSITORY, Process, free_port
-from benchmarks.chaos.progress import Progress
-from benchmarks.chaos.report import Check, Report, table
-from benchmarks.chaos.scenarios import SCENARIOS
-from benchmarks.chaos.seeds import HARMLESS, SEEDS, SOWN
-from benchmarks.chaos.trial import found_out
+from tests.chaos.client import Client
+from tests.chaos.faults import Limiter
+from tests.chaos.judge import Accepted, Seen, Verdict, judge, read_accepted, read_seen
+from tests.chaos.load import Load, Plan
+from tests.chaos.monkey import Bridge, BridgeBroken, Monkey
+from tests.chaos.options import CannotRun, Options
+from tests.chaos.processes import REPOSITORY, Process, free_port
+from tests.chaos.progress import Progress
+from tests.chaos.report import Check, Report, table
+from tests.chaos.scenarios import SCENARIOS
+from tests.chaos.seeds import HARMLESS, SEEDS, SOWN
+from tests.chaos.trial import found_out
 from tests.patience import PATIENCE
 
 BOT = "syt_bot"
@@ -171,14 +171,14 @@ def test_every_scenario_says_what_it_does_and_needs_what_it_says() -> None:
 
 def test_seeds_find_what_they_break() -> None:
     """Where the bridge was rewritten, a seed must not go on and break nothing."""
-    command = [sys.executable, "-m", "benchmarks.chaos.seeds", *SOWN, "--help"]
+    command = [sys.executable, "-m", "tests.chaos.seeds", *SOWN, "--help"]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert done.returncode == 0, done.stderr
     assert "serve" in done.stdout
 
 
 def test_constant_that_is_not_there_is_not_set() -> None:
-    command = [sys.executable, "-m", "benchmarks.chaos.seeds", "flowbridge.delivery.carrier.NO_SUCH=1", "--help"]
+    command = [sys.executable, "-m", "tests.chaos.seeds", "flowbridge.delivery.attempt.NO_SUCH=1", "--help"]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert done.returncode == 1
     assert "NO_SUCH" in done.stderr.splitlines()[-1]
@@ -227,7 +227,7 @@ class FaultyHomeserver:
 @contextmanager
 def faulty(directory: Path, *more_ports: str, **options: float) -> Iterator[FaultyHomeserver]:
     port = free_port()
-    argv = [sys.executable, "-m", "benchmarks.chaos.homeserver", "--log", str(directory / "events")]
+    argv = [sys.executable, "-m", "tests.chaos.homeserver", "--log", str(directory / "events")]
     argv += ["--port", str(port), *more_ports]
     argv += [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
     process = Process("homeserver", argv, {}, directory)
@@ -583,7 +583,7 @@ async def _bridge(answer: Any) -> AsyncIterator[str]:
 
 async def test_monkey_kills_starts_again_and_notes_a_crash(tmp_path: Path) -> None:
     port = free_port()
-    argv = [sys.executable, "-m", "benchmarks.chaos.homeserver", "--port", str(port), "--log", str(tmp_path / "log")]
+    argv = [sys.executable, "-m", "tests.chaos.homeserver", "--port", str(port), "--log", str(tmp_path / "log")]
     bridge = Bridge(Process("bridge", argv, {}, tmp_path), f"http://127.0.0.1:{port}")
     monkey = Monkey([bridge])
     try:
@@ -630,7 +630,7 @@ async def test_bridge_that_does_not_start_says_why(tmp_path: Path) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child that its parent ended")
 def test_process_does_not_outlive_a_killed_parent(tmp_path: Path) -> None:
     script = (
-        "import pathlib, sys, time; from benchmarks.chaos.processes import Process;"
+        "import pathlib, sys, time; from tests.chaos.processes import Process;"
         "child = Process('child', ['sleep', '60'], {}, pathlib.Path(sys.argv[1]));"
         "child.start(); print(child.pid, flush=True); time.sleep(60)"
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from flowbridge import keyring
+from flowbridge.auth import api_keys as keyring
 from tests import upstream as scripted
 from tests.patience import until
 from tests.processes import run, serving

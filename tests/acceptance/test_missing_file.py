@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
-from flowbridge.demo.synapse import Account, LocalSynapse
+from flowbridge.cli.demo.synapse import Account, LocalSynapse
 from flowbridge.store.files import LOOK_SECONDS
 from tests.conftest import MakeRoom
 from tests.integration.conftest import Room

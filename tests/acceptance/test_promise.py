@@ -10,12 +10,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
-from benchmarks.chaos.options import Options
-from benchmarks.chaos.processes import REPOSITORY
-from benchmarks.chaos.report import Report
-from benchmarks.chaos.runner import run
-from benchmarks.chaos.scenarios import SCENARIOS
 from benchmarks.postgres import LocalPostgres
+from tests.chaos.options import Options
+from tests.chaos.processes import REPOSITORY
+from tests.chaos.report import Report
+from tests.chaos.runner import run
+from tests.chaos.scenarios import SCENARIOS
 
 KILLS = 15
 REPLICAS_KILLS = 6
@@ -51,7 +51,7 @@ Runs = dict[str, "Future[subprocess.CompletedProcess[str]]"]
 
 
 def _judge(*arguments: str) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "benchmarks.chaos", *arguments, "--progress", "0"]
+    command = [sys.executable, "-m", "tests.chaos", *arguments, "--progress", "0"]
     return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=800, check=False)
 
 

@@ -20,8 +20,8 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from flowbridge.app import create_app
 from flowbridge.settings import Settings
+from flowbridge.web.app import create_app
 from tests import upstream as scripted
 from tests.http.conftest import KEY, running
 from tests.patience import PATIENCE

@@ -20,9 +20,9 @@ import pytest
 from pydantic import SecretStr
 
 from flowbridge.delivery import lane
-from flowbridge.routes import operations
-from flowbridge.serve import Protocol, background
 from flowbridge.settings import Settings
+from flowbridge.web.routes import operations
+from flowbridge.web.server import Protocol, background
 from tests.upstream import PATIENCE, Rooms, Upstream
 
 KEY = "fb_http-tests-of-32-characters-and-some-more"

@@ -11,8 +11,8 @@ from urllib.parse import quote, unquote_to_bytes
 
 import pytest
 
-from flowbridge import connections, serve
-from flowbridge.routes import endpoint
+from flowbridge.web import connections, endpoint
+from flowbridge.web import server as serve
 from tests import upstream as scripted
 from tests.http.conftest import HELLO, KEY, ROOM, SEND, Answer, Bridge, Elapsed, RawClient, new_token, post, running
 from tests.patience import PATIENCE

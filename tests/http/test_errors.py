@@ -11,10 +11,11 @@ from urllib.parse import quote
 import httpx
 import pytest
 
-from flowbridge import refusals
-from flowbridge.callers import Callers
-from flowbridge.delivery import carrier, lane
-from flowbridge.serve import background
+from flowbridge.auth import refusals
+from flowbridge.auth.callers import Callers
+from flowbridge.delivery import attempt as carrier
+from flowbridge.delivery import lane
+from flowbridge.web.server import background
 from tests import upstream as scripted
 from tests.http.conftest import (
     FIRST_PAUSE,

@@ -6,9 +6,9 @@ from collections import Counter
 
 import pytest
 
-from benchmarks.chaos.fuzzer import Caller, compare, converse, fuzz, talk
-from benchmarks.chaos.rooms import sum_of
 from tests import upstream as scripted
+from tests.chaos.fuzzer import Caller, compare, converse, fuzz, talk
+from tests.chaos.rooms import sum_of
 from tests.http.conftest import Bridge, new_token
 
 SECONDS = 4

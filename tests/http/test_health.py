@@ -9,8 +9,9 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from flowbridge import upkeep
-from flowbridge.delivery import carrier, lane
+from flowbridge.delivery import attempt as carrier
+from flowbridge.delivery import lane
+from flowbridge.services import maintenance as upkeep
 from tests import upstream as scripted
 from tests.http.conftest import (
     BOT_TOKEN,

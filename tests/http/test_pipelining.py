@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 
-from flowbridge import metrics, pipelining, serve
-from flowbridge.serve import Protocol
+from flowbridge import metrics
+from flowbridge.web import pipelining
+from flowbridge.web import server as serve
+from flowbridge.web.server import Protocol
 from tests import upstream as scripted
 from tests.http.conftest import HELLO, SEND, Bridge, RawClient, post, running
 from tests.patience import PATIENCE, until

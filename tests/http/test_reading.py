@@ -12,10 +12,13 @@ from typing import Any
 import httpx
 import pytest
 
-from flowbridge import history, serve
-from flowbridge.homeserver import client, wire
+from flowbridge.homeserver import client
+from flowbridge.homeserver import pool as wire
 from flowbridge.models import ApiKey
-from flowbridge.store import Database, keys
+from flowbridge.services import history
+from flowbridge.store import Database
+from flowbridge.store import api_keys as keys
+from flowbridge.web import server as serve
 from tests import upstream as scripted
 from tests.http.conftest import (
     BOT_TOKEN,

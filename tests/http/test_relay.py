@@ -14,10 +14,12 @@ import httpx
 import pytest
 from sqlalchemy import Connection
 
-from flowbridge import serve
 from flowbridge.models import ApiKey
-from flowbridge.routes import relay, streaming
-from flowbridge.store import Database, keys
+from flowbridge.store import Database
+from flowbridge.store import api_keys as keys
+from flowbridge.web import server as serve
+from flowbridge.web import streaming
+from flowbridge.web.routes import passthrough as relay
 from tests import upstream as scripted
 from tests.http.conftest import BOT_TOKEN, KEY, SEND, TLS, Answer, Bridge, as_caller, new_token, post, running
 from tests.http.sends import UNKNOWN_TOKEN, lines

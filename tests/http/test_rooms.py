@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from flowbridge.rooms import MAX_AT_ONCE
+from flowbridge.services.rooms import MAX_AT_ONCE
 from tests import upstream as scripted
 from tests.http.conftest import (
     BOT_TOKEN,

@@ -20,7 +20,7 @@ from urllib.parse import quote
 import pytest
 from pydantic import SecretStr
 
-from flowbridge.serve import background
+from flowbridge.web.server import background
 from tests import upstream as scripted
 from tests.http.conftest import HASTE_SECONDS, HELLO, ROOM, SEND, Bridge, post, settings_for
 from tests.upstream import PATIENCE, Upstream

@@ -9,10 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from flowbridge import callers, edge, keyring, processor, rooms
+from flowbridge.auth import api_keys as keyring
+from flowbridge.auth import callers
 from flowbridge.homeserver import client, relay
-from flowbridge.live import registry
-from flowbridge.routes import operations
+from flowbridge.limits import processor
+from flowbridge.live import feeds as registry
+from flowbridge.services import rooms
+from flowbridge.web import middleware as edge
+from flowbridge.web.routes import operations
 from tests import upstream as scripted
 from tests.http.conftest import KEY, ROOM, SEND, Answer, Bridge, RawClient, new_token, post, running
 from tests.http.sends import UNKNOWN_TOKEN

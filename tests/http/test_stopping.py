@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from flowbridge import serve
+from flowbridge.web import server as serve
 from tests import upstream as scripted
 from tests.http.conftest import HELLO, KEY, SEND, Bridge, RawClient, post, running
 from tests.upstream import PATIENCE, Upstream

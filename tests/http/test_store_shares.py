@@ -11,8 +11,8 @@ from cryptography.fernet import Fernet
 from pydantic import SecretStr
 from sqlalchemy import select, update
 
-from flowbridge import upkeep
-from flowbridge.delivery import courier
+from flowbridge.delivery import worker as courier
+from flowbridge.services import maintenance as upkeep
 from flowbridge.store import Database, tables
 from tests import upstream as scripted
 from tests.http.conftest import KEY, SEND, Bridge, as_caller, running

@@ -14,8 +14,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from flowbridge import serve
 from flowbridge.delivery import lane
+from flowbridge.web import server as serve
 from tests import upstream as scripted
 from tests.http.conftest import (
     BOT_TOKEN,

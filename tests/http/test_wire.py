@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from flowbridge.homeserver import tls_context, wire
-from flowbridge.homeserver.wire import Answer, Origin, TimedOut, Unreachable, Wire, WireError
+from flowbridge.homeserver import pool as wire
+from flowbridge.homeserver import tls_context
+from flowbridge.homeserver.pool import Answer, Origin, TimedOut, Unreachable, Wire, WireError
 from tests import upstream as scripted
 from tests.upstream import PATIENCE, Behaviour, Connection, Request, Upstream
 

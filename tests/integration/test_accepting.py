@@ -9,7 +9,7 @@ from urllib.parse import quote
 import httpx
 import pytest
 
-from flowbridge.demo.synapse import Account, LocalSynapse
+from flowbridge.cli.demo.synapse import Account, LocalSynapse
 from tests.conftest import MakeAccount, MakeRoom
 from tests.integration import test_renewed_tokens as tokens
 from tests.integration.conftest import Room

@@ -6,9 +6,9 @@ from typing import Any
 import httpx
 import pytest
 
-from flowbridge.demo.synapse import Account, LocalSynapse
-from flowbridge.serve import background
+from flowbridge.cli.demo.synapse import Account, LocalSynapse
 from flowbridge.settings import Settings
+from flowbridge.web.server import background
 from tests.integration.conftest import KEY, store_in
 
 OLD = ["/register", "/_matrix/client/api/v1/register"]

@@ -21,10 +21,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from moto.server import ThreadedMotoServer
 
-from flowbridge.demo.synapse import LocalSynapse
+from flowbridge.cli.demo.synapse import LocalSynapse
 from flowbridge.homeserver import AddressError, AddressUnknown, Locator, tls_context
-from flowbridge.serve import background
 from flowbridge.settings import Settings
+from flowbridge.web.server import background
 from tests.conftest import MakeAccount, MakeRoom
 from tests.integration.conftest import store_in
 

@@ -10,11 +10,12 @@ from urllib.parse import quote
 import httpx
 import pytest
 
-from flowbridge.demo.synapse import Account, LocalSynapse
+from flowbridge.cli.demo.synapse import Account, LocalSynapse
 from flowbridge.models import ApiKey
-from flowbridge.serve import background
 from flowbridge.settings import Settings
-from flowbridge.store import Database, keys
+from flowbridge.store import Database
+from flowbridge.store import api_keys as keys
+from flowbridge.web.server import background
 from tests.conftest import MakeAccount
 from tests.integration.conftest import Room, store_in
 from tests.patience import PATIENCE

@@ -15,7 +15,7 @@ import nio
 import pytest
 from apprise import Apprise, AppriseAttachment
 
-from flowbridge.demo.synapse import Account
+from flowbridge.cli.demo.synapse import Account
 from tests import node
 from tests.conftest import MakeAccount
 from tests.integration.conftest import Room

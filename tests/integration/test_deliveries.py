@@ -14,11 +14,12 @@ import pytest
 from cryptography.fernet import Fernet
 from jsonschema import Draft202012Validator
 
-from flowbridge.demo.synapse import Account, LocalSynapse
+from flowbridge.cli.demo.synapse import Account, LocalSynapse
 from flowbridge.models import ApiKey
-from flowbridge.serve import background
 from flowbridge.settings import Settings
-from flowbridge.store import Database, keys
+from flowbridge.store import Database
+from flowbridge.store import api_keys as keys
+from flowbridge.web.server import background
 from tests.conftest import MakeAccount
 from tests.http.conftest import Answer, RawClient
 from tests.integration.conftest import Room

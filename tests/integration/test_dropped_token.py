@@ -8,13 +8,13 @@ import httpx
 from cryptography.fernet import Fernet
 from sqlalchemy import update
 
-from flowbridge.commands import deliveries
-from flowbridge.demo.synapse import Account, LocalSynapse
-from flowbridge.serve import background
+from flowbridge.cli import deliveries
+from flowbridge.cli.demo.synapse import Account, LocalSynapse
 from flowbridge.settings import Settings
 from flowbridge.store import Database
-from flowbridge.store.ledger import Selection
+from flowbridge.store.delivery_log import Selection
 from flowbridge.store.tables import tokens
+from flowbridge.web.server import background
 from tests.conftest import MakeRoom
 from tests.patience import PATIENCE
 

@@ -7,9 +7,9 @@ from urllib.parse import quote
 import httpx
 import pytest
 
-from flowbridge.demo.synapse import LocalSynapse
-from flowbridge.serve import background
+from flowbridge.cli.demo.synapse import LocalSynapse
 from flowbridge.settings import Settings
+from flowbridge.web.server import background
 from tests.curl import curl
 from tests.integration.conftest import store_in
 

@@ -1,4 +1,4 @@
-"""flowbridge.store.keys, on both engines."""
+"""flowbridge.store.api_keys, on both engines."""
 
 import threading
 from collections.abc import Iterator
@@ -8,7 +8,8 @@ from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 
 from flowbridge.models import ApiKey
-from flowbridge.store import Database, keys
+from flowbridge.store import Database
+from flowbridge.store import api_keys as keys
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from flowbridge.delivery import look
-from flowbridge.demo.synapse import Account, LocalSynapse
+from flowbridge.cli.demo.synapse import Account, LocalSynapse
+from flowbridge.delivery import lookup as look
 from flowbridge.homeserver import Homeserver, Locator, tls_context
 from flowbridge.store import Row
 from flowbridge.store.database import Database

@@ -14,13 +14,15 @@ from urllib.parse import quote, urlsplit
 import httpx
 import pytest
 
-from flowbridge import keyring, serve
-from flowbridge.demo.synapse import Account, LocalSynapse
+from flowbridge.auth import api_keys as keyring
+from flowbridge.cli.demo.synapse import Account, LocalSynapse
 from flowbridge.live import feed, listener, reader
 from flowbridge.models import ApiKey
-from flowbridge.serve import background
 from flowbridge.settings import Settings
-from flowbridge.store import Database, keys
+from flowbridge.store import Database
+from flowbridge.store import api_keys as keys
+from flowbridge.web import server as serve
+from flowbridge.web.server import background
 from tests.conftest import MakeRoom
 from tests.integration.conftest import store_in
 from tests.patience import PATIENCE

@@ -14,8 +14,8 @@ from urllib.parse import quote
 import httpx
 import pytest
 
-from flowbridge.demo import synapse as synapse_module
-from flowbridge.demo.synapse import Account, LocalSynapse, SynapseError, _free_port
+from flowbridge.cli.demo import synapse as synapse_module
+from flowbridge.cli.demo.synapse import Account, LocalSynapse, SynapseError, _free_port
 from tests.conftest import MakeRoom
 from tests.patience import until
 
@@ -128,7 +128,7 @@ def test_synapse_and_its_files_go_when_the_parent_is_killed(tmp_path: Path) -> N
 
 PARENT = """
 import time
-from flowbridge.demo.synapse import LocalSynapse
+from flowbridge.cli.demo.synapse import LocalSynapse
 with LocalSynapse() as homeserver:
     print(homeserver.url, flush=True)
     time.sleep(600)

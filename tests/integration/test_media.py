@@ -15,7 +15,7 @@ from urllib.parse import quote
 import httpx
 import pytest
 
-from flowbridge.demo.synapse import Account, LocalSynapse
+from flowbridge.cli.demo.synapse import Account, LocalSynapse
 from tests.integration.conftest import KEY, store_in
 from tests.patience import PATIENCE
 from tests.processes import serving

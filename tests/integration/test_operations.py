@@ -4,9 +4,9 @@ from pathlib import Path
 
 import httpx
 
-from flowbridge.demo.synapse import LocalSynapse
-from flowbridge.serve import background
+from flowbridge.cli.demo.synapse import LocalSynapse
 from flowbridge.settings import Settings
+from flowbridge.web.server import background
 from tests.conftest import MakeAccount, MakeRoom
 from tests.integration.conftest import store_in
 from tests.patience import until

@@ -14,10 +14,10 @@ import httpx
 import pytest
 from cryptography.fernet import Fernet
 
-from benchmarks.chaos.processes import free_port
-from flowbridge.demo.synapse import Account, LocalSynapse
-from flowbridge.serve import background
+from flowbridge.cli.demo.synapse import Account, LocalSynapse
 from flowbridge.settings import Settings
+from flowbridge.web.server import background
+from tests.chaos.processes import free_port
 from tests.conftest import MakeAccount, MakeRoom
 from tests.integration.conftest import Room
 from tests.patience import until

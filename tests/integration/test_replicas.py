@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 from sqlalchemy import NullPool, create_engine, make_url, text
 
-from flowbridge.delivery import courier, lane
-from flowbridge.store import StoreUnavailable, ledger
+from flowbridge.delivery import lane
+from flowbridge.delivery import worker as courier
+from flowbridge.delivery.write_queue import Outcome
+from flowbridge.store import StoreUnavailable
 from flowbridge.store import database as database_module
-from flowbridge.store.journal import Outcome
+from flowbridge.store import delivery_log as ledger
 from tests.patience import PATIENCE
 from tests.postgres import LocalPostgres
 from tests.worker import ALICE, ROOM, Rooms, Worker, after, error, refuse_connection, slow, soon, until

@@ -10,10 +10,10 @@ from urllib.parse import quote
 import httpx
 import pytest
 
-from flowbridge.demo.synapse import Account, LocalSynapse
+from flowbridge.cli.demo.synapse import Account, LocalSynapse
 from flowbridge.models import ApiKey
-from flowbridge.serve import background
 from flowbridge.settings import Settings
+from flowbridge.web.server import background
 from tests.conftest import MakeAccount
 from tests.http.conftest import RawClient
 from tests.integration.conftest import KEY, Room, make_key, store_in

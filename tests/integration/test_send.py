@@ -9,8 +9,8 @@ from urllib.parse import quote
 import httpx
 import pytest
 
-from flowbridge.catalogue import built_in
-from flowbridge.demo.synapse import Account
+from flowbridge.cli.demo.synapse import Account
+from flowbridge.events import built_in
 from tests.conftest import MakeAccount
 from tests.integration.conftest import KEY, Room
 

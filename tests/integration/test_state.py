@@ -7,7 +7,7 @@ from urllib.parse import quote
 import httpx
 import pytest
 
-from flowbridge.demo.synapse import Account
+from flowbridge.cli.demo.synapse import Account
 from tests.integration.conftest import Room
 
 

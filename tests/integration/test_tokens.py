@@ -5,7 +5,7 @@ import base64
 import httpx
 import pytest
 
-from flowbridge.demo.synapse import LocalSynapse
+from flowbridge.cli.demo.synapse import LocalSynapse
 
 BROKEN = [
     "None",

@@ -12,10 +12,10 @@ from urllib.parse import quote
 import httpx
 import pytest
 
-from flowbridge.demo.synapse import Account, LocalSynapse
+from flowbridge.cli.demo.synapse import Account, LocalSynapse
 from flowbridge.models import ApiKey
-from flowbridge.serve import background
 from flowbridge.settings import Settings
+from flowbridge.web.server import background
 from tests.conftest import MakeAccount, MakeRoom
 from tests.integration.conftest import make_key, store_in
 from tests.patience import PATIENCE

@@ -11,9 +11,9 @@ from typing import Any
 import httpx
 import pytest
 
-from flowbridge.demo.synapse import Account, LocalSynapse
-from flowbridge.serve import background
+from flowbridge.cli.demo.synapse import Account, LocalSynapse
 from flowbridge.settings import Settings
+from flowbridge.web.server import background
 from tests.conftest import MakeAccount
 from tests.integration.conftest import Room, store_in
 from tests.patience import PATIENCE, until

@@ -17,9 +17,10 @@ from cryptography.fernet import Fernet
 from sqlalchemy import Connection, MetaData, NullPool, Table, create_engine, text
 from sqlalchemy.exc import IntegrityError
 
-from flowbridge.store import Database, StoreError, ledger, migrations, outbox
+from flowbridge.store import Database, StoreError, migrations, outbox
+from flowbridge.store import delivery_log as ledger
 from flowbridge.store.accounts import account_of, token_hash, tokens_of
-from flowbridge.store.ledger import Whose
+from flowbridge.store.delivery_log import Whose
 from tests.conftest import NewDatabase
 from tests.integration.store import events as rows
 from tests.patience import PATIENCE
@@ -316,7 +317,7 @@ def test_start_imports_no_alembic(database_url: str, before: str) -> None:
     if before == "current":
         opened(database_url)
     script = """
-import sys, flowbridge.serve
+import sys, flowbridge.web.server
 from flowbridge.store import Database
 database = Database(sys.argv[1])
 database.open()

@@ -17,7 +17,8 @@ from hypothesis.stateful import (
 )
 from sqlalchemy import Connection, Engine, or_, select, true, update
 
-from flowbridge.store import Fence, ledger, outbox
+from flowbridge.store import Fence, outbox
+from flowbridge.store import delivery_log as ledger
 from flowbridge.store.tables import lanes, metadata
 from flowbridge.store.tables import outbox as events
 from tests.integration.store.events import LEASE_MS, event, settle

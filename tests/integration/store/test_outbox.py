@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, Engine, select, update
 
-from flowbridge.store import Database, Fence, ledger, outbox
+from flowbridge.store import Database, Fence, outbox
+from flowbridge.store import delivery_log as ledger
 from flowbridge.store.outbox import Claim
 from flowbridge.store.tables import lanes
 from flowbridge.store.tables import outbox as events

@@ -1,0 +1,217 @@
+"""Callers' tokens: kept encrypted beside their events, found by account, and by nobody without the secret key."""
+
+import asyncio
+import contextlib
+import math
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+from cryptography.fernet import Fernet, InvalidToken
+
+from flowbridge import log
+from flowbridge.models import Caller
+from flowbridge.settings import Settings, SettingsError
+from flowbridge.store import Database, accounts, outbox
+
+V = TypeVar("V")
+Known = tuple[str, str | None, str]  # user id, device id, token
+
+MAX_KNOWN = 10_000
+KEEP_SECONDS = 600.0  # for how long a token stays that no queued event needs
+NOTE_SECONDS = KEEP_SECONDS / 2
+MAX_TOKENS = 20  # of one account, in memory
+_account_of = lru_cache(MAX_KNOWN)(accounts.account_of)
+digest_of = lru_cache(MAX_KNOWN)(accounts.token_hash)
+
+
+def cipher(settings: Settings) -> Fernet:
+    """The cipher of FLOWBRIDGE_SECRET_KEY, or of a 0600 key file beside the database, made when it is not there."""
+    key = settings.secret_key.get_secret_value() if settings.secret_key else _from_file(settings)
+    try:
+        return Fernet(key)
+    except ValueError:
+        raise SettingsError(
+            "FLOWBRIDGE_SECRET_KEY: a Fernet key is 32 bytes in URL-safe base64; "
+            "`python -c 'from cryptography.fernet import Fernet; print(Fernet.generate_key().decode())'` makes one"
+        ) from None
+
+
+def _from_file(settings: Settings) -> str:
+    path = settings.database_file
+    if path is None:
+        raise SettingsError("FLOWBRIDGE_SECRET_KEY: set it, since the database is no file that a key could lie beside")
+    path = Path(f"{path}.key")
+    try:
+        if not path.exists():
+            _make_key(path)
+        return path.read_text(encoding="ascii").strip()
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"FLOWBRIDGE_SECRET_KEY: cannot make or read {path}: {error}") from None
+
+
+def _make_key(path: Path) -> None:
+    """On the disk whole, or not at all: without it no token that it encrypts can be read again."""
+    with tempfile.NamedTemporaryFile("wb", dir=path.parent, prefix=f"{path.name}.") as file:  # 0600
+        file.write(Fernet.generate_key())
+        file.flush()
+        os.fsync(file.fileno())
+        with contextlib.suppress(FileExistsError):  # another process was faster: then its key counts
+            os.link(file.name, path)
+
+
+class Tokens:
+    """Which tokens an account can send with. `remember`, `refuse` and `of` are for one event loop.
+
+    A token that was refused is not used again until `remember` is called with it: the homeserver has said whose it is.
+    """
+
+    def __init__(self, database: Database, write: Callable[[dict[str, Any]], object]) -> None:
+        self._database = database
+        self._write = write  # what is to be kept of an account, in its turn
+        self._fernet: Fernet
+        self._known: dict[str, dict[str, Known]] = {}  # account → token → whose; the one seen last is the last
+        self._refused: dict[str, None] = {}
+        self._noted: dict[str, float] = {}  # when a token was written last, monotonic
+        self._reading: dict[str, asyncio.Task[Known | None]] = {}
+        # Told of an account that has a new token, and whether it is one that was refused before.
+        self.on_change: Callable[[str, bool], None] | None = None
+
+    def unlock(self, fernet: Fernet) -> None:
+        """Give the cipher, before anything else is asked."""
+        self._fernet = fernet
+
+    def remember(self, caller: Caller) -> str:
+        """Note whose token it is, before the next acceptance is written. Returns the account.
+
+        Noted again from time to time: a token that is in use must not be dropped between two events. A caller without
+        a token is one whose tokens are all refused, or not known: only who it is is noted.
+        """
+        account, token = _account_of(caller.user_id), caller.token
+        is_again = token in self._refused
+        is_new = bool(token) and self._use(account, (caller.user_id, caller.device_id, token))
+        if is_new or self._noted.get(token or account, -math.inf) < time.monotonic() - NOTE_SECONDS:
+            self._note(account, caller)
+        if is_new and self.on_change is not None:
+            self.on_change(account, is_again)
+        return account
+
+    def trust(self, caller: Caller) -> None:
+        """Use a token without writing that it was seen: for a command beside a server."""
+        self._use(_account_of(caller.user_id), (caller.user_id, caller.device_id, caller.token))
+
+    def _use(self, account: str, known: Known) -> bool:
+        """Let this token be the one that is used next. Returns whether it is new."""
+        good, token = self._known.get(account), known[2]
+        if good is None:
+            good = {}
+            _keep(self._known, account, good)
+        elif good.get(token) == known:
+            if next(reversed(good)) != token:
+                good[token] = good.pop(token)
+            return False
+        for other in [other[2] for other in good.values() if other[1] == known[1] is not None]:
+            del good[other]  # a device has one token
+        good.pop(token, None)
+        if len(good) >= MAX_TOKENS:
+            del good[next(iter(good))]
+        good[token] = known
+        self._refused.pop(token, None)
+        return True
+
+    def _note(self, account: str, caller: Caller) -> None:
+        token = caller.token
+        _keep(self._noted, token or account, time.monotonic())
+        whose: dict[str, Any] = {"account": account, "user_id": caller.user_id}
+        if token:
+            whose |= {
+                "device_id": caller.device_id,
+                "token": self._fernet.encrypt(token.encode()).decode(),
+                "token_hash": digest_of(token),
+                "seen_at": outbox.now_ms(),
+            }
+        self._write(whose)
+
+    def refuse(self, account: str, token: str) -> None:
+        """The homeserver does not accept this token: use another one of the account, also after a restart."""
+        self._known.get(account, {}).pop(token, None)
+        self._noted.pop(token, None)
+        if token not in self._refused:
+            _keep(self._refused, token, None)
+            refused = {"token_hash": digest_of(token), "refused_at": outbox.now_ms()}
+            self._write({"account": account, **refused})
+
+    def doubt(self, user_id: str) -> None:
+        """Some tokens of a user may have ended: in the store all of them are refused until they are seen again.
+
+        What is queued is still sent with them, which shows whether they are accepted.
+        """
+        account = _account_of(user_id)
+        for token in (account, *self._known.get(account, ())):
+            self._noted.pop(token, None)
+        self._write({"account": account, "refused_at": outbox.now_ms()})
+
+    def is_refused(self, token: str) -> bool:
+        return token in self._refused
+
+    def forget(self, account: str) -> None:
+        """Read the account's tokens again when they are needed: another process may have been given a newer one."""
+        self._known.pop(account, None)
+
+    def knows(self, account: str) -> bool:
+        """Whether `of` need not ask the store."""
+        return bool(self._known.get(account))
+
+    async def of(self, account: str, token: str = "") -> Known | None:
+        """Who an account is and a token that may be good; None when there is none, here or in the store.
+
+        Rather `token`, if that is one; else the one that was seen last.
+        """
+        if good := self._known.get(account):
+            return good.get(token) or good[next(reversed(good))]
+        reading = self._reading.get(account)
+        if reading is None:
+            reading = self._reading[account] = asyncio.ensure_future(self._read(account))
+            reading.add_done_callback(lambda _: self._reading.pop(account, None))
+        return await asyncio.shield(reading)
+
+    async def identity(self, token: str) -> tuple[str, str | None] | None:
+        """Whose token this is, by what was seen before."""
+        if not self._database.is_open:
+            return None
+        return await self._database.read(lambda connection: accounts.by_token(connection, token))
+
+    async def refused(self, account: str) -> list[str]:
+        """The tokens of an account that were refused, and may be good again: an account may have been unlocked."""
+        stored = await self._database.run(lambda connection: accounts.tokens_of(connection, account, refused=True))
+        return [known[2] for known in map(self.opened, stored) if known is not None]
+
+    async def _read(self, account: str) -> Known | None:
+        stored = await self._database.run(lambda connection: accounts.tokens_of(connection, account))
+        if not self._known.get(account):  # else it has got a newer one meanwhile
+            found = [known for known in map(self.opened, reversed(stored[:MAX_TOKENS])) if known is not None]
+            good = {known[2]: known for known in found if known[2] not in self._refused}
+            if not good:
+                return None
+            _keep(self._known, account, good)
+        good = self._known[account]
+        return good[next(reversed(good))]
+
+    def opened(self, stored: accounts.Stored) -> Known | None:
+        """A token of the store; None when it was written with another secret key."""
+        try:
+            return stored.user_id, stored.device_id, self._fernet.decrypt(stored.token.encode()).decode()
+        except InvalidToken:
+            hint = "FLOWBRIDGE_SECRET_KEY is not the one it was written with"
+            log.error("token_unreadable", user=stored.user_id, hint=hint)
+            return None
+
+
+def _keep(memory: dict[str, V], name: str, value: V) -> None:
+    if len(memory) >= MAX_KNOWN and name not in memory:
+        del memory[next(iter(memory))]
+    memory[name] = value

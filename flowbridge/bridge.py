@@ -1,0 +1,211 @@
+"""The core put together, without HTTP in: what the server and the commands both stand on."""
+
+import asyncio
+import contextlib
+import math
+import time
+from collections.abc import AsyncIterator
+
+from flowbridge import log
+from flowbridge.auth.api_keys import Keyring
+from flowbridge.auth.callers import Callers, Credential
+from flowbridge.auth.names import Names
+from flowbridge.auth.room_access import Aliases
+from flowbridge.auth.tokens import Tokens, cipher
+from flowbridge.delivery import Courier
+from flowbridge.delivery.attempt import Carrier
+from flowbridge.delivery.backpressure import Limits, Stock
+from flowbridge.delivery.write_queue import Journal
+from flowbridge.errors import MatrixError
+from flowbridge.events import Catalogue
+from flowbridge.homeserver import Address, AddressError, AddressUnknown, Homeserver, Locator, Relay, tls_context
+from flowbridge.limits.processor import BODIES_SHARE, Account
+from flowbridge.live import Live
+from flowbridge.models import Caller
+from flowbridge.services.history import History
+from flowbridge.services.maintenance import Upkeep
+from flowbridge.services.media.files import Media
+from flowbridge.services.readings import Readings
+from flowbridge.services.replays import Replays
+from flowbridge.services.sending import Intake
+from flowbridge.settings import Settings
+from flowbridge.store import Database
+from flowbridge.store.accounts import account_of
+
+LOCATE_SECONDS = 1.0
+RECHECK_SECONDS = 5.0  # until the refused tokens of an account are tried once more, at first
+MAX_RECHECK_SECONDS = 60.0
+MAX_RECHECKS = 10_000
+RECHECKED = 3  # tokens of an account that are tried: those that were seen last
+
+
+class Core:
+    """The core, without HTTP in. Raises AddressError, SchemaError or StoreError when made."""
+
+    def __init__(self, settings: Settings) -> None:
+        tls = tls_context(settings.ca_file)
+        self.settings = settings
+        self.catalogue = Catalogue.load(settings.schemas_dir)
+        self.locator = Locator(settings.base_url, tls, allow_http=settings.allow_http)
+        self.homeserver = Homeserver(self.locator, tls, deadline=settings.request_seconds)
+        self.relay = Relay(self.locator, tls)
+        self.database = Database(settings.database_url.get_secret_value())
+        self.journal = Journal(self.database, max_waiting=settings.max_waiting, share=settings.max_share)
+        self.stock = Stock(self.database, _limits(settings))
+        self.tokens = Tokens(self.database, self.journal.remember)
+        self.names = Names(self.database)
+        keyring = Keyring(settings, self.database)
+        self.callers = Callers(settings, self.homeserver, self.tokens.identity, keyring, self.names)
+        self.aliases = Aliases(self.callers, self.homeserver, self.names)
+        self.readings = Readings(self.database)
+        self.replays = Replays(self.readings, self.homeserver, self.callers, self.tokens)
+        self.carrier = Carrier(
+            self.homeserver,
+            self.tokens,
+            self.database,
+            refuse_encrypted=settings.encrypted_rooms == "refuse",
+            deadline=settings.request_seconds,
+        )
+        self.courier = Courier(
+            self.database,
+            self.journal,
+            self.stock,
+            self.carrier,
+            deadline=settings.request_seconds,
+            lease=settings.lease_seconds,
+            set_aside=settings.set_aside_seconds,
+            share=settings.max_share,
+            keep_days=settings.keep_queued_days,
+        )
+        self.guests = Account(BODIES_SHARE)  # pays for the bodies that callers send who have not been authenticated
+        self.intake = Intake(
+            self.catalogue,
+            self.callers,
+            self.aliases,
+            self.tokens,
+            self.courier,
+            reused_txn_id=settings.reused_txn_id,
+            guests=self.guests,
+        )
+        self.history = History(self.callers, self.aliases, self.homeserver)
+        self.media = Media(self.callers, self.homeserver, self.relay)
+        self.live = Live(self.homeserver, self.callers)
+        self.upkeep = Upkeep(settings, self.database, self.stock, self.callers, self.courier)
+        self.tokens.on_change = self.carrier.trust
+        self.callers.on_seen = self._seen
+        self.callers.on_revoked = self._revoked
+        self.carrier.on_refused = self.callers.forget
+        self.carrier.on_distrust = self._distrusted
+        self._rechecks: dict[
+            str, tuple[float, float]
+        ] = {}  # account → when its refused tokens are tried, and the pause
+
+    def open(self) -> None:
+        """Open the store; only who accepts events needs it. Raises StoreError or SettingsError."""
+        self.database.open()
+        self.tokens.unlock(cipher(self.settings))
+
+    async def locate(self) -> None:
+        """Learn the homeserver's address, for a second at most: a slow network must not hold up the start.
+
+        Raises AddressError when it is wrong; when it is only not known yet, a line in the log says so.
+        """
+        asking = asyncio.ensure_future(self.locator.address())
+        try:
+            await asyncio.wait_for(asyncio.shield(asking), LOCATE_SECONDS)
+        except (AddressUnknown, TimeoutError) as error:
+            log.warning(
+                "homeserver_unknown", error=str(error) or "no answer yet", hint="/readyz tells when it is found"
+            )
+            asking.add_done_callback(_heard)
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Know the homeserver's address and deliver, until it ends. Raises AddressError, StoreError, SettingsError."""
+        self.open()
+        if self.locator.known is None:
+            await self.locate()
+        self.database.start()
+        self.names.begin()
+        self.callers.on_bot = self.tokens.remember
+        await self.stock.refresh()
+        await self.callers.refresh()
+        await self.courier.start()
+        beside = [asyncio.create_task(self.locator.keep_fresh()), asyncio.create_task(self.upkeep.run())]
+        try:
+            yield
+        finally:
+            for task in beside:
+                task.cancel()
+            self.live.stop()
+            await self.courier.stop()
+            await self.database.stop()
+            self.homeserver.close()
+            self.relay.close()
+
+    async def reload(self) -> None:
+        """Learn the homeserver's address again, and the bot's token or password where they are in files."""
+        await self.locator.refresh()
+        await self.callers.reload_bot()
+
+    def _seen(self, caller: Caller) -> None:
+        """A token is good: what waits for one of its user's is sent with it, whatever it came for."""
+        if account_of(caller.user_id) in self.carrier.distrusted:
+            self.tokens.remember(caller)
+
+    def _revoked(self, user_id: str) -> None:
+        """A user has ended tokens of its own: what was seen of the others does not count any more."""
+        self.tokens.doubt(user_id)
+        self.live.end(user_id)
+
+    async def _distrusted(self, account: str, token: str) -> None:
+        """The homeserver accepts no token of an account: log the bot in again, try those that it has once more."""
+        known = self.callers.bot_user_id
+        if known is None or account_of(known) == account:
+            with contextlib.suppress(MatrixError):  # who the bot is may not be known, and the account another one
+                bot = await self.callers.renew_bot(token) if token else await self.callers.bot()
+                if bot is not None:
+                    self.tokens.remember(bot)
+        if await self.tokens.of(account) is not None:  # perhaps one that another process was given
+            self.carrier.trust(account)
+            return
+        if not self.tokens.knows(account):
+            await self.callers.ask_again(lambda user_id: account_of(user_id) == account, but=token)
+        if not self.tokens.knows(account):
+            await self._recheck(account)
+
+    async def _recheck(self, account: str) -> None:
+        """Ask whose the refused tokens of an account are: it may have been locked, and not be any more.
+
+        Half as often each time, for a token that is refused mostly stays so.
+        """
+        now = time.monotonic()
+        at, pause = self._rechecks.get(account, (math.inf, RECHECK_SECONDS))
+        if now < at < math.inf:
+            return
+        if len(self._rechecks) >= MAX_RECHECKS:
+            self._rechecks.clear()
+        self._rechecks[account] = (now + pause, min(2 * pause, MAX_RECHECK_SECONDS))
+        if at == math.inf:  # it has been refused in this moment
+            return
+        for token in (await self.tokens.refused(account))[:RECHECKED]:
+            with contextlib.suppress(MatrixError):
+                self.tokens.remember(await self.callers.identify(Credential(token)))
+        if self.tokens.knows(account):
+            del self._rechecks[account]
+
+
+def _limits(settings: Settings) -> Limits:
+    return Limits(
+        queued=settings.max_queued,
+        per_lane=settings.max_queued_per_room,
+        database_bytes=settings.max_database_bytes,
+        free_disk_bytes=settings.min_free_disk_bytes,
+        share=settings.max_share,
+    )
+
+
+def _heard(asking: "asyncio.Future[Address]") -> None:
+    """The end of a look-up that nobody waits for any more."""
+    if not asking.cancelled() and isinstance(error := asking.exception(), AddressError):
+        log.error("homeserver_address_wrong", error=error)

@@ -1,0 +1,195 @@
+"""`flowbridge doctor`: the settings against the real homeserver, one line a check."""
+
+import asyncio
+import contextlib
+import os
+import time
+from collections.abc import Iterator
+from email.utils import parsedate_to_datetime
+from typing import NamedTuple
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from flowbridge import log
+from flowbridge.auth.tokens import cipher
+from flowbridge.bridge import Core
+from flowbridge.errors import MatrixError
+from flowbridge.homeserver import AddressError, AddressUnknown
+from flowbridge.homeserver.pool import Answer
+from flowbridge.settings import Settings, SettingsError
+from flowbridge.store import StoreAbsent, StoreError, accounts, outbox
+from flowbridge.store import api_keys as keys
+from flowbridge.store.engine import name, reason
+
+FAILED = 1
+MAX_CLOCK_SECONDS = 60
+MAX_ASKED = 20  # accounts whose tokens are tried: those with the most events
+
+
+class Finding(NamedTuple):
+    """`good` is None where nobody can tell, or nothing is set up."""
+
+    what: str
+    good: bool | None
+    says: str
+
+
+def run(settings: Settings) -> int:
+    """Print the findings; returns 1 when one of them is bad."""
+    log.setup(settings.log_format, "error")
+    findings = asyncio.run(_examine(Core(settings)))
+    marks = {True: "ok", False: "BAD", None: "--"}
+    for finding in findings:
+        print(f"{marks[finding.good]:<4} {finding.what:<12} {finding.says}")
+    return FAILED if any(finding.good is False for finding in findings) else 0
+
+
+async def _examine(core: Core) -> list[Finding]:
+    findings = [Finding("schemas", True, f"{len(core.catalogue)} schemas are read and sound"), _store(core)]
+    try:
+        address = await core.locator.address()
+    except (AddressError, AddressUnknown) as error:
+        return [*findings, Finding("address", False, str(error))]
+    findings.append(Finding("address", True, f"{core.settings.base_url} is {address}"))
+    try:
+        answer = await core.homeserver.versions()
+    except MatrixError as error:
+        return [*findings, Finding("versions", False, error.error)]
+    findings += _versions(answer)
+    findings += await _account(core)
+    findings += await _waiting(core)
+    core.homeserver.close()
+    return findings
+
+
+def _store(core: Core) -> Finding:
+    """The database, beside a server that may run on it."""
+    try:
+        core.database.open(shared=True)
+        core.tokens.unlock(cipher(core.settings))
+        with core.database.engine.connect().execution_options(reads=True) as connection:
+            queued = sum(number for number, _ in outbox.queued(connection).values())
+            dead = outbox.dead(connection)
+    except StoreAbsent as error:
+        file = core.settings.database_file
+        if file is not None and not os.access(file.absolute().parent, os.W_OK | os.X_OK):
+            return Finding("store", False, f"FLOWBRIDGE_DATABASE_URL: {file} is not there, and cannot be made")
+        return Finding("store", None, f"FLOWBRIDGE_DATABASE_URL: {error}")  # yet
+    except StoreError as error:
+        return Finding("store", False, f"FLOWBRIDGE_DATABASE_URL: {error}")
+    except SettingsError as error:
+        return Finding("store", False, str(error))
+    except SQLAlchemyError as error:
+        return Finding("store", False, reason(error))
+    return Finding("store", True, f"{name(core.database.url)}: {queued} queued, {dead} dead letters")
+
+
+def _versions(answer: Answer) -> Iterator[Finding]:
+    import json
+
+    try:
+        versions = [str(version) for version in json.loads(answer.body)["versions"]]
+    except (ValueError, KeyError, TypeError):
+        yield Finding("versions", False, "the answer to /_matrix/client/versions is not a homeserver's")
+        return
+    modern = any(version.startswith("v1.") for version in versions)
+    says = f"the homeserver speaks {versions[-1] if versions else 'no version'}"
+    yield Finding("versions", modern, says if modern else f"{says}: flowbridge needs v1.1 or later")
+    yield _clock(answer.header(b"date"))
+
+
+def _clock(date: str) -> Finding:
+    """Token life times and webhook signatures go by the clock."""
+    try:
+        away = time.time() - parsedate_to_datetime(date).timestamp()
+    except (ValueError, TypeError):
+        return Finding("clock", None, "the homeserver's answer has no Date to compare with")
+    good = abs(away) <= MAX_CLOCK_SECONDS
+    return Finding(
+        "clock", good, f"this machine's clock is {abs(away):.0f} s {'ahead of' if away > 0 else 'behind'} it"
+    )
+
+
+async def _account(core: Core) -> list[Finding]:
+    try:
+        bot = await core.callers.bot()
+    except MatrixError as error:
+        return [Finding("token", False, error.error)]
+    if bot is None:
+        return [
+            Finding("token", None, "no bot account is set (ACCESS_TOKEN): callers bring their own Matrix tokens"),
+            _keys(core),
+        ]
+    return [
+        Finding("token", True, f"it is {bot.user_id}'s, device {bot.device_id or 'none'}"),
+        _keys(core),
+        await _rate_limit(core, bot.token, bot.user_id),
+    ]
+
+
+async def _waiting(core: Core) -> list[Finding]:
+    """The users of whom events are queued that no token sends: none in the store is accepted, nor is the bot's."""
+    if not core.database.is_open:
+        return []
+    with contextlib.suppress(MatrixError):
+        if (bot := await core.callers.bot()) is not None:
+            core.tokens.trust(bot)
+    with core.database.engine.connect().execution_options(reads=True) as connection:
+        queued = accounts.queued(connection)
+        kept = {account: accounts.tokens_of(connection, account) for account, _, _ in queued[:MAX_ASKED]}
+    findings = []
+    for account, user_id, number in queued[:MAX_ASKED]:
+        whose, events = user_id or "an unknown account", "1 event waits" if number == 1 else f"{number} events wait"
+        try:
+            if core.tokens.knows(account) or await _has_good(core, kept[account]):
+                continue
+        except MatrixError as error:
+            findings.append(Finding("queue", None, f"{events}, {whose}'s token cannot be checked: {error.error}"))
+            continue
+        findings.append(Finding("queue", False, f"{events} for a token of {whose}: none that is known is accepted"))
+    if len(queued) > MAX_ASKED:
+        findings.append(Finding("queue", None, f"{len(queued) - MAX_ASKED} more accounts have queued events"))
+    return findings
+
+
+async def _has_good(core: Core, kept: list[accounts.Stored]) -> bool:
+    """Whether the homeserver accepts one of these tokens. Raises MatrixError when it cannot say."""
+    for stored in kept:
+        known = core.tokens.opened(stored)
+        try:
+            if known is not None:
+                await core.homeserver.whoami(known[2])
+                return True
+        except MatrixError as error:
+            if error.status != 401:
+                raise
+    return False
+
+
+def _keys(core: Core) -> Finding:
+    if number := len(core.settings.api_keys):
+        where = "in FLOWBRIDGE_API_KEYS"
+    elif core.database.is_open:
+        with core.database.engine.connect().execution_options(reads=True) as connection:
+            number = len(keys.valid(connection))
+        where = "in the store"
+    else:
+        return Finding("api keys", None, "nobody can tell without the store")
+    if number and not core.settings.has_bot:
+        return Finding("api keys", False, "there are keys, but no account to act as: set ACCESS_TOKEN")
+    return Finding("api keys", True if number else None, f"{number} {where}")
+
+
+async def _rate_limit(core: Core, token: str, user_id: str) -> Finding:
+    """Synapse tells an admin whether an account is exempt; no other homeserver, and nobody else, is told."""
+    from urllib.parse import quote
+
+    target = f"/_synapse/admin/v1/users/{quote(user_id, safe='')}/override_ratelimit"
+    try:
+        answer = await core.homeserver.call("GET", target, token=token)
+    except MatrixError as error:
+        return Finding("rate limit", None, error.error)
+    if answer.status != 200:
+        return Finding("rate limit", None, "only a server admin can tell whether this account is rate limited")
+    exempt = b'"messages_per_second":0' in answer.body.replace(b" ", b"")
+    return Finding("rate limit", True, "exempt" if exempt else "the homeserver's own limits hold for this account")

@@ -1,0 +1,241 @@
+"""Schema files in, a frozen registry out.
+
+A schema describes an event's content. Annotations at its top say what the event is: `x-kind` ("message" or
+"state"), `x-state-key` (a schema for the state key) and `x-empty` (whether `{}` clears this state). One keyword is
+ours: `x-max-bytes`, the longest UTF-8 form of a string.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import jsonschema_rs
+
+from flowbridge.errors import MatrixError, Problem
+from flowbridge.events import canonical_json as canonical
+from flowbridge.events.general import EVENT, KEPT, UNLISTED, General
+from flowbridge.events.schema_lint import SchemaError, lint, lint_references
+from flowbridge.models import Kind
+
+BASE_URI = "https://flowbridge.invalid/schemas/"
+COMPONENTS = "components/"
+
+if TYPE_CHECKING:
+    from flowbridge.events.problems import Wording
+
+_PACKAGE = Path(__file__).parent.parent
+
+
+def built_in() -> Path:
+    """The folder of the schemas: inside the package in a wheel, beside it in a checkout."""
+    packaged = _PACKAGE / "schemas"
+    return packaged if packaged.is_dir() else _PACKAGE.parent / "schemas"
+
+
+class MaxBytes:
+    """`x-max-bytes` as jsonschema-rs wants a keyword."""
+
+    def __init__(self, parent_schema: dict[str, Any], value: Any, schema_path: list[str | int]) -> None:
+        self.limit = value
+
+    def validate(self, instance: Any) -> None:
+        if isinstance(instance, str) and len(instance.encode()) > self.limit:
+            raise ValueError(f"is more than {self.limit} bytes of UTF-8")
+
+
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """One schema: of an event type, or of one msgtype of m.room.message (`name` is then `type$msgtype`)."""
+
+    name: str
+    schema: dict[str, Any]
+    required: frozenset[str]
+    documents: Mapping[str, Any]
+    validator: jsonschema_rs.Validator
+    state_key_validator: jsonschema_rs.Validator
+
+    @property
+    def event_type(self) -> str:
+        return self.name.partition("$")[0]
+
+    @property
+    def kind(self) -> Kind:
+        kind: Kind = self.schema["x-kind"]
+        return kind
+
+    @property
+    def clears_by_empty(self) -> bool:
+        """Whether `PUT …/state/` takes `{}`, as clients remove an avatar, a space child, an invitation."""
+        return self.kind == "state" and self.schema.get("x-empty", True)
+
+    def problems(self, content: Any) -> list[Problem]:
+        """Everything that is wrong with this content, by pointer; empty when it is valid."""
+        if self.validator.is_valid(content):
+            return []
+        return self._wording.problems(content)
+
+    def state_key_problem(self, state_key: str) -> Problem | None:
+        if self.state_key_validator.is_valid(state_key):
+            return None
+        wanted = self.schema["x-state-key"]
+        expected = json.dumps(wanted["const"]) if "const" in wanted else wanted.get("title", "another one")
+        return Problem("/state_key", f"must be {expected} for {self.event_type}", self.name)
+
+    @cached_property
+    def _wording(self) -> "Wording":
+        # jsonschema takes long to import: only a caller with a wrong payload waits for it, once.
+        from flowbridge.events.problems import Wording
+
+        return Wording(self.name, self.schema, self.validator, BASE_URI, self.documents)
+
+
+class Catalogue(Mapping[str, Entry]):
+    """All entries by name. Immutable: read once at start."""
+
+    def __init__(
+        self,
+        entries: Mapping[str, Entry],
+        documents: Mapping[str, dict[str, Any]],
+        folders: tuple[Path, ...],
+        general: General,
+    ) -> None:
+        self.general = general
+        self._entries = dict(sorted(entries.items()))
+        self._documents = documents
+        self._folders = folders
+
+    @classmethod
+    def load(cls, extra: Path | None = None) -> Self:
+        """Read the built-in schemas and those of `extra`, which win by file name. Raises SchemaError."""
+        folders = (built_in(), extra) if extra else (built_in(),)
+        ours = _read(built_in())
+        documents = {**ours, **_read(extra)} if extra else ours
+        registry = _registry(documents)
+        names = (name for name in documents if not name.startswith(COMPONENTS))
+        entries = {name: _entry(name, documents, registry) for name in names}
+        if extra:
+            _lint_recursion(documents)
+        return cls(entries, documents, folders, _general(ours))
+
+    def __getitem__(self, name: str) -> Entry:
+        return self._entries[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def select(self, event_type: str, content: Any) -> Entry | None:
+        """The most specific schema: `m.image` inside `m.room.message`; an unknown msgtype gets the base."""
+        if "$" in event_type:
+            return None
+        msgtype = content.get("msgtype") if isinstance(content, dict) else None
+        if isinstance(msgtype, str) and (entry := self._entries.get(f"{event_type}${msgtype}")):
+            return entry
+        return self._entries.get(event_type)
+
+    def document(self, name: str) -> dict[str, Any] | None:
+        """A schema as its file has it: of an event type, of a msgtype, or `components/…`."""
+        return self._documents.get(name)
+
+    @property
+    def documents(self) -> Mapping[str, dict[str, Any]]:
+        return self._documents
+
+    def required(self, event_type: str) -> frozenset[str]:
+        entry = self.select(event_type, None)
+        return entry.required if entry else frozenset()
+
+    def examples(self, name: str) -> list[dict[str, Any]]:
+        """The valid example events beside the schemas, as they lie on disk."""
+        found: dict[str, dict[str, Any]] = {}
+        for folder in self._folders:
+            for path in sorted((folder / "examples").glob("*.json")):
+                if path.stem.partition("~")[0] == name:
+                    found[path.stem] = json.loads(path.read_bytes())
+        return list(found.values())
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    """Every schema of a folder by its name: the file's path without `.json`."""
+    if not folder.is_dir():
+        raise SchemaError(f"{folder} is not a folder")
+    paths = [*folder.glob("*.json"), *folder.glob(COMPONENTS + "*.json")]
+    documents: dict[str, Any] = {}
+    for path in sorted(paths):
+        name = path.relative_to(folder).as_posix().removesuffix(".json")
+        documents[name] = lint(path, _json(path), is_event=not name.startswith(COMPONENTS))
+    return documents
+
+
+def _json(path: Path) -> Any:
+    try:
+        document = canonical.read(path.read_bytes())
+    except OSError as error:
+        raise SchemaError(f"{path}: {error.strerror}") from None
+    except MatrixError as error:
+        raise SchemaError(f"{path}: {error.error}") from None
+    if not document.clean and (found := canonical.problems(document.value)):
+        raise SchemaError(f"{path}: {found[0].pointer} {found[0].message}")
+    return document.value
+
+
+def _entry(name: str, documents: Mapping[str, Any], registry: jsonschema_rs.Registry) -> Entry:
+    schema = documents[name]
+    try:
+        validator = _compile(schema, registry)
+        state_key_validator = _compile(schema.get("x-state-key", True), registry)
+    except ValueError as error:
+        raise SchemaError(f"{name}.json: {str(error).splitlines()[0]}") from None
+    required = frozenset(_required(schema, documents))
+    return Entry(name, schema, required, documents, validator, state_key_validator)
+
+
+def _general(ours: Mapping[str, Any]) -> General:
+    registry = _registry(ours)
+    documents = {**UNLISTED, **{name: ours[name] for name in KEPT}}
+    found = {name: _entry(name, {**ours, name: schema}, registry) for name, schema in documents.items()}
+    return General(_entry("event", {**ours, "event": EVENT}, registry), found)
+
+
+def _registry(documents: Mapping[str, Any]) -> jsonschema_rs.Registry:
+    """All documents by URI. They refer to nothing else: lint_references has seen to it."""
+    for name in documents:
+        lint_references(name, documents)
+    try:
+        return jsonschema_rs.Registry([(f"{BASE_URI}{name}.json", value) for name, value in documents.items()])
+    except ValueError as error:
+        raise SchemaError(f"the schemas do not fit together: {str(error).splitlines()[0]}") from None
+
+
+def _lint_recursion(documents: Mapping[str, Any]) -> None:
+    """Of our own schemas a test does it: who has no others need not wait for it at each start, 0.2 s."""
+    from flowbridge.events.recursion import Recursion
+
+    recursion = Recursion(documents, BASE_URI)
+    for name in documents:
+        recursion.lint(name)
+
+
+def _compile(schema: Any, registry: jsonschema_rs.Registry) -> jsonschema_rs.Validator:
+    return jsonschema_rs.Draft202012Validator(
+        schema,
+        registry=registry,
+        base_uri=BASE_URI,
+        keywords={"x-max-bytes": MaxBytes},
+        pattern_options=jsonschema_rs.RegexOptions(),  # the linear engine: no payload can make it slow
+        offline=True,
+    )
+
+
+def _required(schema: Any, documents: Mapping[str, Any]) -> Iterator[str]:
+    """The keys that a content must have, also those that an `allOf` or a `$ref` to a file asks for."""
+    if isinstance(schema, dict):
+        yield from schema.get("required", ())
+        for part in schema.get("allOf", ()):
+            yield from _required(part, documents)
+        yield from _required(documents.get(schema.get("$ref", "").removesuffix(".json")), documents)

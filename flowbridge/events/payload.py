@@ -1,0 +1,133 @@
+"""The shapes a body may have, read into one Payload (contract §1, "What a body may be").
+
+1. the event's content                        {"msgtype": "m.text", "body": "hi"}
+2. a flow message (flow surface)              {"payload": …, "topic": …, "_msgid": …}
+3. a whole event, as the seed documents       {"type": …, "content": {…}, "state_key": …, …}
+   print it
+4. a bare string, for m.room.message          "hi", or text/plain
+   (flow surface)
+"""
+
+from collections.abc import Set as AbstractSet
+from email.message import Message
+from typing import Any
+
+from flowbridge.errors import BadContent, NotJson, Problem, UnsupportedMedia
+from flowbridge.events import canonical_json as canonical
+from flowbridge.models import Payload, Surface
+
+RULE = "body"  # what Problem.schema says for these rules
+MESSAGE = "m.room.message"
+REDACTION = "m.room.redaction"
+
+_FLOW_KEYS = frozenset({"payload", "topic", "_msgid"})
+_TEXT_CODECS = frozenset({"utf-8", "utf8", "us-ascii", "ascii", "iso-8859-1", "latin1", "windows-1252"})
+_NEVER_JSON = ("multipart/", "application/x-www-form-urlencoded", "application/xml", "text/xml")
+
+
+def read(body: bytes, content_type: str, event_type: str, required: AbstractSet[str], surface: Surface) -> Payload:
+    """Read a request body. `required`: the keys that this event type's content must have.
+
+    Content-Type decides nothing but text/plain: curl labels JSON as a form, and many flow tools label nothing.
+    Raises NotJson, BadContent, or UnsupportedMedia for a real form, multipart or XML body.
+    """
+    if not body.strip():
+        raise NotJson("the body is empty: send the event's content as a JSON object")
+    flow = surface == "flow"
+    may_be_text = flow and event_type == MESSAGE and _is_text(content_type)
+    try:
+        document = canonical.read(body)
+    except (NotJson, BadContent):
+        if may_be_text:
+            return Payload(_message(_text(body, content_type)))
+        _refuse_forms(content_type)
+        raise
+    if may_be_text and not isinstance(document.value, dict):
+        return Payload(_message(_text(body, content_type)))
+    payload = _unwrap(document.value, event_type, required, flow)
+    if not document.clean and (found := canonical.problems(payload.content)):
+        raise BadContent(found)
+    return payload
+
+
+def _unwrap(value: Any, event_type: str, required: AbstractSet[str], flow: bool) -> Payload:
+    if flow and _is_flow_message(value, required):
+        _check_envelope(value)
+        value = value["payload"]
+        if not isinstance(value, dict | str):
+            _refuse("/payload", "must be the event's content (an object) or a string")
+    if _is_whole_event(value, event_type, required):
+        _check_envelope(value)
+        return _from_event(value, event_type)
+    if isinstance(value, str) and flow and event_type == MESSAGE:
+        return Payload(_message(value))
+    if not isinstance(value, dict):
+        _refuse("", f"must be a JSON object: the content of {event_type}")
+    return Payload(value)
+
+
+def _is_flow_message(value: Any, required: AbstractSet[str]) -> bool:
+    """A body with `payload` that is not plainly the content itself.
+
+    Node-RED's own keys count for nothing: a flow message for m.room.topic has a `topic`, too, and it is another one.
+    """
+    if not isinstance(value, dict) or "payload" not in value or "payload" in required:
+        return False
+    return (required - _FLOW_KEYS).isdisjoint(value) if required else _FLOW_KEYS.issuperset(value)
+
+
+def _is_whole_event(value: Any, event_type: str, required: AbstractSet[str]) -> bool:
+    """A body with `type` and `content`, unless the type is another one and all that a content needs is there, too."""
+    if not isinstance(value, dict) or not isinstance(value.get("content"), dict):
+        return False
+    named = value.get("type")
+    return named == event_type or (isinstance(named, str) and not (required and required <= value.keys()))
+
+
+def _from_event(event: dict[str, Any], event_type: str) -> Payload:
+    if event["type"] != event_type:
+        _refuse("/type", f"is {event['type'][:255]!r} but the path says {event_type!r}")
+    state_key = event.get("state_key")
+    if state_key is not None and not isinstance(state_key, str):
+        _refuse("/state_key", "must be a string")
+    content = event["content"]
+    if event_type == REDACTION and "redacts" in event:  # where room versions before 11 have it
+        content = {"redacts": event["redacts"], **content}
+    return Payload(content, state_key)
+
+
+def _check_envelope(value: dict[str, Any]) -> None:
+    if repeated := canonical.duplicates(value):
+        raise BadContent(repeated)
+
+
+def _message(text: str) -> dict[str, str]:
+    return {"msgtype": "m.text", "body": text}
+
+
+def _refuse(pointer: str, message: str) -> None:
+    raise BadContent([Problem(pointer, message, RULE)])
+
+
+def _is_text(content_type: str) -> bool:
+    return content_type[:10].lower() == "text/plain"
+
+
+def _text(body: bytes, content_type: str) -> str:
+    header = Message()
+    header["content-type"] = content_type
+    charset = str(header.get_param("charset", "utf-8")).lower()
+    if charset not in _TEXT_CODECS:
+        raise UnsupportedMedia(f"the charset {charset[:40]!r} is not supported: send UTF-8")
+    try:
+        return body.decode(charset)
+    except UnicodeDecodeError as error:
+        raise NotJson(f"the text is not {charset}: byte {error.start} is wrong") from None
+
+
+def _refuse_forms(content_type: str) -> None:
+    media_type = content_type.lower()
+    if media_type.startswith(_NEVER_JSON) or "+xml" in media_type:
+        raise UnsupportedMedia(
+            f"the body is {media_type.split(';')[0][:80]}, not JSON: send the event's content as a JSON object"
+        )

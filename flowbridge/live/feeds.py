@@ -1,0 +1,77 @@
+"""The accounts that are listened to just now."""
+
+from functools import partial
+from typing import Final
+
+from flowbridge.auth.callers import Callers
+from flowbridge.errors import MatrixError
+from flowbridge.homeserver import Homeserver
+from flowbridge.limits import peer
+from flowbridge.limits.concurrency import Limiter, Place
+from flowbridge.live.feed import Feed
+from flowbridge.live.frames import Wish
+from flowbridge.live.listener import Listener
+from flowbridge.live.position import Position
+from flowbridge.live.reader import Reader
+from flowbridge.models import Caller
+
+MAX_STREAMS: Final = 3_072  # three quarters of the connections that the server takes
+MAX_STREAMS_OF_ONE: Final = 768  # of one API key, or one user
+MAX_FEEDS: Final = 1_024  # long polls: one for each access token
+MAX_FEEDS_OF_ONE: Final = 32  # of one user
+
+
+class Live:
+    """One feed for each token that is listened with, however many listen."""
+
+    def __init__(self, homeserver: Homeserver, callers: Callers) -> None:
+        self._homeserver = homeserver
+        self._callers = callers
+        self._feeds: dict[str, Feed] = {}
+        self._streams = Limiter("live streams", MAX_STREAMS, MAX_STREAMS_OF_ONE)
+        self._polls = Limiter("devices that are listened with", MAX_FEEDS, MAX_FEEDS_OF_ONE)
+
+    async def listen(self, caller: Caller, wish: Wish, position: Position | None) -> Listener:
+        """A listener that is told what comes, and with a position what has come since.
+
+        Raises TooMany, or as `Feed.join`.
+        """
+        place = self._streams.hold(peer.who())
+        try:
+            feed = self._feeds.get(caller.token) or self._feed(caller)
+            listener = Listener(caller, wish, partial(_leave, feed, place))
+            await feed.join(listener, position)
+        except BaseException:
+            place.free()
+            raise
+        return listener
+
+    def stop(self) -> None:
+        """End all streams: the bridge ends."""
+        for feed in list(self._feeds.values()):
+            feed.stop()
+
+    def _feed(self, caller: Caller) -> Feed:
+        place = self._polls.hold(caller.user_id)
+        reader = Reader(self._homeserver, caller.user_id, caller.token)
+        feed = Feed(caller.user_id, reader, self._refused, partial(self._forget, caller.token, place))
+        self._feeds[caller.token] = feed
+        return feed
+
+    def end(self, user_id: str) -> None:
+        """End a user's streams: those who may listen come back. A token that is refused shows at its next poll only."""
+        for feed in list(self._feeds.values()):
+            if feed.user_id == user_id:
+                feed.stop()
+
+    def _forget(self, token: str, place: Place) -> None:
+        del self._feeds[token]
+        place.free()
+
+    def _refused(self, listener: Listener, error: MatrixError) -> MatrixError:
+        return self._callers.refused(listener.caller, error)
+
+
+def _leave(feed: Feed, place: Place, listener: Listener) -> None:
+    place.free()
+    feed.leave(listener)

@@ -1,0 +1,176 @@
+"""Accounts: register, log in and out, and say whose token it is.
+
+The guide registers in one call. Today's homeservers first answer 401 with a session and the stages that they ask for
+(specification, "User-Interactive Authentication API"); `register_at_once` goes through them for the caller.
+"""
+
+import contextlib
+import secrets
+from collections.abc import Mapping
+from typing import Any
+
+from flowbridge.auth.callers import Callers, Credential
+from flowbridge.errors import BadRequest, Errcode, Forbidden, MatrixError
+from flowbridge.events import canonical_json as canonical
+from flowbridge.homeserver import Homeserver
+from flowbridge.homeserver import answers as verdict
+from flowbridge.homeserver import paths as dialect
+from flowbridge.homeserver.client import READ_LIMIT
+from flowbridge.homeserver.pool import Answer
+from flowbridge.homeserver.proxy_rules import Headers
+from flowbridge.settings import Settings
+
+Json = dict[str, Any]
+
+DUMMY = "m.login.dummy"
+PAGE = "/_matrix/static/client/login/"
+MAX_NAMED = 500  # characters of the stages that an error names
+
+_WISHES = ("device_id", "initial_device_display_name", "inhibit_login", "refresh_token")
+
+
+class Accounts:
+    """Every method raises MatrixError with what the homeserver says, or that it says nothing."""
+
+    def __init__(self, settings: Settings, homeserver: Homeserver, callers: Callers) -> None:
+        self._homeserver = homeserver
+        self._callers = callers
+        # A bare host is a server name; of an address nobody knows whose users are there.
+        self._server_name = "" if "://" in settings.base_url else settings.base_url
+
+    async def register(self, body: Json, query: str, token: str, forwarded: Headers) -> tuple[int, Json]:
+        """200 and the account, or 401 and what the homeserver asks for. `token`: that of an application service.
+
+        `forwarded`, here and elsewhere: headers that tell the homeserver who calls.
+        """
+        target = f"{dialect.CLIENT}/register{query}"
+        request = canonical.write(body)
+        answer = await self._homeserver.guest_call("POST", target, token=token, body=request, forwarded=forwarded)
+        if (challenge := verdict.challenge(answer)) is not None:
+            return 401, challenge
+        return 200, self._with_server(verdict.success(answer))
+
+    async def register_at_once(self, wish: Mapping[str, Any], forwarded: Headers) -> Json:
+        """The old way: `{"user_id"?, "password"?}` → access_token, device_id, home_server, user_id.
+
+        Without a name the homeserver chooses one; without a password nobody knows it. Raises Forbidden when the
+        homeserver asks for a stage that only the caller could complete.
+        """
+        body = {key: wish[key] for key in _WISHES if key in wish}
+        name = wish.get("user_id", wish.get("username", wish.get("user")))
+        if name is not None:
+            body["username"] = await self._localpart(name)
+        body["password"] = wish.get("password", secrets.token_urlsafe(32))
+        status, found = await self.register(body, "", "", forwarded)
+        if status == 401:
+            status, found = await self.register({**body, "auth": _completed(found)}, "", "", forwarded)
+        if status == 401:
+            raise _unmet(_ways(found))
+        return found
+
+    async def flows(self) -> Json:
+        """The ways to log in."""
+        return verdict.success(await self._homeserver.guest_call("GET", f"{dialect.CLIENT}/login", limit=READ_LIMIT))
+
+    async def login(self, body: Json, token: str, public_url: str, forwarded: Headers) -> Json:
+        """Log in; `user` is what `identifier` was before 2018. Clients are told to come back to `public_url`."""
+        if "user" in body and "identifier" not in body:
+            body = {**body, "identifier": {"type": "m.id.user", "user": body["user"]}}
+        request, target = canonical.write(body), f"{dialect.CLIENT}/login"
+        answer = await self._homeserver.guest_call("POST", target, token=token, body=request, forwarded=forwarded)
+        found = self._with_server(verdict.success(answer))
+        if (well_known := found.pop("well_known", None)) and isinstance(well_known, dict):
+            found["well_known"] = {**well_known, "m.homeserver": {"base_url": public_url}}
+        return found
+
+    async def logout(self, token: str, query: str = "", *, everywhere: bool) -> None:
+        """End this token or, `everywhere`, all of its user's. `query`: as whom an application service does."""
+        target = f"{dialect.CLIENT}/logout{'/all' if everywhere else ''}{query}"
+        user = await self._callers.user_of(token) if everywhere else None
+        answer = await self._homeserver.call("POST", target, token=token, body=b"{}")
+        if answer.status in (200, 401):
+            self._callers.forget(token)
+        if answer.status == 200 and everywhere:
+            self._callers.forget_user(user)
+        verdict.success(answer)
+
+    async def whoami(self, credential: Credential, query: str = "") -> Json:
+        """user_id, device_id and is_guest, from the homeserver itself; and what the API key may do, if it is one.
+
+        `query`: as whom an application service asks.
+        """
+        caller = await self._callers.identify(credential)
+        try:
+            target = f"{dialect.CLIENT}/account/whoami{query}"
+            found = verdict.success(await self._homeserver.call("GET", target, token=caller.token))
+        except MatrixError as error:
+            raise self._callers.refused(caller, error) from None
+        if (key := credential.key) is not None:
+            scopes = {"rooms": key.rooms, "event_types": key.event_types, "admin": key.admin, "users": key.users}
+            found["flowbridge"] = {"key": {"name": key.name, **scopes}}
+        return found
+
+    async def page(self) -> Answer:
+        """The homeserver's page for logging in with a browser; or where it says that there is one."""
+        answer = await self._homeserver.guest_call("GET", PAGE, limit=READ_LIMIT)
+        if not 200 <= answer.status < 400:
+            raise verdict.error(answer)
+        return answer
+
+    async def _localpart(self, name: str) -> str:
+        """A user's name, which may have come as a whole user id."""
+        if not name.startswith("@"):
+            return name
+        localpart, colon, server = name[1:].partition(":")
+        if colon and server.lower() != (ours := await self._server()).lower():
+            known = f"which is {ours!r}" if ours else "whose name flowbridge does not know yet: send the name alone"
+            raise BadRequest(f"{name[:255]!r} is no user of this homeserver, {known}", errcode=Errcode.INVALID_USERNAME)
+        return localpart
+
+    async def _server(self) -> str:
+        """The homeserver's name, as users have it behind the colon; empty when it is not known."""
+        if not self._server_name:
+            with contextlib.suppress(MatrixError):
+                if (bot := await self._callers.bot()) is not None:
+                    self._server_name = server_of(bot.user_id)
+        return self._server_name
+
+    def _with_server(self, found: Json) -> Json:
+        """An account as old clients want it."""
+        user_id = found.get("user_id")
+        if isinstance(user_id, str) and (server := server_of(user_id)):
+            self._server_name = server
+            found.setdefault("home_server", server)
+        return found
+
+
+def server_of(user_id: str) -> str:
+    return user_id.partition(":")[2]
+
+
+def _ways(challenge: Mapping[str, Any]) -> list[list[str]]:
+    """The stages that are still to be completed, for each way that there is; the shortest first."""
+    done = _texts(challenge.get("completed"))
+    ways = [_texts(flow.get("stages")) for flow in challenge["flows"] if isinstance(flow, dict)]
+    return sorted(([stage for stage in way if stage not in done] for way in ways), key=len)
+
+
+def _completed(challenge: Mapping[str, Any]) -> Json:
+    """What to answer where m.login.dummy is all that is asked for. Raises Forbidden."""
+    ways = _ways(challenge)
+    if [DUMMY] not in ways:
+        raise _unmet(ways)
+    session = challenge.get("session")
+    return {"type": DUMMY, "session": session} if isinstance(session, str) else {"type": DUMMY}
+
+
+def _unmet(ways: list[list[str]]) -> Forbidden:
+    stages = ", or ".join(" and ".join(way) for way in ways if way)[:MAX_NAMED] or "it does not say what"
+    return Forbidden(
+        f"the homeserver asks for more before it makes an account, and only you can give it: {stages}; "
+        "a Matrix client can, at /_matrix/client/v3/register"
+    )
+
+
+def _texts(value: Any) -> list[str]:
+    return [item for item in value if isinstance(item, str)] if isinstance(value, list) else []

@@ -1,0 +1,270 @@
+"""The second use case: what is in rooms, and what happens in them, is read on somebody's behalf.
+
+Members, messages and state are the homeserver's own answers. `initialSync` and `events`, which few homeservers still
+have, are always made of `/sync` and `/messages`: the same answer in front of each. The tokens are the homeserver's own.
+Nothing here joins a room.
+"""
+
+import asyncio
+import json
+import time
+from collections.abc import Awaitable, Mapping
+from functools import partial
+from typing import Any, TypeVar
+
+from flowbridge.auth.callers import Callers, Credential
+from flowbridge.auth.room_access import Aliases
+from flowbridge.errors import BadGateway, BadRequest, Errcode, Forbidden, HomeserverError
+from flowbridge.homeserver import Homeserver
+from flowbridge.homeserver import large_json as bulk
+from flowbridge.homeserver import paths as dialect
+from flowbridge.homeserver.client import READERS
+from flowbridge.limits import peer
+from flowbridge.limits.concurrency import Limiter
+from flowbridge.models import Caller
+from flowbridge.services import legacy_events as old_events
+from flowbridge.services.legacy_events import Json
+
+T = TypeVar("T")
+
+SNAPSHOT_SECONDS = 120.0  # for all state of all rooms
+MAX_TIMELINE = 100  # events of a room in one sync: what Synapse gives at most
+PAGE = 500  # events of a room in one page
+MAX_MISSED = 10_000  # events of a room that one answer may catch up on
+EVENT_BYTES = 1_000  # about
+MAX_POLLS = 200  # that wait for events at once; each holds a connection to the homeserver
+MAX_POLLS_OF_ONE = 25
+MAX_READS = READERS - MAX_POLLS  # other reads at once
+MAX_READS_OF_ONE = MAX_READS // 4
+MAX_SNAPSHOTS = 4  # at once: each is held in memory
+MAX_SNAPSHOTS_OF_ONE = 2
+LOOKS_AT_ONCE = 16  # into the room directory, for one snapshot
+VISIBILITY_SECONDS = 60.0  # how long it is remembered whether a room is in the directory
+MAX_VISIBILITIES = 10_000
+
+_NOTHING: Json = {"room": {"rooms": []}, "presence": {"types": []}, "account_data": {"types": []}}
+_NAMES: Json = {
+    **_NOTHING,
+    "room": {
+        "timeline": {"limit": 1},  # a room without any event would be left out
+        "state": {"types": ["m.room.name", "m.room.canonical_alias"]},
+        "ephemeral": {"types": []},
+        "account_data": {"types": []},
+    },
+}
+
+
+class History:
+    """Every answer is JSON in bytes. Every method raises MatrixError."""
+
+    def __init__(self, callers: Callers, aliases: Aliases, homeserver: Homeserver) -> None:
+        self._callers = callers
+        self._aliases = aliases
+        self._homeserver = homeserver
+        self._snapshots = Limiter("snapshots of rooms that are being made", MAX_SNAPSHOTS, MAX_SNAPSHOTS_OF_ONE)
+        self._waiting = Limiter("calls that wait for events", MAX_POLLS, MAX_POLLS_OF_ONE)
+        self._reads = Limiter("reads of rooms that are going on", MAX_READS, MAX_READS_OF_ONE)
+        self._polls: set[asyncio.Future[tuple[bytes, Any]]] = set()
+        self._hushed = False
+        self._visibilities: dict[str, tuple[str, float]] = {}
+
+    async def page(
+        self, credential: Credential, room: str, what: str, query: Mapping[str, str], *, old: bool = False
+    ) -> bytes:
+        """The homeserver's own list of a room's members, messages or state; `old`: with the old fields, too."""
+        caller, room_id = await self._enter(credential, room)
+        body, value = await self._get(caller, dialect.room_target(room_id, what, query))
+        if not old or not isinstance(value, dict | list):
+            return body
+        return await bulk.aside(len(body), lambda: bulk.write(old_events.page(value)))
+
+    async def rooms(self, credential: Credential) -> bytes:
+        """The rooms that the caller is in, of an API key with rooms those: ids, names and aliases, sorted by name."""
+        caller = await self._callers.identify(credential)
+        async with self._snapshots.turn(peer.who(), SNAPSHOT_SECONDS):
+            _, sync = await self._sync(caller, _NAMES)
+        found = old_events.named_rooms(sync)
+        if credential.key is not None and credential.key.rooms:
+            scope = await self._aliases.scope(caller, credential.key)
+            found = [room for room in found if room["room_id"] in scope]
+        return bulk.write({"rooms": found})
+
+    async def snapshot(self, credential: Credential, limit: int, *, archived: bool = False) -> bytes:
+        """All rooms that the caller is in or invited to, with their state and `limit` newest events.
+
+        `archived`: and those that it has left.
+        """
+        self._callers.permit_reading(credential)
+        caller = await self._callers.identify(credential)
+        filter_ = {"room": {"timeline": {"limit": min(limit, MAX_TIMELINE)}, "include_leave": archived}}
+        async with self._snapshots.turn(peer.who(), SNAPSHOT_SECONDS):
+            size, sync = await self._sync(caller, filter_)
+            rooms = [room_id for _, room_id in old_events.rooms_of(sync)]
+            visibilities = await self._visibility(caller, rooms)
+            return await bulk.aside(
+                size, lambda: bulk.write(old_events.snapshot(sync, caller.user_id, visibilities), levels=4)
+            )
+
+    async def room_snapshot(self, credential: Credential, room: str, limit: int) -> bytes:
+        """One room: its state and newest events, also when the caller has left it, or when everybody may read it.
+
+        A sync says how the caller stands to it. The rest is asked for by name: in a sync for one room alone Synapse
+        leaves the m.room.create of room version 12 out.
+        """
+        caller, room_id = await self._enter(credential, room)
+        only = {"rooms": [room_id], "timeline": {"limit": 1}, "state": {"types": []}, "include_leave": True}
+        async with self._snapshots.turn(peer.who(), SNAPSHOT_SECONDS):
+            _, sync = await self._sync(caller, {"room": only})
+            kind = next((kind for kind, found in old_events.rooms_of(sync) if found == room_id), "")
+            visibility = (await self._visibility(caller, [room_id]))[room_id]
+            if kind == "invite":
+                invited = old_events.room(sync, caller.user_id, kind, room_id)
+                return bulk.write({**invited, "visibility": visibility})
+            body, state = await self._get(caller, dialect.room_target(room_id, "state", {}))
+            query = {"dir": "b", "from": sync["next_batch"], "limit": str(limit)}
+            page, recent = await self._get(caller, dialect.room_target(room_id, "messages", query))
+            return await bulk.aside(
+                len(body) + len(page),
+                lambda: bulk.write(old_events.room_snapshot(sync, kind, room_id, state, recent, visibility)),
+            )
+
+    async def events(self, credential: Credential, since: str, seconds: float, room: str = "") -> bytes:
+        """What happened after the token `since` ("": now), in one room or in all; waits for it so many seconds.
+
+        Raises BadRequest for a token that is none, or that so much has happened since that it does not fit.
+        """
+        if room:
+            caller, room_id = await self._enter(credential, room)
+            if not await self._asked(caller, self._homeserver.is_joined(caller.token, room_id, caller.user_id)):
+                raise Forbidden("only who is in a room can listen to it")
+        else:
+            self._callers.permit_reading(credential)
+            caller, room_id = await self._callers.identify(credential), ""
+        ends = time.monotonic() + seconds
+        start = dialect.stream_token(since) or (await self._sync(caller, _NOTHING))[1]["next_batch"]
+        end, size, chunk = start, 0, list[Json]()
+        while not chunk and not self._hushed:
+            size, sync = await self._poll(caller, _listening(room_id), end, max(0.0, ends - time.monotonic()))
+            whole = await self._missed(caller, sync, end)
+            size += EVENT_BYTES * sum(map(len, whole.values()))
+            chunk = await bulk.aside(size, old_events.chunk, sync, caller.user_id, whole)
+            before, end = end, sync["next_batch"]
+            if end == before or time.monotonic() >= ends:
+                break
+        return await bulk.aside(size, bulk.write, {"chunk": chunk, "start": start, "end": end})
+
+    def hush(self) -> None:
+        """Whoever waits for events is answered now: the bridge stops."""
+        self._hushed = True
+        for poll in self._polls:
+            poll.cancel()
+
+    async def _enter(self, credential: Credential, room: str) -> tuple[Caller, str]:
+        """Who reads, and the id of the room."""
+        return await self._aliases.enter(credential, room, partial(self._callers.permit_reading, credential))
+
+    async def _sync(self, caller: Caller, filter_: Json) -> tuple[int, Json]:
+        """How things stand: the size of a sync without a `since`, and the sync. Does not make the caller "online"."""
+        query = {"filter": _once(filter_), "set_presence": "offline", "timeout": "0"}
+        return _checked(*await self._get(caller, dialect.sync_target(query), SNAPSHOT_SECONDS))
+
+    async def _poll(self, caller: Caller, filter_: Json, since: str, seconds: float) -> tuple[int, Json]:
+        """A sync that waits; nothing new when the bridge stops meanwhile."""
+        query = {"filter": _once(filter_), "since": since, "timeout": str(int(seconds * 1000))}
+        patience = seconds + self._homeserver.deadline
+        with self._waiting.hold(peer.who()):
+            asking = self._homeserver.read(dialect.sync_target(query), token=caller.token, seconds=patience)
+            poll = asyncio.ensure_future(self._asked(caller, asking))
+            self._polls.add(poll)
+            try:
+                return _checked(*await poll)
+            except asyncio.CancelledError:
+                if not self._hushed:
+                    raise
+                return 0, {"next_batch": since}
+            finally:
+                self._polls.discard(poll)
+
+    async def _missed(self, caller: Caller, sync: Json, since: str) -> dict[str, list[Json]]:
+        """All events since then of the rooms whose timeline was cut short, by room id.
+
+        From the newest one backwards, and not from where the timeline begins: the timeline of a room that was just
+        joined begins before `since`.
+        """
+        whole: dict[str, list[Json]] = {}
+        for kind, room_id in old_events.rooms_of(sync):
+            if old_events.section(sync, "rooms", kind, room_id, "timeline").get("limited"):
+                try:
+                    whole[room_id] = await self._between(caller, room_id, since, sync["next_batch"])
+                except HomeserverError as error:
+                    if error.status not in (403, 404):  # out of the room by now: there is no more than the timeline
+                        raise
+        return whole
+
+    async def _between(self, caller: Caller, room_id: str, since: str, until: str) -> list[Json]:
+        found: list[Json] = []
+        before = until
+        while len(found) <= MAX_MISSED:
+            query = {"dir": "b", "from": before, "to": since, "limit": str(PAGE)}
+            _, page = await self._get(caller, dialect.room_target(room_id, "messages", query))
+            chunk, end = old_events.events_of(page)
+            found += chunk
+            if not end or end == before:
+                return found[::-1]
+            before = end
+        raise BadRequest(
+            f"more than {MAX_MISSED} events since this token in {room_id}: get all state (initialSync), "
+            "and go on from its `end`"
+        )
+
+    async def _visibility(self, caller: Caller, room_ids: list[str]) -> dict[str, str]:
+        """ "public" for the rooms that are in the room directory, "private" for the others."""
+        looks = asyncio.Semaphore(LOOKS_AT_ONCE)
+
+        async def look(room_id: str) -> str:
+            known, until = self._visibilities.get(room_id, ("", 0.0))
+            if time.monotonic() < until:
+                return known
+            async with looks:
+                try:
+                    found = "public" if await self._homeserver.is_public(caller.token, room_id) else "private"
+                except HomeserverError:  # it does not know the room, or has no directory
+                    found = "private"
+            if len(self._visibilities) >= MAX_VISIBILITIES:
+                del self._visibilities[next(iter(self._visibilities))]
+            self._visibilities[room_id] = (found, time.monotonic() + VISIBILITY_SECONDS)
+            return found
+
+        return dict(zip(room_ids, await asyncio.gather(*map(look, room_ids)), strict=True))
+
+    async def _get(self, caller: Caller, target: str, seconds: float | None = None) -> tuple[bytes, Any]:
+        async with self._reads.turn(peer.who(), self._homeserver.deadline):
+            return await self._asked(caller, self._homeserver.read(target, token=caller.token, seconds=seconds))
+
+    async def _asked(self, caller: Caller, asking: Awaitable[T]) -> T:
+        try:
+            return await asking
+        except HomeserverError as error:
+            if error.status == 400 and error.errcode == Errcode.UNKNOWN:  # Synapse, of a token that is none
+                raise BadRequest(error.error) from None
+            raise self._callers.refused(caller, error) from None
+
+
+def _listening(room_id: str) -> Json:
+    """What a sync is to tell: all that happens, or what happens in one room."""
+    room: Json = {"timeline": {"limit": MAX_TIMELINE}, "state": {"types": []}}
+    if not room_id:
+        return {"room": room}
+    return {"room": {**room, "rooms": [room_id]}, "presence": {"types": []}, "account_data": {"types": []}}
+
+
+def _checked(body: bytes, sync: Any) -> tuple[int, Json]:
+    if not isinstance(sync, dict) or not isinstance(sync.get("next_batch"), str):
+        raise BadGateway("the homeserver's answer to a sync names no next_batch")
+    return len(body), sync
+
+
+def _once(filter_: Json) -> str:
+    """The filter, unlike any before, so that no sync is answered from memory."""
+    room = {**filter_["room"], "not_rooms": [dialect.nowhere()]}
+    return json.dumps({**filter_, "room": room}, separators=(",", ":"))

@@ -1,0 +1,94 @@
+"""The first file of a `multipart/form-data` body (RFC 7578), as it streams by."""
+
+import re
+from urllib.parse import unquote_to_bytes
+
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
+
+from flowbridge.errors import BadRequest
+from flowbridge.services.media import attachment
+from flowbridge.services.media.attachment import Label
+
+_EXTENDED = re.compile(r"filename\*=utf-8''([^;\s]*)", re.IGNORECASE)  # not of RFC 7578, but what some clients send
+
+
+class Multipart:
+    """Feed it the body; it gives back the bytes of the first part that is a file. Other parts are passed over."""
+
+    def __init__(self, content_type: str) -> None:
+        """Raises BadRequest when the header names no boundary."""
+        boundary = parse_options_header(content_type)[1].get(b"boundary", b"")
+        if not boundary:
+            raise BadRequest("Content-Type: multipart/form-data without a boundary")
+        self.label: Label | None = None
+        self._name, self._value = bytearray(), bytearray()
+        self._headers: dict[str, str] = {}
+        self._is_ours = False
+        self._has_ended = False
+        self._found = bytearray()
+        try:
+            self._parser = MultipartParser(
+                boundary,
+                {
+                    "on_part_begin": self._begin,
+                    "on_header_field": lambda data, start, end: self._name.extend(data[start:end]),
+                    "on_header_value": lambda data, start, end: self._value.extend(data[start:end]),
+                    "on_header_end": self._header,
+                    "on_headers_finished": self._head,
+                    "on_part_data": self._data,
+                    "on_end": self._end,
+                },
+            )
+        except FormParserError as error:
+            raise BadRequest(f"Content-Type: {error}") from None
+
+    def feed(self, data: bytes) -> bytes:
+        """What of the file was in this piece of the body. Raises BadRequest."""
+        self._found.clear()
+        try:
+            self._parser.write(data)
+        except FormParserError as error:
+            raise BadRequest(f"the body is not multipart/form-data: {error}") from None
+        return bytes(self._found)
+
+    def end(self) -> Label:
+        """What is written on the file, once the body is over. Raises BadRequest."""
+        if not self._has_ended:
+            raise BadRequest("the body is not multipart/form-data: it ends before its last boundary")
+        if self.label is None:
+            raise BadRequest("the form holds no file: a part with a filename is looked for")
+        return self.label
+
+    def _begin(self) -> None:
+        self._headers.clear()
+        self._is_ours = False
+
+    def _header(self) -> None:
+        self._headers[self._name.decode("latin-1").lower()] = self._value.decode("latin-1")
+        self._name.clear()
+        self._value.clear()
+
+    def _head(self) -> None:
+        name = _filename(self._headers.get("content-disposition", ""))
+        if self.label is None and name is not None:
+            type_ = attachment.content_type(self._headers.get("content-type", ""), "the part's Content-Type")
+            self.label = Label(attachment.filename(name), type_)
+            self._is_ours = True
+
+    def _data(self, data: bytes, start: int, end: int) -> None:
+        if self._is_ours:
+            self._found += data[start:end]
+
+    def _end(self) -> None:
+        self._has_ended = True
+
+
+def _filename(disposition: str) -> str | None:
+    """The name in a Content-Disposition header, which may be empty; None when it names none. Raises BadRequest."""
+    extended = _EXTENDED.search(disposition)
+    raw = unquote_to_bytes(extended[1]) if extended else parse_options_header(disposition)[1].get(b"filename")
+    try:
+        return None if raw is None else raw.decode()
+    except UnicodeDecodeError:
+        raise BadRequest("the part's filename is not UTF-8") from None

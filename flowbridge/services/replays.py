@@ -1,0 +1,97 @@
+"""What a replay of a state event would overwrite: a room has only one topic, and somebody may have set it since."""
+
+import json
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from flowbridge.auth.callers import Callers
+from flowbridge.auth.tokens import Tokens
+from flowbridge.errors import BadGateway, Errcode, GatewayTimeout, MatrixError, Unavailable, WrongState
+from flowbridge.homeserver import Homeserver
+from flowbridge.homeserver import answers as verdict
+from flowbridge.models import Caller
+from flowbridge.services.readings import Readings
+from flowbridge.store import delivery_log as ledger
+
+Row = Mapping[str, Any]  # of the outbox
+
+_HINT = "add ?overwrite=true to send it all the same"
+
+
+class Replays:
+    """Compares a settled state event with what its room holds now."""
+
+    def __init__(self, readings: Readings, homeserver: Homeserver, callers: Callers, tokens: Tokens) -> None:
+        self._readings = readings
+        self._homeserver = homeserver
+        self._callers = callers
+        self._tokens = tokens
+
+    async def check(self, row: Row, caller: Caller | None = None) -> None:
+        """Raises WrongState when sending this state event again would overwrite what was set since, or is queued.
+
+        Its `flowbridge.current` is what the room holds. WrongState, too, when the account may not see the state;
+        Unavailable while the homeserver cannot be asked. `caller`: whose token to ask with; else that of the account
+        that sent the event, or the bot's. What is set between this look and the replay is overwritten all the same.
+        """
+        if newer := await self._readings.read_last(partial(ledger.queued_behind, row=row)):
+            raise WrongState(
+                f"a newer {row['event_type']} is queued for this room, as {newer}, and a replay would overwrite it; "
+                f"{_HINT}"
+            )
+        try:
+            current = await self._current(row, caller)
+        except MatrixError as error:
+            if isinstance(error, BadGateway | GatewayTimeout) or error.status >= 500 or error.status == 429:
+                raise Unavailable(f"the room's state cannot be read now: {error.error}; or {_HINT}") from None
+            raise WrongState(f"whether it would overwrite anything cannot be seen: {error.error}; {_HINT}") from None
+        if current is not None and overwrites(row, current):
+            raise WrongState(
+                f"the room's {row['event_type']} has been set since by {current.get('sender', 'somebody else')}, "
+                f"and a replay would overwrite it; {_HINT}",
+                flowbridge={"current": _shown(current)},
+            )
+
+    async def _current(self, row: Row, caller: Caller | None) -> dict[str, Any] | None:
+        """The state event that the room holds now; None where there is none."""
+        target = (row["room_id"], row["event_type"], row["state_key"], "format=event")
+        answer = await self._homeserver.read_state(await self._token(row, caller), *target, any_status=True)
+        if answer.status == 404 and verdict.error(answer).errcode == Errcode.NOT_FOUND:
+            return None
+        found = verdict.success(answer)
+        # A homeserver that does not know `format` answers the content alone.
+        return found if isinstance(found.get("content"), dict) and "event_id" in found else {"content": found}
+
+    async def _token(self, row: Row, caller: Caller | None) -> str:
+        if caller is not None:
+            return caller.token
+        if row["api_key"] is None and (known := await self._tokens.of(row["account"])) is not None:
+            return known[2]
+        bot = await self._callers.bot()
+        if bot is None:
+            raise MatrixError("no token is known that could read the room", status=403)
+        return bot.token
+
+
+def overwrites(row: Row, current: Mapping[str, Any]) -> bool:
+    """Whether this differs from what a delivery that is settled would set, and came after it.
+
+    A dead letter was meant for what was there when it was accepted: only what is newer would be overwritten unseen.
+    """
+    if current["content"] == json.loads(row["content"]):
+        return False
+    if row["state"] == "sent":
+        return True
+    at = current.get("origin_server_ts")
+    return not isinstance(at, int) or at > _first_accepted(row)
+
+
+def _first_accepted(row: Row) -> int:
+    """When an event was accepted for the first time (ms), before any replay that is remembered."""
+    replayed = (entry["replayed"]["accepted_at"] for entry in json.loads(row["history"]) if "replayed" in entry)
+    return int(min([row["accepted_at"], *replayed]))
+
+
+def _shown(current: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: current[name] for name in ("event_id", "sender", "origin_server_ts", "content") if name in current}

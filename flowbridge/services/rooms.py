@@ -1,0 +1,91 @@
+"""Rooms: make them, and be in them or not.
+
+An API key acts as the bot, in the rooms of its scopes: membership is the event type `m.room.member`.
+"""
+
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any, Literal
+
+from flowbridge.auth.callers import Callers, Credential
+from flowbridge.auth.room_access import Aliases
+from flowbridge.errors import MatrixError
+from flowbridge.events import canonical_json as canonical
+from flowbridge.homeserver import Homeserver
+from flowbridge.homeserver import answers as verdict
+from flowbridge.homeserver import paths as dialect
+from flowbridge.limits import peer
+from flowbridge.limits.concurrency import Limiter
+from flowbridge.models import Caller
+
+Json = dict[str, Any]
+Action = Literal["join", "invite", "leave", "kick", "ban", "unban"]
+
+Joined = Callable[[str, str], Awaitable[None]]
+
+MEMBER = "m.room.member"
+PATIENCE_SECONDS = 120.0  # a room of another server may take a minute to join
+MAX_AT_ONCE = 64  # of what may take so long: sends need the connections to the homeserver, too
+MAX_OF_ONE = 16  # of these for one caller
+
+
+class Rooms:
+    """Every method answers as the homeserver does, and raises MatrixError with what it says.
+
+    `joined` is told of each user who has joined a room, and its id: events may wait for that.
+    """
+
+    def __init__(
+        self, homeserver: Homeserver, callers: Callers, aliases: Aliases, *, joined: Joined | None = None
+    ) -> None:
+        self._homeserver = homeserver
+        self._callers = callers
+        self._aliases = aliases
+        self._turns = Limiter("rooms that are being made, joined or left", MAX_AT_ONCE, MAX_OF_ONE)
+        self._joined = joined
+
+    async def create(self, credential: Credential, body: Json, query: str = "") -> tuple[Caller, Json]:
+        """Make a room: room_id and, when a `room_alias_name` was asked for, room_alias as the guide prints it.
+
+        `query`: what else the caller says to the homeserver.
+        """
+        self._callers.permit_all(credential)
+        caller = await self._callers.identify(credential)
+        found = await self._post(caller, f"{dialect.CLIENT}/createRoom{query}", body)
+        if "room_alias_name" in body:
+            server = caller.user_id.partition(":")[2]
+            found.setdefault("room_alias", f"#{body['room_alias_name']}:{server}")
+        return caller, found
+
+    async def change(
+        self, credential: Credential, room: str, action: Action, body: Json, query: str = ""
+    ) -> tuple[Caller, Json]:
+        """Somebody's membership, or with join and leave one's own.
+
+        `query`: what else the caller says to the homeserver: the servers to join by, or as whom a service acts.
+        """
+        if action == "join" and credential.key is None:
+            caller, room_id = await self._callers.identify(credential), room
+        else:
+            permit = partial(self._callers.permit, credential, MEMBER)
+            caller, room_id = await self._aliases.enter(credential, room, permit)
+        if action == "join" and (query or room.startswith("#")):
+            target = dialect.join_target(room)
+        else:
+            target = dialect.member_target(room_id, action)
+        target += query
+        found = await self._post(caller, target, body)
+        if action == "join" and self._joined is not None and isinstance(joined := found.get("room_id", room_id), str):
+            await self._joined(caller.user_id, joined)
+        return caller, found
+
+    async def _post(self, caller: Caller, target: str, body: Json) -> Json:
+        async with self._turns.turn(peer.who(), self._homeserver.deadline):
+            try:
+                request = canonical.write(body)
+                answer = await self._homeserver.call(
+                    "POST", target, token=caller.token, body=request, deadline=PATIENCE_SECONDS
+                )
+                return verdict.success(answer)
+            except MatrixError as error:
+                raise self._callers.refused(caller, error) from None

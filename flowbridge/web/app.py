@@ -1,0 +1,67 @@
+"""HTTP around the core: the endpoints, and the lifespan."""
+
+import contextlib
+from collections.abc import AsyncIterator
+from functools import cached_property
+from typing import Any
+
+from fastapi import FastAPI
+
+from flowbridge.bridge import Core
+from flowbridge.limits.proxies import Proxies
+from flowbridge.settings import Settings
+from flowbridge.web import middleware as edge
+from flowbridge.web import openapi
+from flowbridge.web.document import Document
+from flowbridge.web.endpoint import json_bytes
+from flowbridge.web.routes import accounts, deliveries, discovery, live, media, operations, rooms, schemas, send
+from flowbridge.web.routes import history as reading
+from flowbridge.web.routes import passthrough as relay
+
+
+class Bridge(FastAPI):
+    """FastAPI with an OpenAPI document that is written from the catalogue."""
+
+    core: Core
+
+    @cached_property
+    def _document(self) -> dict[str, Any]:
+        return openapi.document(self, self.core.catalogue)
+
+    def openapi(self) -> dict[str, Any]:
+        return self._document
+
+    @cached_property
+    def document(self) -> Document:
+        """The same as it is served."""
+        return Document(lambda: json_bytes(self.openapi()), "application/json")
+
+
+def create_app(settings: Settings, core: Core | None = None) -> edge.Edge:
+    """The ASGI application. Raises AddressError or SchemaError for settings that cannot work."""
+    core = core or Core(settings)
+    app = Bridge(lifespan=_lifespan, openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
+    app.core = core
+    relaying = relay.Relaying(core)
+    endpoints = [
+        *send.routes(core, relaying),
+        *accounts.routes(core),
+        *rooms.routes(core),
+        *reading.routes(core, relaying),
+        *deliveries.routes(core),
+        *media.routes(core),
+        *live.routes(core),
+        *schemas.routes(core.catalogue, core.intake),
+        *operations.routes(core),
+        *discovery.routes(core),
+    ]
+    app.router.routes.extend(endpoints)
+    apart, proxies = settings.operations_port is not None, Proxies(settings.trusted_proxies)
+    return edge.Edge(app, endpoints, relaying.relay, proxies=proxies, apart=apart)
+
+
+@contextlib.asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    assert isinstance(app, Bridge)
+    async with app.core.running():
+        yield

@@ -1,0 +1,97 @@
+"""Query parameters: none is dropped without a word (an `?user_id=` or `?ts=` that is, changes what a send means).
+
+On the flow surface each endpoint takes those that its OpenAPI operation lists, and a 400 names any other. On the
+Matrix surface clients send what the specification, or a proposal that we do not know, gives them: what an endpoint of
+ours does not use goes on to the homeserver. A blank value means that the parameter is absent (contract §4, 7).
+"""
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+from urllib.parse import parse_qsl, urlencode
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from flowbridge.auth.callers import Credential
+from flowbridge.errors import BadRequest, Forbidden
+
+Handler = Callable[[Request], Awaitable[Response]]
+
+ACCESS_TOKEN = "access_token"  # noqa: S105 (a name, not a secret)
+# As whom, and from which device, an application service acts (specification, "Identity assertion"; MSC3202).
+IDENTITY = frozenset({"user_id", "device_id", "org.matrix.msc3202.device_id"})
+MAX_PARAMETERS = 200
+MAX_VALUE = 4_096  # characters
+
+_OF_SENDS = IDENTITY | {"ts"}
+_MATRIX_SURFACE = "; a Matrix client can say it to /_matrix/client/v3/…, whence it goes on to the homeserver"
+
+
+def known_to(operation: Mapping[str, Any]) -> frozenset[str]:
+    """The query parameters that an OpenAPI operation lists."""
+    return frozenset(each["name"] for each in operation.get("parameters", ()) if each["in"] == "query")
+
+
+def only(known: frozenset[str], handler: Handler) -> Handler:
+    """A handler that answers 400 to a parameter that is not known."""
+
+    def checked(request: Request) -> Awaitable[Response]:  # no coroutine of its own, which each step would pass through
+        if query := request.scope["query_string"]:
+            for name, _ in given(query):
+                if name not in known:
+                    raise _unknown(name, known)
+        return handler(request)
+
+    return checked
+
+
+def given(query: bytes) -> list[tuple[str, str]]:
+    """The parameters of a query that are not blank, without the access token. Raises BadRequest.
+
+    Bytes that are not UTF-8 become surrogates, which no parameter may hold.
+    """
+    try:
+        pairs = parse_qsl(
+            query.decode("utf-8", "surrogateescape"), errors="surrogateescape", max_num_fields=MAX_PARAMETERS
+        )
+    except ValueError:
+        raise BadRequest(f"the query holds more than {MAX_PARAMETERS} parameters") from None
+    return [pair for pair in pairs if pair[0].strip().lower() != ACCESS_TOKEN and pair[1].strip()]
+
+
+def others(request: Request, credential: Credential, *known: str) -> list[tuple[str, str]]:
+    """The parameters that go on to the homeserver: all that are not known.
+
+    Raises BadRequest for a value that no homeserver could read, Forbidden for an API key that would act as somebody.
+    """
+    query: bytes = request.scope["query_string"]
+    found = [pair for pair in given(query) if pair[0] not in known] if query else []
+    for name, value in found:
+        if len(value) > MAX_VALUE or not (name + value).isprintable():
+            raise BadRequest(f"{name[:80]!r}: it is longer than {MAX_VALUE} characters, or no printable text")
+        if name in IDENTITY and credential.key is not None:
+            raise as_nobody_else()
+    return found
+
+
+def passed_on(request: Request, credential: Credential, *known: str) -> str:
+    """`?` and the parameters of `others`, or an empty string. Raises as `others` does."""
+    found = others(request, credential, *known)
+    return f"?{urlencode(found)}" if found else ""
+
+
+def acts_as_another(request: Request) -> bool:
+    """Whether an application service says as whom it acts."""
+    query: bytes = request.scope["query_string"]
+    return bool(query) and any(name in IDENTITY for name, _ in given(query))
+
+
+def as_nobody_else() -> Forbidden:
+    """To be told to an API key: the bot may be an application service, and the key be for the bot alone."""
+    return Forbidden("user_id, device_id: an API key acts as the bridge's own account, and as nobody else")
+
+
+def _unknown(name: str, known: frozenset[str]) -> BadRequest:
+    shown = name[:80] if name[:80].isprintable() else repr(name[:80])
+    hint = _MATRIX_SURFACE if name in _OF_SENDS or "delay" in name else ""
+    return BadRequest(f"{shown}: unknown here; known are {', '.join(sorted(known | {ACCESS_TOKEN}))}{hint}")

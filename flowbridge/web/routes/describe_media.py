@@ -1,0 +1,141 @@
+"""The OpenAPI operations of flowbridge.web.routes.media, in words."""
+
+from flowbridge.web.describe import UPSTREAM, Operation, as_json, operation, parameter
+
+_BYTES: Operation = {"schema": {"type": "string", "format": "binary"}}
+_BASE64: Operation = {
+    "type": "object",
+    "required": ["data"],
+    "additionalProperties": False,
+    "properties": {
+        "data": {"type": "string", "description": "Base64 (either alphabet), or a `data:` URL."},
+        "filename": {"type": "string"},
+        "content_type": {"type": "string", "description": "May be written `contentType`, too."},
+        "contentType": {"type": "string"},
+    },
+}
+_BUFFER: Operation = {
+    "type": "object",
+    "description": "A Node-RED Buffer.",
+    "required": ["type", "data"],
+    "additionalProperties": False,
+    "properties": {
+        "type": {"const": "Buffer"},
+        "data": {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": 255}},
+    },
+}
+_DATA_URL: Operation = {"type": "string", "pattern": "^data:"}
+_FLOW_MESSAGE: Operation = {
+    "type": "object",
+    "description": "A message of a flow tool; what else it holds is not looked at.",
+    "required": ["payload"],
+    "properties": {
+        "payload": {"anyOf": [_BUFFER, _BASE64, _DATA_URL]},
+        "filename": {"type": "string"},
+        "contentType": {"type": "string", "description": "May be written `content_type`, too."},
+    },
+}
+_FORM: Operation = {
+    "type": "object",
+    "required": ["file"],
+    "properties": {"file": {"type": "string", "format": "binary"}},
+}
+_MEDIA_ID = "ascERGshawAWawugaAcauga"
+_HELLO = "aGVsbG8="
+_OLD = (
+    "With a token the file comes from the homeserver's authenticated endpoints; without one it is what the homeserver "
+    "gives to anybody: files from before its media became private."
+)
+
+_PATH = [
+    parameter("serverName", "The server of an `mxc://server/mediaId` address.", "localhost"),
+    parameter(
+        "mediaId", "The media id of an `mxc://server/mediaId` address.", "ascERGshawAWawugaAcauga", maxLength=255
+    ),
+]
+_FILENAME = parameter("filename", "The name under which it is to be saved.", "cat.png", maxLength=255)
+_TIMEOUT = parameter(
+    "timeout_ms", "How long to wait for a file that is not there yet.", 20000, "query", type="integer", minimum=0
+)
+_REMOTE = [
+    parameter(name, f"Whether {what}.", "true", "query", enum=["true", "false"])
+    for name, what in (
+        ("allow_remote", "the homeserver may fetch it from another server"),
+        ("allow_redirect", "it may answer where the file is"),
+    )
+]
+_SIZES = [
+    parameter(name, "In pixels.", 64, "query", type="integer", minimum=1, maximum=99_999)
+    for name in ("width", "height")
+]
+_METHOD = parameter("method", "How it is made to fit.", "scale", "query", enum=["scale", "crop"])
+_ANIMATED = parameter("animated", "Whether it may move.", "false", "query", enum=["true", "false"])
+
+UPLOAD = operation(
+    "upload",
+    "Flow surface",
+    "Upload a file",
+    description="The body is the file, and its Content-Type the file's type; or a form (`multipart/form-data`), whose "
+    "first part with a filename is the file; or JSON that holds one. A body labelled as JSON, as curl labels "
+    "everything (`application/x-www-form-urlencoded`) or not at all is taken as JSON when it has exactly one of the "
+    "shapes, else it is the file itself: to upload a JSON file that looks like a shape, send it as a form. Without a "
+    "type, or with curl's label, the type is guessed from the filename. What begins like JSON, so labelled, may be "
+    "32 MiB long; how large a file may be, the homeserver says.",
+    ok="It is there.",
+    answers=as_json(
+        {
+            "type": "object",
+            "required": ["content_uri"],
+            "properties": {"content_uri": {"type": "string", "examples": [f"mxc://localhost/{_MEDIA_ID}"]}},
+        }
+    ),
+    errors=(400, 408, 413, 415, *UPSTREAM),
+    parameters=[
+        parameter("filename", "The file's name; wins over one in the body.", "cat.png", "query", maxLength=255)
+    ],
+    body={
+        "required": True,
+        "content": {
+            "application/octet-stream": _BYTES,
+            "multipart/form-data": {"schema": _FORM},
+            "application/json": {
+                "schema": {"anyOf": [_BASE64, _BUFFER, _DATA_URL, _FLOW_MESSAGE]},
+                "examples": {
+                    "base64": {"value": {"data": _HELLO, "filename": "hello.txt"}},
+                    "data URL": {"value": {"data": f"data:text/plain;base64,{_HELLO}"}},
+                    "Buffer": {"value": {"type": "Buffer", "data": [104, 105]}},
+                    "flow message": {
+                        "value": {
+                            "payload": {"type": "Buffer", "data": [104, 105]},
+                            "filename": "hi.txt",
+                            "contentType": "text/plain",
+                            "_msgid": "f1",
+                        }
+                    },
+                },
+            },
+        },
+    },
+)
+
+
+def media(method: str, path: str) -> Operation:
+    """The operation of one of the media routes."""
+    if method == "POST":
+        return UPLOAD
+    old = path.startswith("/_matrix/")
+    is_thumbnail = "thumbnail" in path
+    name = "Filename" if "{filename}" in path else ""
+    id_ = f"{'matrix' if old else 'flow'}_{'thumbnail' if is_thumbnail else 'download'}{name}"
+    own = [*_SIZES, _METHOD, _ANIMATED] if is_thumbnail else [_FILENAME] if name else []
+    return operation(
+        id_,
+        "Matrix surface" if old else "Flow surface",
+        "A small picture of a file" if is_thumbnail else "Download a file",
+        description=_OLD if old else "",
+        ok="The file as it streams; headers keep a browser from running it.",
+        answers={"*/*": _BYTES},
+        errors=(400, *UPSTREAM),
+        parameters=[*_PATH, *own, *_REMOTE, _TIMEOUT],
+        open_to_all=old,
+    )

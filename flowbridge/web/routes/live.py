@@ -1,0 +1,123 @@
+"""Live events as Server-Sent Events."""
+
+from dataclasses import replace
+from functools import partial
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from flowbridge.auth.callers import Credential
+from flowbridge.bridge import Core
+from flowbridge.errors import BadGateway, BadRequest, Forbidden, GatewayTimeout, MatrixError
+from flowbridge.homeserver import answers as verdict
+from flowbridge.homeserver import paths as dialect
+from flowbridge.live import Wish, position
+from flowbridge.live.position import Position
+from flowbridge.models import Caller
+from flowbridge.web.endpoint import LOG, Endpoint, endpoint, headers_of
+from flowbridge.web.event_stream import HEADERS, MEDIA_TYPE, EventStream
+from flowbridge.web.routes import describe_live
+
+MAX_NAMES = 100  # types, or senders, of a filter
+
+
+class Listening:
+    def __init__(self, core: Core) -> None:
+        self._live = core.live
+        self._callers = core.callers
+        self._aliases = core.aliases
+        self._homeserver = core.homeserver
+
+    async def everywhere(self, request: Request) -> Response:
+        """GET /live: the rooms that the account is in; of an API key with rooms, those."""
+        credential = await self._callers.credential(headers_of(request), request.scope["query_string"])
+        types, since = self._types(request, credential), _position(request)
+        caller = await self._callers.identify(credential)
+        key, rooms = credential.key, None
+        if key is not None and key.rooms:
+            rooms = await self._aliases.scope(caller, key, joins=True)
+        return await self._stream(request, credential, caller, _wish(request, caller, types, rooms), since)
+
+    async def room(self, request: Request) -> Response:
+        """GET /rooms/{roomId}/live"""
+        credential = await self._callers.credential(headers_of(request), request.scope["query_string"])
+        room = dialect.room(request.path_params["roomId"])
+        types, since = self._types(request, credential), _position(request)
+        permit = partial(self._permit, credential, types)
+        caller, room_id = await self._aliases.enter(credential, room, permit, joins=True)
+        try:
+            await self._enter(caller, room_id)
+        except (BadGateway, GatewayTimeout):
+            if since is None:
+                raise
+            # who resumes waits for the homeserver with an open stream
+        except MatrixError as error:
+            raise self._callers.refused(caller, error) from None
+        wish = _wish(request, caller, types, frozenset({room_id}))
+        return await self._stream(request, credential, caller, wish, since)
+
+    def _types(self, request: Request, credential: Credential) -> tuple[str, ...]:
+        """The event types that are wanted. Raises Forbidden when an API key is not for all of them."""
+        types = _names(request, "types")
+        for type_ in types:
+            dialect.identifier(type_, "event type")
+            if "*" in type_[:-1]:
+                raise BadRequest("types: '*' may only stand at the end of a type")
+        self._permit(credential, types)
+        return types
+
+    def _permit(self, credential: Credential, types: tuple[str, ...], *rooms: str) -> None:
+        for type_ in types or ("*",):
+            self._callers.permit(credential, type_, *rooms)
+
+    async def _enter(self, caller: Caller, room_id: str) -> None:
+        """Raises what the homeserver says, or Forbidden, when the caller is not in the room."""
+        answer = await self._homeserver.read_state(caller.token, room_id, "m.room.member", caller.user_id, "")
+        if verdict.success(answer).get("membership") != "join":
+            raise Forbidden(f"{caller.user_id} is not in this room: join it first")
+
+    async def _stream(
+        self, request: Request, credential: Credential, caller: Caller, wish: Wish, since: Position | None
+    ) -> Response:
+        request.scope[LOG] = {"user": caller.user_id}
+        if request.method == "HEAD":
+            return Response(headers=HEADERS, media_type=MEDIA_TYPE)
+        listener = await self._live.listen(caller, wish, since)
+        return EventStream(listener, partial(self._callers.revoked, credential.key) if credential.key else None)
+
+
+def _wish(request: Request, caller: Caller, types: tuple[str, ...], rooms: frozenset[str] | None) -> Wish:
+    not_senders = {dialect.identifier(sender, "user id") for sender in _names(request, "not_senders")}
+    own = request.query_params.get("own", "").strip().lower() or "true"
+    if own not in ("true", "false"):
+        raise BadRequest("own: it is 'true' or 'false'")
+    if own == "false":
+        not_senders.add(caller.user_id)
+    return Wish(rooms, types, frozenset(not_senders))
+
+
+def _names(request: Request, name: str) -> tuple[str, ...]:
+    """The names of a list with commas; blank ones do not count."""
+    given = ",".join(request.query_params.getlist(name)).split(",")
+    names = tuple(word for part in given if (word := part.strip()))
+    if len(names) > MAX_NAMES:
+        raise BadRequest(f"{name}: at most {MAX_NAMES} can be named")
+    return names
+
+
+def _position(request: Request) -> Position | None:
+    """Where to go on: a browser that connects again says it in a header, which wins over the query it began with."""
+    text = request.headers.get("last-event-id", "").strip() or request.query_params.get("last_event_id", "").strip()
+    if not text:
+        return None
+    found = position.parse(text)
+    since, until = (dialect.stream_token(dialect.token(part, "Last-Event-ID")) for part in (found.since, found.until))
+    return replace(found, since=since, until=until)
+
+
+def routes(core: Core) -> list[Endpoint]:
+    handlers = Listening(core)
+    return [
+        endpoint("GET", "/live", handlers.everywhere, describe_live.LIVE),
+        endpoint("GET", "/rooms/{roomId}/live", handlers.room, describe_live.ROOM_LIVE),
+    ]

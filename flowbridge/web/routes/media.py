@@ -1,0 +1,204 @@
+"""Uploads and downloads: the flow surface's short paths, and the download paths of older Matrix clients."""
+
+import asyncio
+import contextlib
+import re
+from collections.abc import Mapping
+from functools import partial
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from flowbridge.auth.callers import Credential
+from flowbridge.bridge import Core
+from flowbridge.errors import BadRequest, Errcode, Unauthorized, UnsupportedMedia
+from flowbridge.homeserver import paths as dialect
+from flowbridge.homeserver import proxy_rules as passing
+from flowbridge.homeserver.relay import Relayed
+from flowbridge.services.media import attachment
+from flowbridge.services.media.attachment import Label
+from flowbridge.services.media.files import Kind, Upload, Wanted
+from flowbridge.web import streaming
+from flowbridge.web.endpoint import Endpoint, Handler, endpoint, headers_of, json_answer
+from flowbridge.web.routes import describe_media
+
+VERSIONS = ("v3", "r0", "v1")  # of the old download paths
+
+_QUERY: Mapping[Kind, frozenset[str]] = {
+    "download": frozenset({"allow_remote", "allow_redirect", "timeout_ms"}),
+    "thumbnail": frozenset({"width", "height", "method", "animated", "allow_remote", "allow_redirect", "timeout_ms"}),
+}
+_NUMBERS = frozenset({"width", "height", "timeout_ms"})
+_NUMBER = re.compile(r"[0-9]{1,5}")
+_SERVER = re.compile(r"[A-Za-z0-9.-]{1,230}(?::[0-9]{1,5})?|\[[0-9A-Fa-f:.]{2,45}\](?::[0-9]{1,5})?")
+_MEDIA_ID = re.compile(r"[A-Za-z0-9_-]{1,255}")
+_ASKED = frozenset({b"accept", b"range", b"if-range", b"if-none-match", b"if-modified-since"})
+_TOLD = frozenset(
+    b"content-type content-length content-range accept-ranges etag last-modified cache-control expires location "
+    b"x-robots-tag".split()
+)
+# What the specification lets a browser show (client-server API, "Serving inline content"); the rest is to be saved.
+_INLINE = frozenset(
+    f"{kind}/{name}"
+    for kind, names in {
+        "text": "css plain csv",
+        "application": "json ld+json",
+        "image": "jpeg gif png apng webp avif",
+        "video": "mp4 webm ogg quicktime",
+        "audio": "mp4 webm aac mpeg ogg wave wav x-wav x-pn-wav flac x-flac",
+    }.items()
+    for name in names.split()
+)
+_CSP = (
+    b"sandbox; default-src 'none'; script-src 'none'; plugin-types application/pdf; style-src 'unsafe-inline'; "
+    b"media-src 'self'; object-src 'self';"
+)
+_SAFE = [
+    (b"content-security-policy", _CSP),
+    (b"cross-origin-resource-policy", b"cross-origin"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"x-content-type-options", b"nosniff"),
+]
+
+
+class Files:
+    """The handlers of both surfaces."""
+
+    def __init__(self, core: Core) -> None:
+        self._callers = core.callers
+        self._media = core.media
+
+    async def upload(self, request: Request) -> Response:
+        """POST /media"""
+        headers = headers_of(request)
+        credential = await self._callers.credential(headers, request.scope["query_string"])
+        if headers.get("content-encoding", "identity").lower() not in ("identity", ""):
+            raise UnsupportedMedia("compressed bodies are not read: send the file as it is")
+        name = attachment.filename(request.query_params.get("filename", ""))
+        label = Label(name, attachment.content_type(headers.get("content-type", "")))
+        length = headers.get("content-length")
+        upload = Upload(request.stream(), None if length is None else int(length), label)
+        return json_answer({"content_uri": await self._media.upload(credential, upload)})
+
+    async def fetch(self, kind: Kind, request: Request) -> Response:
+        """GET /media/{server}/{mediaId}[/{filename}] and …/thumbnail"""
+        credential = await self._callers.credential(headers_of(request), request.scope["query_string"])
+        return await self._answer(credential, _wanted(kind, request))
+
+    async def fetch_old(self, kind: Kind, request: Request) -> Response:
+        """GET /_matrix/media/{version}/{kind}/{server}/{mediaId}[/{filename}]
+
+        With a token from the authenticated endpoints; without one as the homeserver answers it.
+        """
+        credential: Credential | None = None
+        try:
+            credential = await self._callers.credential(headers_of(request), request.scope["query_string"])
+        except Unauthorized as error:
+            if error.errcode != Errcode.MISSING_TOKEN:
+                raise
+        return await self._answer(credential, _wanted(kind, request))
+
+    async def _answer(self, credential: Credential | None, wanted: Wanted) -> Response:
+        stack = contextlib.AsyncExitStack()
+        answer = await stack.enter_async_context(self._media.fetch(credential, wanted))
+        return Streamed(answer, stack)
+
+
+class Streamed(Response):
+    """A file on its way down, with the headers that keep a browser from running it."""
+
+    def __init__(self, answer: Relayed, stack: contextlib.AsyncExitStack) -> None:  # the base class would want the body
+        self.status_code = answer.status
+        told = [pair for pair in passing.answer_headers(answer.headers, answer.status) if pair[0] in _TOLD]
+        self._head = [*told, (b"content-disposition", _disposition(answer)), *_SAFE]
+        self._answer = answer
+        self._stack = stack
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        giving = asyncio.create_task(self._give(send))
+        leaving = asyncio.create_task(streaming.left(receive))
+        try:
+            await asyncio.wait({giving, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            giving.cancel()
+            leaving.cancel()
+            await asyncio.wait({giving, leaving})
+            await self._stack.aclose()
+        error = None if giving.cancelled() else giving.exception()
+        if error is not None:
+            streaming.broken(scope, error)
+
+    async def _give(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self._head})
+        async for chunk in self._answer.chunks():
+            await streaming.give(send, chunk)
+        await send({"type": "http.response.body", "body": b""})
+
+
+def _wanted(kind: Kind, request: Request) -> Wanted:
+    path = request.path_params
+    query = {key: value for key, value in request.query_params.items() if key in _QUERY[kind] and value}
+    for key in _NUMBERS & query.keys():
+        if not _NUMBER.fullmatch(query[key]):
+            raise BadRequest(f"{key}: must be a number of at most five digits")
+    if query.get("method", "scale") not in ("scale", "crop"):
+        raise BadRequest("method: must be scale or crop")
+    return Wanted(
+        kind,
+        _matching(_SERVER, path["serverName"], "server name"),
+        _matching(_MEDIA_ID, path["mediaId"], "media id"),
+        _filename(path.get("filename", "")),
+        query,
+        request.method,
+        [(name, value) for name, value in request.scope["headers"] if name in _ASKED],
+    )
+
+
+def _matching(pattern: re.Pattern[str], raw: str, what: str) -> str:
+    text = dialect.segment(raw, what)
+    if not pattern.fullmatch(text):
+        raise BadRequest(f"{text!r} is not a {what}")
+    return text
+
+
+def _filename(raw: str) -> str:
+    text = dialect.segment(raw, "file name", empty=True)
+    if "/" in text or "\\" in text:
+        raise BadRequest("a file name holds no '/' and no '\\'")
+    return text
+
+
+def _disposition(answer: Relayed) -> bytes:
+    """The homeserver's, or what is safe: nothing is shown that could run."""
+    said = answer.header(b"content-disposition")
+    kind, semicolon, parameters = said.partition(";")
+    if kind.strip().lower() == "inline" and attachment.essence(answer.header(b"content-type")) not in _INLINE:
+        said = f"attachment{semicolon}{parameters}"
+    return (said or "attachment").encode("latin-1")
+
+
+def routes(core: Core) -> list[Endpoint]:
+    """Both surfaces. Of the old paths' versions only v3 is documented: the others are the same."""
+    files = Files(core)
+    download, thumbnail = partial(files.fetch, "download"), partial(files.fetch, "thumbnail")
+    file = "/media/{serverName}/{mediaId}"
+    table: list[tuple[str, str, Handler, bool]] = [
+        ("POST", "/media", files.upload, True),
+        ("GET", file, download, True),
+        ("GET", f"{file}/{{filename}}", download, True),
+        ("GET", f"{file}/thumbnail", thumbnail, True),
+    ]
+    download, thumbnail = partial(files.fetch_old, "download"), partial(files.fetch_old, "thumbnail")
+    for version in VERSIONS:
+        base = f"/_matrix/media/{version}"
+        file = f"{base}/download/{{serverName}}/{{mediaId}}"
+        table += [
+            ("GET", file, download, version == "v3"),
+            ("GET", f"{file}/{{filename}}", download, version == "v3"),
+            ("GET", f"{base}/thumbnail/{{serverName}}/{{mediaId}}", thumbnail, version == "v3"),
+        ]
+    return [
+        endpoint(method, path, handler, describe_media.media(method, path), documented=documented)
+        for method, path, handler, documented in table
+    ]

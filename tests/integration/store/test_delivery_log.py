@@ -1,0 +1,374 @@
+"""flowbridge.store.delivery_log: the delivery log's SQL, on both engines."""
+
+import json
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection, Engine, event, insert, select, text, update
+
+from flowbridge.store import delivery_log as ledger
+from flowbridge.store import outbox
+from flowbridge.store.delivery_log import ALL, Selection, Whose
+from flowbridge.store.tables import accounts, lanes
+from flowbridge.store.tables import outbox as events
+from tests.integration.store import events as rows
+from tests.patience import PATIENCE
+
+ROOM, OTHER_ROOM = "!room:example.org", "!other:example.org"
+DEAD: dict[str, Any] = {
+    "state": "dead",
+    "error": '{"status": 403, "errcode": "M_FORBIDDEN", "error": "no"}',
+    "settled_at": 2_000,
+}
+SENT: dict[str, Any] = {"state": "sent", "event_id": "$sent", "settled_at": 2_000}
+
+
+@pytest.fixture
+def connection(engine: Engine) -> Iterator[Connection]:
+    with engine.begin() as connection:
+        yield connection
+
+
+def put(connection: Connection, *deliveries: str, account: str = "alice-1", room: str = ROOM, **values: Any) -> None:
+    rows_ = [rows.event(name, f"{account}|{room}", **values) for name in deliveries]
+    assert outbox.insert_rows(connection, rows_) == set()
+
+
+def know(connection: Connection, **users: str) -> None:
+    """Accounts, by name (with `_` for `-`), and whose they are."""
+    values = [{"account": name.replace("_", "-"), "user_id": user} for name, user in users.items()]
+    connection.execute(insert(accounts), values)
+
+
+def names(connection: Connection, selection: Selection = Selection(), limit: int = 100) -> list[str]:  # noqa: B008
+    return [row["delivery"] for row in ledger.page(connection, selection, limit)[0]]
+
+
+def history(row: dict[str, Any]) -> list[dict[str, Any]]:
+    return list(json.loads(row["history"]))
+
+
+# pages
+
+
+def test_newest_is_first(connection: Connection) -> None:
+    put(connection, "a", "b", "c")
+    assert names(connection) == ["c", "b", "a"]
+
+
+@pytest.mark.parametrize(
+    ("selection", "expected"),
+    [
+        (Selection(states=("dead",)), ["dead"]),
+        (Selection(states=("dead", "queued")), ["queued", "dead"]),
+        (Selection(states=("sent", "dead", "queued")), ["queued", "sent", "dead"]),
+        (Selection(room_id=OTHER_ROOM), ["sent"]),
+        (Selection(event_type="m.room.topic"), ["queued"]),
+        (Selection(since=200), ["queued", "sent"]),
+        (Selection(until=200), ["dead"]),
+        (Selection(since=100, until=101), ["dead"]),
+        (Selection(states=("dead",), room_id=OTHER_ROOM), []),
+        (Selection(room_id="'; DROP TABLE outbox; --"), []),
+        (Selection(event_type="%"), []),
+        (Selection(since=-(2**62), until=2**62), ["queued", "sent", "dead"]),
+    ],
+)
+def test_selection_is_what_meets_all_that_is_given(
+    connection: Connection, selection: Selection, expected: list[str]
+) -> None:
+    put(connection, "dead", accepted_at=100, **DEAD)
+    put(connection, "sent", room=OTHER_ROOM, accepted_at=200, **SENT)
+    put(connection, "queued", event_type="m.room.topic", accepted_at=300)
+    assert names(connection, selection) == expected
+
+
+def test_listed_row_names_its_user_and_holds_no_content(connection: Connection) -> None:
+    know(connection, alice_1="@alice:example.org")
+    put(connection, "known")
+    put(connection, "unknown", account="nobody-1")
+    unknown, known = ledger.page(connection, Selection(), 10)[0]
+    assert (known["user_id"], unknown["user_id"]) == ("@alice:example.org", None)
+    assert not known.keys() & {"content", "request", "history"}
+
+
+@pytest.mark.parametrize("span", [None, 1, 2, 3, 7, 1_000])
+@pytest.mark.parametrize("selection", [Selection(), Selection(room_id=ROOM), Selection(states=("dead",))], ids=str)
+def test_pages_of_any_span_bring_everything_once(
+    connection: Connection, selection: Selection, span: int | None
+) -> None:
+    expected = []
+    for number in range(12):
+        put(connection, f"gone-{number}")
+        put(connection, f"other-{number}", room=OTHER_ROOM)
+        put(connection, f"dead-{number}", **DEAD)
+        expected += [f"dead-{number}"] if selection != Selection() else [f"other-{number}", f"dead-{number}"]
+    connection.execute(text("DELETE FROM outbox WHERE delivery LIKE 'gone-%'"))
+    found: list[str] = []
+    before: int | None = None
+    while True:
+        page, before = ledger.page(connection, selection, 5, before, span)
+        assert len(page) <= 5
+        found += [row["delivery"] for row in page]
+        if before is None:
+            break
+    assert found == expected[::-1]
+
+
+def test_rows_that_come_meanwhile_do_not_move_the_pages(connection: Connection) -> None:
+    put(connection, "a", "b", "c", "d")
+    first, before = ledger.page(connection, Selection(), 2)
+    put(connection, "e", "f")
+    second, _ = ledger.page(connection, Selection(), 2, before)
+    assert [row["delivery"] for row in (*first, *second)] == ["d", "c", "b", "a"]
+
+
+def test_empty_log_has_an_empty_page_and_no_next(connection: Connection) -> None:
+    assert ledger.page(connection, Selection(room_id=ROOM), 10, None, 10) == ([], None)
+
+
+def test_dead_letters_are_found_by_their_index(engine: Engine) -> None:
+    with engine.begin() as connection:
+        put(connection, *(f"sent-{number}" for number in range(3_000)), **SENT)
+        put(connection, "dead", **DEAD)
+    if engine.dialect.name == "postgresql":
+        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.execute(text("ANALYZE outbox"))
+    with engine.connect() as connection, said(connection) as statements:
+        ledger.page(connection, Selection(states=("dead",)), 50)
+        explain = "EXPLAIN " if engine.dialect.name == "postgresql" else "EXPLAIN QUERY PLAN "
+        statement, parameters = statements[-1]
+        plan = " ".join(str(row[-1]) for row in connection.exec_driver_sql(explain + statement, parameters))
+    assert "outbox_dead" in plan
+    assert "'dead'" in statement, "a plan for any state, as PostgreSQL makes it in the end, could not use the index"
+
+
+@contextmanager
+def said(connection: Connection) -> Iterator[list[tuple[str, Any]]]:
+    statements: list[tuple[str, Any]] = []
+
+    def hear(_: Any, __: Any, statement: str, parameters: Any, *___: Any) -> None:
+        statements.append((statement, parameters))
+
+    event.listen(connection, "before_cursor_execute", hear)
+    yield statements
+    event.remove(connection, "before_cursor_execute", hear)
+
+
+# whose they are
+
+
+@pytest.fixture
+def peopled(connection: Connection) -> Connection:
+    """Alice on two devices, Bob, and two keys that act as the bot."""
+    know(connection, alice_1="@alice:hs", alice_2="@alice:hs", bob_1="@bob:hs", bot_1="@bot:hs")
+    put(connection, "alice-phone", account="alice-1", **DEAD)
+    put(connection, "alice-desk", account="alice-2", **DEAD)
+    put(connection, "bob", account="bob-1", **DEAD)
+    put(connection, "key-one", account="bot-1", api_key="one", **DEAD)
+    put(connection, "key-two", account="bot-1", api_key="two", **DEAD)
+    return connection
+
+
+@pytest.mark.parametrize(
+    ("whose", "expected"),
+    [
+        (ALL, ["alice-phone", "alice-desk", "bob", "key-one", "key-two"]),
+        (Whose(user_id="@alice:hs"), ["alice-phone", "alice-desk"]),
+        (Whose(user_id="@bob:hs"), ["bob"]),
+        (Whose(user_id="@bot:hs"), ["key-one", "key-two"]),
+        (Whose(user_id="@nobody:hs"), []),
+        (Whose(user_id=""), []),
+        (Whose(api_key="one"), ["key-one"]),
+        (Whose(api_key=""), []),
+        (Whose(user_id="@alice:hs", api_key="one"), []),
+    ],
+)
+def test_only_ones_own_are_seen_replayed_and_removed(peopled: Connection, whose: Whose, expected: list[str]) -> None:
+    every = names(peopled)[::-1]
+    assert names(peopled, Selection(whose))[::-1] == expected
+    assert [name for name in every if ledger.get(peopled, name, whose)] == expected
+    assert [name for name in every if ledger.replay(peopled, name, f"txn-{name}", "me", whose=whose)] == expected
+    with_state = select(events.c.delivery).where(events.c.state == "queued").order_by(events.c.id)
+    assert list(peopled.scalars(with_state)) == expected
+    peopled.execute(events.update().values(state="dead"))
+    assert [name for name in every if ledger.remove(peopled, name, whose)] == expected
+
+
+# one of them
+
+
+def test_all_is_known_of_one(connection: Connection) -> None:
+    know(connection, alice_1="@alice:hs")
+    put(connection, "a", content='{"a":1}', request="came so", history="[1]")
+    found = ledger.get(connection, "a")
+    assert found is not None
+    assert {name: found[name] for name in ("content", "request", "history", "user_id", "account")} == {
+        "content": '{"a":1}', "request": "came so", "history": "[1]", "user_id": "@alice:hs", "account": "alice-1",
+    }  # fmt: skip
+    assert ledger.get(connection, "b") is None
+
+
+@pytest.mark.parametrize(("was", "event_id"), [(DEAD, None), (SENT, "$sent")])
+def test_replayed_row_goes_to_the_tail_under_a_new_txn_id(
+    connection: Connection, was: dict[str, Any], event_id: str | None
+) -> None:
+    attempt = {"at": 1, "ms": 2, "status": 403}
+    put(connection, "a", accepted_at=1_000, attempts=3, idem="i", txn_id="old", history=json.dumps([attempt]), **was)
+    put(connection, "b")
+    started = outbox.now_ms()
+    assert ledger.replay(connection, "a", "new", "@alice:hs")
+    assert [row.delivery for row in outbox.fetch(connection, f"alice-1|{ROOM}")] == ["b", "a"]
+    row = ledger.get(connection, "a")
+    assert row is not None
+    assert (row["state"], row["txn_id"], row["attempts"], row["idem"]) == ("queued", "new", 0, "i")
+    assert (row["event_id"], row["error"], row["settled_at"]) == (None, None, None)
+    assert row["accepted_at"] >= started
+    first, second = history(row)
+    assert first == attempt
+    replayed = {"by": "@alice:hs", "state": was["state"], "txn_id": "old", "accepted_at": 1_000}
+    assert second["replayed"] == (replayed if event_id is None else {**replayed, "event_id": event_id})
+    assert second["at"] >= started
+
+
+def test_replay_makes_the_lane_known_to_workers(connection: Connection) -> None:
+    put(connection, "a", **DEAD)
+    assert outbox.claim(connection, "me", 10, 1_000) == []
+    ledger.replay(connection, "a", "new", "me")
+    (claim,) = outbox.claim(connection, "me", 10, 1_000)
+    assert [(row.delivery, row.txn_id) for row in claim.rows] == [("a", "new")]
+    assert json.loads(claim.rows[0].history)[-1]["replayed"]["by"] == "me"
+
+
+def test_queued_or_unknown_row_is_not_replayed(connection: Connection) -> None:
+    put(connection, "a", txn_id="old")
+    assert ledger.replay(connection, "a", "new", "me") is None
+    assert ledger.replay(connection, "b", "new", "me") is None
+    row = ledger.get(connection, "a")
+    assert row is not None
+    assert (row["txn_id"], history(row)) == ("old", [])
+    assert connection.execute(select(lanes)).all() == []
+
+
+def test_replay_by_another_device_of_the_user_takes_that_device(connection: Connection) -> None:
+    put(connection, "a", **DEAD)
+    put(connection, "of-a-key", api_key="one", **DEAD)
+    for name in ("a", "of-a-key"):
+        again = ledger.replay(connection, name, f"new-{name}", "@alice:hs", account="alice-2")
+        assert again is not None
+        assert again["lane"] == (f"alice-2|{ROOM}" if name == "a" else f"alice-1|{ROOM}")
+    found = {claim.fence.lane: (claim.account, claim.rows[0].delivery) for claim in rows.claim(connection)}
+    assert found == {f"alice-2|{ROOM}": ("alice-2", "a"), f"alice-1|{ROOM}": ("alice-1", "of-a-key")}
+
+
+def test_history_of_many_replays_stays_short(connection: Connection) -> None:
+    put(connection, "a", **DEAD)
+    for number in range(outbox.HISTORY + 5):
+        assert ledger.replay(connection, "a", f"txn-{number}", str(number))
+        connection.execute(events.update().values(state="dead", settled_at=1))
+    row = ledger.get(connection, "a")
+    assert row is not None
+    assert [entry["replayed"]["by"] for entry in history(row)] == [str(n) for n in range(5, outbox.HISTORY + 5)]
+
+
+@rows.only_postgresql  # SQLite has one writer at a time
+def test_two_replays_at_once_queue_it_once(engine: Engine) -> None:
+    with engine.begin() as connection:
+        put(connection, "a", **DEAD)
+
+    def second() -> dict[str, Any] | None:
+        with engine.begin() as connection:
+            return ledger.replay(connection, "a", "second", "second")
+
+    with ThreadPoolExecutor(1) as pool:
+        with engine.begin() as connection:
+            assert ledger.replay(connection, "a", "first", "first") is not None
+            late = pool.submit(second)
+            wait_until_blocked(engine)
+        assert late.result(PATIENCE) is None
+    with engine.connect() as connection:
+        assert [(row["delivery"], row["txn_id"]) for row in connection.execute(select(events)).mappings()] == [
+            ("a", "first")
+        ]
+
+
+def test_replay_that_is_done_again_with_the_same_transaction_id_is_one(connection: Connection) -> None:
+    """Nobody heard of the first commit, and the event may have been sent again by now."""
+    put(connection, "a", **DEAD)
+    for state in ("queued", "sent"):
+        for _ in range(2):
+            assert ledger.replay(connection, "a", "again", "somebody") is not None
+            row = ledger.get(connection, "a")
+            assert row is not None
+            assert (row["txn_id"], row["state"]) == ("again", state)
+            assert len(json.loads(row["history"])) == 1
+        connection.execute(update(events).values(state="sent", settled_at=1))
+    assert ledger.replay(connection, "a", "once more", "somebody") is not None
+    assert ledger.replay(connection, "nothing", "again", "somebody") is None
+
+
+def test_newer_queued_state_is_found_without_a_walk_through_its_lane(engine: Engine) -> None:
+    state = {"event_type": "m.room.topic", "state_key": ""}
+    with engine.begin() as connection:
+        put(connection, *(f"message-{number}" for number in range(3_000)))
+        put(connection, "old", "new", **state)
+        put(connection, "name", event_type="m.room.name", state_key="")
+        put(connection, "of another", event_type="m.room.topic", state_key="key")
+        put(connection, "sent", state="sent", settled_at=1, **state)
+        put(connection, "elsewhere", room=OTHER_ROOM, **state)
+        old = {"lane": f"alice-1|{ROOM}", "delivery": "old", **state}
+        assert ledger.queued_behind(connection, old) == "new"
+        assert ledger.queued_behind(connection, {**old, "delivery": "new"}) == "old"
+        assert ledger.queued_behind(connection, {**old, "state_key": "nobody's"}) is None
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.exec_driver_sql("ANALYZE")
+    asked: list[tuple[str, Any]] = []
+    event.listen(engine, "before_cursor_execute", lambda *said: asked.append((said[2], said[3])))
+    with engine.connect().execution_options(reads=True) as connection:
+        ledger.queued_behind(connection, old)
+        explain = "EXPLAIN QUERY PLAN " if engine.dialect.name == "sqlite" else "EXPLAIN "
+        plan = str(connection.exec_driver_sql(explain + asked[-1][0], asked[-1][1]).all())
+    assert "outbox_queued_states" in plan, plan
+
+
+def wait_until_blocked(engine: Engine) -> None:
+    blocked = text("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
+    deadline = time.monotonic() + PATIENCE
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        while not connection.scalar(blocked):
+            assert time.monotonic() < deadline, "the second replay does not wait for the first"
+
+
+@pytest.mark.parametrize(("state", "removed"), [("sent", True), ("dead", True), ("queued", False)])
+def test_only_settled_rows_are_removed(connection: Connection, state: str, removed: bool) -> None:
+    put(connection, "a", state=state)
+    assert ledger.remove(connection, "a") is removed
+    assert (ledger.get(connection, "a") is None) is removed
+    assert ledger.remove(connection, "b") is False
+
+
+# for commands that take many
+
+
+def test_extent_and_batches_stop_at_what_there_was(connection: Connection) -> None:
+    put(connection, "a", "b", "c", **DEAD)
+    put(connection, "queued")
+    dead = Selection(states=("dead",))
+    total, newest = ledger.extent(connection, dead)
+    put(connection, "later", **DEAD)
+    assert total == 3
+    first = ledger.deliveries(connection, dead, 0, newest, 2)
+    assert [name for _, name in first] == ["a", "b"]
+    assert [name for _, name in ledger.deliveries(connection, dead, first[-1][0], newest, 2)] == ["c"]
+    assert ledger.extent(connection, Selection(room_id="!none")) == (0, 0)
+
+
+def test_settled_are_counted_by_state(connection: Connection) -> None:
+    put(connection, "a", "b", state="dead", settled_at=100)
+    put(connection, "c", state="sent", settled_at=100)
+    put(connection, "d", state="sent", settled_at=200)
+    put(connection, "e")
+    assert ledger.settled(connection, 200) == {"dead": 2, "sent": 1}

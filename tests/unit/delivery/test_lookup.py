@@ -1,0 +1,274 @@
+"""flowbridge.delivery.lookup: an event in doubt is looked for in its room, however busy that is."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flowbridge.delivery import lookup as look
+from flowbridge.errors import HomeserverError
+from flowbridge.homeserver.answers import Verdict
+from flowbridge.store import Row
+from flowbridge.store.outbox import CLOCK_SKEW_MS, now_ms
+from tests.patience import PATIENCE
+from tests.worker import ALICE, ROOM, MakeWorker, Rooms, Worker, until
+
+LONG_AGO = 20 * 60 + 1
+CROWD = 100_000
+
+
+class Crowded(Rooms):
+    """Each page costs time; what a filter asks for is found as Synapse does it, or the filter is ignored, or the
+    homeserver looks at one page of events only and gives what is left of them ("sparse")."""
+
+    filters = "honoured"
+    page_seconds = 0.0
+    pages = 0
+
+    async def recent(
+        self, token: str, room_id: str, before: str, *, only: Any = None, limit: int = 100
+    ) -> tuple[list[dict[str, Any]], str]:
+        self.pages += 1
+        await asyncio.sleep(self.page_seconds)
+        if only is None or self.filters == "ignored":
+            return await super().recent(token, room_id, before)
+        assert set(only) == {"senders", "types"}
+
+        def fits(event: dict[str, Any]) -> bool:
+            return event["sender"] in only["senders"] and event["type"] in only["types"]
+
+        newest_first = self.timeline[room_id][::-1]
+        start = int(before or 0)
+        if self.filters == "sparse":
+            shown = [event for event in newest_first[start : start + limit] if fits(event)]
+            end = start + limit
+        else:
+            places = [place for place in range(start, len(newest_first)) if fits(newest_first[place])][:limit]
+            shown = [newest_first[place] for place in places]
+            end = places[-1] + 1 if places else len(newest_first)
+        device = self.users[token]
+        public = []
+        for event in shown:
+            found = {key: value for key, value in event.items() if key != "_txn"}
+            if event.get("_txn", (None, None))[0] == device:
+                found["unsigned"] = {"transaction_id": event["_txn"][1]}
+            public.append(found)
+        return public, str(end) if end < len(newest_first) else ""
+
+
+@pytest.fixture
+def crowded() -> Crowded:
+    return Crowded()
+
+
+@pytest.fixture
+def make(tmp_path: Path, crowded: Crowded) -> MakeWorker:
+    return lambda **how: Worker(f"sqlite:///{tmp_path}/flowbridge.db", crowded, **how)
+
+
+def crowd(rooms: Rooms, number: int, at: int | None = None) -> None:
+    for event in range(number):
+        rooms.put(str(event), sender="@talkative:hs", origin_server_ts=at or now_ms())
+
+
+async def carry(worker: Worker, row: Row) -> Verdict:
+    found = await worker.carrier.carry(row, time.time() - LONG_AGO, lambda looked, digest: True)
+    assert found is not None
+    return found
+
+
+def sent(rooms: Rooms, row: Row) -> str:
+    """The event is in the room, and nobody has heard of it."""
+    return rooms.put("a", _txn=((ALICE.user_id, ALICE.device_id), row.txn_id))
+
+
+async def test_event_behind_100_000_newer_ones_is_found_by_one_page(make: MakeWorker, crowded: Crowded) -> None:
+    async with make(deadline=5.0) as worker:
+        row = worker.ticket("a").row
+        event_id = sent(crowded, row)
+        crowd(crowded, CROWD)
+        assert await carry(worker, row) == Verdict("sent", event_id)
+        assert crowded.pages == 1
+        assert crowded.sends == []
+
+
+@pytest.mark.parametrize("filters", ["ignored", "sparse"])
+@pytest.mark.parametrize("is_there", [True, False])
+async def test_look_goes_on_where_the_last_attempt_ended(
+    make: MakeWorker, crowded: Crowded, filters: str, *, is_there: bool
+) -> None:
+    """300 pages at 2 ms each, and 0.2 s for an attempt."""
+    crowded.filters = filters
+    async with make(deadline=0.2) as worker:
+        crowd(crowded, 300, at=now_ms() - 600_000)
+        row = worker.ticket("a").row
+        event_id = sent(crowded, row) if is_there else ""
+        crowd(crowded, 30_000)
+        crowded.page_seconds = 0.002
+        attempts = 0
+        while (found := await carry(worker, row)).kind == "again":
+            attempts += 1
+            crowd(crowded, 10)  # which go on meanwhile
+            assert attempts < 200, "it begins again each time"
+        assert attempts > 1
+        assert found.kind == "sent"
+        assert crowded.bodies().count("a") == 1
+        if is_there:
+            assert found.event_id == event_id
+        assert len(worker.carrier._looks._places) == 0
+
+
+class Restarted(Crowded):
+    """Knows the places no more that it told before."""
+
+    forgets = False
+
+    async def recent(
+        self, token: str, room_id: str, before: str, *, only: Any = None, limit: int = 100
+    ) -> tuple[list[dict[str, Any]], str]:
+        if self.forgets and before and before.isdigit():
+            raise HomeserverError("from: invalid token", errcode="M_INVALID_PARAM", status=400)
+        found, end = await super().recent(token, room_id, before.removeprefix("new"), only=only, limit=limit)
+        return found, f"new{end}" if self.forgets and end else end
+
+
+async def test_place_that_the_homeserver_does_not_know_any_more_is_forgotten(tmp_path: Path) -> None:
+    rooms = Restarted()
+    rooms.filters = "ignored"
+    async with Worker(f"sqlite:///{tmp_path}/flowbridge.db", rooms, deadline=0.2) as worker:
+        row = worker.ticket("a").row
+        event_id = sent(rooms, row)
+        crowd(rooms, 5_000)
+        rooms.page_seconds = 0.01
+        assert (await carry(worker, row)).kind == "again"
+        assert worker.carrier._looks._places[row.delivery].before
+        rooms.forgets, rooms.page_seconds, worker.carrier._deadline = True, 0.0, PATIENCE
+        assert (await carry(worker, row)).kind == "again"
+        assert await carry(worker, row) == Verdict("sent", event_id)
+        assert rooms.sends == []
+
+
+async def test_request_that_was_late_is_found_although_the_look_had_begun(make: MakeWorker, crowded: Crowded) -> None:
+    crowded.filters = "ignored"
+    async with make(deadline=0.2) as worker:
+        row = worker.ticket("a").row
+        crowd(crowded, 5_000)
+        crowded.page_seconds = 0.01
+        assert (await carry(worker, row)).kind == "again"
+        event_id = sent(crowded, row)
+        crowd(crowded, 150)
+        crowded.page_seconds = 0.0
+        assert await carry(worker, row) == Verdict("sent", event_id)
+        assert crowded.sends == []
+
+
+async def begun(worker: Worker, rooms: Crowded, row: Row) -> None:
+    """A look that was cut off on its way back through the room."""
+    rooms.page_seconds = 0.01
+    while not (found := worker.carrier._looks._places.get(row.delivery)) or not found.before:
+        assert (await carry(worker, row)).kind == "again"
+    rooms.page_seconds, worker.carrier._deadline = 0.0, PATIENCE
+
+
+async def test_request_that_was_late_is_found_behind_pages_that_are_empty(make: MakeWorker, crowded: Crowded) -> None:
+    """Others have filled a page since, of which the homeserver shows what is left by the filter: nothing."""
+    crowded.filters = "sparse"
+    async with make(deadline=0.1) as worker:
+        row = worker.ticket("a").row
+        crowd(crowded, 5_000)
+        await begun(worker, crowded, row)
+        event_id = sent(crowded, row)
+        crowd(crowded, 150)
+        assert await carry(worker, row) == Verdict("sent", event_id)
+        assert crowded.sends == []
+
+
+@pytest.mark.parametrize("by", ["mark", "time"])
+async def test_what_came_since_a_look_began_ends_where_it_began(make: MakeWorker, crowded: Crowded, by: str) -> None:
+    """Empty pages must not be followed to the room's first day, nor through all of a busy minute."""
+    crowded.filters = "sparse"
+    async with make(deadline=0.1) as worker:
+        looks, row = worker.carrier._looks, worker.ticket("a").row
+        crowd(crowded, 5_000)
+        await begun(worker, crowded, row)
+        place = looks._places[row.delivery]
+        if by == "time":
+            place.mark = None
+            for event in crowded.timeline[ROOM]:
+                event["origin_server_ts"] -= 2 * CLOCK_SKEW_MS
+        crowd(crowded, 250)
+        looking = look._Looking(crowded, row, ALICE.token, ALICE.user_id)
+        for most in (2 * 4, 2):  # what has been looked at once is not looked at again
+            crowded.pages = 0
+            assert await looks._newer(looking, place) is None
+            assert crowded.pages <= most
+            place.seen_at += 2 * CLOCK_SKEW_MS  # as if it had been that long ago
+
+
+async def test_equal_events_are_remembered_between_attempts(make: MakeWorker, crowded: Crowded) -> None:
+    """Before the look ended one was seen that may be it; whether it is shows in the end."""
+    crowded.filters = "ignored"
+    async with make(deadline=0.2) as worker:
+        row = worker.ticket("a").row
+        crowd(crowded, 3_000)
+        event_id = crowded.put("a")
+        crowded.page_seconds = 0.02
+        assert (await carry(worker, row)).kind == "again"
+        crowded.page_seconds = 0.0
+        assert await carry(worker, row) == Verdict("sent", event_id)
+
+
+async def test_last_page_may_name_itself_as_the_next(make: MakeWorker, crowded: Crowded) -> None:
+    async with make() as worker:
+        crowded.recent = _standing_still  # type: ignore[method-assign]
+        assert (await carry(worker, worker.ticket("a").row)).kind == "sent"
+        assert len(crowded.sends) == 1
+
+
+async def _standing_still(*_: Any, **__: Any) -> tuple[list[dict[str, Any]], str]:
+    return [], "t0"
+
+
+async def test_places_are_bounded(make: MakeWorker, crowded: Crowded, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(look, "MAX_PLACES", 3)
+    crowded.page_seconds = 1.0
+    async with make(deadline=0.01) as worker:
+        for _ in range(6):
+            assert (await carry(worker, worker.ticket("a").row)).kind == "again"
+        assert len(worker.carrier._looks._places) == 3
+
+
+REDACTIONS: dict[str, Callable[[str], dict[str, Any]]] = {
+    "before version 11": lambda target: {"content": {"reason": "r"}, "redacts": target},
+    "from version 11 on": lambda target: {"content": {"reason": "r", "redacts": target}},
+}
+
+
+@pytest.mark.parametrize("version", REDACTIONS)
+@pytest.mark.parametrize("target", ["$mine", "$other"])
+async def test_redaction_is_told_by_what_it_redacts(
+    make: MakeWorker, crowded: Crowded, version: str, target: str
+) -> None:
+    crowded.filters = "ignored"
+    async with make() as worker:
+        row = worker.ticket("", type_="m.room.redaction", content={"redacts": "$mine", "reason": "r"}).row
+        event_id = crowded.put("", type="m.room.redaction", **REDACTIONS[version](target))
+        found = await carry(worker, row)
+        assert (found.event_id == event_id) == (target == "$mine")
+
+
+async def test_place_is_dropped_when_the_event_is_settled(make: MakeWorker, crowded: Crowded) -> None:
+    crowded.filters = "ignored"
+    async with make(deadline=0.1) as worker:
+        row = worker.ticket("a").row
+        crowd(crowded, 1_000)
+        crowded.page_seconds = 0.02
+        assert (await carry(worker, row)).kind == "again"
+        assert list(worker.carrier._looks._places) == [row.delivery]
+        crowded.page_seconds = 0.0
+        assert (await carry(worker, row)).kind == "sent"
+        await until(lambda: not worker.carrier._looks._places)
+        assert crowded.bodies(ROOM)[-1] == "a"

@@ -1,0 +1,93 @@
+"""flowbridge.delivery.waiting: what a queued event waits for, in words."""
+
+import time
+from collections.abc import Callable
+
+import pytest
+
+from flowbridge.delivery import attempt as carrier
+from flowbridge.delivery import halts
+from flowbridge.delivery.waiting import Waiting, waiting
+from flowbridge.delivery.write_queue import Ticket
+from flowbridge.store import delivery_log as ledger
+from tests.worker import ROOM, Behaviour, MakeWorker, Rooms, Worker, error, refuse_connection, slow, unreachable, until
+
+
+async def told(worker: Worker, ticket: Ticket) -> Waiting:
+    found = await worker.database.run(lambda connection: ledger.standing(connection, ticket.row.delivery))
+    assert found is not None
+    return waiting(worker.carrier, ticket.row.account, found)
+
+
+def seconds(found: Waiting) -> float:
+    assert found.until is not None, found
+    return found.until / 1000 - time.time()
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "reason", "lasts"),
+    [
+        (slow(60_000), "the homeserver limits how much this account may send", 60),
+        (
+            error(403, "M_USER_SUSPENDED", "Suspended"),
+            "the homeserver refuses the account: Suspended (M_USER_SUSPENDED)",
+            halts.PAUSES[0],
+        ),
+        (error(401, "M_UNKNOWN_TOKEN", "Logged out"), "the homeserver refuses the account: Logged out", None),
+        (refuse_connection, "the homeserver cannot be reached", None),
+    ],
+)
+async def test_event_says_what_its_account_or_homeserver_waits_for(
+    make: MakeWorker, rooms: Rooms, behaviour: Behaviour, reason: str, lasts: float | None
+) -> None:
+    rooms.always(behaviour)
+    rooms.version = unreachable() if behaviour is refuse_connection else None
+    async with make() as worker:
+        tickets = [await worker.accept("a", f"!{number}:hs") for number in range(carrier.FAILURES)]
+        await until(lambda: worker.carrier.pause_of(tickets[0].row.account) > 0)
+        found = await told(worker, tickets[0])
+        assert found.reason == reason
+        if lasts is not None:
+            assert 0 < seconds(found) <= lasts * 1.1
+
+
+async def test_event_says_that_its_account_is_not_in_the_room(make: MakeWorker, rooms: Rooms) -> None:
+    rooms.joined = False
+    rooms.always(error(403, "M_FORBIDDEN", "no"))
+    async with make() as worker:
+        first = await worker.accept("a")
+        await until(lambda: worker.lane() and worker.lane().owner is None and worker.lane().lease_until)
+        second, third = await worker.accept("b"), await worker.accept("c")
+        words = f"@alice:hs is not in this room: invite @alice:hs, or POST /join/{ROOM} (no)"
+        found = await told(worker, first)
+        assert found.reason == words
+        assert 50 < seconds(found) <= 60
+        found = await told(worker, second)
+        assert found.reason == f"an older event of this room first; of the first one: {words}"
+        assert (await told(worker, third)).reason.startswith("2 older events of this room first")
+
+
+async def test_event_says_how_its_last_attempt_failed(
+    make: MakeWorker, rooms: Rooms, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pause: Callable[[int], float] = lambda _: 60.0  # noqa: E731
+    monkeypatch.setattr("flowbridge.delivery.lane.pause_after", pause)
+    rooms.always(error(500, "M_UNKNOWN", "Internal server error"))
+    async with make() as worker:
+        first = await worker.accept("a")
+        await until(lambda: worker.lane() and worker.lane().owner is None and worker.lane().lease_until)
+        second = await worker.accept("b")
+        found = await told(worker, first)
+        assert found.reason == "the last attempt failed: Internal server error"
+        assert 50 < seconds(found) <= 60
+        behind = await told(worker, second)
+        assert behind.reason == "an older event of this room first; of the first one: its last attempt failed"
+
+
+async def test_settled_event_waits_for_nothing(make: MakeWorker) -> None:
+    async with make() as worker:
+        ticket = worker.offer("a")
+        await worker.courier.wait(ticket, 5)
+        await worker.settled()
+        found = await worker.database.run(lambda connection: ledger.standing(connection, ticket.row.delivery))
+        assert found is None
