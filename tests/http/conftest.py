@@ -21,8 +21,9 @@ from pydantic import SecretStr
 
 from flowbridge.delivery import lane
 from flowbridge.settings import Settings
+from flowbridge.web.protocol import Protocol
 from flowbridge.web.routes import operations
-from flowbridge.web.server import Protocol, background
+from flowbridge.web.server import background
 from tests.upstream import PATIENCE, Rooms, Upstream
 
 KEY = "fb_http-tests-of-32-characters-and-some-more"

@@ -11,8 +11,7 @@ from urllib.parse import quote, unquote_to_bytes
 
 import pytest
 
-from flowbridge.web import connections, endpoint
-from flowbridge.web import server as serve
+from flowbridge.web import connections, endpoint, protocol
 from tests import upstream as scripted
 from tests.http.conftest import HELLO, KEY, ROOM, SEND, Answer, Bridge, Elapsed, RawClient, new_token, post, running
 from tests.patience import PATIENCE
@@ -126,7 +125,7 @@ def test_large_body_and_the_next_request_together_are_no_flood_of_headers(bridge
 
 
 def test_headers_that_do_not_come_are_a_408(bridge: Bridge, monkeypatch: pytest.MonkeyPatch, elapsed: Elapsed) -> None:
-    monkeypatch.setattr(serve, "HEAD_SECONDS", SOON)
+    monkeypatch.setattr(protocol, "HEAD_SECONDS", SOON)
     with bridge.connect() as client:
         client.send(b"POST " + SEND.encode() + b" HTTP/1.1\r\nHost: bridge\r\nX-Slow: ")
         check_error(client.answer(), 408)
@@ -135,7 +134,7 @@ def test_headers_that_do_not_come_are_a_408(bridge: Bridge, monkeypatch: pytest.
 
 
 def test_dripping_headers_are_cut_off(bridge: Bridge, monkeypatch: pytest.MonkeyPatch, elapsed: Elapsed) -> None:
-    monkeypatch.setattr(serve, "HEAD_SECONDS", SOON)
+    monkeypatch.setattr(protocol, "HEAD_SECONDS", SOON)
     with bridge.connect() as client:
         tick = threading.Event()
         while client.try_to_send(b"X"):
@@ -144,14 +143,14 @@ def test_dripping_headers_are_cut_off(bridge: Bridge, monkeypatch: pytest.Monkey
 
 
 def test_connection_that_says_nothing_is_ended(bridge: Bridge, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serve, "HEAD_SECONDS", SOON)
+    monkeypatch.setattr(protocol, "HEAD_SECONDS", SOON)
     with bridge.connect() as client:
         check_error(client.answer(), 408)
         assert client.is_closed()
 
 
 def test_slow_headers_of_a_second_request_are_cut_off_too(bridge: Bridge, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serve, "HEAD_SECONDS", SHORT)
+    monkeypatch.setattr(protocol, "HEAD_SECONDS", SHORT)
     with bridge.connect() as client:
         assert client.send(post("/healthz", method="GET")).answer().status == 200
         client.send(b"GET /heal")
@@ -160,7 +159,7 @@ def test_slow_headers_of_a_second_request_are_cut_off_too(bridge: Bridge, monkey
 
 
 def test_slow_body_is_a_408(bridge: Bridge, monkeypatch: pytest.MonkeyPatch, elapsed: Elapsed) -> None:
-    monkeypatch.setattr(serve, "BODY_SECONDS", SOON)
+    monkeypatch.setattr(protocol, "BODY_SECONDS", SOON)
     with bridge.connect() as client:
         client.send(post(SEND, b'{"msg', "Content-Length: 100"))
         check_error(client.answer(), 408)
@@ -169,7 +168,7 @@ def test_slow_body_is_a_408(bridge: Bridge, monkeypatch: pytest.MonkeyPatch, ela
 
 
 def test_dripping_body_is_cut_off(bridge: Bridge, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serve, "BODY_SECONDS", SOON)
+    monkeypatch.setattr(protocol, "BODY_SECONDS", SOON)
     answered = threading.Event()
     with bridge.connect() as client:
         client.send(post(SEND, b"", "Content-Length: 100000"))
@@ -188,7 +187,7 @@ def test_dripping_body_is_cut_off(bridge: Bridge, monkeypatch: pytest.MonkeyPatc
 
 
 def test_body_slower_than_the_headers_may_be_is_read(bridge: Bridge, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serve, "HEAD_SECONDS", SHORT)
+    monkeypatch.setattr(protocol, "HEAD_SECONDS", SHORT)
     with bridge.connect() as client:
         client.send(post(SEND, BODY[:5], f"Content-Length: {len(BODY)}"))
         assert not client.is_closed(SHORT * 1.5)
@@ -196,7 +195,7 @@ def test_body_slower_than_the_headers_may_be_is_read(bridge: Bridge, monkeypatch
 
 
 def test_answer_slower_than_the_headers_may_be_arrives(bridge: Bridge, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serve, "HEAD_SECONDS", SHORT)
+    monkeypatch.setattr(protocol, "HEAD_SECONDS", SHORT)
     go = threading.Event()
     bridge.upstream.always(scripted.when(go, scripted.answer({"event_id": "$late"})), at="/send/")
     with bridge.connect() as client:
@@ -216,7 +215,7 @@ def test_answer_slower_than_the_headers_may_be_arrives(bridge: Bridge, monkeypat
 def test_used_connection_is_not_held_open_by_a_few_bytes(
     bridge: Bridge, monkeypatch: pytest.MonkeyPatch, rest: bytes
 ) -> None:
-    monkeypatch.setattr(serve, "HEAD_SECONDS", SHORT)
+    monkeypatch.setattr(protocol, "HEAD_SECONDS", SHORT)
     with bridge.connect() as client:
         assert client.send(post("/healthz", method="GET")).answer().status == 200
         client.send(rest)
@@ -235,8 +234,8 @@ def test_used_connection_is_not_held_open_by_a_few_bytes(
 def test_body_of_an_answered_request_cannot_hold_the_connection_open(
     bridge: Bridge, monkeypatch: pytest.MonkeyPatch, headers: list[str], status: int
 ) -> None:
-    monkeypatch.setattr(serve, "BODY_SECONDS", SHORT)
-    monkeypatch.setattr(serve, "HEAD_SECONDS", SHORT)
+    monkeypatch.setattr(protocol, "BODY_SECONDS", SHORT)
+    monkeypatch.setattr(protocol, "HEAD_SECONDS", SHORT)
     with bridge.connect() as client:
         client.send(post(SEND, b"x", *headers, f"Content-Length: {10**9}"))
         check_error(client.answer(), status)
@@ -444,7 +443,7 @@ def test_bytes_behind_a_request_do_not_change_its_answer(bridge: Bridge) -> None
 def test_slow_second_head_does_not_change_the_answer_to_the_first(
     bridge: Bridge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(serve, "HEAD_SECONDS", SHORT)
+    monkeypatch.setattr(protocol, "HEAD_SECONDS", SHORT)
     go = threading.Event()
     bridge.upstream.always(scripted.when(go, scripted.answer({"event_id": "$once"})), at="/send/")
     with bridge.connect() as client:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from flowbridge.web import protocol
 from flowbridge.web import server as serve
 from tests import upstream as scripted
 from tests.http.conftest import HELLO, KEY, SEND, Bridge, post, running
@@ -110,7 +111,7 @@ def test_connection_is_kept_when_the_body_comes_after_the_answer(
     bridge: Bridge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A refusal need not wait for the body; what then came of it cost the connection, 20 s later."""
-    monkeypatch.setattr(serve, "BODY_SECONDS", 0.3)
+    monkeypatch.setattr(protocol, "BODY_SECONDS", 0.3)
     with bridge.connect() as client:
         for _ in range(2):
             client.send(post(SEND, b"{", "Authorization: Basic x", "Content-Length: 10"))

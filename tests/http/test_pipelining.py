@@ -14,7 +14,7 @@ import pytest
 from flowbridge import metrics
 from flowbridge.web import pipelining
 from flowbridge.web import server as serve
-from flowbridge.web.server import Protocol
+from flowbridge.web.protocol import Protocol
 from tests import upstream as scripted
 from tests.http.conftest import HELLO, SEND, Bridge, RawClient, post, running
 from tests.patience import PATIENCE, until

@@ -17,8 +17,7 @@ from sqlalchemy import Connection
 from flowbridge.models import ApiKey
 from flowbridge.store import Database
 from flowbridge.store import api_keys as keys
-from flowbridge.web import server as serve
-from flowbridge.web import streaming
+from flowbridge.web import protocol, streaming
 from flowbridge.web.routes import passthrough as relay
 from tests import upstream as scripted
 from tests.http.conftest import BOT_TOKEN, KEY, SEND, TLS, Answer, Bridge, as_caller, new_token, post, running
@@ -450,8 +449,8 @@ def test_key_that_is_revoked_ends_an_answer_in_its_middle(tmp_path: Path) -> Non
 
 
 def test_upload_that_lasts_arrives_as_long_as_bytes_move(bridge: Bridge, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serve, "BODY_SECONDS", 2.0)
-    monkeypatch.setattr(serve, "BODY_PART_BYTES", 1_000)
+    monkeypatch.setattr(protocol, "BODY_SECONDS", 2.0)
+    monkeypatch.setattr(protocol, "BODY_PART_BYTES", 1_000)
     bridge.upstream.always(scripted.answer({"content_uri": "mxc://a/b"}))
     pause = threading.Event()
     with bridge.connect() as client:
@@ -464,7 +463,7 @@ def test_upload_that_lasts_arrives_as_long_as_bytes_move(bridge: Bridge, monkeyp
 
 
 def test_upload_that_drips_is_a_408(fresh: Bridge, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serve, "BODY_SECONDS", 0.3)
+    monkeypatch.setattr(protocol, "BODY_SECONDS", 0.3)
     with fresh.connect() as client:
         client.send(post(UPLOAD, b"x", "Content-Length: 1000000"))
         assert client.answer().status == 408

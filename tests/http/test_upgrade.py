@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from flowbridge.web.server import Protocol
+from flowbridge.web.protocol import Protocol
 from tests import upstream as scripted
 from tests.http.conftest import HELLO, KEY, SEND, Answer, Bridge, post
 from tests.upstream import PATIENCE
