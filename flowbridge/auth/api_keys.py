@@ -12,8 +12,7 @@ from flowbridge import log
 from flowbridge.errors import Forbidden, Unavailable
 from flowbridge.models import ApiKey
 from flowbridge.settings import Settings
-from flowbridge.store import Database, outbox
-from flowbridge.store import api_keys as keys
+from flowbridge.store import Database, api_keys, outbox
 
 REFRESH_SECONDS = 1.5  # a revoked key is refused within 2 s, the reading included
 LOOK_SECONDS = 1.0  # between two looks into the store for keys that are not known
@@ -53,7 +52,7 @@ class Keyring:
         A key that is not known may be a minute old: the store is asked, once a second for all that are not known.
         """
         found = self.known(secret)
-        if found is None and not self._is_fixed and secret.startswith(keys.PREFIX):
+        if found is None and not self._is_fixed and secret.startswith(api_keys.PREFIX):
             await self._look()
             found = self.known(secret)
             if found is None and self._failed:
@@ -62,7 +61,7 @@ class Keyring:
 
     def known(self, secret: str) -> ApiKey | None:
         """What this key may do, as far as it is known in memory."""
-        found = self._match(keys.digest(secret))
+        found = self._match(api_keys.digest(secret))
         if found is not None and not self._is_fixed:
             self._used[found.id] = outbox.now_ms()
         return found
@@ -97,7 +96,7 @@ class Keyring:
             return
         began = time.monotonic()
         try:
-            known = await self._database.read(keys.valid)
+            known = await self._database.read(api_keys.valid)
         except Unavailable as error:
             if not self._failed:
                 log.warning("keys_unread", error=error.error)
@@ -121,7 +120,7 @@ class Keyring:
         if self._used and now >= self._note_at:
             used, self._used, self._note_at = self._used, {}, now + NOTE_SECONDS
             with contextlib.suppress(Unavailable):
-                self._database.run(partial(keys.note_use, used=used), lingers=True).add_done_callback(_heard)
+                self._database.run(partial(api_keys.note_use, used=used), lingers=True).add_done_callback(_heard)
 
 
 def unread() -> Unavailable:
@@ -168,7 +167,7 @@ def _named(scope: tuple[str, ...], everything: str) -> str:
 
 
 def _fixed(secret: str) -> tuple[bytes, ApiKey]:
-    digest = keys.digest(secret)
+    digest = api_keys.digest(secret)
     return digest, ApiKey(f"fixed-{digest.hex()[:8]}", admin=True)
 
 

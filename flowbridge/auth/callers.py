@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import parse_qs
 
 from flowbridge import log
-from flowbridge.auth import api_keys as keyring
+from flowbridge.auth import api_keys
 from flowbridge.auth.api_keys import Keyring
 from flowbridge.auth.bot import Bot
 from flowbridge.auth.names import Names
@@ -90,7 +90,7 @@ class Callers:
         self.on_bot: Callable[[Caller], object] | None = None  # told of the bot each time it has another token
 
     async def refresh(self) -> None:
-        """Learn which API keys there are; to be called at the start and every keyring.REFRESH_SECONDS."""
+        """Learn which API keys there are; to be called at the start and every api_keys.REFRESH_SECONDS."""
         await self._keys.refresh()
 
     async def revoked(self, key: ApiKey) -> MatrixError:
@@ -139,7 +139,7 @@ class Callers:
         the event type is looked at. What a Matrix token may do, the homeserver says.
         """
         if credential.key is not None:
-            keyring.permit(credential.key, event_type, rooms)
+            api_keys.permit(credential.key, event_type, rooms)
 
     def permit_all(self, credential: Credential) -> None:
         """Raises Forbidden unless an API key has `admin` and no limits: for what is about no room and no event type."""
@@ -150,7 +150,7 @@ class Callers:
     def permit_reading(self, credential: Credential, *rooms: str) -> None:
         """Raises Forbidden when an API key may not read a room (all that it is called); none: all that the bot sees."""
         if credential.key is not None:
-            keyring.permit_reading(credential.key, rooms)
+            api_keys.permit_reading(credential.key, rooms)
 
     async def identify(self, credential: Credential) -> Caller:
         """The account behind a credential. Raises what the homeserver says of the token, or Unavailable."""
@@ -338,7 +338,7 @@ class Callers:
         key = await self._keys.find(secret)
         while key is None and secret.startswith(PREFIX) and not self._keys.was_read_since(began):
             if time.monotonic() > began + MAX_LOOK_SECONDS:
-                raise keyring.unread()
+                raise api_keys.unread()
             # It may be newer than what was read last. Timers count in whole milliseconds, and may ring before time.
             await asyncio.sleep(max(self._keys.next_look, 0.001))
             key = await self._keys.find(secret)

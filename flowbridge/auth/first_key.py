@@ -9,8 +9,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from flowbridge import log
 from flowbridge.settings import Settings
-from flowbridge.store import Database
-from flowbridge.store import api_keys as keys
+from flowbridge.store import Database, api_keys
 from flowbridge.store.engine import reason
 
 
@@ -36,10 +35,10 @@ def path_beside(settings: Settings) -> Path:
 
 
 def _make(database: Database, path: Path) -> None:
-    secret = keys.new_secret()
+    secret = api_keys.new_secret()
     with contextlib.ExitStack() as undo:
         with database.engine.begin() as connection:  # what is shown before the commit cannot be lost after it
-            if not keys.add_first(connection, secret):
+            if not api_keys.add_first(connection, secret):
                 return
             if sys.stderr.isatty():
                 _show(secret)

@@ -24,11 +24,10 @@ from sqlalchemy.sql import ColumnElement
 from flowbridge.auth.tokens import cipher
 from flowbridge.cli.store import opened
 from flowbridge.errors import BadRequest, MatrixError
-from flowbridge.homeserver import paths as dialect
+from flowbridge.homeserver import paths
 from flowbridge.services.deliveries import detail, moment, new_txn_id, states, summary
 from flowbridge.settings import Settings
-from flowbridge.store import Database, abandoned, outbox
-from flowbridge.store import delivery_log as ledger
+from flowbridge.store import Database, abandoned, delivery_log, outbox
 from flowbridge.store.delivery_log import Selection, Whose
 
 T = TypeVar("T")
@@ -58,8 +57,8 @@ def choose(
     try:
         return Selection(
             states=states(",".join(state), "--state"),
-            room_id=dialect.identifier(room, "--room") if room else None,
-            event_type=dialect.identifier(event_type, "--type") if event_type else None,
+            room_id=paths.identifier(room, "--room") if room else None,
+            event_type=paths.identifier(event_type, "--type") if event_type else None,
             since=_ago(since, "--since") if since else None,
             until=_ago(until, "--until") if until else None,
         )
@@ -73,7 +72,7 @@ def show_all(settings: Settings, selection: Selection, limit: int, *, as_json: b
         opened(settings) as database,
         database.engine.connect().execution_options(reads=True) as connection,
     ):
-        rows, _ = ledger.page(connection, selection, limit)
+        rows, _ = delivery_log.page(connection, selection, limit)
     found = [summary(row) for row in rows]
     if as_json:
         _print_json({"deliveries": found})
@@ -93,7 +92,7 @@ def show(settings: Settings, delivery: str, *, as_json: bool) -> int:
         opened(settings) as database,
         database.engine.connect().execution_options(reads=True) as connection,
     ):
-        row = ledger.get(connection, _sayable(delivery))
+        row = delivery_log.get(connection, _sayable(delivery))
     if row is None:
         return _unknown(delivery)
     if as_json:
@@ -111,7 +110,7 @@ def replay(settings: Settings, deliveries: Sequence[str], *, overwrite: bool = F
     failed = False
     with opened(settings) as database:
         for delivery in map(_sayable, deliveries):
-            row = _read(database, partial(ledger.get, delivery=delivery))
+            row = _read(database, partial(delivery_log.get, delivery=delivery))
             if row is None:
                 failed = bool(_unknown(delivery))
             elif row["state"] == "queued":
@@ -133,7 +132,7 @@ def replay_dead(settings: Settings, selection: Selection, *, overwrite: bool = F
     State events that would overwrite what was set since stay as they are, unless `overwrite`: then it is 1.
     """
     with opened(settings) as database:
-        total, newest = _read(database, partial(ledger.extent, selection=selection))
+        total, newest = _read(database, partial(delivery_log.extent, selection=selection))
         skipped = {} if overwrite else _overwritten_by(settings, database, selection, newest)
         queued, after = 0, 0
         with _progress("replaying", total) as advance:
@@ -156,7 +155,7 @@ def purge(settings: Settings, wanted: Sequence[str], older_than: str, *, yes: bo
     before = _ago(older_than or "0s", "--older-than", ages_only=True)
     with opened(settings) as database:
         with database.engine.connect().execution_options(reads=True) as connection:
-            counts = ledger.settled(connection, before)
+            counts = delivery_log.settled(connection, before)
         total = sum(counts.get(state, 0) for state in chosen)
         what = " and ".join(f"{counts.get(state, 0)} {state}" for state in chosen)
         if total and not yes and not _confirmed(f"Delete {what} deliveries? Their content cannot be had back."):
@@ -186,15 +185,15 @@ def purge_queued(
     selection = replace(choose(state=["queued"], room=room), whose=whose)
     with opened(settings) as database:
         with database.engine.connect().execution_options(reads=True) as connection:
-            total, newest = ledger.extent(connection, selection)
-            counts = ledger.queued_of(connection, selection)
+            total, newest = delivery_log.extent(connection, selection)
+            counts = delivery_log.queued_of(connection, selection)
         of = ", ".join(f"{number} of {_printable(who)}" for who, number in counts[:SHOWN])
         of += f", and of {len(counts) - SHOWN} more" if len(counts) > SHOWN else ""
         if total and not yes and not _confirmed(f"Delete {total} queued events ({of})? They will not be sent."):
             return FAILED
         patience = max(settings.lease_seconds, settings.request_seconds) + MARGIN_SECONDS
         with _progress("deleting", total) as advance:
-            gone, left = _remove_queued(database, ledger.chosen(selection, newest), patience, advance)
+            gone, left = _remove_queued(database, delivery_log.chosen(selection, newest), patience, advance)
     print(f"{gone} queued events are deleted")
     if left:
         _say(f"{left} stay: a running bridge is sending them, or has not let go of their rooms")
@@ -236,16 +235,16 @@ def _replay_batch(
 ) -> list[tuple[int, bool]]:
     """The next dead letters: id, and whether it was queued; not, when somebody was faster, or it is one of `but`."""
     with database.engine.begin() as connection:
-        found = ledger.deliveries(connection, selection, after, newest, BATCH)
+        found = delivery_log.deliveries(connection, selection, after, newest, BATCH)
         return [
-            (id_, delivery not in but and ledger.replay(connection, delivery, new_txn_id(), _who()) is not None)
+            (id_, delivery not in but and delivery_log.replay(connection, delivery, new_txn_id(), _who()) is not None)
             for id_, delivery in found
         ]
 
 
 def _replay(database: Database, delivery: str) -> bool:
     with database.engine.begin() as connection:
-        return ledger.replay(connection, delivery, new_txn_id(), _who()) is not None
+        return delivery_log.replay(connection, delivery, new_txn_id(), _who()) is not None
 
 
 def _read(database: Database, work: Callable[[Connection], T]) -> T:
@@ -258,7 +257,7 @@ def _overwritten_by(settings: Settings, database: Database, selection: Selection
     found: dict[str, str] = {}
     after = 0
     while batch := _read(
-        database, partial(ledger.state_events, selection=selection, after=after, last=newest, limit=BATCH)
+        database, partial(delivery_log.state_events, selection=selection, after=after, last=newest, limit=BATCH)
     ):
         found |= _overwrites(settings, batch)
         after = batch[-1]["id"]

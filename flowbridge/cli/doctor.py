@@ -17,8 +17,7 @@ from flowbridge.errors import MatrixError
 from flowbridge.homeserver import AddressError, AddressUnknown
 from flowbridge.homeserver.pool import Answer
 from flowbridge.settings import Settings, SettingsError
-from flowbridge.store import StoreAbsent, StoreError, accounts, outbox
-from flowbridge.store import api_keys as keys
+from flowbridge.store import StoreAbsent, StoreError, accounts, api_keys, outbox
 from flowbridge.store.engine import name, reason
 
 FAILED = 1
@@ -171,7 +170,7 @@ def _keys(core: Core) -> Finding:
         where = "in FLOWBRIDGE_API_KEYS"
     elif core.database.is_open:
         with core.database.engine.connect().execution_options(reads=True) as connection:
-            number = len(keys.valid(connection))
+            number = len(api_keys.valid(connection))
         where = "in the store"
     else:
         return Finding("api keys", None, "nobody can tell without the store")

@@ -6,10 +6,10 @@ from datetime import UTC, datetime
 
 from flowbridge.cli.store import opened
 from flowbridge.errors import BadRequest
-from flowbridge.homeserver import paths as dialect
+from flowbridge.homeserver import paths
 from flowbridge.models import ApiKey
 from flowbridge.settings import Settings
-from flowbridge.store import api_keys as keys
+from flowbridge.store import api_keys
 
 FAILED = 1
 USAGE = 2
@@ -27,7 +27,7 @@ def create(
     """Make a key and print it, alone, on standard output; returns the exit code: 2 for scopes that can be none."""
     try:
         key = ApiKey(
-            keys.new_id(),
+            api_keys.new_id(),
             _each("--name", [name], _name)[0],
             _each("--room", rooms, _room),
             _each("--event-type", event_types, _event_type),
@@ -36,9 +36,9 @@ def create(
         )
     except BadRequest as error:
         return _fail(error.error, USAGE)
-    secret = keys.new_secret()
+    secret = api_keys.new_secret()
     with opened(settings, make=True) as database, database.engine.begin() as connection:
-        keys.add(connection, key, secret)
+        api_keys.add(connection, key, secret)
     print(secret, flush=True)
     _say(f"Key {key.id} is made: {_scopes(key)}. It is not shown again; callers send it as `X-API-Key`.")
     _warn_of_fixed_keys(settings)
@@ -48,7 +48,7 @@ def create(
 def show(settings: Settings) -> int:
     """Print all keys, the oldest first, without their secrets; returns the exit code."""
     with opened(settings) as database, database.engine.connect().execution_options(reads=True) as connection:
-        found = keys.every(connection)
+        found = api_keys.every(connection)
     rows = [("ID", "NAME", "CREATED", "LAST USED", "REVOKED", "SCOPES")]
     for entry in found:
         times = (_time(entry.created_at), _time(entry.used_at), _time(entry.revoked_at))
@@ -62,12 +62,12 @@ def show(settings: Settings) -> int:
 
 def revoke(settings: Settings, id_: str) -> int:
     """Revoke a key; once more does no harm. Returns the exit code: 1 when there is no such key."""
-    if id_.startswith(keys.PREFIX):
+    if id_.startswith(api_keys.PREFIX):
         return _fail("this is a key, not the id of one: `flowbridge keys list` shows the ids", FAILED)
     revoked_at = None
     if id_.isprintable():
         with opened(settings) as database, database.engine.begin() as connection:
-            revoked_at = keys.revoke(connection, id_)
+            revoked_at = api_keys.revoke(connection, id_)
     if revoked_at is None:
         return _fail(f"there is no key {id_!r}: `flowbridge keys list` shows the ids", FAILED)
     _say(f"Key {id_} is revoked since {_time(revoked_at)}. A running bridge refuses it within 2 s.")
@@ -85,18 +85,18 @@ def _each(option: str, texts: Sequence[str], check: Callable[[str], str]) -> tup
 
 
 def _name(text: str) -> str:
-    return dialect.identifier(text, "name", empty=True)
+    return paths.identifier(text, "name", empty=True)
 
 
 def _room(text: str) -> str:
-    found = dialect.room(_unencoded(text))
+    found = paths.room(_unencoded(text))
     if ",!" in found or ",#" in found or " " in found:
         raise BadRequest("it names one room: repeat it for more")
     return found
 
 
 def _event_type(text: str) -> str:
-    found = dialect.event_type(_unencoded(text))
+    found = paths.event_type(_unencoded(text))
     if "," in found or " " in found:
         raise BadRequest("it names one event type: repeat it for more")
     if "*" in found[:-1]:
@@ -105,7 +105,7 @@ def _event_type(text: str) -> str:
 
 
 def _user(text: str) -> str:
-    found = dialect.identifier(text, "user id")
+    found = paths.identifier(text, "user id")
     localpart, colon, server = found[1:].partition(":")
     if found[0] != "@" or not (localpart and colon and server) or "," in found or " " in found:
         raise BadRequest(f"{found[:80]!r} is not a user id, which has the form @name:server; repeat it for more")

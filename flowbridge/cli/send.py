@@ -13,8 +13,7 @@ from flowbridge.auth.callers import Credential
 from flowbridge.bridge import Core
 from flowbridge.delivery.attempt import IN_PLAIN_TEXT
 from flowbridge.errors import BadContent, Forbidden, MatrixError
-from flowbridge.homeserver import answers as verdict
-from flowbridge.homeserver import paths as dialect
+from flowbridge.homeserver import answers, paths
 from flowbridge.models import Event
 from flowbridge.settings import Settings, SettingsError
 
@@ -61,7 +60,7 @@ async def _send(core: Core, room: str, event_type: str, body: bytes) -> str:
     try:
         if await core.carrier.refuses(caller.token, event):
             raise Forbidden(IN_PLAIN_TEXT)
-        return verdict.event_id(await core.homeserver.send(caller.token, event, secrets.token_urlsafe(16)))
+        return answers.event_id(await core.homeserver.send(caller.token, event, secrets.token_urlsafe(16)))
     finally:
         core.homeserver.close()
 
@@ -74,7 +73,7 @@ async def _validate(core: Core, event_type: str, body: bytes) -> str:
 async def _checked(core: Core, room: str, event_type: str, body: bytes) -> Event:
     """The arguments are raw text, not path segments: nothing is percent-decoded."""
     if room:
-        dialect.room(room.replace("%", "%25"))
-    dialect.event_type(event_type.replace("%", "%25"))
+        paths.room(room.replace("%", "%25"))
+    paths.event_type(event_type.replace("%", "%25"))
     found = core.intake.read(body, "text/plain", event_type, "flow")
     return await core.intake.check(room, event_type, found, as_state=False)

@@ -13,8 +13,7 @@ from flowbridge.delivery.limiter import Gate
 from flowbridge.delivery.lookup import Looks
 from flowbridge.delivery.places import Places
 from flowbridge.errors import BadGateway, Forbidden, GatewayTimeout, HomeserverError, MatrixError, Unauthorized
-from flowbridge.homeserver import Homeserver
-from flowbridge.homeserver import answers as verdict
+from flowbridge.homeserver import Homeserver, answers
 from flowbridge.homeserver.answers import Verdict
 from flowbridge.models import Event
 from flowbridge.store import Database, Row
@@ -305,7 +304,7 @@ class Carrier:
         if not attempt.still(looks, digest):
             return None
         attempt.sending = True
-        found = verdict.judge(await self._homeserver.send(attempt.token, event, row.txn_id))
+        found = answers.judge(await self._homeserver.send(attempt.token, event, row.txn_id))
         if found.error is not None:
             found.error.sent = found.kind == "again"
         self._reached()
@@ -317,7 +316,7 @@ class Carrier:
         else:
             self._reached()
         error.sent = error.sent and sending
-        return replace(verdict.refused(error), beforehand=not sending)
+        return replace(answers.refused(error), beforehand=not sending)
 
     async def _absent(self, found: Verdict, attempt: _Attempt) -> Verdict | None:
         """The verdict over a 403 that comes from not being in the room, which an invitation on its way would mend."""

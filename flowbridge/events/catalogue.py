@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 import jsonschema_rs
 
 from flowbridge.errors import MatrixError, Problem
-from flowbridge.events import canonical_json as canonical
+from flowbridge.events import canonical_json
 from flowbridge.events.general import EVENT, KEPT, UNLISTED, General
 from flowbridge.events.schema_lint import SchemaError, lint, lint_references
 from flowbridge.models import Kind
@@ -174,12 +174,12 @@ def _read(folder: Path) -> dict[str, Any]:
 
 def _json(path: Path) -> Any:
     try:
-        document = canonical.read(path.read_bytes())
+        document = canonical_json.read(path.read_bytes())
     except OSError as error:
         raise SchemaError(f"{path}: {error.strerror}") from None
     except MatrixError as error:
         raise SchemaError(f"{path}: {error.error}") from None
-    if not document.clean and (found := canonical.problems(document.value)):
+    if not document.clean and (found := canonical_json.problems(document.value)):
         raise SchemaError(f"{path}: {found[0].pointer} {found[0].message}")
     return document.value
 

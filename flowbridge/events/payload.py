@@ -13,7 +13,7 @@ from email.message import Message
 from typing import Any
 
 from flowbridge.errors import BadContent, NotJson, Problem, UnsupportedMedia
-from flowbridge.events import canonical_json as canonical
+from flowbridge.events import canonical_json
 from flowbridge.models import Payload, Surface
 
 RULE = "body"  # what Problem.schema says for these rules
@@ -36,7 +36,7 @@ def read(body: bytes, content_type: str, event_type: str, required: AbstractSet[
     flow = surface == "flow"
     may_be_text = flow and event_type == MESSAGE and _is_text(content_type)
     try:
-        document = canonical.read(body)
+        document = canonical_json.read(body)
     except (NotJson, BadContent):
         if may_be_text:
             return Payload(_message(_text(body, content_type)))
@@ -45,7 +45,7 @@ def read(body: bytes, content_type: str, event_type: str, required: AbstractSet[
     if may_be_text and not isinstance(document.value, dict):
         return Payload(_message(_text(body, content_type)))
     payload = _unwrap(document.value, event_type, required, flow)
-    if not document.clean and (found := canonical.problems(payload.content)):
+    if not document.clean and (found := canonical_json.problems(payload.content)):
         raise BadContent(found)
     return payload
 
@@ -97,7 +97,7 @@ def _from_event(event: dict[str, Any], event_type: str) -> Payload:
 
 
 def _check_envelope(value: dict[str, Any]) -> None:
-    if repeated := canonical.duplicates(value):
+    if repeated := canonical_json.duplicates(value):
         raise BadContent(repeated)
 
 

@@ -18,7 +18,7 @@ from referencing import Registry
 from referencing.jsonschema import DRAFT202012
 
 from flowbridge.errors import Problem
-from flowbridge.events import canonical_json as canonical
+from flowbridge.events import canonical_json
 
 SECONDS = 0.25  # of processor time: a caller with thousands of mistakes is told those that were found by then
 MAX_STEPS = 20_000  # keywords applied: a tenth of a second. One mistake may take many, since every branch is tried
@@ -66,7 +66,7 @@ class Wording:
             for error in self._validator.iter_errors(content):
                 problem = self._problem(list(error.absolute_path), _words(error))
                 found.setdefault((problem.pointer, problem.message), problem)
-                if len(found) == canonical.MAX_REPORTED:
+                if len(found) == canonical_json.MAX_REPORTED:
                     break
         except _Exhausted:
             if not found:
@@ -75,13 +75,13 @@ class Wording:
 
     def _fast_problems(self, content: Any) -> list[Problem]:
         """The two engines disagree: refuse all the same, in the fast one's words."""
-        errors = islice(self._fast.iter_errors(content), canonical.MAX_REPORTED)
+        errors = islice(self._fast.iter_errors(content), canonical_json.MAX_REPORTED)
         return [self._problem(list(error.instance_path), error.message[:200]) for error in errors]
 
     def _problem(self, path: list[str | int], message: str) -> Problem:
         at = ""
         for step in path:
-            at = canonical.pointer(at, step)
+            at = canonical_json.pointer(at, step)
         return Problem(at, message, self.name)
 
 

@@ -18,7 +18,7 @@ from referencing import Registry
 from referencing.exceptions import Unresolvable
 from referencing.jsonschema import DRAFT202012
 
-from flowbridge.events import canonical_json as canonical
+from flowbridge.events import canonical_json
 from flowbridge.events.schema_lint import SchemaError
 
 MAX_CHECKS = 50_000  # along one path: a tenth of a second of the slower engine
@@ -89,7 +89,7 @@ class _Graph:
         """Raise SchemaError when it is too much. A level deeper in each round, until nothing changes."""
         moves = {key: list(self._moves(key)) for key in self._schemas}
         checks = dict.fromkeys(self._schemas, 0)
-        for _ in range(canonical.MAX_DEPTH):
+        for _ in range(canonical_json.MAX_DEPTH):
             before = checks
             checks = {
                 key: min(
@@ -160,7 +160,7 @@ class _Graph:
 
 _WHY = (
     "checks the same value in several branches again and again: of a payload of "
-    f"{canonical.MAX_DEPTH} levels more than {MAX_CHECKS} times; let one branch, or none, lead further down"
+    f"{canonical_json.MAX_DEPTH} levels more than {MAX_CHECKS} times; let one branch, or none, lead further down"
 )
 
 
@@ -239,10 +239,10 @@ def _parts(value: Any, at: str) -> Iterator[tuple[Any, str]]:
     if isinstance(value, dict):
         yield value, at
         for key, item in value.items():
-            yield from _parts(item, canonical.pointer(at, key))
+            yield from _parts(item, canonical_json.pointer(at, key))
     elif isinstance(value, list):
         for index, item in enumerate(value):
-            yield from _parts(item, canonical.pointer(at, index))
+            yield from _parts(item, canonical_json.pointer(at, index))
 
 
 def _dynamic_anchors(document: Any) -> dict[str, list[dict[str, Any]]]:

@@ -7,9 +7,7 @@ from typing import Any, Final, NamedTuple
 
 from flowbridge import __version__
 from flowbridge.errors import BadGateway, Errcode, HomeserverError, TooLarge
-from flowbridge.homeserver import answers as verdict
-from flowbridge.homeserver import large_json as bulk
-from flowbridge.homeserver import paths as dialect
+from flowbridge.homeserver import answers, large_json, paths
 from flowbridge.homeserver.address import Address, AddressError, AddressUnknown, Locator
 from flowbridge.homeserver.pool import Answer, Oversize, Wire, WireError
 from flowbridge.homeserver.proxy_rules import Headers
@@ -53,11 +51,11 @@ class Homeserver:
         """
         body = event.content
         if event.state_key is not None:
-            target = dialect.state_target(event.room, event.type, event.state_key)
+            target = paths.state_target(event.room, event.type, event.state_key)
         elif event.type == REDACTION and (redaction := _redaction(body)) is not None:
-            target, body = dialect.redact_target(event.room, redaction[0], txn_id), redaction[1]
+            target, body = paths.redact_target(event.room, redaction[0], txn_id), redaction[1]
         else:
-            target = dialect.send_target(event.room, event.type, txn_id)
+            target = paths.send_target(event.room, event.type, txn_id)
         return await self.call("PUT", target, token=token, body=body)
 
     async def is_encrypted(self, token: str, room_id: str, query: str = "") -> bool:
@@ -65,19 +63,19 @@ class Homeserver:
 
         `query`: as whom an application service asks, with its `?`.
         """
-        answer = await self.call("GET", dialect.state_target(room_id, "m.room.encryption", "") + query, token=token)
-        if answer.status == 404 and verdict.error(answer).errcode == Errcode.NOT_FOUND:
+        answer = await self.call("GET", paths.state_target(room_id, "m.room.encryption", "") + query, token=token)
+        if answer.status == 404 and answers.error(answer).errcode == Errcode.NOT_FOUND:
             return False
         if answer.status != 200:
-            raise verdict.error(answer)
+            raise answers.error(answer)
         return True
 
     async def is_joined(self, token: str, room_id: str, user_id: str) -> bool:
         """Whether a user is in a room, as far as this user may know. Raises MatrixError when nobody can tell."""
-        answer = await self.call("GET", dialect.state_target(room_id, "m.room.member", user_id), token=token)
-        if answer.status in (403, 404) and isinstance(verdict.error(answer), HomeserverError):
+        answer = await self.call("GET", paths.state_target(room_id, "m.room.member", user_id), token=token)
+        if answer.status in (403, 404) and isinstance(answers.error(answer), HomeserverError):
             return False
-        return verdict.success(answer).get("membership") == "join"
+        return answers.success(answer).get("membership") == "join"
 
     async def recent(
         self, token: str, room_id: str, before: str, *, only: Mapping[str, Any] | None = None, limit: int = 100
@@ -87,7 +85,7 @@ class Homeserver:
         `only`: a room event filter (specification, "RoomEventFilter"). With one a page may be empty although it is not
         the last; the last one names no `end`, or the one before it again.
         """
-        target = dialect.messages_target(room_id, before, only, limit)
+        target = paths.messages_target(room_id, before, only, limit)
         page = await success(await self.call("GET", target, token=token, limit=HISTORY_LIMIT))
         chunk, end = page.get("chunk"), page.get("end")
         events = [event for event in chunk if isinstance(event, dict)] if isinstance(chunk, list) else []
@@ -97,7 +95,7 @@ class Homeserver:
         self, token: str, room_id: str, type_: str, state_key: str, query: str, *, any_status: bool = False
     ) -> Answer:
         """GET a state event; the answer as it came, when it is a 200, or `any_status`."""
-        target = dialect.state_target(room_id, type_, state_key) + (f"?{query}" if query else "")
+        target = paths.state_target(room_id, type_, state_key) + (f"?{query}" if query else "")
         if any_status:
             return await self.call("GET", target, token=token, limit=READ_LIMIT)
         return await self._get(target, token=token)
@@ -115,24 +113,24 @@ class Homeserver:
         except Oversize:
             raise TooLarge(f"the homeserver's answer is larger than {BULK_LIMIT} bytes: ask for less") from None
         except WireError as failure:
-            raise verdict.no_answer(failure) from None
+            raise answers.no_answer(failure) from None
         if answer.status == 200:
             try:
-                return answer.body, await bulk.aside(len(answer.body), bulk.read, answer.body)
+                return answer.body, await large_json.aside(len(answer.body), large_json.read, answer.body)
             except (ValueError, RecursionError):
                 pass
-        raise verdict.error(answer)
+        raise answers.error(answer)
 
     async def resolve(self, token: str, alias: str) -> str:
         """The room id of an alias; nobody joins it."""
-        room_id = verdict.success(await self._question("GET", dialect.alias_target(alias), token)).get("room_id")
+        room_id = answers.success(await self._question("GET", paths.alias_target(alias), token)).get("room_id")
         if not isinstance(room_id, str) or not room_id.startswith("!"):
             raise BadGateway("the homeserver's answer for an alias names no room_id")
         return room_id
 
     async def is_public(self, token: str, room_id: str) -> bool:
         """Whether a room is in the homeserver's room directory."""
-        answer = verdict.success(await self._question("GET", dialect.listing_target(room_id), token))
+        answer = answers.success(await self._question("GET", paths.listing_target(room_id), token))
         return answer.get("visibility") == "public"
 
     async def versions(self) -> Answer:
@@ -141,7 +139,7 @@ class Homeserver:
 
     async def whoami(self, token: str) -> tuple[str, str | None]:
         """Whose token this is: user id and, unless it has none, device id."""
-        answer = verdict.success(await self.call("GET", f"{dialect.CLIENT}/account/whoami", token=token))
+        answer = answers.success(await self.call("GET", f"{paths.CLIENT}/account/whoami", token=token))
         user_id, device_id = answer.get("user_id"), answer.get("device_id")
         if not isinstance(user_id, str) or not isinstance(device_id, str | None):
             raise BadGateway("the homeserver's /account/whoami names no user_id")
@@ -151,7 +149,7 @@ class Homeserver:
 
     async def join(self, token: str, room_or_alias: str) -> str:
         """Join a room (nothing happens when one is in it) and return its room id."""
-        answer = verdict.success(await self._question("POST", dialect.join_target(room_or_alias), token, b"{}"))
+        answer = answers.success(await self._question("POST", paths.join_target(room_or_alias), token, b"{}"))
         room_id = answer.get("room_id")
         if not isinstance(room_id, str) or not room_id.startswith("!"):
             raise BadGateway("the homeserver's answer to a join names no room_id")
@@ -167,7 +165,7 @@ class Homeserver:
             "initial_device_display_name": "flowbridge",
         }
         body = json.dumps(request).encode()
-        token = verdict.success(await self.call("POST", f"{dialect.CLIENT}/login", body=body)).get("access_token")
+        token = answers.success(await self.call("POST", f"{paths.CLIENT}/login", body=body)).get("access_token")
         if not isinstance(token, str):
             raise BadGateway("the homeserver's answer to a login names no access_token")
         return token
@@ -191,7 +189,7 @@ class Homeserver:
         try:
             return await self._exchange(wire, method, target, token, body, deadline or self.deadline, limit, forwarded)
         except WireError as failure:
-            raise verdict.no_answer(failure) from None
+            raise answers.no_answer(failure) from None
 
     async def guest_call(
         self,
@@ -209,7 +207,7 @@ class Homeserver:
             try:
                 return await self._exchange(wire, method, target, token, body, self.deadline, limit, forwarded)
             except WireError as failure:
-                raise verdict.no_answer(failure) from None
+                raise answers.no_answer(failure) from None
 
     async def poll(self, target: str, *, token: str, deadline: float, limit: int) -> Answer:
         """A GET that may take long, within `deadline` seconds; on connections of its own. Raises as `call` does."""
@@ -217,7 +215,7 @@ class Homeserver:
         try:
             return await self._exchange(wire, "GET", target, token, b"", deadline, limit)
         except WireError as failure:
-            raise verdict.no_answer(failure) from None
+            raise answers.no_answer(failure) from None
 
     def close(self) -> None:
         if self._wires is not None:
@@ -288,14 +286,14 @@ def _redaction(content: bytes) -> tuple[str, bytes] | None:
 
 async def success(answer: Answer) -> dict[str, Any]:
     """As `verdict.success`; a large answer is read without holding up the event loop: 10 MB took 0.2 s."""
-    if answer.status != 200 or len(answer.body) < bulk.LARGE_BYTES:
-        return verdict.success(answer)
+    if answer.status != 200 or len(answer.body) < large_json.LARGE_BYTES:
+        return answers.success(answer)
     try:
-        found = await bulk.aside(len(answer.body), bulk.read, answer.body)
+        found = await large_json.aside(len(answer.body), large_json.read, answer.body)
     except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
-        raise verdict.error(answer)
+        raise answers.error(answer)
     return found
 
 

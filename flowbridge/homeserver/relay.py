@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from flowbridge.errors import BadGateway, BadRequest
-from flowbridge.homeserver import answers as verdict
+from flowbridge.homeserver import answers
 from flowbridge.homeserver.address import Address, AddressError, AddressUnknown, Locator
 from flowbridge.homeserver.connection import Connection, Stale
 from flowbridge.homeserver.pool import CONNECT_SECONDS, WireError, connect
@@ -64,7 +64,7 @@ class Relayed:
             while chunk := await self._connection.take(self._silence):
                 yield chunk
         except WireError as failure:
-            raise verdict.no_answer(failure) from None
+            raise answers.no_answer(failure) from None
 
     async def read(self, limit: int) -> bytes:
         """The whole body. Raises BadGateway, too, when it is longer than `limit` bytes."""
@@ -166,7 +166,7 @@ class Relay:
         try:
             return await connect(address.origin, self._tls, lambda: Connection(loop, self._lost), ends)
         except WireError as failure:
-            raise verdict.no_answer(failure) from None
+            raise answers.no_answer(failure) from None
 
     def _take(self) -> Connection | None:
         while self._idle:
@@ -250,7 +250,7 @@ async def _ask(connection: Connection, request: _Request) -> Relayed:
     except Stale:
         raise
     except WireError as failure:
-        raise verdict.no_answer(failure) from None
+        raise answers.no_answer(failure) from None
     return Relayed(status, headers, connection, request.silence)
 
 

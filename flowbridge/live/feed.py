@@ -9,7 +9,7 @@ from typing import Final
 
 from flowbridge import log, metrics
 from flowbridge.errors import BadRequest, MatrixError
-from flowbridge.homeserver import answers as verdict
+from flowbridge.homeserver import answers
 from flowbridge.live import frames
 from flowbridge.live.listener import Listener
 from flowbridge.live.position import Position
@@ -234,7 +234,7 @@ class Feed:
 
 def _is_final(error: MatrixError) -> bool:
     """Whether asking again would bring the same answer."""
-    return verdict.refused(error).kind not in ("again", "slow")
+    return answers.refused(error).kind not in ("again", "slow")
 
 
 def _asked_pause(error: MatrixError) -> float:

@@ -10,8 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from flowbridge.errors import BadGateway, Errcode, MatrixError
-from flowbridge.homeserver import Homeserver
-from flowbridge.homeserver import paths as dialect
+from flowbridge.homeserver import Homeserver, paths
 from flowbridge.homeserver.cache import Memo
 from flowbridge.homeserver.client import success
 from flowbridge.live.frames import Event
@@ -76,7 +75,7 @@ class Reader:
 
     async def now(self) -> str:
         """The position behind all that has happened so far."""
-        return _until(await self._sync("", _filter({"rooms": [], "not_rooms": [dialect.nowhere()]}), 0))
+        return _until(await self._sync("", _filter({"rooms": [], "not_rooms": [paths.nowhere()]}), 0))
 
     async def poll(self, since: str, *, cautious: bool) -> News:
         """Wait for what is new. `cautious`: ask for little, since there may be much, or nobody there."""
@@ -118,7 +117,7 @@ class Reader:
         """The rooms, sorted, that have events between two positions, and perhaps some that have not."""
 
         async def ask() -> tuple[list[str], int]:
-            found = sorted(_rooms(await self._sync(since, _timeline(1, dialect.nowhere()), 0)))
+            found = sorted(_rooms(await self._sync(since, _timeline(1, paths.nowhere()), 0)))
             return found, 1_000 + 100 * len(found)
 
         return await self._memo.get(f"{since} {until}", ask)
@@ -142,7 +141,7 @@ class Reader:
     async def _page(self, room_id: str, since: str, until: str) -> tuple[list[Event], str]:
         """Up to 100 events of a room, and where the next page begins ("" at the end). None in a room that is closed."""
         query = {"dir": "f", "limit": str(PAGE), "from": since, "to": until}
-        target = dialect.room_target(room_id, "messages", query)
+        target = paths.room_target(room_id, "messages", query)
 
         async def ask() -> tuple[tuple[list[Event], str], int]:
             answer = await self._homeserver.poll(
@@ -162,7 +161,7 @@ class Reader:
 
     async def _sync(self, since: str, filter_: str, seconds: float) -> dict[str, Any]:
         query = {"set_presence": "offline", "timeout": str(round(seconds * 1000)), "filter": filter_}
-        target = dialect.sync_target({**query, "since": since} if since else query)
+        target = paths.sync_target({**query, "since": since} if since else query)
         deadline = seconds + MARGIN_SECONDS
         return await success(
             await self._homeserver.poll(target, token=self._token, deadline=deadline, limit=SYNC_LIMIT)

@@ -11,10 +11,8 @@ from typing import Any
 
 from flowbridge.auth.callers import Callers, Credential
 from flowbridge.errors import BadRequest, Errcode, Forbidden, MatrixError
-from flowbridge.events import canonical_json as canonical
-from flowbridge.homeserver import Homeserver
-from flowbridge.homeserver import answers as verdict
-from flowbridge.homeserver import paths as dialect
+from flowbridge.events import canonical_json
+from flowbridge.homeserver import Homeserver, answers, paths
 from flowbridge.homeserver.client import READ_LIMIT
 from flowbridge.homeserver.pool import Answer
 from flowbridge.homeserver.proxy_rules import Headers
@@ -43,12 +41,12 @@ class Accounts:
 
         `forwarded`, here and elsewhere: headers that tell the homeserver who calls.
         """
-        target = f"{dialect.CLIENT}/register{query}"
-        request = canonical.write(body)
+        target = f"{paths.CLIENT}/register{query}"
+        request = canonical_json.write(body)
         answer = await self._homeserver.guest_call("POST", target, token=token, body=request, forwarded=forwarded)
-        if (challenge := verdict.challenge(answer)) is not None:
+        if (challenge := answers.challenge(answer)) is not None:
             return 401, challenge
-        return 200, self._with_server(verdict.success(answer))
+        return 200, self._with_server(answers.success(answer))
 
     async def register_at_once(self, wish: Mapping[str, Any], forwarded: Headers) -> Json:
         """The old way: `{"user_id"?, "password"?}` → access_token, device_id, home_server, user_id.
@@ -70,29 +68,29 @@ class Accounts:
 
     async def flows(self) -> Json:
         """The ways to log in."""
-        return verdict.success(await self._homeserver.guest_call("GET", f"{dialect.CLIENT}/login", limit=READ_LIMIT))
+        return answers.success(await self._homeserver.guest_call("GET", f"{paths.CLIENT}/login", limit=READ_LIMIT))
 
     async def login(self, body: Json, token: str, public_url: str, forwarded: Headers) -> Json:
         """Log in; `user` is what `identifier` was before 2018. Clients are told to come back to `public_url`."""
         if "user" in body and "identifier" not in body:
             body = {**body, "identifier": {"type": "m.id.user", "user": body["user"]}}
-        request, target = canonical.write(body), f"{dialect.CLIENT}/login"
+        request, target = canonical_json.write(body), f"{paths.CLIENT}/login"
         answer = await self._homeserver.guest_call("POST", target, token=token, body=request, forwarded=forwarded)
-        found = self._with_server(verdict.success(answer))
+        found = self._with_server(answers.success(answer))
         if (well_known := found.pop("well_known", None)) and isinstance(well_known, dict):
             found["well_known"] = {**well_known, "m.homeserver": {"base_url": public_url}}
         return found
 
     async def logout(self, token: str, query: str = "", *, everywhere: bool) -> None:
         """End this token or, `everywhere`, all of its user's. `query`: as whom an application service does."""
-        target = f"{dialect.CLIENT}/logout{'/all' if everywhere else ''}{query}"
+        target = f"{paths.CLIENT}/logout{'/all' if everywhere else ''}{query}"
         user = await self._callers.user_of(token) if everywhere else None
         answer = await self._homeserver.call("POST", target, token=token, body=b"{}")
         if answer.status in (200, 401):
             self._callers.forget(token)
         if answer.status == 200 and everywhere:
             self._callers.forget_user(user)
-        verdict.success(answer)
+        answers.success(answer)
 
     async def whoami(self, credential: Credential, query: str = "") -> Json:
         """user_id, device_id and is_guest, from the homeserver itself; and what the API key may do, if it is one.
@@ -101,8 +99,8 @@ class Accounts:
         """
         caller = await self._callers.identify(credential)
         try:
-            target = f"{dialect.CLIENT}/account/whoami{query}"
-            found = verdict.success(await self._homeserver.call("GET", target, token=caller.token))
+            target = f"{paths.CLIENT}/account/whoami{query}"
+            found = answers.success(await self._homeserver.call("GET", target, token=caller.token))
         except MatrixError as error:
             raise self._callers.refused(caller, error) from None
         if (key := credential.key) is not None:
@@ -114,7 +112,7 @@ class Accounts:
         """The homeserver's page for logging in with a browser; or where it says that there is one."""
         answer = await self._homeserver.guest_call("GET", PAGE, limit=READ_LIMIT)
         if not 200 <= answer.status < 400:
-            raise verdict.error(answer)
+            raise answers.error(answer)
         return answer
 
     async def _localpart(self, name: str) -> str:

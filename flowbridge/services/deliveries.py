@@ -32,8 +32,7 @@ from flowbridge.errors import (
 from flowbridge.models import ApiKey, Caller
 from flowbridge.services.readings import Readings
 from flowbridge.services.replays import Replays
-from flowbridge.store import Database, StoreUnavailable
-from flowbridge.store import delivery_log as ledger
+from flowbridge.store import Database, StoreUnavailable, delivery_log
 from flowbridge.store.delivery_log import ALL, Scope, Selection, Standing, Whose
 from flowbridge.store.errors import MISSING_RETRY_MS
 
@@ -128,7 +127,7 @@ class Deliveries:
             started = time.monotonic()
             missing = limit + 1 - len(found)
             rows, before = await self._readings.read(
-                partial(ledger.page, selection=selection, limit=missing, before=before, span=span)
+                partial(delivery_log.page, selection=selection, limit=missing, before=before, span=span)
             )
             found += [
                 one for one in map(self._amended, rows) if not selection.states or one["state"] in selection.states
@@ -143,7 +142,7 @@ class Deliveries:
 
     async def get(self, viewer: Viewer, delivery: str) -> dict[str, Any]:
         """All that is known of a delivery. Raises NotFound, also for somebody else's."""
-        work = partial(ledger.get, delivery=_named(delivery), whose=viewer.whose)
+        work = partial(delivery_log.get, delivery=_named(delivery), whose=viewer.whose)
         row = await self._readings.find(work)
         if row is None:
             raise _unknown()
@@ -158,7 +157,7 @@ class Deliveries:
         """What a queued delivery waits for, and until when; None for any other."""
         if row["state"] != "queued" or self._waiting is None:
             return None
-        standing = await self._readings.read(partial(ledger.standing, delivery=row["delivery"]))
+        standing = await self._readings.read(partial(delivery_log.standing, delivery=row["delivery"]))
         return None if standing is None else self._waiting(row["account"], standing)
 
     async def replay(self, viewer: Viewer, delivery: str, *, overwrite: bool = False) -> None:
@@ -175,7 +174,7 @@ class Deliveries:
             await self._replays.check(row, viewer.caller)
         account = self._tokens.remember(viewer.caller) if viewer.caller else None
         work = partial(
-            ledger.replay,
+            delivery_log.replay,
             delivery=delivery,
             txn_id=new_txn_id(),
             by=viewer.name,
@@ -203,7 +202,7 @@ class Deliveries:
                 f"a Matrix user sent this: {_sender(row)} deletes it, or an API key made with --user for this user, "
                 "or one with `admin` and no limits"
             )
-        work = partial(ledger.remove, delivery=delivery, whose=viewer.whose)
+        work = partial(delivery_log.remove, delivery=delivery, whose=viewer.whose)
         removed = await self._database.run(work)
         if not removed:
             await self._row(viewer, delivery)
@@ -227,7 +226,7 @@ class Deliveries:
 
     async def _row(self, viewer: Viewer, delivery: str) -> dict[str, Any]:
         """The delivery as it is in the store. Raises NotFound, also for what the viewer may not see."""
-        row = await self._readings.find(partial(ledger.get, delivery=_named(delivery), whose=viewer.whose))
+        row = await self._readings.find(partial(delivery_log.get, delivery=_named(delivery), whose=viewer.whose))
         if row is None:
             raise _unknown()
         return row

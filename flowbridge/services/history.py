@@ -15,14 +15,12 @@ from typing import Any, TypeVar
 from flowbridge.auth.callers import Callers, Credential
 from flowbridge.auth.room_access import Aliases
 from flowbridge.errors import BadGateway, BadRequest, Errcode, Forbidden, HomeserverError
-from flowbridge.homeserver import Homeserver
-from flowbridge.homeserver import large_json as bulk
-from flowbridge.homeserver import paths as dialect
+from flowbridge.homeserver import Homeserver, large_json, paths
 from flowbridge.homeserver.client import READERS
 from flowbridge.limits import peer
 from flowbridge.limits.concurrency import Limiter
 from flowbridge.models import Caller
-from flowbridge.services import legacy_events as old_events
+from flowbridge.services import legacy_events
 from flowbridge.services.legacy_events import Json
 
 T = TypeVar("T")
@@ -73,21 +71,21 @@ class History:
     ) -> bytes:
         """The homeserver's own list of a room's members, messages or state; `old`: with the old fields, too."""
         caller, room_id = await self._enter(credential, room)
-        body, value = await self._get(caller, dialect.room_target(room_id, what, query))
+        body, value = await self._get(caller, paths.room_target(room_id, what, query))
         if not old or not isinstance(value, dict | list):
             return body
-        return await bulk.aside(len(body), lambda: bulk.write(old_events.page(value)))
+        return await large_json.aside(len(body), lambda: large_json.write(legacy_events.page(value)))
 
     async def rooms(self, credential: Credential) -> bytes:
         """The rooms that the caller is in, of an API key with rooms those: ids, names and aliases, sorted by name."""
         caller = await self._callers.identify(credential)
         async with self._snapshots.turn(peer.who(), SNAPSHOT_SECONDS):
             _, sync = await self._sync(caller, _NAMES)
-        found = old_events.named_rooms(sync)
+        found = legacy_events.named_rooms(sync)
         if credential.key is not None and credential.key.rooms:
             scope = await self._aliases.scope(caller, credential.key)
             found = [room for room in found if room["room_id"] in scope]
-        return bulk.write({"rooms": found})
+        return large_json.write({"rooms": found})
 
     async def snapshot(self, credential: Credential, limit: int, *, archived: bool = False) -> bytes:
         """All rooms that the caller is in or invited to, with their state and `limit` newest events.
@@ -99,10 +97,10 @@ class History:
         filter_ = {"room": {"timeline": {"limit": min(limit, MAX_TIMELINE)}, "include_leave": archived}}
         async with self._snapshots.turn(peer.who(), SNAPSHOT_SECONDS):
             size, sync = await self._sync(caller, filter_)
-            rooms = [room_id for _, room_id in old_events.rooms_of(sync)]
+            rooms = [room_id for _, room_id in legacy_events.rooms_of(sync)]
             visibilities = await self._visibility(caller, rooms)
-            return await bulk.aside(
-                size, lambda: bulk.write(old_events.snapshot(sync, caller.user_id, visibilities), levels=4)
+            return await large_json.aside(
+                size, lambda: large_json.write(legacy_events.snapshot(sync, caller.user_id, visibilities), levels=4)
             )
 
     async def room_snapshot(self, credential: Credential, room: str, limit: int) -> bytes:
@@ -115,17 +113,17 @@ class History:
         only = {"rooms": [room_id], "timeline": {"limit": 1}, "state": {"types": []}, "include_leave": True}
         async with self._snapshots.turn(peer.who(), SNAPSHOT_SECONDS):
             _, sync = await self._sync(caller, {"room": only})
-            kind = next((kind for kind, found in old_events.rooms_of(sync) if found == room_id), "")
+            kind = next((kind for kind, found in legacy_events.rooms_of(sync) if found == room_id), "")
             visibility = (await self._visibility(caller, [room_id]))[room_id]
             if kind == "invite":
-                invited = old_events.room(sync, caller.user_id, kind, room_id)
-                return bulk.write({**invited, "visibility": visibility})
-            body, state = await self._get(caller, dialect.room_target(room_id, "state", {}))
+                invited = legacy_events.room(sync, caller.user_id, kind, room_id)
+                return large_json.write({**invited, "visibility": visibility})
+            body, state = await self._get(caller, paths.room_target(room_id, "state", {}))
             query = {"dir": "b", "from": sync["next_batch"], "limit": str(limit)}
-            page, recent = await self._get(caller, dialect.room_target(room_id, "messages", query))
-            return await bulk.aside(
+            page, recent = await self._get(caller, paths.room_target(room_id, "messages", query))
+            return await large_json.aside(
                 len(body) + len(page),
-                lambda: bulk.write(old_events.room_snapshot(sync, kind, room_id, state, recent, visibility)),
+                lambda: large_json.write(legacy_events.room_snapshot(sync, kind, room_id, state, recent, visibility)),
             )
 
     async def events(self, credential: Credential, since: str, seconds: float, room: str = "") -> bytes:
@@ -141,17 +139,17 @@ class History:
             self._callers.permit_reading(credential)
             caller, room_id = await self._callers.identify(credential), ""
         ends = time.monotonic() + seconds
-        start = dialect.stream_token(since) or (await self._sync(caller, _NOTHING))[1]["next_batch"]
+        start = paths.stream_token(since) or (await self._sync(caller, _NOTHING))[1]["next_batch"]
         end, size, chunk = start, 0, list[Json]()
         while not chunk and not self._hushed:
             size, sync = await self._poll(caller, _listening(room_id), end, max(0.0, ends - time.monotonic()))
             whole = await self._missed(caller, sync, end)
             size += EVENT_BYTES * sum(map(len, whole.values()))
-            chunk = await bulk.aside(size, old_events.chunk, sync, caller.user_id, whole)
+            chunk = await large_json.aside(size, legacy_events.chunk, sync, caller.user_id, whole)
             before, end = end, sync["next_batch"]
             if end == before or time.monotonic() >= ends:
                 break
-        return await bulk.aside(size, bulk.write, {"chunk": chunk, "start": start, "end": end})
+        return await large_json.aside(size, large_json.write, {"chunk": chunk, "start": start, "end": end})
 
     def hush(self) -> None:
         """Whoever waits for events is answered now: the bridge stops."""
@@ -166,14 +164,14 @@ class History:
     async def _sync(self, caller: Caller, filter_: Json) -> tuple[int, Json]:
         """How things stand: the size of a sync without a `since`, and the sync. Does not make the caller "online"."""
         query = {"filter": _once(filter_), "set_presence": "offline", "timeout": "0"}
-        return _checked(*await self._get(caller, dialect.sync_target(query), SNAPSHOT_SECONDS))
+        return _checked(*await self._get(caller, paths.sync_target(query), SNAPSHOT_SECONDS))
 
     async def _poll(self, caller: Caller, filter_: Json, since: str, seconds: float) -> tuple[int, Json]:
         """A sync that waits; nothing new when the bridge stops meanwhile."""
         query = {"filter": _once(filter_), "since": since, "timeout": str(int(seconds * 1000))}
         patience = seconds + self._homeserver.deadline
         with self._waiting.hold(peer.who()):
-            asking = self._homeserver.read(dialect.sync_target(query), token=caller.token, seconds=patience)
+            asking = self._homeserver.read(paths.sync_target(query), token=caller.token, seconds=patience)
             poll = asyncio.ensure_future(self._asked(caller, asking))
             self._polls.add(poll)
             try:
@@ -192,8 +190,8 @@ class History:
         joined begins before `since`.
         """
         whole: dict[str, list[Json]] = {}
-        for kind, room_id in old_events.rooms_of(sync):
-            if old_events.section(sync, "rooms", kind, room_id, "timeline").get("limited"):
+        for kind, room_id in legacy_events.rooms_of(sync):
+            if legacy_events.section(sync, "rooms", kind, room_id, "timeline").get("limited"):
                 try:
                     whole[room_id] = await self._between(caller, room_id, since, sync["next_batch"])
                 except HomeserverError as error:
@@ -206,8 +204,8 @@ class History:
         before = until
         while len(found) <= MAX_MISSED:
             query = {"dir": "b", "from": before, "to": since, "limit": str(PAGE)}
-            _, page = await self._get(caller, dialect.room_target(room_id, "messages", query))
-            chunk, end = old_events.events_of(page)
+            _, page = await self._get(caller, paths.room_target(room_id, "messages", query))
+            chunk, end = legacy_events.events_of(page)
             found += chunk
             if not end or end == before:
                 return found[::-1]
@@ -266,5 +264,5 @@ def _checked(body: bytes, sync: Any) -> tuple[int, Json]:
 
 def _once(filter_: Json) -> str:
     """The filter, unlike any before, so that no sync is answered from memory."""
-    room = {**filter_["room"], "not_rooms": [dialect.nowhere()]}
+    room = {**filter_["room"], "not_rooms": [paths.nowhere()]}
     return json.dumps({**filter_, "room": room}, separators=(",", ":"))

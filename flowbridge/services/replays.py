@@ -8,11 +8,10 @@ from typing import Any
 from flowbridge.auth.callers import Callers
 from flowbridge.auth.tokens import Tokens
 from flowbridge.errors import BadGateway, Errcode, GatewayTimeout, MatrixError, Unavailable, WrongState
-from flowbridge.homeserver import Homeserver
-from flowbridge.homeserver import answers as verdict
+from flowbridge.homeserver import Homeserver, answers
 from flowbridge.models import Caller
 from flowbridge.services.readings import Readings
-from flowbridge.store import delivery_log as ledger
+from flowbridge.store import delivery_log
 
 Row = Mapping[str, Any]  # of the outbox
 
@@ -35,7 +34,7 @@ class Replays:
         Unavailable while the homeserver cannot be asked. `caller`: whose token to ask with; else that of the account
         that sent the event, or the bot's. What is set between this look and the replay is overwritten all the same.
         """
-        if newer := await self._readings.read_last(partial(ledger.queued_behind, row=row)):
+        if newer := await self._readings.read_last(partial(delivery_log.queued_behind, row=row)):
             raise WrongState(
                 f"a newer {row['event_type']} is queued for this room, as {newer}, and a replay would overwrite it; "
                 f"{_HINT}"
@@ -57,9 +56,9 @@ class Replays:
         """The state event that the room holds now; None where there is none."""
         target = (row["room_id"], row["event_type"], row["state_key"], "format=event")
         answer = await self._homeserver.read_state(await self._token(row, caller), *target, any_status=True)
-        if answer.status == 404 and verdict.error(answer).errcode == Errcode.NOT_FOUND:
+        if answer.status == 404 and answers.error(answer).errcode == Errcode.NOT_FOUND:
             return None
-        found = verdict.success(answer)
+        found = answers.success(answer)
         # A homeserver that does not know `format` answers the content alone.
         return found if isinstance(found.get("content"), dict) and "event_id" in found else {"content": found}
 

@@ -8,9 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from flowbridge.errors import Errcode, MatrixError
-from flowbridge.homeserver import Homeserver
-from flowbridge.homeserver import answers as verdict
-from flowbridge.homeserver import paths as dialect
+from flowbridge.homeserver import Homeserver, answers, paths
 from flowbridge.models import Caller
 
 TOMBSTONE = "m.room.tombstone"
@@ -39,7 +37,7 @@ async def _replacement(homeserver: Homeserver, token: str, room_id: str) -> str 
     try:
         async with asyncio.timeout(SECONDS):
             answer = await homeserver.read_state(token, room_id, TOMBSTONE, "", "")
-        found = verdict.success(answer).get("replacement_room")
-        return found if isinstance(found, str) and dialect.identifier(found, "room").startswith("!") else None
+        found = answers.success(answer).get("replacement_room")
+        return found if isinstance(found, str) and paths.identifier(found, "room").startswith("!") else None
     except (MatrixError, TimeoutError):
         return None

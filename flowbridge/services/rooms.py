@@ -10,10 +10,8 @@ from typing import Any, Literal
 from flowbridge.auth.callers import Callers, Credential
 from flowbridge.auth.room_access import Aliases
 from flowbridge.errors import MatrixError
-from flowbridge.events import canonical_json as canonical
-from flowbridge.homeserver import Homeserver
-from flowbridge.homeserver import answers as verdict
-from flowbridge.homeserver import paths as dialect
+from flowbridge.events import canonical_json
+from flowbridge.homeserver import Homeserver, answers, paths
 from flowbridge.limits import peer
 from flowbridge.limits.concurrency import Limiter
 from flowbridge.models import Caller
@@ -51,7 +49,7 @@ class Rooms:
         """
         self._callers.permit_all(credential)
         caller = await self._callers.identify(credential)
-        found = await self._post(caller, f"{dialect.CLIENT}/createRoom{query}", body)
+        found = await self._post(caller, f"{paths.CLIENT}/createRoom{query}", body)
         if "room_alias_name" in body:
             server = caller.user_id.partition(":")[2]
             found.setdefault("room_alias", f"#{body['room_alias_name']}:{server}")
@@ -70,9 +68,9 @@ class Rooms:
             permit = partial(self._callers.permit, credential, MEMBER)
             caller, room_id = await self._aliases.enter(credential, room, permit)
         if action == "join" and (query or room.startswith("#")):
-            target = dialect.join_target(room)
+            target = paths.join_target(room)
         else:
-            target = dialect.member_target(room_id, action)
+            target = paths.member_target(room_id, action)
         target += query
         found = await self._post(caller, target, body)
         if action == "join" and self._joined is not None and isinstance(joined := found.get("room_id", room_id), str):
@@ -82,10 +80,10 @@ class Rooms:
     async def _post(self, caller: Caller, target: str, body: Json) -> Json:
         async with self._turns.turn(peer.who(), self._homeserver.deadline):
             try:
-                request = canonical.write(body)
+                request = canonical_json.write(body)
                 answer = await self._homeserver.call(
                     "POST", target, token=caller.token, body=request, deadline=PATIENCE_SECONDS
                 )
-                return verdict.success(answer)
+                return answers.success(answer)
             except MatrixError as error:
                 raise self._callers.refused(caller, error) from None

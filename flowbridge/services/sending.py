@@ -21,12 +21,11 @@ from flowbridge.auth.tokens import Tokens
 from flowbridge.delivery import Courier
 from flowbridge.delivery.write_queue import Outcome, Ticket
 from flowbridge.errors import BadContent, Conflict, Problem, TooLarge
-from flowbridge.events import Catalogue, Entry, payload
-from flowbridge.events import canonical_json as canonical
-from flowbridge.homeserver import paths as dialect
+from flowbridge.events import Catalogue, Entry, canonical_json, payload
+from flowbridge.homeserver import paths
 from flowbridge.limits.processor import Account, Aside
 from flowbridge.models import Caller, Event, Payload, Surface
-from flowbridge.services import room_upgrades as upgrades
+from flowbridge.services import room_upgrades
 from flowbridge.store import Row, outbox
 from flowbridge.store.errors import ShareTaken
 
@@ -138,14 +137,14 @@ class Intake:
         is_state = as_state or kind == "state" or (kind is None and found.state_key is not None)
         state_key = (found.state_key or "") if is_state else None
         if not isinstance(found.content, dict):
-            raise BadContent([Problem("", "must be a JSON object", canonical.RULE)])
-        content = canonical.write(found.content)
+            raise BadContent([Problem("", "must be a JSON object", canonical_json.RULE)])
+        content = canonical_json.write(found.content)
         if len(content) > MAX_CONTENT_BYTES:
             raise TooLarge(
                 f"the content is {len(content)} bytes of canonical JSON: an event holds at most {MAX_CONTENT_BYTES}"
             )
         if state_key:
-            dialect.identifier(state_key, "state key")
+            paths.identifier(state_key, "state key")
         problems = [] if entry is None else _problems(entry, found, state_key, as_state, is_valid=is_valid)
         if general := self.catalogue.general.problems(event_type, found.content):
             known = {problem.pointer for problem in problems}  # a schema of the type says it more exactly
@@ -194,7 +193,7 @@ class Intake:
         if settled.cancelled() or settled.exception() is not None:
             return
         outcome = settled.result()
-        if outcome is not None and upgrades.is_forbidden(outcome.error):
+        if outcome is not None and room_upgrades.is_forbidden(outcome.error):
             self._aliases.doubt(caller, alias, room_id)
 
     def _ticket(self, caller: Caller, room_id: str, event: Event, sending: Sending) -> Ticket:

@@ -10,13 +10,22 @@ from fastapi import FastAPI
 from flowbridge.bridge import Core
 from flowbridge.limits.proxies import Proxies
 from flowbridge.settings import Settings
-from flowbridge.web import middleware as edge
-from flowbridge.web import openapi
+from flowbridge.web import middleware, openapi
 from flowbridge.web.document import Document
 from flowbridge.web.endpoint import json_bytes
-from flowbridge.web.routes import accounts, deliveries, discovery, live, media, operations, rooms, schemas, send
+from flowbridge.web.routes import (
+    accounts,
+    deliveries,
+    discovery,
+    live,
+    media,
+    operations,
+    passthrough,
+    rooms,
+    schemas,
+    send,
+)
 from flowbridge.web.routes import history as reading
-from flowbridge.web.routes import passthrough as relay
 
 
 class Bridge(FastAPI):
@@ -37,12 +46,12 @@ class Bridge(FastAPI):
         return Document(lambda: json_bytes(self.openapi()), "application/json")
 
 
-def create_app(settings: Settings, core: Core | None = None) -> edge.Edge:
+def create_app(settings: Settings, core: Core | None = None) -> middleware.Edge:
     """The ASGI application. Raises AddressError or SchemaError for settings that cannot work."""
     core = core or Core(settings)
     app = Bridge(lifespan=_lifespan, openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.core = core
-    relaying = relay.Relaying(core)
+    relaying = passthrough.Relaying(core)
     endpoints = [
         *send.routes(core, relaying),
         *accounts.routes(core),
@@ -57,7 +66,7 @@ def create_app(settings: Settings, core: Core | None = None) -> edge.Edge:
     ]
     app.router.routes.extend(endpoints)
     apart, proxies = settings.operations_port is not None, Proxies(settings.trusted_proxies)
-    return edge.Edge(app, endpoints, relaying.relay, proxies=proxies, apart=apart)
+    return middleware.Edge(app, endpoints, relaying.relay, proxies=proxies, apart=apart)
 
 
 @contextlib.asynccontextmanager

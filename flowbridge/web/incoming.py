@@ -11,8 +11,8 @@ from urllib.parse import parse_qsl, urlencode
 from starlette.requests import Request
 
 from flowbridge.errors import BadContent, Problem
-from flowbridge.events import canonical_json as canonical
-from flowbridge.homeserver import paths as dialect
+from flowbridge.events import canonical_json
+from flowbridge.homeserver import paths
 from flowbridge.web.endpoint import read_body
 
 Shape = tuple[str, Callable[[Any], bool]]  # in words, and as a test
@@ -56,12 +56,12 @@ async def read_object(request: Request, headers: Mapping[str, str], shapes: Mapp
     body = await read_body(request, headers)
     if not body.strip():
         return {}
-    document = canonical.read(body)
+    document = canonical_json.read(body)
     value = {} if document.value is None else document.value
     if not isinstance(value, dict):
-        raise BadContent([Problem("", "must be a JSON object", canonical.RULE)])
+        raise BadContent([Problem("", "must be a JSON object", canonical_json.RULE)])
     found = {key: item for key, item in value.items() if item is not None or key not in shapes}
-    problems = [] if document.clean else canonical.problems(value)
+    problems = [] if document.clean else canonical_json.problems(value)
     if b"\\u0000" in body:
         problems += _nuls(value, "")
     if problems := problems or misfits(found, shapes):
@@ -72,7 +72,7 @@ async def read_object(request: Request, headers: Mapping[str, str], shapes: Mapp
 def misfits(found: Mapping[str, Any], shapes: Mapping[str, Shape]) -> list[Problem]:
     """The keys that hold something else than they should."""
     return [
-        Problem(canonical.pointer("", key), f"must be {words}", RULE)
+        Problem(canonical_json.pointer("", key), f"must be {words}", RULE)
         for key, (words, fits) in shapes.items()
         if key in found and not fits(found[key])
     ]
@@ -85,7 +85,7 @@ def query_of(request: Request, *names: str) -> str:
     """
     query = request.scope["query_string"].decode("utf-8", "surrogateescape")
     found = [
-        (name, dialect.identifier(value, name))
+        (name, paths.identifier(value, name))
         for name, value in parse_qsl(query, errors="surrogateescape")
         if name in names
     ]
@@ -94,12 +94,12 @@ def query_of(request: Request, *names: str) -> str:
 
 def _nuls(value: Any, at: str) -> Iterator[Problem]:
     if isinstance(value, str) and "\0" in value:
-        yield Problem(at, "holds a NUL character, which homeservers cannot store", canonical.RULE)
+        yield Problem(at, "holds a NUL character, which homeservers cannot store", canonical_json.RULE)
     elif isinstance(value, list):
         for index, item in enumerate(value):
-            yield from _nuls(item, canonical.pointer(at, index))
+            yield from _nuls(item, canonical_json.pointer(at, index))
     elif isinstance(value, dict):
         for key, item in value.items():
             if "\0" in key:
-                yield Problem(canonical.pointer(at, key), "has a NUL character in its name", canonical.RULE)
-            yield from _nuls(item, canonical.pointer(at, key))
+                yield Problem(canonical_json.pointer(at, key), "has a NUL character in its name", canonical_json.RULE)
+            yield from _nuls(item, canonical_json.pointer(at, key))

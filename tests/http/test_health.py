@@ -9,9 +9,8 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from flowbridge.delivery import attempt as carrier
-from flowbridge.delivery import lane
-from flowbridge.services import maintenance as upkeep
+from flowbridge.delivery import attempt, lane
+from flowbridge.services import maintenance
 from tests import upstream as scripted
 from tests.http.conftest import (
     BOT_TOKEN,
@@ -82,9 +81,9 @@ def figures(caller: httpx.Client) -> Figures:
 def test_figures_show_what_is_stuck(
     upstream: Upstream, rooms: Rooms, go: threading.Event, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(upkeep, "COUNT_SECONDS", 0.05)
+    monkeypatch.setattr(maintenance, "COUNT_SECONDS", 0.05)
     monkeypatch.setattr(lane, "FIRST_PAUSE", FIRST_PAUSE)
-    monkeypatch.setattr(carrier, "TOKEN_PAUSE", 60.0)
+    monkeypatch.setattr(attempt, "TOKEN_PAUSE", 60.0)
     with (
         running(upstream, tmp_path, request_seconds=2 * PATIENCE) as bridge,
         ExitStack() as stack,

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from flowbridge.web import protocol
-from flowbridge.web import server as serve
+from flowbridge.web import protocol, server
 from tests import upstream as scripted
 from tests.http.conftest import HELLO, KEY, SEND, Bridge, post, running
 from tests.node import PROGRAMS, environment
@@ -60,7 +59,7 @@ def test_node_that_posts_each_five_seconds_meets_no_closed_connection(bridge: Br
 
 
 def test_idle_connection_ends(upstream: scripted.Upstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serve, "KEEP_ALIVE_SECONDS", 1)
+    monkeypatch.setattr(server, "KEEP_ALIVE_SECONDS", 1)
     with running(upstream, tmp_path) as bridge, bridge.connect() as client:
         answer = client.send(post("/healthz", method="GET")).answer()
         assert answer.headers["keep-alive"] == "timeout=1"
@@ -102,7 +101,7 @@ def test_agent_of_node_gives_a_connection_up_before_it_ends(
     upstream: scripted.Upstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One with a `timeout`, as the global one has: then it uses none in the last second that the answer promised."""
-    monkeypatch.setattr(serve, "KEEP_ALIVE_SECONDS", 2)
+    monkeypatch.setattr(server, "KEEP_ALIVE_SECONDS", 2)
     with running(upstream, tmp_path) as bridge:
         assert posts_of_node(bridge, seconds=2.0, posts=3, timeout="60000") == {"200": AGENTS * 3}
 

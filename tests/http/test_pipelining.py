@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 
 from flowbridge import metrics
-from flowbridge.web import pipelining
-from flowbridge.web import server as serve
+from flowbridge.web import pipelining, server
 from flowbridge.web.protocol import Protocol
 from tests import upstream as scripted
 from tests.http.conftest import HELLO, SEND, Bridge, RawClient, post, running
@@ -152,7 +151,7 @@ def test_connection_with_requests_to_read_is_no_idle_one(
     upstream: scripted.Upstream, tmp_path: Path, go: threading.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nor does the time for an idle one run while a second request is at work."""
-    monkeypatch.setattr(serve, "KEEP_ALIVE_SECONDS", 0.2)
+    monkeypatch.setattr(server, "KEEP_ALIVE_SECONDS", 0.2)
     upstream.always(scripted.when(go, scripted.answer({"event_id": "$one"})), at="/send/")
     with running(upstream, tmp_path) as bridge, bridge.connect() as client:
         client.send(HEALTHZ + post(SEND, BODY))

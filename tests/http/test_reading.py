@@ -12,13 +12,11 @@ from typing import Any
 import httpx
 import pytest
 
-from flowbridge.homeserver import client
-from flowbridge.homeserver import pool as wire
+from flowbridge.homeserver import client, pool
 from flowbridge.models import ApiKey
 from flowbridge.services import history
-from flowbridge.store import Database
-from flowbridge.store import api_keys as keys
-from flowbridge.web import server as serve
+from flowbridge.store import Database, api_keys
+from flowbridge.web import server
 from tests import upstream as scripted
 from tests.http.conftest import (
     BOT_TOKEN,
@@ -103,12 +101,12 @@ def test_poll_of_a_revoked_key_ends_with_it(upstream: Upstream, tmp_path: Path) 
     database = Database(settings_for(upstream.url, tmp_path).database_url.get_secret_value())
     database.open(shared=True, make=True)
     with database.engine.begin() as connection:
-        keys.add(connection, ApiKey("one"), KEY)
+        api_keys.add(connection, ApiKey("one"), KEY)
     with running(upstream, tmp_path, api_keys=()) as bridge, bridge.connect() as client:
         client.send(ask(POLL, f"X-API-Key: {KEY}", "Authorization: Basic x"))
         polls(upstream, 1)
         with database.engine.begin() as connection:
-            keys.revoke(connection, "one")
+            api_keys.revoke(connection, "one")
         answer = client.answer()
         assert (answer.status, answer.json()["errcode"]) == (401, "M_UNKNOWN_TOKEN")
     database.engine.dispose()
@@ -117,9 +115,9 @@ def test_poll_of_a_revoked_key_ends_with_it(upstream: Upstream, tmp_path: Path) 
 def test_polls_leave_the_connections_to_the_sends(
     upstream: Upstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wire, "MAX_CONNECTIONS", 2)
+    monkeypatch.setattr(pool, "MAX_CONNECTIONS", 2)
     upstream.script(syncing(scripted.silence))
-    monkeypatch.setattr(serve, "STOP_SECONDS", 2 * PATIENCE)
+    monkeypatch.setattr(server, "STOP_SECONDS", 2 * PATIENCE)
     with running(upstream, tmp_path) as bridge:
         connections = [bridge.connect().send(ask(POLL)) for _ in range(5)]
         polls(upstream, 5)

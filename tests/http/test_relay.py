@@ -15,10 +15,9 @@ import pytest
 from sqlalchemy import Connection
 
 from flowbridge.models import ApiKey
-from flowbridge.store import Database
-from flowbridge.store import api_keys as keys
+from flowbridge.store import Database, api_keys
 from flowbridge.web import protocol, streaming
-from flowbridge.web.routes import passthrough as relay
+from flowbridge.web.routes import passthrough
 from tests import upstream as scripted
 from tests.http.conftest import BOT_TOKEN, KEY, SEND, TLS, Answer, Bridge, as_caller, new_token, post, running
 from tests.http.sends import UNKNOWN_TOKEN, lines
@@ -291,7 +290,7 @@ def test_fault_is_a_matrix_error(
     status: int,
 ) -> None:
     if behaviour is scripted.silence:
-        monkeypatch.setattr(relay, "SILENCE_SECONDS", 0.2)
+        monkeypatch.setattr(passthrough, "SILENCE_SECONDS", 0.2)
     upstream.always(behaviour)
     answer = caller.get(ANY)
     check_error(answer, status, "M_UNKNOWN")
@@ -374,7 +373,7 @@ def test_caller_that_reads_nothing_is_given_up(fresh: Bridge, monkeypatch: pytes
 
 
 def test_long_poll_may_last_longer_than_any_other_request(bridge: Bridge, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(relay, "SILENCE_SECONDS", 0.1)
+    monkeypatch.setattr(passthrough, "SILENCE_SECONDS", 0.1)
     go = threading.Event()
     bridge.upstream.always(scripted.when(go, scripted.answer({"next_batch": "s1"})), at="/sync")
     with bridge.connect() as client:
@@ -409,15 +408,15 @@ def store_of(folder: Path) -> Iterator[Connection]:
 
 def add_key(folder: Path) -> ApiKey:
     """KEY, for everything."""
-    key = ApiKey(keys.new_id(), admin=True)
+    key = ApiKey(api_keys.new_id(), admin=True)
     with store_of(folder) as connection:
-        keys.add(connection, key, KEY)
+        api_keys.add(connection, key, KEY)
     return key
 
 
 def revoke(folder: Path, key: ApiKey) -> None:
     with store_of(folder) as connection:
-        keys.revoke(connection, key.id)
+        api_keys.revoke(connection, key.id)
 
 
 def test_key_that_is_revoked_ends_its_long_poll(tmp_path: Path) -> None:
@@ -491,7 +490,7 @@ def test_json_that_makes_a_homeserver_fail_does_not_reach_it(
 def test_json_longer_than_any_homeserver_takes_is_a_413(
     caller: httpx.Client, upstream: Upstream, *, is_chunked: bool
 ) -> None:
-    size = relay.MAX_JSON_BYTES + 1
+    size = passthrough.MAX_JSON_BYTES + 1
     content = iter([b"x" * 1_000_000] * (size // 1_000_000 + 1)) if is_chunked else b"x" * size
     check_error(caller.post("/_matrix/client/v3/other", content=content), 413, "M_TOO_LARGE")
     assert [request for request in upstream.requests if "/whoami" not in request.target] == []
@@ -504,7 +503,7 @@ def test_long_bodies_of_one_caller_have_so_many_places_and_give_them_back(bridge
     hog = f"Authorization: Bearer {new_token()}"
     with ExitStack() as stack:
         begun = post(path, padding, hog, f"Content-Length: {len(padding) + 2}")
-        clients = [stack.enter_context(bridge.connect()).send(begun) for _ in range(relay.MAX_LONG_OF_ONE)]
+        clients = [stack.enter_context(bridge.connect()).send(begun) for _ in range(passthrough.MAX_LONG_OF_ONE)]
         ending = time.monotonic() + PATIENCE
         while (answer := bridge.post(path, padding + b"{}", hog)).status == 200:  # until all of them are held
             assert time.monotonic() < ending
@@ -515,7 +514,7 @@ def test_long_bodies_of_one_caller_have_so_many_places_and_give_them_back(bridge
         assert bridge.post(path, padding + b"{}").status == 200
         for client in clients:
             assert client.send(b"{}").answer().status == 200
-    for _ in range(relay.MAX_LONG_OF_ONE + 1):
+    for _ in range(passthrough.MAX_LONG_OF_ONE + 1):
         assert bridge.post(path, padding + b"{}", hog).status == 200
         error_of(bridge.post(path, padding + b"[1e400]", hog), 400, "M_NOT_JSON")
 
@@ -526,7 +525,7 @@ def test_long_body_without_a_good_token_is_refused(
     bridge: Bridge, upstream: Upstream, token: str, *, is_chunked: bool
 ) -> None:
     upstream.script(lambda request: UNKNOWN_TOKEN if request.target.endswith("/whoami") else scripted.answer({}))
-    body = b"x" * (relay.MAX_GUEST_BYTES + 1)
+    body = b"x" * (passthrough.MAX_GUEST_BYTES + 1)
     header = f"Authorization: Bearer {new_token()}" if token else "Authorization: Basic x"
     if is_chunked:
         request = post("/_matrix/client/v3/other", b"", header, "Transfer-Encoding: chunked")

@@ -9,13 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from flowbridge.auth import api_keys as keyring
-from flowbridge.auth import callers
+from flowbridge.auth import api_keys, callers
 from flowbridge.homeserver import client, relay
 from flowbridge.limits import processor
-from flowbridge.live import feeds as registry
+from flowbridge.live import feeds
 from flowbridge.services import rooms
-from flowbridge.web import middleware as edge
+from flowbridge.web import middleware
 from flowbridge.web.routes import operations
 from tests import upstream as scripted
 from tests.http.conftest import KEY, ROOM, SEND, Answer, Bridge, RawClient, new_token, post, running
@@ -159,7 +158,9 @@ def test_what_passes_through_of_one_caller_leaves_places_for_others(
 def test_caller_whose_requests_all_pass_through_is_no_guest_after_the_first(
     upstream: Upstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(edge, "ANSWER_SECONDS", 100.0)  # after one answer guests wait for longer than any test does
+    monkeypatch.setattr(
+        middleware, "ANSWER_SECONDS", 100.0
+    )  # after one answer guests wait for longer than any test does
     upstream.always(scripted.answer({}), at="/capabilities")
     known = bearer(new_token())
     with running(upstream, tmp_path) as bridge, ExitStack() as stack:
@@ -295,7 +296,7 @@ def test_refusal_of_a_token_is_kept_for_some_seconds(bridge: Bridge, upstream: U
 def test_live_streams_of_one_caller_leave_places_for_others(
     upstream: Upstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(registry, "MAX_STREAMS_OF_ONE", 3)
+    monkeypatch.setattr(feeds, "MAX_STREAMS_OF_ONE", 3)
     upstream.script(lambda request: scripted.silence if "since" in request.target else _now(request))
     hog = bearer(new_token())
     with running(upstream, tmp_path) as bridge, ExitStack() as stack:
@@ -322,7 +323,7 @@ def _now(request: Request) -> Behaviour | None:
 def test_tokens_of_one_user_take_only_so_many_long_polls(
     upstream: Upstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(registry, "MAX_FEEDS_OF_ONE", 2)
+    monkeypatch.setattr(feeds, "MAX_FEEDS_OF_ONE", 2)
 
     def script(request: Request) -> Behaviour | None:
         if request.target.endswith("/whoami"):
@@ -357,7 +358,7 @@ def test_slow_look_ups_of_one_callers_aliases_leave_connections_to_sends(
 def test_answers_without_a_token_wait_for_their_share_of_the_processor(
     upstream: Upstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
 ) -> None:
-    monkeypatch.setattr(edge, "ANSWER_SECONDS", 1.0)  # more than may be saved, by far
+    monkeypatch.setattr(middleware, "ANSWER_SECONDS", 1.0)  # more than may be saved, by far
     known = bearer(new_token())
     guest = post(path, b"", "Authorization: Basic x", method="GET" if path != SEND else "POST")
     with running(upstream, tmp_path) as bridge, ExitStack() as stack:
@@ -374,7 +375,7 @@ def test_answers_without_a_token_wait_for_their_share_of_the_processor(
 def test_reads_of_a_known_caller_wait_for_its_own_share(
     upstream: Upstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
-    monkeypatch.setattr(edge, "READ_SECONDS", 1.0)
+    monkeypatch.setattr(middleware, "READ_SECONDS", 1.0)
     hog, other = bearer(new_token()), bearer(new_token())
     state = f"/rooms/{ROOM}/state/m.room.name"
     with running(upstream, tmp_path) as bridge, ExitStack() as stack:
@@ -390,7 +391,7 @@ def test_a_wrong_key_is_refused_also_where_a_timer_rings_early(
     upstream: Upstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """uvloop counts in whole milliseconds: a wait of 10.4 ms ends after 10, when the store may not be read yet."""
-    monkeypatch.setattr(keyring, "LOOK_SECONDS", 0.0104)
+    monkeypatch.setattr(api_keys, "LOOK_SECONDS", 0.0104)
     with running(upstream, tmp_path, wrong_keys_per_minute=1_000, api_keys=()) as bridge:
         answers = [bridge.post(SEND, BODY, f"X-API-Key: fb_{number}") for number in range(200)]
         assert Counter(answer.status for answer in answers) == {401: 200}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from flowbridge.web import server as serve
+from flowbridge.web import server
 from tests import upstream as scripted
 from tests.http.conftest import HELLO, KEY, SEND, Bridge, RawClient, post, running
 from tests.upstream import PATIENCE, Upstream
@@ -36,7 +36,7 @@ def test_upload_that_does_not_end_is_told_that_the_bridge_stops(
     target: str,
     status: int | None,
 ) -> None:
-    monkeypatch.setattr(serve, "STOP_SECONDS", 1)
+    monkeypatch.setattr(server, "STOP_SECONDS", 1)
     with running(upstream, tmp_path) as bridge:
         client = RawClient(bridge.url)
         client.send(
@@ -59,7 +59,7 @@ def test_upload_that_does_not_end_is_told_that_the_bridge_stops(
 def test_download_that_does_not_end_is_cut_without_a_traceback(
     upstream: Upstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(serve, "STOP_SECONDS", 1)
+    monkeypatch.setattr(server, "STOP_SECONDS", 1)
     stall = threading.Event()
     head = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 100\r\n\r\nthe beginning"
 

@@ -11,8 +11,8 @@ from cryptography.fernet import Fernet
 from pydantic import SecretStr
 from sqlalchemy import select, update
 
-from flowbridge.delivery import worker as courier
-from flowbridge.services import maintenance as upkeep
+from flowbridge.delivery import worker
+from flowbridge.services import maintenance
 from flowbridge.store import Database, tables
 from tests import upstream as scripted
 from tests.http.conftest import KEY, SEND, Bridge, as_caller, running
@@ -30,7 +30,7 @@ OPERATOR = {"X-API-Key": KEY}
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("COUNT", "PURGE", "GIVE_UP"):
-        monkeypatch.setattr(upkeep, f"{name}_SECONDS", 0.1)
+        monkeypatch.setattr(maintenance, f"{name}_SECONDS", 0.1)
 
 
 @pytest.fixture
@@ -206,7 +206,7 @@ def test_caller_with_many_requests_that_wait_is_answered_202_at_once(
     bridge: Bridge, upstream: Upstream, rooms: Rooms, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A request that waits holds a connection, of which there are 4,096 for all."""
-    monkeypatch.setattr(courier.Courier, "may_wait", lambda self, caller: False)
+    monkeypatch.setattr(worker.Courier, "may_wait", lambda self, caller: False)
     with as_caller(bridge) as caller:
         answer = caller.post(SEND, json=text())
         assert answer.status_code == 202

@@ -12,8 +12,7 @@ from typing import Any
 
 import pytest
 
-from flowbridge.homeserver import pool as wire
-from flowbridge.homeserver import tls_context
+from flowbridge.homeserver import pool, tls_context
 from flowbridge.homeserver.pool import Answer, Origin, TimedOut, Unreachable, Wire, WireError
 from tests import upstream as scripted
 from tests.upstream import PATIENCE, Behaviour, Connection, Request, Upstream
@@ -215,7 +214,7 @@ async def test_refused_connection_was_not_sent(upstream: Upstream, line: Wire) -
 
 
 async def test_connection_that_nobody_accepts_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wire, "CONNECT_SECONDS", SHORT)
+    monkeypatch.setattr(pool, "CONNECT_SECONDS", SHORT)
     with socket.create_server(("127.0.0.1", 0), backlog=0) as listener, socket.socket() as other:
         other.connect(listener.getsockname())  # the one place that the queue has
         line = Wire(Origin("127.0.0.1", listener.getsockname()[1], tls=False), None)
@@ -391,7 +390,7 @@ async def test_bytes_behind_an_answer_never_become_part_of_the_next(
 async def test_no_more_connections_than_allowed_and_the_others_wait(
     upstream: Upstream, line: Wire, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
-    monkeypatch.setattr(wire, "MAX_CONNECTIONS", 3)
+    monkeypatch.setattr(pool, "MAX_CONNECTIONS", 3)
     opened: list[int] = []  # how many there were already when one was opened; the other side hears of an end later
     connect = Wire._connect
 
@@ -416,7 +415,7 @@ async def test_no_more_connections_than_allowed_and_the_others_wait(
 async def test_who_waits_for_a_connection_waits_no_longer_than_the_deadline(
     upstream: Upstream, line: Wire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wire, "MAX_CONNECTIONS", 1)
+    monkeypatch.setattr(pool, "MAX_CONNECTIONS", 1)
     go = threading.Event()
     upstream.always(scripted.when(go, OK))
     first = asyncio.create_task(ask(line))
@@ -431,7 +430,7 @@ async def test_who_waits_for_a_connection_waits_no_longer_than_the_deadline(
 async def test_who_waits_gets_the_place_of_a_connection_that_broke(
     upstream: Upstream, line: Wire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wire, "MAX_CONNECTIONS", 1)
+    monkeypatch.setattr(pool, "MAX_CONNECTIONS", 1)
     go = threading.Event()
     upstream.script(lambda request: scripted.when(go, scripted.hang_up) if request.connection == 1 else OK)
     first = asyncio.create_task(ask(line))
@@ -446,7 +445,7 @@ async def test_who_waits_gets_the_place_of_a_connection_that_broke(
 async def test_caller_who_goes_away_takes_the_connection_along_and_frees_its_place(
     upstream: Upstream, line: Wire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wire, "MAX_CONNECTIONS", 1)
+    monkeypatch.setattr(pool, "MAX_CONNECTIONS", 1)
     upstream.script(lambda request: scripted.silence if request.connection == 1 else OK)
     first = asyncio.create_task(ask(line))
     await until(lambda: upstream.wait_for_requests(1))
@@ -462,7 +461,7 @@ async def test_caller_who_goes_away_takes_the_connection_along_and_frees_its_pla
 async def test_place_is_not_lost_when_a_waiting_caller_goes_away(
     upstream: Upstream, line: Wire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wire, "MAX_CONNECTIONS", 1)
+    monkeypatch.setattr(pool, "MAX_CONNECTIONS", 1)
     go = threading.Event()
     upstream.always(scripted.when(go, OK))
     first = asyncio.create_task(ask(line))
@@ -479,7 +478,7 @@ async def test_place_is_not_lost_when_a_waiting_caller_goes_away(
 async def test_place_is_not_lost_when_a_caller_goes_away_in_the_moment_it_gets_one(
     upstream: Upstream, line: Wire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wire, "MAX_CONNECTIONS", 1)
+    monkeypatch.setattr(pool, "MAX_CONNECTIONS", 1)
     go = threading.Event()
     upstream.always(scripted.when(go, OK))
     waiting: list[asyncio.Task[Answer]] = []
@@ -506,7 +505,7 @@ async def test_close_drops_idle_connections(upstream: Upstream, line: Wire) -> N
 
 
 async def test_close_lets_those_at_work_end(upstream: Upstream, line: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wire, "MAX_CONNECTIONS", 1)
+    monkeypatch.setattr(pool, "MAX_CONNECTIONS", 1)
     go = threading.Event()
     upstream.always(scripted.when(go, OK))
     busy = asyncio.create_task(ask(line))

@@ -12,8 +12,7 @@ import pytest
 from flowbridge.cli.demo.synapse import Account, LocalSynapse
 from flowbridge.models import ApiKey
 from flowbridge.settings import Settings
-from flowbridge.store import Database
-from flowbridge.store import api_keys as keys
+from flowbridge.store import Database, api_keys
 from flowbridge.web.server import background
 from tests.conftest import MakeAccount, MakeRoom
 from tests.patience import PATIENCE
@@ -28,11 +27,11 @@ def store_in(folder: Path) -> str:
 
 def make_key(folder: Path, key: ApiKey) -> str:
     """The secret of this key, which is put into the store there; no bridge has opened that yet."""
-    secret = keys.new_secret()
+    secret = api_keys.new_secret()
     database = Database(store_in(folder))
     database.open(shared=True, make=True)
     with database.engine.begin() as connection:
-        keys.add(connection, key, secret)
+        api_keys.add(connection, key, secret)
     database.engine.dispose()
     return secret
 

@@ -13,8 +13,7 @@ import pytest
 from flowbridge.cli.demo.synapse import Account, LocalSynapse
 from flowbridge.models import ApiKey
 from flowbridge.settings import Settings
-from flowbridge.store import Database
-from flowbridge.store import api_keys as keys
+from flowbridge.store import Database, api_keys
 from flowbridge.web.server import background
 from tests.conftest import MakeAccount
 from tests.integration.conftest import Room, store_in
@@ -33,9 +32,9 @@ class Setup:
 
     def key(self, **scopes: Any) -> httpx.Client:
         """A caller with a new key of these scopes."""
-        secret = keys.new_secret()
+        secret = api_keys.new_secret()
         with self._database.engine.begin() as connection:
-            keys.add(connection, ApiKey(keys.new_id(), **scopes), secret)
+            api_keys.add(connection, ApiKey(api_keys.new_id(), **scopes), secret)
         return self.caller(secret)
 
     def caller(self, token: str) -> httpx.Client:

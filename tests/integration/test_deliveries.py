@@ -17,8 +17,7 @@ from jsonschema import Draft202012Validator
 from flowbridge.cli.demo.synapse import Account, LocalSynapse
 from flowbridge.models import ApiKey
 from flowbridge.settings import Settings
-from flowbridge.store import Database
-from flowbridge.store import api_keys as keys
+from flowbridge.store import Database, api_keys
 from flowbridge.web.server import background
 from tests.conftest import MakeAccount
 from tests.http.conftest import Answer, RawClient
@@ -97,7 +96,7 @@ def running(database_url: str, homeserver_url: str, bot: Account, secret_key: st
     database.open(shared=True, make=True)
     with database.engine.begin() as connection:
         for name, secret in (("admin", ADMIN), ("one", ONE), ("two", TWO)):
-            keys.add(connection, ApiKey(name, admin=name == "admin"), secret)
+            api_keys.add(connection, ApiKey(name, admin=name == "admin"), secret)
     database.engine.dispose()
     settings = Settings.load(
         base_url=homeserver_url,

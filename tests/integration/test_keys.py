@@ -8,8 +8,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 
 from flowbridge.models import ApiKey
-from flowbridge.store import Database
-from flowbridge.store import api_keys as keys
+from flowbridge.store import Database, api_keys
 
 
 @pytest.fixture
@@ -34,13 +33,13 @@ FULL = ApiKey("full", "Töpfe", ("!a:hs", "#ö:hs"), ("m.room.*", "org.x"), admi
 
 def test_key_comes_back_as_it_was(database: Database) -> None:
     with database.engine.begin() as connection:
-        keys.add(connection, FULL, "fb_full")
-        keys.add(connection, ApiKey("bare"), "fb_bare")
+        api_keys.add(connection, FULL, "fb_full")
+        api_keys.add(connection, ApiKey("bare"), "fb_bare")
     with database.engine.begin() as connection:
-        assert sorted(keys.valid(connection)) == sorted(
-            [(keys.digest("fb_full"), FULL), (keys.digest("fb_bare"), ApiKey("bare"))]
+        assert sorted(api_keys.valid(connection)) == sorted(
+            [(api_keys.digest("fb_full"), FULL), (api_keys.digest("fb_bare"), ApiKey("bare"))]
         )
-        full, bare = sorted(keys.every(connection), key=lambda entry: entry.key.id, reverse=True)
+        full, bare = sorted(api_keys.every(connection), key=lambda entry: entry.key.id, reverse=True)
     assert (full.key, bare.key) == (FULL, ApiKey("bare"))
     assert full.created_at > 1_700_000_000_000
     assert full.revoked_at is full.used_at is None
@@ -48,50 +47,50 @@ def test_key_comes_back_as_it_was(database: Database) -> None:
 
 def test_neither_id_nor_key_can_be_there_twice(database: Database) -> None:
     with database.engine.begin() as connection:
-        keys.add(connection, ApiKey("one"), "fb_one")
+        api_keys.add(connection, ApiKey("one"), "fb_one")
     for id_, secret in (("one", "fb_two"), ("two", "fb_one")):
         with pytest.raises(IntegrityError), database.engine.begin() as connection:
-            keys.add(connection, ApiKey(id_), secret)
+            api_keys.add(connection, ApiKey(id_), secret)
 
 
 def test_key_itself_is_nowhere_in_the_table(database: Database) -> None:
-    secret = keys.new_secret()
+    secret = api_keys.new_secret()
     with database.engine.begin() as connection:
-        keys.add(connection, FULL, secret)
+        api_keys.add(connection, FULL, secret)
         row = connection.execute(text("SELECT * FROM api_keys")).one()
     assert secret[3:] not in repr(row)
-    assert keys.digest(secret).hex() in repr(row)
+    assert api_keys.digest(secret).hex() in repr(row)
 
 
 def test_revoked_key_opens_nothing_and_stays_in_the_list(database: Database) -> None:
     with database.engine.begin() as connection:
-        keys.add(connection, ApiKey("one"), "fb_one")
-        keys.add(connection, ApiKey("two"), "fb_two")
-        at = keys.revoke(connection, "one")
+        api_keys.add(connection, ApiKey("one"), "fb_one")
+        api_keys.add(connection, ApiKey("two"), "fb_two")
+        at = api_keys.revoke(connection, "one")
         assert at is not None
-        assert keys.revoke(connection, "one") == at
-        assert keys.revoke(connection, "nobody") is None
-        assert keys.valid(connection) == [(keys.digest("fb_two"), ApiKey("two"))]
-        assert {entry.key.id: entry.revoked_at for entry in keys.every(connection)} == {"one": at, "two": None}
+        assert api_keys.revoke(connection, "one") == at
+        assert api_keys.revoke(connection, "nobody") is None
+        assert api_keys.valid(connection) == [(api_keys.digest("fb_two"), ApiKey("two"))]
+        assert {entry.key.id: entry.revoked_at for entry in api_keys.every(connection)} == {"one": at, "two": None}
 
 
 def test_last_use_only_moves_on(database: Database) -> None:
     with database.engine.begin() as connection:
-        keys.add(connection, ApiKey("one"), "fb_one")
+        api_keys.add(connection, ApiKey("one"), "fb_one")
         for at in (5, 9, 7):
-            keys.note_use(connection, {"one": at, "nobody": 1})
-        assert keys.every(connection)[0].used_at == 9
+            api_keys.note_use(connection, {"one": at, "nobody": 1})
+        assert api_keys.every(connection)[0].used_at == 9
 
 
 def test_first_key_is_made_only_where_there_was_none(database: Database) -> None:
     with database.engine.begin() as connection:
-        assert keys.add_first(connection, "fb_first")
-        assert not keys.add_first(connection, "fb_other")
-        assert keys.valid(connection) == [(keys.digest("fb_first"), ApiKey("first", "first", admin=True))]
+        assert api_keys.add_first(connection, "fb_first")
+        assert not api_keys.add_first(connection, "fb_other")
+        assert api_keys.valid(connection) == [(api_keys.digest("fb_first"), ApiKey("first", "first", admin=True))]
         connection.execute(text("DELETE FROM api_keys"))
-        keys.add(connection, ApiKey("one"), "fb_one")
-        keys.revoke(connection, "one")
-        assert not keys.add_first(connection, "fb_first")
+        api_keys.add(connection, ApiKey("one"), "fb_one")
+        api_keys.revoke(connection, "one")
+        assert not api_keys.add_first(connection, "fb_first")
 
 
 @pytest.mark.parametrize("commits", [True, False])
@@ -100,11 +99,11 @@ def test_two_replicas_at_once_make_one_first_key(database: Database, other: Data
 
     def second() -> None:
         with other.engine.begin() as connection:
-            made.append(keys.add_first(connection, "fb_second"))
+            made.append(api_keys.add_first(connection, "fb_second"))
 
     thread = threading.Thread(target=second)
     with database.engine.connect() as connection:
-        assert keys.add_first(connection, "fb_first")
+        assert api_keys.add_first(connection, "fb_first")
         thread.start()
         if commits:
             connection.commit()
@@ -113,10 +112,12 @@ def test_two_replicas_at_once_make_one_first_key(database: Database, other: Data
     thread.join(20)
     assert made == [not commits]
     with database.engine.begin() as connection:
-        assert [digest for digest, _ in keys.valid(connection)] == [keys.digest("fb_first" if commits else "fb_second")]
+        assert [digest for digest, _ in api_keys.valid(connection)] == [
+            api_keys.digest("fb_first" if commits else "fb_second")
+        ]
 
 
 def test_secrets_hold_256_bits_and_differ() -> None:
-    made = {keys.new_secret() for _ in range(100)}
+    made = {api_keys.new_secret() for _ in range(100)}
     assert len(made) == 100
     assert {len(secret) for secret in made} == {len("fb_") + 43}

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from flowbridge.cli.demo.synapse import Account, LocalSynapse
-from flowbridge.delivery import lookup as look
+from flowbridge.delivery import lookup
 from flowbridge.homeserver import Homeserver, Locator, tls_context
 from flowbridge.store import Row
 from flowbridge.store.database import Database
@@ -116,7 +116,7 @@ async def test_look_for_an_event_behind_hundreds_of_others(
     database.open()
     database.start()
     try:
-        looks = look.Looks(homeserver, database)
+        looks = lookup.Looks(homeserver, database)
         row = Row(
             "delivery",
             "lane",

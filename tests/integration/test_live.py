@@ -21,7 +21,7 @@ from flowbridge.models import ApiKey
 from flowbridge.settings import Settings
 from flowbridge.store import Database
 from flowbridge.store import api_keys as keys
-from flowbridge.web import server as serve
+from flowbridge.web import server
 from flowbridge.web.server import background
 from tests.conftest import MakeRoom
 from tests.integration.conftest import store_in
@@ -448,7 +448,7 @@ async def test_slow_listener_is_dropped_and_may_come_again_while_another_goes_on
     settings_for: Callable[..., Settings],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    listen = serve.listen
+    listen = server.listen
 
     def narrow(host: str, port: int) -> socket.socket:
         made = listen(host, port)
@@ -456,7 +456,7 @@ async def test_slow_listener_is_dropped_and_may_come_again_while_another_goes_on
         return made
 
     monkeypatch.setattr(listener, "MAX_BYTES", 200_000)
-    monkeypatch.setattr(serve, "listen", narrow)
+    monkeypatch.setattr(server, "listen", narrow)
     token, number = bot_user.account.access_token, 0
     with background(settings_for(synapse.url)) as url:
         async with listening(live(url), token) as quick:

@@ -13,9 +13,8 @@ from sqlalchemy import NullPool, create_engine, make_url, text
 from flowbridge.delivery import lane
 from flowbridge.delivery import worker as courier
 from flowbridge.delivery.write_queue import Outcome
-from flowbridge.store import StoreUnavailable
+from flowbridge.store import StoreUnavailable, delivery_log
 from flowbridge.store import database as database_module
-from flowbridge.store import delivery_log as ledger
 from tests.patience import PATIENCE
 from tests.postgres import LocalPostgres
 from tests.worker import ALICE, ROOM, Rooms, Worker, after, error, refuse_connection, slow, soon, until
@@ -100,7 +99,7 @@ async def test_replay_by_a_replica_that_has_heard_of_the_event_before_is_sent(
     answered.set()
     await one.settled()
     await one.stop()
-    await other.database.run(lambda connection: ledger.replay(connection, ticket.row.delivery, "new", "me"))
+    await other.database.run(lambda connection: delivery_log.replay(connection, ticket.row.delivery, "new", "me"))
     other.courier.wake()
     await until(lambda: rooms.bodies() == ["first", "a", "a"])
     assert rooms.sends[-1].txn_id == "new"

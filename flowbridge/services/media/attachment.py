@@ -22,8 +22,7 @@ from typing import Any
 from urllib.parse import unquote_to_bytes
 
 from flowbridge.errors import BadContent, BadRequest, Problem
-from flowbridge.homeserver import large_json as bulk
-from flowbridge.homeserver import paths as dialect
+from flowbridge.homeserver import large_json, paths
 
 UNKNOWN = "application/octet-stream"
 JSON = "application/json"
@@ -67,13 +66,13 @@ class Attachment:
 def filename(text: str, what: str = "filename") -> str:
     """A file's name without the folders before it; empty when nothing is left. Raises BadRequest."""
     name = re.split(r"[/\\]", text)[-1].strip()
-    return "" if name in (".", "..") else dialect.identifier(name, what, empty=True)
+    return "" if name in (".", "..") else paths.identifier(name, what, empty=True)
 
 
 def content_type(text: str, what: str = "Content-Type") -> str:
     """A media type with its parameters, or nothing. Raises BadRequest for what is none."""
     text = text.strip()
-    if text and (len(text) > dialect.MAX_BYTES or not _MEDIA_TYPE.fullmatch(text)):
+    if text and (len(text) > paths.MAX_BYTES or not _MEDIA_TYPE.fullmatch(text)):
         raise BadRequest(f"{what}: not a media type; one has the form image/png")
     return text
 
@@ -94,7 +93,7 @@ def read(body: bytes) -> Attachment | None:
     if begin and end >= 0:
         numbers, body = body[begin.end() : end], body[: begin.end()] + body[end:]
     try:
-        value = bulk.read(body, levels=1)
+        value = large_json.read(body, levels=1)
     except (ValueError, RecursionError):
         return None
     return _found(value, numbers, "")

@@ -14,8 +14,7 @@ from urllib.parse import quote, urlencode
 
 from flowbridge.auth.callers import Callers, Credential
 from flowbridge.errors import BadGateway, BadRequest, Errcode, HomeserverError, MatrixError, TooLarge
-from flowbridge.homeserver import Homeserver, Relay
-from flowbridge.homeserver import answers as verdict
+from flowbridge.homeserver import Homeserver, Relay, answers
 from flowbridge.homeserver.pool import Answer
 from flowbridge.homeserver.proxy_rules import Headers
 from flowbridge.homeserver.relay import Relayed
@@ -125,7 +124,7 @@ class Media:
         headers = [*wanted.headers, *_authorization(token)]
         async with self._relay.open(wanted.method, target, headers) as answer:
             if answer.status >= 400:
-                raise verdict.error(await _whole(answer))
+                raise answers.error(await _whole(answer))
             yield answer
 
     # uploads
@@ -187,7 +186,7 @@ class Media:
             *_authorization(caller.token),
         ]
         async with self._relay.open("POST", f"{LEGACY}/upload{query}", headers, body) as answer:
-            uri = verdict.success(await _whole(answer)).get("content_uri")
+            uri = answers.success(await _whole(answer)).get("content_uri")
         if not isinstance(uri, str) or not uri.startswith("mxc://"):
             raise BadGateway("the homeserver's answer to an upload names no content_uri")
         return uri
@@ -218,7 +217,7 @@ class Media:
         for base in (AUTHENTICATED, LEGACY):
             answer = await self._homeserver.call("GET", f"{base}/config", token=caller.token)
             try:
-                size = verdict.success(answer).get("m.upload.size")
+                size = answers.success(answer).get("m.upload.size")
             except HomeserverError as error:
                 if error.errcode != Errcode.UNRECOGNIZED:
                     raise

@@ -9,8 +9,7 @@ from starlette.responses import Response
 from flowbridge.auth.callers import Credential
 from flowbridge.bridge import Core
 from flowbridge.errors import BadGateway, BadRequest, Forbidden, GatewayTimeout, MatrixError
-from flowbridge.homeserver import answers as verdict
-from flowbridge.homeserver import paths as dialect
+from flowbridge.homeserver import answers, paths
 from flowbridge.live import Wish, position
 from flowbridge.live.position import Position
 from flowbridge.models import Caller
@@ -41,7 +40,7 @@ class Listening:
     async def room(self, request: Request) -> Response:
         """GET /rooms/{roomId}/live"""
         credential = await self._callers.credential(headers_of(request), request.scope["query_string"])
-        room = dialect.room(request.path_params["roomId"])
+        room = paths.room(request.path_params["roomId"])
         types, since = self._types(request, credential), _position(request)
         permit = partial(self._permit, credential, types)
         caller, room_id = await self._aliases.enter(credential, room, permit, joins=True)
@@ -60,7 +59,7 @@ class Listening:
         """The event types that are wanted. Raises Forbidden when an API key is not for all of them."""
         types = _names(request, "types")
         for type_ in types:
-            dialect.identifier(type_, "event type")
+            paths.identifier(type_, "event type")
             if "*" in type_[:-1]:
                 raise BadRequest("types: '*' may only stand at the end of a type")
         self._permit(credential, types)
@@ -73,7 +72,7 @@ class Listening:
     async def _enter(self, caller: Caller, room_id: str) -> None:
         """Raises what the homeserver says, or Forbidden, when the caller is not in the room."""
         answer = await self._homeserver.read_state(caller.token, room_id, "m.room.member", caller.user_id, "")
-        if verdict.success(answer).get("membership") != "join":
+        if answers.success(answer).get("membership") != "join":
             raise Forbidden(f"{caller.user_id} is not in this room: join it first")
 
     async def _stream(
@@ -87,7 +86,7 @@ class Listening:
 
 
 def _wish(request: Request, caller: Caller, types: tuple[str, ...], rooms: frozenset[str] | None) -> Wish:
-    not_senders = {dialect.identifier(sender, "user id") for sender in _names(request, "not_senders")}
+    not_senders = {paths.identifier(sender, "user id") for sender in _names(request, "not_senders")}
     own = request.query_params.get("own", "").strip().lower() or "true"
     if own not in ("true", "false"):
         raise BadRequest("own: it is 'true' or 'false'")
@@ -111,7 +110,7 @@ def _position(request: Request) -> Position | None:
     if not text:
         return None
     found = position.parse(text)
-    since, until = (dialect.stream_token(dialect.token(part, "Last-Event-ID")) for part in (found.since, found.until))
+    since, until = (paths.stream_token(paths.token(part, "Last-Event-ID")) for part in (found.since, found.until))
     return replace(found, since=since, until=until)
 
 

@@ -13,8 +13,7 @@ from starlette.types import Receive, Scope, Send
 from flowbridge.auth.callers import Credential
 from flowbridge.bridge import Core
 from flowbridge.errors import BadRequest, Errcode, Unauthorized, UnsupportedMedia
-from flowbridge.homeserver import paths as dialect
-from flowbridge.homeserver import proxy_rules as passing
+from flowbridge.homeserver import paths, proxy_rules
 from flowbridge.homeserver.relay import Relayed
 from flowbridge.services.media import attachment
 from flowbridge.services.media.attachment import Label
@@ -110,7 +109,7 @@ class Streamed(Response):
 
     def __init__(self, answer: Relayed, stack: contextlib.AsyncExitStack) -> None:  # the base class would want the body
         self.status_code = answer.status
-        told = [pair for pair in passing.answer_headers(answer.headers, answer.status) if pair[0] in _TOLD]
+        told = [pair for pair in proxy_rules.answer_headers(answer.headers, answer.status) if pair[0] in _TOLD]
         self._head = [*told, (b"content-disposition", _disposition(answer)), *_SAFE]
         self._answer = answer
         self._stack = stack
@@ -156,14 +155,14 @@ def _wanted(kind: Kind, request: Request) -> Wanted:
 
 
 def _matching(pattern: re.Pattern[str], raw: str, what: str) -> str:
-    text = dialect.segment(raw, what)
+    text = paths.segment(raw, what)
     if not pattern.fullmatch(text):
         raise BadRequest(f"{text!r} is not a {what}")
     return text
 
 
 def _filename(raw: str) -> str:
-    text = dialect.segment(raw, "file name", empty=True)
+    text = paths.segment(raw, "file name", empty=True)
     if "/" in text or "\\" in text:
         raise BadRequest("a file name holds no '/' and no '\\'")
     return text

@@ -22,8 +22,7 @@ from flowbridge.errors import (
     Unauthorized,
     Unavailable,
 )
-from flowbridge.homeserver import answers as verdict
-from flowbridge.homeserver import proxy_rules as passing
+from flowbridge.homeserver import answers, proxy_rules
 from flowbridge.homeserver.pool import Answer
 from flowbridge.homeserver.relay import BODYLESS, SILENCE_SECONDS, Relayed
 from flowbridge.homeserver.spool import Spool
@@ -66,7 +65,7 @@ class _Ask:
 
     method: str
     target: str
-    headers: passing.Headers
+    headers: proxy_rules.Headers
     body: bytes | Spool | None
     silence: float
     token: str | None
@@ -86,15 +85,15 @@ class Relaying:
         scope = request.scope
         query: bytes = scope["query_string"]
         self._permit(scope["raw_path"].decode("ascii"))
-        target = passing.target(scope["raw_path"].decode("ascii"), query)
+        target = proxy_rules.target(scope["raw_path"].decode("ascii"), query)
         headers = headers_of(request)
         token, bot = await self._token(request, headers)
         pairs = [pair for pair in scope["headers"] if bot is None or pair[0] != b"accept-encoding"]  # its 401 is read
         has_body = request.method not in BODYLESS and not headers.keys().isdisjoint(FRAMING)
         caller = _Caller(request.receive, has_body=has_body)
-        passed_on = passing.request_headers(pairs, token, has_body=has_body) + forwarded_of(request)
+        passed_on = proxy_rules.request_headers(pairs, token, has_body=has_body) + forwarded_of(request)
         body = await self._body(caller, headers, target, token) if has_body else b""
-        ends = await self._ends(token) if passing.ends_tokens(request.method, target.partition("?")[0]) else None
+        ends = await self._ends(token) if proxy_rules.ends_tokens(request.method, target.partition("?")[0]) else None
         if isinstance(body, Spool) and "content-length" not in headers:
             passed_on.append((b"content-length", b"%d" % body.size))
         ask = _Ask(
@@ -102,7 +101,7 @@ class Relaying:
             target,
             passed_on,
             body,
-            SILENCE_SECONDS + passing.poll_seconds(query),
+            SILENCE_SECONDS + proxy_rules.poll_seconds(query),
             token,
             bot,
             ends,
@@ -124,10 +123,10 @@ class Relaying:
         kept = [pair for pair in scope["headers"] if pair[0] not in _OF_BODY]
         if caller.bot:
             kept = [pair for pair in kept if pair[0] != b"accept-encoding"]
-        headers = passing.request_headers(kept, caller.token, has_body=False)
+        headers = proxy_rules.request_headers(kept, caller.token, has_body=False)
         ask = _Ask(
             request.method,
-            passing.target(scope["raw_path"].decode("ascii"), scope["query_string"]),
+            proxy_rules.target(scope["raw_path"].decode("ascii"), scope["query_string"]),
             [*headers, (b"content-type", b"application/json")],
             body,
             SILENCE_SECONDS,
@@ -207,10 +206,10 @@ class Relaying:
         await self._core.callers.identify(Credential(token))
 
     async def _check(self, body: bytes) -> None:
-        if len(body) > MAX_GUEST_BYTES or (len(body) > INLINE_BYTES and passing.is_suspicious(body)):
-            await self._aside.run(passing.check_body, body)
+        if len(body) > MAX_GUEST_BYTES or (len(body) > INLINE_BYTES and proxy_rules.is_suspicious(body)):
+            await self._aside.run(proxy_rules.check_body, body)
         else:
-            passing.check_body(body)
+            proxy_rules.check_body(body)
 
     def _drop(self, spool: Spool) -> None:
         spool.close()
@@ -291,7 +290,7 @@ class _Passage(Response):
         async with self._relay.open(ask.method, ask.target, ask.headers, body, silence=ask.silence) as answer:
             self._free()
             if _is_strange(answer):
-                raise verdict.error(Answer(answer.status, tuple(answer.headers), b""))
+                raise answers.error(Answer(answer.status, tuple(answer.headers), b""))
             if answer.status >= 400 and answer.header(b"content-length") == "0" and ask.method != "HEAD":
                 raise _wordless(answer.status)
             if answer.status == 500 and ask.token is not None and ask.bot is None and macaroons.may_break(ask.token):
@@ -328,8 +327,8 @@ class _Passage(Response):
         if answer.status != 401 or self._ask.token is None:
             return None
         body = await answer.read(REFUSAL_LIMIT)
-        error = verdict.error(Answer(401, tuple(answer.headers), body))
-        if isinstance(error, HomeserverError) and verdict.refused(error).kind == "token":
+        error = answers.error(Answer(401, tuple(answer.headers), body))
+        if isinstance(error, HomeserverError) and answers.refused(error).kind == "token":
             if self._ask.bot is not None:
                 raise self._callers.refused(self._ask.bot, error)
             self._callers.forget(self._ask.token)
@@ -342,7 +341,7 @@ class _Passage(Response):
             self._callers.forget_user(self._ask.ends.user)
         self.status_code = answer.status
         self._started = True
-        headers = passing.answer_headers(answer.headers, answer.status)
+        headers = proxy_rules.answer_headers(answer.headers, answer.status)
         await self._send({"type": "http.response.start", "status": answer.status, "headers": headers})
 
     async def _judge(self, error: BaseException | None) -> None:

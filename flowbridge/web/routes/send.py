@@ -25,9 +25,9 @@ from flowbridge.errors import (
     MatrixError,
     Problem,
 )
-from flowbridge.homeserver import paths as dialect
+from flowbridge.homeserver import paths
 from flowbridge.models import Event, Payload, Surface
-from flowbridge.services import room_upgrades as upgrades
+from flowbridge.services import room_upgrades
 from flowbridge.services.sending import Receipt
 from flowbridge.services.sending import Sending as How
 from flowbridge.web import describe, parameters
@@ -67,8 +67,8 @@ class Sending:
         credential = await self._callers.credential(headers, request.scope["query_string"])
         self._intake.check_share(credential)
         path = request.path_params
-        room, event_type = dialect.room(path["roomId"]), dialect.event_type(path["eventType"])
-        txn_id = dialect.segment(path["txnId"], "transaction id") if "txnId" in path else None
+        room, event_type = paths.room(path["roomId"]), paths.event_type(path["eventType"])
+        txn_id = paths.segment(path["txnId"], "transaction id") if "txnId" in path else None
         body, found = await self._read(request, headers, event_type)
         event = await self._intake.check(room, event_type, found, as_state=False)
         if others := self._others(request, credential):
@@ -86,8 +86,8 @@ class Sending:
         credential = await self._callers.credential(headers, request.scope["query_string"])
         self._intake.check_share(credential)
         path = request.path_params
-        room, event_type = dialect.room(path["roomId"]), dialect.event_type(path["eventType"])
-        state_key = dialect.segment(path.get("stateKey", ""), "state key", empty=True)
+        room, event_type = paths.room(path["roomId"]), paths.event_type(path["eventType"])
+        state_key = paths.segment(path.get("stateKey", ""), "state key", empty=True)
         body, found = await self._read(request, headers, event_type)
         found = _keyed(found, state_key, named="stateKey" in path)
         event = await self._intake.check(room, event_type, found, as_state=True)
@@ -99,8 +99,8 @@ class Sending:
         """GET …/rooms/{roomId}/state/{eventType}[/{stateKey}]"""
         credential = await self._callers.credential(headers_of(request), request.scope["query_string"])
         path = request.path_params
-        room, event_type = dialect.room(path["roomId"]), dialect.event_type(path["eventType"])
-        state_key = dialect.segment(path.get("stateKey", ""), "state key", empty=True)
+        room, event_type = paths.room(path["roomId"]), paths.event_type(path["eventType"])
+        state_key = paths.segment(path.get("stateKey", ""), "state key", empty=True)
         query = [("format", "event")] if request.query_params.get("format") == "event" else []
         query += self._others(request, credential, "format")
         permit = partial(self._callers.permit, credential, event_type)
@@ -173,7 +173,7 @@ class Sending:
         try:
             patience = patience if receipt.waits else None
             outcome = await self._wait(receipt, patience)
-            if event.room.startswith("#") and outcome is not None and upgrades.is_forbidden(outcome.error):
+            if event.room.startswith("#") and outcome is not None and room_upgrades.is_forbidden(outcome.error):
                 receipt, outcome = await self._follow(credential, event, how, receipt, outcome, ends)
             response = await self._answer(receipt, outcome, waited=patience is not None)
         except MatrixError as error:
@@ -241,8 +241,8 @@ class Sending:
         if outcome.state == "sent":
             return json_answer({"event_id": outcome.event_id})
         found = dict(outcome.error or {})
-        if upgrades.is_forbidden(found):
-            found = await upgrades.explained(self._homeserver, caller, receipt.ticket.row.room_id, found)
+        if room_upgrades.is_forbidden(found):
+            found = await room_upgrades.explained(self._homeserver, caller, receipt.ticket.row.room_id, found)
         status = int(found.pop("status", 500))
         if status == 401:
             error = MatrixError(found.pop("error"), errcode=found.pop("errcode"), status=status, **found)
@@ -274,7 +274,7 @@ class Sending:
 def _idempotency_key(lines: Sequence[str]) -> str:
     if len(set(lines)) > 1:
         raise BadRequest("Idempotency-Key: it is given more than once, with different values")
-    return dialect.identifier(lines[0], "Idempotency-Key")
+    return paths.identifier(lines[0], "Idempotency-Key")
 
 
 def _preferences(lines: Sequence[str]) -> dict[str, str]:

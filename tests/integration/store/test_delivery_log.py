@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, Engine, event, insert, select, text, update
 
-from flowbridge.store import delivery_log as ledger
-from flowbridge.store import outbox
+from flowbridge.store import delivery_log, outbox
 from flowbridge.store.delivery_log import ALL, Selection, Whose
 from flowbridge.store.tables import accounts, lanes
 from flowbridge.store.tables import outbox as events
@@ -45,7 +44,7 @@ def know(connection: Connection, **users: str) -> None:
 
 
 def names(connection: Connection, selection: Selection = Selection(), limit: int = 100) -> list[str]:  # noqa: B008
-    return [row["delivery"] for row in ledger.page(connection, selection, limit)[0]]
+    return [row["delivery"] for row in delivery_log.page(connection, selection, limit)[0]]
 
 
 def history(row: dict[str, Any]) -> list[dict[str, Any]]:
@@ -90,7 +89,7 @@ def test_listed_row_names_its_user_and_holds_no_content(connection: Connection) 
     know(connection, alice_1="@alice:example.org")
     put(connection, "known")
     put(connection, "unknown", account="nobody-1")
-    unknown, known = ledger.page(connection, Selection(), 10)[0]
+    unknown, known = delivery_log.page(connection, Selection(), 10)[0]
     assert (known["user_id"], unknown["user_id"]) == ("@alice:example.org", None)
     assert not known.keys() & {"content", "request", "history"}
 
@@ -110,7 +109,7 @@ def test_pages_of_any_span_bring_everything_once(
     found: list[str] = []
     before: int | None = None
     while True:
-        page, before = ledger.page(connection, selection, 5, before, span)
+        page, before = delivery_log.page(connection, selection, 5, before, span)
         assert len(page) <= 5
         found += [row["delivery"] for row in page]
         if before is None:
@@ -120,14 +119,14 @@ def test_pages_of_any_span_bring_everything_once(
 
 def test_rows_that_come_meanwhile_do_not_move_the_pages(connection: Connection) -> None:
     put(connection, "a", "b", "c", "d")
-    first, before = ledger.page(connection, Selection(), 2)
+    first, before = delivery_log.page(connection, Selection(), 2)
     put(connection, "e", "f")
-    second, _ = ledger.page(connection, Selection(), 2, before)
+    second, _ = delivery_log.page(connection, Selection(), 2, before)
     assert [row["delivery"] for row in (*first, *second)] == ["d", "c", "b", "a"]
 
 
 def test_empty_log_has_an_empty_page_and_no_next(connection: Connection) -> None:
-    assert ledger.page(connection, Selection(room_id=ROOM), 10, None, 10) == ([], None)
+    assert delivery_log.page(connection, Selection(room_id=ROOM), 10, None, 10) == ([], None)
 
 
 def test_dead_letters_are_found_by_their_index(engine: Engine) -> None:
@@ -138,7 +137,7 @@ def test_dead_letters_are_found_by_their_index(engine: Engine) -> None:
         with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             connection.execute(text("ANALYZE outbox"))
     with engine.connect() as connection, said(connection) as statements:
-        ledger.page(connection, Selection(states=("dead",)), 50)
+        delivery_log.page(connection, Selection(states=("dead",)), 50)
         explain = "EXPLAIN " if engine.dialect.name == "postgresql" else "EXPLAIN QUERY PLAN "
         statement, parameters = statements[-1]
         plan = " ".join(str(row[-1]) for row in connection.exec_driver_sql(explain + statement, parameters))
@@ -190,12 +189,12 @@ def peopled(connection: Connection) -> Connection:
 def test_only_ones_own_are_seen_replayed_and_removed(peopled: Connection, whose: Whose, expected: list[str]) -> None:
     every = names(peopled)[::-1]
     assert names(peopled, Selection(whose))[::-1] == expected
-    assert [name for name in every if ledger.get(peopled, name, whose)] == expected
-    assert [name for name in every if ledger.replay(peopled, name, f"txn-{name}", "me", whose=whose)] == expected
+    assert [name for name in every if delivery_log.get(peopled, name, whose)] == expected
+    assert [name for name in every if delivery_log.replay(peopled, name, f"txn-{name}", "me", whose=whose)] == expected
     with_state = select(events.c.delivery).where(events.c.state == "queued").order_by(events.c.id)
     assert list(peopled.scalars(with_state)) == expected
     peopled.execute(events.update().values(state="dead"))
-    assert [name for name in every if ledger.remove(peopled, name, whose)] == expected
+    assert [name for name in every if delivery_log.remove(peopled, name, whose)] == expected
 
 
 # one of them
@@ -204,12 +203,12 @@ def test_only_ones_own_are_seen_replayed_and_removed(peopled: Connection, whose:
 def test_all_is_known_of_one(connection: Connection) -> None:
     know(connection, alice_1="@alice:hs")
     put(connection, "a", content='{"a":1}', request="came so", history="[1]")
-    found = ledger.get(connection, "a")
+    found = delivery_log.get(connection, "a")
     assert found is not None
     assert {name: found[name] for name in ("content", "request", "history", "user_id", "account")} == {
         "content": '{"a":1}', "request": "came so", "history": "[1]", "user_id": "@alice:hs", "account": "alice-1",
     }  # fmt: skip
-    assert ledger.get(connection, "b") is None
+    assert delivery_log.get(connection, "b") is None
 
 
 @pytest.mark.parametrize(("was", "event_id"), [(DEAD, None), (SENT, "$sent")])
@@ -220,9 +219,9 @@ def test_replayed_row_goes_to_the_tail_under_a_new_txn_id(
     put(connection, "a", accepted_at=1_000, attempts=3, idem="i", txn_id="old", history=json.dumps([attempt]), **was)
     put(connection, "b")
     started = outbox.now_ms()
-    assert ledger.replay(connection, "a", "new", "@alice:hs")
+    assert delivery_log.replay(connection, "a", "new", "@alice:hs")
     assert [row.delivery for row in outbox.fetch(connection, f"alice-1|{ROOM}")] == ["b", "a"]
-    row = ledger.get(connection, "a")
+    row = delivery_log.get(connection, "a")
     assert row is not None
     assert (row["state"], row["txn_id"], row["attempts"], row["idem"]) == ("queued", "new", 0, "i")
     assert (row["event_id"], row["error"], row["settled_at"]) == (None, None, None)
@@ -237,7 +236,7 @@ def test_replayed_row_goes_to_the_tail_under_a_new_txn_id(
 def test_replay_makes_the_lane_known_to_workers(connection: Connection) -> None:
     put(connection, "a", **DEAD)
     assert outbox.claim(connection, "me", 10, 1_000) == []
-    ledger.replay(connection, "a", "new", "me")
+    delivery_log.replay(connection, "a", "new", "me")
     (claim,) = outbox.claim(connection, "me", 10, 1_000)
     assert [(row.delivery, row.txn_id) for row in claim.rows] == [("a", "new")]
     assert json.loads(claim.rows[0].history)[-1]["replayed"]["by"] == "me"
@@ -245,9 +244,9 @@ def test_replay_makes_the_lane_known_to_workers(connection: Connection) -> None:
 
 def test_queued_or_unknown_row_is_not_replayed(connection: Connection) -> None:
     put(connection, "a", txn_id="old")
-    assert ledger.replay(connection, "a", "new", "me") is None
-    assert ledger.replay(connection, "b", "new", "me") is None
-    row = ledger.get(connection, "a")
+    assert delivery_log.replay(connection, "a", "new", "me") is None
+    assert delivery_log.replay(connection, "b", "new", "me") is None
+    row = delivery_log.get(connection, "a")
     assert row is not None
     assert (row["txn_id"], history(row)) == ("old", [])
     assert connection.execute(select(lanes)).all() == []
@@ -257,7 +256,7 @@ def test_replay_by_another_device_of_the_user_takes_that_device(connection: Conn
     put(connection, "a", **DEAD)
     put(connection, "of-a-key", api_key="one", **DEAD)
     for name in ("a", "of-a-key"):
-        again = ledger.replay(connection, name, f"new-{name}", "@alice:hs", account="alice-2")
+        again = delivery_log.replay(connection, name, f"new-{name}", "@alice:hs", account="alice-2")
         assert again is not None
         assert again["lane"] == (f"alice-2|{ROOM}" if name == "a" else f"alice-1|{ROOM}")
     found = {claim.fence.lane: (claim.account, claim.rows[0].delivery) for claim in rows.claim(connection)}
@@ -267,9 +266,9 @@ def test_replay_by_another_device_of_the_user_takes_that_device(connection: Conn
 def test_history_of_many_replays_stays_short(connection: Connection) -> None:
     put(connection, "a", **DEAD)
     for number in range(outbox.HISTORY + 5):
-        assert ledger.replay(connection, "a", f"txn-{number}", str(number))
+        assert delivery_log.replay(connection, "a", f"txn-{number}", str(number))
         connection.execute(events.update().values(state="dead", settled_at=1))
-    row = ledger.get(connection, "a")
+    row = delivery_log.get(connection, "a")
     assert row is not None
     assert [entry["replayed"]["by"] for entry in history(row)] == [str(n) for n in range(5, outbox.HISTORY + 5)]
 
@@ -281,11 +280,11 @@ def test_two_replays_at_once_queue_it_once(engine: Engine) -> None:
 
     def second() -> dict[str, Any] | None:
         with engine.begin() as connection:
-            return ledger.replay(connection, "a", "second", "second")
+            return delivery_log.replay(connection, "a", "second", "second")
 
     with ThreadPoolExecutor(1) as pool:
         with engine.begin() as connection:
-            assert ledger.replay(connection, "a", "first", "first") is not None
+            assert delivery_log.replay(connection, "a", "first", "first") is not None
             late = pool.submit(second)
             wait_until_blocked(engine)
         assert late.result(PATIENCE) is None
@@ -300,14 +299,14 @@ def test_replay_that_is_done_again_with_the_same_transaction_id_is_one(connectio
     put(connection, "a", **DEAD)
     for state in ("queued", "sent"):
         for _ in range(2):
-            assert ledger.replay(connection, "a", "again", "somebody") is not None
-            row = ledger.get(connection, "a")
+            assert delivery_log.replay(connection, "a", "again", "somebody") is not None
+            row = delivery_log.get(connection, "a")
             assert row is not None
             assert (row["txn_id"], row["state"]) == ("again", state)
             assert len(json.loads(row["history"])) == 1
         connection.execute(update(events).values(state="sent", settled_at=1))
-    assert ledger.replay(connection, "a", "once more", "somebody") is not None
-    assert ledger.replay(connection, "nothing", "again", "somebody") is None
+    assert delivery_log.replay(connection, "a", "once more", "somebody") is not None
+    assert delivery_log.replay(connection, "nothing", "again", "somebody") is None
 
 
 def test_newer_queued_state_is_found_without_a_walk_through_its_lane(engine: Engine) -> None:
@@ -320,15 +319,15 @@ def test_newer_queued_state_is_found_without_a_walk_through_its_lane(engine: Eng
         put(connection, "sent", state="sent", settled_at=1, **state)
         put(connection, "elsewhere", room=OTHER_ROOM, **state)
         old = {"lane": f"alice-1|{ROOM}", "delivery": "old", **state}
-        assert ledger.queued_behind(connection, old) == "new"
-        assert ledger.queued_behind(connection, {**old, "delivery": "new"}) == "old"
-        assert ledger.queued_behind(connection, {**old, "state_key": "nobody's"}) is None
+        assert delivery_log.queued_behind(connection, old) == "new"
+        assert delivery_log.queued_behind(connection, {**old, "delivery": "new"}) == "old"
+        assert delivery_log.queued_behind(connection, {**old, "state_key": "nobody's"}) is None
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.exec_driver_sql("ANALYZE")
     asked: list[tuple[str, Any]] = []
     event.listen(engine, "before_cursor_execute", lambda *said: asked.append((said[2], said[3])))
     with engine.connect().execution_options(reads=True) as connection:
-        ledger.queued_behind(connection, old)
+        delivery_log.queued_behind(connection, old)
         explain = "EXPLAIN QUERY PLAN " if engine.dialect.name == "sqlite" else "EXPLAIN "
         plan = str(connection.exec_driver_sql(explain + asked[-1][0], asked[-1][1]).all())
     assert "outbox_queued_states" in plan, plan
@@ -345,9 +344,9 @@ def wait_until_blocked(engine: Engine) -> None:
 @pytest.mark.parametrize(("state", "removed"), [("sent", True), ("dead", True), ("queued", False)])
 def test_only_settled_rows_are_removed(connection: Connection, state: str, removed: bool) -> None:
     put(connection, "a", state=state)
-    assert ledger.remove(connection, "a") is removed
-    assert (ledger.get(connection, "a") is None) is removed
-    assert ledger.remove(connection, "b") is False
+    assert delivery_log.remove(connection, "a") is removed
+    assert (delivery_log.get(connection, "a") is None) is removed
+    assert delivery_log.remove(connection, "b") is False
 
 
 # for commands that take many
@@ -357,13 +356,13 @@ def test_extent_and_batches_stop_at_what_there_was(connection: Connection) -> No
     put(connection, "a", "b", "c", **DEAD)
     put(connection, "queued")
     dead = Selection(states=("dead",))
-    total, newest = ledger.extent(connection, dead)
+    total, newest = delivery_log.extent(connection, dead)
     put(connection, "later", **DEAD)
     assert total == 3
-    first = ledger.deliveries(connection, dead, 0, newest, 2)
+    first = delivery_log.deliveries(connection, dead, 0, newest, 2)
     assert [name for _, name in first] == ["a", "b"]
-    assert [name for _, name in ledger.deliveries(connection, dead, first[-1][0], newest, 2)] == ["c"]
-    assert ledger.extent(connection, Selection(room_id="!none")) == (0, 0)
+    assert [name for _, name in delivery_log.deliveries(connection, dead, first[-1][0], newest, 2)] == ["c"]
+    assert delivery_log.extent(connection, Selection(room_id="!none")) == (0, 0)
 
 
 def test_settled_are_counted_by_state(connection: Connection) -> None:
@@ -371,4 +370,4 @@ def test_settled_are_counted_by_state(connection: Connection) -> None:
     put(connection, "c", state="sent", settled_at=100)
     put(connection, "d", state="sent", settled_at=200)
     put(connection, "e")
-    assert ledger.settled(connection, 200) == {"dead": 2, "sent": 1}
+    assert delivery_log.settled(connection, 200) == {"dead": 2, "sent": 1}

@@ -17,8 +17,7 @@ from cryptography.fernet import Fernet
 from sqlalchemy import Connection, MetaData, NullPool, Table, create_engine, text
 from sqlalchemy.exc import IntegrityError
 
-from flowbridge.store import Database, StoreError, migrations, outbox
-from flowbridge.store import delivery_log as ledger
+from flowbridge.store import Database, StoreError, delivery_log, migrations, outbox
 from flowbridge.store.accounts import account_of, token_hash, tokens_of
 from flowbridge.store.delivery_log import Whose
 from tests.conftest import NewDatabase
@@ -144,7 +143,7 @@ def test_events_of_two_devices_become_their_users_in_the_order_of_acceptance(new
     with create_engine(url, poolclass=NullPool).begin() as connection:
         found = tokens_of(connection, ALICE)
         (claim,) = outbox.claim(connection, "me", 10, 1_000)
-        assert ledger.get(connection, "3", Whose(user_id="@alice:hs")) is not None
+        assert delivery_log.get(connection, "3", Whose(user_id="@alice:hs")) is not None
     assert found == [("@alice:hs", "DESK", "encrypted DESK"), ("@alice:hs", "PHONE", "encrypted PHONE")]
     assert [row.delivery for row in claim.rows] == ["1", "2"]
     assert claim.uncertain_since == 4_000

@@ -17,8 +17,7 @@ from hypothesis.stateful import (
 )
 from sqlalchemy import Connection, Engine, or_, select, true, update
 
-from flowbridge.store import Fence, outbox
-from flowbridge.store import delivery_log as ledger
+from flowbridge.store import Fence, delivery_log, outbox
 from flowbridge.store.tables import lanes, metadata
 from flowbridge.store.tables import outbox as events
 from tests.integration.store.events import LEASE_MS, event, settle
@@ -216,7 +215,7 @@ class Outbox(RuleBasedStateMachine):
         lane_name, state = self.settled.pop(name)
         with self.engine.begin() as connection:
             self.number += 1
-            again = ledger.replay(connection, name, f"txn-{self.number}", "somebody")
+            again = delivery_log.replay(connection, name, f"txn-{self.number}", "somebody")
         assert again is not None
         assert again["lane"] == lane_name
         assert json.loads(again["history"])[-1]["replayed"]["state"] == state

@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, Engine, select, update
 
-from flowbridge.store import Database, Fence, outbox
-from flowbridge.store import delivery_log as ledger
+from flowbridge.store import Database, Fence, delivery_log, outbox
 from flowbridge.store.outbox import Claim
 from flowbridge.store.tables import lanes
 from flowbridge.store.tables import outbox as events
@@ -71,7 +70,7 @@ def test_row_comes_back_as_it_was_accepted(engine: Engine) -> None:
         outbox.insert_rows(connection, [row])
         (found,) = outbox.fetch(connection, LANE)
         assert outbox.row_of(row) == found
-        whole = ledger.get(connection, "one")
+        whole = delivery_log.get(connection, "one")
     assert found.content.decode() == values["content"]
     assert (found.state_key, found.api_key, found.attempts, found.history) == ("", "key", 3, "[1]")
     assert whole is not None
@@ -432,7 +431,7 @@ def test_outcome_is_written_whole_and_only_once(engine: Engine) -> None:
         fence = claim_one(connection).fence
         settle(connection, fence, "one", state="dead", b_event_id=None, b_error='{"errcode":"M_X"}', b_settled_at=5)
         settle(connection, fence, "one", b_settled_at=6)
-        row = ledger.get(connection, "one")
+        row = delivery_log.get(connection, "one")
         assert row is not None
         assert {name: row[name] for name in ("state", "event_id", "error", "settled_at", "attempts")} == {
             "state": "dead",
@@ -496,7 +495,7 @@ def test_attempts_are_noted_of_what_is_queued(engine: Engine) -> None:
             outbox.note(connection, name, 4, "[4]")
         (row,) = outbox.fetch(connection, LANE)
         assert (row.attempts, row.history) == (4, "[4]")
-        settled = ledger.get(connection, "two")
+        settled = delivery_log.get(connection, "two")
         assert settled is not None
         assert settled["attempts"] == 1
 
@@ -632,15 +631,15 @@ def test_replayed_event_is_the_last_of_its_lane_and_claimable(engine: Engine, st
         settle(connection, fence, "two")
         put(connection, "three")
         outbox.release(connection, [fence])
-        again = ledger.replay(connection, "one", "txn-anew", "somebody")
+        again = delivery_log.replay(connection, "one", "txn-anew", "somebody")
         assert again is not None
         assert (again["lane"], again["state"]) == (LANE, "queued")
         (found,) = claim(connection, "other")
         assert [row.delivery for row in found.rows] == ["three", "one"]
         assert found.rows[1].txn_id == "txn-anew"
         assert found.rows[1].attempts == 0
-        assert ledger.replay(connection, "one", "txn", "somebody") is None  # it is queued
-        assert ledger.replay(connection, "unknown", "txn", "somebody") is None
+        assert delivery_log.replay(connection, "one", "txn", "somebody") is None  # it is queued
+        assert delivery_log.replay(connection, "unknown", "txn", "somebody") is None
 
 
 def test_event_replayed_into_a_lane_that_is_held_is_told_to_its_owner(engine: Engine) -> None:
@@ -648,5 +647,5 @@ def test_event_replayed_into_a_lane_that_is_held_is_told_to_its_owner(engine: En
         put(connection, "one")
         fence = claim_one(connection).fence
         settle(connection, fence, "one")
-        ledger.replay(connection, "one", "txn-anew", "somebody")
+        delivery_log.replay(connection, "one", "txn-anew", "somebody")
         assert outbox.renew(connection, "me", LEASE_MS) == {LANE: (fence.number, True)}

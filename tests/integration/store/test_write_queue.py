@@ -8,10 +8,19 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, select
 
-from flowbridge.delivery import write_queue as journal
+from flowbridge.delivery import write_queue
 from flowbridge.delivery.write_queue import Journal, Outcome, Ticket
-from flowbridge.store import Database, Fence, Row, StoreFull, StoreUnavailable, StoreUnsure, accounts, outbox
-from flowbridge.store import delivery_log as ledger
+from flowbridge.store import (
+    Database,
+    Fence,
+    Row,
+    StoreFull,
+    StoreUnavailable,
+    StoreUnsure,
+    accounts,
+    delivery_log,
+    outbox,
+)
 from flowbridge.store.tables import lanes
 from tests import patience
 from tests.integration.store import test_accounts
@@ -50,7 +59,7 @@ def end(one: Ticket, state: Any = "sent", **values: Any) -> Ticket:
 
 
 def row_of(name: str) -> Any:
-    return lambda connection: ledger.get(connection, name)
+    return lambda connection: delivery_log.get(connection, name)
 
 
 async def accepted(writer: Journal, *tickets: Ticket) -> None:
@@ -294,7 +303,7 @@ async def test_event_that_the_engine_refuses_fails_alone(database: Database, wri
 async def test_acceptance_that_cannot_be_written_is_told_and_leaves_nothing(
     database: Database, writer: Journal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(journal, "AGAIN_SECONDS", 0.02)
+    monkeypatch.setattr(write_queue, "AGAIN_SECONDS", 0.02)
     one = ticket("one", dirty=True)
     with failing(database, "do_commit", *[RuntimeError("no more")] * 10), pytest.raises(StoreUnavailable):
         await accepted(writer, one)
@@ -304,7 +313,7 @@ async def test_acceptance_that_cannot_be_written_is_told_and_leaves_nothing(
 
 
 async def test_outcome_is_never_given_up(database: Database, writer: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(journal, "AGAIN_SECONDS", 0.02)
+    monkeypatch.setattr(write_queue, "AGAIN_SECONDS", 0.02)
     fence = await held(database)
     one = ticket("one")
     await accepted(writer, one)

@@ -18,8 +18,7 @@ from sqlalchemy.exc import OperationalError
 from flowbridge.auth import first_key
 from flowbridge.models import ApiKey
 from flowbridge.settings import Settings
-from flowbridge.store import Database
-from flowbridge.store import api_keys as keys
+from flowbridge.store import Database, api_keys
 
 pytestmark = pytest.mark.usefixtures("nothing_set")
 
@@ -51,7 +50,7 @@ def make(database: Database, **values: Any) -> None:
 
 def known(database: Database) -> list[tuple[bytes, ApiKey]]:
     with database.engine.begin() as connection:
-        return keys.valid(connection)
+        return api_keys.valid(connection)
 
 
 def said(caplog: pytest.LogCaptureFixture) -> str:
@@ -70,7 +69,7 @@ def test_key_is_written_to_a_file_of_its_owner_alone(
     secret = file.read_text().strip()
     assert re.fullmatch(SECRET, secret)
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
-    assert known(database) == [(keys.digest(secret), ApiKey("first", "first", admin=True))]
+    assert known(database) == [(api_keys.digest(secret), ApiKey("first", "first", admin=True))]
     assert str(file) in said(caplog)
     assert secret not in said(caplog) + "".join(capfd.readouterr())
 
@@ -84,7 +83,7 @@ def test_key_is_shown_once_on_a_terminal(
     make(database)
     make(database)
     (secret,) = re.findall(SECRET, terminal.getvalue())
-    assert known(database)[0][0] == keys.digest(secret)
+    assert known(database)[0][0] == api_keys.digest(secret)
     assert not file.exists()
     assert secret not in said(caplog)
 
@@ -106,9 +105,9 @@ def test_none_is_made_where_none_is_of_use(database: Database, file: Path, value
 @pytest.mark.parametrize("revoked", [False, True])
 def test_none_is_made_where_there_was_one(database: Database, file: Path, *, revoked: bool) -> None:
     with database.engine.begin() as connection:
-        keys.add(connection, ApiKey("one"), "fb_one")
+        api_keys.add(connection, ApiKey("one"), "fb_one")
         if revoked:
-            keys.revoke(connection, "one")
+            api_keys.revoke(connection, "one")
     make(database)
     assert not file.exists()
     assert len(known(database)) == (0 if revoked else 1)
@@ -118,7 +117,7 @@ def test_revoked_first_key_is_not_made_anew(database: Database, file: Path) -> N
     make(database)
     file.unlink()
     with database.engine.begin() as connection:
-        keys.revoke(connection, keys.FIRST)
+        api_keys.revoke(connection, api_keys.FIRST)
     make(database)
     assert not file.exists()
     assert known(database) == []

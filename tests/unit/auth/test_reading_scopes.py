@@ -2,7 +2,7 @@
 
 import pytest
 
-from flowbridge.auth import api_keys as keyring
+from flowbridge.auth import api_keys
 from flowbridge.errors import Forbidden
 from flowbridge.models import ApiKey
 
@@ -26,7 +26,7 @@ ROOM, OTHER, ALIAS = "!a:hs", "!b:hs", "#ops:hs"
 def test_scopes(key: ApiKey, *, room: bool, everything: bool) -> None:
     for rooms, good in (((ALIAS, ROOM), room), ((), everything)):
         if good:
-            keyring.permit_reading(key, rooms)
+            api_keys.permit_reading(key, rooms)
         else:
             with pytest.raises(Forbidden):
-                keyring.permit_reading(key, rooms)
+                api_keys.permit_reading(key, rooms)

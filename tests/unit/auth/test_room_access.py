@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 
-from flowbridge.auth import room_access as aliases
+from flowbridge.auth import room_access
 from flowbridge.auth.api_keys import Keyring
 from flowbridge.auth.callers import AGAIN_SECONDS, Callers, Credential
 from flowbridge.auth.room_access import Aliases
@@ -73,7 +73,7 @@ def known(callers: Callers, homeserver: FakeHomeserver) -> Aliases:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(aliases, "time", clock)
+    monkeypatch.setattr(room_access, "time", clock)
     return clock
 
 
@@ -162,7 +162,7 @@ async def test_refused_token_is_asked_for_again(enter: Enter, homeserver: FakeHo
 async def test_oldest_alias_makes_room_for_a_new_one(
     enter: Enter, homeserver: FakeHomeserver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(aliases, "MAX_KNOWN", 1)
+    monkeypatch.setattr(room_access, "MAX_KNOWN", 1)
     for token in ("alice", "bob", "alice"):
         await enter(Credential(token))
     assert len(homeserver.joins) == 3
@@ -310,7 +310,7 @@ class SlowHomeserver(FakeHomeserver):
 
 @pytest.fixture
 def slow(monkeypatch: pytest.MonkeyPatch, callers: Callers) -> tuple[Aliases, SlowHomeserver, FakeNames]:
-    monkeypatch.setattr(aliases, "PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(room_access, "PATIENCE_SECONDS", 0.0)
     homeserver, names = SlowHomeserver(), FakeNames()
     return Aliases(callers, homeserver, names), homeserver, names  # type: ignore[arg-type]
 
@@ -342,7 +342,7 @@ async def test_homeserver_that_hangs_is_asked_once(
     for _ in range(5):
         await asyncio.sleep(0)
     assert await enter(ALICE, ALIAS) == ROOM
-    clock.now += aliases.JOINED_SECONDS - 1
+    clock.now += room_access.JOINED_SECONDS - 1
     assert await enter(ALICE, ALIAS) == ROOM
     assert len(homeserver.joins) == 1
 

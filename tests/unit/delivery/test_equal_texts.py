@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, func, select, update
 
-from flowbridge.store import delivery_log as ledger
-from flowbridge.store import holdings, outbox, tables
+from flowbridge.store import delivery_log, holdings, outbox, tables
 from flowbridge.store.outbox import NEEDED_MS, now_ms
 from tests.worker import SERVICE, MakeWorker, Rooms, Worker, accept, lose, silence, soon, until
 
@@ -35,7 +34,7 @@ def drop(connection: Connection) -> int:
 
 
 def remove(connection: Connection) -> int:
-    return ledger.remove(connection, str(connection.scalar(select(tables.outbox.c.delivery))))
+    return delivery_log.remove(connection, str(connection.scalar(select(tables.outbox.c.delivery))))
 
 
 def remembered(connection: Connection) -> list[str]:
@@ -78,7 +77,7 @@ async def test_event_that_is_replayed_is_sent_after_a_crash_though_it_is_there_o
         await worker.settled()
         (delivery,) = worker.rows("delivery")
         rooms.then(silence)
-        replay = partial(ledger.replay, delivery=delivery, txn_id="again", by="somebody")
+        replay = partial(delivery_log.replay, delivery=delivery, txn_id="again", by="somebody")
         assert await worker.database.run(replay, alone=True) is not None
         worker.courier.wake()
         await crash_before_it_is_there(worker, rooms)

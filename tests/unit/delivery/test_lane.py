@@ -15,11 +15,9 @@ from typing import Any
 import pytest
 
 from flowbridge import log
-from flowbridge.delivery import attempt as carrier
-from flowbridge.delivery import halts
+from flowbridge.delivery import attempt, halts, write_queue
 from flowbridge.delivery import lane as module
 from flowbridge.delivery import worker as courier
-from flowbridge.delivery import write_queue as journal
 from flowbridge.delivery.pending import Tickets
 from flowbridge.delivery.write_queue import Outcome, Ticket
 from flowbridge.errors import HomeserverError
@@ -64,8 +62,8 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "FIRST_PAUSE", 0.002)
     monkeypatch.setattr(module, "MAX_PAUSE", 0.01)
     monkeypatch.setattr(courier, "POLL_SECONDS", 0.02)
-    monkeypatch.setattr(carrier, "TOKEN_PAUSE", 0.02)
-    monkeypatch.setattr(carrier, "FIRST_PROBE_PAUSE", 0.01)
+    monkeypatch.setattr(attempt, "TOKEN_PAUSE", 0.02)
+    monkeypatch.setattr(attempt, "FIRST_PROBE_PAUSE", 0.01)
 
 
 def tell(path: Path, statement: str, *values: object) -> None:
@@ -717,7 +715,7 @@ async def test_dead_letter_is_written_with_its_time_however_fast_the_writer_is(
 async def test_outcome_that_the_store_refuses_is_tried_again_and_the_event_is_not_sent_again(
     make: MakeWorker, rooms: Rooms, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(journal, "AGAIN_SECONDS", 0.02)
+    monkeypatch.setattr(write_queue, "AGAIN_SECONDS", 0.02)
     async with make() as worker:
         answered = asyncio.Event()
         rooms.then(after(answered))
@@ -744,7 +742,7 @@ async def test_outcome_that_the_store_refuses_is_tried_again_and_the_event_is_no
 async def test_refused_outcome_is_tried_once_more_at_the_end(
     make: MakeWorker, rooms: Rooms, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(journal, "AGAIN_SECONDS", 60.0)
+    monkeypatch.setattr(write_queue, "AGAIN_SECONDS", 60.0)
     async with make() as worker:
         answered = asyncio.Event()
         rooms.then(after(answered))
@@ -761,7 +759,7 @@ async def test_refused_outcome_is_tried_once_more_at_the_end(
 @pytest.fixture
 def refuses_outcomes(path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
     """`refuses(True)`: the store takes no event that was sent, and all else."""
-    monkeypatch.setattr(journal, "AGAIN_SECONDS", 0.02)
+    monkeypatch.setattr(write_queue, "AGAIN_SECONDS", 0.02)
 
     def refuses(yes: bool) -> None:
         fails = "BEFORE UPDATE OF state ON outbox WHEN NEW.state = 'sent' BEGIN SELECT RAISE(ABORT, 'no'); END"
@@ -1172,7 +1170,7 @@ async def test_refusal_of_an_account_is_told_once_and_only_where_somebody_waits(
         for room in quiet:
             worker.offer("a", room, waits=False)
         await until(lambda: sum(worker.courier.lanes()[kind] for kind in ("sending", "pause", "idle")) == 60)
-        await until(lambda: len(rooms.sends) == carrier.FIRST)
+        await until(lambda: len(rooms.sends) == attempt.FIRST)
         go.set()
         for ticket in tickets:
             outcome = await worker.courier.wait(ticket, PATIENCE)

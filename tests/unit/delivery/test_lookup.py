@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from flowbridge.delivery import lookup as look
+from flowbridge.delivery import lookup
 from flowbridge.errors import HomeserverError
 from flowbridge.homeserver.answers import Verdict
 from flowbridge.store import Row
@@ -200,7 +200,7 @@ async def test_what_came_since_a_look_began_ends_where_it_began(make: MakeWorker
             for event in crowded.timeline[ROOM]:
                 event["origin_server_ts"] -= 2 * CLOCK_SKEW_MS
         crowd(crowded, 250)
-        looking = look._Looking(crowded, row, ALICE.token, ALICE.user_id)
+        looking = lookup._Looking(crowded, row, ALICE.token, ALICE.user_id)
         for most in (2 * 4, 2):  # what has been looked at once is not looked at again
             crowded.pages = 0
             assert await looks._newer(looking, place) is None
@@ -233,7 +233,7 @@ async def _standing_still(*_: Any, **__: Any) -> tuple[list[dict[str, Any]], str
 
 
 async def test_places_are_bounded(make: MakeWorker, crowded: Crowded, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(look, "MAX_PLACES", 3)
+    monkeypatch.setattr(lookup, "MAX_PLACES", 3)
     crowded.page_seconds = 1.0
     async with make(deadline=0.01) as worker:
         for _ in range(6):

@@ -10,9 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from flowbridge.delivery import attempt as carrier
-from flowbridge.delivery import lane
-from flowbridge.delivery import worker as courier
+from flowbridge.delivery import attempt, lane, worker
 from flowbridge.delivery.write_queue import Ticket
 from flowbridge.homeserver.pool import Answer
 from flowbridge.models import Caller
@@ -76,10 +74,10 @@ STEPS = st.lists(
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lane, "FIRST_PAUSE", 0.001)
     monkeypatch.setattr(lane, "MAX_PAUSE", 0.002)
-    monkeypatch.setattr(carrier, "FIRST_PROBE_PAUSE", 0.001)
-    monkeypatch.setattr(carrier, "MAX_PROBE_PAUSE", 0.001)
-    monkeypatch.setattr(courier, "POLL_SECONDS", 0.02)
-    monkeypatch.setattr(courier, "BATCH", 5)  # so that a few events already go by way of the store
+    monkeypatch.setattr(attempt, "FIRST_PROBE_PAUSE", 0.001)
+    monkeypatch.setattr(attempt, "MAX_PROBE_PAUSE", 0.001)
+    monkeypatch.setattr(worker, "POLL_SECONDS", 0.02)
+    monkeypatch.setattr(worker, "BATCH", 5)  # so that a few events already go by way of the store
 
 
 @dataclass

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from flowbridge.auth.tokens import digest_of
-from flowbridge.delivery import attempt as carrier
-from flowbridge.delivery import lane
+from flowbridge.delivery import attempt, lane
 from flowbridge.delivery.write_queue import Outcome
 from flowbridge.models import Caller
 from flowbridge.store.accounts import account_of
@@ -56,7 +55,7 @@ def make(rooms: Rooms, path: Path) -> MakeWorker:
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lane, "FIRST_PAUSE", 0.01)
-    monkeypatch.setattr(carrier, "TOKEN_PAUSE", 0.05)
+    monkeypatch.setattr(attempt, "TOKEN_PAUSE", 0.05)
 
 
 def only(rooms: Rooms, *good: Caller, first: Behaviour | None = None) -> None:

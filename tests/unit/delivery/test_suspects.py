@@ -8,12 +8,11 @@ from typing import Any
 
 import pytest
 
-from flowbridge.delivery import attempt as carrier
-from flowbridge.delivery import lane, suspects
+from flowbridge.delivery import attempt, lane, suspects
 from flowbridge.delivery import worker as courier
 from flowbridge.delivery.write_queue import Ticket
 from flowbridge.homeserver.pool import Answer
-from flowbridge.store import delivery_log as ledger
+from flowbridge.store import delivery_log
 from tests.worker import (
     ROOM,
     Behaviour,
@@ -39,7 +38,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lane, "MAX_PAUSE", 0.02)
     monkeypatch.setattr(suspects, "FRESH_SECONDS", 0.0)
     monkeypatch.setattr(courier, "POLL_SECONDS", 0.02)
-    monkeypatch.setattr(carrier, "FIRST_PROBE_PAUSE", 0.01)
+    monkeypatch.setattr(attempt, "FIRST_PROBE_PAUSE", 0.01)
 
 
 def poison(behaviour: Behaviour = BROKEN) -> Callable[[Sent], Behaviour | None]:
@@ -205,7 +204,7 @@ async def test_event_that_was_set_aside_is_replayed(make: MakeWorker, rooms: Roo
         await traffic(worker, lambda: is_queued(worker, bad))
         await worker.settled()
         rooms.always(None)
-        await worker.database.run(lambda connection: ledger.replay(connection, bad.row.delivery, "again", "test"))
+        await worker.database.run(lambda connection: delivery_log.replay(connection, bad.row.delivery, "again", "test"))
         worker.courier.wake()
         await worker.settled()
         assert rooms.bodies() == ["poison"]

@@ -5,16 +5,15 @@ from collections.abc import Callable
 
 import pytest
 
-from flowbridge.delivery import attempt as carrier
-from flowbridge.delivery import halts
+from flowbridge.delivery import attempt, halts
 from flowbridge.delivery.waiting import Waiting, waiting
 from flowbridge.delivery.write_queue import Ticket
-from flowbridge.store import delivery_log as ledger
+from flowbridge.store import delivery_log
 from tests.worker import ROOM, Behaviour, MakeWorker, Rooms, Worker, error, refuse_connection, slow, unreachable, until
 
 
 async def told(worker: Worker, ticket: Ticket) -> Waiting:
-    found = await worker.database.run(lambda connection: ledger.standing(connection, ticket.row.delivery))
+    found = await worker.database.run(lambda connection: delivery_log.standing(connection, ticket.row.delivery))
     assert found is not None
     return waiting(worker.carrier, ticket.row.account, found)
 
@@ -43,7 +42,7 @@ async def test_event_says_what_its_account_or_homeserver_waits_for(
     rooms.always(behaviour)
     rooms.version = unreachable() if behaviour is refuse_connection else None
     async with make() as worker:
-        tickets = [await worker.accept("a", f"!{number}:hs") for number in range(carrier.FAILURES)]
+        tickets = [await worker.accept("a", f"!{number}:hs") for number in range(attempt.FAILURES)]
         await until(lambda: worker.carrier.pause_of(tickets[0].row.account) > 0)
         found = await told(worker, tickets[0])
         assert found.reason == reason
@@ -89,5 +88,5 @@ async def test_settled_event_waits_for_nothing(make: MakeWorker) -> None:
         ticket = worker.offer("a")
         await worker.courier.wait(ticket, 5)
         await worker.settled()
-        found = await worker.database.run(lambda connection: ledger.standing(connection, ticket.row.delivery))
+        found = await worker.database.run(lambda connection: delivery_log.standing(connection, ticket.row.delivery))
         assert found is None

@@ -14,14 +14,12 @@ from typing import Any
 import pytest
 from sqlalchemy import event
 
-from flowbridge.delivery import attempt as carrier
-from flowbridge.delivery import lane
+from flowbridge.delivery import attempt, lane
 from flowbridge.delivery import worker as courier
 from flowbridge.delivery.backpressure import Limits
 from flowbridge.delivery.write_queue import Outcome
-from flowbridge.store import StoreFull, StoreUnavailable, abandoned, engine, outbox, tables
+from flowbridge.store import StoreFull, StoreUnavailable, abandoned, delivery_log, engine, outbox, tables
 from flowbridge.store import database as database_module
-from flowbridge.store import delivery_log as ledger
 from flowbridge.store.outbox import ASKED
 from tests.patience import PATIENCE
 from tests.unit.delivery.test_lane import sent_but_not_written, tell
@@ -162,7 +160,7 @@ async def test_replay_into_a_lane_that_is_being_claimed_is_not_overtaken(make: M
         worker.offer("x", waits=False)
         await claimed_unnoticed(worker, 2)
         with worker.database.engine.begin() as connection:
-            ledger.replay(connection, ticket.row.delivery, "new", "me")
+            delivery_log.replay(connection, ticket.row.delivery, "new", "me")
         worker.courier.wake(ticket.row.lane)
         await until(lambda: held(worker))
         worker.offer("after the replay", waits=False)
@@ -172,7 +170,7 @@ async def test_replay_into_a_lane_that_is_being_claimed_is_not_overtaken(make: M
 
 async def replay(worker: Worker, delivery: str) -> None:
     """As the delivery log does, up to its answer."""
-    again = await worker.database.run(lambda connection: ledger.replay(connection, delivery, "new", "me"))
+    again = await worker.database.run(lambda connection: delivery_log.replay(connection, delivery, "new", "me"))
     assert again is not None
     worker.courier.wake(again["lane"])
 
@@ -245,7 +243,7 @@ async def test_all_lanes_together_hold_no_more_than_is_allowed(
     make: MakeWorker, rooms: Rooms, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(courier, "MAX_HELD", 100)
-    monkeypatch.setattr(carrier, "FIRST", 20)
+    monkeypatch.setattr(attempt, "FIRST", 20)
     names = [f"!{number}:hs" for number in range(20)]
     async with make() as worker:
         for name in names:  # the first half comes into its lanes, the other by way of the store
@@ -779,7 +777,7 @@ async def test_replay_of_what_another_replica_sent_goes_out_anew(
         joined = await worker.courier.join(ticket.row, waits=True)
         rooms.always(None)
         tell(path, "UPDATE outbox SET state = 'sent', event_id = '$there', settled_at = 1")
-        await worker.database.run(lambda connection: ledger.replay(connection, ticket.row.delivery, "new", "me"))
+        await worker.database.run(lambda connection: delivery_log.replay(connection, ticket.row.delivery, "new", "me"))
         await worker.courier.joined(ALICE.user_id, ROOM)
         assert await worker.courier.wait(joined, PATIENCE) == Outcome("sent", "$1")
         assert rooms.sends[-1].txn_id == "new"
@@ -937,8 +935,8 @@ async def test_event_that_comes_during_the_stop_is_found_by_the_next_start(
 async def test_stop_while_the_homeserver_is_away_ends_the_probing(
     make: MakeWorker, rooms: Rooms, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(carrier, "FIRST_PROBE_PAUSE", 0.01)
-    monkeypatch.setattr(carrier, "MAX_PROBE_PAUSE", 0.01)
+    monkeypatch.setattr(attempt, "FIRST_PROBE_PAUSE", 0.01)
+    monkeypatch.setattr(attempt, "MAX_PROBE_PAUSE", 0.01)
     async with make() as worker:
         rooms.always(refuse_connection)
         rooms.version = unreachable()
@@ -955,7 +953,7 @@ async def test_stop_while_the_homeserver_is_away_ends_the_probing(
 async def test_homeserver_that_was_away_gets_everything_in_order(
     make: MakeWorker, rooms: Rooms, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(carrier, "FIRST_PROBE_PAUSE", 0.01)
+    monkeypatch.setattr(attempt, "FIRST_PROBE_PAUSE", 0.01)
     async with make() as worker:
         rooms.always(refuse_connection)
         for number in numbers(20):
@@ -993,10 +991,10 @@ def test_limits_of_memory_are_those_of_the_design() -> None:
 async def test_account_whose_requests_hang_leaves_places_to_others(
     make: MakeWorker, rooms: Rooms, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(carrier, "FIRST", carrier.WIDEST)  # as that of an account of which much went well
+    monkeypatch.setattr(attempt, "FIRST", attempt.WIDEST)  # as that of an account of which much went well
     rooms.script(lambda sent: silence if sent.token == ALICE.token else None)
     async with make() as worker:
-        for number in range(carrier.WIDEST + 10):
+        for number in range(attempt.WIDEST + 10):
             worker.offer(f"hangs-{number}", f"!{number}:hs", waits=False)
         await until(lambda: len(rooms.sends) >= 48)
         assert await worker.send("quick", OTHER, caller=BOB, seconds=5) is not None

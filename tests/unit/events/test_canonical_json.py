@@ -9,7 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from flowbridge.errors import BadContent, NotJson
-from flowbridge.events import canonical_json as canonical
+from flowbridge.events import canonical_json
 
 LARGEST = 2**53 - 1
 
@@ -22,8 +22,8 @@ JSONISH = st.text(alphabet='[]{}",:\\ \n0123456789.eE+-truefalsnNIyud8/\x00é', 
 
 
 def pointers(raw: str | bytes) -> list[str]:
-    document = canonical.read(raw if isinstance(raw, bytes) else raw.encode())
-    found = canonical.problems(document.value)
+    document = canonical_json.read(raw if isinstance(raw, bytes) else raw.encode())
+    found = canonical_json.problems(document.value)
     assert not (document.clean and found)
     return [problem.pointer for problem in found]
 
@@ -37,7 +37,7 @@ def test_number_that_is_no_integer_is_refused_with_its_pointer(number: str) -> N
 
 @pytest.mark.parametrize("number", [str(LARGEST), str(-LARGEST), "0", "-0", "1"])
 def test_integer_within_the_bounds_is_read(number: str) -> None:
-    document = canonical.read(number.encode())
+    document = canonical_json.read(number.encode())
     assert (document.value, document.clean) == (int(number), True)
 
 
@@ -48,7 +48,7 @@ def test_integer_beyond_the_bounds_is_refused_with_its_pointer(number: str) -> N
 
 @pytest.mark.parametrize("sign", ["", "-"])
 def test_integer_of_10000_digits_is_refused_and_not_repeated_whole(sign: str) -> None:
-    (problem,) = canonical.problems(canonical.read(f"[{sign}{'9' * 10_000}]".encode()).value)
+    (problem,) = canonical_json.problems(canonical_json.read(f"[{sign}{'9' * 10_000}]".encode()).value)
     assert problem.pointer == "/0"
     assert len(problem.message) < 100
 
@@ -87,7 +87,7 @@ def test_lone_surrogate_is_refused_with_its_pointer(raw: str, at: list[str]) -> 
 
 @pytest.mark.parametrize("raw", [r'"\ud83d\ude00"', r'"\uD83D\uDE00"', '"😀"'])
 def test_surrogate_pair_is_a_character(raw: str) -> None:
-    assert canonical.read(raw.encode()).value == "😀"
+    assert canonical_json.read(raw.encode()).value == "😀"
     assert pointers(raw) == []
 
 
@@ -97,19 +97,19 @@ def test_escaped_backslash_before_a_u_is_no_surrogate(raw: str) -> None:
 
 
 def test_escaped_nul_is_text() -> None:
-    document = canonical.read(rb'{"body": "a\u0000b"}')
+    document = canonical_json.read(rb'{"body": "a\u0000b"}')
     assert document.value == {"body": "a\0b"}
-    assert canonical.write(document.value) == rb'{"body":"a\u0000b"}'
+    assert canonical_json.write(document.value) == rb'{"body":"a\u0000b"}'
 
 
 def test_byte_order_mark_is_skipped() -> None:
-    assert canonical.read(b'\xef\xbb\xbf{"a": 1}').value == {"a": 1}
+    assert canonical_json.read(b'\xef\xbb\xbf{"a": 1}').value == {"a": 1}
 
 
 @pytest.mark.parametrize("raw", [b'{"a": "\xff"}', b'"\xc3"', b'"\xed\xa0\x80"', '"hi"'.encode("utf-16")])
 def test_body_that_is_not_utf8_is_not_json(raw: bytes) -> None:
     with pytest.raises(NotJson, match="UTF-8"):
-        canonical.read(raw)
+        canonical_json.read(raw)
 
 
 @pytest.mark.parametrize(
@@ -136,30 +136,30 @@ def test_body_that_is_not_utf8_is_not_json(raw: bytes) -> None:
 )
 def test_what_is_no_json_text_is_not_json(raw: str) -> None:
     with pytest.raises(NotJson):
-        canonical.read(raw.encode())
+        canonical_json.read(raw.encode())
 
 
 def test_not_json_says_where() -> None:
     with pytest.raises(NotJson, match="line 2 column 6"):
-        canonical.read(b'{\n "a" 1}')
+        canonical_json.read(b'{\n "a" 1}')
 
 
 @pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ('{"a":', "}")])
 def test_64_levels_are_read_and_65_are_refused(opening: str, closing: str) -> None:
-    assert canonical.read((opening * 64 + "1" + closing * 64).encode()).clean
-    assert canonical.read(("[{}," + opening * 63 + "1" + closing * 63 + "]").encode()).clean
+    assert canonical_json.read((opening * 64 + "1" + closing * 64).encode()).clean
+    assert canonical_json.read(("[{}," + opening * 63 + "1" + closing * 63 + "]").encode()).clean
     with pytest.raises(BadContent, match="64 levels"):
-        canonical.read((opening * 65 + "1" + closing * 65).encode())
+        canonical_json.read((opening * 65 + "1" + closing * 65).encode())
 
 
 @pytest.mark.parametrize("text", ["[{" * 500, '\\"' + "[" * 500, "\\\\", "{" * 70 + '\\"'])
 def test_brackets_inside_strings_are_no_levels(text: str) -> None:
     raw = f'{{"{text}": ["{text}", {{"a": "{text}"}}]}}'
-    assert canonical.read(raw.encode()).clean
+    assert canonical_json.read(raw.encode()).clean
 
 
 def test_many_brackets_side_by_side_are_no_levels() -> None:
-    assert canonical.read(b"[" + b"[],{}," * 1_000 + b"[]]").clean
+    assert canonical_json.read(b"[" + b"[],{}," * 1_000 + b"[]]").clean
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,7 @@ def test_many_brackets_side_by_side_are_no_levels() -> None:
 def test_200000_brackets_are_refused_within_a_second(raw: bytes) -> None:
     started = time.process_time()
     with pytest.raises((BadContent, NotJson)):
-        canonical.read(raw)
+        canonical_json.read(raw)
     assert time.process_time() - started < 1
 
 
@@ -183,56 +183,56 @@ def test_more_than_100_problems_are_cut() -> None:
 
 
 def test_duplicates_looks_only_at_the_object_itself() -> None:
-    value = canonical.read(b'{"a": 1, "a": {"b": 1, "b": 2}}').value
-    assert [problem.pointer for problem in canonical.duplicates(value)] == ["/a"]
-    assert canonical.duplicates({"a": 1}) == []
-    assert canonical.duplicates("text") == []
+    value = canonical_json.read(b'{"a": 1, "a": {"b": 1, "b": 2}}').value
+    assert [problem.pointer for problem in canonical_json.duplicates(value)] == ["/a"]
+    assert canonical_json.duplicates({"a": 1}) == []
+    assert canonical_json.duplicates("text") == []
 
 
 def test_written_json_is_canonical() -> None:
     value = {"b": [1, None, True, "é/\u2028\x7f"], "a": {}, "😀": 1, "\uffff": -1, "A": '"\\\n'}
     assert (
-        canonical.write(value)
+        canonical_json.write(value)
         == '{"A":"\\"\\\\\\n","a":{},"b":[1,null,true,"é/\u2028\x7f"],"\uffff":-1,"😀":1}'.encode()
     )
 
 
 def test_float_is_never_written_as_not_a_number() -> None:
     with pytest.raises(ValueError, match="float"):
-        canonical.write(float("nan"))
+        canonical_json.write(float("nan"))
 
 
 @settings(max_examples=200, deadline=None)
 @given(LEGAL)
 @example({"\0": "\x7f\u2028\U0010ffff"})
 def test_what_is_written_is_read_again(value: Any) -> None:
-    written = canonical.write(value)
-    document = canonical.read(written)
+    written = canonical_json.write(value)
+    document = canonical_json.read(written)
     assert document.value == value
-    assert canonical.problems(document.value) == []
-    assert canonical.write(document.value) == written
+    assert canonical_json.problems(document.value) == []
+    assert canonical_json.write(document.value) == written
 
 
 @settings(max_examples=200, deadline=None)
 @given(LEGAL)
 def test_any_other_spelling_is_read_the_same(value: Any) -> None:
     spelled = json.dumps(value, ensure_ascii=True, indent=1).encode()
-    document = canonical.read(spelled)
+    document = canonical_json.read(spelled)
     assert document.value == value
-    assert canonical.problems(document.value) == []
+    assert canonical_json.problems(document.value) == []
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.binary(max_size=60) | JSONISH.map(str.encode))
 def test_arbitrary_bytes_raise_nothing_but_an_answer(raw: bytes) -> None:
     try:
-        document = canonical.read(raw)
+        document = canonical_json.read(raw)
     except (NotJson, BadContent):
         return
-    found = canonical.problems(document.value)
+    found = canonical_json.problems(document.value)
     assert not (document.clean and found)
     if not found:
-        assert canonical.read(canonical.write(document.value)).value == document.value
+        assert canonical_json.read(canonical_json.write(document.value)).value == document.value
 
 
 @settings(max_examples=200, deadline=None)
@@ -245,4 +245,4 @@ def test_syntax_is_judged_as_python_judges_it(text: str) -> None:
             return False
         return True
 
-    assert accepted(canonical.read, text.encode()) == accepted(json.loads, text)
+    assert accepted(canonical_json.read, text.encode()) == accepted(json.loads, text)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flowbridge.errors import BadGateway, GatewayTimeout, HomeserverError, MatrixError
-from flowbridge.homeserver import answers as verdict
+from flowbridge.homeserver import answers
 from flowbridge.homeserver.pool import Answer, TimedOut, Unreachable, WireError
 
 HTML = b"<html><body>502 Bad Gateway</body></html>"
@@ -23,14 +23,14 @@ def answer(status: int, body: Any = b"", **headers: str) -> Answer:
 
 
 def limited(body: Any = None, **headers: str) -> MatrixError:
-    return verdict.error(answer(429, {"errcode": "M_LIMIT_EXCEEDED", "error": "Too many", **(body or {})}, **headers))
+    return answers.error(answer(429, {"errcode": "M_LIMIT_EXCEEDED", "error": "Too many", **(body or {})}, **headers))
 
 
 # a success
 
 
 def test_200_gives_its_event_id() -> None:
-    assert verdict.event_id(answer(200, {"event_id": "$x", "more": 1})) == "$x"
+    assert answers.event_id(answer(200, {"event_id": "$x", "more": 1})) == "$x"
 
 
 @pytest.mark.parametrize(
@@ -38,25 +38,25 @@ def test_200_gives_its_event_id() -> None:
 )
 def test_200_without_an_event_id_is_a_bad_gateway(body: bytes) -> None:
     with pytest.raises(BadGateway, match="event_id"):
-        verdict.event_id(answer(200, body))
+        answers.event_id(answer(200, body))
 
 
 def test_200_gives_its_object() -> None:
-    assert verdict.success(answer(200, {"user_id": "@a:b"})) == {"user_id": "@a:b"}
+    assert answers.success(answer(200, {"user_id": "@a:b"})) == {"user_id": "@a:b"}
 
 
 @pytest.mark.parametrize("body", [b"[1]", b"", HTML, b'{"name": "cut o', b'{"a": NaN}', b"\xff", b'"{}"'])
 def test_200_without_an_object_is_a_bad_gateway(body: bytes) -> None:
     with pytest.raises(BadGateway):
-        verdict.success(answer(200, body))
+        answers.success(answer(200, body))
 
 
 @pytest.mark.parametrize("status", [201, 204, 301, 302, 307, 400, 401, 404, 429, 500, 503])
 def test_every_other_status_is_an_error(status: int) -> None:
     with pytest.raises(MatrixError):
-        verdict.event_id(answer(status, {"event_id": "$x"}))
+        answers.event_id(answer(status, {"event_id": "$x"}))
     with pytest.raises(MatrixError):
-        verdict.success(answer(status, {"user_id": "@a:b"}))
+        answers.success(answer(status, {"user_id": "@a:b"}))
 
 
 # the homeserver's own errors
@@ -65,7 +65,7 @@ def test_every_other_status_is_an_error(status: int) -> None:
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 413, 500, 503])
 def test_matrix_error_passes_with_its_status_errcode_text_and_extra_keys(status: int) -> None:
     body = {"errcode": "M_X", "error": "No.", "soft_logout": True, "room_version": "10", "admin": None}
-    error = verdict.error(answer(status, body))
+    error = answers.error(answer(status, body))
     assert isinstance(error, HomeserverError)
     assert (error.status, error.body()) == (status, body)
 
@@ -74,7 +74,7 @@ def test_matrix_error_passes_with_its_status_errcode_text_and_extra_keys(status:
     "extra", [{"status": 999}, {"self": 1}, {"args": [1]}, {"extra": 1, "body": 2}, {"headers": 3, "a b": 4}]
 )
 def test_extra_keys_of_any_name_do_no_harm(extra: dict[str, Any]) -> None:
-    error = verdict.error(answer(403, {"errcode": "M_X", "error": "No.", **extra}))
+    error = answers.error(answer(403, {"errcode": "M_X", "error": "No.", **extra}))
     assert (error.status, error.errcode, error.error) == (403, "M_X", "No.")
     assert error.headers() == {}
 
@@ -82,7 +82,7 @@ def test_extra_keys_of_any_name_do_no_harm(extra: dict[str, Any]) -> None:
 @pytest.mark.parametrize("text", [None, 5, ["No."], ...])
 def test_matrix_error_without_a_text_still_has_one(text: Any) -> None:
     body = {"errcode": "M_X"} if text is ... else {"errcode": "M_X", "error": text}
-    error = verdict.error(answer(403, body))
+    error = answers.error(answer(403, body))
     assert (error.status, error.errcode) == (403, "M_X")
     assert isinstance(error.error, str)
     assert error.error
@@ -92,7 +92,7 @@ def test_matrix_error_without_a_text_still_has_one(text: Any) -> None:
     "pause", [10**400, -(10**400), 10**12, -5, True, 0, "5", 1.5, [1]], ids=lambda pause: str(pause)[:9]
 )
 def test_any_retry_after_ms_of_any_error_can_be_answered(pause: Any) -> None:
-    error = verdict.error(answer(403, {"errcode": "M_X", "error": "No.", "retry_after_ms": pause}))
+    error = answers.error(answer(403, {"errcode": "M_X", "error": "No.", "retry_after_ms": pause}))
     assert error.status == 403
     assert all(value.isdigit() for value in error.headers().values())
 
@@ -120,7 +120,7 @@ def test_any_retry_after_ms_of_any_error_can_be_answered(pause: Any) -> None:
     ],
 )
 def test_answer_that_is_no_matrix_error_is_a_bad_gateway(status: int, body: Any) -> None:
-    error = verdict.error(answer(status, body, content_type="text/html; charset=utf-8"))
+    error = answers.error(answer(status, body, content_type="text/html; charset=utf-8"))
     assert isinstance(error, BadGateway)
     assert error.errcode.startswith("M_")
     assert str(status) in error.error
@@ -170,7 +170,7 @@ def test_429_with_a_date_waits_until_then() -> None:
 )
 def test_429_that_names_no_usable_time_waits_a_little(field: Any, header: Any) -> None:
     error = limited({"retry_after_ms": field}, **({"retry_after": header} if header is not None else {}))
-    assert error.extra["retry_after_ms"] == verdict.MIN_PAUSE_MS
+    assert error.extra["retry_after_ms"] == answers.MIN_PAUSE_MS
     assert error.headers() == {"Retry-After": "1"}
 
 
@@ -178,7 +178,7 @@ def test_429_that_names_no_usable_time_waits_a_little(field: Any, header: Any) -
     "body", [b"", HTML, b"[1]", b'{"error": "slow down"}', b'{"errcode": 5}', b'{"errcode": null}']
 )
 def test_429_of_a_proxy_is_a_matrix_rate_limit(body: bytes) -> None:
-    error = verdict.error(answer(429, body, retry_after="7"))
+    error = answers.error(answer(429, body, retry_after="7"))
     assert (error.status, error.errcode) == (429, "M_LIMIT_EXCEEDED")
     assert error.error
     assert error.extra["retry_after_ms"] == 7_000
@@ -196,7 +196,7 @@ def test_429_of_a_proxy_is_a_matrix_rate_limit(body: bytes) -> None:
 def test_arbitrary_answer_is_an_event_id_or_an_error(status: int, body: bytes, header: str) -> None:
     found = answer(status, body, retry_after=header)
     try:
-        assert verdict.event_id(found)
+        assert answers.event_id(found)
     except MatrixError as caught:
         error = caught
     else:
@@ -220,7 +220,7 @@ def test_arbitrary_answer_is_an_event_id_or_an_error(status: int, body: bytes, h
     ],
 )
 def test_no_answer_is_a_gateway_error_that_says_why(failure: WireError, kind: type[MatrixError], status: int) -> None:
-    error = verdict.no_answer(failure)
+    error = answers.no_answer(failure)
     assert isinstance(error, kind)
     assert (error.status, error.error) == (status, str(failure))
 
@@ -284,7 +284,7 @@ def test_no_answer_is_a_gateway_error_that_says_why(failure: WireError, kind: ty
     ],
 )
 def test_verdict_over_an_answer(kind: str, status: int, body: Any) -> None:
-    found = verdict.judge(answer(status, body))
+    found = answers.judge(answer(status, body))
     assert found.kind == kind
     if kind == "sent":
         assert (found.event_id, found.error) == ("$x", None)
@@ -296,8 +296,8 @@ def test_verdict_over_an_answer(kind: str, status: int, body: Any) -> None:
 
 @pytest.mark.parametrize(("body", "pause"), [({"retry_after_ms": 1_500}, 1_500), ({}, 500), (HTML, 500), (b"", 500)])
 def test_verdict_over_a_429_says_how_long_to_pause(body: Any, pause: int) -> None:
-    assert verdict.judge(answer(429, body)).pause_ms == pause
-    assert verdict.judge(answer(429, body, retry_after="7")).pause_ms == 7_000
+    assert answers.judge(answer(429, body)).pause_ms == pause
+    assert answers.judge(answer(429, body, retry_after="7")).pause_ms == 7_000
 
 
 @pytest.mark.parametrize(
@@ -314,14 +314,14 @@ def test_verdict_over_a_429_says_how_long_to_pause(body: Any, pause: int) -> Non
 def test_refusal_of_an_account_says_how_long_to_pause_if_the_homeserver_does(
     body: dict[str, Any], headers: dict[str, str], pause: int
 ) -> None:
-    found = verdict.judge(answer(403, {"errcode": "M_USER_SUSPENDED", "error": "No.", **body}, **headers))
+    found = answers.judge(answer(403, {"errcode": "M_USER_SUSPENDED", "error": "No.", **body}, **headers))
     assert (found.kind, max(0, found.pause_ms)) == ("account", pause)
 
 
 @pytest.mark.parametrize("sent", [True, False])
 @pytest.mark.parametrize("kind", [TimedOut, Unreachable, WireError])
 def test_event_is_tried_again_when_there_is_no_answer(kind: type[WireError], *, sent: bool) -> None:
-    found = verdict.refused(verdict.no_answer(kind("nothing", sent=sent)))
+    found = answers.refused(answers.no_answer(kind("nothing", sent=sent)))
     assert found.kind == "again"
     assert found.error is not None
     assert found.error.sent is sent
@@ -336,4 +336,4 @@ def test_event_is_tried_again_when_there_is_no_answer(kind: type[WireError], *, 
     ),
 )
 def test_nothing_but_an_errcode_kills_an_event(status: int, body: bytes) -> None:
-    assert verdict.judge(answer(status, body)).kind in ("again", "slow")
+    assert answers.judge(answer(status, body)).kind in ("again", "slow")

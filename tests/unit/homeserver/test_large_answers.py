@@ -17,7 +17,7 @@ from flowbridge.live.frames import Wish
 from flowbridge.live.listener import Listener
 from flowbridge.live.reader import Reader
 from flowbridge.models import Caller
-from flowbridge.web import server as serve
+from flowbridge.web import server
 
 STOP = 0.6  # of the processor time that it takes to read 10 MB in one piece: less than that without a turn of the loop
 TRIES = 3  # the best counts: beside other processes a thread may wait for its turn
@@ -48,7 +48,7 @@ def ten_megabytes() -> Answer:
 def _collector() -> Iterator[None]:
     """As `serve` sets it: its usual way of looking over all that is there stops everything for 50 ms."""
     before = gc.get_threshold()
-    serve.tune_collector()
+    server.tune_collector()
     yield
     gc.set_threshold(*before)
     gc.unfreeze()

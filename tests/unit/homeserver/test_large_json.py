@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flowbridge.homeserver import large_json as bulk
+from flowbridge.homeserver import large_json
 
 leaves = st.none() | st.booleans() | st.integers() | st.text()
 values = st.recursive(leaves, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=50)
@@ -17,16 +17,16 @@ values = st.recursive(leaves, lambda inner: st.lists(inner) | st.dictionaries(st
 
 @pytest.fixture(autouse=True)
 def everything_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bulk, "LARGE_BYTES", 0)
+    monkeypatch.setattr(large_json, "LARGE_BYTES", 0)
 
 
 @given(values, st.sampled_from([None, 1]))
 def test_what_is_read_and_written_is_what_json_makes_of_it(value: Any, indent: int | None) -> None:
     text = json.dumps(value, indent=indent)
-    assert bulk.read(text.encode()) == json.loads(text)
+    assert large_json.read(text.encode()) == json.loads(text)
     compact = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     for levels in range(4):
-        assert bulk.write(value, levels) == compact.encode("utf-8", "replace")
+        assert large_json.write(value, levels) == compact.encode("utf-8", "replace")
 
 
 BROKEN = """{ [ [1 [1, [1,] [,1] {,} {"a"} {"a":} {"a":1 {"a":1,} {1:2} {"a"_1} [1_2] []_x nul " [NaN] [1]] {"a":[1}"""
@@ -35,19 +35,19 @@ BROKEN = """{ [ [1 [1, [1,] [,1] {,} {"a"} {"a":} {"a":1 {"a":1,} {1:2} {"a"_1} 
 @pytest.mark.parametrize("text", ["", *(text.replace("_", " ") for text in BROKEN.split(" "))])
 def test_what_is_no_json_is_a_value_error(text: str) -> None:
     with pytest.raises(ValueError):  # noqa: PT011 (json's own, and ours)
-        bulk.read(text.encode())
+        large_json.read(text.encode())
 
 
 def test_bytes_that_are_no_text_are_a_value_error() -> None:
     with pytest.raises(ValueError, match="utf-8"):
-        bulk.read(b'"\xff"')
+        large_json.read(b'"\xff"')
 
 
 async def test_only_large_work_leaves_the_event_loops_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     here = threading.get_ident()
-    monkeypatch.setattr(bulk, "LARGE_BYTES", 10)
-    assert await bulk.aside(9, threading.get_ident) == here
-    assert await bulk.aside(10, threading.get_ident) != here
+    monkeypatch.setattr(large_json, "LARGE_BYTES", 10)
+    assert await large_json.aside(9, threading.get_ident) == here
+    assert await large_json.aside(10, threading.get_ident) != here
 
 
 async def test_event_loop_has_its_turn_while_a_large_text_is_read_and_written(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,9 +62,9 @@ async def test_event_loop_has_its_turn_while_a_large_text_is_read_and_written(mo
             await asyncio.sleep(0.001)
 
     counting = asyncio.create_task(count())
-    value = await bulk.aside(len(body), bulk.read, body)
+    value = await large_json.aside(len(body), large_json.read, body)
     read_turns, turns = turns, 0
-    assert await bulk.aside(len(body), bulk.write, value, levels=5)
+    assert await large_json.aside(len(body), large_json.write, value, levels=5)
     counting.cancel()
     assert read_turns > 3
     assert turns > 3

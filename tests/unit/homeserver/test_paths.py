@@ -9,20 +9,20 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from flowbridge.errors import BadRequest
-from flowbridge.homeserver import paths as dialect
+from flowbridge.homeserver import paths
 
 Check = Callable[[str], str]
 
 
 def transaction(raw: str) -> str:
-    return dialect.segment(raw, "transaction id")
+    return paths.segment(raw, "transaction id")
 
 
 def state_key(raw: str) -> str:
-    return dialect.segment(raw, "state key", empty=True)
+    return paths.segment(raw, "state key", empty=True)
 
 
-CHECKS: list[Check] = [dialect.room, dialect.event_type, transaction, state_key]
+CHECKS: list[Check] = [paths.room, paths.event_type, transaction, state_key]
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ CHECKS: list[Check] = [dialect.room, dialect.event_type, transaction, state_key]
     ],
 )
 def test_room_id_and_alias_are_read_raw_and_encoded(raw: str, room: str) -> None:
-    assert dialect.room(raw) == room
+    assert paths.room(raw) == room
 
 
 @pytest.mark.parametrize(
@@ -68,19 +68,19 @@ def test_room_id_and_alias_are_read_raw_and_encoded(raw: str, room: str) -> None
 )
 def test_what_is_no_room_is_refused(raw: str) -> None:
     with pytest.raises(BadRequest, match="room") as caught:
-        dialect.room(raw)
+        paths.room(raw)
     assert (caught.value.status, caught.value.errcode) == (400, "M_INVALID_PARAM")
 
 
 @pytest.mark.parametrize(("raw", "type_"), [("m.room.message", "m.room.message"), ("org.x%20y", "org.x y"), ("é", "é")])
 def test_event_type_is_decoded(raw: str, type_: str) -> None:
-    assert dialect.event_type(raw) == type_
+    assert paths.event_type(raw) == type_
 
 
 @pytest.mark.parametrize("raw", ["", "a%2Fb", "%2f", "m.room.message%2F..%2Fx"])
 def test_event_type_that_is_empty_or_holds_a_slash_is_refused(raw: str) -> None:
     with pytest.raises(BadRequest, match="event type"):
-        dialect.event_type(raw)
+        paths.event_type(raw)
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_event_type_that_is_empty_or_holds_a_slash_is_refused(raw: str) -> None:
 )
 def test_slash_inside_a_transaction_id_is_kept_and_arrives(raw: str, txn_id: str) -> None:
     assert transaction(raw) == txn_id
-    target = dialect.send_target("!a:hs", "m.room.message", txn_id)
+    target = paths.send_target("!a:hs", "m.room.message", txn_id)
     assert target == f"/_matrix/client/v3/rooms/%21a%3Ahs/send/m.room.message/{quote(txn_id, safe='')}"
 
 
@@ -98,14 +98,14 @@ def test_state_key_may_be_empty_and_a_transaction_id_may_not() -> None:
         transaction("")
 
 
-@pytest.mark.parametrize("check", [dialect.event_type, transaction, state_key])
+@pytest.mark.parametrize("check", [paths.event_type, transaction, state_key])
 @pytest.mark.parametrize("raw", [".", "..", "%2e", "%2E%2e", ".%2E", "%2e."])
 def test_dots_alone_are_refused_however_they_are_written(raw: str, check: Check) -> None:
     with pytest.raises(BadRequest, match="may not be"):
         check(raw)
 
 
-@pytest.mark.parametrize("check", [dialect.event_type, transaction, state_key])
+@pytest.mark.parametrize("check", [paths.event_type, transaction, state_key])
 @pytest.mark.parametrize("raw", ["...", ".a", "a..", "%252e%252e"])
 def test_dots_among_others_are_taken(raw: str, check: Check) -> None:
     assert check(raw) == unquote(raw)
@@ -128,7 +128,7 @@ def test_what_is_not_utf8_is_refused(raw: str, check: Check) -> None:
 
 def test_lone_surrogate_is_refused() -> None:
     with pytest.raises(BadRequest):
-        dialect.identifier("a\ud800", "state key")
+        paths.identifier("a\ud800", "state key")
 
 
 @pytest.mark.parametrize("check", CHECKS)
@@ -140,11 +140,11 @@ def test_255_bytes_are_taken_and_256_refused(check: Check) -> None:
 
 
 def test_alias_is_joined_by_its_encoded_name() -> None:
-    assert dialect.join_target("#a/b:hs") == "/_matrix/client/v3/join/%23a%2Fb%3Ahs"
+    assert paths.join_target("#a/b:hs") == "/_matrix/client/v3/join/%23a%2Fb%3Ahs"
 
 
 def test_empty_state_key_ends_the_path_with_a_slash() -> None:
-    assert dialect.state_target("!a", "m.room.name", "") == "/_matrix/client/v3/rooms/%21a/state/m.room.name/"
+    assert paths.state_target("!a", "m.room.name", "") == "/_matrix/client/v3/rooms/%21a/state/m.room.name/"
 
 
 PLAIN = st.text(st.characters(exclude_categories=["Cc", "Cs"], exclude_characters="/"), min_size=1, max_size=25)
@@ -166,12 +166,12 @@ def accepted(check: Check, raw: str) -> str:
 @settings(max_examples=200, deadline=None)
 @given(st.sampled_from(["!", "#a:", "%21"]), RAW, RAW, RAW)
 def test_target_decodes_to_exactly_the_segments_that_were_given(sigil: str, room: str, type_: str, last: str) -> None:
-    room_id = accepted(dialect.room, sigil + room)
-    event_type = accepted(dialect.event_type, type_)
+    room_id = accepted(paths.room, sigil + room)
+    event_type = accepted(paths.event_type, type_)
     txn_id = accepted(transaction, last)
     for target, verb in (
-        (dialect.send_target(room_id, event_type, txn_id), "send"),
-        (dialect.state_target(room_id, event_type, txn_id), "state"),
+        (paths.send_target(room_id, event_type, txn_id), "send"),
+        (paths.state_target(room_id, event_type, txn_id), "state"),
     ):
         assert target.isascii()
         segments = [unquote(segment, errors="strict") for segment in target.split("/")]

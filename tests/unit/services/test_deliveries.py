@@ -33,8 +33,7 @@ from flowbridge.models import ApiKey, Caller
 from flowbridge.services import deliveries as module
 from flowbridge.services.deliveries import Deliveries, Viewer, detail, moment, states, summary
 from flowbridge.services.replays import Replays
-from flowbridge.store import Database, accounts, outbox
-from flowbridge.store import delivery_log as ledger
+from flowbridge.store import Database, accounts, delivery_log, outbox
 from flowbridge.store.delivery_log import Selection
 from flowbridge.store.tables import outbox as events
 from tests.integration.store import events as rows
@@ -136,7 +135,7 @@ class Log:
         assert await self.database.run(lambda connection: outbox.insert_rows(connection, new)) == set()
 
     async def row(self, name: str) -> dict[str, Any] | None:
-        return await self.database.run(lambda connection: ledger.get(connection, name))
+        return await self.database.run(lambda connection: delivery_log.get(connection, name))
 
     async def viewer(self, of: ApiKey | str) -> Viewer:
         return await self.deliveries.viewer(Credential(of) if isinstance(of, str) else Credential(None, of))
@@ -199,8 +198,8 @@ async def test_everybody_sees_their_own_and_admins_all(log: Log) -> None:
 
 async def test_selection_cannot_widen_what_is_seen(log: Log) -> None:
     await log.put("by-two", api_key="two")
-    assert await log.seen(ONE, Selection(whose=ledger.Whose(api_key="two"))) == []
-    assert await log.seen(ONE, Selection(whose=ledger.ALL)) == []
+    assert await log.seen(ONE, Selection(whose=delivery_log.Whose(api_key="two"))) == []
+    assert await log.seen(ONE, Selection(whose=delivery_log.ALL)) == []
 
 
 async def test_keys_see_their_own_while_the_homeserver_is_away(log: Log) -> None:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from flowbridge.services import legacy_events as old_events
+from flowbridge.services import legacy_events
 
 ME = "@me:hs"
 
@@ -13,7 +13,7 @@ def message(body: str, time: int, **more: Any) -> dict[str, Any]:
 
 def test_old_fields_stand_beside_todays() -> None:
     today = message("x", 7, unsigned={"age": 3, "prev_content": {"body": "w"}, "transaction_id": "t"})
-    assert old_events.event(today, "!r:hs") == {
+    assert legacy_events.event(today, "!r:hs") == {
         **today,
         "room_id": "!r:hs",
         "user_id": "@a:hs",
@@ -25,12 +25,12 @@ def test_old_fields_stand_beside_todays() -> None:
 
 def test_membership_of_a_member_only() -> None:
     content = {"membership": "ban"}
-    assert old_events.event({"type": "m.room.member", "content": content})["membership"] == "ban"
-    assert "membership" not in old_events.event({"type": "m.room.message", "content": content})
+    assert legacy_events.event({"type": "m.room.member", "content": content})["membership"] == "ban"
+    assert "membership" not in legacy_events.event({"type": "m.room.message", "content": content})
 
 
 def test_nothing_is_made_up() -> None:
-    assert old_events.event({"type": "m.room.member", "content": None, "unsigned": 7}) == {
+    assert legacy_events.event({"type": "m.room.member", "content": None, "unsigned": 7}) == {
         "type": "m.room.member",
         "content": None,
         "unsigned": 7,
@@ -38,16 +38,16 @@ def test_nothing_is_made_up() -> None:
 
 
 def test_end_is_added_to_an_empty_page_only() -> None:
-    assert old_events.page({"chunk": [], "start": "t1"}) == {"chunk": [], "start": "t1", "end": "t1"}
-    assert "end" not in old_events.page({"chunk": [message("x", 1)], "start": "t1"})
-    assert old_events.page({"chunk": [], "start": "t1", "end": "t0"})["end"] == "t0"
-    assert old_events.page({"chunk": []}) == {"chunk": []}, "members"
+    assert legacy_events.page({"chunk": [], "start": "t1"}) == {"chunk": [], "start": "t1", "end": "t1"}
+    assert "end" not in legacy_events.page({"chunk": [message("x", 1)], "start": "t1"})
+    assert legacy_events.page({"chunk": [], "start": "t1", "end": "t0"})["end"] == "t0"
+    assert legacy_events.page({"chunk": []}) == {"chunk": []}, "members"
 
 
 def test_rooms_are_merged_by_time_and_keep_their_order() -> None:
     late_clock = [message("a1", 50), message("a2", 10), message("a3", 60)]
     rooms = {"!a:hs": {"timeline": {"events": late_clock}}, "!b:hs": {"timeline": {"events": [message("b1", 55)]}}}
-    found = old_events.chunk({"next_batch": "s", "rooms": {"join": rooms}}, ME, {})
+    found = legacy_events.chunk({"next_batch": "s", "rooms": {"join": rooms}}, ME, {})
     assert [event["content"]["body"] for event in found] == ["a1", "a2", "b1", "a3"]
 
 
@@ -57,14 +57,14 @@ def test_state_is_that_at_the_end_of_the_timeline() -> None:
 
     name = {"type": "m.room.name", "state_key": "", "content": {"name": "n"}}
     data = {"state": {"events": [topic("old"), name]}, "timeline": {"events": [topic("new"), message("x", 1)]}}
-    found = old_events.room({"next_batch": "s9", "rooms": {"join": {"!r:hs": data}}}, ME, "join", "!r:hs")
+    found = legacy_events.room({"next_batch": "s9", "rooms": {"join": {"!r:hs": data}}}, ME, "join", "!r:hs")
     assert [event["content"] for event in found["state"]] == [{"topic": "new"}, {"name": "n"}]
     assert found["messages"]["start"] == found["messages"]["end"] == "s9", "no prev_batch: there is nothing before"
 
 
 def test_invitation_without_the_event_is_still_one() -> None:
     sync = {"next_batch": "s9", "rooms": {"invite": {"!r:hs": {}}}}
-    assert old_events.room(sync, ME, "invite", "!r:hs") == {
+    assert legacy_events.room(sync, ME, "invite", "!r:hs") == {
         "room_id": "!r:hs",
         "membership": "invite",
         "inviter": "",

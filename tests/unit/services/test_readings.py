@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from flowbridge.services.readings import Readings
-from flowbridge.store import Database
-from flowbridge.store import delivery_log as ledger
+from flowbridge.store import Database, delivery_log
 from tests.integration.store.events import put, states
 from tests.integration.store.test_database import busy, count
 from tests.patience import PATIENCE
@@ -28,14 +27,14 @@ async def test_reading_does_not_wait_for_the_writer(database: Database) -> None:
     await database.run(lambda connection: put(connection, "one"))
     async with busy(database), asyncio.timeout(PATIENCE / 2):
         assert await readings.read(count) == 1
-        assert await readings.find(lambda connection: ledger.get(connection, "one")) is not None
+        assert await readings.find(lambda connection: delivery_log.get(connection, "one")) is not None
 
 
 async def test_what_is_not_there_yet_is_found_at_the_writer(database: Database) -> None:
     readings = Readings(database)
     linger = database.run(lambda connection: put(connection, "one"), lingers=True)
-    assert await readings.find(lambda connection: ledger.get(connection, "one")) is not None
-    assert await readings.find(lambda connection: ledger.get(connection, "two")) is None
+    assert await readings.find(lambda connection: delivery_log.get(connection, "one")) is not None
+    assert await readings.find(lambda connection: delivery_log.get(connection, "two")) is None
     await linger
 
 

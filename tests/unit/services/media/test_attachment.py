@@ -53,7 +53,7 @@ def test_other_json_is_a_file_itself(body: bytes) -> None:
 
 @pytest.mark.parametrize("value", [[{"data": "aGk="}], {"rows": [{"id": 1}]}, "text", 1])
 def test_long_json_that_cannot_hold_a_file_is_not_read(monkeypatch: pytest.MonkeyPatch, value: Any) -> None:
-    monkeypatch.setattr(attachment, "bulk", None)
+    monkeypatch.setattr(attachment, "large_json", None)
     assert attachment.read(json.dumps(value).encode()) is None
 
 
