@@ -12,7 +12,7 @@ from flowbridge.auth.callers import Callers, Credential
 from flowbridge.auth.names import Names
 from flowbridge.auth.room_access import Aliases
 from flowbridge.auth.tokens import Tokens, cipher
-from flowbridge.delivery import Courier
+from flowbridge.delivery import Beside, Courier
 from flowbridge.delivery.attempt import Carrier
 from flowbridge.delivery.backpressure import Limits, Stock
 from flowbridge.delivery.write_queue import Journal
@@ -22,12 +22,13 @@ from flowbridge.homeserver import Address, AddressError, AddressUnknown, Homeser
 from flowbridge.limits.processor import BODIES_SHARE, Account
 from flowbridge.live import Live
 from flowbridge.models import Caller
+from flowbridge.services.acceptance import Acceptance
 from flowbridge.services.history import History
 from flowbridge.services.maintenance import Upkeep
 from flowbridge.services.media.files import Media
 from flowbridge.services.readings import Readings
 from flowbridge.services.replays import Replays
-from flowbridge.services.sending import Intake
+from flowbridge.services.sending import Sender
 from flowbridge.settings import Settings
 from flowbridge.store import Database
 from flowbridge.store.accounts import account_of
@@ -40,9 +41,13 @@ RECHECKED = 3  # tokens of an account that are tried: those that were seen last
 
 
 class Core:
-    """The core, without HTTP in. Raises AddressError, SchemaError or StoreError when made."""
+    """The core, without HTTP in. Raises AddressError, SchemaError or StoreError when made.
 
-    def __init__(self, settings: Settings) -> None:
+    `beside`: what is accepted here is delivered by another process, which has the store.
+    """
+
+    def __init__(self, settings: Settings, *, beside: bool = False) -> None:
+        self._beside = beside
         tls = tls_context(settings.ca_file)
         self.settings = settings
         self.catalogue = Catalogue.load(settings.schemas_dir)
@@ -66,7 +71,7 @@ class Core:
             refuse_encrypted=settings.encrypted_rooms == "refuse",
             deadline=settings.request_seconds,
         )
-        self.courier = Courier(
+        self.courier = (Beside if beside else Courier)(
             self.database,
             self.journal,
             self.stock,
@@ -78,7 +83,7 @@ class Core:
             keep_days=settings.keep_queued_days,
         )
         self.guests = Account(BODIES_SHARE)  # pays for the bodies that callers send who have not been authenticated
-        self.intake = Intake(
+        self.acceptance = Acceptance(
             self.catalogue,
             self.callers,
             self.aliases,
@@ -87,6 +92,7 @@ class Core:
             reused_txn_id=settings.reused_txn_id,
             guests=self.guests,
         )
+        self.sender = Sender(self.acceptance, self.callers, self.aliases, self.homeserver, self.courier, self.carrier)
         self.history = History(self.callers, self.aliases, self.homeserver)
         self.media = Media(self.callers, self.homeserver, self.relay)
         self.live = Live(self.homeserver, self.callers)
@@ -102,7 +108,7 @@ class Core:
 
     def open(self) -> None:
         """Open the store; only who accepts events needs it. Raises StoreError or SettingsError."""
-        self.database.open()
+        self.database.open(shared=self._beside)
         self.tokens.unlock(cipher(self.settings))
 
     async def locate(self) -> None:
@@ -131,7 +137,9 @@ class Core:
         await self.stock.refresh()
         await self.callers.refresh()
         await self.courier.start()
-        beside = [asyncio.create_task(self.locator.keep_fresh()), asyncio.create_task(self.upkeep.run())]
+        beside = [asyncio.create_task(self.locator.keep_fresh())]
+        if not self._beside:
+            beside.append(asyncio.create_task(self.upkeep.run()))
         try:
             yield
         finally:

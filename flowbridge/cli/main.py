@@ -55,7 +55,10 @@ def send(
     event_type: Type,
     body: Annotated[str, typer.Argument(metavar="[JSON|-]", help="The payload; - reads standard input.")] = "-",
 ) -> None:
-    """Send one event as the bot account. Prints the event id."""
+    """Send one event as the bot account. Prints the event id.
+
+    What cannot be sent now is queued: the exit code is 0, and a flowbridge that runs on the same store sends it.
+    """
     from flowbridge.cli import send as events
     from flowbridge.settings import Settings
 

@@ -2,26 +2,28 @@
 
 import asyncio
 import json
-import secrets
 import sys
 from collections.abc import Coroutine
-from dataclasses import replace
 from typing import Any
 
 from flowbridge import log
 from flowbridge.auth.callers import Credential
 from flowbridge.bridge import Core
-from flowbridge.delivery.attempt import IN_PLAIN_TEXT
-from flowbridge.errors import BadContent, Forbidden, MatrixError
-from flowbridge.homeserver import answers, paths
+from flowbridge.errors import BadContent, MatrixError
+from flowbridge.homeserver import paths
 from flowbridge.models import Event
+from flowbridge.services.acceptance import How
 from flowbridge.settings import Settings, SettingsError
+from flowbridge.store.errors import StoreInUse
 
 FAILED = 1
 
+_QUEUED = """queued, not sent yet: a flowbridge that runs on this store sends it, in its turn.
+`flowbridge deliveries show {delivery}` says how it ends. Do not send it again."""
+
 
 def send(settings: Settings, room: str, event_type: str, body: bytes) -> int:
-    """Send one event as the bot account; returns the exit code."""
+    """Send one event as the bot account; returns the exit code: 0 also when it is queued, for it will be sent."""
     if not settings.has_bot:
         raise SettingsError(
             "ACCESS_TOKEN: `send` acts as the bot account: set it, or FLOWBRIDGE_USER and FLOWBRIDGE_PASSWORD"
@@ -41,7 +43,8 @@ def _core(settings: Settings) -> Core:
 
 async def _told(command: Coroutine[Any, Any, str]) -> int:
     try:
-        print(await command)
+        if said := await command:
+            print(said)
     except BadContent as error:
         for problem in error.problems:
             print(f"{problem.pointer or 'the whole content'}: {problem.message}  ({problem.schema})", file=sys.stderr)
@@ -53,16 +56,25 @@ async def _told(command: Coroutine[Any, Any, str]) -> int:
 
 
 async def _send(core: Core, room: str, event_type: str, body: bytes) -> str:
+    """By way of the store, as everything that is sent: what is accepted is not lost where the homeserver is away.
+
+    Returns the event id; "" when it is queued, which standard error says.
+    """
     event = await _checked(core, room, event_type, body)
-    await core.locate()
-    caller = await core.callers.identify(Credential(None))
-    event = replace(event, room=await core.aliases.joined(caller, room))
+    patience = core.settings.wait_seconds
     try:
-        if await core.carrier.refuses(caller.token, event):
-            raise Forbidden(IN_PLAIN_TEXT)
-        return answers.event_id(await core.homeserver.send(caller.token, event, secrets.token_urlsafe(16)))
-    finally:
-        core.homeserver.close()
+        core.open()
+    except StoreInUse:  # a bridge runs, and delivers it: it looks for what is new in a third of a lease
+        core = Core(core.settings, beside=True)
+        patience += core.settings.lease_seconds / 3
+    async with core.running():
+        told = await core.sender.send(Credential(None), event, How("flow", request=body), patience)
+    if told.error is not None:
+        raise told.error
+    if told.event_id is None:
+        print(_QUEUED.format(delivery=told.delivery), file=sys.stderr)
+        return ""
+    return told.event_id
 
 
 async def _validate(core: Core, event_type: str, body: bytes) -> str:
@@ -75,5 +87,5 @@ async def _checked(core: Core, room: str, event_type: str, body: bytes) -> Event
     if room:
         paths.room(room.replace("%", "%25"))
     paths.event_type(event_type.replace("%", "%25"))
-    found = core.intake.read(body, "text/plain", event_type, "flow")
-    return await core.intake.check(room, event_type, found, as_state=False)
+    found = core.acceptance.read(body, "text/plain", event_type, "flow")
+    return await core.acceptance.check(room, event_type, found, as_state=False)

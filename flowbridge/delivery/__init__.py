@@ -1,5 +1,6 @@
 """The worker: every accepted event reaches its room once, in order."""
 
+from flowbridge.delivery.beside import Beside
 from flowbridge.delivery.worker import Courier
 
-__all__ = ["Courier"]
+__all__ = ["Beside", "Courier"]

@@ -120,7 +120,7 @@ class Database:
     def close(self) -> None:
         if self.files is not None and not self.missing:
             self._new_epoch(self.files)
-        if self.is_sqlite:
+        if self.files is not None:
             refusals = (SQLAlchemyError, sqlite3.Error)
             with contextlib.suppress(*refusals), contextlib.closing(self.engine.raw_connection()) as connection:
                 connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)")  # not possible inside a transaction

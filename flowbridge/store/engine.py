@@ -11,7 +11,7 @@ from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
 
 from flowbridge import log
 from flowbridge.store import files, migrations
-from flowbridge.store.errors import StoreError
+from flowbridge.store.errors import StoreError, StoreInUse
 from flowbridge.store.files import Files
 
 WAIT_SECONDS = 30.0  # for a PostgreSQL that starts together with us, as in docker-compose
@@ -108,7 +108,7 @@ def own(url: URL) -> Files:
         try:
             held = files.take_lock(Path(f"{path}.lock"), files.LOCK_SECONDS)
         except BlockingIOError:
-            raise StoreError(
+            raise StoreInUse(
                 f"{name(url)} is in use by another flowbridge: several share one PostgreSQL, not a file"
             ) from None
     try:

@@ -13,6 +13,10 @@ class StoreAbsent(StoreError):
     """There is none yet, or it is not here."""
 
 
+class StoreInUse(StoreError):
+    """Another process has it: SQLite's file belongs to one."""
+
+
 class StoreFull(Unavailable):
     """Back-pressure: nothing more is taken just now."""
 

@@ -60,7 +60,7 @@ def create_app(settings: Settings, core: Core | None = None) -> middleware.Edge:
         *deliveries.routes(core),
         *media.routes(core),
         *live.routes(core),
-        *schemas.routes(core.catalogue, core.intake),
+        *schemas.routes(core.catalogue, core.acceptance),
         *operations.routes(core),
         *discovery.routes(core),
     ]

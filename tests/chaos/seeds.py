@@ -149,13 +149,13 @@ def slow() -> None:
 def key_as_txn_id() -> None:
     """the caller's key as the transaction id"""
 
-    def ticket(original: Any, intake: Any, caller: Any, room_id: str, event: Any, sending: Any, *rest: Any) -> Any:
-        made = original(intake, caller, room_id, event, sending, *rest)
+    def ticket(original: Any, acceptance: Any, caller: Any, room_id: str, event: Any, sending: Any, *rest: Any) -> Any:
+        made = original(acceptance, caller, room_id, event, sending, *rest)
         if sending.key is not None:
             made.row = made.row._replace(txn_id=sending.key)
         return made
 
-    _wrap("flowbridge.services.sending.Intake._ticket", ticket)
+    _wrap("flowbridge.services.acceptance.Acceptance._ticket", ticket)
 
 
 def proxy_404() -> None:

@@ -9,16 +9,16 @@ from starlette.responses import Response
 from flowbridge.errors import Errcode, NotFound
 from flowbridge.events import Catalogue, Entry
 from flowbridge.homeserver import paths
-from flowbridge.services.sending import Intake
+from flowbridge.services.acceptance import Acceptance
 from flowbridge.web import describe
 from flowbridge.web.document import Document
 from flowbridge.web.endpoint import Endpoint, endpoint, headers_of, json_answer, json_bytes, read_body
 
 
 class Schemas:
-    def __init__(self, catalogue: Catalogue, intake: Intake) -> None:
+    def __init__(self, catalogue: Catalogue, acceptance: Acceptance) -> None:
         self._catalogue = catalogue
-        self._intake = intake
+        self._acceptance = acceptance
         self._index = Document(self._all, "application/json")
         self._documents = {
             name: Document(partial(json_bytes, schema), "application/json")
@@ -50,8 +50,8 @@ class Schemas:
         event_type = paths.event_type(request.path_params["eventType"])
         headers = headers_of(request)
         body = await read_body(request, headers)
-        found = await self._intake.receive(body, headers.get("content-type", ""), event_type, "flow")
-        event = await self._intake.check("", event_type, found, as_state=False)
+        found = await self._acceptance.receive(body, headers.get("content-type", ""), event_type, "flow")
+        event = await self._acceptance.check("", event_type, found, as_state=False)
         answer: dict[str, Any] = {"valid": True, "type": event_type, "content": found.content}
         if event.state_key is not None:
             answer["state_key"] = event.state_key
@@ -83,8 +83,8 @@ def _about(entry: Entry) -> dict[str, Any]:
     }
 
 
-def routes(catalogue: Catalogue, intake: Intake) -> list[Endpoint]:
-    handlers = Schemas(catalogue, intake)
+def routes(catalogue: Catalogue, acceptance: Acceptance) -> list[Endpoint]:
+    handlers = Schemas(catalogue, acceptance)
     return [
         endpoint("GET", "/schemas", handlers.index, describe.SCHEMAS),
         endpoint("GET", "/schemas/{eventType}", handlers.show, describe.SCHEMA),

@@ -1,4 +1,4 @@
-"""flowbridge.services.sending: what kind of event it is, what is checked, and what is written down of it."""
+"""flowbridge.services.acceptance: what kind of event it is, what is checked, and what is written down of it."""
 
 import asyncio
 import json
@@ -18,7 +18,7 @@ from flowbridge.delivery.write_queue import Outcome, _Batch
 from flowbridge.errors import BadContent, BadRequest, Conflict, Forbidden, MatrixError, TooLarge
 from flowbridge.homeserver.pool import Answer
 from flowbridge.models import ApiKey, Event, Payload
-from flowbridge.services.sending import MAX_CONTENT_BYTES, Receipt, Sending
+from flowbridge.services.acceptance import MAX_CONTENT_BYTES, How, Receipt
 from flowbridge.settings import Settings
 from flowbridge.store.tables import outbox
 from tests.patience import PATIENCE
@@ -37,8 +37,8 @@ TEXT = {"msgtype": "m.text", "body": "hi"}
 ROOM = "!a:hs"
 ALIAS = "#flow:hs"
 ALICE = Credential("alice")
-FLOW = Sending("flow")
-KEYED = Sending("flow", "key")
+FLOW = How("flow")
+KEYED = How("flow", "key")
 
 pytestmark = pytest.mark.usefixtures("nothing_set")
 
@@ -83,7 +83,7 @@ class FakeHomeserver:
 
 
 async def check(event_type: str, content: Any, state_key: str | None = None, *, as_state: bool = False) -> Event:
-    return await CORE.intake.check(ROOM, event_type, Payload(content, state_key), as_state=as_state)
+    return await CORE.acceptance.check(ROOM, event_type, Payload(content, state_key), as_state=as_state)
 
 
 async def pointers(event_type: str, content: Any, state_key: str | None = None, *, as_state: bool = False) -> list[str]:
@@ -207,7 +207,7 @@ async def test_content_that_is_no_object_is_refused(event_type: str, content: An
 
 def test_read_knows_the_keys_of_the_type() -> None:
     flow = b'{"payload": {"topic": "Door"}, "topic": "sensors", "_msgid": "a.1"}'
-    assert CORE.intake.read(flow, "", "m.room.topic", "flow") == Payload({"topic": "Door"})
+    assert CORE.acceptance.read(flow, "", "m.room.topic", "flow") == Payload({"topic": "Door"})
 
 
 # accepting
@@ -241,10 +241,10 @@ async def accept(
     by: Credential = ALICE,
     room: str = ROOM,
     type_: str = "m.room.message",
-    how: Sending = FLOW,
+    how: How = FLOW,
 ) -> Receipt:
-    event = await core.intake.check(room, type_, Payload(content), as_state=False)
-    return await core.intake.accept(by, event, how)
+    event = await core.acceptance.check(room, type_, Payload(content), as_state=False)
+    return await core.acceptance.accept(by, event, how)
 
 
 async def send(core: Core, content: Any = TEXT, **values: Any) -> str:
@@ -378,9 +378,9 @@ async def test_same_key_with_other_content_is_a_new_event_on_the_matrix_surface_
         {"by": Credential(None, ApiKey("one"))},
         {"room": "!b:hs"},
         {"type_": "m.sticker.of.ours"},
-        {"how": Sending("matrix", "key")},
-        {"how": Sending("flow", "Key")},
-        {"how": Sending("flow")},
+        {"how": How("matrix", "key")},
+        {"how": How("flow", "Key")},
+        {"how": How("flow")},
     ],
     ids=["user", "device", "api-key", "room", "type", "surface", "key", "no-key"],
 )
@@ -420,7 +420,7 @@ async def test_key_that_is_known_is_not_sent_even_when_its_turn_comes_in_the_mom
 async def test_state_key_is_content(core: Core) -> None:
     async def put(state_key: str) -> Receipt:
         event = await check("org.example.reading", {"a": 1}, state_key)
-        return await core.intake.accept(ALICE, event, KEYED)
+        return await core.acceptance.accept(ALICE, event, KEYED)
 
     await put("cellar")
     assert (await put("cellar")).replayed

@@ -1,0 +1,22 @@
+"""Accepting beside the process that delivers: an event goes into its store, and the outcome is read from there."""
+
+import asyncio
+
+from flowbridge import log
+from flowbridge.delivery.worker import POLL_SECONDS, Courier
+from flowbridge.store.engine import reason
+
+
+class Beside(Courier):
+    """Claims no lane: each event that is offered goes by way of the store, as between replicas."""
+
+    async def start(self) -> None:
+        self._keeper = asyncio.create_task(self._listen())
+
+    async def _listen(self) -> None:
+        while True:
+            try:
+                await self._hear(self._tickets.waited_for())
+            except Exception as error:
+                log.warning("store_away", error=reason(error))
+            await asyncio.sleep(POLL_SECONDS)
