@@ -7,6 +7,7 @@ from fastapi.openapi.utils import get_openapi
 
 from flowbridge import __version__
 from flowbridge.events import Catalogue
+from flowbridge.web import openapi_sharing
 
 Json = dict[str, Any]
 
@@ -54,6 +55,7 @@ def document(app: FastAPI, catalogue: Catalogue) -> Json:
     for path in found["paths"].values():
         for operation in path.values():
             _finish(operation, catalogue)
+    openapi_sharing.share(found)
     return found
 
 
