@@ -7,15 +7,15 @@ import time
 from collections.abc import AsyncIterator
 
 from flowbridge import log
-from flowbridge.auth.api_keys import Keyring
+from flowbridge.auth.api_keys import ApiKeys
 from flowbridge.auth.callers import Callers, Credential
 from flowbridge.auth.names import Names
-from flowbridge.auth.room_access import Aliases
+from flowbridge.auth.room_access import RoomAccess
 from flowbridge.auth.tokens import Tokens, cipher
 from flowbridge.delivery import Beside, Courier
 from flowbridge.delivery.attempt import Carrier
-from flowbridge.delivery.backpressure import Limits, Stock
-from flowbridge.delivery.write_queue import Journal
+from flowbridge.delivery.backpressure import Backpressure, Limits
+from flowbridge.delivery.write_queue import WriteQueue
 from flowbridge.errors import MatrixError
 from flowbridge.events import Catalogue
 from flowbridge.homeserver import Address, AddressError, AddressUnknown, Homeserver, Locator, Relay, tls_context
@@ -24,7 +24,7 @@ from flowbridge.live import Live
 from flowbridge.models import Caller
 from flowbridge.services.acceptance import Acceptance
 from flowbridge.services.history import History
-from flowbridge.services.maintenance import Upkeep
+from flowbridge.services.maintenance import Maintenance
 from flowbridge.services.media.files import Media
 from flowbridge.services.readings import Readings
 from flowbridge.services.replays import Replays
@@ -55,13 +55,13 @@ class Core:
         self.homeserver = Homeserver(self.locator, tls, deadline=settings.request_seconds)
         self.relay = Relay(self.locator, tls)
         self.database = Database(settings.database_url.get_secret_value())
-        self.journal = Journal(self.database, max_waiting=settings.max_waiting, share=settings.max_share)
-        self.stock = Stock(self.database, _limits(settings))
-        self.tokens = Tokens(self.database, self.journal.remember)
+        self.write_queue = WriteQueue(self.database, max_waiting=settings.max_waiting, share=settings.max_share)
+        self.backpressure = Backpressure(self.database, _limits(settings))
+        self.tokens = Tokens(self.database, self.write_queue.remember)
         self.names = Names(self.database)
-        keyring = Keyring(settings, self.database)
+        keyring = ApiKeys(settings, self.database)
         self.callers = Callers(settings, self.homeserver, self.tokens.identity, keyring, self.names)
-        self.aliases = Aliases(self.callers, self.homeserver, self.names)
+        self.room_access = RoomAccess(self.callers, self.homeserver, self.names)
         self.readings = Readings(self.database)
         self.replays = Replays(self.readings, self.homeserver, self.callers, self.tokens)
         self.carrier = Carrier(
@@ -73,8 +73,8 @@ class Core:
         )
         self.courier = (Beside if beside else Courier)(
             self.database,
-            self.journal,
-            self.stock,
+            self.write_queue,
+            self.backpressure,
             self.carrier,
             deadline=settings.request_seconds,
             lease=settings.lease_seconds,
@@ -86,17 +86,19 @@ class Core:
         self.acceptance = Acceptance(
             self.catalogue,
             self.callers,
-            self.aliases,
+            self.room_access,
             self.tokens,
             self.courier,
             reused_txn_id=settings.reused_txn_id,
             guests=self.guests,
         )
-        self.sender = Sender(self.acceptance, self.callers, self.aliases, self.homeserver, self.courier, self.carrier)
-        self.history = History(self.callers, self.aliases, self.homeserver)
+        self.sender = Sender(
+            self.acceptance, self.callers, self.room_access, self.homeserver, self.courier, self.carrier
+        )
+        self.history = History(self.callers, self.room_access, self.homeserver)
         self.media = Media(self.callers, self.homeserver, self.relay)
         self.live = Live(self.homeserver, self.callers)
-        self.upkeep = Upkeep(settings, self.database, self.stock, self.callers, self.courier)
+        self.maintenance = Maintenance(settings, self.database, self.backpressure, self.callers, self.courier)
         self.tokens.on_change = self.carrier.trust
         self.callers.on_seen = self._seen
         self.callers.on_revoked = self._revoked
@@ -134,12 +136,12 @@ class Core:
         self.database.start()
         self.names.begin()
         self.callers.on_bot = self.tokens.remember
-        await self.stock.refresh()
+        await self.backpressure.refresh()
         await self.callers.refresh()
         await self.courier.start()
         beside = [asyncio.create_task(self.locator.keep_fresh())]
         if not self._beside:
-            beside.append(asyncio.create_task(self.upkeep.run()))
+            beside.append(asyncio.create_task(self.maintenance.run()))
         try:
             yield
         finally:

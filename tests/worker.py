@@ -23,8 +23,8 @@ from sqlalchemy import select
 from flowbridge.auth.tokens import Tokens
 from flowbridge.delivery import Courier
 from flowbridge.delivery.attempt import Carrier
-from flowbridge.delivery.backpressure import Limits, Stock
-from flowbridge.delivery.write_queue import Journal, Outcome, Ticket
+from flowbridge.delivery.backpressure import Backpressure, Limits
+from flowbridge.delivery.write_queue import Outcome, Ticket, WriteQueue
 from flowbridge.errors import BadGateway, GatewayTimeout, MatrixError
 from flowbridge.homeserver import Homeserver
 from flowbridge.homeserver.pool import Answer
@@ -266,9 +266,9 @@ class Worker:
 
     def __post_init__(self) -> None:
         self.database = Database(self.url)
-        self.journal = Journal(self.database)
-        self.stock = Stock(self.database, self.limits)
-        self.tokens = Tokens(self.database, self.journal.remember)
+        self.write_queue = WriteQueue(self.database)
+        self.backpressure = Backpressure(self.database, self.limits)
+        self.tokens = Tokens(self.database, self.write_queue.remember)
         self.tokens.unlock(Fernet(KEY))
         self.carrier = Carrier(
             self.rooms,
@@ -279,8 +279,8 @@ class Worker:
         )
         self.courier = Courier(
             self.database,
-            self.journal,
-            self.stock,
+            self.write_queue,
+            self.backpressure,
             self.carrier,
             deadline=self.deadline,
             lease=self.lease,
@@ -294,7 +294,7 @@ class Worker:
     async def __aenter__(self) -> Self:
         self.database.open()
         self.database.start()
-        await self.stock.refresh()
+        await self.backpressure.refresh()
         await self.courier.start()
         return self
 

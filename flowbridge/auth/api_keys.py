@@ -21,7 +21,7 @@ NOTE_SECONDS = 60.0
 MAX_NAMED = 10  # rooms and event types that an error names
 
 
-class Keyring:
+class ApiKeys:
     """The keys of FLOWBRIDGE_API_KEYS or, when there are none, those of the store."""
 
     def __init__(self, settings: Settings, database: Database) -> None:

@@ -11,7 +11,7 @@ from urllib.parse import parse_qs
 
 from flowbridge import log
 from flowbridge.auth import api_keys
-from flowbridge.auth.api_keys import Keyring
+from flowbridge.auth.api_keys import ApiKeys
 from flowbridge.auth.bot import Bot
 from flowbridge.auth.names import Names
 from flowbridge.auth.refusals import Refusals
@@ -62,7 +62,7 @@ class Callers:
     """Tells whose request it is. Asks the homeserver once per token."""
 
     def __init__(
-        self, settings: Settings, homeserver: Homeserver, seen: Seen, keys: Keyring, names: Names | None = None
+        self, settings: Settings, homeserver: Homeserver, seen: Seen, keys: ApiKeys, names: Names | None = None
     ) -> None:
         self._homeserver = homeserver
         self._seen = seen

@@ -24,7 +24,7 @@ Ask = Callable[[str, str], Awaitable[str]]  # token and alias → room id
 Permit = Callable[..., None]  # names of one room; raises Forbidden unless the key is for one of them
 
 
-class Aliases:
+class RoomAccess:
     """Every method raises MatrixError with what the homeserver says."""
 
     def __init__(self, callers: Callers, homeserver: Homeserver, names: Names | None = None) -> None:
@@ -68,7 +68,7 @@ class Aliases:
         """
         known = self._joined if joins else self._found
         found = {room for room in key.rooms if not room.startswith("#")}
-        for alias in _aliases(key):
+        for alias in _room_access(key):
             try:
                 found.add(await known.room_id(caller, alias))
             except MatrixError as error:
@@ -117,7 +117,7 @@ class Aliases:
     async def _names(self, caller: Caller, key: ApiKey, room_id: str) -> list[str]:
         """Of the aliases that a key is for one that leads to this room, if any does."""
         trouble = None
-        for alias in () if room_id in key.rooms else _aliases(key):
+        for alias in () if room_id in key.rooms else _room_access(key):
             try:
                 if await self._found.room_id(caller, alias) == room_id:
                     return [alias]
@@ -245,8 +245,8 @@ def _needs_look(key: ApiKey | None, room: str) -> ApiKey | None:
     """The key, when its scope may have the room under another name than the request."""
     if key is None or not key.rooms or room in key.rooms:
         return None
-    return key if room.startswith("#") or _aliases(key) else None
+    return key if room.startswith("#") or _room_access(key) else None
 
 
-def _aliases(key: ApiKey) -> list[str]:
+def _room_access(key: ApiKey) -> list[str]:
     return [room for room in key.rooms if room.startswith("#")]

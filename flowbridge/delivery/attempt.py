@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from flowbridge import log, metrics
 from flowbridge.auth.tokens import Tokens, digest_of
 from flowbridge.delivery.halts import Halts
-from flowbridge.delivery.limiter import Gate
+from flowbridge.delivery.limiter import RateLimiter
 from flowbridge.delivery.lookup import Looks
 from flowbridge.delivery.places import Places
 from flowbridge.errors import BadGateway, Forbidden, GatewayTimeout, HomeserverError, MatrixError, Unauthorized
@@ -25,7 +25,7 @@ REMEMBERED_SECONDS = 20 * 60.0  # for how long a homeserver surely knows a trans
 TOKEN_PAUSE = 5.0
 PLAIN_SECONDS = 10.0  # for how long a room that was found plain is taken to be so
 MAX_PLAIN = 10_000
-MAX_GATES = 10_000  # accounts that are remembered; those with something under way not counted
+MAX_LIMITERS = 10_000  # accounts that are remembered; those with something under way not counted
 FAILURES = 5  # to connect, in a row, and the homeserver is taken to be away
 FIRST_PROBE_PAUSE = 0.5
 MAX_PROBE_PAUSE = 10.0
@@ -72,9 +72,9 @@ class Carrier:
         self._looks = Looks(homeserver, database)
         self._refuse_encrypted = refuse_encrypted
         self._deadline = deadline
-        self._everyone = Gate(WIDEST)
+        self._everyone = RateLimiter(WIDEST)
         self._places = Places(WIDEST, WIDEST_EACH)
-        self._gates: dict[str, Gate] = {}
+        self._limiters: dict[str, RateLimiter] = {}
         self._plain: dict[str, float] = {}
         self._failures = 0
         self._probing: asyncio.Task[None] | None = None
@@ -107,9 +107,9 @@ class Carrier:
         who `waits` hears that it is refused. `still` is asked right before the event goes out; None when it says that
         it is not to be sent now.
         """
-        gate = self._gate(row.account)
+        limiter = self._limiter(row.account)
         account, places = row.account, self._places
-        async with gate.passage(ahead=ahead):
+        async with limiter.passage(ahead=ahead):
             if not places.finds(account):
                 await places.wait(account)
             try:
@@ -117,33 +117,33 @@ class Carrier:
                     attempt = _Attempt(row, uncertain_since, still, must_look, sent_with, own, waits)
                     found = await self._try(attempt)
                     if found is not None:
-                        self._heed(account, gate, found)  # before the next one is let through
+                        self._heed(account, limiter, found)  # before the next one is let through
             finally:
                 places.leave(account)
         return found
 
-    def _heed(self, account: str, gate: Gate, found: Verdict) -> None:
+    def _heed(self, account: str, limiter: RateLimiter, found: Verdict) -> None:
         """What an answer says about the account."""
         metrics.count(metrics.attempts, found.kind)
         if found.kind == "slow":
             pause = found.pause_ms / 1000
             metrics.rate_limited.inc(pause)
-            gate.too_much(pause * random.uniform(1.0, 1.02))  # noqa: S311 (spread, no secret)
+            limiter.too_much(pause * random.uniform(1.0, 1.02))  # noqa: S311 (spread, no secret)
         elif found.kind == "account":
-            self._halt(account, gate, found)
+            self._halt(account, limiter, found)
         elif found.kind != "token":
-            gate.went_well()
+            limiter.went_well()
             if found.kind != "again" and (self.distrusted or self._halts):
                 self.distrusted.pop(account, None)
                 if self._halts.lift(account):
                     log.info("account_goes_on", account=account)
 
-    def _halt(self, account: str, gate: Gate, found: Verdict) -> None:
+    def _halt(self, account: str, limiter: RateLimiter, found: Verdict) -> None:
         """Pause an account that the homeserver refuses, whatever it sends."""
         if self._halts.found(account) is None:
             log.warning("account_paused", account=account, error=found.error.error if found.error else "")
-        again = gate.closed_for > 0
-        gate.too_much(self._halts.refuse(account, found, again=again))
+        again = limiter.closed_for > 0
+        limiter.too_much(self._halts.refuse(account, found, again=again))
         # Once in each pause: who comes later is tried for, and all that is under way hears its own answer.
         if self.on_refusal is not None and not again:
             self.on_refusal(account, found)
@@ -157,8 +157,8 @@ class Carrier:
 
     def _try_early(self, account: str) -> None:
         self._knocks.pop(account, None)
-        if self._halts.found(account) is not None and (gate := self._gates.get(account)) is not None:
-            gate.open()
+        if self._halts.found(account) is not None and (limiter := self._limiters.get(account)) is not None:
+            limiter.open()
 
     @property
     def has_halts(self) -> bool:
@@ -205,16 +205,16 @@ class Carrier:
         if is_distrusted and not again:
             del self.distrusted[account]
         if self._halts.lift(account) or is_distrusted:
-            self._gate(account).open()
+            self._limiter(account).open()
 
     def pause_of(self, account: str) -> float:
         """Seconds for which nothing of this account will be sent, as far as is known; infinity for no known time."""
-        gate = self._gates.get(account)
-        return max(gate.closed_for if gate else 0.0, self._everyone.closed_for)
+        limiter = self._limiters.get(account)
+        return max(limiter.closed_for if limiter else 0.0, self._everyone.closed_for)
 
     def paused(self, seconds: float) -> list[str]:
         """The accounts that will be sent nothing of for longer than this."""
-        return [account for account, gate in self._gates.items() if gate.closed_for > seconds]
+        return [account for account, limiter in self._limiters.items() if limiter.closed_for > seconds]
 
     @property
     def is_away(self) -> bool:
@@ -226,20 +226,20 @@ class Carrier:
             if task is not None:
                 task.cancel()
 
-    def _gate(self, account: str) -> Gate:
-        gate = self._gates.get(account)
-        if gate is None:
-            if len(self._gates) >= MAX_GATES:
+    def _limiter(self, account: str) -> RateLimiter:
+        limiter = self._limiters.get(account)
+        if limiter is None:
+            if len(self._limiters) >= MAX_LIMITERS:
                 self._forget_idle()
-            gate = self._gates[account] = Gate(WIDEST, FIRST)
-        return gate
+            limiter = self._limiters[account] = RateLimiter(WIDEST, FIRST)
+        return limiter
 
     def _forget_idle(self) -> None:
-        self._gates = {account: gate for account, gate in self._gates.items() if not gate.is_idle}
+        self._limiters = {account: limiter for account, limiter in self._limiters.items() if not limiter.is_idle}
         for memory in (self.distrusted, self._told_at):
-            for account in memory.keys() - self._gates.keys():
+            for account in memory.keys() - self._limiters.keys():
                 del memory[account]
-        self._halts.forget(set(self._gates))
+        self._halts.forget(set(self._limiters))
 
     async def _try(self, attempt: _Attempt) -> Verdict | None:
         """One attempt, with all that is asked for it, within the deadline."""
@@ -352,7 +352,7 @@ class Carrier:
         if account not in self.distrusted:
             log.warning("account_paused", account=account, error=reason)
         self.distrusted[account] = reason
-        self._gate(account).pause(TOKEN_PAUSE)
+        self._limiter(account).pause(TOKEN_PAUSE)
         now = time.monotonic()
         # Who is told may log in anew, which must not be tried at every answer: homeservers lock such accounts.
         if self.on_distrust is not None and self._told_at.get(account, -TOKEN_PAUSE) < now - TOKEN_PAUSE / 2:

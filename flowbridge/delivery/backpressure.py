@@ -55,7 +55,7 @@ class _Change:
     now: bool = False
 
 
-class Stock:
+class Backpressure:
     """Counts what this process accepts and settles; `refresh` and `census` learn what others did. For one event loop.
 
     `pressed` is set when space is short: settled events have to go.

@@ -16,10 +16,10 @@ from typing import Any
 
 from flowbridge import log, metrics
 from flowbridge.delivery.attempt import Carrier
-from flowbridge.delivery.backpressure import Stock
+from flowbridge.delivery.backpressure import Backpressure
 from flowbridge.delivery.pending import Tickets
 from flowbridge.delivery.suspects import Suspects, Suspicion, is_failure, must_be_looked_for
-from flowbridge.delivery.write_queue import Journal, Outcome, Ticket
+from flowbridge.delivery.write_queue import Outcome, Ticket, WriteQueue
 from flowbridge.errors import GatewayTimeout, HomeserverError
 from flowbridge.homeserver.answers import Verdict
 from flowbridge.store import Database, Row, outbox
@@ -43,8 +43,8 @@ class Shared:
     """What all lanes of a process have in common. `renew` prolongs their leases."""
 
     database: Database
-    journal: Journal
-    stock: Stock
+    write_queue: WriteQueue
+    backpressure: Backpressure
     carrier: Carrier
     suspects: Suspects
     tickets: Tickets
@@ -201,7 +201,7 @@ class Lane:
 
     def _fill(self, rows: Sequence[Row], *, full: bool) -> None:
         for row in rows:
-            if row.delivery not in self._shared.journal.unwritten:
+            if row.delivery not in self._shared.write_queue.unwritten:
                 ticket = self._shared.tickets.of(row)
                 ticket.held = ticket.written = True
                 self.tickets.append(ticket)
@@ -420,7 +420,7 @@ class Lane:
 
     def _doubt(self, since: float | None) -> None:
         self.uncertain_since = since
-        self._shared.journal.doubt(self.fence, since)
+        self._shared.write_queue.doubt(self.fence, since)
 
     def _settle(self, ticket: Ticket, found: Verdict) -> None:
         """The head has come to its end."""
@@ -452,8 +452,8 @@ class Lane:
                 error=error.error,
             )
         metrics.count(metrics.settled, ticket.outcome.state)
-        self._shared.stock.remove(ticket)
-        self._shared.journal.settle(ticket, self.fence)
+        self._shared.backpressure.remove(ticket)
+        self._shared.write_queue.settle(ticket, self.fence)
         if not ticket.settled.done():
             ticket.settled.set_result(ticket.outcome)
 

@@ -14,7 +14,7 @@ LIMITED_SECONDS = 60.0  # for which the window grows slowly after it was too muc
 SLOWLY = 1.0  # a second
 
 
-class Gate:
+class RateLimiter:
     """Lets callers through in the order they came. To be used on one event loop.
 
     `widest`: how wide the window ever gets; `first`: how wide it is at first. Those who come `ahead` have a queue of
@@ -152,12 +152,12 @@ class Gate:
 class _Ahead:
     """The other way into a gate."""
 
-    def __init__(self, gate: Gate) -> None:
-        self._gate = gate
+    def __init__(self, limiter: RateLimiter) -> None:
+        self._limiter = limiter
 
     async def __aenter__(self) -> None:
-        if not self._gate._enters():
-            await self._gate._wait_in(self._gate._front)
+        if not self._limiter._enters():
+            await self._limiter._wait_in(self._limiter._front)
 
     async def __aexit__(self, *_: object) -> None:
-        self._gate._leave()
+        self._limiter._leave()

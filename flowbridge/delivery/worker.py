@@ -14,11 +14,11 @@ from functools import partial
 
 from flowbridge import log, metrics
 from flowbridge.delivery.attempt import Carrier
-from flowbridge.delivery.backpressure import Stock
+from flowbridge.delivery.backpressure import Backpressure
 from flowbridge.delivery.lane import Lane, LeaseLost, Shared
 from flowbridge.delivery.pending import Tickets
 from flowbridge.delivery.suspects import Suspects
-from flowbridge.delivery.write_queue import Journal, Outcome, Ticket
+from flowbridge.delivery.write_queue import Outcome, Ticket, WriteQueue
 from flowbridge.homeserver.answers import Verdict
 from flowbridge.limits.shares import Share
 from flowbridge.store import Database, Fence, Row, StoreFull, StoreUnsure, abandoned, outbox
@@ -57,8 +57,8 @@ class Courier:
     def __init__(
         self,
         database: Database,
-        journal: Journal,
-        stock: Stock,
+        write_queue: WriteQueue,
+        backpressure: Backpressure,
         carrier: Carrier,
         *,
         deadline: float = 10.0,
@@ -70,8 +70,8 @@ class Courier:
     ) -> None:
         self._waiters = Share(MAX_WAITERS, share)
         self._database = database
-        self._journal = journal
-        self._stock = stock
+        self._write_queue = write_queue
+        self._backpressure = backpressure
         self._carrier = carrier
         self._lease = lease
         self._owner = secrets.token_hex(8)
@@ -85,8 +85,8 @@ class Courier:
         self._keep_days = keep_days
         self._shared = Shared(
             database,
-            journal,
-            stock,
+            write_queue,
+            backpressure,
             carrier,
             Suspects(database, set_aside),
             self._tickets,
@@ -110,23 +110,23 @@ class Courier:
 
         With several replicas always by way of the store: only there it is known what another one has accepted before.
         """
-        self._stock.admit(ticket.row.lane, ticket.caller, ticket.measure())
+        self._backpressure.admit(ticket.row.lane, ticket.caller, ticket.measure())
         lane = self._lanes.get(ticket.row.lane)
         well = self._database.is_sqlite and not self._database.trouble  # else a failed commit could not be told as such
         direct = lane is not None and well and lane.takes() and self._batch() > 1
         ticket.urgent = not direct or ticket.idem is not None or not ticket.waiters
         ticket.dirty = lane is None or not self._database.is_sqlite or not lane.is_held()
-        self._stock.add(ticket)
+        self._backpressure.add(ticket)
         try:
-            self._journal.append(ticket)
+            self._write_queue.append(ticket)
         except StoreFull:
-            self._stock.remove(ticket)
+            self._backpressure.remove(ticket)
             raise
         self._tickets.know(ticket)
         ticket.committed.add_done_callback(lambda done: self._on_written(ticket, done))
         if lane is None:
             self._missed.add(ticket.row.lane)
-            if ticket.waiters or self._stock.queued_in(ticket.row.lane) <= 1:
+            if ticket.waiters or self._backpressure.queued_in(ticket.row.lane) <= 1:
                 self._want(ticket.row.lane)
             self._wake.set()
         elif direct:
@@ -201,7 +201,7 @@ class Courier:
         What is on its way at this moment stays, and so does what another replica holds: each does this for its own. So
         do lanes with outcomes on their way to the disk: where that fails, the store says that these are queued, too.
         """
-        busy = self._journal.unsettled_lanes()
+        busy = self._write_queue.unsettled_lanes()
         busy.update(name for name in names if (lane := self._lanes.get(name)) is not None and lane.at_work)
         names = [name for name in names if name not in busy]
         lanes = [lane for name in names if (lane := self._lanes.get(name)) is not None]
@@ -214,7 +214,7 @@ class Courier:
             why=f"it was not delivered within {self._keep_days:g} days",
             reasons=dict(self._carrier.distrusted),
             mine=[lane.fence for lane in lanes],
-            but=set(self._journal.unwritten),
+            but=set(self._write_queue.unwritten),
         )
         errors = await self._database.run(work, alone=True)
         for delivery, error in errors.items():
@@ -222,7 +222,7 @@ class Courier:
             ticket = self._tickets.get(delivery)
             if ticket is not None and not ticket.settled.done():
                 ticket.outcome = Outcome("dead", error=error)
-                self._stock.remove(ticket)
+                self._backpressure.remove(ticket)
                 ticket.settled.set_result(ticket.outcome)
         self._wake.set()
         return len(errors)
@@ -243,7 +243,7 @@ class Courier:
             self._tickets.leave(ticket)
             return
         if removing.result():
-            self._stock.remove(ticket)
+            self._backpressure.remove(ticket)
         if not ticket.settled.done():
             ticket.settled.set_result(None)
 
@@ -314,8 +314,8 @@ class Courier:
         for lane in lanes:
             self._forget(lane)
         self._carrier.close()
-        self._journal.hurry()  # outcomes that the store has refused so far: nobody tries to write them later
-        if not await self._unsettled(self._journal.unsettled_lanes()):  # else the leases run out: all is in doubt
+        self._write_queue.hurry()  # outcomes that the store has refused so far: nobody tries to write them later
+        if not await self._unsettled(self._write_queue.unsettled_lanes()):  # else the leases run out: all is in doubt
             with contextlib.suppress(Exception):
                 await self._database.run(lambda connection: outbox.release_all(connection, self._owner), alone=True)
 
@@ -341,7 +341,7 @@ class Courier:
         if error is not None and was_tried:
             return  # it is in the room, or may be: who waits hears of that
         ticket.withdrawn = True
-        self._stock.remove(ticket)
+        self._backpressure.remove(ticket)
         if lane is not None and isinstance(error, StoreUnsure):
             lane.look()  # it may be in the store: then it is sent from there
         if ticket.settled.done():
@@ -389,7 +389,9 @@ class Courier:
 
     async def _claim(self) -> Sequence[Claim]:
         self._missed.clear()
-        self._most_held = min(MAX_HELD, int(HELD_BYTES / max(self._stock.average, 1.0)))  # of large events, fewer
+        self._most_held = min(
+            MAX_HELD, int(HELD_BYTES / max(self._backpressure.average, 1.0))
+        )  # of large events, fewer
         if wanted := self._due():
             await self._claim_some(len(wanted), only=wanted)
             for name in wanted:
@@ -542,11 +544,11 @@ class Courier:
         It is void without the lane, and the event would be sent once more, in no doubt. So the lane is kept until the
         outcome is written, and is a stray one then.
         """
-        if not self._journal.unsettled_lanes() & names:
+        if not self._write_queue.unsettled_lanes() & names:
             return set()
         with contextlib.suppress(Exception):
             await self._database.run(lambda connection: None)  # those that are only on their way are written by then
-        return self._journal.unsettled_lanes() & names
+        return self._write_queue.unsettled_lanes() & names
 
     async def _make_room(self) -> list[str]:
         """Give lanes back that send nothing just now; returns the accounts that shall have no more of them.

@@ -93,7 +93,7 @@ class Ticket:
         }
 
 
-class Journal:
+class WriteQueue:
     """Collects what is to be written; one piece of work writes all that has come together.
 
     `max_waiting`: acceptances that may wait for their commit; `share`: of these, what one caller may have.
@@ -198,8 +198,8 @@ class Journal:
 class _Batch:
     """What one piece of work writes; the same again when it has to be repeated."""
 
-    def __init__(self, journal: Journal) -> None:
-        self._journal = journal
+    def __init__(self, write_queue: WriteQueue) -> None:
+        self._write_queue = write_queue
         self._taken = False
         self.accounts: list[dict[str, Any]] = []
         self.new: list[Ticket] = []
@@ -213,11 +213,11 @@ class _Batch:
     def write(self, connection: Connection) -> None:
         self._take()
         self._is_anew = False
-        if not self._journal._database.is_sqlite:
+        if not self._write_queue._database.is_sqlite:
             self._lock(connection)
         for account in sorted(self.accounts, key=lambda account: str(account["account"])):
             accounts.write(connection, account)
-        self.missing = self._journal._database.missing
+        self.missing = self._write_queue._database.missing
         if not self.missing:  # else outcomes alone: they are true as long as this process has the file
             self.refused = self._append(connection)
         outbox.settle(connection, self.outcomes)
@@ -237,7 +237,7 @@ class _Batch:
     def _take(self) -> None:
         if not self._taken:
             self._taken = True
-            self._journal._take(self)
+            self._write_queue._take(self)
 
     def _lock(self, connection: Connection) -> None:
         """Every lane that this writes to, before any row of an event.
@@ -256,7 +256,7 @@ class _Batch:
         self._take()  # the store may be so far away that nothing was even begun
         error = None if future.cancelled() else future.exception()
         for ticket in self.new:
-            self._journal._waiting.remove(ticket.caller)
+            self._write_queue._waiting.remove(ticket.caller)
             if ticket.committed.done():
                 continue
             if error is not None:
@@ -268,21 +268,21 @@ class _Batch:
             else:
                 ticket.committed.set_result(None)
         if error is not None and (self.accounts or self.outcomes or self.doubts):
-            self._journal._again(self)
+            self._write_queue._again(self)
             return
         for outcome in self.outcomes:
-            self._journal._pending.pop(outcome["b_delivery"], None)
-        if self._journal.unwritten:
-            self._journal.unwritten.difference_update(outcome["b_delivery"] for outcome in self.outcomes)
+            self._write_queue._pending.pop(outcome["b_delivery"], None)
+        if self._write_queue.unwritten:
+            self._write_queue.unwritten.difference_update(outcome["b_delivery"] for outcome in self.outcomes)
 
     def _append(self, connection: Connection) -> set[str]:
-        if self._ran and not self._journal._database.is_sqlite:
+        if self._ran and not self._write_queue._database.is_sqlite:
             self._is_anew = self._insert_first(connection)
         for ticket in self.new:
             ticket.written = True
         refused = outbox.insert_rows(connection, [ticket.values() for ticket in self.new])
         self._join(connection)
-        if self._journal._database.is_sqlite:
+        if self._write_queue._database.is_sqlite:
             fresh = [ticket for ticket in self.new if ticket.existing is None]
             outbox.mark_dirty(connection, [(ticket.row.lane, ticket.row.account) for ticket in fresh if ticket.dirty])
         return refused

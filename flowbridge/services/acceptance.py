@@ -16,7 +16,7 @@ from typing import Any, Literal, ParamSpec, TypeVar
 
 from flowbridge import log, metrics
 from flowbridge.auth.callers import Callers, Credential
-from flowbridge.auth.room_access import Aliases
+from flowbridge.auth.room_access import RoomAccess
 from flowbridge.auth.tokens import Tokens
 from flowbridge.delivery import Courier
 from flowbridge.delivery.write_queue import Outcome, Ticket
@@ -73,7 +73,7 @@ class Acceptance:
         self,
         catalogue: Catalogue,
         callers: Callers,
-        aliases: Aliases,
+        aliases: RoomAccess,
         tokens: Tokens,
         courier: Courier,
         *,
@@ -82,7 +82,7 @@ class Acceptance:
     ) -> None:
         self.catalogue = catalogue
         self._callers = callers
-        self._aliases = aliases
+        self._room_access = aliases
         self._thread = Aside("check", "bodies that are being checked", guests)
         self._tokens = tokens
         self._instance, self._numbers = secrets.token_urlsafe(16), count()
@@ -160,7 +160,7 @@ class Acceptance:
         content, StoreFull and StoreUnavailable.
         """
         permit = partial(self._callers.permit, credential, event.type)
-        caller, room_id = await self._aliases.enter(credential, event.room, permit, joins=True, writes=True)
+        caller, room_id = await self._room_access.enter(credential, event.room, permit, joins=True, writes=True)
         if event.type == MEMBER:
             _check_member(event, caller)
         ticket = self._ticket(caller, room_id, event, how)
@@ -194,7 +194,7 @@ class Acceptance:
             return
         outcome = settled.result()
         if outcome is not None and room_upgrades.is_forbidden(outcome.error):
-            self._aliases.doubt(caller, alias, room_id)
+            self._room_access.doubt(caller, alias, room_id)
 
     def _ticket(self, caller: Caller, room_id: str, event: Event, how: How) -> Ticket:
         account = self._tokens.remember(caller)

@@ -16,7 +16,7 @@ from typing import Any
 
 from flowbridge import log
 from flowbridge.auth.callers import Callers, Credential
-from flowbridge.auth.room_access import Aliases
+from flowbridge.auth.room_access import RoomAccess
 from flowbridge.auth.tokens import Tokens
 from flowbridge.delivery.waiting import Waiting
 from flowbridge.errors import (
@@ -70,7 +70,7 @@ class Deliveries:
         database: Database,
         callers: Callers,
         tokens: Tokens,
-        aliases: Aliases,
+        aliases: RoomAccess,
         replays: Replays,
         *,
         cancel: Callable[[str], Awaitable[bool]],
@@ -82,7 +82,7 @@ class Deliveries:
         self._database = database
         self._callers = callers
         self._tokens = tokens
-        self._aliases = aliases
+        self._room_access = aliases
         self._replays = replays
         self._cancel = cancel
         self._wake = wake
@@ -111,7 +111,7 @@ class Deliveries:
             return frozenset(key.rooms)
         try:
             caller = await self._callers.identify(Credential(None, key))
-            return await self._aliases.scope(caller, key, strict=True)
+            return await self._room_access.scope(caller, key, strict=True)
         except (BadGateway, GatewayTimeout) as error:
             raise Unavailable(f"where this key's room aliases lead is not known: {error.error}") from None
 

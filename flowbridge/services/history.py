@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from flowbridge.auth.callers import Callers, Credential
-from flowbridge.auth.room_access import Aliases
+from flowbridge.auth.room_access import RoomAccess
 from flowbridge.errors import BadGateway, BadRequest, Errcode, Forbidden, HomeserverError
 from flowbridge.homeserver import Homeserver, large_json, paths
 from flowbridge.homeserver.client import READERS
@@ -55,9 +55,9 @@ _NAMES: Json = {
 class History:
     """Every answer is JSON in bytes. Every method raises MatrixError."""
 
-    def __init__(self, callers: Callers, aliases: Aliases, homeserver: Homeserver) -> None:
+    def __init__(self, callers: Callers, aliases: RoomAccess, homeserver: Homeserver) -> None:
         self._callers = callers
-        self._aliases = aliases
+        self._room_access = aliases
         self._homeserver = homeserver
         self._snapshots = Limiter("snapshots of rooms that are being made", MAX_SNAPSHOTS, MAX_SNAPSHOTS_OF_ONE)
         self._waiting = Limiter("calls that wait for events", MAX_POLLS, MAX_POLLS_OF_ONE)
@@ -83,7 +83,7 @@ class History:
             _, sync = await self._sync(caller, _NAMES)
         found = legacy_events.named_rooms(sync)
         if credential.key is not None and credential.key.rooms:
-            scope = await self._aliases.scope(caller, credential.key)
+            scope = await self._room_access.scope(caller, credential.key)
             found = [room for room in found if room["room_id"] in scope]
         return large_json.write({"rooms": found})
 
@@ -159,7 +159,7 @@ class History:
 
     async def _enter(self, credential: Credential, room: str) -> tuple[Caller, str]:
         """Who reads, and the id of the room."""
-        return await self._aliases.enter(credential, room, partial(self._callers.permit_reading, credential))
+        return await self._room_access.enter(credential, room, partial(self._callers.permit_reading, credential))
 
     async def _sync(self, caller: Caller, filter_: Json) -> tuple[int, Json]:
         """How things stand: the size of a sync without a `since`, and the sync. Does not make the caller "online"."""

@@ -13,7 +13,7 @@ from flowbridge.auth.api_keys import REFRESH_SECONDS
 from flowbridge.auth.callers import Callers
 from flowbridge.auth.tokens import KEEP_SECONDS
 from flowbridge.delivery import Courier
-from flowbridge.delivery.backpressure import FILLED, Stock
+from flowbridge.delivery.backpressure import FILLED, Backpressure
 from flowbridge.settings import Settings
 from flowbridge.store import Database, abandoned, accounts, outbox, resolved
 from flowbridge.store.engine import reason
@@ -29,13 +29,13 @@ SPACE_SECONDS = 1.0  # likewise, where space is short
 HOUR_MS = 3_600_000
 
 
-class Upkeep:
+class Maintenance:
     def __init__(
-        self, settings: Settings, database: Database, stock: Stock, callers: Callers, courier: Courier
+        self, settings: Settings, database: Database, backpressure: Backpressure, callers: Callers, courier: Courier
     ) -> None:
         self._settings = settings
         self._database = database
-        self._stock = stock
+        self._backpressure = backpressure
         self._callers = callers
         self._courier = courier
 
@@ -55,37 +55,37 @@ class Upkeep:
         return REFRESH_SECONDS
 
     async def _count(self) -> float:
-        return max(COUNT_SECONDS, COUNT_SHARE * await self._stock.refresh())
+        return max(COUNT_SECONDS, COUNT_SHARE * await self._backpressure.refresh())
 
     async def _census(self) -> float:
-        return max(COUNT_SECONDS, COUNT_SHARE * await self._stock.census())
+        return max(COUNT_SECONDS, COUNT_SHARE * await self._backpressure.census())
 
     async def _purge(self) -> float:
         now = outbox.now_ms()
         sent = now - int(self._settings.keep_sent_hours * HOUR_MS)
         dead = now - int(self._settings.keep_dead_days * 24 * HOUR_MS)
         gone = await self._repeat(lambda: self._database.run(lambda connection: outbox.purge(connection, sent, dead)))
-        if self._stock.pressed.is_set():
-            await self._stock.refresh()
-        while self._stock.is_crowded and (early := await self._stock.drop_dead()):
+        if self._backpressure.pressed.is_set():
+            await self._backpressure.refresh()
+        while self._backpressure.is_crowded and (early := await self._backpressure.drop_dead()):
             gone += early
-        while self._stock.used_bytes >= FILLED * self._settings.max_database_bytes:
-            early = await self._stock.drop_some()
+        while self._backpressure.used_bytes >= FILLED * self._settings.max_database_bytes:
+            early = await self._backpressure.drop_some()
             if not early:
                 return PURGE_SECONDS  # all that is left has to stay
             gone += early
-            await self._stock.refresh()
+            await self._backpressure.refresh()
         if gone:
             log.info("events_purged", events=gone)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(PURGE_SECONDS):
-                await self._stock.pressed.wait()
+                await self._backpressure.pressed.wait()
         return min(SPACE_SECONDS, PURGE_SECONDS)
 
     async def _give_up(self) -> float:
         """Whatever is not delivered in time is a dead letter, also where nothing was even tried."""
         before = outbox.now_ms() - int(self._settings.keep_queued_days * 24 * HOUR_MS)
-        oldest, gone = self._stock.oldest_at, 0
+        oldest, gone = self._backpressure.oldest_at, 0
         after: int | None = 0
         while oldest is not None and oldest * 1000 < before and after is not None:
             names, after = await self._database.read(partial(abandoned.overdue, before=before, after=after))
@@ -94,7 +94,7 @@ class Upkeep:
                 gone += await self._repeat(partial(self._courier.give_up, some, before))
         if gone:
             log.warning("events_given_up", events=gone, days=self._settings.keep_queued_days)
-            await self._stock.refresh()
+            await self._backpressure.refresh()
         return GIVE_UP_SECONDS
 
     async def _forget_idle(self) -> float:

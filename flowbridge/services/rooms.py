@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, Literal
 
 from flowbridge.auth.callers import Callers, Credential
-from flowbridge.auth.room_access import Aliases
+from flowbridge.auth.room_access import RoomAccess
 from flowbridge.errors import MatrixError
 from flowbridge.events import canonical_json
 from flowbridge.homeserver import Homeserver, answers, paths
@@ -34,11 +34,11 @@ class Rooms:
     """
 
     def __init__(
-        self, homeserver: Homeserver, callers: Callers, aliases: Aliases, *, joined: Joined | None = None
+        self, homeserver: Homeserver, callers: Callers, aliases: RoomAccess, *, joined: Joined | None = None
     ) -> None:
         self._homeserver = homeserver
         self._callers = callers
-        self._aliases = aliases
+        self._room_access = aliases
         self._turns = Limiter("rooms that are being made, joined or left", MAX_AT_ONCE, MAX_OF_ONE)
         self._joined = joined
 
@@ -66,7 +66,7 @@ class Rooms:
             caller, room_id = await self._callers.identify(credential), room
         else:
             permit = partial(self._callers.permit, credential, MEMBER)
-            caller, room_id = await self._aliases.enter(credential, room, permit)
+            caller, room_id = await self._room_access.enter(credential, room, permit)
         if action == "join" and (query or room.startswith("#")):
             target = paths.join_target(room)
         else:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from flowbridge import log
 from flowbridge.auth.callers import Callers, Credential
-from flowbridge.auth.room_access import Aliases
+from flowbridge.auth.room_access import RoomAccess
 from flowbridge.delivery import Courier
 from flowbridge.delivery.attempt import Carrier
 from flowbridge.delivery.write_queue import Outcome, Ticket
@@ -46,14 +46,14 @@ class Sender:
         self,
         acceptance: Acceptance,
         callers: Callers,
-        aliases: Aliases,
+        aliases: RoomAccess,
         homeserver: Homeserver,
         courier: Courier,
         carrier: Carrier,
     ) -> None:
         self._acceptance = acceptance
         self._callers = callers
-        self._aliases = aliases
+        self._room_access = aliases
         self._homeserver = homeserver
         self._courier = courier
         self._carrier = carrier
@@ -87,7 +87,7 @@ class Sender:
         """
         row = receipt.ticket.row
         try:
-            if not await self._aliases.moved(receipt.caller, event.room, row.room_id):
+            if not await self._room_access.moved(receipt.caller, event.room, row.room_id):
                 return receipt, outcome
             again = await self._acceptance.accept(credential, event, how)
         except MatrixError as error:

@@ -46,7 +46,7 @@ class Bridge(FastAPI):
         return Document(lambda: json_bytes(self.openapi()), "application/json")
 
 
-def create_app(settings: Settings, core: Core | None = None) -> middleware.Edge:
+def create_app(settings: Settings, core: Core | None = None) -> middleware.Middleware:
     """The ASGI application. Raises AddressError or SchemaError for settings that cannot work."""
     core = core or Core(settings)
     app = Bridge(lifespan=_lifespan, openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
@@ -66,7 +66,7 @@ def create_app(settings: Settings, core: Core | None = None) -> middleware.Edge:
     ]
     app.router.routes.extend(endpoints)
     apart, proxies = settings.operations_port is not None, Proxies(settings.trusted_proxies)
-    return middleware.Edge(app, endpoints, relaying.relay, proxies=proxies, apart=apart)
+    return middleware.Middleware(app, endpoints, relaying.relay, proxies=proxies, apart=apart)
 
 
 @contextlib.asynccontextmanager

@@ -65,7 +65,7 @@ _SCHEMES = (b"https", b"http")
 _CORS_NAMES = frozenset(name for name, _ in _CORS)
 
 
-class Edge:
+class Middleware:
     """An ASGI application around the FastAPI one. `relay` takes what no endpoint serves under `/_matrix/`.
 
     `apart`: what only the operator asks is served on a port of its own, `operations_port`, and on no other.

@@ -34,7 +34,7 @@ class Server(uvicorn.Server):
 
     def __init__(self, settings: Settings) -> None:
         self.core = Core(settings)
-        self._edge = create_app(settings, self.core)
+        self._middleware = create_app(settings, self.core)
         files = file_limit.limit()
         self._doors = Doors(
             Connections(Proxies(settings.trusted_proxies).trusts, files=files),
@@ -44,7 +44,7 @@ class Server(uvicorn.Server):
         self._files = file_limit.Watch()
         super().__init__(
             uvicorn.Config(
-                self._edge,
+                self._middleware,
                 http=cast("type[asyncio.Protocol]", partial(Protocol, self._doors)),
                 ws="none",
                 lifespan="on",
@@ -93,7 +93,7 @@ class Server(uvicorn.Server):
     async def _main(self, listener: socket.socket, operations: socket.socket | None) -> None:
         apart = {}
         if operations is not None:
-            self._edge.operations_port = self._doors.operations_port = operations.getsockname()[1]
+            self._middleware.operations_port = self._doors.operations_port = operations.getsockname()[1]
             apart = {"operations": url_of(operations)}
         await self.core.locate()
         if threading.current_thread() is threading.main_thread():

@@ -40,12 +40,12 @@ class Seed:
 def early_202() -> None:
     """202 before the commit"""
 
-    def append(original: Any, journal: Any, ticket: Any) -> None:
-        original(journal, ticket)
+    def append(original: Any, write_queue: Any, ticket: Any) -> None:
+        original(write_queue, ticket)
         if not ticket.committed.done():
             ticket.committed.set_result(None)
 
-    _wrap("flowbridge.delivery.write_queue.Journal.append", append)
+    _wrap("flowbridge.delivery.write_queue.WriteQueue.append", append)
 
 
 def new_txn_id() -> None:

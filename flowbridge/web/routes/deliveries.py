@@ -32,11 +32,11 @@ class Log:
             core.database,
             core.callers,
             core.tokens,
-            core.aliases,
+            core.room_access,
             core.replays,
             cancel=courier.cancel,
             wake=courier.wake,
-            amended=core.journal.amended,
+            amended=core.write_queue.amended,
             waiting=partial(waiting, core.carrier),
             readings=core.readings,
         )

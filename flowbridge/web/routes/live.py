@@ -24,7 +24,7 @@ class Listening:
     def __init__(self, core: Core) -> None:
         self._live = core.live
         self._callers = core.callers
-        self._aliases = core.aliases
+        self._room_access = core.room_access
         self._homeserver = core.homeserver
 
     async def everywhere(self, request: Request) -> Response:
@@ -34,7 +34,7 @@ class Listening:
         caller = await self._callers.identify(credential)
         key, rooms = credential.key, None
         if key is not None and key.rooms:
-            rooms = await self._aliases.scope(caller, key, joins=True)
+            rooms = await self._room_access.scope(caller, key, joins=True)
         return await self._stream(request, credential, caller, _wish(request, caller, types, rooms), since)
 
     async def room(self, request: Request) -> Response:
@@ -43,7 +43,7 @@ class Listening:
         room = paths.room(request.path_params["roomId"])
         types, since = self._types(request, credential), _position(request)
         permit = partial(self._permit, credential, types)
-        caller, room_id = await self._aliases.enter(credential, room, permit, joins=True)
+        caller, room_id = await self._room_access.enter(credential, room, permit, joins=True)
         try:
             await self._enter(caller, room_id)
         except (BadGateway, GatewayTimeout):

@@ -67,11 +67,11 @@ class Operations:
         """GET /readyz: events are accepted and delivered; else which part fails, and why."""
         core = self._core
         paused = self._paused()
-        checks: dict[str, Any] = {"queued": core.stock.queued, "accounts_paused": len(paused)}
+        checks: dict[str, Any] = {"queued": core.backpressure.queued, "accounts_paused": len(paused)}
         failed = "store"
         try:
             await self._look_at_store()
-            if reason := core.database.missing or core.database.trouble or core.stock.full:
+            if reason := core.database.missing or core.database.trouble or core.backpressure.full:
                 raise Unavailable(f"the store: {reason}")
             failed = "homeserver"
             await self._versions.get()
@@ -98,21 +98,21 @@ class Operations:
         One that was refused and of which nothing waits is nobody's trouble, and may be right by now.
         """
         refusals = self._core.carrier.refusals()
-        waiting = self._core.stock.accounts() if refusals else ()
+        waiting = self._core.backpressure.accounts() if refusals else ()
         return {account: reason for account, reason in refusals.items() if account in waiting}
 
     async def metrics(self, _: Request) -> Response:
         """GET /metrics: Prometheus' text format; no names of rooms or accounts are in it."""
-        stock, carrier = self._core.stock, self._core.carrier
+        backpressure, carrier = self._core.backpressure, self._core.carrier
         lanes = self._core.courier.lanes()
         metrics.uncertain.set(lanes.pop("uncertain"))
         for state, number in lanes.items():
             metrics.lanes.labels(state).set(number)
-        metrics.queued.set(stock.queued)
-        metrics.dead.set(stock.dead)
-        metrics.store_bytes.set(stock.used_bytes)
-        metrics.store_full.set(bool(stock.full))
-        oldest = stock.oldest_at if stock.queued else None
+        metrics.queued.set(backpressure.queued)
+        metrics.dead.set(backpressure.dead)
+        metrics.store_bytes.set(backpressure.used_bytes)
+        metrics.store_full.set(bool(backpressure.full))
+        oldest = backpressure.oldest_at if backpressure.queued else None
         metrics.oldest_queued_seconds.set(max(0.0, time.time() - oldest) if oldest is not None else 0.0)
         metrics.accounts_paused.set(len(self._paused()))
         metrics.homeserver_up.set(not carrier.is_away)

@@ -44,7 +44,7 @@ class Sending:
         self._acceptance = core.acceptance
         self._sender = core.sender
         self._callers = core.callers
-        self._aliases = core.aliases
+        self._room_access = core.room_access
         self._carrier = core.carrier
         self._wait_seconds = core.settings.wait_seconds
 
@@ -95,7 +95,7 @@ class Sending:
         homeserver promises.
         """
         permit = partial(self._callers.permit, credential, event.type)
-        caller, room_id = await self._aliases.enter(credential, event.room, permit)
+        caller, room_id = await self._room_access.enter(credential, event.room, permit)
         request.scope[LOG] = {"user": caller.user_id}
         identity = [pair for pair in others if pair[0] in parameters.IDENTITY]
         query = f"?{urlencode(identity)}" if identity else ""

@@ -20,7 +20,7 @@ class State:
     def __init__(self, surface: Surface, core: Core) -> None:
         self._surface: Surface = surface
         self._callers = core.callers
-        self._aliases = core.aliases
+        self._room_access = core.room_access
         self._homeserver = core.homeserver
 
     async def get(self, request: Request) -> Response:
@@ -33,7 +33,7 @@ class State:
         if self._surface == "matrix":
             query += parameters.others(request, credential, "format")
         permit = partial(self._callers.permit, credential, event_type)
-        caller, room_id = await self._aliases.enter(credential, room, permit)
+        caller, room_id = await self._room_access.enter(credential, room, permit)
         try:
             answer = await self._homeserver.read_state(caller.token, room_id, event_type, state_key, urlencode(query))
         except MatrixError as error:

@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import Connection, select
 
 from flowbridge.delivery import write_queue
-from flowbridge.delivery.write_queue import Journal, Outcome, Ticket
+from flowbridge.delivery.write_queue import Outcome, Ticket, WriteQueue
 from flowbridge.store import (
     Database,
     Fence,
@@ -29,8 +29,8 @@ from tests.integration.store.test_database import busy, connection_lost, failing
 
 
 @pytest.fixture
-async def writer(database: Database) -> Journal:
-    return Journal(database)
+async def writer(database: Database) -> WriteQueue:
+    return WriteQueue(database)
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def row_of(name: str) -> Any:
     return lambda connection: delivery_log.get(connection, name)
 
 
-async def accepted(writer: Journal, *tickets: Ticket) -> None:
+async def accepted(writer: WriteQueue, *tickets: Ticket) -> None:
     for one in tickets:
         writer.append(one)
     await asyncio.gather(*[one.committed for one in tickets])
@@ -74,7 +74,7 @@ async def held(database: Database) -> Fence:
     return (await database.run(claim_one)).fence
 
 
-async def test_accepted_is_what_is_on_the_disk(database: Database, writer: Journal) -> None:
+async def test_accepted_is_what_is_on_the_disk(database: Database, writer: WriteQueue) -> None:
     whole = ticket("one", idem="key", fingerprint="print", request="as it came", dirty=True)
     whole.row = whole.row._replace(state_key="key", content='{"a":"\u2713"}'.encode(), api_key="id")
     await accepted(writer, whole)
@@ -84,7 +84,7 @@ async def test_accepted_is_what_is_on_the_disk(database: Database, writer: Journ
     assert row["content"] == '{"a":"\u2713"}'
 
 
-async def test_all_that_comes_together_is_one_piece_of_work(database: Database, writer: Journal) -> None:
+async def test_all_that_comes_together_is_one_piece_of_work(database: Database, writer: WriteQueue) -> None:
     tickets = [ticket(f"event-{number}") for number in range(100)]
     async with busy(database):
         for one in tickets:
@@ -94,7 +94,7 @@ async def test_all_that_comes_together_is_one_piece_of_work(database: Database, 
     assert list(await database.read(states)) == [one.row.delivery for one in tickets]
 
 
-async def test_only_what_its_owner_does_not_know_makes_a_lane_dirty(database: Database, writer: Journal) -> None:
+async def test_only_what_its_owner_does_not_know_makes_a_lane_dirty(database: Database, writer: WriteQueue) -> None:
     fence = await held(database)
     await accepted(writer, ticket("known"))
     assert (await database.read(lane)).dirty == 0
@@ -104,7 +104,7 @@ async def test_only_what_its_owner_does_not_know_makes_a_lane_dirty(database: Da
 
 
 async def test_event_that_is_settled_before_it_is_written_is_written_as_settled(
-    database: Database, writer: Journal
+    database: Database, writer: WriteQueue
 ) -> None:
     fence = await held(database)
     one = ticket("one")
@@ -117,7 +117,7 @@ async def test_event_that_is_settled_before_it_is_written_is_written_as_settled(
     assert (row["state"], row["event_id"], row["settled_at"]) == ("sent", "$one", 2_000)
 
 
-async def test_event_that_is_settled_later_is_settled_in_its_row(database: Database, writer: Journal) -> None:
+async def test_event_that_is_settled_later_is_settled_in_its_row(database: Database, writer: WriteQueue) -> None:
     fence = await held(database)
     one, two = ticket("one"), ticket("two")
     await accepted(writer, one, two)
@@ -134,7 +134,7 @@ async def test_event_that_is_settled_later_is_settled_in_its_row(database: Datab
     }
 
 
-async def test_outcome_and_doubt_of_a_zombie_are_not_written(database: Database, writer: Journal) -> None:
+async def test_outcome_and_doubt_of_a_zombie_are_not_written(database: Database, writer: WriteQueue) -> None:
     fence = await held(database)
     one = ticket("one")
     await accepted(writer, one)
@@ -148,7 +148,7 @@ async def test_outcome_and_doubt_of_a_zombie_are_not_written(database: Database,
     assert (await database.read(lane)).uncertain_since == 7
 
 
-async def test_doubt_is_written_in_milliseconds(database: Database, writer: Journal) -> None:
+async def test_doubt_is_written_in_milliseconds(database: Database, writer: WriteQueue) -> None:
     fence = await held(database)
     writer.doubt(fence, 12.345)
     await accepted(writer, ticket("one"))
@@ -158,7 +158,7 @@ async def test_doubt_is_written_in_milliseconds(database: Database, writer: Jour
     assert (await database.read(lane)).uncertain_since is None
 
 
-async def test_account_is_written_before_the_event_that_needs_it(database: Database, writer: Journal) -> None:
+async def test_account_is_written_before_the_event_that_needs_it(database: Database, writer: WriteQueue) -> None:
     async with busy(database):
         writer.remember(test_accounts.account("alice", "token"))
         writer.append(one := ticket("one"))
@@ -170,7 +170,7 @@ async def test_account_is_written_before_the_event_that_needs_it(database: Datab
 # keys
 
 
-async def test_same_key_twice_in_one_group_is_one_event(database: Database, writer: Journal) -> None:
+async def test_same_key_twice_in_one_group_is_one_event(database: Database, writer: WriteQueue) -> None:
     one, again, other = keyed("one"), keyed("again", fingerprint="g"), keyed("other", "other key")
     async with busy(database):
         for each in (one, again, other):
@@ -182,7 +182,7 @@ async def test_same_key_twice_in_one_group_is_one_event(database: Database, writ
     assert (again.existing["delivery"], again.existing["fingerprint"]) == ("one", "f")
 
 
-async def test_same_key_in_a_later_group_is_the_event_that_was_accepted(database: Database, writer: Journal) -> None:
+async def test_same_key_in_a_later_group_is_the_event_that_was_accepted(database: Database, writer: WriteQueue) -> None:
     fence = await held(database)
     one, again = keyed("one"), keyed("again")
     await accepted(writer, one)
@@ -198,7 +198,7 @@ async def test_same_key_in_a_later_group_is_the_event_that_was_accepted(database
 
 @only_postgresql
 async def test_same_key_at_two_replicas_at_once_is_one_event(
-    database: Database, replica: Database, writer: Journal
+    database: Database, replica: Database, writer: WriteQueue
 ) -> None:
     """The second one finds the first in its transaction, and only learns after its own look who was first."""
     here, there = keyed("here"), keyed("there")
@@ -221,7 +221,7 @@ def waits_for_a_lock(database: Database) -> bool:
 @only_postgresql
 @pytest.mark.parametrize("lanes_are_new", [False, True], ids=["known lanes", "new lanes"])
 async def test_replicas_that_write_the_same_key_wait_in_no_circle(
-    database: Database, replica: Database, writer: Journal, monkeypatch: pytest.MonkeyPatch, lanes_are_new: bool
+    database: Database, replica: Database, writer: WriteQueue, monkeypatch: pytest.MonkeyPatch, lanes_are_new: bool
 ) -> None:
     """One writes to a single lane, the other to two, and both have the same event for the lane that they share."""
     if not lanes_are_new:
@@ -248,14 +248,14 @@ async def test_replicas_that_write_the_same_key_wait_in_no_circle(
     monkeypatch.setattr(Database, "_one_by_one", failed)
     writer.append(here)
     await until(inserted.is_set)
-    await accepted(Journal(replica), beside, there)
+    await accepted(WriteQueue(replica), beside, there)
     await here.committed
     assert errors == []
     assert there.existing is not None
     assert there.existing["delivery"] == here.row.delivery
 
 
-async def test_repeat_after_a_lost_commit_is_the_same_event(database: Database, writer: Journal) -> None:
+async def test_repeat_after_a_lost_commit_is_the_same_event(database: Database, writer: WriteQueue) -> None:
     one, plain = keyed("one"), ticket("plain", dirty=True)
     with failing(database, "do_commit", connection_lost(database), after=True):
         await accepted(writer, one, plain)
@@ -266,7 +266,7 @@ async def test_repeat_after_a_lost_commit_is_the_same_event(database: Database, 
 @only_postgresql
 @pytest.mark.parametrize("is_done", [False, True])
 async def test_acceptance_whose_commit_is_in_doubt_is_looked_for_by_the_next_try(
-    database: Database, writer: Journal, is_done: bool
+    database: Database, writer: WriteQueue, is_done: bool
 ) -> None:
     """What is there is accepted; what is not, for sure, is refused where the next commit is."""
     again, one = keyed("again"), ticket("one")
@@ -289,7 +289,7 @@ async def test_acceptance_whose_commit_is_in_doubt_is_looked_for_by_the_next_try
 # trouble
 
 
-async def test_event_that_the_engine_refuses_fails_alone(database: Database, writer: Journal) -> None:
+async def test_event_that_the_engine_refuses_fails_alone(database: Database, writer: WriteQueue) -> None:
     one, poison, two = ticket("one"), ticket("poison"), ticket("two")
     poison.row = poison.row._replace(room_id=None)  # type: ignore[arg-type]
     async with busy(database):
@@ -301,7 +301,7 @@ async def test_event_that_the_engine_refuses_fails_alone(database: Database, wri
 
 
 async def test_acceptance_that_cannot_be_written_is_told_and_leaves_nothing(
-    database: Database, writer: Journal, monkeypatch: pytest.MonkeyPatch
+    database: Database, writer: WriteQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(write_queue, "AGAIN_SECONDS", 0.02)
     one = ticket("one", dirty=True)
@@ -312,7 +312,9 @@ async def test_acceptance_that_cannot_be_written_is_told_and_leaves_nothing(
     assert await database.read(lambda c: list(c.execute(select(lanes)))) == []
 
 
-async def test_outcome_is_never_given_up(database: Database, writer: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_outcome_is_never_given_up(
+    database: Database, writer: WriteQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(write_queue, "AGAIN_SECONDS", 0.02)
     fence = await held(database)
     one = ticket("one")
@@ -331,7 +333,7 @@ async def test_outcome_is_never_given_up(database: Database, writer: Journal, mo
 
 
 async def test_journal_that_is_full_takes_nothing_more_and_loses_nothing(database: Database) -> None:
-    writer = Journal(database, max_waiting=2)
+    writer = WriteQueue(database, max_waiting=2)
     async with busy(database):
         one, two = ticket("one"), ticket("two")
         writer.append(one)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from sqlalchemy import Connection
 
 from flowbridge.auth import api_keys as keyring
-from flowbridge.auth.api_keys import Keyring
+from flowbridge.auth.api_keys import ApiKeys
 from flowbridge.errors import Forbidden, Unavailable
 from flowbridge.models import ApiKey
 from flowbridge.settings import Settings
@@ -67,8 +67,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def make(database: Database, **values: Any) -> Keyring:
-    return Keyring(Settings.load(**values), database)
+def make(database: Database, **values: Any) -> ApiKeys:
+    return ApiKeys(Settings.load(**values), database)
 
 
 def add(database: Database, id_: str, **scopes: Any) -> str:

@@ -9,7 +9,7 @@ import pytest
 
 from flowbridge.auth import callers as module
 from flowbridge.auth import names as names_module
-from flowbridge.auth.api_keys import Keyring
+from flowbridge.auth.api_keys import ApiKeys
 from flowbridge.auth.bot import Bot
 from flowbridge.auth.callers import Callers, Credential
 from flowbridge.auth.names import Names
@@ -44,7 +44,7 @@ def make(
     homeserver: FakeHomeserver, names: FakeNames | None = None, memory: Memory | None = None, **values: Any
 ) -> Callers:
     settings = Settings.load(**values)
-    keys = Keyring(settings, Database("sqlite:///nowhere.db"))
+    keys = ApiKeys(settings, Database("sqlite:///nowhere.db"))
     asked = cast("Homeserver", homeserver)
     return Callers(settings, asked, (memory or Memory()).seen, keys, cast("Names", names or FakeNames()))
 

@@ -7,7 +7,7 @@ from typing import Any, cast
 import pytest
 
 from flowbridge.auth import bot, callers
-from flowbridge.auth.api_keys import Keyring
+from flowbridge.auth.api_keys import ApiKeys
 from flowbridge.auth.callers import Callers, Credential, Identity
 from flowbridge.errors import (
     BadGateway,
@@ -92,7 +92,7 @@ class Memory:
 
 def make(homeserver: FakeHomeserver | None = None, memory: Memory | None = None, **values: Any) -> Callers:
     settings = Settings.load(**values)
-    keys = Keyring(settings, Database("sqlite:///nowhere.db"))
+    keys = ApiKeys(settings, Database("sqlite:///nowhere.db"))
     found = cast("Homeserver", homeserver or FakeHomeserver())
     return Callers(settings, found, (memory or Memory()).seen, keys)
 

@@ -6,9 +6,9 @@ from functools import partial
 import pytest
 
 from flowbridge.auth import room_access
-from flowbridge.auth.api_keys import Keyring
+from flowbridge.auth.api_keys import ApiKeys
 from flowbridge.auth.callers import AGAIN_SECONDS, Callers, Credential
-from flowbridge.auth.room_access import Aliases
+from flowbridge.auth.room_access import RoomAccess
 from flowbridge.errors import BadGateway, Forbidden, HomeserverError, MatrixError
 from flowbridge.models import ApiKey
 from flowbridge.settings import Settings
@@ -62,12 +62,12 @@ def callers(homeserver: FakeHomeserver) -> Callers:
         return None
 
     settings = Settings.load(base_url="http://127.0.0.1:1", access_token="bot")
-    return Callers(settings, homeserver, seen, Keyring(settings, None))  # type: ignore[arg-type]
+    return Callers(settings, homeserver, seen, ApiKeys(settings, None))  # type: ignore[arg-type]
 
 
 @pytest.fixture
-def known(callers: Callers, homeserver: FakeHomeserver) -> Aliases:
-    return Aliases(callers, homeserver)  # type: ignore[arg-type]
+def known(callers: Callers, homeserver: FakeHomeserver) -> RoomAccess:
+    return RoomAccess(callers, homeserver)  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -82,14 +82,14 @@ def with_key(*rooms: str, event_types: tuple[str, ...] = ()) -> Credential:
 
 
 @pytest.fixture
-def enter(known: Aliases, callers: Callers) -> "Enter":
+def enter(known: RoomAccess, callers: Callers) -> "Enter":
     return Enter(known, callers)
 
 
 class Enter:
     """`await enter(credential, room)`: the id of the room for a message."""
 
-    def __init__(self, known: Aliases, callers: Callers) -> None:
+    def __init__(self, known: RoomAccess, callers: Callers) -> None:
         self._known = known
         self._callers = callers
 
@@ -272,7 +272,7 @@ async def test_moved_alias_takes_no_key_into_a_room_that_it_is_not_for(
 
 
 async def test_scope_is_the_rooms_that_its_names_lead_to(
-    known: Aliases, callers: Callers, homeserver: FakeHomeserver
+    known: RoomAccess, callers: Callers, homeserver: FakeHomeserver
 ) -> None:
     key = ApiKey("k", rooms=(ALIAS, NOWHERE, OTHER))
     caller = await callers.identify(Credential(None, key))
@@ -309,14 +309,14 @@ class SlowHomeserver(FakeHomeserver):
 
 
 @pytest.fixture
-def slow(monkeypatch: pytest.MonkeyPatch, callers: Callers) -> tuple[Aliases, SlowHomeserver, FakeNames]:
+def slow(monkeypatch: pytest.MonkeyPatch, callers: Callers) -> tuple[RoomAccess, SlowHomeserver, FakeNames]:
     monkeypatch.setattr(room_access, "PATIENCE_SECONDS", 0.0)
     homeserver, names = SlowHomeserver(), FakeNames()
-    return Aliases(callers, homeserver, names), homeserver, names  # type: ignore[arg-type]
+    return RoomAccess(callers, homeserver, names), homeserver, names  # type: ignore[arg-type]
 
 
 async def test_older_answer_counts_until_the_homeserver_has_answered(
-    slow: tuple[Aliases, SlowHomeserver, FakeNames], callers: Callers
+    slow: tuple[RoomAccess, SlowHomeserver, FakeNames], callers: Callers
 ) -> None:
     known, homeserver, names = slow
     enter = Enter(known, callers)
@@ -330,7 +330,7 @@ async def test_older_answer_counts_until_the_homeserver_has_answered(
 
 
 async def test_homeserver_that_hangs_is_asked_once(
-    slow: tuple[Aliases, SlowHomeserver, FakeNames], callers: Callers, clock: Clock
+    slow: tuple[RoomAccess, SlowHomeserver, FakeNames], callers: Callers, clock: Clock
 ) -> None:
     known, homeserver, _ = slow
     enter = Enter(known, callers)
@@ -348,7 +348,7 @@ async def test_homeserver_that_hangs_is_asked_once(
 
 
 async def test_moved_alias_does_not_lead_where_the_store_says(
-    slow: tuple[Aliases, SlowHomeserver, FakeNames], callers: Callers
+    slow: tuple[RoomAccess, SlowHomeserver, FakeNames], callers: Callers
 ) -> None:
     known, homeserver, names = slow
     enter = Enter(known, callers)
@@ -368,7 +368,7 @@ async def test_moved_alias_does_not_lead_where_the_store_says(
 
 
 async def test_answer_from_before_a_move_does_not_count_after_it(
-    slow: tuple[Aliases, SlowHomeserver, FakeNames], callers: Callers
+    slow: tuple[RoomAccess, SlowHomeserver, FakeNames], callers: Callers
 ) -> None:
     known, homeserver, names = slow
     enter = Enter(known, callers)

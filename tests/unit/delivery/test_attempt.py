@@ -797,16 +797,16 @@ async def test_paging_through_a_room_is_within_the_deadline(make: MakeWorker, mo
 
 
 async def test_accounts_that_send_no_more_are_forgotten(make: MakeWorker, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MAX_GATES", 10)
+    monkeypatch.setattr(module, "MAX_LIMITERS", 10)
     async with make() as worker:
         worker.rooms.script(lambda sent: error(401, "M_UNKNOWN_TOKEN") if sent.body == "bad" else None)
         await verdict(worker, "bad")
         for number in range(100):
             await verdict(worker, caller=Caller(f"@user-{number}:hs", "PHONE", f"token-{number}"))
-        assert len(worker.carrier._gates) <= 11
+        assert len(worker.carrier._limiters) <= 11
         assert worker.carrier.pause_of(accounts.account_of(ALICE.user_id)) > 0  # a pause is not forgotten
         monkeypatch.setattr(module, "TOKEN_PAUSE", 0.0)
-        worker.carrier._gates[accounts.account_of(ALICE.user_id)].open()
+        worker.carrier._limiters[accounts.account_of(ALICE.user_id)].open()
         for number in range(20):
             await verdict(worker, caller=Caller(f"@other-{number}:hs", "PHONE", f"token-{number}"))
         assert worker.carrier.distrusted == {}

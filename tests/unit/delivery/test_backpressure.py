@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, insert, update
 
-from flowbridge.delivery.backpressure import Limits, Stock
+from flowbridge.delivery.backpressure import Backpressure, Limits
 from flowbridge.delivery.write_queue import Outcome, Ticket
 from flowbridge.store import StoreFull, holdings, outbox, tables
 from flowbridge.store.errors import RoomShareTaken, ShareTaken
@@ -30,15 +30,15 @@ async def worker(tmp_path: Path) -> AsyncIterator[Worker]:
 
 
 @pytest.fixture
-def make(worker: Worker) -> Callable[..., Stock]:
+def make(worker: Worker) -> Callable[..., Backpressure]:
     def make(
         queued: int = 100,
         per_lane: int = 100,
         database_bytes: int = 1 << 30,
         free_disk: int = 0,
         share: float = 1.0,
-    ) -> Stock:
-        return Stock(worker.database, Limits(queued, per_lane, database_bytes, free_disk, share))
+    ) -> Backpressure:
+        return Backpressure(worker.database, Limits(queued, per_lane, database_bytes, free_disk, share))
 
     return make
 
@@ -49,118 +49,124 @@ async def put(worker: Worker, number: int, room: str = ROOM, **values: Any) -> N
     await worker.database.run(lambda connection: connection.execute(insert(tables.outbox), rows))
 
 
-async def test_what_is_added_and_removed_is_counted_at_once(worker: Worker, make: Callable[..., Stock]) -> None:
-    stock = make()
+async def test_what_is_added_and_removed_is_counted_at_once(worker: Worker, make: Callable[..., Backpressure]) -> None:
+    backpressure = make()
     tickets = [worker.ticket("a", room) for room in (ROOM, ROOM, OTHER)]
     for ticket in tickets:
-        stock.add(ticket)
-    assert stock.queued == 3
+        backpressure.add(ticket)
+    assert backpressure.queued == 3
     for ticket in (tickets[0], tickets[0], worker.ticket("never added")):
-        stock.remove(ticket)
-    assert stock.queued == 2
+        backpressure.remove(ticket)
+    assert backpressure.queued == 2
     for ticket in tickets:
-        stock.remove(ticket)
-    assert stock.queued == 0
-    assert stock._lanes == {}
+        backpressure.remove(ticket)
+    assert backpressure.queued == 0
+    assert backpressure._lanes == {}
 
 
-async def test_what_others_accepted_counts_from_the_next_refresh_on(worker: Worker, make: Callable[..., Stock]) -> None:
-    stock = make(queued=3)
+async def test_what_others_accepted_counts_from_the_next_refresh_on(
+    worker: Worker, make: Callable[..., Backpressure]
+) -> None:
+    backpressure = make(queued=3)
     await put(worker, 2)
     await put(worker, 1, OTHER, accepted_at=now_ms() - 60_000)
     await put(worker, 1, state="sent", settled_at=1)
     await put(worker, 2, state="dead", settled_at=1)
-    assert stock.queued == 0
-    await stock.refresh()
-    assert (stock.queued, stock.dead) == (3, 2)
-    assert stock.used_bytes > 0
+    assert backpressure.queued == 0
+    await backpressure.refresh()
+    assert (backpressure.queued, backpressure.dead) == (3, 2)
+    assert backpressure.used_bytes > 0
     with pytest.raises(StoreFull, match="3 events are queued already"):
-        stock.admit("!third:hs")
+        backpressure.admit("!third:hs")
     await worker.database.run(lambda connection: connection.execute(update(tables.outbox).values(state="sent")))
-    await stock.refresh()
-    stock.admit("!third:hs")
-    assert stock.oldest_at is None
+    await backpressure.refresh()
+    backpressure.admit("!third:hs")
+    assert backpressure.oldest_at is None
 
 
-async def test_age_of_the_oldest_is_that_of_the_first_in_any_lane(worker: Worker, make: Callable[..., Stock]) -> None:
-    stock = make()
+async def test_age_of_the_oldest_is_that_of_the_first_in_any_lane(
+    worker: Worker, make: Callable[..., Backpressure]
+) -> None:
+    backpressure = make()
     await put(worker, 1, OTHER, accepted_at=5_000)
     await put(worker, 3, accepted_at=6_000)
-    await stock.refresh()
-    assert stock.oldest_at == 5.0
+    await backpressure.refresh()
+    assert backpressure.oldest_at == 5.0
 
 
-async def test_one_room_cannot_take_all_the_room(worker: Worker, make: Callable[..., Stock]) -> None:
-    stock = make(per_lane=2)
+async def test_one_room_cannot_take_all_the_room(worker: Worker, make: Callable[..., Backpressure]) -> None:
+    backpressure = make(per_lane=2)
     for _ in range(2):
-        stock.add(worker.ticket("a"))
+        backpressure.add(worker.ticket("a"))
     lane = worker.ticket("a").row.lane
     with pytest.raises(StoreFull, match="2 events are queued for this room already") as caught:
-        stock.admit(lane)
+        backpressure.admit(lane)
     assert caught.value.status == 503
     assert caught.value.headers() == {"Retry-After": "10"}
-    stock.admit(worker.ticket("a", OTHER).row.lane)
-    stock.admit(worker.ticket("a", caller=BOB).row.lane)
+    backpressure.admit(worker.ticket("a", OTHER).row.lane)
+    backpressure.admit(worker.ticket("a", caller=BOB).row.lane)
 
 
-async def test_one_key_leaves_a_part_of_a_room_to_others(worker: Worker, make: Callable[..., Stock]) -> None:
-    stock = make(queued=10_000, per_lane=48, share=0.5)
+async def test_one_key_leaves_a_part_of_a_room_to_others(worker: Worker, make: Callable[..., Backpressure]) -> None:
+    backpressure = make(queued=10_000, per_lane=48, share=0.5)
     lane = worker.ticket("a").row.lane
-    hog = take(stock, worker, 100, api_key="hog")
+    hog = take(backpressure, worker, 100, api_key="hog")
     assert len(hog) == 24
     with pytest.raises(RoomShareTaken, match="24 events of this API key are queued for this room already") as caught:
-        stock.admit(lane, "hog")
+        backpressure.admit(lane, "hog")
     assert (caught.value.status, caught.value.errcode) == (503, "M_LIMIT_EXCEEDED")
     assert caught.value.headers() == {"Retry-After": "10"}
     assert not isinstance(caught.value, ShareTaken)  # for which it would be held back in other rooms, too
-    stock.admit(worker.ticket("a", OTHER).row.lane, "hog")
-    assert len(take(stock, worker, 100, api_key="second")) == 8
-    stock.admit(lane, "quiet")
+    backpressure.admit(worker.ticket("a", OTHER).row.lane, "hog")
+    assert len(take(backpressure, worker, 100, api_key="second")) == 8
+    backpressure.admit(lane, "quiet")
     for ticket in hog[:10]:
-        stock.remove(ticket)
-    assert len(take(stock, worker, 100, api_key="second")) == 6
-    assert len(take(stock, worker, 100, api_key="hog")) == 0
-    assert stock.queued_in(lane) == 28
+        backpressure.remove(ticket)
+    assert len(take(backpressure, worker, 100, api_key="second")) == 6
+    assert len(take(backpressure, worker, 100, api_key="hog")) == 0
+    assert backpressure.queued_in(lane) == 28
 
 
-async def test_user_has_its_own_lane_to_itself(worker: Worker, make: Callable[..., Stock]) -> None:
-    stock = make(queued=10_000, per_lane=48, share=0.5)
-    assert len(take(stock, worker, 100)) == 48
+async def test_user_has_its_own_lane_to_itself(worker: Worker, make: Callable[..., Backpressure]) -> None:
+    backpressure = make(queued=10_000, per_lane=48, share=0.5)
+    assert len(take(backpressure, worker, 100)) == 48
 
 
 async def test_share_of_a_room_counts_what_other_processes_accepted(
-    worker: Worker, make: Callable[..., Stock], monkeypatch: pytest.MonkeyPatch
+    worker: Worker, make: Callable[..., Backpressure], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("flowbridge.delivery.backpressure.PIECE_ROWS", 3)
-    stock = make(queued=10_000, per_lane=48, share=0.5)
-    taken = take(stock, worker, 100, api_key="hog")
+    backpressure = make(queued=10_000, per_lane=48, share=0.5)
+    taken = take(backpressure, worker, 100, api_key="hog")
     await put(worker, 20, api_key="hog")
     await put(worker, 4, OTHER, api_key="hog")
     await put(worker, 20, api_key="second")
     for ticket in taken:
-        stock.remove(ticket)
-    await stock.refresh()
-    counting = asyncio.ensure_future(stock.census())
+        backpressure.remove(ticket)
+    await backpressure.refresh()
+    counting = asyncio.ensure_future(backpressure.census())
     await asyncio.sleep(0)
-    stock.add(worker.ticket("meanwhile", api_key="third"))
+    backpressure.add(worker.ticket("meanwhile", api_key="third"))
     await soon(counting)
-    held = {name: stock._in_lanes.of(f"{name} {worker.ticket('a').row.lane}") for name in ("hog", "second", "third")}
+    held = {
+        name: backpressure._in_lanes.of(f"{name} {worker.ticket('a').row.lane}") for name in ("hog", "second", "third")
+    }
     assert held == {"hog": 20, "second": 20, "third": 1}
     for name in ("hog", "second"):
         with pytest.raises(RoomShareTaken):
-            stock.admit(worker.ticket("a").row.lane, name)
-    stock.admit(worker.ticket("a").row.lane, "quiet")
+            backpressure.admit(worker.ticket("a").row.lane, name)
+    backpressure.admit(worker.ticket("a").row.lane, "quiet")
     await worker.database.run(lambda connection: connection.execute(update(tables.outbox).values(state="sent")))
-    await soon(stock.refresh())
-    await soon(stock.census())
-    stock.admit(worker.ticket("a").row.lane, "hog")
+    await soon(backpressure.refresh())
+    await soon(backpressure.census())
+    backpressure.admit(worker.ticket("a").row.lane, "hog")
 
 
 class Counting:
     """A count, and what happens meanwhile: before the moment that it sees of the store, and after."""
 
-    def __init__(self, worker: Worker, stock: Stock, monkeypatch: pytest.MonkeyPatch) -> None:
-        self._worker, self._stock = worker, stock
+    def __init__(self, worker: Worker, backpressure: Backpressure, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._worker, self._backpressure = worker, backpressure
         self._steps: list[Callable[[], Awaitable[None]]] = []
         self._loop = asyncio.get_running_loop()
         look = outbox.queued
@@ -184,16 +190,16 @@ class Counting:
 
     async def refresh(self, before: Callable[[], Awaitable[None]], after: Callable[[], Awaitable[None]]) -> None:
         self._steps = [before, after]
-        await self._stock.refresh()
+        await self._backpressure.refresh()
 
     async def accept(self, ticket: Ticket) -> None:
-        self._stock.add(ticket)
-        self._worker.journal.append(ticket)
+        self._backpressure.add(ticket)
+        self._worker.write_queue.append(ticket)
         await soon(ticket.committed)
 
     async def settle(self, ticket: Ticket) -> None:
         ticket.outcome, ticket.settled_at = Outcome("sent", "$1"), now_ms()
-        self._stock.remove(ticket)
+        self._backpressure.remove(ticket)
         chosen = update(tables.outbox).where(tables.outbox.c.delivery == ticket.row.delivery)
         await self._worker.database.run(lambda connection: connection.execute(chosen.values(state="sent")))
 
@@ -205,13 +211,13 @@ async def nothing() -> None:
 @pytest.mark.parametrize("settled", ["not", "before", "after"])
 @pytest.mark.parametrize("accepted", ["long ago", "before", "after"])
 async def test_what_changes_while_it_is_counted_counts_once(
-    accepted: str, settled: str, worker: Worker, make: Callable[..., Stock], monkeypatch: pytest.MonkeyPatch
+    accepted: str, settled: str, worker: Worker, make: Callable[..., Backpressure], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Before or after the moment that the count sees of the store."""
     if (accepted, settled) == ("after", "before"):
         return
-    stock = make()
-    counting = Counting(worker, stock, monkeypatch)
+    backpressure = make()
+    counting = Counting(worker, backpressure, monkeypatch)
     other, ticket = worker.ticket("a", OTHER), worker.ticket("b")
     await counting.accept(other)
 
@@ -223,35 +229,35 @@ async def test_what_changes_while_it_is_counted_counts_once(
 
     await step("long ago")
     await counting.refresh(partial(step, "before"), partial(step, "after"))
-    assert stock._lanes == {other.row.lane: 1} | ({ticket.row.lane: 1} if settled == "not" else {})
-    assert stock.queued == len(stock._lanes)
+    assert backpressure._lanes == {other.row.lane: 1} | ({ticket.row.lane: 1} if settled == "not" else {})
+    assert backpressure.queued == len(backpressure._lanes)
     await counting.refresh(nothing, nothing)
-    assert stock.queued == len(stock._lanes) == (2 if settled == "not" else 1)
+    assert backpressure.queued == len(backpressure._lanes) == (2 if settled == "not" else 1)
 
 
 async def test_what_is_refused_or_withdrawn_while_it_is_counted_counts_no_more(
-    worker: Worker, make: Callable[..., Stock], monkeypatch: pytest.MonkeyPatch
+    worker: Worker, make: Callable[..., Backpressure], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stock = make()
-    counting = Counting(worker, stock, monkeypatch)
+    backpressure = make()
+    counting = Counting(worker, backpressure, monkeypatch)
     await put(worker, 2)
     never = worker.ticket("never written")
 
     async def before() -> None:
-        stock.add(never)
+        backpressure.add(never)
 
     async def after() -> None:
-        stock.remove(never)
+        backpressure.remove(never)
 
     await counting.refresh(before, after)
-    assert stock.queued == 2
+    assert backpressure.queued == 2
 
 
 async def test_two_counts_at_once_do_not_disturb_each_other(
-    worker: Worker, make: Callable[..., Stock], monkeypatch: pytest.MonkeyPatch
+    worker: Worker, make: Callable[..., Backpressure], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stock = make()
-    counting = Counting(worker, stock, monkeypatch)
+    backpressure = make()
+    counting = Counting(worker, backpressure, monkeypatch)
     tickets = [worker.ticket("a"), worker.ticket("b"), worker.ticket("c", OTHER)]
     left = list(tickets)
 
@@ -260,61 +266,61 @@ async def test_two_counts_at_once_do_not_disturb_each_other(
             await counting.accept(left.pop())
 
     await soon(asyncio.gather(*(counting.refresh(one, one) for _ in range(3))))
-    assert stock.queued == 3
+    assert backpressure.queued == 3
 
 
 async def test_courier_counts_an_event_before_the_store_has_it(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else a count might see it as one of another process."""
     seen: list[int] = []
-    append = worker.journal.append
+    append = worker.write_queue.append
 
     def watched(ticket: Ticket) -> None:
-        seen.append(worker.stock.queued)
+        seen.append(worker.backpressure.queued)
         if len(seen) > 1:
             raise StoreFull("too many callers wait for the store")
         append(ticket)
 
-    monkeypatch.setattr(worker.journal, "append", watched)
+    monkeypatch.setattr(worker.write_queue, "append", watched)
     ticket = worker.offer("a")
     with pytest.raises(StoreFull):
         worker.offer("b", OTHER)
     assert seen == [1, 2]
     await soon(ticket.settled)
-    assert worker.stock.queued == 0
+    assert worker.backpressure.queued == 0
 
 
-async def test_counts_never_fall_below_nothing(worker: Worker, make: Callable[..., Stock]) -> None:
+async def test_counts_never_fall_below_nothing(worker: Worker, make: Callable[..., Backpressure]) -> None:
     """An outcome may be counted that a refresh has seen in the store already."""
-    stock = make()
+    backpressure = make()
     ticket = worker.ticket("a")
-    stock.add(ticket)
-    await stock.refresh()
-    stock.remove(ticket)
-    assert stock.queued == 0
-    stock.add(worker.ticket("b"))
-    assert stock.queued == 1
+    backpressure.add(ticket)
+    await backpressure.refresh()
+    backpressure.remove(ticket)
+    assert backpressure.queued == 0
+    backpressure.add(worker.ticket("b"))
+    assert backpressure.queued == 1
 
 
-async def test_database_that_is_too_large_takes_nothing(worker: Worker, make: Callable[..., Stock]) -> None:
-    stock = make(database_bytes=1_000)
-    stock.admit(ROOM)  # that is not known yet
-    await stock.refresh()
+async def test_database_that_is_too_large_takes_nothing(worker: Worker, make: Callable[..., Backpressure]) -> None:
+    backpressure = make(database_bytes=1_000)
+    backpressure.admit(ROOM)  # that is not known yet
+    await backpressure.refresh()
     with pytest.raises(StoreFull, match=r"the database holds \d+ bytes, and 1000 are allowed"):
-        stock.admit(ROOM)
+        backpressure.admit(ROOM)
 
 
-async def test_space_that_deleted_events_left_is_free(worker: Worker, make: Callable[..., Stock]) -> None:
-    stock = make()
+async def test_space_that_deleted_events_left_is_free(worker: Worker, make: Callable[..., Backpressure]) -> None:
+    backpressure = make()
     await put(worker, 200, content='{"a": "' + "x" * 2_000 + '"}')
-    await stock.refresh()
-    full = stock.used_bytes
+    await backpressure.refresh()
+    full = backpressure.used_bytes
     await worker.database.run(lambda connection: connection.execute(tables.outbox.delete()))
-    await stock.refresh()
-    assert stock.used_bytes < full / 2
+    await backpressure.refresh()
+    assert backpressure.used_bytes < full / 2
 
 
 async def test_disk_that_is_nearly_full_takes_nothing_until_there_is_space(
-    worker: Worker, make: Callable[..., Stock], monkeypatch: pytest.MonkeyPatch
+    worker: Worker, make: Callable[..., Backpressure], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     free = 10
     asked: list[Path] = []
@@ -324,28 +330,28 @@ async def test_disk_that_is_nearly_full_takes_nothing_until_there_is_space(
         return shutil._ntuple_diskusage(100, 100 - free, free)
 
     monkeypatch.setattr(shutil, "disk_usage", usage)
-    stock = make(free_disk=11)
-    await stock.refresh()
+    backpressure = make(free_disk=11)
+    await backpressure.refresh()
     with pytest.raises(StoreFull, match="10 bytes are free on the store's disk: flowbridge stops at 11"):
-        stock.admit(ROOM)
+        backpressure.admit(ROOM)
     free = 11
-    await stock.refresh()
-    stock.admit(ROOM)
+    await backpressure.refresh()
+    backpressure.admit(ROOM)
     assert asked == [Path(str(worker.database.url.database)).parent] * 2
 
 
-async def test_refresh_that_fails_leaves_the_counts(worker: Worker, make: Callable[..., Stock]) -> None:
-    stock = make()
+async def test_refresh_that_fails_leaves_the_counts(worker: Worker, make: Callable[..., Backpressure]) -> None:
+    backpressure = make()
     for _ in range(3):
-        stock.add(worker.ticket("a"))
+        backpressure.add(worker.ticket("a"))
     await worker.database.run(lambda connection: connection.exec_driver_sql("ALTER TABLE outbox RENAME TO elsewhere"))
     with pytest.raises(Exception, match="no such table"):
-        await stock.refresh()
-    assert stock.queued == 3
+        await backpressure.refresh()
+    assert backpressure.queued == 3
     await worker.database.run(lambda connection: connection.exec_driver_sql("ALTER TABLE elsewhere RENAME TO outbox"))
 
 
-async def test_refresh_says_how_long_it_took(worker: Worker, make: Callable[..., Stock]) -> None:
+async def test_refresh_says_how_long_it_took(worker: Worker, make: Callable[..., Backpressure]) -> None:
     began = time.monotonic()
     seconds = await make().refresh()
     assert 0 < seconds <= time.monotonic() - began
@@ -354,133 +360,133 @@ async def test_refresh_says_how_long_it_took(worker: Worker, make: Callable[...,
 # shares
 
 
-def take(stock: Stock, worker: Worker, number: int, **how: Any) -> list[Ticket]:
+def take(backpressure: Backpressure, worker: Worker, number: int, **how: Any) -> list[Ticket]:
     """Accept so many events, one after the other, as far as they are admitted."""
     taken = []
     for _ in range(number):
         ticket = worker.ticket("a", **how)
         try:
-            admit(stock, ticket)
+            admit(backpressure, ticket)
         except StoreFull:
             break
-        stock.add(ticket)
+        backpressure.add(ticket)
         taken.append(ticket)
     return taken
 
 
-def admit(stock: Stock, ticket: Ticket) -> None:
-    stock.admit(ticket.row.lane, ticket.caller, ticket.measure())
+def admit(backpressure: Backpressure, ticket: Ticket) -> None:
+    backpressure.admit(ticket.row.lane, ticket.caller, ticket.measure())
 
 
-async def test_user_and_keys_have_a_share_each(worker: Worker, make: Callable[..., Stock]) -> None:
+async def test_user_and_keys_have_a_share_each(worker: Worker, make: Callable[..., Backpressure]) -> None:
     """Many keys share the bot's account: one of them must not take what the others need."""
-    stock = make(queued=100, per_lane=1_000, share=0.5)
-    assert len(take(stock, worker, 100, api_key="hog")) == 50
+    backpressure = make(queued=100, per_lane=1_000, share=0.5)
+    assert len(take(backpressure, worker, 100, api_key="hog")) == 50
     with pytest.raises(ShareTaken, match=r"50 events \(\d+ bytes\) of this API key or account") as caught:
-        admit(stock, worker.ticket("a", api_key="hog"))
+        admit(backpressure, worker.ticket("a", api_key="hog"))
     assert (caught.value.status, caught.value.errcode) == (503, "M_LIMIT_EXCEEDED")
     assert caught.value.headers() == {"Retry-After": "10"}
-    assert len(take(stock, worker, 100, api_key="quiet")) == 16
-    assert len(take(stock, worker, 5)) == 5  # the account itself, with its token
-    assert len(take(stock, worker, 5, caller=BOB)) == 5
+    assert len(take(backpressure, worker, 100, api_key="quiet")) == 16
+    assert len(take(backpressure, worker, 5)) == 5  # the account itself, with its token
+    assert len(take(backpressure, worker, 5, caller=BOB)) == 5
 
 
 async def test_bytes_are_shared_too_and_settled_events_give_theirs_back(
-    worker: Worker, make: Callable[..., Stock]
+    worker: Worker, make: Callable[..., Backpressure]
 ) -> None:
-    stock = make(database_bytes=1_000_000, share=0.5)
+    backpressure = make(database_bytes=1_000_000, share=0.5)
     large = {"body": "x" * 60_000}
-    taken = take(stock, worker, 100, content=large)
+    taken = take(backpressure, worker, 100, content=large)
     assert len(taken) == 7  # of 900,000 bytes
-    admit(stock, worker.ticket("a", caller=BOB, content=large))
+    admit(backpressure, worker.ticket("a", caller=BOB, content=large))
     taken[0].outcome = Outcome("sent", "$1")
-    stock.remove(taken[0])
-    assert len(take(stock, worker, 100, content=large)) == 1
+    backpressure.remove(taken[0])
+    assert len(take(backpressure, worker, 100, content=large)) == 1
 
 
-async def test_characters_of_four_bytes_count_as_four(worker: Worker, make: Callable[..., Stock]) -> None:
-    stock = make(database_bytes=1_000_000, share=0.5)
+async def test_characters_of_four_bytes_count_as_four(worker: Worker, make: Callable[..., Backpressure]) -> None:
+    backpressure = make(database_bytes=1_000_000, share=0.5)
     text = "\U0001f600" * 15_000
     await put(worker, 3, content=f'{{"body":"{text}"}}')
-    await stock.census()
+    await backpressure.census()
     account = worker.ticket("a").caller
-    assert stock._bytes.of(account) > 3 * 60_000
+    assert backpressure._bytes.of(account) > 3 * 60_000
     ticket = worker.ticket("a")
     ticket.request = text
     assert ticket.measure() > 60_000
 
 
 async def test_census_adds_up_what_each_caller_holds_in_pieces(
-    worker: Worker, make: Callable[..., Stock], monkeypatch: pytest.MonkeyPatch
+    worker: Worker, make: Callable[..., Backpressure], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("flowbridge.delivery.backpressure.PIECE_ROWS", 3)
     monkeypatch.setattr("flowbridge.delivery.backpressure.PIECE_SECONDS", 0.0)
-    stock = make(database_bytes=1)  # so full that what was sent counts as well
+    backpressure = make(database_bytes=1)  # so full that what was sent counts as well
     for room in (ROOM, OTHER):
         await put(worker, 5, room, api_key="one")
         await put(worker, 4, room)
     await put(worker, 7, state="dead", settled_at=1, api_key="one")
     await put(worker, 8, state="sent", settled_at=1, api_key="two")
-    await stock.refresh()
-    stock.add(worker.ticket("a", api_key="one"))
-    await stock.census()
+    await backpressure.refresh()
+    backpressure.add(worker.ticket("a", api_key="one"))
+    await backpressure.census()
     account = worker.ticket("a").caller
-    assert {caller: stock._rows.of(caller) for caller in stock._rows.callers()} == {"one": 10, account: 8}
-    sizes = {tuple(share.callers()): share.total for share in (stock._dead, stock._sent)}
+    assert {caller: backpressure._rows.of(caller) for caller in backpressure._rows.callers()} == {"one": 10, account: 8}
+    sizes = {tuple(share.callers()): share.total for share in (backpressure._dead, backpressure._sent)}
     assert list(sizes) == [("one",), ("two",)]
     assert all(size > 7 * 600 for size in sizes.values())
-    assert stock._bytes.reserved == stock._dead.total
+    assert backpressure._bytes.reserved == backpressure._dead.total
 
 
-async def test_census_keeps_what_changes_meanwhile(worker: Worker, make: Callable[..., Stock]) -> None:
-    stock = make(queued=20, share=0.5)
+async def test_census_keeps_what_changes_meanwhile(worker: Worker, make: Callable[..., Backpressure]) -> None:
+    backpressure = make(queued=20, share=0.5)
     await put(worker, 4, api_key="one")
-    counting = asyncio.ensure_future(stock.census())
+    counting = asyncio.ensure_future(backpressure.census())
     await asyncio.sleep(0)
-    take(stock, worker, 3, api_key="one")
+    take(backpressure, worker, 3, api_key="one")
     await soon(counting)
-    assert stock._rows.of("one") == 7
+    assert backpressure._rows.of("one") == 7
 
 
 async def test_what_is_written_with_the_last_that_a_census_sees_counts_once(
-    worker: Worker, make: Callable[..., Stock]
+    worker: Worker, make: Callable[..., Backpressure]
 ) -> None:
     """A commit that waits for its turn takes along what was accepted after the census began."""
-    stock = make(queued=20)
+    backpressure = make(queued=20)
     one, two, three = (worker.ticket(name, api_key="one") for name in "abc")
     await worker.database.flush()  # whose account it is has been written
     with worker.busy_writer():
         for ticket in (one, two):
-            stock.add(ticket)
-            worker.journal.append(ticket)
+            backpressure.add(ticket)
+            worker.write_queue.append(ticket)
             if ticket is one:
-                counting = asyncio.ensure_future(stock.census())
+                counting = asyncio.ensure_future(backpressure.census())
                 await asyncio.sleep(0)
     await soon(two.committed)
-    stock.add(three)
-    worker.journal.append(three)
+    backpressure.add(three)
+    worker.write_queue.append(three)
     await soon(counting)
-    assert stock._rows.of("one") == 3
-    assert stock._bytes.of("one") - len("[][]") == sum(ticket.measure() for ticket in (one, two, three))
+    assert backpressure._rows.of("one") == 3
+    assert backpressure._bytes.of("one") - len("[][]") == sum(ticket.measure() for ticket in (one, two, three))
     await soon(three.committed)
-    await soon(stock.census())
-    assert stock._rows.of("one") == 3
+    await soon(backpressure.census())
+    assert backpressure._rows.of("one") == 3
 
 
 async def test_letter_that_dies_while_others_are_added_up_counts_once(
-    worker: Worker, make: Callable[..., Stock], monkeypatch: pytest.MonkeyPatch
+    worker: Worker, make: Callable[..., Backpressure], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Twice, and many that die at once would crowd out older ones."""
-    stock = make(queued=20)
+    backpressure = make(queued=20)
     ticket = worker.ticket("a", api_key="one")
-    stock.add(ticket)
-    worker.journal.append(ticket)
+    backpressure.add(ticket)
+    worker.write_queue.append(ticket)
     await soon(ticket.committed)
     loop, add_up = asyncio.get_running_loop(), holdings.queued
 
     async def die() -> None:
         ticket.outcome, ticket.settled_at = Outcome("dead", error={"status": 400}), now_ms()
-        stock.remove(ticket)
+        backpressure.remove(ticket)
         chosen = update(tables.outbox).where(tables.outbox.c.delivery == ticket.row.delivery)
         await worker.database.run(lambda connection: connection.execute(chosen.values(state="dead")))
 
@@ -490,86 +496,90 @@ async def test_letter_that_dies_while_others_are_added_up_counts_once(
         return add_up(*parts, **how)
 
     monkeypatch.setattr("flowbridge.store.holdings.queued", watched)
-    await soon(stock.census())
-    assert stock._dead.of("one") == ticket.measure() + len("[]")  # its history
+    await soon(backpressure.census())
+    assert backpressure._dead.of("one") == ticket.measure() + len("[]")  # its history
 
 
 async def test_share_is_one_of_what_the_disk_really_has(
-    worker: Worker, make: Callable[..., Stock], monkeypatch: pytest.MonkeyPatch
+    worker: Worker, make: Callable[..., Backpressure], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A limit of a gigabyte on a disk of a megabyte: half of the gigabyte would fill the disk for everybody."""
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(0, 0, 1_500_000))
-    stock = make(free_disk=500_000, share=0.5)
-    await stock.refresh()
-    taken = take(stock, worker, 100, content={"body": "x" * 60_000})
+    backpressure = make(free_disk=500_000, share=0.5)
+    await backpressure.refresh()
+    taken = take(backpressure, worker, 100, content={"body": "x" * 60_000})
     assert 5 < len(taken) < 15
-    admit(stock, worker.ticket("a", caller=BOB))
+    admit(backpressure, worker.ticket("a", caller=BOB))
 
 
-async def test_dead_letters_leave_less_for_all_but_refuse_no_caller(worker: Worker, make: Callable[..., Stock]) -> None:
-    stock = make(database_bytes=1_000_000, share=0.5)
-    for ticket in take(stock, worker, 7, content={"body": "x" * 60_000}):
+async def test_dead_letters_leave_less_for_all_but_refuse_no_caller(
+    worker: Worker, make: Callable[..., Backpressure]
+) -> None:
+    backpressure = make(database_bytes=1_000_000, share=0.5)
+    for ticket in take(backpressure, worker, 7, content={"body": "x" * 60_000}):
         ticket.outcome = Outcome("dead", error={})
-        stock.remove(ticket)
-    assert stock._bytes.reserved > 420_000
-    assert len(take(stock, worker, 100, content={"body": "x" * 60_000})) == 2
-    admit(stock, worker.ticket("a", caller=BOB))
+        backpressure.remove(ticket)
+    assert backpressure._bytes.reserved > 420_000
+    assert len(take(backpressure, worker, 100, content={"body": "x" * 60_000})) == 2
+    admit(backpressure, worker.ticket("a", caller=BOB))
 
 
-async def test_what_is_accepted_between_two_looks_counts_at_once(worker: Worker, make: Callable[..., Stock]) -> None:
+async def test_what_is_accepted_between_two_looks_counts_at_once(
+    worker: Worker, make: Callable[..., Backpressure]
+) -> None:
     """Ten seconds of 60 kB events are enough to fill what is free."""
-    stock = make(database_bytes=1_000_000)
-    await stock.refresh()
-    assert not stock.pressed.is_set()
+    backpressure = make(database_bytes=1_000_000)
+    await backpressure.refresh()
+    assert not backpressure.pressed.is_set()
     for _ in range(100):
         ticket = worker.ticket("a", content={"body": "x" * 60_000})
         try:
-            admit(stock, ticket)
+            admit(backpressure, ticket)
         except StoreFull:
             break
-        stock.add(ticket)
+        backpressure.add(ticket)
         ticket.outcome = Outcome("sent", "$1")
-        stock.remove(ticket)  # and it stays in the store for a day
+        backpressure.remove(ticket)  # and it stays in the store for a day
     else:
         pytest.fail("it takes more than it may hold")
-    assert stock.pressed.is_set()
-    await stock.refresh()
-    assert not stock.pressed.is_set()
+    assert backpressure.pressed.is_set()
+    await backpressure.refresh()
+    assert not backpressure.pressed.is_set()
 
 
-async def test_last_bytes_are_for_those_who_have_little(worker: Worker, make: Callable[..., Stock]) -> None:
+async def test_last_bytes_are_for_those_who_have_little(worker: Worker, make: Callable[..., Backpressure]) -> None:
     """Until settled events are gone: a caller who settles 60 kB events quickly would fill the store for everybody."""
-    stock = make(database_bytes=1_000_000)
+    backpressure = make(database_bytes=1_000_000)
     for _ in range(14):
         ticket = worker.ticket("a", content={"body": "x" * 61_000})
-        admit(stock, ticket)
-        stock.add(ticket)
+        admit(backpressure, ticket)
+        backpressure.add(ticket)
         ticket.outcome = Outcome("dead", error={})
-        stock.remove(ticket)
-    stock.pressed.clear()
+        backpressure.remove(ticket)
+    backpressure.pressed.clear()
     with pytest.raises(ShareTaken, match="while space is short") as caught:
-        admit(stock, worker.ticket("small"))
+        admit(backpressure, worker.ticket("small"))
     assert caught.value.headers() == {"Retry-After": "1"}
-    assert stock.pressed.is_set()
-    admit(stock, worker.ticket("a", caller=BOB))
+    assert backpressure.pressed.is_set()
+    admit(backpressure, worker.ticket("a", caller=BOB))
 
 
-async def test_settled_events_of_the_largest_go_first(worker: Worker, make: Callable[..., Stock]) -> None:
-    stock = make(database_bytes=400_000, share=0.5)
+async def test_settled_events_of_the_largest_go_first(worker: Worker, make: Callable[..., Backpressure]) -> None:
+    backpressure = make(database_bytes=400_000, share=0.5)
     small, large = '{"body":"x"}', f'{{"body":"{"x" * 20_000}"}}'
     await put(worker, 3, state="sent", settled_at=1, api_key="quiet", content=small)
     await put(worker, 4, state="sent", settled_at=2, api_key="busy", content=large)
     await put(worker, 2, state="dead", settled_at=1, api_key="quiet", content=small)
     await put(worker, 12, state="dead", settled_at=3, api_key="hog", content=large)
-    await stock.refresh()
-    await stock.census()
+    await backpressure.refresh()
+    await backpressure.census()
 
     def left() -> dict[tuple[str, str], int]:
         rows = [tuple(row) for row in worker.rows("api_key", "state")]
         return {row: rows.count(row) for row in sorted(set(rows))}
 
     steps = [left()]
-    while await stock.drop_some():
+    while await backpressure.drop_some():
         steps.append(left())
     kept = {("hog", "dead"): 8, ("quiet", "dead"): 2}
     assert steps[0] == {("busy", "sent"): 4, **kept, ("hog", "dead"): 12, ("quiet", "sent"): 3}
@@ -580,14 +590,14 @@ async def test_settled_events_of_the_largest_go_first(worker: Worker, make: Call
 
 
 async def test_dead_letters_beyond_a_share_go_the_oldest_first_and_no_more_than_need_be(
-    worker: Worker, make: Callable[..., Stock], monkeypatch: pytest.MonkeyPatch
+    worker: Worker, make: Callable[..., Backpressure], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("flowbridge.store.holdings.DROP_ROWS", 2)
-    stock = make(database_bytes=400_000, share=0.5)
+    backpressure = make(database_bytes=400_000, share=0.5)
     large = f'{{"body":"{"x" * 20_000}"}}'
     for number in range(12):
         await put(worker, 1, state="dead", settled_at=1, delivery=f"dead-{number}", api_key="hog", content=large)
-    await stock.census()
-    while await stock.drop_some():
+    await backpressure.census()
+    while await backpressure.drop_some():
         pass
     assert worker.rows("delivery") == [f"dead-{number}" for number in range(4, 12)]

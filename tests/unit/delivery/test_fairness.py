@@ -56,7 +56,7 @@ async def test_quiet_room_gets_its_turn_beside_a_backlog_in_1500_rooms(make: Mak
     async with worker:
         account = worker.tokens.remember(ALICE)
         await worker.database.run(backlog(account), alone=True)
-        await worker.stock.refresh()
+        await worker.backpressure.refresh()
         worker.courier.wake()
         await until(lambda: worker.courier.lanes()["pause"] > 900)
         waits = []  # in sends of others: seconds would tell how busy the machine is
@@ -81,7 +81,7 @@ async def test_every_room_of_a_backlog_gets_its_turn(make: MakeWorker, rooms: Ro
     async with worker:
         events = EVENTS // 10
         await worker.database.run(backlog(worker.tokens.remember(ALICE), events), alone=True)
-        await worker.stock.refresh()
+        await worker.backpressure.refresh()
         worker.courier.wake()
         await until(lambda: len(rooms.timeline) == ROOMS, 2 * PATIENCE)
         seen = [len(events) for events in rooms.timeline.values()]

@@ -724,7 +724,7 @@ async def test_outcome_that_the_store_refuses_is_tried_again_and_the_event_is_no
         await until(lambda: rooms.sends)
         tell(path, "CREATE TRIGGER no BEFORE UPDATE OF state ON outbox BEGIN SELECT RAISE(ABORT, 'no'); END")
         answered.set()
-        await until(lambda: len(worker.journal.unwritten) == 2)
+        await until(lambda: len(worker.write_queue.unwritten) == 2)
         tell(path, "UPDATE lanes SET dirty = 1")
         worker.courier.wake()  # the lane looks into the store, and finds them queued
         await until(lambda: not worker.lane().dirty)
@@ -734,7 +734,7 @@ async def test_outcome_that_the_store_refuses_is_tried_again_and_the_event_is_no
         assert rooms.tries() == ["a", "b"]
         tell(path, "DROP TRIGGER no")
         await worker.settled()
-        await until(lambda: not worker.journal.unwritten)
+        await until(lambda: not worker.write_queue.unwritten)
         assert await worker.send("c")
         assert rooms.tries() == ["a", "b", "c"]
 
@@ -750,7 +750,7 @@ async def test_refused_outcome_is_tried_once_more_at_the_end(
         await until(lambda: rooms.sends)
         tell(path, "CREATE TRIGGER no BEFORE UPDATE OF state ON outbox BEGIN SELECT RAISE(ABORT, 'no'); END")
         answered.set()
-        await until(lambda: worker.journal.unwritten)
+        await until(lambda: worker.write_queue.unwritten)
         tell(path, "DROP TRIGGER no")
     with closing(sqlite3.connect(path)) as connection:
         assert connection.execute("SELECT state FROM outbox").fetchall() == [("sent",)]
@@ -786,7 +786,7 @@ async def test_sent_event_is_not_given_up_while_the_store_has_not_taken_its_outc
             giving_up = asyncio.ensure_future(worker.courier.give_up([ticket.row.lane], ticket.row.accepted_at))
             await asyncio.sleep(0)
         assert await soon(giving_up) == 0
-        await until(lambda: worker.journal.unwritten)
+        await until(lambda: worker.write_queue.unwritten)
         refuses_outcomes(False)
         await worker.settled()
         assert (worker.states(), rooms.tries()) == (["sent"], ["a"])
@@ -806,12 +806,12 @@ async def test_lane_is_not_given_back_before_its_outcomes_are_written(
         with worker.busy_writer() if late else contextlib.nullcontext():
             answered.set()
             await until(lambda: worker.courier.lanes()["idle"])
-            await until(lambda: late or worker.journal.unwritten)
+            await until(lambda: late or worker.write_queue.unwritten)
             worker.courier._end_longest_idle(10)
             await until(lambda: not worker.courier.lanes()["idle"])
-        await until(lambda: worker.journal.unwritten)
+        await until(lambda: worker.write_queue.unwritten)
         refuses_outcomes(False)
-        await until(lambda: not worker.journal.unwritten)
+        await until(lambda: not worker.write_queue.unwritten)
         await worker.accept("b")
         worker.courier.wake()
         await worker.settled()
@@ -829,7 +829,7 @@ async def test_outcome_that_the_store_refuses_to_the_end_leaves_a_doubt(
         await until(lambda: rooms.sends)
         refuses_outcomes(True)
         answered.set()
-        await until(lambda: worker.journal.unwritten)
+        await until(lambda: worker.write_queue.unwritten)
     refuses_outcomes(False)
     rooms.forget()
     async with make() as worker:

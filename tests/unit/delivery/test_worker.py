@@ -236,7 +236,7 @@ async def test_fifty_events_of_a_lane_are_held_in_memory(make: MakeWorker, rooms
         answered.set()
         await worker.settled()
         await until(lambda: worker.remembered == 0)
-        assert worker.stock.queued == 0
+        assert worker.backpressure.queued == 0
 
 
 async def test_all_lanes_together_hold_no_more_than_is_allowed(
@@ -313,7 +313,7 @@ async def test_account_that_pauses_with_many_rooms_does_not_stand_in_the_way(
         assert held(worker) <= few_lanes
         rooms.always(None)
         worker.tokens.remember(replace(ALICE, token="new"))
-        worker.carrier._gates[worker.tokens.remember(ALICE)].open()
+        worker.carrier._limiters[worker.tokens.remember(ALICE)].open()
         tell(Path(str(worker.database.url.database)), "UPDATE lanes SET lease_until = 0 WHERE owner IS NULL")
         await worker.settled()
 
@@ -423,7 +423,7 @@ async def test_event_that_the_store_refuses_is_not_half_accepted(make: MakeWorke
         assert rooms.bodies() == ["a", "first", "b"]
         assert len(worker.states()) == 3
         await until(lambda: worker.remembered == 0)
-        assert worker.stock.queued == 0
+        assert worker.backpressure.queued == 0
 
 
 @pytest.fixture
@@ -456,7 +456,7 @@ async def test_event_that_is_sent_but_cannot_be_written_was_sent(make: MakeWorke
         await worker.settled(2)
         assert rooms.bodies() == ["a", "b", "c"]
         assert len(worker.states()) == 2  # nobody was promised that b is in the log
-        assert worker.stock.queued == 0
+        assert worker.backpressure.queued == 0
 
 
 @pytest.mark.usefixtures("impatient_store")
@@ -550,7 +550,7 @@ async def test_event_that_was_never_tried_can_be_taken_back(make: MakeWorker, ro
         assert rooms.bodies() == ["a", "c"]
         assert len(worker.states()) == 2
         await until(lambda: worker.remembered == 0)
-        assert worker.stock.queued == 0
+        assert worker.backpressure.queued == 0
 
 
 async def test_event_that_may_be_in_the_room_is_not_taken_back(make: MakeWorker, rooms: Rooms) -> None:
@@ -659,7 +659,7 @@ async def test_event_that_cannot_be_taken_back_is_sent_after_all(make: MakeWorke
             answered.set()
             await until(lambda: rooms.bodies() == ["a", "b"])
             await worker.settled()
-        await until(lambda: not worker.stock.queued)
+        await until(lambda: not worker.backpressure.queued)
 
 
 async def test_cancelled_event_is_given_up_even_when_it_was_tried(make: MakeWorker, rooms: Rooms) -> None:
@@ -674,7 +674,7 @@ async def test_cancelled_event_is_given_up_even_when_it_was_tried(make: MakeWork
         assert ticket.settled.result() is None
         assert not await worker.courier.cancel(ticket.row.delivery)
         await until(lambda: worker.remembered == 0)
-        assert worker.stock.queued == 0
+        assert worker.backpressure.queued == 0
         await worker.crash()
 
 
@@ -1036,7 +1036,7 @@ async def test_lane_that_a_command_asks_for_is_given_back_for_a_moment(make: Mak
         worker.courier.wake()
         await until(lambda: not worker.lane().owner)
         assert await worker.database.run(lambda c: abandoned.remove(c, [lane], chosen)) == 2
-        worker.carrier._gates[lane.partition("|")[0]]._closed_until = 0.0
+        worker.carrier._limiters[lane.partition("|")[0]]._closed_until = 0.0
         assert await worker.send("after") is not None
     assert rooms.tries() == ["first", "a", "after"]
     assert worker.states() == ["sent", "sent"]

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import pytest
 from sqlalchemy import Connection
 
-from flowbridge.delivery.write_queue import Journal, Ticket
+from flowbridge.delivery.write_queue import Ticket, WriteQueue
 from flowbridge.store import Database, Row, StoreFull, StoreUnavailable, engine
 from flowbridge.store import database as database_module
 from tests.unit.delivery.test_worker import locked
@@ -38,11 +38,11 @@ class Quick(Database):
 
 
 @pytest.fixture
-async def quick(tmp_path: Path) -> AsyncIterator[Journal]:
+async def quick(tmp_path: Path) -> AsyncIterator[WriteQueue]:
     database = Quick(f"sqlite:///{tmp_path}/flowbridge.db")
     database.open()
     database.start()
-    yield Journal(database)
+    yield WriteQueue(database)
     await database.stop()
 
 
@@ -52,7 +52,7 @@ def ticket(name: str) -> Ticket:
     return Ticket(row, loop.create_future(), loop.create_future(), urgent=True)
 
 
-async def test_event_is_written_however_fast_the_writer_is(quick: Journal) -> None:
+async def test_event_is_written_however_fast_the_writer_is(quick: WriteQueue) -> None:
     """It may look for what there is before `append` has come to its end."""
     for name in ("one", "two", "three"):
         one = ticket(name)
@@ -68,7 +68,7 @@ async def test_full_queue_of_other_work_does_not_keep_the_journal_from_writing(
     database = Database(f"sqlite:///{tmp_path}/flowbridge.db")
     database.open()
     database.start()
-    journal = Journal(database)
+    write_queue = WriteQueue(database)
     taken, free = threading.Event(), threading.Event()
 
     def hold(connection: Connection) -> None:
@@ -81,7 +81,7 @@ async def test_full_queue_of_other_work_does_not_keep_the_journal_from_writing(
     with pytest.raises(StoreFull):
         database.run(lambda connection: None)
     one = ticket("one")
-    journal.append(one)
+    write_queue.append(one)
     free.set()
     await soon(one.committed)
     await asyncio.gather(*others)
@@ -97,14 +97,14 @@ async def test_store_that_could_not_even_be_reached_is_told_and_later_written_to
     database = Database(f"sqlite:///{tmp_path}/flowbridge.db")
     database.open()
     database.start()
-    journal = Journal(database)
+    write_queue = WriteQueue(database)
     with locked(tmp_path / "flowbridge.db"):
         for name in ("one", "two"):
             lost = ticket(name)
-            journal.append(lost)
+            write_queue.append(lost)
             with pytest.raises(StoreUnavailable):
                 await soon(lost.committed)
     found = ticket("three")
-    journal.append(found)
+    write_queue.append(found)
     await soon(found.committed)
     await database.stop()

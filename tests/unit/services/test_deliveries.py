@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from sqlalchemy import Connection, update
 
 from flowbridge.auth.callers import Callers, Credential
-from flowbridge.auth.room_access import Aliases
+from flowbridge.auth.room_access import RoomAccess
 from flowbridge.auth.tokens import Tokens
-from flowbridge.delivery.write_queue import Journal
+from flowbridge.delivery.write_queue import WriteQueue
 from flowbridge.errors import (
     BadGateway,
     BadRequest,
@@ -162,7 +162,7 @@ async def log(database: Database) -> Log:
         database,
         cast("Callers", callers),
         cast("Tokens", FakeTokens()),
-        cast("Aliases", aliases),
+        cast("RoomAccess", aliases),
         cast("Replays", replays),
         cancel=worker.cancel,
         wake=worker.wake,
@@ -500,10 +500,10 @@ async def test_replay_of_state_asks_what_it_would_overwrite_unless_told_not_to(l
 
 async def test_users_new_device_is_in_the_store_before_its_replay(database: Database) -> None:
     """Else whoever carries it, after a crash, would look for a token that is not there."""
-    tokens = Tokens(database, Journal(database).remember)
+    tokens = Tokens(database, WriteQueue(database).remember)
     tokens.unlock(Fernet(Fernet.generate_key()))
     worker = Worker()
-    aliases, replays = cast("Aliases", FakeAliases()), cast("Replays", FakeReplays())
+    aliases, replays = cast("RoomAccess", FakeAliases()), cast("Replays", FakeReplays())
     callers = cast("Callers", FakeCallers())
     deliveries = Deliveries(database, callers, tokens, aliases, replays, cancel=worker.cancel, wake=worker.wake)
     log = Log(database, FakeCallers(), worker, deliveries)

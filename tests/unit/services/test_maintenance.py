@@ -12,7 +12,7 @@ from sqlalchemy import insert, select, update
 
 from flowbridge.auth.callers import Callers
 from flowbridge.services import maintenance as module
-from flowbridge.services.maintenance import Upkeep
+from flowbridge.services.maintenance import Maintenance
 from flowbridge.settings import Settings
 from flowbridge.store import outbox, tables
 from flowbridge.store.outbox import now_ms
@@ -66,9 +66,9 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @contextlib.asynccontextmanager
 async def running(worker: Worker, callers: FakeCallers | None = None, **values: Any) -> AsyncIterator[None]:
-    """Upkeep at work, over and over."""
+    """Maintenance at work, over and over."""
     known = cast("Callers", callers or FakeCallers())
-    keep = Upkeep(Settings.load(**values), worker.database, worker.stock, known, worker.courier)
+    keep = Maintenance(Settings.load(**values), worker.database, worker.backpressure, known, worker.courier)
     task = asyncio.create_task(keep.run())
     try:
         yield
@@ -150,8 +150,8 @@ async def test_sent_events_go_early_when_the_space_is_needed_and_nothing_else_do
     await put(worker, "dead", state="dead", settled_at=now)
     async with running(worker, max_database_bytes=10_000):
         await until(lambda: names(worker) == {"queued", "dead"})
-    await worker.stock.refresh()
-    async with running(worker, max_database_bytes=int(worker.stock.used_bytes / 0.9) + 10_000):
+    await worker.backpressure.refresh()
+    async with running(worker, max_database_bytes=int(worker.backpressure.used_bytes / 0.9) + 10_000):
         await put(worker, "sent", state="sent", settled_at=now)
         await asyncio.sleep(0.05)
         assert "sent" in names(worker)
@@ -192,7 +192,7 @@ async def test_counts_are_refreshed(worker: Worker) -> None:
     async with running(worker):
         await put(worker, "queued")
         await put(worker, "dead", state="dead", settled_at=now_ms())
-        await until(lambda: (worker.stock.queued, worker.stock.dead) == (1, 1))
+        await until(lambda: (worker.backpressure.queued, worker.backpressure.dead) == (1, 1))
 
 
 @pytest.mark.parametrize("trouble", [RuntimeError(), RuntimeError("two\nlines"), AssertionError()])
@@ -224,14 +224,14 @@ async def test_new_keys_are_learnt_while_other_work_takes_long(worker: Worker) -
 
 async def test_pace_of_counting_is_a_share_of_what_it_costs(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "COUNT_SHARE", 50)
-    keep: Callable[..., Any] = Upkeep(
-        Settings.load(), worker.database, worker.stock, cast("Callers", FakeCallers()), worker.courier
+    keep: Callable[..., Any] = Maintenance(
+        Settings.load(), worker.database, worker.backpressure, cast("Callers", FakeCallers()), worker.courier
     )._count
 
     async def slowly() -> float:
         return 2.0
 
-    monkeypatch.setattr(worker.stock, "refresh", slowly)
+    monkeypatch.setattr(worker.backpressure, "refresh", slowly)
     assert await keep() == 100.0
 
 
@@ -244,9 +244,9 @@ async def test_what_the_core_has_just_counted_is_not_counted_again_at_once(
     async with running(worker, callers):
         await put(worker, "of another process")
         await rounds(worker, callers)
-    assert worker.stock.queued == 0
-    await worker.stock.refresh()
-    assert worker.stock.queued == 1
+    assert worker.backpressure.queued == 0
+    await worker.backpressure.refresh()
+    assert worker.backpressure.queued == 1
 
 
 # what was not delivered in time
@@ -301,7 +301,7 @@ async def test_event_is_dead_after_seven_days_in_whatever_state_its_account_or_r
         rooms.always(None)
         rooms.version = None
         worker.carrier.trust(worker.tokens.remember(ALICE))
-        for gate in (worker.carrier._everyone, *worker.carrier._gates.values()):
+        for gate in (worker.carrier._everyone, *worker.carrier._limiters.values()):
             gate._closed_until = 0.0
     await worker.database.run(lambda connection: connection.execute(update(tables.lanes).values(lease_until=0)))
     worker.courier.wake()
@@ -351,7 +351,7 @@ async def test_caller_who_waits_hears_of_it(worker: Worker) -> None:
         outcome = await soon(waiting)
     assert outcome.state == "dead"
     assert outcome.error["status"] == 504
-    assert worker.stock.queued == 0
+    assert worker.backpressure.queued == 0
 
 
 async def test_lane_of_another_replica_is_left_to_it(worker: Worker) -> None:
@@ -381,7 +381,7 @@ async def test_lane_of_another_replica_is_left_to_it(worker: Worker) -> None:
 async def test_outcome_that_the_store_has_not_taken_so_far_is_not_overwritten(worker: Worker) -> None:
     callers = FakeCallers()
     await put(worker, "sent already", accepted_at=now_ms() - 8 * DAY)
-    worker.journal.unwritten.add("sent already")
+    worker.write_queue.unwritten.add("sent already")
     async with running(worker, callers):
         await rounds(worker, callers, 10)
         assert worker.states() == ["queued"]
@@ -399,7 +399,7 @@ async def test_many_go_in_pieces_and_lanes_that_are_young_stay(worker: Worker, m
             await worker.database.run(
                 lambda connection, row=values: connection.execute(insert(tables.outbox), [row])  # type: ignore[misc]
             )
-    await worker.stock.refresh()
+    await worker.backpressure.refresh()
     async with running(worker):
         await until(lambda: worker.states().count("dead") == 15)
     assert worker.states().count("queued") == 5

@@ -36,4 +36,4 @@ async def test_acceptance_in_doubt_is_sent_where_it_was_done(
         await worker.send("last")
         assert rooms.bodies() == ["first", *["in doubt"] * is_done, "last"]
         await until(lambda: worker.states() == ["sent"] * (2 + is_done))  # its row is not waited for
-        assert worker.stock.queued == 0
+        assert worker.backpressure.queued == 0
