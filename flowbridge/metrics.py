@@ -32,7 +32,7 @@ commit_seconds = Histogram(
 commit_failures = _counter("commit_failures", "Commits that the store refused or did not answer.")
 connections_refused = _counter("connections_refused", "Connections of callers refused, by the bound met.", "reason")
 connections_evicted = _counter("connections_evicted", "Idle connections of callers closed to make room for others.")
-live_dropped = _counter("live_dropped", "Streams of live events that were ended because nobody read them.")
+live_dropped = _counter("live_dropped", "Streams of live events that were closed because their listener did not read.")
 
 queued = _gauge("queued_events", "Events that wait to be sent.")
 oldest_queued_seconds = _gauge("oldest_queued_seconds", "Age of the event that has waited longest; 0 without one.")

@@ -134,7 +134,7 @@ class Settings(BaseSettings):
     def _are_keys(cls, keys: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
         if not all(_KEY.fullmatch(key.get_secret_value()) for key in keys):
             raise ValueError(
-                "every key is fb_ and 32 to 1,000 characters of visible ASCII after it, so that nobody guesses it; "
+                "every key is fb_ and 32 to 1,000 characters of visible ASCII after it, so that it cannot be guessed; "
                 "`python -c 'import secrets; print(\"fb_\" + secrets.token_urlsafe(32))'` makes one"
             )
         return keys

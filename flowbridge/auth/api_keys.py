@@ -124,7 +124,7 @@ class ApiKeys:
 
 
 def unread() -> Unavailable:
-    return Unavailable("nobody can tell whether this API key is right: the store cannot be read just now")
+    return Unavailable("this API key cannot be checked: the store cannot be read at the moment")
 
 
 def permit(key: ApiKey, event_type: str, rooms: Iterable[str]) -> None:

@@ -126,7 +126,7 @@ class Callers:
             return await self._by_key(token)
         if not is_token(token):
             raise Unauthorized(
-                "this is no access token: it is not visible ASCII, or `None`, or not as homeservers make them"
+                "this is not an access token: it is `None`, or not visible ASCII, or of a form that no server issues"
             )
         if kept := self._kept.get(token):
             peer.identified(kept[0][0])

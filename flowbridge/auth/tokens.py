@@ -44,7 +44,9 @@ def cipher(settings: Settings) -> Fernet:
 def _from_file(settings: Settings) -> str:
     path = settings.database_file
     if path is None:
-        raise SettingsError("FLOWBRIDGE_SECRET_KEY: set it, since the database is no file that a key could lie beside")
+        raise SettingsError(
+            "FLOWBRIDGE_SECRET_KEY: set it: the database is not a file, beside which a key could be kept"
+        )
     path = Path(f"{path}.key")
     try:
         if not path.exists():

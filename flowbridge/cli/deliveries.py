@@ -309,7 +309,7 @@ def _ago(text: str, option: str, *, ages_only: bool = False) -> int:
     if found := _AGE.fullmatch(text):
         return outbox.now_ms() - int(found[1]) * _SECONDS[found[2]] * 1000
     if ages_only:
-        raise Usage(f"{option}: {text[:80]!r} is no age: write it like 90m, 12h or 7d")
+        raise Usage(f"{option}: {text[:80]!r} is not an age: write it like 90m, 12h or 7d")
     try:
         return moment(text, option)
     except BadRequest as error:
@@ -318,7 +318,7 @@ def _ago(text: str, option: str, *, ages_only: bool = False) -> int:
 
 def _confirmed(question: str) -> bool:
     if not sys.stdin.isatty():
-        raise Usage("nobody is there to confirm it: --yes deletes without asking")
+        raise Usage("nothing can be asked here: --yes deletes without asking")
     return typer.confirm(question, err=True)
 
 

@@ -173,7 +173,7 @@ def _keys(core: Core) -> Finding:
             number = len(api_keys.valid(connection))
         where = "in the store"
     else:
-        return Finding("api keys", None, "nobody can tell without the store")
+        return Finding("api keys", None, "unknown without the store")
     if number and not core.settings.has_bot:
         return Finding("api keys", False, "there are keys, but no account to act as: set ACCESS_TOKEN")
     return Finding("api keys", True if number else None, f"{number} {where}")

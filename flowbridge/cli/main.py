@@ -109,7 +109,9 @@ def openapi() -> None:
     print(json.dumps(document, indent=2, ensure_ascii=False))
 
 
-delivery_log = typer.Typer(no_args_is_help=True, help="The delivery log: what became of events, and sending them anew.")
+delivery_log = typer.Typer(
+    no_args_is_help=True, help="The delivery log: what became of events, and sending them again."
+)
 app.add_typer(delivery_log, name="deliveries")
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]

@@ -140,7 +140,7 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         if self._asked == 0 or (self._is_done and self._is_given):
-            self._fail("bytes that nobody asked for")
+            self._fail("unsolicited bytes")
             return
         self._received += len(data)
         if not self._is_answered and self._received > MAX_HEAD_BYTES + HIGH_WATER * 4:  # what one read may bring

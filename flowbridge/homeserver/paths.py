@@ -98,7 +98,7 @@ def room_target(room_id: str, what: str, query: Mapping[str, str]) -> str:
 def token(text: str, what: str) -> str:
     """A token of the homeserver's. Raises BadRequest for numbers that no database holds: a 500 of Synapse."""
     if any(int(digits[:20]) >= 2**63 for digits in _LONG_NUMBER.findall(text)):
-        raise BadRequest(f"{what}: {text[:80]!r} is no token")
+        raise BadRequest(f"{what}: {text[:80]!r} is not a token")
     return text
 
 

@@ -312,7 +312,7 @@ class _Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         if self._waiter is None or self._waiter.done():
-            self._fail(Unreachable("bytes that nobody asked for", sent=True))
+            self._fail(Unreachable("unsolicited bytes", sent=True))
             return
         self._received += len(data)
         if self._received > self._limit + MAX_HEAD_BYTES:

@@ -72,4 +72,4 @@ def mark(event_id: str) -> str:
 
 
 def _malformed() -> BadRequest:
-    return BadRequest("Last-Event-ID: this is no id that was given out here; leave it away to begin now")
+    return BadRequest("Last-Event-ID: this is not an id from this bridge; omit it to begin now")

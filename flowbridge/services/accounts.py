@@ -122,7 +122,9 @@ class Accounts:
         localpart, colon, server = name[1:].partition(":")
         if colon and server.lower() != (ours := await self._server()).lower():
             known = f"which is {ours!r}" if ours else "whose name flowbridge does not know yet: send the name alone"
-            raise BadRequest(f"{name[:255]!r} is no user of this homeserver, {known}", errcode=Errcode.INVALID_USERNAME)
+            raise BadRequest(
+                f"{name[:255]!r} is not a user of this homeserver, {known}", errcode=Errcode.INVALID_USERNAME
+            )
         return localpart
 
     async def _server(self) -> str:

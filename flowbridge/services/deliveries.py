@@ -209,7 +209,7 @@ class Deliveries:
             # In the moment between, it may have been settled.
             removed = await self._cancel(delivery) or await self._database.run(work)
         if not removed:
-            raise WrongState("it is on its way to the room just now: try again in a moment")
+            raise WrongState("it is being sent at the moment: try again shortly")
         log.info("delivery_deleted", delivery=delivery, by=viewer.name)
 
     async def _permit_replay(self, viewer: Viewer, row: Mapping[str, Any]) -> None:
@@ -318,7 +318,7 @@ def moment(text: str, name: str) -> int:
             raise ValueError
         found = datetime.fromisoformat(text)
     except ValueError:
-        raise BadRequest(f"{name}: {text[:80]!r} is no time: write it like 2026-11-22T10:00:00Z") from None
+        raise BadRequest(f"{name}: {text[:80]!r} is not a time: write it like 2026-11-22T10:00:00Z") from None
     found = found if found.tzinfo else found.replace(tzinfo=UTC)
     return (found - _EPOCH) // timedelta(milliseconds=1)
 

@@ -134,7 +134,7 @@ class History:
         if room:
             caller, room_id = await self._enter(credential, room)
             if not await self._asked(caller, self._homeserver.is_joined(caller.token, room_id, caller.user_id)):
-                raise Forbidden("only who is in a room can listen to it")
+                raise Forbidden("only a member of a room can listen to it")
         else:
             self._callers.permit_reading(credential)
             caller, room_id = await self._callers.identify(credential), ""

@@ -47,7 +47,7 @@ class Replays:
             raise WrongState(f"whether it would overwrite anything cannot be seen: {error.error}; {_HINT}") from None
         if current is not None and overwrites(row, current):
             raise WrongState(
-                f"the room's {row['event_type']} has been set since by {current.get('sender', 'somebody else')}, "
+                f"the room's {row['event_type']} has been set since by {current.get('sender', 'another user')}, "
                 f"and a replay would overwrite it; {_HINT}",
                 flowbridge={"current": _shown(current)},
             )

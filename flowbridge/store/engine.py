@@ -50,7 +50,7 @@ def parse(url: str) -> URL:
     try:
         found = make_url(url)
     except (SQLAlchemyError, ValueError):
-        raise StoreError(f"it is no database URL: {_FORMS}") from None
+        raise StoreError(f"it is not a database URL: {_FORMS}") from None
     if found.drivername in ("postgres", "postgresql"):
         found = found.set(drivername="postgresql+psycopg")
     if found.drivername not in ("sqlite", "postgresql+psycopg"):

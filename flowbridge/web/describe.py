@@ -13,15 +13,15 @@ _ERRORS = {
     403: "The account may not do this in the room.",
     404: "There is no such room, event, delivery or path.",
     408: "The body did not arrive in time.",
-    409: "The delivery is queued, or on its way just now, or its replay would overwrite newer state.",
+    409: "The delivery is queued, or being sent, or its replay would overwrite newer state.",
     413: "The body or the event is too large.",
     415: "The body is a form, multipart, XML or compressed.",
     422: "This `Idempotency-Key` was used before, with other content.",
     429: "The homeserver, or a bound of the bridge that this caller has its share of, asks to wait `retry_after_ms`.",
     500: "The homeserver failed.",
-    502: "The homeserver is away, or is no homeserver.",
-    503: "Not just now; `Retry-After` says when: the store is full or away, it cannot be told whose token this is, or "
-    "(`M_LIMIT_EXCEEDED`) the caller has its share of the store.",
+    502: "The homeserver is away, or what answers is not a homeserver.",
+    503: "Not at the moment; `Retry-After` says when: the store is full or away, it is not known whose token this is, "
+    "or (`M_LIMIT_EXCEEDED`) the caller has its share of the store.",
     504: "The homeserver did not answer in time.",
 }
 
@@ -251,7 +251,7 @@ DELIVERY = operation(
     "delivery",
     "Deliveries",
     "All about one delivery",
-    description=f"{_OWN}Somebody else's is a 404, as is one that never was.",
+    description=f"{_OWN}That of another caller is a 404, as is one that never was.",
     ok="The request as it came, the event as it is sent, and every attempt.",
     answers=as_json(schema("DeliveryDetail")),
     errors=_LOG_ERRORS,
@@ -286,7 +286,7 @@ DELETE_DELIVERY = operation(
     "deleteDelivery",
     "Deliveries",
     "Delete a delivery",
-    description="One that is queued is given up, unless it is on its way just now. Nothing is taken out of the room: "
+    description="One that is queued is given up, unless it is being sent. Nothing is taken out of the room: "
     "after an attempt without an answer the event may be there all the same. What a Matrix user sent, this user "
     "deletes, a key that is made for the user, or one with `admin` and no limits.",
     ok="It is gone.",

@@ -88,7 +88,7 @@ def acts_as_another(request: Request) -> bool:
 
 def as_nobody_else() -> Forbidden:
     """To be told to an API key: the bot may be an application service, and the key be for the bot alone."""
-    return Forbidden("user_id, device_id: an API key acts as the bridge's own account, and as nobody else")
+    return Forbidden("user_id, device_id: an API key acts as the bridge's own account only")
 
 
 def _unknown(name: str, known: frozenset[str]) -> BadRequest:

@@ -59,11 +59,11 @@ def test_database_of_a_newer_version_is_refused() -> None:
 @pytest.mark.parametrize(
     ("url", "says"),
     [
-        ("flowbridge.db", "it is no database URL"),
+        ("flowbridge.db", "it is not a database URL"),
         ("sqlite://flowbridge.db", "it names no file"),
         ("sqlite:///nowhere/flowbridge.db", "cannot open nowhere/flowbridge.db: No such file or directory"),
         ("mysql://me:wordpass@host/name", "mysql is not supported"),
-        ("postgresql://me:wordpass@127.0.0.1:port/name", "it is no database URL"),
+        ("postgresql://me:wordpass@127.0.0.1:port/name", "it is not a database URL"),
         ("postgresql://me@127.0.0.1/name?passwd=wordpass", "cannot open postgresql://me@127.0.0.1/name: invalid"),
     ],
 )

@@ -89,7 +89,7 @@ def _overwrite(request: Request) -> bool:
 def _selection(given: dict[str, str]) -> Selection:
     room_id, event_type = given.get("room_id"), given.get("event_type")
     if room_id and not paths.identifier(room_id, "room_id").startswith("!"):
-        raise BadRequest(f"room_id: {room_id!r} is no room id, which begins with '!'")
+        raise BadRequest(f"room_id: {room_id!r} is not a room id, which begins with '!'")
     if event_type:
         paths.identifier(event_type, "event_type")
     return Selection(
@@ -105,7 +105,7 @@ def _limit(text: str) -> int:
     if not text:
         return DEFAULT_LIMIT
     if not _LIMIT.fullmatch(text) or not 1 <= int(text) <= MAX_LIMIT:
-        raise BadRequest(f"limit: {text[:80]!r} is no number from 1 to {MAX_LIMIT}")
+        raise BadRequest(f"limit: {text[:80]!r} is not a number from 1 to {MAX_LIMIT}")
     return int(text)
 
 

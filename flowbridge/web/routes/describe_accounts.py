@@ -21,7 +21,7 @@ _ACCOUNT: Operation = {
 }
 _AT_ONCE = {
     "user_id": {**_TEXT, "description": "A name, or a whole user id; without it the homeserver chooses one."},
-    "password": {**_TEXT, "description": "Without it nobody can log in to the account later."},
+    "password": {**_TEXT, "description": "Without it the account cannot be logged in to later."},
 }
 _FLOWS = {
     "type": "object",

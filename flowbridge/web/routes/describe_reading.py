@@ -62,7 +62,7 @@ _JOINED = {"type": "object", "required": ["joined"], "properties": {"joined": {"
 
 _ROOM_ID = parameter(
     "roomId",
-    "A room id, with or without `:server`, or an alias `#name:server`, which is looked up; nobody joins it. "
+    "A room id, with or without `:server`, or an alias `#name:server`, which is looked up; the room is not joined. "
     "Percent-encoded or raw.",
     ROOM,
 )

@@ -171,7 +171,7 @@ def _number(request: Request, name: str, default: int, most: int) -> int:
     if not text:
         return default
     if not (text.isascii() and text.isdigit()):
-        raise BadRequest(f"{name}: {text[:80]!r} is no whole number")
+        raise BadRequest(f"{name}: {text[:80]!r} is not a whole number")
     return min(int(text[:12]), most)
 
 
@@ -191,11 +191,11 @@ def _filter(text: str) -> str:
     except BadRequest as error:
         raise BadRequest(f"filter: {error.error}") from None
     if not found.clean or not isinstance(found.value, dict):
-        raise BadRequest("filter: it is no JSON object as Matrix has it")
+        raise BadRequest("filter: it is not a JSON object as Matrix defines filters")
     for name in _LISTS & found.value.keys():
         names = found.value[name]
         if not isinstance(names, list) or not all(isinstance(each, str) for each in names):
-            raise BadRequest(f"filter: {name} is no list of strings")
+            raise BadRequest(f"filter: {name} is not a list of strings")
     return canonical_json.write(found.value).decode()
 
 

@@ -86,9 +86,9 @@ def ordinary_user(tmp_path: Path) -> Iterator[Path]:
 @pytest.mark.parametrize(
     ("url", "says"),
     [
-        ("", "it is no database URL"),
-        ("flowbridge.db", "it is no database URL"),
-        (f"postgresql://me:{SECRET}@host:port/name", "it is no database URL"),
+        ("", "it is not a database URL"),
+        ("flowbridge.db", "it is not a database URL"),
+        (f"postgresql://me:{SECRET}@host:port/name", "it is not a database URL"),
         (f"mysql://me:{SECRET}@host/name", "mysql is not supported"),
         (f"postgresql+asyncpg://me:{SECRET}@host/name", "postgresql+asyncpg is not supported"),
         ("sqlite://flowbridge.db", "it names no file"),
