@@ -104,9 +104,8 @@ class Core:
         self.callers.on_revoked = self._revoked
         self.carrier.on_refused = self.callers.forget
         self.carrier.on_distrust = self._distrusted
-        self._rechecks: dict[
-            str, tuple[float, float]
-        ] = {}  # account → when its refused tokens are tried, and the pause
+        # By account: when its refused tokens are tried again, and the pause after that.
+        self._rechecks: dict[str, tuple[float, float]] = {}
 
     def open(self) -> None:
         """Open the store; only who accepts events needs it. Raises StoreError or SettingsError."""
@@ -139,13 +138,13 @@ class Core:
         await self.backpressure.refresh()
         await self.callers.refresh()
         await self.courier.start()
-        beside = [asyncio.create_task(self.locator.keep_fresh())]
+        tasks = [asyncio.create_task(self.locator.keep_fresh())]
         if not self._beside:
-            beside.append(asyncio.create_task(self.maintenance.run()))
+            tasks.append(asyncio.create_task(self.maintenance.run()))
         try:
             yield
         finally:
-            for task in beside:
+            for task in tasks:
                 task.cancel()
             self.live.stop()
             await self.courier.stop()

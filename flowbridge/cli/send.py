@@ -18,7 +18,7 @@ from flowbridge.store.errors import StoreInUse
 
 FAILED = 1
 
-_QUEUED = """queued, not sent yet: a flowbridge that runs on this store sends it, in its turn.
+_ACCEPTED = """{status}: what is queued is sent, in its turn, by a flowbridge that runs on this store.
 `flowbridge deliveries show {delivery}` says how it ends. Do not send it again."""
 
 
@@ -72,7 +72,7 @@ async def _send(core: Core, room: str, event_type: str, body: bytes) -> str:
     if told.error is not None:
         raise told.error
     if told.event_id is None:
-        print(_QUEUED.format(delivery=told.delivery), file=sys.stderr)
+        print(_ACCEPTED.format(status=told.status, delivery=told.delivery), file=sys.stderr)
         return ""
     return told.event_id
 
