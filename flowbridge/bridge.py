@@ -22,6 +22,7 @@ from flowbridge.homeserver import Address, AddressError, AddressUnknown, Homeser
 from flowbridge.limits.processor import BODIES_SHARE, Account
 from flowbridge.live import Live
 from flowbridge.models import Caller
+from flowbridge.models.timing import Timing
 from flowbridge.services.acceptance import Acceptance
 from flowbridge.services.history import History
 from flowbridge.services.maintenance import Maintenance
@@ -43,11 +44,12 @@ RECHECKED = 3  # tokens of an account that are tried: those that were seen last
 class Core:
     """The core, without HTTP in. Raises AddressError, SchemaError or StoreError when made.
 
-    `beside`: what is accepted here is delivered by another process, which has the store.
+    `beside`: what is accepted here is delivered by another process, which has the store. `timing`: for tests.
     """
 
-    def __init__(self, settings: Settings, *, beside: bool = False) -> None:
+    def __init__(self, settings: Settings, *, beside: bool = False, timing: Timing | None = None) -> None:
         self._beside = beside
+        self.timing = timing or Timing()
         tls = tls_context(settings.ca_file)
         self.settings = settings
         self.catalogue = Catalogue.load(settings.schemas_dir)

@@ -4,9 +4,9 @@ import asyncio
 import hashlib
 import math
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
 from urllib.parse import parse_qs
 
 from flowbridge import log
@@ -29,6 +29,7 @@ from flowbridge.errors import (
 from flowbridge.homeserver import Homeserver
 from flowbridge.limits import peer
 from flowbridge.limits.concurrency import Limiter
+from flowbridge.limits.tasks import Once, ignore_result
 from flowbridge.models import ApiKey, Caller, macaroons
 from flowbridge.settings import Settings, is_token
 from flowbridge.store.api_keys import PREFIX
@@ -55,7 +56,6 @@ class Credential:
 
 Identity = tuple[str, str | None]  # user id and device id
 Seen = Callable[[str], Awaitable[Identity | None]]  # token → whose it was when it was seen before
-Tasks = dict[str, asyncio.Task[Identity]]
 
 
 class Callers:
@@ -71,8 +71,8 @@ class Callers:
         self._bot = Bot(settings, homeserver) if settings.has_bot else None
         self._kept: dict[str, tuple[Identity, float]] = {}
         self._dead: dict[bytes, None] = {}
-        self._asking: Tasks = {}
-        self._learning: Tasks = {}
+        self._asking: Once[str, Identity] = Once()
+        self._learning: Once[str, Identity] = Once()
         self._renewing: set[asyncio.Task[Identity]] = set()
         self._meeting: set[asyncio.Task[None]] = set()
         self._meet_again_at = 0.0  # monotonic
@@ -186,7 +186,7 @@ class Callers:
             return Caller(*known, "", bot=True, key=credential.key)
         if self._bot_asking is None or self._bot_asking.done():
             self._bot_asking = asyncio.ensure_future(self._as_bot(self._bot))
-            self._bot_asking.add_done_callback(_heard)
+            self._bot_asking.add_done_callback(ignore_result)
         asking = self._bot_asking
         await asyncio.wait({asking}, timeout=None if known is None else PATIENCE_SECONDS)
         try:
@@ -218,7 +218,7 @@ class Callers:
         token = self._bot.current
         if token is not None and time.monotonic() >= self._bot_asked_at + AGAIN_SECONDS:
             try:
-                await asyncio.shield(_once(self._asking, token, self._ask))
+                await self._asking.get(token, partial(self._ask, token))
             except MatrixError as error:
                 if error.status != 401:
                     raise
@@ -287,7 +287,7 @@ class Callers:
     async def ask_again(self, is_meant: Callable[[str], bool], *, but: str) -> None:
         """Ask the homeserver of tokens of a user (chosen by its id) that were used here lately; not of this one."""
         tokens = [token for token, (identity, _) in self._kept.items() if token != but and is_meant(identity[0])]
-        asking = [_once(self._asking, token, self._ask) for token in tokens[-MAX_ASKED_AGAIN:]]
+        asking = [self._asking.task(token, partial(self._ask, token)) for token in tokens[-MAX_ASKED_AGAIN:]]
         if asking:
             await asyncio.wait(asking)
 
@@ -303,7 +303,7 @@ class Callers:
             meeting = asyncio.ensure_future(self._meet(token))
             self._meeting.add(meeting)
             meeting.add_done_callback(self._meeting.discard)
-            meeting.add_done_callback(_heard)
+            meeting.add_done_callback(ignore_result)
 
     async def _meet(self, token: str) -> None:
         try:
@@ -380,19 +380,19 @@ class Callers:
         kept = self._kept.get(token)
         if kept is None:
             self._refusals.check(peer.address(), _digest(token))
-            return await asyncio.shield(_once(self._learning, token, self._learn))
+            return await self._learning.get(token, partial(self._learn, token))
         identity, until = kept
         now = time.monotonic()
         if until <= now and len(self._renewing) < MAX_RENEWING:
             self._kept[token] = (identity, now + AGAIN_SECONDS)
-            renewing = _once(self._asking, token, self._ask)
+            renewing = self._asking.task(token, partial(self._ask, token))
             self._renewing.add(renewing)
             renewing.add_done_callback(self._renewing.discard)
         return identity
 
     async def _learn(self, token: str) -> Identity:
         """Ask the homeserver; while it does not answer, what was seen of the token before counts."""
-        asking = _once(self._asking, token, self._ask_in_turn)
+        asking = self._asking.task(token, partial(self._ask_in_turn, token))
         await asyncio.wait({asking}, timeout=PATIENCE_SECONDS)
         if not asking.done():
             known = await self._before(token)
@@ -463,22 +463,6 @@ def later(error: MatrixError) -> MatrixError:
     if error.status < 500 or isinstance(error, Unavailable):
         return error
     return Unavailable(f"nothing of the event is kept: {error.error}")
-
-
-def _once(tasks: Tasks, token: str, work: Callable[[str], Coroutine[Any, Any, Identity]]) -> asyncio.Task[Identity]:
-    """The task that does this work for a token: the one that is at it already, or a new one."""
-    task = tasks.get(token)
-    if task is None:
-        task = tasks[token] = asyncio.ensure_future(work(token))
-        task.add_done_callback(lambda _: tasks.pop(token))
-        task.add_done_callback(_heard)
-    return task
-
-
-def _heard(done: "asyncio.Task[Any]") -> None:
-    """The end of a task that perhaps nobody waits for any more."""
-    if not done.cancelled() and (error := done.exception()) is not None and not isinstance(error, MatrixError):
-        log.error("identify_failed", exc_info=error)
 
 
 def _digest(token: str) -> bytes:
