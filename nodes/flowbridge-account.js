@@ -1,5 +1,5 @@
 "use strict";
-// Accounts: registers, logs in, says who one is.
+// Registers an account, logs in, tells who you are.
 
 const { InputError } = require("./lib/client");
 const { fail, serverOf, show, tokenOf } = require("./lib/node");
@@ -60,6 +60,6 @@ const OPERATIONS = {
 
 function textOf(value, what, pointer) {
     if (value === undefined || value === null || value === "") return "";
-    if (typeof value !== "string") throw new InputError(`${what} is no string`, pointer);
+    if (typeof value !== "string") throw new InputError(`${what} is not a string`, pointer);
     return value;
 }

@@ -1,5 +1,5 @@
 "use strict";
-// Starts a flow with each event that happens in the rooms.
+// Starts a flow for each event in the account's rooms.
 
 const { roomNamed, serverOf, show } = require("./lib/node");
 const { evaluate } = require("./lib/values");
@@ -36,7 +36,7 @@ module.exports = function (RED) {
             });
         }
 
-        /** An event comes; those that came while it was not known whose the rooms are wait. */
+        /** Passes an event on, or keeps it until the room's id and our user id are known. */
         hear(event) {
             if (this.closed) return;
             if (this.knows) this.pass(event);
@@ -69,11 +69,11 @@ module.exports = function (RED) {
                 return;
             }
             show(this, "error", why);
-            if (refused && this.said !== why) this.error(why); // of what passes by itself the status is enough
+            if (refused && this.said !== why) this.error(why); // for a passing failure, the status is enough
             this.said = why;
         }
 
-        /** Which room an alias names, and who we are. */
+        /** Finds out which room an alias names, and who we are. */
         async learn() {
             if (this.learning) return;
             this.learning = true;
@@ -114,7 +114,7 @@ function names(text) {
         .filter(Boolean);
 }
 
-/** `m.room.*` is all types that begin so. */
+/** `m.room.*` matches all types with that prefix. */
 function pattern(type) {
     const literal = type.replace(/\*$/, "").replace(/[.*+?^${}()|[\]\\]/g, "\\$&");
     return new RegExp(`^${literal}${type.endsWith("*") ? "" : "$"}`);

@@ -1,5 +1,5 @@
 "use strict";
-// Rooms: makes them, changes them, reads them.
+// Creates, changes and reads rooms.
 
 const { InputError, segments } = require("./lib/client");
 const content = require("./lib/content");
@@ -29,7 +29,7 @@ module.exports = function (RED) {
             });
         }
 
-        /** What the message gets: `payload`, and perhaps `roomId`, `eventId`, `next`. */
+        /** The properties that the message gets: `payload`, and perhaps `roomId`, `eventId`, `next`. */
         async work(msg) {
             const { config } = this;
             const typed = (name) => valueOf(RED, this, msg, config[name], config[`${name}Type`]);
@@ -106,7 +106,7 @@ async function avatar({ asked, msg, upload }) {
     return url ? { url } : {};
 }
 
-/** Who is in the room: a list of user_id, displayname, avatar_url. */
+/** The room's members: a list of user_id, displayname, avatar_url. */
 async function members({ room, call }) {
     const { body } = await call("GET", segments("rooms", room, "members"), { query: { membership: "join" } });
     const payload = body.chunk.map(({ state_key: user, content: { displayname, avatar_url: avatarUrl } = {} }) => ({
@@ -117,7 +117,7 @@ async function members({ room, call }) {
     return { payload };
 }
 
-/** The newest events first; `msg.next` is where the following page begins, given back as `msg.from`. */
+/** Events, newest first; `msg.next` is the start of the next page, to be passed as `msg.from`. */
 async function history({ room, call, msg, limit }) {
     const query = { limit: msg.limit ?? limit, from: msg.from };
     const { body } = await call("GET", segments("rooms", room, "messages"), { query });

@@ -24,7 +24,7 @@ module.exports = function (RED) {
                 patience: this.queues ? (minutes > 0 ? minutes : PATIENCE_MINUTES) * 60_000 : 0,
                 changed: (waiting, trouble) => this.tell(waiting, trouble),
             });
-            this.inOrder = Promise.resolve(); // expressions may take their time, and must not let a message overtake
+            this.inOrder = Promise.resolve(); // expressions may be slow, and no message may overtake another
             this.on("input", (msg, send, done) => {
                 const reading = this.inOrder.then(() => this.read(msg));
                 this.inOrder = reading.catch(() => {});
@@ -42,7 +42,7 @@ module.exports = function (RED) {
             });
         }
 
-        /** What a message asks for: `{server, room, type, key, token, body | file, label}`. */
+        /** The request that a message makes: `{server, room, type, key, token, body | file, label}`. */
         async read(msg) {
             const config = this.config;
             const typed = (name) => valueOf(RED, this, msg, config[name], config[`${name}Type`]);
@@ -50,11 +50,11 @@ module.exports = function (RED) {
             server.usable();
             const room = roomOf((await typed("room")).value, msg);
             const type = (await typed("eventType")).value || content.MESSAGE;
-            if (typeof type !== "string") throw new InputError("the event type is no string", "/eventType");
+            if (typeof type !== "string") throw new InputError("the event type is not a string", "/eventType");
             const payload = config.payloadType ? await typed("payload") : { value: msg.payload };
             const found = content.read(payload.value, type);
             const request = { server, room, type: found.type, token: tokenOf(msg), key: keyOf((await typed("key")).value) };
-            // In bytes at once: a flow may change its objects while they wait.
+            // Encoded at once: a flow may change its objects while they wait.
             if (!found.file) return { ...request, body: written(found.content) };
             return { ...request, file: found.file, label: content.label(found.file, msg) };
         }
@@ -73,7 +73,7 @@ module.exports = function (RED) {
             send(msg);
         }
 
-        /** Uploads a file, once, and sends the event. */
+        /** Uploads the file, if it is not uploaded yet, and sends the event. */
         async attempt(request, signal) {
             const { client } = request.server;
             if (request.file && !request.url) {
@@ -97,7 +97,7 @@ module.exports = function (RED) {
     RED.nodes.registerType("flowbridge send", Send);
 };
 
-/** An Idempotency-Key: what the node says, or one that no other message has. */
+/** The Idempotency-Key: the node's, or a unique one. */
 function keyOf(given) {
     if (given === undefined || given === null || given === "") return randomUUID();
     const key = typeof given === "object" ? "" : String(given).trim();

@@ -7,7 +7,7 @@ const { evaluate } = require("./lib/values");
 
 const TEST_SECONDS = 10;
 const GATHER = 50; // ms: listeners come one after another when a flow starts
-const SAVE = 1_000; // ms between two notes of where the stream is
+const SAVE = 1_000; // ms between two saved positions
 
 module.exports = function (RED) {
     const positions = new Map(); // by the server's id
@@ -40,7 +40,7 @@ module.exports = function (RED) {
             return this.client;
         }
 
-        /** The id of a room; an alias is looked up, and nobody joins it. */
+        /** The id of a room; an alias is resolved without joining. */
         async roomId(room) {
             if (!room.startsWith("#")) return room;
             const { body } = await this.call("GET", "/rooms");
@@ -89,15 +89,15 @@ module.exports = function (RED) {
                 try {
                     listener.event(event);
                 } catch (error) {
-                    this.error(error); // one that fails costs the others nothing
+                    this.error(error); // a failing listener must not affect the others
                 }
             }
             if (!this.saving) this.saving = setTimeout(() => this.save(), SAVE);
         }
 
         /**
-         * Where the stream is, so that it goes on there after a deploy, for which Node-RED forgets a node's context unless
-         * a context store is configured; with one on the disk also after a restart.
+         * Saves the stream's position, to continue there after a deploy (Node-RED forgets a node's context then, unless a
+         * context store is configured) and, with a store on disk, after a restart.
          */
         save() {
             clearTimeout(this.saving);
@@ -139,7 +139,7 @@ module.exports = function (RED) {
     looks("rooms", async (client) => (await client.call("GET", "/rooms", { timeout: TEST_SECONDS })).body.rooms);
     looks("event-types", async (client) => typesOf(await client.call("GET", "/schemas", { timeout: TEST_SECONDS })));
 
-    // Who one is with what stands in the dialog just now; a key that is not typed anew is the one that is stored.
+    // Which account the dialog's current values give; an unchanged key is the stored one.
     RED.httpAdmin.post("/flowbridge/test", may("write"), async (request, response) => {
         let client;
         try {

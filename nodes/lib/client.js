@@ -1,5 +1,5 @@
 "use strict";
-// One flowbridge over HTTP. Knows nothing of Node-RED.
+// One flowbridge over HTTP. Independent of Node-RED.
 
 const http = require("node:http");
 const https = require("node:https");
@@ -25,7 +25,7 @@ class BridgeError extends Error {
     }
 }
 
-/** There is no answer: the bridge is away, or too slow. */
+/** There is no answer: the bridge is down, or too slow. */
 class Unreachable extends Error {
     constructor(message) {
         super(message);
@@ -38,7 +38,7 @@ class Unreachable extends Error {
     }
 }
 
-/** What a flow author gave cannot be used; `problems` names where. */
+/** The flow's input cannot be used; `problems` says where. */
 class InputError extends Error {
     constructor(message, pointer = "") {
         super(message);
@@ -61,8 +61,8 @@ class Client {
     }
 
     /**
-     * One call; resolves to `{status, headers, body}`, the body as JSON. `path` is made of `segments(…)`. `body`: a
-     * Buffer, or what becomes JSON. `key`: another than the client's, "" for none. Rejects with BridgeError, Unreachable or InputError.
+     * One call; resolves to `{status, headers, body}`, the body parsed as JSON. `path` is made with `segments(…)`. `body`: a
+     * Buffer, or a value to encode as JSON. `key`: instead of the client's, "" for none. Rejects with BridgeError, Unreachable or InputError.
      */
     async call(method, path, { query, body, headers = {}, key, timeout = this.timeout, signal } = {}) {
         const data = body === undefined || Buffer.isBuffer(body) ? body : written(body);
@@ -71,7 +71,7 @@ class Client {
             request.headers["content-length"] = data.length;
             request.headers["content-type"] = request.headers["content-type"] || "application/json";
         }
-        // On a kept connection nobody knows whether a request that broke was seen: only what may be repeated goes there.
+        // If a kept connection breaks, it is unknown whether the bridge saw the request: only repeatable ones use one.
         request.agent = method !== "POST" || headers["idempotency-key"] ? this.agent : this.fresh;
         const ask = () => this.exchange(request, data, timeout, signal);
         const answer = await ask().catch((error) => {
@@ -80,11 +80,11 @@ class Client {
         });
         const found = parsed(answer.data);
         if (answer.status >= 400) throw refusal(answer, found, this.base);
-        if (found === undefined) throw new Unreachable(`${this.base.href} is no flowbridge: its answer is not JSON`);
+        if (found === undefined) throw new Unreachable(`${this.base.href} is not a flowbridge: its answer is not JSON`);
         return { status: answer.status, headers: answer.headers, body: found };
     }
 
-    /** A file to the homeserver, in one piece; resolves to its mxc:// address. */
+    /** Uploads a file to the homeserver, in one piece; resolves to its mxc:// address. */
     async upload(data, { filename = "", contentType = "application/octet-stream", key, signal } = {}) {
         const timeout = this.timeout + data.length / SLOW_BYTES;
         const query = filename ? { filename } : {};
@@ -145,12 +145,12 @@ class Client {
                     });
                 });
             } catch (error) {
-                // Node refuses characters that no header or path may hold.
+                // Node refuses characters that are not allowed in a header or a path.
                 return ends(new InputError(`the request cannot be made: ${error.message}`));
             }
             call.on("error", (error) => {
                 const failure = new Unreachable(`${reason(error)}: ${this.base.href}`);
-                // A kept connection, which may have been closed in the same moment.
+                // A kept connection may have been closed at the same moment.
                 failure.stale = call.reusedSocket && error.code === "ECONNRESET";
                 ends(failure);
             });
@@ -158,7 +158,7 @@ class Client {
         });
     }
 
-    /** Keeps no connection any more: those at work end with their call, which may still be made. */
+    /** Closes idle connections; those in use close after their call. Further calls are possible. */
     close() {
         this.agent.maxFreeSockets = 0;
         for (const socket of Object.values(this.agent.freeSockets).flat()) socket.destroy();
@@ -170,7 +170,7 @@ function segments(...parts) {
     try {
         return parts.map((part) => `/${encodeURIComponent(part)}`).join("");
     } catch {
-        throw new InputError("a name holds half a character (a lone surrogate)");
+        throw new InputError("a name contains half a character (a lone surrogate)");
     }
 }
 
@@ -179,15 +179,15 @@ function baseOf(url) {
     try {
         base = new URL(url);
     } catch {
-        throw new InputError(`${JSON.stringify(String(url))} is no URL: one is http://localhost:8090`);
+        throw new InputError(`${JSON.stringify(String(url))} is not a URL, such as http://localhost:8090`);
     }
     if (!["http:", "https:"].includes(base.protocol)) throw new InputError(`${base.protocol}// is not http:// or https://`);
-    if (base.username || base.search) throw new InputError("the URL holds a user or a query: give the key as such");
+    if (base.username || base.search) throw new InputError("the URL contains a user or a query: put the key into its own field");
     base.port = base.port || (base.protocol === "https:" ? 443 : 80);
     return base;
 }
 
-/** JSON in bytes. */
+/** A value as JSON, in bytes. */
 function written(value) {
     let text;
     try {
@@ -195,7 +195,7 @@ function written(value) {
     } catch (error) {
         throw new InputError(`the payload cannot be written as JSON: ${String(error && error.message).split("\n")[0]}`);
     }
-    if (text === undefined) throw new InputError(`the payload cannot be written as JSON: it is of the type ${typeof value}`);
+    if (text === undefined) throw new InputError(`the payload cannot be written as JSON: its type is ${typeof value}`);
     return Buffer.from(text);
 }
 
@@ -209,7 +209,7 @@ function parsed(data) {
 
 function refusal({ status, headers }, found, base) {
     if (!found || typeof found.errcode !== "string") {
-        return new BridgeError(`${base.href} answers ${status}, and is no flowbridge`, { status });
+        return new BridgeError(`${base.href} answers ${status}, and is not a flowbridge`, { status });
     }
     const pause = found.retry_after_ms ?? Number(headers["retry-after"]) * 1000;
     return new BridgeError(found.error || found.errcode, {
@@ -221,8 +221,8 @@ function refusal({ status, headers }, found, base) {
 }
 
 function reason(error) {
-    if (error.code === "ECONNREFUSED") return "nobody listens there";
-    if (error.code === "ENOTFOUND" || error.code === "EAI_AGAIN") return "there is no such host";
+    if (error.code === "ECONNREFUSED") return "connection refused";
+    if (error.code === "ENOTFOUND" || error.code === "EAI_AGAIN") return "no such host";
     if (error.errors && error.errors.length) return reason(error.errors[0]);
     return error.message || error.code || "the connection broke";
 }

@@ -1,5 +1,5 @@
 "use strict";
-// What a flow's payload becomes: an event's content, or a file. Pure.
+// Turns a flow's payload into an event's content, or a file. Pure.
 
 const { InputError } = require("./client");
 
@@ -13,7 +13,7 @@ const TYPES = {
     opus: "audio/ogg", pdf: "application/pdf", png: "image/png", svg: "image/svg+xml", txt: "text/plain",
     wav: "audio/wav", webm: "video/webm", webp: "image/webp", xml: "application/xml", zip: "application/zip",
 };
-// The first extension of a type is the one that is written.
+// A type is written with its first extension.
 const EXTENSIONS = Object.fromEntries(Object.entries(TYPES).reverse().map(([extension, type]) => [type, extension]));
 
 // The first bytes of files; null stands for any byte.
@@ -41,22 +41,22 @@ const MAGIC = [
 function read(payload, type) {
     if (payload === undefined || payload === null) throw new InputError("there is nothing to send: the payload is empty");
     if (Buffer.isBuffer(payload) || payload instanceof Uint8Array) {
-        if (type !== MESSAGE) throw new InputError(`a Buffer is sent as a file, which is a ${MESSAGE} and no ${type}`);
+        if (type !== MESSAGE) throw new InputError(`a Buffer is sent as a file, which is a ${MESSAGE}, not a ${type}`);
         return { type, file: Buffer.isBuffer(payload) ? payload : Buffer.from(payload) };
     }
     if (["string", "number", "boolean", "bigint"].includes(typeof payload)) {
-        if (type !== MESSAGE) throw new InputError(`a ${typeof payload} is only a payload for ${MESSAGE}: ${type} takes an object`);
+        if (type !== MESSAGE) throw new InputError(`a ${typeof payload} is a payload for ${MESSAGE} only: ${type} takes an object`);
         return { type, content: { msgtype: "m.text", body: String(payload) } };
     }
     if (typeof payload !== "object" || Array.isArray(payload)) {
         const kind = Array.isArray(payload) ? "an array" : `a ${typeof payload}`;
-        throw new InputError(`a payload is a string, an object or a Buffer, and not ${kind}`);
+        throw new InputError(`a payload is a string, an object or a Buffer, not ${kind}`);
     }
     const isEvent = typeof payload.type === "string" && payload.content && typeof payload.content === "object";
     return { type: isEvent && payload.type ? payload.type : type, content: payload };
 }
 
-/** A file's name and media type: as the message says, else by its name, else by its first bytes. */
+/** A file's name and media type: from the message, else by its name, else by its first bytes. */
 function label(data, msg) {
     const headers = (msg && typeof msg.headers === "object" && msg.headers) || {};
     const said = text(msg.contentType) || text(headers["content-type"]);

@@ -1,20 +1,20 @@
 "use strict";
-// Work that keeps its order: one after another in a lane, lanes side by side.
+// Ordered work: one at a time in each lane, lanes in parallel.
 
 class Lanes {
-    /** `most`: how much may wait, in all lanes together. */
+    /** `most`: how many may wait, in all lanes together. */
     constructor(most) {
         this.most = most;
         this.size = 0;
         this.last = new Map();
     }
 
-    /** Whether no more is taken. */
+    /** Whether no more work is accepted. */
     get full() {
         return this.size >= this.most;
     }
 
-    /** Does `work` when all that was given for the lane before has ended, however it ended; resolves when it has. */
+    /** Does `work` once all earlier work of the lane has settled; resolves or rejects with it. */
     run(lane, work) {
         this.size += 1;
         const before = this.last.get(lane) || Promise.resolve();
@@ -26,7 +26,7 @@ class Lanes {
         return done;
     }
 
-    /** When all that waits has ended. */
+    /** Resolves when all work has settled. */
     async idle() {
         while (this.size) await Promise.allSettled(this.last.values());
     }

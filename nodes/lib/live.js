@@ -1,5 +1,5 @@
 "use strict";
-// A stream of live events (Server-Sent Events) that comes back by itself. Knows nothing of Node-RED.
+// A stream of live events (Server-Sent Events) that reconnects by itself. Independent of Node-RED.
 
 const { EventEmitter } = require("node:events");
 const { StringDecoder } = require("node:string_decoder");
@@ -8,14 +8,14 @@ const { reason } = require("./client");
 
 const FIRST_PAUSE = 500; // ms; doubled with each attempt that fails
 const MAX_PAUSE = 30_000;
-const REFUSED_PAUSE = 60_000; // a key that is refused is seldom mended within seconds
-const SILENCE = 45_000; // the bridge says something every 15 s
+const REFUSED_PAUSE = 60_000; // a refused key is seldom replaced within seconds
+const SILENCE = 45_000; // the bridge sends a keep-alive every 15 s
 const MAX_ERROR_BYTES = 64 * 1024;
-const MAX_MESSAGE = 8 * 1024 * 1024; // characters: no event is so long
+const MAX_MESSAGE = 8 * 1024 * 1024; // characters, more than any event has
 
 /**
- * Events: `event` (the event, its id), `open`, `lost` (a sentence, whether the bridge refuses us).
- * `position`: where to go on, "" for now; it moves with what has come.
+ * Emits `event` (the event, its id), `open`, `lost` (a sentence, whether the bridge refuses us).
+ * `position`: where to continue, "" for now; it advances with each event.
  */
 class Live extends EventEmitter {
     constructor(client, { path = "/live", query = {}, position = "", first = FIRST_PAUSE } = {}) {
@@ -70,7 +70,7 @@ class Live extends EventEmitter {
         this.listen(over);
     }
 
-    /** The bridge must say something from time to time. */
+    /** Restarts the timer that ends a silent stream. */
     listen(over) {
         clearTimeout(this.watch);
         this.watch = setTimeout(() => over(`the stream fell silent: ${this.client.base.href}`), SILENCE);
@@ -96,7 +96,7 @@ class Live extends EventEmitter {
             return;
         }
         const found = data === undefined ? undefined : json(data);
-        if (id) this.position = id; // before the event is told: who tells it may save it
+        if (id) this.position = id; // before the event is emitted: its listener may save the position
         if (found) this.emit("event", found, this.position);
     }
 
@@ -109,8 +109,8 @@ class Live extends EventEmitter {
         answer.on("close", () => {
             const { error } = json(text) || {};
             const status = answer.statusCode;
-            if (status === 400 && this.position) this.position = ""; // from another homeserver, or long forgotten
-            over(error || `${this.client.base.href} answers ${status}, and is no flowbridge`, {
+            if (status === 400 && this.position) this.position = ""; // of another homeserver, or too old
+            over(error || `${this.client.base.href} answers ${status}, and is not a flowbridge`, {
                 refused: [200, 401, 403, 404].includes(status),
             });
         });

@@ -1,5 +1,5 @@
 "use strict";
-// What the nodes have in common: their server, their status, and how a message ends.
+// Shared by the nodes: their server, their status, and how a message ends.
 
 const { InputError } = require("./client");
 
@@ -25,8 +25,8 @@ function show(node, kind, text) {
 }
 
 /**
- * Ends a message that failed, once: `done(err)`, with `err.problems`. Catch nodes see a copy of the message, so that the
- * problems, the errcode and the status are in `msg.problems`, `msg.errcode` and `msg.statusCode`, too.
+ * Ends a failed message, once: `done(err)`, with `err.problems`. Catch nodes see a copy of the message, so the problems, the
+ * errcode and the status are also in `msg.problems`, `msg.errcode` and `msg.statusCode`.
  */
 function fail(node, msg, done, thrown) {
     const error = thrown instanceof Error ? thrown : new Error(String(thrown));
@@ -36,12 +36,12 @@ function fail(node, msg, done, thrown) {
     try {
         Object.assign(msg, { problems: error.problems, errcode: error.errcode, statusCode: error.status });
     } catch {
-        // a frozen message, or one with odd setters: the error says it all the same
+        // a frozen message, or one with odd setters: the error has it all anyway
     }
     done(error);
 }
 
-/** The room of a message: as the node says, else `msg.roomId`, else `msg.topic`. Throws InputError. */
+/** The room of a message: the node's own, else `msg.roomId`, else `msg.topic`. Throws InputError. */
 function roomOf(given, msg) {
     const name = [given, msg.roomId, msg.topic].find((each) => each !== undefined && each !== null && each !== "");
     if (name === undefined) {
@@ -50,11 +50,11 @@ function roomOf(given, msg) {
     return roomNamed(name);
 }
 
-/** A room's id or alias, without blanks around it. Throws InputError for what is neither. */
+/** A room's id or alias, trimmed. Throws InputError for anything else. */
 function roomNamed(name) {
     const room = typeof name === "string" ? name.trim() : "";
     if (!/^[!#]./.test(room)) {
-        throw new InputError("the room is no room: a room id begins with '!', an alias with '#'", "/roomId");
+        throw new InputError("this is not a room: a room id begins with '!', an alias with '#'", "/roomId");
     }
     return room;
 }
@@ -63,7 +63,7 @@ function roomNamed(name) {
 function tokenOf(msg) {
     const token = msg.accessToken;
     if (token === undefined || token === null || token === "") return undefined;
-    if (typeof token !== "string") throw new InputError("msg.accessToken is no string", "/accessToken");
+    if (typeof token !== "string") throw new InputError("msg.accessToken is not a string", "/accessToken");
     return token.trim();
 }
 

@@ -1,5 +1,5 @@
 "use strict";
-// What is on its way to the bridge: in order within a room, tried again while the bridge is away. Knows nothing of Node-RED.
+// Messages in flight to the bridge: in order within a room, retried while the bridge is down. Independent of Node-RED.
 
 const { Lanes } = require("./lanes");
 
@@ -8,14 +8,14 @@ const MAX_PAUSE = 10_000;
 const MAX_WAITING = 10_000; // messages: they are in memory
 
 class Outbox {
-    /** `patience`: for how many ms a message is tried again (0: once); `changed(waiting, trouble)` is told of it. */
+    /** `patience`: for how many ms a message is retried (0: a single attempt); `changed(waiting, trouble)` is called on each change. */
     constructor({ patience = 0, changed = () => {}, first = FIRST_PAUSE, most = MAX_WAITING } = {}) {
         this.patience = patience;
         this.changed = changed;
         this.first = first;
         this.lanes = new Lanes(most);
-        this.closing = new AbortController(); // nothing is tried again
-        this.stopping = new AbortController(); // nothing is sent any more
+        this.closing = new AbortController(); // no more retries
+        this.stopping = new AbortController(); // no more attempts
         this.trouble = "";
     }
 
@@ -24,13 +24,13 @@ class Outbox {
     }
 
     /**
-     * Calls `attempt(signal)`, once all before it in the room have ended; resolves to what it resolves to. An error with
-     * `passes` is tried again until the patience is over. Rejects with the last error.
+     * Calls `attempt(signal)` once every earlier message of the room has ended, and resolves to its result. An error with
+     * `passes` is retried until the patience is over. Rejects with the last error.
      */
     async send(room, attempt) {
-        if (this.lanes.full) throw new Error(`${this.lanes.most} messages wait already: this one is not taken`);
+        if (this.lanes.full) throw new Error(`${this.lanes.most} messages are waiting already: this one is not accepted`);
         const ends = Date.now() + this.patience;
-        const running = this.lanes.run(room, () => this.insist(attempt, ends));
+        const running = this.lanes.run(room, () => this.retry(attempt, ends));
         this.changed(this.waiting, this.trouble);
         try {
             return await running;
@@ -39,7 +39,7 @@ class Outbox {
         }
     }
 
-    async insist(attempt, ends) {
+    async retry(attempt, ends) {
         for (let pause = this.first; ; pause = Math.min(pause * 2, MAX_PAUSE)) {
             if (this.stopping.signal.aborted) throw new Error("the flow was stopped before this message was sent");
             try {
@@ -59,7 +59,7 @@ class Outbox {
         }
     }
 
-    /** Some milliseconds, or until it is closed. */
+    /** Waits for some milliseconds, or until the outbox is closed. */
     rest(pause) {
         return new Promise((resolve) => {
             const over = () => {
@@ -72,7 +72,7 @@ class Outbox {
         });
     }
 
-    /** What can be sent now is sent; after `patience` ms, or when the bridge is away, the rest is given up. */
+    /** Sends what can be sent now; gives up the rest after `patience` ms, or when the bridge is down. */
     async close(patience) {
         this.closing.abort();
         const timer = setTimeout(() => this.stopping.abort(), patience);

@@ -1,5 +1,5 @@
 "use strict";
-// What a property of a node stands for, in a message. The only file in lib/ that is given RED.
+// The value of a node's property for a message. The only file in lib/ that is given RED.
 
 const ENV = /\$\{[^}]+\}/;
 
@@ -12,8 +12,8 @@ function evaluate(RED, node, value, type) {
 }
 
 /**
- * A typed value for this message, as `{value}`, which is undefined when it is nowhere: in a box, since a value with a
- * `then` would be taken for a promise. Types that only our editor has are strings.
+ * A typed value for this message, as `{value}`, undefined if there is none. It is boxed because a value with a `then` would be
+ * taken for a promise. Types that only our editor has are strings.
  */
 function valueOf(RED, node, msg, value, type) {
     if (["", "str", "env", "room", "eventType"].includes(type || "")) {

@@ -130,12 +130,12 @@ describe("flowbridge listen", () => {
 
     it("says what is wrong with its configuration", async () => {
         for (const [config, options, words] of [
-            [{ room: "nonsense" }, {}, /is no room/],
+            [{ room: "nonsense" }, {}, /is not a room/],
             [{ room: "#nowhere:localhost" }, {}, /not found|Room alias/i],
             [{ server: "" }, {}, /no flowbridge server/],
             [{}, { key: "fb_wrong" }, /key|token/i],
-            [{}, { server: { url: "nonsense" } }, /is no URL/],
-            [{}, { server: { url: "http://127.0.0.1:1" } }, /nobody listens/],
+            [{}, { server: { url: "nonsense" } }, /is not a URL/],
+            [{}, { server: { url: "http://127.0.0.1:1" } }, /connection refused/],
         ]) {
             const { node } = await load([{ ...LISTEN, ...config }], options);
             await world.until(() => shown(node("n")).fill === "red");

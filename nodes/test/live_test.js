@@ -81,13 +81,13 @@ describe("the live stream", () => {
         assert.deepEqual(seen.asked, [undefined, "a", undefined]);
     });
 
-    it("says that a web page is no flowbridge", async () => {
+    it("says that a web page is not a flowbridge", async () => {
         const seen = await streaming((response) => {
             response.writeHead(200, { "content-type": "text/html" });
             response.end("<html>");
         });
         await until(() => seen.lost.length);
-        assert.match(seen.lost[0][0], /answers 200, and is no flowbridge/);
+        assert.match(seen.lost[0][0], /answers 200, and is not a flowbridge/);
         assert.equal(seen.lost[0][1], true);
     });
 
