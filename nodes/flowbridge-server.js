@@ -8,6 +8,7 @@ const { evaluate } = require("./lib/values");
 const TEST_SECONDS = 10;
 const GATHER = 50; // ms: listeners come one after another when a flow starts
 const SAVE = 1_000; // ms between two saved positions
+const UNCHANGED = "__PWRD__"; // what the editor sends for a credential that it does not know
 
 module.exports = function (RED) {
     const positions = new Map(); // by the server's id
@@ -125,29 +126,25 @@ module.exports = function (RED) {
         settings: {},
     });
 
-    const may = (what) => RED.auth.needsPermission(`flowbridge-server.${what}`);
-    const looks = (path, look) =>
-        RED.httpAdmin.get(`/flowbridge/:id/${path}`, may("read"), async (request, response) => {
-            try {
-                const server = RED.nodes.getNode(request.params.id);
-                if (!server || !server.usable) throw new InputError("deploy the server first");
-                response.json(await look(server.usable()));
-            } catch (error) {
-                response.status(502).json({ error: error.message });
-            }
-        });
-    looks("rooms", async (client) => (await client.call("GET", "/rooms", { timeout: TEST_SECONDS })).body.rooms);
-    looks("event-types", async (client) => typesOf(await client.call("GET", "/schemas", { timeout: TEST_SECONDS })));
+    /** What the dialogs ask the bridge, with the settings of a server that may not be deployed yet. */
+    const QUESTIONS = {
+        whoami: async (client) => (await client.call("GET", "/whoami")).body,
+        rooms: async (client) => (await client.call("GET", "/rooms")).body.rooms,
+        "event-types": async (client) => typesOf(await client.call("GET", "/schemas")),
+    };
 
-    // Which account the dialog's current values give; an unchanged key is the stored one.
-    RED.httpAdmin.post("/flowbridge/test", may("write"), async (request, response) => {
+    // `write`, since the caller names the URL to which the stored key goes.
+    RED.httpAdmin.post("/flowbridge/ask/:what", RED.auth.needsPermission("flowbridge-server.write"), async (request, response) => {
         let client;
         try {
+            const ask = Object.hasOwn(QUESTIONS, request.params.what) && QUESTIONS[request.params.what];
+            if (!ask) throw new InputError("there is no such question");
             const { id, key, ...config } = request.body || {};
             const stored = (RED.nodes.getCredentials(id) || {}).key;
             const node = RED.nodes.getNode(id) || undefined;
-            client = clientOf(RED, node, { ...config, timeout: TEST_SECONDS }, { key: key === "__PWRD__" ? stored : key });
-            response.json((await client.call("GET", "/whoami")).body);
+            const isStored = key === undefined || key === UNCHANGED;
+            client = clientOf(RED, node, { ...config, timeout: TEST_SECONDS }, { key: isStored ? stored : key });
+            response.json({ found: await ask(client) });
         } catch (error) {
             response.json({ error: error.message });
         } finally {

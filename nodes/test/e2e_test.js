@@ -15,7 +15,7 @@ const EXAMPLES = path.resolve(__dirname, "../examples");
 
 /**
  * What each example does: its buttons, in the order in which they are pressed, and what comes of each, in the room and
- * on the canvas. `stage` is `{room, messages(), editor, red}`: the room that the environment variable ROOM names, and
+ * on the canvas. `stage` is `{room, messages(), editor, red}`: the room that the flow's variable ROOM names, and
  * the messages that are there since this example began.
  */
 const DOES = {
@@ -127,13 +127,8 @@ describe("the examples", function () {
         const facts = await world.open();
         room = await world.room();
         chromium = await browser.start();
-        red = await nodeRed.start({
-            FLOWBRIDGE_URL: facts.bridge,
-            FLOWBRIDGE_KEY: facts.key,
-            BASE_URL: facts.bridge,
-            ACCESS_TOKEN: facts.bot.access_token,
-            ROOM: room,
-        });
+        // For http-request.json alone: the others take what the user sets in the editor.
+        red = await nodeRed.start({ BASE_URL: facts.bridge, ACCESS_TOKEN: facts.bot.access_token, ROOM: room });
     });
 
     after(async () => {
@@ -170,8 +165,15 @@ describe("the examples", function () {
             });
 
             it("is imported and deployed", async () => {
-                await stage.editor.importFlow(fs.readFileSync(path.join(EXAMPLES, file), "utf8"));
-                await stage.editor.deploy();
+                const { editor } = stage;
+                const flow = JSON.parse(fs.readFileSync(path.join(EXAMPLES, file), "utf8"));
+                await editor.importFlow(flow);
+                const ours = flow.find(({ type }) => type.startsWith("flowbridge "));
+                const { label, env } = flow.find(({ type }) => type === "tab");
+                const { bridge, key } = world.facts();
+                if (ours) await editor.makeServer(ours.id, { url: bridge, key });
+                if (ours && env) await editor.setVariable(label, "ROOM", room);
+                await editor.deploy();
             });
 
             for (const { inject, expects } of buttons) {

@@ -25,13 +25,13 @@ const MARGIN = 20; // around a flow in its picture
 async function start() {
     const browser = await chromium.launch({ executablePath: CHROMIUM, args: ARGUMENTS, timeout: 2 * PATIENCE });
     return {
-        open: (url) => open(browser, url),
+        open: (url, locale) => open(browser, url, locale),
         close: () => browser.close(),
     };
 }
 
-async function open(browser, url) {
-    const context = await browser.newContext({ viewport: VIEWPORT, locale: "en-US" });
+async function open(browser, url, locale = "en-US") {
+    const context = await browser.newContext({ viewport: VIEWPORT, locale });
     context.setDefaultTimeout(PATIENCE);
     const editor = new Editor(await context.newPage(), url);
     await editor.load();
@@ -113,6 +113,50 @@ class Editor {
         const node = await this.#node(name);
         await node.locator(".red-ui-flow-node-button-button").click();
         await this.#told("injected", /Successfully injected/);
+    }
+
+    /** Makes a flowbridge server in the dialog of a node, as a person does who has none yet. */
+    async makeServer(of, { url, key }) {
+        const node = await this.openNode(of);
+        await node.element.locator("#node-input-btn-server-add, #node-input-lookup-server-add").first().click();
+        await this.page.locator("#node-config-input-key").waitFor();
+        const server = await this.dialog();
+        await this.chooseType("#node-config-input-url", "string");
+        await this.page.locator("#node-config-input-url + .red-ui-typedInput-container input[type=text]:visible").first().fill(url);
+        await this.page.locator("#node-config-input-key").fill(key);
+        await server.done();
+        await node.done();
+    }
+
+    /** Double-clicks a flow's tab, and sets one of its environment variables. */
+    async setVariable(label, name, value) {
+        const tab = this.page.locator("#red-ui-workspace-tabs li.red-ui-tab").filter({ hasText: label });
+        await tab.dblclick();
+        const dialog = await this.dialog();
+        await dialog.element.locator(".red-ui-tab-link-button, .red-ui-tab-link-buttons a").filter({ has: this.page.locator(".fa-list") }).first().click();
+        const names = dialog.element.locator("input.node-input-env-name");
+        await names.first().waitFor();
+        for (const row of await names.all()) {
+            if ((await row.inputValue()) !== name) continue;
+            const box = row.locator("xpath=following-sibling::*[contains(@class, 'red-ui-typedInput-container')]");
+            await box.locator("input[type=text]").first().fill(value);
+            return dialog.done();
+        }
+        throw new Error(`${label} has no variable ${name}`);
+    }
+
+    /** Chooses a type of a TypedInput. */
+    async chooseType(field, type) {
+        await this.page.locator(`${field} + .red-ui-typedInput-container .red-ui-typedInput-type-select`).first().click();
+        await this.page.locator(".red-ui-typedInput-options:visible a", { hasText: new RegExp(`^${type}$`) }).first().click();
+    }
+
+    /** Types into a TypedInput; the text of its suggestions. */
+    async suggestions(field, text) {
+        const input = this.page.locator(`${field} + .red-ui-typedInput-container input[type=text]`).first();
+        await input.fill("");
+        await input.pressSequentially(text);
+        return this.page.locator(".red-ui-autoComplete-container").innerText();
     }
 
     /** What a node shows below itself: `{text, fill, shape}`, or nothing. */
@@ -222,11 +266,11 @@ class Editor {
         await toggle(true);
     }
 
-    /** The node of this name in the flow in view, as it is drawn. */
+    /** The node of this name, or id, in the flow in view, as it is drawn. */
     async #node(name) {
         const ids = await this.page.evaluate((wanted) => {
             const inView = RED.nodes.filterNodes({ z: RED.workspaces.active() });
-            return inView.filter((node) => node.name === wanted).map(({ id }) => id);
+            return inView.filter((node) => node.name === wanted || node.id === wanted).map(({ id }) => id);
         }, name);
         if (ids.length !== 1) throw new Error(`${ids.length} nodes of the flow in view are named “${name}”`);
         return this.page.locator(`g[id="${ids[0]}"]`);
@@ -260,7 +304,7 @@ async function hasClass(locator, name) {
 /** Where a picture goes: those of the documentation change when somebody wants it, not with every run. */
 function picture(name) {
     const wanted = process.env.FLOWBRIDGE_SCREENSHOTS === "1";
-    const folder = wanted ? path.resolve(__dirname, "../../docs/nodes") : path.join(os.tmpdir(), "flowbridge-pictures");
+    const folder = wanted ? path.resolve(__dirname, "../pictures") : path.join(os.tmpdir(), "flowbridge-pictures");
     fs.mkdirSync(folder, { recursive: true });
     return path.join(folder, `${name}.png`);
 }

@@ -24,13 +24,74 @@ describe("the editor", function () {
         red = await nodeRed.start({ FLOWBRIDGE_URL: facts.bridge, FLOWBRIDGE_KEY: facts.key, ROOM: "!none:localhost" });
         editor = await chromium.open(red.url);
         await editor.importFlow(fs.readFileSync(path.resolve(__dirname, "../examples/send.json"), "utf8"));
-        await editor.deploy();
     });
 
     after(async () => {
         await editor?.close();
         await chromium?.close();
         await red?.stop();
+    });
+
+    it("gives a new server to the nodes of an example, and lists its rooms before anything is deployed", async () => {
+        const { bridge, key } = world.facts();
+        const servers = () =>
+            editor.page.evaluate(() => RED.nodes.filterNodes({ type: "flowbridge send" }).map(({ server }) => Boolean(server)));
+        assert.deepEqual(await servers(), [false, false]);
+        await editor.makeServer("send and wait", { url: bridge, key });
+        assert.deepEqual(await servers(), [true, true]);
+        const dialog = await editor.openNode("send and wait");
+        await editor.chooseType("#node-input-room", "room");
+        assert.match(await editor.suggestions("#node-input-room", "kitch"), /Kitchen <b>bold<\/b>/);
+        await dialog.cancel();
+        await editor.deploy();
+    });
+
+    for (const word of ["matrix", "chat", "notify"]) {
+        it(`is found in the palette by “${word}”`, async () => {
+            const search = editor.page.locator("#red-ui-palette-search input");
+            await search.pressSequentially(word); // it listens to keys
+            await editor.page.locator('.red-ui-palette-node[data-palette-type="inject"]').waitFor({ state: "hidden" });
+            const found = await editor.palette("flowbridge");
+            await search.press("Control+a");
+            await search.press("Backspace");
+            await editor.page.locator('.red-ui-palette-node[data-palette-type="inject"]').waitFor({ state: "visible" });
+            assert.deepEqual(found.sort(), [...TYPES].sort());
+        });
+    }
+
+    it("flags a room that is none", async () => {
+        const valid = (room) =>
+            editor.page.evaluate((value) => {
+                const node = RED.nodes.filterNodes({ type: "flowbridge send" })[0];
+                const { room: before, roomType } = node;
+                Object.assign(node, { room: value, roomType: "room" });
+                const errors = RED.editor.validateNode(node) ? [] : node.validationErrors;
+                Object.assign(node, { room: before, roomType });
+                RED.editor.validateNode(node);
+                return errors.map(String);
+            }, room);
+        for (const good of ["", "!abc:example.org", "#ops:example.org", "${ROOM}"]) assert.deepEqual(await valid(good), []);
+        assert.match((await valid("ops")).join(), /begins with '!', an alias with '#'/);
+    });
+
+    it("says why there is no list", async () => {
+        const dialog = await editor.openNode("send and wait");
+        await editor.page.evaluate(() => {
+            const server = RED.nodes.node($("#node-input-server").val());
+            window.urlBefore = server.url;
+            server.url = "http://127.0.0.1:1";
+        });
+        await editor.chooseType("#node-input-room", "room");
+        assert.match(await editor.suggestions("#node-input-room", "kitch"), /connection refused/);
+        await editor.page.evaluate(() => (RED.nodes.node($("#node-input-server").val()).url = window.urlBefore));
+        await dialog.cancel();
+    });
+
+    it("speaks German to those who do", async () => {
+        const german = await chromium.open(red.url, "de");
+        assert.match(await german.help("flowbridge send"), /Ausgaben[^]*Idempotenz/);
+        assert.deepEqual(german.errors(), []);
+        await german.close();
     });
 
     it("has the nodes in a category of their own", async () => {
@@ -46,17 +107,10 @@ describe("the editor", function () {
     it("lists the bridge's rooms and event types, as text whatever they are called", async () => {
         const dialog = await editor.openNode("send and wait");
         const { page } = editor;
-        const type = async (field, text) => {
-            const input = page.locator(`#node-input-${field} + .red-ui-typedInput-container input[type=text]`).first();
-            await input.fill("");
-            await input.pressSequentially(text);
-            return page.locator(".red-ui-autoComplete-container").innerText();
-        };
-        await page.locator("#node-input-room + .red-ui-typedInput-container .red-ui-typedInput-type-select").first().click();
-        await page.locator(".red-ui-typedInput-options a", { hasText: /^room$/ }).first().click();
-        assert.match(await type("room", "kitch"), /Kitchen <b>bold<\/b>[^]*#kitchen\d+:localhost/);
+        await editor.chooseType("#node-input-room", "room");
+        assert.match(await editor.suggestions("#node-input-room", "kitch"), /Kitchen <b>bold<\/b>[^]*#kitchen\d+:localhost/);
         await page.keyboard.press("Escape");
-        assert.match(await type("eventType", "topic"), /m\.room\.topic/);
+        assert.match(await editor.suggestions("#node-input-eventType", "topic"), /m\.room\.topic/);
         await page.keyboard.press("Escape");
         await dialog.cancel();
     });
