@@ -12,7 +12,7 @@ from flowbridge.auth.callers import Callers, Credential
 from flowbridge.auth.names import Names
 from flowbridge.auth.room_access import RoomAccess
 from flowbridge.auth.tokens import Tokens, cipher
-from flowbridge.delivery import Beside, Courier
+from flowbridge.delivery import Beside, Worker
 from flowbridge.delivery.attempt import Carrier
 from flowbridge.delivery.backpressure import Backpressure, Limits
 from flowbridge.delivery.write_queue import WriteQueue
@@ -73,7 +73,7 @@ class Core:
             refuse_encrypted=settings.encrypted_rooms == "refuse",
             deadline=settings.request_seconds,
         )
-        self.courier = (Beside if beside else Courier)(
+        self.worker = (Beside if beside else Worker)(
             self.database,
             self.write_queue,
             self.backpressure,
@@ -90,17 +90,17 @@ class Core:
             self.callers,
             self.room_access,
             self.tokens,
-            self.courier,
+            self.worker,
             reused_txn_id=settings.reused_txn_id,
             guests=self.guests,
         )
         self.sender = Sender(
-            self.acceptance, self.callers, self.room_access, self.homeserver, self.courier, self.carrier
+            self.acceptance, self.callers, self.room_access, self.homeserver, self.worker, self.carrier
         )
         self.history = History(self.callers, self.room_access, self.homeserver)
         self.media = Media(self.callers, self.homeserver, self.relay)
         self.live = Live(self.homeserver, self.callers)
-        self.maintenance = Maintenance(settings, self.database, self.backpressure, self.callers, self.courier)
+        self.maintenance = Maintenance(settings, self.database, self.backpressure, self.callers, self.worker)
         self.tokens.on_change = self.carrier.trust
         self.callers.on_seen = self._seen
         self.callers.on_revoked = self._revoked
@@ -139,7 +139,7 @@ class Core:
         self.callers.on_bot = self.tokens.remember
         await self.backpressure.refresh()
         await self.callers.refresh()
-        await self.courier.start()
+        await self.worker.start()
         tasks = [asyncio.create_task(self.locator.keep_fresh())]
         if not self._beside:
             tasks.append(asyncio.create_task(self.maintenance.run()))
@@ -149,7 +149,7 @@ class Core:
             for task in tasks:
                 task.cancel()
             self.live.stop()
-            await self.courier.stop()
+            await self.worker.stop()
             await self.database.stop()
             self.homeserver.close()
             self.relay.close()

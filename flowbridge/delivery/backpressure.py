@@ -14,7 +14,7 @@ from pathlib import Path
 from sqlalchemy import Connection, text
 
 from flowbridge import log
-from flowbridge.delivery.write_queue import Ticket
+from flowbridge.delivery.write_queue import PendingDelivery
 from flowbridge.limits.shares import Share
 from flowbridge.store import holdings, outbox
 from flowbridge.store.database import Database
@@ -67,7 +67,7 @@ class Backpressure:
         self._lanes: dict[str, int] = {}
         self._counting = asyncio.Lock()
         self._changed: dict[str, _Change] | None = None  # by delivery, while `refresh` reads the store
-        self._added: dict[str, Ticket] | None = None  # likewise, until `census` knows where it ends
+        self._added: dict[str, PendingDelivery] | None = None  # likewise, until `census` knows where it ends
         self.queued = 0
         self.dead = 0
         self.used_bytes = 0
@@ -167,38 +167,38 @@ class Backpressure:
         """The accounts of which something is queued."""
         return {lane.partition("|")[0] for lane in self._lanes}
 
-    def add(self, ticket: Ticket) -> None:
+    def add(self, pending: PendingDelivery) -> None:
         """To be called before the writer may take the ticket: what is in the store and not here counts as another's."""
         if self._changed is not None:
-            self._note(self._changed, ticket, counted=True)
+            self._note(self._changed, pending, counted=True)
         if self._added is not None:
-            self._added[ticket.row.delivery] = ticket
-        ticket.counted = True
-        self._count(ticket.row.lane, 1)
-        caller, size = ticket.caller, ticket.measure()
+            self._added[pending.row.delivery] = pending
+        pending.counted = True
+        self._count(pending.row.lane, 1)
+        caller, size = pending.caller, pending.measure()
         self._rows.add(caller)
-        if ticket.row.api_key:
-            self._in_lanes.add(_in(ticket.row.lane, caller))
+        if pending.row.api_key:
+            self._in_lanes.add(_in(pending.row.lane, caller))
         self._bytes.add(caller, size)
         self._grown += size
         limit = self._limits.database_bytes
         if self._grown > GROWN * limit and self.used_bytes + self._grown > FILLED * limit:
             self.pressed.set()
 
-    def remove(self, ticket: Ticket) -> None:
+    def remove(self, pending: PendingDelivery) -> None:
         """It is settled, withdrawn, or was not accepted after all."""
-        if not ticket.counted:
+        if not pending.counted:
             return
         if self._changed is not None:
-            self._note(self._changed, ticket, counted=False)
-        ticket.counted = False
-        self._count(ticket.row.lane, -1)
-        caller, size = ticket.caller, ticket.measure()
+            self._note(self._changed, pending, counted=False)
+        pending.counted = False
+        self._count(pending.row.lane, -1)
+        caller, size = pending.caller, pending.measure()
         self._rows.remove(caller)
-        if ticket.row.api_key:
-            self._in_lanes.remove(_in(ticket.row.lane, caller))
+        if pending.row.api_key:
+            self._in_lanes.remove(_in(pending.row.lane, caller))
         self._bytes.remove(caller, size)
-        outcome = ticket.outcome
+        outcome = pending.outcome
         if outcome is not None and outcome.state == "dead":
             self._dead.add(caller, size)
             self._bytes.reserved = self._dead.total
@@ -207,8 +207,8 @@ class Backpressure:
         elif outcome is not None:
             self._sent.add(caller, size)
 
-    def _note(self, changed: "dict[str, _Change]", ticket: Ticket, *, counted: bool) -> None:
-        changed.setdefault(ticket.row.delivery, _Change(ticket.row.lane, ticket.counted)).now = counted
+    def _note(self, changed: "dict[str, _Change]", pending: PendingDelivery, *, counted: bool) -> None:
+        changed.setdefault(pending.row.delivery, _Change(pending.row.lane, pending.counted)).now = counted
 
     def _count(self, lane: str, change: int) -> None:
         before = self._lanes.pop(lane, 0)
@@ -270,8 +270,8 @@ class Backpressure:
         """Returns the id up to which what is queued will be added up; `learn` adds what is accepted after that."""
         added = self._added = {}
 
-        def until(connection: Connection) -> tuple[int, list[Ticket]]:  # beside no other writing of ours
-            return holdings.newest(connection), [ticket for ticket in list(added.values()) if ticket.written]
+        def until(connection: Connection) -> tuple[int, list[PendingDelivery]]:  # beside no other writing of ours
+            return holdings.newest(connection), [pending for pending in list(added.values()) if pending.written]
 
         self._rows.begin()
         self._in_lanes.begin()
@@ -280,11 +280,11 @@ class Backpressure:
             last, written = await self._database.run(until)
         finally:
             self._added = None
-        for ticket in written:
-            self._rows.found(ticket.caller)
-            if ticket.row.api_key:
-                self._in_lanes.found(_in(ticket.row.lane, ticket.caller))
-            self._bytes.found(ticket.caller, ticket.measure())
+        for pending in written:
+            self._rows.found(pending.caller)
+            if pending.row.api_key:
+                self._in_lanes.found(_in(pending.row.lane, pending.caller))
+            self._bytes.found(pending.caller, pending.measure())
         return last
 
     async def _add_up(

@@ -17,9 +17,9 @@ from typing import Any
 from flowbridge import log, metrics
 from flowbridge.delivery.attempt import Carrier
 from flowbridge.delivery.backpressure import Backpressure
-from flowbridge.delivery.pending import Tickets
+from flowbridge.delivery.pending import PendingDeliveries
 from flowbridge.delivery.suspects import Suspects, Suspicion, is_failure, must_be_looked_for
-from flowbridge.delivery.write_queue import Outcome, Ticket, WriteQueue
+from flowbridge.delivery.write_queue import Outcome, PendingDelivery, WriteQueue
 from flowbridge.errors import GatewayTimeout, HomeserverError
 from flowbridge.homeserver.answers import Verdict
 from flowbridge.store import Database, Row, outbox
@@ -47,7 +47,7 @@ class Shared:
     backpressure: Backpressure
     carrier: Carrier
     suspects: Suspects
-    tickets: Tickets
+    deliveries: PendingDeliveries
     deadline: float  # seconds that one attempt takes at most
     batch: Callable[[], int]  # how many events a lane may hold just now
     renew: Callable[[], Awaitable[None]]
@@ -67,7 +67,7 @@ class Lane:
         self.fence = claim.fence
         self.account = claim.account
         self.lease_until = lease_until
-        self.tickets: deque[Ticket] = deque()
+        self.deliveries: deque[PendingDelivery] = deque()
         self.uncertain_since = claim.uncertain_since / 1000 if claim.uncertain_since else None  # as time.time()
         # Whoever held the lane before may have sent more than its head: each event that was accepted until now (ms),
         # by the clock of another replica perhaps.
@@ -96,11 +96,11 @@ class Lane:
     def takes(self) -> bool:
         """Whether a new event may be put here at once: nothing older is on its way from the store."""
         is_current = not (self._more or self._reading or self._stopping)
-        return is_current and len(self.tickets) < self._shared.batch() and self.is_held()
+        return is_current and len(self.deliveries) < self._shared.batch() and self.is_held()
 
-    def put(self, ticket: Ticket) -> None:
-        ticket.held = True
-        self.tickets.append(ticket)
+    def put(self, pending: PendingDelivery) -> None:
+        pending.held = True
+        self.deliveries.append(pending)
         self._wake.set()
 
     def look(self) -> None:
@@ -112,15 +112,15 @@ class Lane:
         """Whether a request sent now ends before the lease does."""
         return time.monotonic() + self._shared.deadline < self.lease_until
 
-    def is_sending(self, ticket: Ticket) -> bool:
-        return self.at_work and bool(self.tickets) and self.tickets[0] is ticket
+    def is_sending(self, pending: PendingDelivery) -> bool:
+        return self.at_work and bool(self.deliveries) and self.deliveries[0] is pending
 
-    def is_uncertain(self, ticket: Ticket) -> bool:
+    def is_uncertain(self, pending: PendingDelivery) -> bool:
         """Whether the homeserver may have this event."""
-        if ticket.tried or self.is_sending(ticket):
+        if pending.tried or self.is_sending(pending):
             return True
-        is_head = bool(self.tickets) and self.tickets[0] is ticket
-        return self.uncertain_since is not None and (is_head or self._is_doubtful(ticket))
+        is_head = bool(self.deliveries) and self.deliveries[0] is pending
+        return self.uncertain_since is not None and (is_head or self._is_doubtful(pending))
 
     def stop(self) -> None:
         """Finish what is under way, and begin nothing more."""
@@ -137,21 +137,21 @@ class Lane:
 
     def leave(self) -> None:
         """Let go of its tickets."""
-        while self.tickets:
-            ticket = self.tickets.popleft()
-            ticket.held = False
-            self._shared.tickets.leave(ticket)
+        while self.deliveries:
+            pending = self.deliveries.popleft()
+            pending.held = False
+            self._shared.deliveries.leave(pending)
 
     async def run(self) -> float:
         """Send until there is nothing for a while; returns for how many seconds it is to rest. Raises LeaseLost."""
         while not self._stopping:
-            if self.tickets:
-                if not self._is_doubtful(self.tickets[0]):
+            if self.deliveries:
+                if not self._is_doubtful(self.deliveries[0]):
                     self._be_certain()
-                rest = await self._deliver(self.tickets[0])
+                rest = await self._deliver(self.deliveries[0])
                 if rest:
                     return rest
-                self.tickets.popleft().held = False
+                self.deliveries.popleft().held = False
             elif self._more:
                 await self._refill()
             else:
@@ -166,22 +166,22 @@ class Lane:
     @property
     def has_more(self) -> bool:
         """Whether it holds a backlog."""
-        return self._more or len(self.tickets) > 1
+        return self._more or len(self.deliveries) > 1
 
     async def refuse_waiting(self, found: Verdict) -> None:
         """Tell the callers who wait behind an event that the homeserver refuses, too: theirs would fare no better.
 
         With an API key the bridge's account is not the caller's business; whether it is in the room is.
         """
-        for number, ticket in enumerate(self._shared.tickets.waiting_in(self.fence.lane)):
+        for number, pending in enumerate(self._shared.deliveries.waiting_in(self.fence.lane)):
             if number % TOLD == 0:
                 await asyncio.sleep(0)  # others have their turn
-            is_new = ticket.idem is None or ticket.committed.done()  # else it may be an older delivery's
-            is_told = found.kind == "absent" or ticket.row.api_key is None
-            if is_new and is_told and not (ticket.settled.done() or ticket.withdrawn or self.is_uncertain(ticket)):
-                ticket.history = [*ticket.history, _entry(time.time(), found)]
-                ticket.withdrawn = True  # from the lane
-                self._close(ticket, found)
+            is_new = pending.idem is None or pending.committed.done()  # else it may be an older delivery's
+            is_told = found.kind == "absent" or pending.row.api_key is None
+            if is_new and is_told and not (pending.settled.done() or pending.withdrawn or self.is_uncertain(pending)):
+                pending.history = [*pending.history, _entry(time.time(), found)]
+                pending.withdrawn = True  # from the lane
+                self._close(pending, found)
 
     async def _refill(self) -> None:
         self._more, self._reading = False, True  # whoever comes from here on says `look` again
@@ -194,7 +194,7 @@ class Lane:
             await asyncio.sleep(FIRST_PAUSE)
         else:
             self._fill(rows, full=len(rows) >= batch)
-            if rows and not self.tickets:  # their outcomes are not written yet: the store is in trouble
+            if rows and not self.deliveries:  # their outcomes are not written yet: the store is in trouble
                 await asyncio.sleep(FIRST_PAUSE)
         finally:
             self._reading = False
@@ -202,34 +202,34 @@ class Lane:
     def _fill(self, rows: Sequence[Row], *, full: bool) -> None:
         for row in rows:
             if row.delivery not in self._shared.write_queue.unwritten:
-                ticket = self._shared.tickets.of(row)
-                ticket.held = ticket.written = True
-                self.tickets.append(ticket)
+                pending = self._shared.deliveries.of(row)
+                pending.held = pending.written = True
+                self.deliveries.append(pending)
         self._more = self._more or full
 
-    async def _deliver(self, ticket: Ticket) -> float:
+    async def _deliver(self, pending: PendingDelivery) -> float:
         """Try until it is settled; more than 0: not settled, and the lane is to rest for so many seconds."""
-        if ticket.idem is not None:
+        if pending.idem is not None:
             # Whether it is new is known then. Also when that is done: what the courier makes of it comes just before.
-            await asyncio.wait([ticket.committed])
-        while not (self._stopping or ticket.withdrawn):
+            await asyncio.wait([pending.committed])
+        while not (self._stopping or pending.withdrawn):
             await self._keep_lease()
             carrier = self._shared.carrier
-            if carrier.distrusted and self._is_overdue(ticket) and (reason := carrier.waits_for(self.account)):
-                self._settle(ticket, self._given_up(reason))  # at once: a paused account makes an attempt every 5 s
+            if carrier.distrusted and self._is_overdue(pending) and (reason := carrier.waits_for(self.account)):
+                self._settle(pending, self._given_up(reason))  # at once: a paused account makes an attempt every 5 s
                 return 0.0
             started = time.time()
-            found = await self._carry(ticket)
+            found = await self._carry(pending)
             if found is None:
                 await self._change_token()
                 continue
             suspicion = None
             if found.kind == "again" and is_failure(found):
-                suspicion = await self._shared.suspects.weigh(self.fence.lane, ticket.history, started, found)
-            pause = self._judge(ticket, started, found, suspicion)
+                suspicion = await self._shared.suspects.weigh(self.fence.lane, pending.history, started, found)
+            pause = self._judge(pending, started, found, suspicion)
             if pause is None:
                 return 0.0
-            self._note(ticket)
+            self._note(pending)
             if found.kind == "absent":
                 await self.refuse_waiting(found)
             if pause > REST_SECONDS:
@@ -239,30 +239,30 @@ class Lane:
                 await asyncio.sleep(pause)
         return 0.0
 
-    async def _carry(self, ticket: Ticket) -> Verdict | None:
+    async def _carry(self, pending: PendingDelivery) -> Verdict | None:
         started = time.time()
         self._missing = self.is_roused = False
-        ahead, self.is_fresh = self.is_fresh or ticket.waiters > 0, False
+        ahead, self.is_fresh = self.is_fresh or pending.waiters > 0, False
         try:
             return await self._shared.carrier.carry(
-                ticket.row,
+                pending.row,
                 self.uncertain_since,
-                lambda looked, digest: self._begin(ticket, digest, looked=looked),
-                must_look=ticket.attempts > 0 and must_be_looked_for(ticket.history),
+                lambda looked, digest: self._begin(pending, digest, looked=looked),
+                must_look=pending.attempts > 0 and must_be_looked_for(pending.history),
                 ahead=ahead,
                 sent_with=self._sent_with,
-                own=ticket.token,
+                own=pending.token,
                 # One in doubt is looked for with another token of the account: what is refused here is not the event.
-                waits=self.uncertain_since is None and bool(ticket.waiters) and ticket.row.api_key is None,
+                waits=self.uncertain_since is None and bool(pending.waiters) and pending.row.api_key is None,
             )
         except BaseException:  # a stop, or a fault of ours
             if self.at_work:
-                self._may_be_there(ticket, started)
+                self._may_be_there(pending, started)
             raise
         finally:
             self.at_work = False
 
-    def _begin(self, ticket: Ticket, digest: str, *, looked: bool) -> bool:
+    def _begin(self, pending: PendingDelivery, digest: str, *, looked: bool) -> bool:
         """Asked right before a request goes out: a process that slept may have lost the lane meanwhile.
 
         `digest`: of the token that sends it. `looked`: the event is not in the room.
@@ -273,7 +273,7 @@ class Lane:
                 self._sends_with = several
                 return False
         self._missing = looked
-        self.at_work = not self._stopping and not ticket.withdrawn and self.is_held()
+        self.at_work = not self._stopping and not pending.withdrawn and self.is_held()
         return self.at_work
 
     async def _change_token(self) -> None:
@@ -300,52 +300,54 @@ class Lane:
             if not self.is_held():
                 raise LeaseLost
 
-    def _note(self, ticket: Ticket) -> None:
+    def _note(self, pending: PendingDelivery) -> None:
         """Write down what has been tried, for the delivery log and for whoever goes on; nobody waits for it."""
-        delivery, attempts, history = ticket.row.delivery, ticket.attempts, outbox.dumps(ticket.history)
+        delivery, attempts, history = pending.row.delivery, pending.attempts, outbox.dumps(pending.history)
         with contextlib.suppress(StoreFull):  # it is a record only
             noting = self._shared.database.run(
                 lambda connection: outbox.note(connection, delivery, attempts, history), lingers=True
             )
             noting.add_done_callback(_heard)
 
-    def _judge(self, ticket: Ticket, started: float, found: Verdict, suspicion: Suspicion | None) -> float | None:
+    def _judge(
+        self, pending: PendingDelivery, started: float, found: Verdict, suspicion: Suspicion | None
+    ) -> float | None:
         """Record an attempt: the seconds until the next one, or None when the event is settled by it."""
         entry = _entry(started, found)
         if suspicion is not None:
             entry["failed"] = suspicion.entry()
-        wait = _wait_for_invitation(ticket.history, entry) if found.kind == "absent" else None
-        ticket.history = _latest([*ticket.history, entry])
+        wait = _wait_for_invitation(pending.history, entry) if found.kind == "absent" else None
+        pending.history = _latest([*pending.history, entry])
         if found.kind == "sent":
-            ticket.attempts += 1
-            self._settle(ticket, found)
+            pending.attempts += 1
+            self._settle(pending, found)
             return None
         if found.kind == "slow":
             return 0.0
-        is_old, is_open = self._is_overdue(ticket), self._leaves_open(found)
-        if found.kind == "token" and (is_open or not self._hears_of_token(ticket)):
+        is_old, is_open = self._is_overdue(pending), self._leaves_open(found)
+        if found.kind == "token" and (is_open or not self._hears_of_token(pending)):
             if not is_old:
                 return 0.0  # the account waits for a token
             found = self._given_up(self._shared.carrier.waits_for(self.account) or "its access token is refused")
-        is_told = ticket.waiters > 0 and not is_open and (ticket.row.api_key is None or found.kind != "account")
+        is_told = pending.waiters > 0 and not is_open and (pending.row.api_key is None or found.kind != "account")
         if found.kind == "account" and not (is_told or is_old):
             return 0.0  # likewise; what pauses is the account
-        ticket.attempts += 1
+        pending.attempts += 1
         if is_old and (found.kind == "again" or (found.kind in ("account", "absent") and not is_told)):
             assert found.error is not None
             found = self._given_up(found.error.error, sent=found.error.sent)
         if found.kind == "again":
-            pause = self._again(ticket, started, found)
+            pause = self._again(pending, started, found)
             if suspicion is None or not (suspicion.is_due and suspicion.counts):
                 return pause
             if not self._missing:  # as the history says, it is looked for next time
                 return FIRST_PAUSE
-            found = self._set_aside(ticket, suspicion, found)
+            found = self._set_aside(pending, suspicion, found)
         if found.kind == "absent" and wait is not None and not is_told:
             return wait
         if found.kind == "absent" and is_open and found.error is not None:
             found = _dead(found.error.error, in_doubt=True)
-        self._settle(ticket, found)
+        self._settle(pending, found)
         return None
 
     def _leaves_open(self, found: Verdict) -> bool:
@@ -356,22 +358,24 @@ class Lane:
         """
         return self.uncertain_since is not None and (found.beforehand or found.kind in ("token", "account"))
 
-    def _set_aside(self, ticket: Ticket, suspicion: Suspicion, found: Verdict) -> Verdict:
+    def _set_aside(self, pending: PendingDelivery, suspicion: Suspicion, found: Verdict) -> Verdict:
         """The homeserver fails at this event alone: let those behind it go."""
         error = found.error
         assert error is not None
         self._shared.suspects.set_aside(self.fence.lane)
-        log.warning("event_set_aside", delivery=ticket.row.delivery, room=ticket.row.room_id, attempts=ticket.attempts)
+        log.warning(
+            "event_set_aside", delivery=pending.row.delivery, room=pending.row.room_id, attempts=pending.attempts
+        )
         seconds = round(time.time() - suspicion.since / 1000)
         text = (
-            f"set aside after {ticket.attempts} attempts: for {seconds} s the homeserver has answered "
+            f"set aside after {pending.attempts} attempts: for {seconds} s the homeserver has answered "
             f"{error.status} ({error.error}) to this event, and taken others"
         )
         return Verdict("dead", error=HomeserverError(text, errcode=error.errcode, status=error.status))
 
-    def _is_overdue(self, ticket: Ticket) -> bool:
+    def _is_overdue(self, pending: PendingDelivery) -> bool:
         """Whether an event has waited for so long that it is given up at the next attempt that brings no answer."""
-        is_old = time.time() - ticket.row.accepted_at / 1000 >= self._shared.keep_seconds
+        is_old = time.time() - pending.row.accepted_at / 1000 >= self._shared.keep_seconds
         return is_old and time.monotonic() >= self._shared.gives_up_at
 
     def _given_up(self, reason: str, *, sent: bool = False) -> Verdict:
@@ -383,36 +387,36 @@ class Lane:
         text = f"it was not delivered within {days:g} days: {reason}"
         return _dead(text, in_doubt=sent or self.uncertain_since is not None)
 
-    def _hears_of_token(self, ticket: Ticket) -> bool:
+    def _hears_of_token(self, pending: PendingDelivery) -> bool:
         """Whether a caller waits who sent with a token of its own, which is the one that is refused."""
-        is_own = ticket.row.api_key is None and self._shared.carrier.is_refused(ticket.token)
-        return is_own and ticket.waiters > 0
+        is_own = pending.row.api_key is None and self._shared.carrier.is_refused(pending.token)
+        return is_own and pending.waiters > 0
 
-    def _again(self, ticket: Ticket, started: float, found: Verdict) -> float:
+    def _again(self, pending: PendingDelivery, started: float, found: Verdict) -> float:
         assert found.error is not None
         if found.error.sent:
-            self._may_be_there(ticket, started)
-        pause = pause_after(ticket.attempts - 1)
-        if ticket.attempts & (ticket.attempts - 1) == 0:  # 1, 2, 4, 8 …: an outage must not fill the log
+            self._may_be_there(pending, started)
+        pause = pause_after(pending.attempts - 1)
+        if pending.attempts & (pending.attempts - 1) == 0:  # 1, 2, 4, 8 …: an outage must not fill the log
             log.warning(
                 "not_delivered",
-                delivery=ticket.row.delivery,
-                room=ticket.row.room_id,
-                attempts=ticket.attempts,
+                delivery=pending.row.delivery,
+                room=pending.row.room_id,
+                attempts=pending.attempts,
                 again_in=round(pause, 1),
                 error=found.error.error,
             )
         return pause
 
-    def _may_be_there(self, ticket: Ticket, started: float) -> None:
+    def _may_be_there(self, pending: PendingDelivery, started: float) -> None:
         """The homeserver may have taken it; what counts is the first time, since that is forgotten first."""
-        ticket.tried = True
+        pending.tried = True
         if self.uncertain_since is None:
             self._doubt(started)
 
-    def _is_doubtful(self, ticket: Ticket) -> bool:
+    def _is_doubtful(self, pending: PendingDelivery) -> bool:
         """Whether somebody who held this lane before may have sent it."""
-        return ticket.row.accepted_at <= self._doubtful_until
+        return pending.row.accepted_at <= self._doubtful_until
 
     def _be_certain(self) -> None:
         if self.uncertain_since is not None:
@@ -422,7 +426,7 @@ class Lane:
         self.uncertain_since = since
         self._shared.write_queue.doubt(self.fence, since)
 
-    def _settle(self, ticket: Ticket, found: Verdict) -> None:
+    def _settle(self, pending: PendingDelivery, found: Verdict) -> None:
         """The head has come to its end."""
         self.had_turn = True
         if found.kind == "sent":
@@ -431,31 +435,31 @@ class Lane:
                 # It was never sent before, and so nothing is there that comes after it. One that is refused proves
                 # nothing: it may have been refused before, and what comes after it sent.
                 self._doubtful_until = 0
-        self._close(ticket, found)
-        if not self._is_doubtful(ticket):
+        self._close(pending, found)
+        if not self._is_doubtful(pending):
             self._be_certain()
 
-    def _close(self, ticket: Ticket, found: Verdict) -> None:
+    def _close(self, pending: PendingDelivery, found: Verdict) -> None:
         """Write down how an event ended, and tell who waits."""
-        ticket.settled_at = outbox.now_ms()  # before the outcome, which the writer may see at once
+        pending.settled_at = outbox.now_ms()  # before the outcome, which the writer may see at once
         if found.kind == "sent":
-            ticket.outcome = Outcome("sent", found.event_id)
+            pending.outcome = Outcome("sent", found.event_id)
         else:
             error = found.error
             assert error is not None
-            ticket.outcome = Outcome("dead", error={"status": error.status, **error.body()})
+            pending.outcome = Outcome("dead", error={"status": error.status, **error.body()})
             log.warning(
                 "event_dead",
-                delivery=ticket.row.delivery,
-                room=ticket.row.room_id,
+                delivery=pending.row.delivery,
+                room=pending.row.room_id,
                 errcode=str(error.errcode),
                 error=error.error,
             )
-        metrics.count(metrics.settled, ticket.outcome.state)
-        self._shared.backpressure.remove(ticket)
-        self._shared.write_queue.settle(ticket, self.fence)
-        if not ticket.settled.done():
-            ticket.settled.set_result(ticket.outcome)
+        metrics.count(metrics.settled, pending.outcome.state)
+        self._shared.backpressure.remove(pending)
+        self._shared.write_queue.settle(pending, self.fence)
+        if not pending.settled.done():
+            pending.settled.set_result(pending.outcome)
 
 
 def _dead(text: str, *, in_doubt: bool) -> Verdict:

@@ -16,9 +16,9 @@ from flowbridge import log, metrics
 from flowbridge.delivery.attempt import Carrier
 from flowbridge.delivery.backpressure import Backpressure
 from flowbridge.delivery.lane import Lane, LeaseLost, Shared
-from flowbridge.delivery.pending import Tickets
+from flowbridge.delivery.pending import PendingDeliveries
 from flowbridge.delivery.suspects import Suspects
-from flowbridge.delivery.write_queue import Outcome, Ticket, WriteQueue
+from flowbridge.delivery.write_queue import Outcome, PendingDelivery, WriteQueue
 from flowbridge.homeserver.answers import Verdict
 from flowbridge.limits.shares import Share
 from flowbridge.store import Database, Fence, Row, StoreFull, StoreUnsure, abandoned, outbox
@@ -46,7 +46,7 @@ GRACE_SECONDS = 60.0  # after the start, to send what an outage of the bridge it
 MAX_WAITERS = 3_000  # callers that wait for an outcome: web/connections.py takes 4,096 connections
 
 
-class Courier:
+class Worker:
     """The worker. `deadline`: seconds that one attempt takes at most; `lease`: for which a lane is claimed.
 
     `set_aside`: seconds after which an event is given up that the homeserver fails at alone; 0: never.
@@ -76,7 +76,7 @@ class Courier:
         self._lease = lease
         self._owner = secrets.token_hex(8)
         self._lanes: dict[str, Lane] = {}
-        self._tickets = Tickets()
+        self._deliveries = PendingDeliveries()
         self._missed: set[str] = set()  # lanes for which something was offered while lanes were being claimed
         self._wanted: dict[str, None] = {}  # lanes to claim before others, and although they rest, in this order
         self._asleep: dict[str, float] = {}  # lanes that rest → when they may be woken for callers, monotonic
@@ -89,7 +89,7 @@ class Courier:
             backpressure,
             carrier,
             Suspects(database, set_aside),
-            self._tickets,
+            self._deliveries,
             deadline,
             self._batch,
             self._renew,
@@ -105,95 +105,95 @@ class Courier:
         self._telling: set[asyncio.Task[None]] = set()
         self._keeper: asyncio.Task[None] | None = None
 
-    def offer(self, ticket: Ticket) -> None:
+    def offer(self, pending: PendingDelivery) -> None:
         """Take a new ticket: into its lane when that is ours and short, else by way of the store. Raises StoreFull.
 
         With several replicas always by way of the store: only there it is known what another one has accepted before.
         """
-        self._backpressure.admit(ticket.row.lane, ticket.caller, ticket.measure())
-        lane = self._lanes.get(ticket.row.lane)
+        self._backpressure.admit(pending.row.lane, pending.caller, pending.measure())
+        lane = self._lanes.get(pending.row.lane)
         well = self._database.is_sqlite and not self._database.trouble  # else a failed commit could not be told as such
         direct = lane is not None and well and lane.takes() and self._batch() > 1
-        ticket.urgent = not direct or ticket.idem is not None or not ticket.waiters
-        ticket.dirty = lane is None or not self._database.is_sqlite or not lane.is_held()
-        self._backpressure.add(ticket)
+        pending.urgent = not direct or pending.idem is not None or not pending.waiters
+        pending.dirty = lane is None or not self._database.is_sqlite or not lane.is_held()
+        self._backpressure.add(pending)
         try:
-            self._write_queue.append(ticket)
+            self._write_queue.append(pending)
         except StoreFull:
-            self._backpressure.remove(ticket)
+            self._backpressure.remove(pending)
             raise
-        self._tickets.know(ticket)
-        ticket.committed.add_done_callback(lambda done: self._on_written(ticket, done))
+        self._deliveries.know(pending)
+        pending.committed.add_done_callback(lambda done: self._on_written(pending, done))
         if lane is None:
-            self._missed.add(ticket.row.lane)
-            if ticket.waiters or self._backpressure.queued_in(ticket.row.lane) <= 1:
-                self._want(ticket.row.lane)
+            self._missed.add(pending.row.lane)
+            if pending.waiters or self._backpressure.queued_in(pending.row.lane) <= 1:
+                self._want(pending.row.lane)
             self._wake.set()
         elif direct:
-            lane.put(ticket)
+            lane.put(pending)
         else:
             lane.look()  # what is read from the store from here on is read after this commit
         if self._carrier.has_halts:
-            self._knock([ticket])
+            self._knock([pending])
 
-    async def join(self, row: Row, *, waits: bool) -> Ticket:
+    async def join(self, row: Row, *, waits: bool) -> PendingDelivery:
         """The ticket of a delivery that was accepted before, to wait with."""
-        known = self._tickets.get(row.delivery)
-        ticket = known or self._tickets.of(row)
-        ticket.waiters += waits
+        known = self._deliveries.get(row.delivery)
+        pending = known or self._deliveries.of(row)
+        pending.waiters += waits
         try:
             if known is None:  # it may have been settled a moment ago
                 await self._hear([row.delivery])
         except BaseException:
-            self._unwait(ticket, waits=waits)
+            self._unwait(pending, waits=waits)
             raise
-        self._tickets.leave(ticket)
-        return ticket
+        self._deliveries.leave(pending)
+        return pending
 
     def may_wait(self, caller: str) -> bool:
         """Whether one more request of this caller may wait for an outcome."""
         return self._waiters.takes(caller)
 
-    async def wait(self, ticket: Ticket, seconds: float) -> Outcome | None:
+    async def wait(self, pending: PendingDelivery, seconds: float) -> Outcome | None:
         """How the delivery ended; None when it has not, in this time. To be called once for each of its waiters."""
         loop = asyncio.get_running_loop()
-        caller = ticket.caller
+        caller = pending.caller
         self._waiters.add(caller)
         heard: asyncio.Future[None] = loop.create_future()  # asyncio.wait does the same, at several times the price
         hear = partial(_wake, heard)
         timer = loop.call_later(seconds, hear)
-        ticket.settled.add_done_callback(hear)
+        pending.settled.add_done_callback(hear)
         try:
             await heard
-            return ticket.settled.result() if ticket.settled.done() else None
+            return pending.settled.result() if pending.settled.done() else None
         finally:
             timer.cancel()
-            ticket.settled.remove_done_callback(hear)
+            pending.settled.remove_done_callback(hear)
             self._waiters.remove(caller)
-            self._unwait(ticket)
+            self._unwait(pending)
 
-    def _unwait(self, ticket: Ticket, *, waits: bool = True) -> None:
-        ticket.waiters -= waits
-        self._tickets.leave(ticket)
+    def _unwait(self, pending: PendingDelivery, *, waits: bool = True) -> None:
+        pending.waiters -= waits
+        self._deliveries.leave(pending)
 
-    async def withdraw(self, ticket: Ticket) -> bool:
+    async def withdraw(self, pending: PendingDelivery) -> bool:
         """Take back what was never tried, and nobody else waits for. False when it was, or may have been elsewhere."""
-        ticket = self._tickets.get(ticket.row.delivery) or ticket  # the one that a lane may have made meanwhile
-        lane = self._lanes.get(ticket.row.lane)
-        if lane is None or ticket.waiters or ticket.settled.done() or lane.is_uncertain(ticket):
+        pending = self._deliveries.get(pending.row.delivery) or pending  # the one that a lane may have made meanwhile
+        lane = self._lanes.get(pending.row.lane)
+        if lane is None or pending.waiters or pending.settled.done() or lane.is_uncertain(pending):
             return False
-        return await self._remove(ticket)
+        return await self._remove(pending)
 
     async def cancel(self, delivery: str) -> bool:
         """Give a queued event up, tried or not. False when it is on its way just now, or not queued any more."""
         found = await self._database.run(lambda connection: outbox.waiting(connection, delivery))
         if found is None or found[1] not in (None, self._owner):
             return False
-        ticket = self._tickets.of(found[0])
-        lane = self._lanes.get(ticket.row.lane)
-        if ticket.settled.done() or (lane is not None and lane.is_sending(ticket)):
+        pending = self._deliveries.of(found[0])
+        lane = self._lanes.get(pending.row.lane)
+        if pending.settled.done() or (lane is not None and lane.is_sending(pending)):
             return False
-        return await self._remove(ticket)
+        return await self._remove(pending)
 
     async def give_up(self, names: Sequence[str], before: int) -> int:
         """Make dead letters of events in these lanes that were accepted before (ms), a piece of them; returns how many.
@@ -219,33 +219,33 @@ class Courier:
         errors = await self._database.run(work, alone=True)
         for delivery, error in errors.items():
             metrics.count(metrics.settled, "dead")
-            ticket = self._tickets.get(delivery)
-            if ticket is not None and not ticket.settled.done():
-                ticket.outcome = Outcome("dead", error=error)
-                self._backpressure.remove(ticket)
-                ticket.settled.set_result(ticket.outcome)
+            pending = self._deliveries.get(delivery)
+            if pending is not None and not pending.settled.done():
+                pending.outcome = Outcome("dead", error=error)
+                self._backpressure.remove(pending)
+                pending.settled.set_result(pending.outcome)
         self._wake.set()
         return len(errors)
 
-    async def _remove(self, ticket: Ticket) -> bool:
-        delivery = ticket.row.delivery
+    async def _remove(self, pending: PendingDelivery) -> bool:
+        delivery = pending.row.delivery
         removing = self._database.run(lambda connection: outbox.withdraw(connection, delivery, self._owner), alone=True)
-        ticket.withdrawn = True
-        self._tickets.know(ticket)  # for a lane that reads it from the store just now
-        removing.add_done_callback(lambda _: self._on_removed(ticket, removing))
+        pending.withdrawn = True
+        self._deliveries.know(pending)  # for a lane that reads it from the store just now
+        removing.add_done_callback(lambda _: self._on_removed(pending, removing))
         return await asyncio.shield(removing)
 
-    def _on_removed(self, ticket: Ticket, removing: "asyncio.Future[bool]") -> None:
+    def _on_removed(self, pending: PendingDelivery, removing: "asyncio.Future[bool]") -> None:
         if removing.exception() is not None:  # it is still there
-            ticket.withdrawn = False
-            if not ticket.held and (lane := self._lanes.get(ticket.row.lane)) is not None:
+            pending.withdrawn = False
+            if not pending.held and (lane := self._lanes.get(pending.row.lane)) is not None:
                 lane.look()
-            self._tickets.leave(ticket)
+            self._deliveries.leave(pending)
             return
         if removing.result():
-            self._backpressure.remove(ticket)
-        if not ticket.settled.done():
-            ticket.settled.set_result(None)
+            self._backpressure.remove(pending)
+        if not pending.settled.done():
+            pending.settled.set_result(None)
 
     async def joined(self, user_id: str, room_id: str) -> None:
         """A user has joined a room: what waits for that is tried at once."""
@@ -283,13 +283,13 @@ class Courier:
 
     def hush(self) -> None:
         """Send those away who wait for an outcome: this process is about to end."""
-        self._tickets.hush()
+        self._deliveries.hush()
 
     def lanes(self) -> dict[str, int]:
         """How many lanes there are here: those `sending`, those that wait for a `pause` to end, those `idle`."""
         found = {"sending": 0, "pause": 0, "idle": 0, "uncertain": 0}
         for lane in self._lanes.values():
-            kind = "sending" if lane.at_work else "pause" if lane.tickets else "idle"
+            kind = "sending" if lane.at_work else "pause" if lane.deliveries else "idle"
             found[kind] += 1
             found["uncertain"] += lane.uncertain_since is not None
         return found
@@ -327,30 +327,30 @@ class Courier:
         """How many events a lane may hold: with many lanes, few."""
         return max(1, min(BATCH, self._most_held // (len(self._lanes) + 1)))
 
-    def _on_written(self, ticket: Ticket, done: "asyncio.Future[None]") -> None:
+    def _on_written(self, pending: PendingDelivery, done: "asyncio.Future[None]") -> None:
         error = None if done.cancelled() else done.exception()
-        if error is None and ticket.existing is None:
-            self._tickets.leave(ticket)
-            if ticket.idem is not None and ticket.waiters:  # it could not be told before
-                self._knock([ticket])
-                if ticket.row.lane in self._asleep:
-                    self._want(ticket.row.lane)
+        if error is None and pending.existing is None:
+            self._deliveries.leave(pending)
+            if pending.idem is not None and pending.waiters:  # it could not be told before
+                self._knock([pending])
+                if pending.row.lane in self._asleep:
+                    self._want(pending.row.lane)
             return
-        lane = self._lanes.get(ticket.row.lane)
-        was_tried = ticket.outcome is not None or ticket.tried or (lane is not None and lane.is_sending(ticket))
+        lane = self._lanes.get(pending.row.lane)
+        was_tried = pending.outcome is not None or pending.tried or (lane is not None and lane.is_sending(pending))
         if error is not None and was_tried:
             return  # it is in the room, or may be: who waits hears of that
-        ticket.withdrawn = True
-        self._backpressure.remove(ticket)
+        pending.withdrawn = True
+        self._backpressure.remove(pending)
         if lane is not None and isinstance(error, StoreUnsure):
             lane.look()  # it may be in the store: then it is sent from there
-        if ticket.settled.done():
+        if pending.settled.done():
             return
         if error is None:
-            ticket.settled.cancel()  # whoever waits does so with the delivery that was accepted before
+            pending.settled.cancel()  # whoever waits does so with the delivery that was accepted before
         else:
-            ticket.settled.set_exception(error)
-            ticket.settled.exception()  # who waits hears of it; nobody else has to
+            pending.settled.set_exception(error)
+            pending.settled.exception()  # who waits hears of it; nobody else has to
 
     # which lanes are ours
 
@@ -368,14 +368,14 @@ class Courier:
                 if self._looks or time.monotonic() >= renew_at:
                     self._looks = False
                     await self._renew()
-                    await self._hear(self._tickets.waited_for())
+                    await self._hear(self._deliveries.waited_for())
                     renew_at = time.monotonic() + pace
                 claims = await self._claim()
             except Exception as error:
                 log.warning("store_away", error=reason(error))
             self._end_idle()
             if self._carrier.has_halts:  # also for those whose lane was on its way here when they came
-                self._knock(self._tickets.waiting())
+                self._knock(self._deliveries.waiting())
             if len(claims) < CLAIM_LANES:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(POLL_SECONDS):
@@ -487,20 +487,22 @@ class Courier:
             await self._release([lane.fence], rest)
         finally:
             self._releasing.discard(name)
-        if lane.rests_for == "absent" and self._tickets.waiting_in(name):  # they came too late to be told
+        if lane.rests_for == "absent" and self._deliveries.waiting_in(name):  # they came too late to be told
             self._want(name)
         if name in self._wanted:
             self._wake.set()
 
-    def _knock(self, tickets: Iterable[Ticket]) -> None:
+    def _knock(self, deliveries: Iterable[PendingDelivery]) -> None:
         """Who waits with a token of its own is to hear whether the homeserver still refuses the account."""
         if self._carrier.has_halts:
-            for account in {ticket.row.account for ticket in tickets if ticket.waiters and ticket.row.api_key is None}:
+            for account in {
+                pending.row.account for pending in deliveries if pending.waiters and pending.row.api_key is None
+            }:
                 self._carrier.knock(account)
 
     def _refused(self, account: str, found: Verdict) -> None:
         """The homeserver refuses an account: who waits for one of its events hears that."""
-        waits = self._tickets.waiting_in
+        waits = self._deliveries.waiting_in
         if lanes := [lane for name, lane in self._lanes.items() if lane.account == account and waits(name)]:
             telling = asyncio.ensure_future(self._tell(account, lanes, found))
             self._telling.add(telling)
@@ -635,9 +637,9 @@ class Courier:
             asked = deliveries[start : start + HEARD]
             ended = await self._database.run(partial(outbox.outcomes, deliveries=asked))
             for delivery, (state, event_id, error) in ended.items():
-                ticket = self._tickets.get(delivery)
-                if ticket is not None and not ticket.settled.done():
-                    ticket.settled.set_result(Outcome(state, event_id, error))
+                pending = self._deliveries.get(delivery)
+                if pending is not None and not pending.settled.done():
+                    pending.settled.set_result(Outcome(state, event_id, error))
 
 
 def _wake(heard: "asyncio.Future[None]", _: object = None) -> None:

@@ -28,7 +28,7 @@ class Outcome:
 
 
 @dataclass(eq=False, slots=True)
-class Ticket:
+class PendingDelivery:
     """An accepted event on its way through this process."""
 
     row: Row
@@ -103,7 +103,7 @@ class WriteQueue:
         self._database = database
         self._max_waiting = max_waiting
         self._waiting = Share(max_waiting, share)
-        self._new: deque[Ticket] = deque()
+        self._new: deque[PendingDelivery] = deque()
         self._outcomes: deque[dict[str, Any]] = deque()
         self._doubts: deque[tuple[Fence, int | None]] = deque()
         self._accounts: deque[dict[str, Any]] = deque()
@@ -111,11 +111,11 @@ class WriteQueue:
         self._pending: dict[str, tuple[str, dict[str, Any]]] = {}  # delivery → txn id, outcome not on the disk yet
         self.unwritten: set[str] = set()  # deliveries whose outcome the store has refused to take so far
 
-    def append(self, ticket: Ticket) -> None:
+    def append(self, pending: PendingDelivery) -> None:
         """Write an acceptance. `ticket.committed` tells when it is on the disk. Raises StoreFull."""
         if len(self._new) >= self._max_waiting:
             raise StoreFull("too many callers wait for the store")
-        caller = ticket.caller
+        caller = pending.caller
         if not self._waiting.takes(caller):
             waiting = self._waiting.of(caller)
             if not waiting:
@@ -125,14 +125,14 @@ class WriteQueue:
                 retry_after_ms=WAIT_MS,
             )
         self._waiting.add(caller)
-        self._new.append(ticket)
-        self._plan(lingers=not ticket.urgent)
+        self._new.append(pending)
+        self._plan(lingers=not pending.urgent)
 
-    def settle(self, ticket: Ticket, fence: Fence) -> None:
+    def settle(self, pending: PendingDelivery, fence: Fence) -> None:
         """Write an outcome: into the row itself when that is not written yet, so that most sends cost one statement."""
-        if ticket.written:  # set by the writer before it looks for the outcome, which we have set before we look
-            outcome = _settlement(ticket, fence)
-            self._pending[ticket.row.delivery] = ticket.row.txn_id, outcome
+        if pending.written:  # set by the writer before it looks for the outcome, which we have set before we look
+            outcome = _settlement(pending, fence)
+            self._pending[pending.row.delivery] = pending.row.txn_id, outcome
             self._outcomes.append(outcome)
             self._plan()
 
@@ -202,7 +202,7 @@ class _Batch:
         self._write_queue = write_queue
         self._taken = False
         self.accounts: list[dict[str, Any]] = []
-        self.new: list[Ticket] = []
+        self.new: list[PendingDelivery] = []
         self.outcomes: list[dict[str, Any]] = []
         self.doubts: list[tuple[Fence, int | None]] = []
         self.refused: set[str] = set()
@@ -232,7 +232,7 @@ class _Batch:
     def undo(self, connection: Connection, missing: str) -> None:
         """The file that the acceptances went into is not there any more, and will not be after this process."""
         self.missing = missing
-        outbox.remove_queued(connection, [ticket.row.delivery for ticket in self.new if ticket.existing is None])
+        outbox.remove_queued(connection, [pending.row.delivery for pending in self.new if pending.existing is None])
 
     def _take(self) -> None:
         if not self._taken:
@@ -246,7 +246,7 @@ class _Batch:
         that the other one wants. So new lanes are made here, and marked: with a row that proves to be there already,
         for nothing.
         """
-        pairs = {(ticket.row.lane, ticket.row.account) for ticket in self.new if ticket.dirty}
+        pairs = {(pending.row.lane, pending.row.account) for pending in self.new if pending.dirty}
         marked = {lane for lane, _ in pairs}
         held = {fence.lane for fence, _ in self.doubts} - marked
         pairs.update((lane, lane.partition("|")[0]) for lane in held)
@@ -255,18 +255,18 @@ class _Batch:
     def done(self, future: "asyncio.Future[None]") -> None:
         self._take()  # the store may be so far away that nothing was even begun
         error = None if future.cancelled() else future.exception()
-        for ticket in self.new:
-            self._write_queue._waiting.remove(ticket.caller)
-            if ticket.committed.done():
+        for pending in self.new:
+            self._write_queue._waiting.remove(pending.caller)
+            if pending.committed.done():
                 continue
             if error is not None:
-                ticket.committed.set_exception(error)
+                pending.committed.set_exception(error)
             elif self.missing:
-                ticket.committed.set_exception(StoreUnavailable(self.missing, retry_after_ms=MISSING_RETRY_MS))
-            elif ticket.row.delivery in self.refused:
-                ticket.committed.set_exception(StoreUnavailable("the store refuses this event"))
+                pending.committed.set_exception(StoreUnavailable(self.missing, retry_after_ms=MISSING_RETRY_MS))
+            elif pending.row.delivery in self.refused:
+                pending.committed.set_exception(StoreUnavailable("the store refuses this event"))
             else:
-                ticket.committed.set_result(None)
+                pending.committed.set_result(None)
         if error is not None and (self.accounts or self.outcomes or self.doubts):
             self._write_queue._again(self)
             return
@@ -278,13 +278,15 @@ class _Batch:
     def _append(self, connection: Connection) -> set[str]:
         if self._ran and not self._write_queue._database.is_sqlite:
             self._is_anew = self._insert_first(connection)
-        for ticket in self.new:
-            ticket.written = True
-        refused = outbox.insert_rows(connection, [ticket.values() for ticket in self.new])
+        for pending in self.new:
+            pending.written = True
+        refused = outbox.insert_rows(connection, [pending.values() for pending in self.new])
         self._join(connection)
         if self._write_queue._database.is_sqlite:
-            fresh = [ticket for ticket in self.new if ticket.existing is None]
-            outbox.mark_dirty(connection, [(ticket.row.lane, ticket.row.account) for ticket in fresh if ticket.dirty])
+            fresh = [pending for pending in self.new if pending.existing is None]
+            outbox.mark_dirty(
+                connection, [(pending.row.lane, pending.row.account) for pending in fresh if pending.dirty]
+            )
         return refused
 
     def _insert_first(self, connection: Connection) -> bool:
@@ -301,13 +303,13 @@ class _Batch:
 
         Afterwards, since another replica may have been faster by less than this transaction.
         """
-        keyed = [ticket for ticket in self.new if ticket.idem]
+        keyed = [pending for pending in self.new if pending.idem]
         if not keyed:
             return
-        known = outbox.by_idem(connection, [ticket.idem for ticket in keyed if ticket.idem])
-        for ticket in keyed:
-            row = known.get(ticket.idem or "")
-            ticket.existing = row if row is not None and row["delivery"] != ticket.row.delivery else None
+        known = outbox.by_idem(connection, [pending.idem for pending in keyed if pending.idem])
+        for pending in keyed:
+            row = known.get(pending.idem or "")
+            pending.existing = row if row is not None and row["delivery"] != pending.row.delivery else None
 
 
 _OUTCOME = ("state", "attempts", "history", "event_id", "error", "settled_at")
@@ -318,18 +320,18 @@ def _drain(source: deque[Any], target: list[Any]) -> None:
         target.append(source.popleft())
 
 
-def _settlement(ticket: Ticket, fence: Fence) -> dict[str, Any]:
-    outcome = ticket.outcome
+def _settlement(pending: PendingDelivery, fence: Fence) -> dict[str, Any]:
+    outcome = pending.outcome
     assert outcome is not None
     return {
-        "b_delivery": ticket.row.delivery,
+        "b_delivery": pending.row.delivery,
         "b_lane": fence.lane,
         "b_owner": fence.owner,
         "b_fence": fence.number,
         "b_state": outcome.state,
-        "b_attempts": ticket.attempts,
-        "b_history": json.dumps(ticket.history),
+        "b_attempts": pending.attempts,
+        "b_history": json.dumps(pending.history),
         "b_event_id": outcome.event_id,
         "b_error": json.dumps(outcome.error) if outcome.error else None,
-        "b_settled_at": ticket.settled_at,
+        "b_settled_at": pending.settled_at,
     }

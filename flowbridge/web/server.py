@@ -87,7 +87,7 @@ class Server(uvicorn.Server):
         self.core.relay.stopping.set()
         self.core.history.hush()
         self.core.live.stop()
-        asyncio.get_running_loop().call_later(STOP_SECONDS / 2, self.core.courier.hush)
+        asyncio.get_running_loop().call_later(STOP_SECONDS / 2, self.core.worker.hush)
         await super().shutdown(sockets)
 
     async def _main(self, listener: socket.socket, operations: socket.socket | None) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from flowbridge.settings import Settings
-from tests.worker import MakeWorker, Rooms, Worker
+from tests.rig import MakeRig, Rig, Rooms
 
 
 @pytest.fixture
@@ -29,6 +29,6 @@ def rooms() -> Rooms:
 
 
 @pytest.fixture
-def make(path: Path, rooms: Rooms) -> MakeWorker:
+def make(path: Path, rooms: Rooms) -> MakeRig:
     """`make()`: a process on the same file and homeserver as those before it."""
-    return lambda **how: Worker(f"sqlite:///{path}", rooms, **how)
+    return lambda **how: Rig(f"sqlite:///{path}", rooms, **how)

@@ -104,7 +104,7 @@ class Operations:
     async def metrics(self, _: Request) -> Response:
         """GET /metrics: Prometheus' text format; no names of rooms or accounts are in it."""
         backpressure, carrier = self._core.backpressure, self._core.carrier
-        lanes = self._core.courier.lanes()
+        lanes = self._core.worker.lanes()
         metrics.uncertain.set(lanes.pop("uncertain"))
         for state, number in lanes.items():
             metrics.lanes.labels(state).set(number)

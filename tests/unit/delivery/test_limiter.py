@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 
 from flowbridge.delivery.limiter import RateLimiter
-from tests.worker import until
+from tests.rig import until
 
 
 class Crowd:

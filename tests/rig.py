@@ -21,10 +21,10 @@ from cryptography.fernet import Fernet
 from sqlalchemy import select
 
 from flowbridge.auth.tokens import Tokens
-from flowbridge.delivery import Courier
+from flowbridge.delivery import Worker
 from flowbridge.delivery.attempt import Carrier
 from flowbridge.delivery.backpressure import Backpressure, Limits
-from flowbridge.delivery.write_queue import Outcome, Ticket, WriteQueue
+from flowbridge.delivery.write_queue import Outcome, PendingDelivery, WriteQueue
 from flowbridge.errors import BadGateway, GatewayTimeout, MatrixError
 from flowbridge.homeserver import Homeserver
 from flowbridge.homeserver.pool import Answer
@@ -250,8 +250,8 @@ def unreachable() -> MatrixError:
 
 
 @dataclass
-class Worker:
-    """A courier with all that it stands on, as `with` is entered; `stop` or `crash` end it before that is left."""
+class Rig:
+    """A worker with all that it stands on, as `with` is entered; `stop` or `crash` end it before that is left."""
 
     url: str
     rooms: Rooms
@@ -277,7 +277,7 @@ class Worker:
             refuse_encrypted=self.refuse_encrypted,
             deadline=self.deadline,
         )
-        self.courier = Courier(
+        self.worker = Worker(
             self.database,
             self.write_queue,
             self.backpressure,
@@ -295,7 +295,7 @@ class Worker:
         self.database.open()
         self.database.start()
         await self.backpressure.refresh()
-        await self.courier.start()
+        await self.worker.start()
         return self
 
     async def __aexit__(
@@ -306,7 +306,7 @@ class Worker:
 
     async def stop(self, seconds: float = 10.0) -> None:
         self._ended = True
-        await self.courier.stop(seconds)
+        await self.worker.stop(seconds)
         await self.database.stop()
 
     async def crash(self) -> None:
@@ -314,11 +314,11 @@ class Worker:
         self._ended = True
         await self.database.stop()
         with contextlib.suppress(TimeoutError):  # what it asks of the store from here on is never done
-            await asyncio.wait_for(self.courier.stop(0.0), 0.02)
-        if self.courier._renewing is not None:
-            self.courier._renewing.cancel()
+            await asyncio.wait_for(self.worker.stop(0.0), 0.02)
+        if self.worker._renewing is not None:
+            self.worker._renewing.cancel()
 
-    def ticket(
+    def pending(
         self,
         body: str,
         room: str = ROOM,
@@ -330,8 +330,8 @@ class Worker:
         content: dict[str, Any] | None = None,
         state_key: str | None = None,
         api_key: str | None = None,
-    ) -> Ticket:
-        """A new ticket, as the intake makes it. `key`: an Idempotency-Key, the same for the same body."""
+    ) -> PendingDelivery:
+        """A new pending delivery, as the acceptance makes it. `key`: an Idempotency-Key, the same for the same body."""
         account = self.tokens.remember(caller)
         delivery = f"{self._name}-{next(self._names)}"
         text = json.dumps({"msgtype": "m.text", "body": body} if content is None else content)
@@ -348,31 +348,31 @@ class Worker:
             api_key=api_key,
         )
         loop = asyncio.get_running_loop()
-        ticket = Ticket(row, loop.create_future(), loop.create_future(), waiters=int(waits))
-        ticket.token = caller.token
-        ticket.committed.add_done_callback(lambda done: done.cancelled() or done.exception())
+        pending = PendingDelivery(row, loop.create_future(), loop.create_future(), waiters=int(waits))
+        pending.token = caller.token
+        pending.committed.add_done_callback(lambda done: done.cancelled() or done.exception())
         if key is not None:
-            ticket.idem, ticket.fingerprint = f"{account}|{room}|{key}", text
-        return ticket
+            pending.idem, pending.fingerprint = f"{account}|{room}|{key}", text
+        return pending
 
-    def offer(self, body: str, room: str = ROOM, **how: Any) -> Ticket:
-        """Give the courier a new event; see `ticket`."""
-        ticket = self.ticket(body, room, **how)
-        self.courier.offer(ticket)
-        return ticket
+    def offer(self, body: str, room: str = ROOM, **how: Any) -> PendingDelivery:
+        """Give the worker a new event; see `pending`."""
+        pending = self.pending(body, room, **how)
+        self.worker.offer(pending)
+        return pending
 
-    async def accept(self, body: str, room: str = ROOM, **how: Any) -> Ticket:
-        """As a 202 does: come back when it is on the disk, with the delivery's ticket, also of one from before."""
+    async def accept(self, body: str, room: str = ROOM, **how: Any) -> PendingDelivery:
+        """As a 202 does: come back when it is on the disk, with the delivery, also one from before."""
         how.setdefault("waits", False)
-        ticket = self.offer(body, room, **how)
-        await soon(ticket.committed)
-        if ticket.existing is None:
-            return ticket
-        return await self.courier.join(outbox.row_of(ticket.existing), waits=how["waits"])
+        pending = self.offer(body, room, **how)
+        await soon(pending.committed)
+        if pending.existing is None:
+            return pending
+        return await self.worker.join(outbox.row_of(pending.existing), waits=how["waits"])
 
     async def send(self, body: str, room: str = ROOM, *, seconds: float = PATIENCE, **how: Any) -> Outcome | None:
         """As a caller who waits does."""
-        return await self.courier.wait(self.offer(body, room, **how), seconds)
+        return await self.worker.wait(self.offer(body, room, **how), seconds)
 
     @contextlib.contextmanager
     def busy_writer(self) -> Iterator[None]:
@@ -386,8 +386,8 @@ class Worker:
 
     @property
     def remembered(self) -> int:
-        """How many tickets are in memory."""
-        return len(self.courier._tickets._by_delivery)
+        """How many deliveries are in memory."""
+        return len(self.worker._deliveries._by_delivery)
 
     def rows(self, *columns: str) -> list[Any]:
         """These columns of all rows in the order of acceptance; a single column not as a tuple."""
@@ -428,4 +428,4 @@ async def soon(what: Awaitable[Any]) -> Any:
     return await asyncio.wait_for(what, PATIENCE)
 
 
-MakeWorker = Callable[..., Worker]
+MakeRig = Callable[..., Rig]
