@@ -3,7 +3,7 @@
 import asyncio
 
 from flowbridge import log
-from flowbridge.delivery.worker import POLL_SECONDS, Worker
+from flowbridge.delivery.worker import Worker
 from flowbridge.store.engine import reason
 
 
@@ -16,7 +16,7 @@ class Beside(Worker):
     async def _listen(self) -> None:
         while True:
             try:
-                await self._hear(self._deliveries.waited_for())
+                await self._learn_outcomes(self._deliveries.held_elsewhere())
             except Exception as error:
                 log.warning("store_away", error=reason(error))
-            await asyncio.sleep(POLL_SECONDS)
+            await asyncio.sleep(self._timing.poll_seconds)

@@ -19,7 +19,7 @@ from flowbridge.auth.callers import Callers, Credential
 from flowbridge.auth.room_access import RoomAccess
 from flowbridge.auth.tokens import Tokens
 from flowbridge.delivery import Worker
-from flowbridge.delivery.write_queue import Outcome, PendingDelivery
+from flowbridge.delivery.pending import Outcome, PendingDelivery
 from flowbridge.errors import BadContent, Conflict, Problem, TooLarge
 from flowbridge.events import Catalogue, Entry, canonical_json, payload
 from flowbridge.homeserver import paths
@@ -166,7 +166,8 @@ class Acceptance:
         pending = self._pending(caller, room_id, event, how)
         if how.waits and not self._worker.may_wait(pending.caller):
             how = _unwaited(how)
-            pending.waiters = 0
+        if how.waits:
+            pending.add_waiter()
         try:
             self._worker.offer(pending)
         except ShareTaken as error:
@@ -199,7 +200,6 @@ class Acceptance:
     def _pending(self, caller: Caller, room_id: str, event: Event, how: How) -> PendingDelivery:
         account = self._tokens.remember(caller)
         delivery = next(self._deliveries)
-        loop = asyncio.get_running_loop()
         row = Row(
             delivery=delivery,
             lane=f"{account}|{room_id}",
@@ -212,31 +212,32 @@ class Acceptance:
             accepted_at=outbox.now_ms(),
             api_key=caller.key.id if caller.key else None,
         )
-        pending = PendingDelivery(row, loop.create_future(), loop.create_future(), waiters=int(how.waits))
-        pending.token = caller.token
-        pending.committed.add_done_callback(_heard)  # who does not wait for the commit need not hear of its failure
-        if how.request != event.content:
-            pending.request = how.request.decode("utf-8", "replace").replace("\0", "\ufffd")
-        if how.key is not None:
-            self._mark(pending, caller, how, how.key)
-        return pending
+        is_same = how.request == event.content
+        idem, fingerprint = self._idem(row, caller, how, how.key) if how.key is not None else (None, None)
+        return PendingDelivery(
+            row,
+            token=caller.token,
+            request=None if is_same else how.request.decode("utf-8", "replace").replace("\0", "\ufffd"),
+            idem=idem,
+            fingerprint=fingerprint,
+        )
 
-    def _mark(self, pending: PendingDelivery, caller: Caller, how: How, key: str) -> None:
-        """Under which key it was accepted: by user, device (or API key), room and event type."""
-        row = pending.row
-        pending.fingerprint = _digest(row.content, (row.state_key or "").encode())
+    def _idem(self, row: Row, caller: Caller, how: How, key: str) -> tuple[str, str]:
+        """What its key stands for in the store, by user, device (or API key), room and event type; its fingerprint."""
+        fingerprint = _digest(row.content, (row.state_key or "").encode())
         who = row.api_key or caller.device_id or ""  # a bot may have another device at each replica
         scope = (caller.user_id, who, row.room_id, row.event_type)
-        pending.idem = _digest(*(part.encode() for part in (*scope, how.surface, key)))
+        idem = _digest(*(part.encode() for part in (*scope, how.surface, key)))
         if how.surface == "matrix" and self._reused_txn_id == "send":
             # Real clients use a transaction id again for something else, and lose messages by it.
-            before = self._txn_ids.pop(pending.idem, pending.fingerprint)
-            if before != pending.fingerprint:
-                log.warning("txn_id_reused", was=before, now=pending.fingerprint, delivery=row.delivery)
+            before = self._txn_ids.pop(idem, fingerprint)
+            if before != fingerprint:
+                log.warning("txn_id_reused", was=before, now=fingerprint, delivery=row.delivery)
             elif len(self._txn_ids) >= MAX_TXN_IDS:
                 del self._txn_ids[next(iter(self._txn_ids))]
-            self._txn_ids[pending.idem] = pending.fingerprint
-            pending.idem = _digest(pending.idem.encode(), pending.fingerprint.encode())
+            self._txn_ids[idem] = fingerprint
+            idem = _digest(idem.encode(), fingerprint.encode())
+        return idem, fingerprint
 
     async def _replayed(
         self, caller: Caller, pending: PendingDelivery, existing: Mapping[str, Any], how: How
@@ -252,8 +253,9 @@ class Acceptance:
             joined = await self._worker.join(row, waits=how.waits)
             return Receipt(caller, joined, replayed=True, waits=how.waits)
         error = json.loads(existing["error"]) if existing["error"] else None
-        settled = replace(pending, row=row, settled=asyncio.get_running_loop().create_future(), waiters=1)
-        settled.settled.set_result(Outcome(existing["state"], existing["event_id"], error))
+        settled = PendingDelivery(row)
+        settled.add_waiter()
+        settled.answer(Outcome(existing["state"], existing["event_id"], error))
         return Receipt(caller, settled, replayed=True)
 
     async def _aside(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -292,11 +294,6 @@ def _check_member(event: Event, caller: Caller) -> None:
     if membership in ("join", "knock") and event.state_key != caller.user_id:
         message = f"is {membership!r}, which a user says of itself only: the state key is not {caller.user_id}"
         raise BadContent([Problem("/membership", message, MEMBER)])
-
-
-def _heard(future: "asyncio.Future[None]") -> None:
-    if not future.cancelled():
-        future.exception()
 
 
 def _names() -> Iterator[str]:

@@ -11,8 +11,9 @@ from flowbridge import log
 from flowbridge.auth.callers import Callers, Credential
 from flowbridge.auth.room_access import RoomAccess
 from flowbridge.delivery import Worker
-from flowbridge.delivery.attempt import Carrier
-from flowbridge.delivery.write_queue import Outcome, PendingDelivery
+from flowbridge.delivery.account_limits import AccountLimits
+from flowbridge.delivery.breaker import Breaker
+from flowbridge.delivery.pending import Outcome, PendingDelivery
 from flowbridge.errors import BadGateway, Errcode, GatewayTimeout, MatrixError
 from flowbridge.homeserver import Homeserver
 from flowbridge.models import Event
@@ -49,14 +50,16 @@ class Sender:
         aliases: RoomAccess,
         homeserver: Homeserver,
         worker: Worker,
-        carrier: Carrier,
+        limits: AccountLimits,
+        breaker: Breaker,
     ) -> None:
         self._acceptance = acceptance
         self._callers = callers
         self._room_access = aliases
         self._homeserver = homeserver
         self._worker = worker
-        self._carrier = carrier
+        self._limits = limits
+        self._breaker = breaker
 
     async def send(self, credential: Credential, event: Event, how: How, patience: float) -> Told:
         """Take a checked event, and wait for its outcome for so many seconds, if `how` says that it is waited for.
@@ -128,16 +131,16 @@ class Sender:
     async def _unsettled(self, pending: PendingDelivery) -> MatrixError:
         """What a Matrix client is told instead of a 202, which it would not know."""
         account = pending.row.account
-        pause = self._carrier.pause_of(account)
+        pause = self._limits.pause_of(account)
         if not await self._worker.withdraw(pending):
             return GatewayTimeout(
                 "the homeserver has not answered yet: the event may be sent; the same txnId finds out"
             )
-        if pending.row.api_key is not None and (reason := self._carrier.distrusted.get(account)):
+        if pending.row.api_key is not None and (reason := self._limits.distrusted.get(account)):
             return BadGateway(f"nothing was sent: the homeserver does not accept the bridge's own account: {reason}")
         if pending.attempts:
             return BadGateway(f"nothing was sent: {pending.history[-1]['error']}")
-        if self._carrier.is_away:
+        if self._breaker.is_open:
             return BadGateway("nothing was sent: the homeserver is away")
         return MatrixError(
             "nothing was sent: other events go first",

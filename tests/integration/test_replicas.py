@@ -10,18 +10,14 @@ from typing import Any
 import pytest
 from sqlalchemy import NullPool, create_engine, make_url, text
 
-from flowbridge.delivery import lane
-from flowbridge.delivery import worker as worker
-from flowbridge.delivery.write_queue import Outcome
+from flowbridge.delivery.pending import Outcome
 from flowbridge.store import StoreUnavailable, delivery_log
 from flowbridge.store import database as database_module
 from tests.patience import PATIENCE
 from tests.postgres import LocalPostgres
-from tests.rig import ALICE, ROOM, Rig, Rooms, after, error, refuse_connection, slow, soon, until
+from tests.rig import ALICE, ROOM, MakeRig, Rig, Rooms, after, error, refuse_connection, slow, soon, until
 
 OTHER = "!other:hs"
-
-MakeRig = Callable[..., Rig]
 
 
 @pytest.fixture
@@ -37,7 +33,7 @@ def rooms() -> Rooms:
 @pytest.fixture
 def make(url: str, rooms: Rooms) -> MakeRig:
     """`make()`: one more replica."""
-    return lambda **how: Rig(url, rooms, **how)
+    return MakeRig(url, rooms)
 
 
 @pytest.fixture
@@ -51,10 +47,8 @@ async def pair(make: MakeRig) -> AsyncIterator[tuple[Rig, Rig]]:
 
 
 @pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lane, "FIRST_PAUSE", 0.002)
-    monkeypatch.setattr(lane, "MAX_PAUSE", 0.01)
-    monkeypatch.setattr(worker, "POLL_SECONDS", 0.03)
+def _quick(make: MakeRig) -> None:
+    make.tune(first_pause=0.002, max_pause=0.01, poll_seconds=0.03)
 
 
 def tell(url: str, *statements: str) -> None:
@@ -109,7 +103,7 @@ async def test_join_through_a_replica_wakes_what_another_one_lets_rest_just_now(
     make: MakeRig, rooms: Rooms, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """That one has been told that the account is not in the room, by a homeserver that did not know better yet."""
-    monkeypatch.setattr(lane, "ABSENT_SECONDS", (10 * PATIENCE,))
+    make.tune(absent_pauses=(10 * PATIENCE,))
     asked, told = asyncio.Event(), asyncio.Event()
 
     async def late(*_: str) -> bool:
@@ -159,11 +153,9 @@ async def test_room_is_handed_over_at_once_by_a_replica_that_ends(pair: tuple[Ri
     assert rooms.looks == []
 
 
-async def test_who_waits_hears_though_the_room_has_become_ones_own(
-    make: MakeRig, rooms: Rooms, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_who_waits_hears_though_the_room_has_become_ones_own(make: MakeRig, rooms: Rooms) -> None:
     """The other one has settled it and gone, before anybody here has asked what became of it."""
-    monkeypatch.setattr(worker, "POLL_SECONDS", 0.5)
+    make.tune(poll_seconds=0.5)
     async with make() as one, contextlib.AsyncExitStack() as later:
         await one.send("first")
         other = await later.enter_async_context(make())

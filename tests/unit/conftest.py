@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from flowbridge.settings import Settings
-from tests.rig import MakeRig, Rig, Rooms
+from tests.rig import MakeRig, Rooms
 
 
 @pytest.fixture
@@ -30,5 +30,4 @@ def rooms() -> Rooms:
 
 @pytest.fixture
 def make(path: Path, rooms: Rooms) -> MakeRig:
-    """`make()`: a process on the same file and homeserver as those before it."""
-    return lambda **how: Rig(f"sqlite:///{path}", rooms, **how)
+    return MakeRig(f"sqlite:///{path}", rooms)

@@ -37,7 +37,7 @@ class Log:
             cancel=worker.cancel,
             wake=worker.wake,
             amended=core.write_queue.amended,
-            waiting=partial(waiting, core.carrier),
+            waiting=partial(waiting, core.account_limits, core.breaker),
             readings=core.readings,
         )
 

@@ -4,7 +4,6 @@ import contextlib
 import shutil
 import sqlite3
 import subprocess
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,19 +11,17 @@ import pytest
 from sqlalchemy import NullPool, create_engine, make_url, text
 
 from flowbridge import log
-from flowbridge.delivery import lane
 from flowbridge.store import backup
 from flowbridge.store import database as database_module
 from tests.postgres import LocalPostgres
-from tests.rig import ROOM, SERVICE, Rig, Rooms, accept, cut, error, unreachable, until
+from tests.rig import ROOM, SERVICE, MakeRig, Rig, Rooms, accept, cut, error, unreachable, until
 
 OTHER = "!other:hs"
 
 
 @pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lane, "FIRST_PAUSE", 0.01)
-    monkeypatch.setattr(lane, "MAX_PAUSE", 0.02)
+def _quick(make: MakeRig) -> None:
+    make.tune(first_pause=0.01, max_pause=0.02)
 
 
 @dataclass
@@ -136,12 +133,12 @@ def rooms() -> Rooms:
     return Rooms()
 
 
-Make = Callable[..., Rig]
+Make = MakeRig
 
 
 @pytest.fixture
 def make(store: Store, rooms: Rooms) -> Make:
-    return lambda **how: Rig(store.url, rooms, lease=1.0, deadline=0.3, **how)
+    return MakeRig(store.url, rooms, lease=1.0, deadline=0.3)
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from flowbridge.store import Database, StoreError, StoreUnavailable, files
 from flowbridge.store import database as module
 from tests.integration.store import events as rows
 from tests.integration.store.events import states
-from tests.rig import PATIENCE, MakeRig, Rig, Rooms, soon, until
+from tests.rig import PATIENCE, MakeRig, Rooms, soon, until
 
 OTHER = "!other:hs"
 
@@ -109,7 +109,7 @@ def rooms() -> Rooms:
 
 @pytest.fixture
 def make(path: Path, rooms: Rooms) -> MakeRig:
-    return lambda **how: Rig(f"sqlite:///{path}", rooms, **how)
+    return MakeRig(f"sqlite:///{path}", rooms)
 
 
 @pytest.fixture

@@ -2,14 +2,15 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 import pytest
 from sqlalchemy import Connection, select
 
-from flowbridge.delivery import write_queue
-from flowbridge.delivery.write_queue import Outcome, PendingDelivery, WriteQueue
+from flowbridge.delivery.pending import Outcome, PendingDelivery
+from flowbridge.delivery.write_queue import WriteQueue
+from flowbridge.models.timing import Timing
 from flowbridge.store import (
     Database,
     Fence,
@@ -30,7 +31,7 @@ from tests.integration.store.test_database import busy, connection_lost, failing
 
 @pytest.fixture
 async def writer(database: Database) -> WriteQueue:
-    return WriteQueue(database)
+    return WriteQueue(database, timing=Timing(rewrite_seconds=0.02))
 
 
 @pytest.fixture
@@ -43,18 +44,20 @@ async def replica(url: str) -> AsyncIterator[Database]:
     await database.stop()
 
 
-def pending(name: str, **values: Any) -> PendingDelivery:
-    loop = asyncio.get_running_loop()
-    row = Row(name, LANE, "account", "!room:example.org", "m.room.message", None, b"{}", f"txn-{name}", 1_000)
-    return PendingDelivery(row, loop.create_future(), loop.create_future(), urgent=True, **values)
+def pending(name: str, *, dirty: bool = False, row: Mapping[str, Any] | None = None, **values: Any) -> PendingDelivery:
+    whole = Row(name, LANE, "account", "!room:example.org", "m.room.message", None, b"{}", f"txn-{name}", 1_000)
+    one = PendingDelivery(whole._replace(**row or {}), **values)
+    if dirty:
+        one.mark_dirty()
+    return one
 
 
-def keyed(name: str, key: str = "key", fingerprint: str = "f") -> PendingDelivery:
-    return pending(name, idem=key, fingerprint=fingerprint)
+def keyed(name: str, key: str = "key", fingerprint: str = "f", **values: Any) -> PendingDelivery:
+    return pending(name, idem=key, fingerprint=fingerprint, **values)
 
 
 def end(one: PendingDelivery, state: Any = "sent", **values: Any) -> PendingDelivery:
-    one.outcome, one.settled_at = Outcome(state, **values), 2_000
+    one.settle(Outcome(state, **values), 2_000)
     return one
 
 
@@ -75,8 +78,8 @@ async def held(database: Database) -> Fence:
 
 
 async def test_accepted_is_what_is_on_the_disk(database: Database, writer: WriteQueue) -> None:
-    whole = pending("one", idem="key", fingerprint="print", request="as it came", dirty=True)
-    whole.row = whole.row._replace(state_key="key", content='{"a":"\u2713"}'.encode(), api_key="id")
+    row = {"state_key": "key", "content": '{"a":"\u2713"}'.encode(), "api_key": "id"}
+    whole = pending("one", row=row, idem="key", fingerprint="print", request="as it came", dirty=True)
     await accepted(writer, whole)
     row = await database.read(row_of("one"))
     assert row is not None
@@ -122,7 +125,9 @@ async def test_event_that_is_settled_later_is_settled_in_its_row(database: Datab
     one, two = pending("one"), pending("two")
     await accepted(writer, one, two)
     writer.settle(end(one, event_id="$one"), fence)
-    two.attempts, two.history = 3, [{"status": 403}]
+    two.record({"status": 403})
+    for _ in range(3):
+        two.count_attempt()
     writer.settle(end(two, "dead", error={"status": 403, "errcode": "M_FORBIDDEN"}), fence)
     await accepted(writer, pending("three"))  # written after them
     row = await database.read(row_of("two"))
@@ -226,9 +231,8 @@ async def test_replicas_that_write_the_same_key_wait_in_no_circle(
     """One writes to a single lane, the other to two, and both have the same event for the lane that they share."""
     if not lanes_are_new:
         await database.run(lambda connection: outbox.mark_dirty(connection, [(LANE, "account"), (OTHER, "account")]))
-    here, there, beside = keyed("here"), keyed("there"), keyed("beside", "another key")
-    here.dirty = there.dirty = beside.dirty = True
-    beside.row = beside.row._replace(lane=OTHER)
+    here, there = keyed("here", dirty=True), keyed("there", dirty=True)
+    beside = keyed("beside", "another key", dirty=True, row={"lane": OTHER})
     inserted, errors = threading.Event(), list[Exception]()
     insert = outbox.insert_rows
 
@@ -290,8 +294,7 @@ async def test_acceptance_whose_commit_is_in_doubt_is_looked_for_by_the_next_try
 
 
 async def test_event_that_the_engine_refuses_fails_alone(database: Database, writer: WriteQueue) -> None:
-    one, poison, two = pending("one"), pending("poison"), pending("two")
-    poison.row = poison.row._replace(room_id=None)  # type: ignore[arg-type]
+    one, poison, two = pending("one"), pending("poison", row={"room_id": None}), pending("two")
     async with busy(database):
         for each in (one, poison, two):
             writer.append(each)
@@ -301,9 +304,8 @@ async def test_event_that_the_engine_refuses_fails_alone(database: Database, wri
 
 
 async def test_acceptance_that_cannot_be_written_is_told_and_leaves_nothing(
-    database: Database, writer: WriteQueue, monkeypatch: pytest.MonkeyPatch
+    database: Database, writer: WriteQueue
 ) -> None:
-    monkeypatch.setattr(write_queue, "AGAIN_SECONDS", 0.02)
     one = pending("one", dirty=True)
     with failing(database, "do_commit", *[RuntimeError("no more")] * 10), pytest.raises(StoreUnavailable):
         await accepted(writer, one)
@@ -312,10 +314,7 @@ async def test_acceptance_that_cannot_be_written_is_told_and_leaves_nothing(
     assert await database.read(lambda c: list(c.execute(select(lanes)))) == []
 
 
-async def test_outcome_is_never_given_up(
-    database: Database, writer: WriteQueue, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(write_queue, "AGAIN_SECONDS", 0.02)
+async def test_outcome_is_never_given_up(database: Database, writer: WriteQueue) -> None:
     fence = await held(database)
     one = pending("one")
     await accepted(writer, one)

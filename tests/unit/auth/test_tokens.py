@@ -4,7 +4,6 @@ import asyncio
 import errno
 import os
 import stat
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,17 +18,15 @@ from flowbridge.models import Caller
 from flowbridge.settings import Settings, SettingsError
 from flowbridge.store import StoreUnavailable, accounts, tables
 from flowbridge.store.outbox import now_ms
-from tests.rig import ALICE, BOB, KEY, SERVICE, Rig, Rooms, refuse_connection, soon, until
+from tests.rig import ALICE, BOB, KEY, SERVICE, MakeRig, Rig, Rooms, refuse_connection, soon, until
 
 NEW = replace(ALICE, token="new")
-
-MakeRig = Callable[..., Rig]
 
 
 @pytest.fixture
 def make(tmp_path: Path) -> MakeRig:
     rooms = Rooms()
-    return lambda **how: Rig(f"sqlite:///{tmp_path}/flowbridge.db", rooms, **how)
+    return MakeRig(f"sqlite:///{tmp_path}/flowbridge.db", rooms)
 
 
 def kept(rig: Rig, caller: Caller = ALICE) -> Any:

@@ -6,20 +6,23 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import pytest
 from cryptography.fernet import Fernet
 from sqlalchemy import insert
 
-from flowbridge.auth.tokens import Tokens, digest_of
-from flowbridge.delivery import attempt as module
+from flowbridge.auth.tokens import digest_of
+from flowbridge.delivery import encryption
+from flowbridge.delivery.account_limits import FIRST
+from flowbridge.delivery.attempt import Attempt
+from flowbridge.delivery.breaker import FAILURES
 from flowbridge.errors import HomeserverError, MatrixError
 from flowbridge.homeserver import answers as verdicts
 from flowbridge.homeserver.answers import Verdict
 from flowbridge.homeserver.pool import Answer
 from flowbridge.models import Caller
+from flowbridge.models.timing import Timing
 from flowbridge.store import Row, accounts, tables
 from flowbridge.store.outbox import now_ms
 from tests.rig import (
@@ -31,6 +34,7 @@ from tests.rig import (
     ROOM,
     SERVICE,
     Behaviour,
+    MakeRig,
     Rig,
     Rooms,
     after,
@@ -51,18 +55,11 @@ from tests.rig import (
 LONG_AGO = 20 * 60 + 1  # seconds after which a homeserver may have forgotten a transaction id
 HTML = Answer(404, ((b"content-type", b"text/html"),), b"<html>")
 
-MakeRig = Callable[..., Rig]
-
-
-@pytest.fixture
-def make(tmp_path: Path) -> MakeRig:
-    return lambda **how: Rig(f"sqlite:///{tmp_path}/flowbridge.db", Rooms(), **how)
-
 
 async def carry(rig: Rig, row: Row, since: float | None = None, *, still: bool = True) -> Verdict | None:
     """One attempt; `since`: for how many seconds the event has been in doubt."""
     doubt = None if since is None else time.time() - since
-    return await asyncio.wait_for(rig.carrier.carry(row, doubt, lambda looked, digest: still), PATIENCE)
+    return await asyncio.wait_for(rig.attempt(Attempt(row, doubt), still=still), PATIENCE)
 
 
 async def verdict(rig: Rig, body: str = "a", since: float | None = None, **how: Any) -> Verdict:
@@ -123,9 +120,9 @@ async def test_refused_token_pauses_the_account(make: MakeRig, errcode: str) -> 
     async with make() as rig:
         rig.rooms.then(TOKEN[errcode])
         assert (await verdict(rig)).kind == "token"
-        assert list(rig.carrier.distrusted) == [accounts.account_of(ALICE.user_id)]
-        assert 4 < rig.carrier.pause_of(accounts.account_of(ALICE.user_id)) <= 5
-        assert rig.carrier.pause_of(accounts.account_of(BOB.user_id)) == 0
+        assert list(rig.account_limits.distrusted) == [accounts.account_of(ALICE.user_id)]
+        assert 4 < rig.account_limits.pause_of(accounts.account_of(ALICE.user_id)) <= 5
+        assert rig.account_limits.pause_of(accounts.account_of(BOB.user_id)) == 0
 
 
 @pytest.mark.parametrize(
@@ -158,8 +155,8 @@ async def test_429_pauses_the_account_for_as_long_as_it_says_and_a_bit(
         rig.rooms.then(raw(reply(429, {"errcode": "M_LIMIT_EXCEEDED", "error": "slow", **body}, *headers)))
         found = await verdict(rig)
         assert (found.kind, found.pause_ms) == ("slow", seconds * 1000)
-        assert seconds * 0.9 < rig.carrier.pause_of(accounts.account_of(ALICE.user_id)) <= seconds * 1.02
-        assert rig.carrier.pause_of(accounts.account_of(BOB.user_id)) == 0
+        assert seconds * 0.9 < rig.account_limits.pause_of(accounts.account_of(ALICE.user_id)) <= seconds * 1.02
+        assert rig.account_limits.pause_of(accounts.account_of(BOB.user_id)) == 0
         assert (await verdict(rig, caller=BOB)).kind == "sent"
 
 
@@ -167,11 +164,11 @@ async def test_no_request_goes_out_between_a_429_and_the_end_of_its_pause(make: 
     async with make() as rig:
         answered = asyncio.Event()
         rig.rooms.script(lambda _: after(answered, slow(60_000)))
-        tasks = [asyncio.ensure_future(carry(rig, rig.pending("a").row)) for _ in range(module.FIRST + 20)]
-        await until(lambda: len(rig.rooms.sends) == module.FIRST)
+        tasks = [asyncio.ensure_future(carry(rig, rig.pending("a").row)) for _ in range(FIRST + 20)]
+        await until(lambda: len(rig.rooms.sends) == FIRST)
         answered.set()
-        await until(lambda: sum(task.done() for task in tasks) == module.FIRST)
-        assert len(rig.rooms.sends) == module.FIRST
+        await until(lambda: sum(task.done() for task in tasks) == FIRST)
+        assert len(rig.rooms.sends) == FIRST
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -180,8 +177,8 @@ async def test_no_request_goes_out_between_a_429_and_the_end_of_its_pause(make: 
 # tokens
 
 
-async def test_account_goes_on_at_once_with_a_new_token(make: MakeRig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "TOKEN_PAUSE", 2 * PATIENCE)
+async def test_account_goes_on_at_once_with_a_new_token(make: MakeRig) -> None:
+    make.tune(token_pause=2 * PATIENCE)
     async with make() as rig:
         rig.rooms.script(lambda sent: None if sent.token == "new" else error(401, "M_UNKNOWN_TOKEN"))
         assert (await verdict(rig)).kind == "token"
@@ -190,27 +187,20 @@ async def test_account_goes_on_at_once_with_a_new_token(make: MakeRig, monkeypat
         rig.tokens.remember(replace(ALICE, token="new"))
         found = await soon(waiting)
         assert found.kind == "sent"
-        assert rig.carrier.distrusted == {}
+        assert rig.account_limits.distrusted == {}
 
 
-async def test_token_that_another_process_was_given_is_used_after_the_pause(
-    make: MakeRig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "TOKEN_PAUSE", 0.05)
-    async with make() as rig:
-        rig.carrier.on_distrust = forgetting(rig.tokens)
+async def test_token_that_another_process_was_given_is_used_after_the_pause(make: MakeRig) -> None:
+    async def forget(account: str, token: str) -> None:
+        rig.tokens.forget(account)
+
+    make.tune(token_pause=0.05)
+    async with make(on_distrust=forget) as rig:
         rig.rooms.script(lambda sent: None if sent.token == "new" else error(401, "M_UNKNOWN_TOKEN"))
         row = rig.pending("a").row
         assert (await carry(rig, row) or Verdict("dead")).kind == "token"
         await write_token(rig, replace(ALICE, token="new"))
         assert (await carry(rig, row) or Verdict("dead")).kind == "sent"
-
-
-def forgetting(tokens: Tokens) -> Callable[[str, str], Any]:
-    async def forget(account: str, token: str) -> None:
-        tokens.forget(account)
-
-    return forget
 
 
 async def write_token(rig: Rig, caller: Caller) -> None:
@@ -232,24 +222,21 @@ async def test_account_whose_token_is_not_in_the_store_is_paused(make: MakeRig) 
         found = await carry(rig, row)
         assert found is not None
         assert (found.kind, rig.rooms.sends) == ("token", [])
-        assert list(rig.carrier.distrusted) == ["nobody"]
+        assert list(rig.account_limits.distrusted) == ["nobody"]
 
 
-async def test_refused_token_is_told_once_a_pause_and_not_at_each_answer(
-    make: MakeRig, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_refused_token_is_told_once_a_pause_and_not_at_each_answer(make: MakeRig) -> None:
     """Whoever is told logs in anew; if that is refused just so, it must not become a storm of logins."""
-    monkeypatch.setattr(module, "TOKEN_PAUSE", 0.2)
+    make.tune(token_pause=0.2)
     told: list[float] = []
-    async with make() as rig:
-        numbers = iter(range(10_000))
+    numbers = iter(range(10_000))
 
-        async def log_in(account: str, token: str) -> None:
-            told.append(time.monotonic())
-            rig.tokens.forget(account)
-            rig.tokens.remember(replace(ALICE, token=f"new-{next(numbers)}"))
+    async def log_in(account: str, token: str) -> None:
+        told.append(time.monotonic())
+        rig.tokens.forget(account)
+        rig.tokens.remember(replace(ALICE, token=f"new-{next(numbers)}"))
 
-        rig.carrier.on_distrust = log_in
+    async with make(on_distrust=log_in) as rig:
         rig.rooms.always(error(401, "M_USER_LOCKED"))
         row = rig.pending("a").row
         answers = 0
@@ -257,26 +244,23 @@ async def test_refused_token_is_told_once_a_pause_and_not_at_each_answer(
             await carry(rig, row)
             answers += 1
         pauses = [later - earlier for earlier, later in pairwise(told)]
-        assert min(pauses) > module.TOKEN_PAUSE / 4, pauses
+        assert min(pauses) > 0.2 / 4, pauses
         assert answers > len(told)
 
 
-async def test_refused_token_is_not_tried_again_until_the_homeserver_has_said_whose_it_is(
-    make: MakeRig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "TOKEN_PAUSE", 0.01)
+async def test_refused_token_is_not_tried_again_until_the_homeserver_has_said_whose_it_is(make: MakeRig) -> None:
+    make.tune(token_pause=0.01)
     refused: list[str] = []
-    async with make() as rig:
-        rig.carrier.on_refused = refused.append
+    async with make(on_refused=refused.append) as rig:
         rig.rooms.then(error(401, "M_USER_LOCKED", "it is locked"))
         row = rig.pending("a").row
         for _ in range(3):
             assert (await carry(rig, row) or Verdict("dead")).kind == "token"
         assert (len(rig.rooms.sends), refused) == (1, ["alice"])
-        assert rig.carrier.waits_for(row.account) == "no access token of its account is accepted: it is locked"
+        assert rig.account_limits.waits_for(row.account) == "no access token of its account is accepted: it is locked"
         rig.tokens.remember(ALICE)  # as whoever asks the homeserver does
         assert (await carry(rig, row) or Verdict("dead")).kind == "sent"
-        assert rig.carrier.waits_for(row.account) == ""
+        assert rig.account_limits.waits_for(row.account) == ""
 
 
 async def test_another_token_of_the_user_sends_what_one_that_is_refused_cannot(make: MakeRig) -> None:
@@ -285,8 +269,8 @@ async def test_another_token_of_the_user_sends_what_one_that_is_refused_cannot(m
         rig.tokens.remember(DESK)
         rig.rooms.script(lambda sent: error(401, "M_UNKNOWN_TOKEN") if sent.token == "desk" else None)
         assert (await carry(rig, row) or Verdict("dead")).kind == "token"
-        assert rig.carrier.distrusted == {}
-        assert rig.carrier.pause_of(row.account) == 0
+        assert rig.account_limits.distrusted == {}
+        assert rig.account_limits.pause_of(row.account) == 0
         assert (await carry(rig, row) or Verdict("dead")).kind == "sent"
         assert [sent.token for sent in rig.rooms.sends] == ["desk", "alice"]
 
@@ -296,7 +280,7 @@ async def test_event_is_sent_with_the_token_that_its_caller_came_with(make: Make
         row = rig.pending("a").row
         rig.tokens.remember(DESK)
         for own in ("alice", "desk", "unknown", ""):
-            assert await rig.carrier.carry(row, None, lambda looked, digest: True, own=own)
+            assert await rig.attempt(Attempt(row, own=own))
         assert [sent.token for sent in rig.rooms.sends] == ["alice", "desk", "desk", "desk"]
 
 
@@ -306,9 +290,9 @@ async def test_caller_who_waits_is_not_sent_with_another_token_when_its_own_is_r
         row = rig.pending("a").row
         rig.tokens.remember(DESK)
         rig.tokens.refuse(row.account, "alice")
-        found = await rig.carrier.carry(row, None, lambda looked, digest: True, own="alice", waits=True)
+        found = await rig.attempt(Attempt(row, own="alice", waits=True))
         assert found is not None
-        assert (found.kind, rig.rooms.sends, rig.carrier.distrusted) == ("token", [], {})
+        assert (found.kind, rig.rooms.sends, rig.account_limits.distrusted) == ("token", [], {})
 
 
 @pytest.mark.parametrize(("sent_with", "looks"), [(None, 0), (digest_of("alice"), 0), (digest_of("desk"), 1), ("", 1)])
@@ -317,7 +301,7 @@ async def test_room_is_looked_into_when_another_token_may_have_sent_the_event(
 ) -> None:
     async with make() as rig:
         row = rig.pending("a").row
-        found = await rig.carrier.carry(row, time.time(), lambda looked, digest: True, sent_with=sent_with)
+        found = await rig.attempt(Attempt(row, time.time(), sent_with))
         assert found == Verdict("sent", "$1")
         assert rig.rooms.looks == [("recent", ROOM)] * looks
 
@@ -338,9 +322,8 @@ async def test_store_that_does_not_answer_is_a_reason_to_try_again(make: MakeRig
 
 
 @pytest.fixture
-def quick_probe(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "FIRST_PROBE_PAUSE", 0.01)
-    monkeypatch.setattr(module, "MAX_PROBE_PAUSE", 0.01)
+def quick_probe(make: MakeRig) -> None:
+    make.tune(first_probe_pause=0.01, max_probe_pause=0.01)
 
 
 @pytest.mark.usefixtures("quick_probe")
@@ -349,19 +332,19 @@ async def test_after_five_failures_to_connect_only_versions_are_asked_for(make: 
         rooms = rig.rooms
         rooms.always(refuse_connection)
         rooms.version = unreachable()
-        for number in range(module.FAILURES):
-            assert not rig.carrier.is_away, number
+        for number in range(FAILURES):
+            assert not rig.breaker.is_open, number
             await verdict(rig)
-        assert rig.carrier.is_away
-        assert rig.carrier.pause_of("anybody") == float("inf")
+        assert rig.breaker.is_open
+        assert rig.account_limits.pause_of("anybody") == float("inf")
         tasks = [asyncio.ensure_future(carry(rig, rig.pending("a", caller=BOB).row)) for _ in range(10)]
         await until(lambda: rooms.looks.count(("versions", "")) >= 3)
-        assert len(rooms.sends) == module.FAILURES
+        assert len(rooms.sends) == FAILURES
         rooms.always(None)
         rooms.version = None
         for task in tasks:
             assert (await soon(task)).kind == "sent"
-        assert not rig.carrier.is_away
+        assert not rig.breaker.is_open
 
 
 @pytest.mark.usefixtures("quick_probe")
@@ -369,14 +352,14 @@ async def test_after_an_outage_the_first_goes_alone(make: MakeRig) -> None:
     async with make() as rig:
         rooms = rig.rooms
         rooms.always(refuse_connection)
-        for _ in range(module.FAILURES):
+        for _ in range(FAILURES):
             await verdict(rig)
         answered = asyncio.Event()
         rooms.script(lambda _: after(answered))
         rooms.sends.clear()
         tasks = [asyncio.ensure_future(carry(rig, rig.pending("a").row)) for _ in range(50)]
         await until(lambda: rooms.sends)
-        await until(lambda: not rig.carrier.is_away)
+        await until(lambda: not rig.breaker.is_open)
         assert len(rooms.sends) == 1
         answered.set()
         for task in tasks:
@@ -387,22 +370,22 @@ async def test_after_an_outage_the_first_goes_alone(make: MakeRig) -> None:
 async def test_any_answer_shows_that_the_homeserver_is_there(make: MakeRig, answer: str) -> None:
     behaviours = {"429": slow(1), "500": error(500, "M_UNKNOWN"), "a proxy's": raw(HTML), "a timeout": cut}
     async with make() as rig:
-        for _ in range(module.FAILURES - 1):
+        for _ in range(FAILURES - 1):
             rig.rooms.then(refuse_connection)
             await verdict(rig)
         rig.rooms.then(behaviours[answer], refuse_connection)
         await verdict(rig)
         await verdict(rig)
-        assert not rig.carrier.is_away
+        assert not rig.breaker.is_open
 
 
 async def test_proxy_that_refuses_a_look_up_does_not_make_the_homeserver_be_away(make: MakeRig) -> None:
     """One room that a firewall does not like must not stop all others."""
     async with make(refuse_encrypted=True) as rig:
         rig.rooms.encrypted["!bad:hs"] = verdicts.error(HTML)
-        for _ in range(2 * module.FAILURES):
+        for _ in range(2 * FAILURES):
             assert (await verdict(rig, room="!bad:hs")).kind == "again"
-        assert not rig.carrier.is_away
+        assert not rig.breaker.is_open
 
 
 @pytest.mark.usefixtures("quick_probe")
@@ -412,7 +395,7 @@ async def test_probing_ends_whatever_the_probe_brings(make: MakeRig, odd: Except
         rooms = rig.rooms
         rooms.always(refuse_connection)
         rooms.version = odd  # type: ignore[assignment]
-        for _ in range(module.FAILURES):
+        for _ in range(FAILURES):
             await verdict(rig)
         await until(lambda: rooms.looks)
         rooms.always(None)
@@ -459,16 +442,11 @@ async def test_token_without_a_device_looks_however_short_the_doubt_is(make: Mak
 
 async def test_what_is_not_in_the_room_is_sent_and_the_lane_hears_that_it_was_looked_for(make: MakeRig) -> None:
     async with make() as rig:
-        row, heard = rig.pending("a").row, []
-
-        def still(looked: bool, digest: str) -> bool:
-            heard.append(looked)
-            return True
-
-        assert await rig.carrier.carry(row, time.time() - LONG_AGO, still) == Verdict("sent", "$1")
-        await rig.carrier.carry(row, time.time(), still)
-        await rig.carrier.carry(row, None, still)
-        assert heard == [True, False, False]
+        row = rig.pending("a").row
+        attempts = [Attempt(row, since) for since in (time.time() - LONG_AGO, time.time(), None)]
+        for attempt in attempts:
+            assert await rig.attempt(attempt) == Verdict("sent", "$1")
+        assert [attempt.looked for attempt in attempts] == [True, False, False]
 
 
 def other_txn(rooms: Rooms, body: str) -> None:
@@ -638,10 +616,8 @@ async def test_plain_text_does_not_go_into_an_encrypted_room(make: MakeRig) -> N
         assert rig.rooms.sends == []
 
 
-async def test_what_was_sent_before_its_room_was_encrypted_is_sent(
-    make: MakeRig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "PLAIN_SECONDS", 0.0)
+async def test_what_was_sent_before_its_room_was_encrypted_is_sent(make: MakeRig) -> None:
+    make.tune(plain_seconds=0.0)
     async with make(refuse_encrypted=True) as rig:
         row = rig.pending("a").row
         rig.rooms.then(lose)
@@ -696,7 +672,7 @@ async def test_room_is_not_plain_because_nobody_can_tell(make: MakeRig, trouble:
 async def test_room_is_taken_to_be_plain_for_ten_seconds_at_most(
     make: MakeRig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert module.PLAIN_SECONDS <= 10
+    assert Timing().plain_seconds <= 10
     async with make(refuse_encrypted=True) as rig:
         for _ in range(3):
             await verdict(rig)
@@ -704,9 +680,9 @@ async def test_room_is_taken_to_be_plain_for_ten_seconds_at_most(
         assert rig.rooms.looks == [("encrypted", ROOM), ("encrypted", "!other:hs")]
         rig.rooms.encrypted[ROOM] = True
         now = time.monotonic()
-        monkeypatch.setattr(module, "time", Later(now + 9.9))
+        monkeypatch.setattr(encryption, "time", Later(now + 9.9))
         assert (await verdict(rig)).kind == "sent"
-        monkeypatch.setattr(module, "time", Later(now + 10.1))
+        monkeypatch.setattr(encryption, "time", Later(now + 10.1))
         assert (await verdict(rig)).kind == "dead"
 
 
@@ -725,7 +701,7 @@ class Later:
 async def test_ten_seconds_begin_with_the_question_and_not_with_its_answer(
     make: MakeRig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "PLAIN_SECONDS", 0.05)
+    make.tune(plain_seconds=0.05)
     async with make(refuse_encrypted=True) as rig:
         answers = iter([0.06])
         told = rig.rooms.is_encrypted
@@ -797,27 +773,24 @@ async def test_paging_through_a_room_is_within_the_deadline(make: MakeRig, monke
 
 
 async def test_accounts_that_send_no_more_are_forgotten(make: MakeRig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MAX_LIMITERS", 10)
-    async with make() as rig:
+    async with make(max_accounts=10) as rig:
         rig.rooms.script(lambda sent: error(401, "M_UNKNOWN_TOKEN") if sent.body == "bad" else None)
         await verdict(rig, "bad")
         for number in range(100):
             await verdict(rig, caller=Caller(f"@user-{number}:hs", "PHONE", f"token-{number}"))
-        assert len(rig.carrier._limiters) <= 11
-        assert rig.carrier.pause_of(accounts.account_of(ALICE.user_id)) > 0  # a pause is not forgotten
-        monkeypatch.setattr(module, "TOKEN_PAUSE", 0.0)
-        rig.carrier._limiters[accounts.account_of(ALICE.user_id)].open()
+        assert len(rig.account_limits._limiters) <= 11
+        assert rig.account_limits.pause_of(accounts.account_of(ALICE.user_id)) > 0  # a pause is not forgotten
+        rig.account_limits._limiters[accounts.account_of(ALICE.user_id)].open()
         for number in range(20):
             await verdict(rig, caller=Caller(f"@other-{number}:hs", "PHONE", f"token-{number}"))
-        assert rig.carrier.distrusted == {}
+        assert rig.account_limits.distrusted == {}
 
 
 async def test_rooms_known_to_be_plain_are_bounded(make: MakeRig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MAX_PLAIN", 10)
-    async with make(refuse_encrypted=True) as rig:
+    async with make(refuse_encrypted=True, max_plain=10) as rig:
         for number in range(50):
             await verdict(rig, room=f"!{number}:hs")
-        assert len(rig.carrier._plain) <= 10
+        assert len(rig.encryption._plain_until) <= 10
 
 
 async def test_content_goes_out_as_it_was_accepted(make: MakeRig) -> None:

@@ -12,7 +12,8 @@ import pytest
 from sqlalchemy import Connection, insert, update
 
 from flowbridge.delivery.backpressure import Backpressure, Limits
-from flowbridge.delivery.write_queue import Outcome, PendingDelivery
+from flowbridge.delivery.pending import Outcome, PendingDelivery
+from flowbridge.models.timing import Timing
 from flowbridge.store import StoreFull, holdings, outbox, tables
 from flowbridge.store.errors import RoomShareTaken, ShareTaken
 from flowbridge.store.outbox import now_ms
@@ -37,8 +38,9 @@ def make(rig: Rig) -> Callable[..., Backpressure]:
         database_bytes: int = 1 << 30,
         free_disk: int = 0,
         share: float = 1.0,
+        **how: Any,
     ) -> Backpressure:
-        return Backpressure(rig.database, Limits(queued, per_lane, database_bytes, free_disk, share))
+        return Backpressure(rig.database, Limits(queued, per_lane, database_bytes, free_disk, share), **how)
 
     return make
 
@@ -131,10 +133,9 @@ async def test_user_has_its_own_lane_to_itself(rig: Rig, make: Callable[..., Bac
 
 
 async def test_share_of_a_room_counts_what_other_processes_accepted(
-    rig: Rig, make: Callable[..., Backpressure], monkeypatch: pytest.MonkeyPatch
+    rig: Rig, make: Callable[..., Backpressure]
 ) -> None:
-    monkeypatch.setattr("flowbridge.delivery.backpressure.PIECE_ROWS", 3)
-    backpressure = make(queued=10_000, per_lane=48, share=0.5)
+    backpressure = make(queued=10_000, per_lane=48, share=0.5, piece_rows=3)
     taken = take(backpressure, rig, 100, api_key="hog")
     await put(rig, 20, api_key="hog")
     await put(rig, 4, OTHER, api_key="hog")
@@ -196,7 +197,7 @@ class Counting:
         await soon(pending.committed)
 
     async def settle(self, pending: PendingDelivery) -> None:
-        pending.outcome, pending.settled_at = Outcome("sent", "$1"), now_ms()
+        pending.settle(Outcome("sent", "$1"), now_ms())
         self._backpressure.remove(pending)
         chosen = update(tables.outbox).where(tables.outbox.c.delivery == pending.row.delivery)
         await self._worker.database.run(lambda connection: connection.execute(chosen.values(state="sent")))
@@ -272,11 +273,11 @@ async def test_worker_counts_an_event_before_the_store_has_it(rig: Rig, monkeypa
     seen: list[int] = []
     append = rig.write_queue.append
 
-    def watched(pending: PendingDelivery) -> None:
+    def watched(pending: PendingDelivery, **how: Any) -> None:
         seen.append(rig.backpressure.queued)
         if len(seen) > 1:
             raise StoreFull("too many callers wait for the store")
-        append(pending)
+        append(pending, **how)
 
     monkeypatch.setattr(rig.write_queue, "append", watched)
     pending = rig.offer("a")
@@ -373,7 +374,7 @@ def take(backpressure: Backpressure, rig: Rig, number: int, **how: Any) -> list[
 
 
 def admit(backpressure: Backpressure, pending: PendingDelivery) -> None:
-    backpressure.admit(pending.row.lane, pending.caller, pending.measure())
+    backpressure.admit(pending.row.lane, pending.caller, pending.size())
 
 
 async def test_user_and_keys_have_a_share_each(rig: Rig, make: Callable[..., Backpressure]) -> None:
@@ -397,7 +398,7 @@ async def test_bytes_are_shared_too_and_settled_events_give_theirs_back(
     taken = take(backpressure, rig, 100, content=large)
     assert len(taken) == 7  # of 900,000 bytes
     admit(backpressure, rig.pending("a", caller=BOB, content=large))
-    taken[0].outcome = Outcome("sent", "$1")
+    taken[0].settle(Outcome("sent", "$1"), now_ms())
     backpressure.remove(taken[0])
     assert len(take(backpressure, rig, 100, content=large)) == 1
 
@@ -409,17 +410,13 @@ async def test_characters_of_four_bytes_count_as_four(rig: Rig, make: Callable[.
     await backpressure.census()
     account = rig.pending("a").caller
     assert backpressure._bytes.of(account) > 3 * 60_000
-    pending = rig.pending("a")
-    pending.request = text
-    assert pending.measure() > 60_000
+    pending = PendingDelivery(rig.pending("a").row, request=text)
+    assert pending.size() > 60_000
 
 
-async def test_census_adds_up_what_each_caller_holds_in_pieces(
-    rig: Rig, make: Callable[..., Backpressure], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("flowbridge.delivery.backpressure.PIECE_ROWS", 3)
-    monkeypatch.setattr("flowbridge.delivery.backpressure.PIECE_SECONDS", 0.0)
-    backpressure = make(database_bytes=1)  # so full that what was sent counts as well
+async def test_census_adds_up_what_each_caller_holds_in_pieces(rig: Rig, make: Callable[..., Backpressure]) -> None:
+    # So full that what was sent counts as well.
+    backpressure = make(database_bytes=1, piece_rows=3, timing=Timing(piece_seconds=0.0))
     for room in (ROOM, OTHER):
         await put(rig, 5, room, api_key="one")
         await put(rig, 4, room)
@@ -465,7 +462,7 @@ async def test_what_is_written_with_the_last_that_a_census_sees_counts_once(
     rig.write_queue.append(three)
     await soon(counting)
     assert backpressure._rows.of("one") == 3
-    assert backpressure._bytes.of("one") - len("[][]") == sum(pending.measure() for pending in (one, two, three))
+    assert backpressure._bytes.of("one") - len("[][]") == sum(pending.size() for pending in (one, two, three))
     await soon(three.committed)
     await soon(backpressure.census())
     assert backpressure._rows.of("one") == 3
@@ -483,19 +480,19 @@ async def test_letter_that_dies_while_others_are_added_up_counts_once(
     loop, add_up = asyncio.get_running_loop(), holdings.queued
 
     async def die() -> None:
-        pending.outcome, pending.settled_at = Outcome("dead", error={"status": 400}), now_ms()
+        pending.settle(Outcome("dead", error={"status": 400}), now_ms())
         backpressure.remove(pending)
         chosen = update(tables.outbox).where(tables.outbox.c.delivery == pending.row.delivery)
         await rig.database.run(lambda connection: connection.execute(chosen.values(state="dead")))
 
     def watched(*parts: Any, **how: Any) -> holdings.Piece:
-        if pending.counted:
+        if pending.outcome is None:
             asyncio.run_coroutine_threadsafe(die(), loop).result(PATIENCE)
         return add_up(*parts, **how)
 
     monkeypatch.setattr("flowbridge.store.holdings.queued", watched)
     await soon(backpressure.census())
-    assert backpressure._dead.of("one") == pending.measure() + len("[]")  # its history
+    assert backpressure._dead.of("one") == pending.size() + len("[]")  # its history
 
 
 async def test_share_is_one_of_what_the_disk_really_has(
@@ -515,7 +512,7 @@ async def test_dead_letters_leave_less_for_all_but_refuse_no_caller(
 ) -> None:
     backpressure = make(database_bytes=1_000_000, share=0.5)
     for pending in take(backpressure, rig, 7, content={"body": "x" * 60_000}):
-        pending.outcome = Outcome("dead", error={})
+        pending.settle(Outcome("dead", error={}), now_ms())
         backpressure.remove(pending)
     assert backpressure._bytes.reserved > 420_000
     assert len(take(backpressure, rig, 100, content={"body": "x" * 60_000})) == 2
@@ -534,7 +531,7 @@ async def test_what_is_accepted_between_two_looks_counts_at_once(rig: Rig, make:
         except StoreFull:
             break
         backpressure.add(pending)
-        pending.outcome = Outcome("sent", "$1")
+        pending.settle(Outcome("sent", "$1"), now_ms())
         backpressure.remove(pending)  # and it stays in the store for a day
     else:
         pytest.fail("it takes more than it may hold")
@@ -550,7 +547,7 @@ async def test_last_bytes_are_for_those_who_have_little(rig: Rig, make: Callable
         pending = rig.pending("a", content={"body": "x" * 61_000})
         admit(backpressure, pending)
         backpressure.add(pending)
-        pending.outcome = Outcome("dead", error={})
+        pending.settle(Outcome("dead", error={}), now_ms())
         backpressure.remove(pending)
     backpressure.pressed.clear()
     with pytest.raises(ShareTaken, match="while space is short") as caught:

@@ -15,13 +15,13 @@ from typing import Any
 import pytest
 
 from flowbridge import log
-from flowbridge.delivery import attempt, halts, write_queue
+from flowbridge.delivery import halts, worker
 from flowbridge.delivery import lane as module
-from flowbridge.delivery import worker as worker
-from flowbridge.delivery.pending import PendingDeliveries
-from flowbridge.delivery.write_queue import Outcome, PendingDelivery
+from flowbridge.delivery.account_limits import FIRST
+from flowbridge.delivery.pending import Outcome, PendingDeliveries, PendingDelivery
 from flowbridge.errors import HomeserverError
 from flowbridge.homeserver.answers import Verdict, judge
+from flowbridge.models.timing import Timing
 from flowbridge.store import Row
 from flowbridge.store.outbox import HISTORY
 from tests.patience import PATIENCE
@@ -57,13 +57,9 @@ OTHER = "!other:hs"
 
 
 @pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+def _quick(make: MakeRig) -> None:
     """Pauses of milliseconds."""
-    monkeypatch.setattr(module, "FIRST_PAUSE", 0.002)
-    monkeypatch.setattr(module, "MAX_PAUSE", 0.01)
-    monkeypatch.setattr(worker, "POLL_SECONDS", 0.02)
-    monkeypatch.setattr(attempt, "TOKEN_PAUSE", 0.02)
-    monkeypatch.setattr(attempt, "FIRST_PROBE_PAUSE", 0.01)
+    make.tune(first_pause=0.002, max_pause=0.01, poll_seconds=0.02, token_pause=0.02, first_probe_pause=0.01)
 
 
 def tell(path: Path, statement: str, *values: object) -> None:
@@ -156,7 +152,7 @@ async def test_account_with_a_refused_token_waits_and_goes_on_with_a_new_one(mak
         rooms.script(lambda sent: error(401, "M_USER_LOCKED") if sent.token == "alice" else None)
         await rig.accept("a")
         await rig.accept("b")
-        await until(lambda: rig.carrier.distrusted)
+        await until(lambda: rig.account_limits.distrusted)
         assert await rig.send("c", OTHER, caller=BOB) == Outcome("sent", "$1")
         assert rig.rows("state", "attempts")[:2] == [("queued", 0), ("queued", 0)]
         await rig.accept("d", caller=replace(ALICE, token="new"))
@@ -179,7 +175,7 @@ async def test_who_sends_with_a_key_is_not_told_of_the_bots_token(make: MakeRig,
     async with make() as rig:
         rooms.script(lambda sent: error(401, "M_UNKNOWN_TOKEN") if sent.token == "alice" else None)
         pending = rig.offer("a", api_key="key")
-        await until(lambda: rig.carrier.distrusted)
+        await until(lambda: rig.account_limits.distrusted)
         assert not pending.settled.done()
         rig.tokens.remember(replace(ALICE, token="new"))
         assert await rig.worker.wait(pending, PATIENCE) == Outcome("sent", "$1")
@@ -195,11 +191,10 @@ async def test_403_in_a_room_one_is_in_is_dead_at_once(make: MakeRig, rooms: Roo
 
 
 @pytest.fixture
-def absences(monkeypatch: pytest.MonkeyPatch) -> tuple[float, ...]:
-    assert module.ABSENT_SECONDS == (60.0, 300.0, 900.0)
+def absences(make: MakeRig) -> tuple[float, ...]:
+    assert Timing().absent_pauses == (60.0, 300.0, 900.0)
     seconds = (0.06, 0.12, 0.18)
-    monkeypatch.setattr(module, "ABSENT_SECONDS", seconds)
-    monkeypatch.setattr(module, "REST_SECONDS", 0.03)
+    make.tune(absent_pauses=seconds, rest_pause=0.03)
     return seconds
 
 
@@ -233,10 +228,8 @@ async def test_event_is_sent_when_the_invitation_comes(make: MakeRig, rooms: Roo
         assert rig.rows("state", "attempts") == [("sent", 3)]
 
 
-async def test_lane_that_waits_for_an_invitation_is_held_by_nobody(
-    make: MakeRig, rooms: Rooms, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "ABSENT_SECONDS", (60.0,))
+async def test_lane_that_waits_for_an_invitation_is_held_by_nobody(make: MakeRig, rooms: Rooms) -> None:
+    make.tune(absent_pauses=(60.0,))
     rooms.joined = False
     async with make() as rig:
         rooms.then(error(403, "M_FORBIDDEN"))
@@ -272,7 +265,7 @@ async def test_who_waits_is_told_at_once_that_he_is_not_in_the_room(make: MakeRi
 
 @pytest.mark.parametrize("behaviour", [error(500, "M_UNKNOWN"), error(403, "M_FORBIDDEN"), refuse_connection])
 async def test_event_is_dead_after_seven_days(make: MakeRig, rooms: Rooms, path: Path, behaviour: Behaviour) -> None:
-    assert module.DEAD_SECONDS * 1000 == WEEK
+    assert worker.KEEP_DAYS * 24 * HOUR == WEEK
     rooms.joined = False
     rooms.always(refuse_connection)
     async with make() as rig:
@@ -316,8 +309,8 @@ async def test_dead_letter_by_age_says_so_and_why_and_whether_it_may_be_in_the_r
         await rig.accept("a")
         await until(lambda: len(rooms.sends) == 2)
         (lane,) = rig.worker._lanes.values()
-        pending = lane.deliveries[0]
-        pending.row = pending.row._replace(accepted_at=pending.row.accepted_at - WEEK)
+        pending = lane.queue[0]
+        pending._row = pending.row._replace(accepted_at=pending.row.accepted_at - WEEK)
         week_over.set()
         await rig.settled()
         told = json.loads(rig.rows("error")[0])
@@ -327,9 +320,9 @@ async def test_dead_letter_by_age_says_so_and_why_and_whether_it_may_be_in_the_r
 
 
 async def test_what_an_outage_of_the_bridge_made_too_old_is_not_given_up_at_its_first_failure(
-    make: MakeRig, rooms: Rooms, path: Path, monkeypatch: pytest.MonkeyPatch
+    make: MakeRig, rooms: Rooms, path: Path
 ) -> None:
-    monkeypatch.setattr(halts, "PAUSES", (0.02,))
+    make.tune(halt_pauses=(0.02,))
     assert worker.GRACE_SECONDS == 60.0
     rooms.always(refuse_connection)
     async with make() as rig:
@@ -380,9 +373,8 @@ async def test_what_goes_wrong_in_one_lane_stops_neither_it_nor_others(make: Mak
         assert (rooms.bodies(), rooms.bodies(OTHER)) == (["a"], ["b"])
 
 
-def test_pauses_double_up_to_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.undo()
-    pauses = [module.pause_after(number) for number in range(200)]
+def test_pauses_double_up_to_a_minute() -> None:
+    pauses = [module.pause_after(number, Timing()) for number in range(200)]
     for pause, middle in zip(pauses, [0.5, 1, 2, 4, 8, 16, 32, *[60] * 193], strict=True):
         assert 0.8 * middle <= pause <= 1.2 * middle
     assert len(set(pauses[7:])) > 100  # not all at the same moment
@@ -622,9 +614,9 @@ async def test_event_in_doubt_outlives_a_look_that_is_refused(
 @pytest.mark.usefixtures("absences")
 @pytest.mark.parametrize("waits", [True, False])
 async def test_event_in_doubt_of_an_account_that_has_left_the_room_may_be_there(
-    make: MakeRig, rooms: Rooms, monkeypatch: pytest.MonkeyPatch, waits: bool
+    make: MakeRig, rooms: Rooms, waits: bool
 ) -> None:
-    monkeypatch.setattr(worker, "ABSENT_WAKE_SECONDS", 0.0)
+    make.tune(absent_wake_seconds=0.0)
     rooms.joined = False
     rooms.then(lose)
     rooms.reading = HomeserverError("no", errcode="M_FORBIDDEN", status=403)
@@ -642,14 +634,14 @@ async def test_event_in_doubt_of_an_account_that_has_left_the_room_may_be_there(
 
 @pytest.mark.parametrize("refusal", [(403, "M_USER_SUSPENDED"), (401, "M_UNKNOWN_TOKEN")])
 async def test_who_waits_for_an_event_in_doubt_is_not_told_that_the_account_is_refused(
-    make: MakeRig, rooms: Rooms, monkeypatch: pytest.MonkeyPatch, refusal: tuple[int, str]
+    make: MakeRig, rooms: Rooms, refusal: tuple[int, str]
 ) -> None:
-    monkeypatch.setattr(halts, "PAUSES", (0.02,))
+    make.tune(halt_pauses=(0.02,))
     rooms.then(lose)
     rooms.script(lambda sent: error(*refusal) if sent.token == "alice" else None)
     async with make() as rig:
         pending = rig.offer("a")
-        await until(lambda: len(rooms.sends) > 3 or rig.carrier.distrusted)
+        await until(lambda: len(rooms.sends) > 3 or rig.account_limits.distrusted)
         await until(lambda: pending.history[1:])
         assert not pending.settled.done(), "it is in the room"
         rooms.always(None)
@@ -713,9 +705,9 @@ async def test_dead_letter_is_written_with_its_time_however_fast_the_writer_is(
 
 
 async def test_outcome_that_the_store_refuses_is_tried_again_and_the_event_is_not_sent_again(
-    make: MakeRig, rooms: Rooms, path: Path, monkeypatch: pytest.MonkeyPatch
+    make: MakeRig, rooms: Rooms, path: Path
 ) -> None:
-    monkeypatch.setattr(write_queue, "AGAIN_SECONDS", 0.02)
+    make.tune(rewrite_seconds=0.02)
     async with make() as rig:
         answered = asyncio.Event()
         rooms.then(after(answered))
@@ -739,10 +731,8 @@ async def test_outcome_that_the_store_refuses_is_tried_again_and_the_event_is_no
         assert rooms.tries() == ["a", "b", "c"]
 
 
-async def test_refused_outcome_is_tried_once_more_at_the_end(
-    make: MakeRig, rooms: Rooms, path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(write_queue, "AGAIN_SECONDS", 60.0)
+async def test_refused_outcome_is_tried_once_more_at_the_end(make: MakeRig, rooms: Rooms, path: Path) -> None:
+    make.tune(rewrite_seconds=60.0)
     async with make() as rig:
         answered = asyncio.Event()
         rooms.then(after(answered))
@@ -757,9 +747,9 @@ async def test_refused_outcome_is_tried_once_more_at_the_end(
 
 
 @pytest.fixture
-def refuses_outcomes(path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
+def refuses_outcomes(path: Path, make: MakeRig) -> Callable[[bool], None]:
     """`refuses(True)`: the store takes no event that was sent, and all else."""
-    monkeypatch.setattr(write_queue, "AGAIN_SECONDS", 0.02)
+    make.tune(rewrite_seconds=0.02)
 
     def refuses(yes: bool) -> None:
         fails = "BEFORE UPDATE OF state ON outbox WHEN NEW.state = 'sent' BEGIN SELECT RAISE(ABORT, 'no'); END"
@@ -865,8 +855,8 @@ async def test_nothing_is_sent_when_the_lease_ran_out_while_the_account_paused(m
         account = rig.tokens.remember(ALICE)
         with rig.busy_writer():  # so nobody prolongs it
             refused.set()
-            await until(lambda: rig.carrier.pause_of(account))
-            await until(lambda: not rig.carrier.pause_of(account))
+            await until(lambda: rig.account_limits.pause_of(account))
+            await until(lambda: not rig.account_limits.pause_of(account))
             for _ in range(20):
                 await asyncio.sleep(0.002)
             assert len(rooms.sends) == 1
@@ -941,12 +931,9 @@ async def test_event_without_a_key_need_not_wait_for_the_disk(make: MakeRig, roo
         await until(lambda: rig.states() == ["sent"] * 6)  # written with their outcomes
 
 
-async def test_stopping_lane_does_not_wait_for_a_pause_to_end(
-    make: MakeRig, rooms: Rooms, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "FIRST_PAUSE", 2 * PATIENCE)
-    monkeypatch.setattr(module, "MAX_PAUSE", 2 * PATIENCE)
-    monkeypatch.setattr(module, "REST_SECONDS", 3 * PATIENCE)  # so that the lane is not given back meanwhile
+async def test_stopping_lane_does_not_wait_for_a_pause_to_end(make: MakeRig, rooms: Rooms) -> None:
+    make.tune(first_pause=2 * PATIENCE, max_pause=2 * PATIENCE)
+    make.tune(rest_pause=3 * PATIENCE)  # so that the lane is not given back meanwhile
     answered = asyncio.Event()
     async with make() as rig:
         rooms.then(after(answered, cut))
@@ -960,9 +947,9 @@ async def test_stopping_lane_does_not_wait_for_a_pause_to_end(
 
 
 @pytest.fixture
-def invitations(monkeypatch: pytest.MonkeyPatch) -> None:
+def invitations(make: MakeRig) -> None:
     """A lane waits a minute for one, and may be woken for callers at once."""
-    monkeypatch.setattr(worker, "ABSENT_WAKE_SECONDS", 0.0)
+    make.tune(absent_wake_seconds=0.0)
 
 
 async def asleep(rig: Rig) -> None:
@@ -1007,7 +994,7 @@ async def test_caller_who_waits_behind_an_invitation_is_told_at_once(
 async def test_join_while_the_403_is_examined_is_not_missed(
     make: MakeRig, rooms: Rooms, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "ABSENT_SECONDS", (10 * PATIENCE,))
+    make.tune(absent_pauses=(10 * PATIENCE,))
     rooms.then(error(403, "M_FORBIDDEN"))
     async with make() as rig:
 
@@ -1022,9 +1009,7 @@ async def test_join_while_the_403_is_examined_is_not_missed(
         assert rig.rows("state", "attempts") == [("sent", 2)]
 
 
-async def test_join_before_an_attempt_does_not_keep_the_lane_awake(
-    make: MakeRig, rooms: Rooms, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_join_before_an_attempt_does_not_keep_the_lane_awake(make: MakeRig, rooms: Rooms) -> None:
     go = asyncio.Event()
     rooms.joined = False
     rooms.then(after(go))
@@ -1039,11 +1024,9 @@ async def test_join_before_an_attempt_does_not_keep_the_lane_awake(
         assert rooms.tries() == ["a", "b"]
 
 
-async def test_lane_is_not_woken_for_callers_more_often_than_every_two_seconds(
-    make: MakeRig, rooms: Rooms, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert worker.ABSENT_WAKE_SECONDS == 2.0
-    monkeypatch.setattr(worker, "ABSENT_WAKE_SECONDS", 60.0)
+async def test_lane_is_not_woken_for_callers_more_often_than_every_two_seconds(make: MakeRig, rooms: Rooms) -> None:
+    assert Timing().absent_wake_seconds == 2.0
+    make.tune(absent_wake_seconds=60.0)
     rooms.joined = False
     rooms.always(error(403, "M_FORBIDDEN"))
     async with make() as rig:
@@ -1060,12 +1043,8 @@ async def test_lane_is_not_woken_for_callers_more_often_than_every_two_seconds(
         await until(lambda: rooms.tries(ROOM) == ["queued"] * 2)
 
 
-async def test_lane_that_rests_after_failures_goes_on_for_a_caller_who_waits(
-    make: MakeRig, rooms: Rooms, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(worker, "WAKE_SECONDS", 0.0)
-    monkeypatch.setattr(module, "FIRST_PAUSE", 60.0)
-    monkeypatch.setattr(module, "MAX_PAUSE", 60.0)
+async def test_lane_that_rests_after_failures_goes_on_for_a_caller_who_waits(make: MakeRig, rooms: Rooms) -> None:
+    make.tune(wake_seconds=0.0, first_pause=60.0, max_pause=60.0)
     async with make() as rig:
         rooms.then(error(500, "M_UNKNOWN"))
         await rig.accept("a")
@@ -1079,23 +1058,23 @@ REFUSALS = [(403, "M_USER_SUSPENDED"), (403, "M_RESOURCE_LIMIT_EXCEEDED"), (401,
 
 @pytest.mark.parametrize(("status", "errcode"), REFUSALS)
 async def test_refusal_of_the_account_kills_nothing_that_is_queued(
-    make: MakeRig, rooms: Rooms, monkeypatch: pytest.MonkeyPatch, status: int, errcode: str
+    make: MakeRig, rooms: Rooms, status: int, errcode: str
 ) -> None:
-    monkeypatch.setattr(halts, "PAUSES", (0.02, 0.05))
+    make.tune(halt_pauses=(0.02, 0.05))
     rooms.script(lambda sent: error(status, errcode, "No.") if sent.token == "alice" else None)
     async with make() as rig:
         for number in range(50):
             await rig.accept(str(number), f"!{number % 5}:hs")
         await until(lambda: len(rooms.sends) >= 5)
         account = rig.tokens.remember(ALICE)
-        assert rig.carrier.refusals() == {account: f"No. ({errcode})"}
+        assert rig.account_limits.refusals() == {account: f"No. ({errcode})"}
         assert await rig.send("b", OTHER, caller=BOB) == Outcome("sent", "$1")
         assert await rig.send("c", OTHER, api_key="key", seconds=0.1) is None, "its key is not at fault"
         rooms.always(None)
         await rig.settled()
         assert set(rig.states()) == {"sent"}
         assert rig.rows("attempts") == [1] * 52
-        await until(lambda: rig.carrier.refusals() == {})
+        await until(lambda: rig.account_limits.refusals() == {})
 
 
 def test_refused_account_is_asked_more_and_more_seldom() -> None:
@@ -1115,13 +1094,11 @@ async def test_refused_account_waits_for_as_long_as_the_homeserver_asks(make: Ma
     rooms.always(error(403, "M_CONSENT_NOT_GIVEN", retry_after_ms=90_000))
     async with make() as rig:
         await rig.accept("a")
-        await until(lambda: rig.carrier.pause_of(rig.tokens.remember(ALICE)) > 80)
+        await until(lambda: rig.account_limits.pause_of(rig.tokens.remember(ALICE)) > 80)
 
 
-async def test_caller_who_waits_with_a_token_of_its_own_hears_the_refusal_at_once(
-    make: MakeRig, rooms: Rooms, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(halts, "KNOCK_SECONDS", 0.01)
+async def test_caller_who_waits_with_a_token_of_its_own_hears_the_refusal_at_once(make: MakeRig, rooms: Rooms) -> None:
+    make.tune(halt_retry_seconds=0.01)
     rooms.always(error(403, "M_CONSENT_NOT_GIVEN", "Agree first", consent_uri="https://hs/consent"))
     told = {
         "status": 403,
@@ -1150,8 +1127,7 @@ async def test_refusal_of_an_account_is_told_once_and_only_where_somebody_waits(
     make: MakeRig, rooms: Rooms, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each of the requests that are under way is refused; each time all lanes were gone through for each lane."""
-    monkeypatch.setattr(halts, "PAUSES", (2 * PATIENCE,))
-    monkeypatch.setattr(halts, "KNOCK_SECONDS", 2 * PATIENCE)
+    make.tune(halt_pauses=(2 * PATIENCE,), halt_retry_seconds=2 * PATIENCE)
     told: list[str] = []
     tell = module.Lane.refuse_waiting
 
@@ -1168,7 +1144,7 @@ async def test_refusal_of_an_account_is_told_once_and_only_where_somebody_waits(
         for room in quiet:
             rig.offer("a", room, waits=False)
         await until(lambda: sum(rig.worker.lanes()[kind] for kind in ("sending", "pause", "idle")) == 60)
-        await until(lambda: len(rooms.sends) == attempt.FIRST)
+        await until(lambda: len(rooms.sends) == FIRST)
         go.set()
         for pending in deliveries:
             outcome = await rig.worker.wait(pending, PATIENCE)
@@ -1203,7 +1179,7 @@ async def test_thousands_who_wait_are_told_without_holding_up_others(make: MakeR
         await rig.crash()
 
 
-def test_those_who_wait_for_a_lane_are_found_without_looking_at_all_others() -> None:
+async def test_those_who_wait_for_a_lane_are_found_without_looking_at_all_others() -> None:
     """1,500 lanes of an account, each asked for its own among 3,000 deliveries, took five seconds."""
 
     class Watched(PendingDelivery):
@@ -1218,20 +1194,19 @@ def test_those_who_wait_for_a_lane_are_found_without_looking_at_all_others() -> 
         def settled(self, future: Any) -> None:
             self.__dict__["settled"] = future
 
-    deliveries, loop = PendingDeliveries(), asyncio.new_event_loop()
+    deliveries = PendingDeliveries()
     for number in range(1_000):
         room = f"!{number % 500}:hs"
         row = Row(str(number), f"alice|{room}", "alice", room, "m.room.message", None, b"{}", str(number), 1)
-        deliveries.know(Watched(row, loop.create_future(), loop.create_future(), waiters=1))
+        deliveries.add(Watched(row)).add_waiter()
     Watched.looked_at = 0
-    assert [pending.row.delivery for pending in deliveries.waiting_in("alice|!7:hs")] == ["7", "507"]
-    assert deliveries.waiting_in("alice|!unknown:hs") == []
+    assert [pending.row.delivery for pending in deliveries.awaited("alice|!7:hs")] == ["7", "507"]
+    assert deliveries.awaited("alice|!unknown:hs") == []
     assert Watched.looked_at <= 4
-    for pending in deliveries.waiting():
-        pending.waiters = 0
+    for pending in deliveries.awaited():
+        pending.remove_waiter()
         deliveries.leave(pending)
     assert (deliveries._by_delivery, deliveries._by_lane) == ({}, {})
-    loop.close()
 
 
 async def test_refused_account_dies_of_age_only(make: MakeRig, rooms: Rooms, path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from flowbridge.delivery import lookup
+from flowbridge.delivery.attempt import Attempt
 from flowbridge.errors import HomeserverError
 from flowbridge.homeserver.answers import Verdict
 from flowbridge.store import Row
@@ -66,7 +67,7 @@ def crowded() -> Crowded:
 
 @pytest.fixture
 def make(tmp_path: Path, crowded: Crowded) -> MakeRig:
-    return lambda **how: Rig(f"sqlite:///{tmp_path}/flowbridge.db", crowded, **how)
+    return MakeRig(f"sqlite:///{tmp_path}/flowbridge.db", crowded)
 
 
 def crowd(rooms: Rooms, number: int, at: int | None = None) -> None:
@@ -75,7 +76,7 @@ def crowd(rooms: Rooms, number: int, at: int | None = None) -> None:
 
 
 async def carry(rig: Rig, row: Row) -> Verdict:
-    found = await rig.carrier.carry(row, time.time() - LONG_AGO, lambda looked, digest: True)
+    found = await rig.attempt(Attempt(row, time.time() - LONG_AGO))
     assert found is not None
     return found
 
@@ -118,7 +119,7 @@ async def test_look_goes_on_where_the_last_attempt_ended(
         assert crowded.bodies().count("a") == 1
         if is_there:
             assert found.event_id == event_id
-        assert len(rig.carrier._looks._places) == 0
+        assert len(rig.lookup._places) == 0
 
 
 class Restarted(Crowded):
@@ -144,8 +145,8 @@ async def test_place_that_the_homeserver_does_not_know_any_more_is_forgotten(tmp
         crowd(rooms, 5_000)
         rooms.page_seconds = 0.01
         assert (await carry(rig, row)).kind == "again"
-        assert rig.carrier._looks._places[row.delivery].before
-        rooms.forgets, rooms.page_seconds, rig.carrier._deadline = True, 0.0, PATIENCE
+        assert rig.lookup._places[row.delivery].before
+        rooms.forgets, rooms.page_seconds, rig.attempts._deadline = True, 0.0, PATIENCE
         assert (await carry(rig, row)).kind == "again"
         assert await carry(rig, row) == Verdict("sent", event_id)
         assert rooms.sends == []
@@ -168,9 +169,9 @@ async def test_request_that_was_late_is_found_although_the_look_had_begun(make: 
 async def begun(rig: Rig, rooms: Crowded, row: Row) -> None:
     """A look that was cut off on its way back through the room."""
     rooms.page_seconds = 0.01
-    while not (found := rig.carrier._looks._places.get(row.delivery)) or not found.before:
+    while not (found := rig.lookup._places.get(row.delivery)) or not found.before:
         assert (await carry(rig, row)).kind == "again"
-    rooms.page_seconds, rig.carrier._deadline = 0.0, PATIENCE
+    rooms.page_seconds, rig.attempts._deadline = 0.0, PATIENCE
 
 
 async def test_request_that_was_late_is_found_behind_pages_that_are_empty(make: MakeRig, crowded: Crowded) -> None:
@@ -191,7 +192,7 @@ async def test_what_came_since_a_look_began_ends_where_it_began(make: MakeRig, c
     """Empty pages must not be followed to the room's first day, nor through all of a busy minute."""
     crowded.filters = "sparse"
     async with make(deadline=0.1) as rig:
-        looks, row = rig.carrier._looks, rig.pending("a").row
+        looks, row = rig.lookup, rig.pending("a").row
         crowd(crowded, 5_000)
         await begun(rig, crowded, row)
         place = looks._places[row.delivery]
@@ -200,7 +201,7 @@ async def test_what_came_since_a_look_began_ends_where_it_began(make: MakeRig, c
             for event in crowded.timeline[ROOM]:
                 event["origin_server_ts"] -= 2 * CLOCK_SKEW_MS
         crowd(crowded, 250)
-        looking = lookup._Looking(crowded, row, ALICE.token, ALICE.user_id)
+        looking = lookup._Search(crowded, row, ALICE.token, ALICE.user_id)
         for most in (2 * 4, 2):  # what has been looked at once is not looked at again
             crowded.pages = 0
             assert await looks._newer(looking, place) is None
@@ -232,13 +233,12 @@ async def _standing_still(*_: Any, **__: Any) -> tuple[list[dict[str, Any]], str
     return [], "t0"
 
 
-async def test_places_are_bounded(make: MakeRig, crowded: Crowded, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lookup, "MAX_PLACES", 3)
+async def test_places_are_bounded(make: MakeRig, crowded: Crowded) -> None:
     crowded.page_seconds = 1.0
-    async with make(deadline=0.01) as rig:
+    async with make(deadline=0.01, max_places=3) as rig:
         for _ in range(6):
             assert (await carry(rig, rig.pending("a").row)).kind == "again"
-        assert len(rig.carrier._looks._places) == 3
+        assert len(rig.lookup._places) == 3
 
 
 REDACTIONS: dict[str, Callable[[str], dict[str, Any]]] = {
@@ -265,8 +265,8 @@ async def test_place_is_dropped_when_the_event_is_settled(make: MakeRig, crowded
         crowd(crowded, 1_000)
         crowded.page_seconds = 0.02
         assert (await carry(rig, row)).kind == "again"
-        assert list(rig.carrier._looks._places) == [row.delivery]
+        assert list(rig.lookup._places) == [row.delivery]
         crowded.page_seconds = 0.0
         assert (await carry(rig, row)).kind == "sent"
-        await until(lambda: not rig.carrier._looks._places)
+        await until(lambda: not rig.lookup._places)
         assert crowded.bodies(ROOM)[-1] == "a"

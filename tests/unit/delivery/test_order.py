@@ -6,14 +6,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from flowbridge.delivery import attempt, lane, worker
-from flowbridge.delivery.write_queue import PendingDelivery
+from flowbridge.delivery.pending import PendingDelivery
+from flowbridge.delivery.worker import Bounds
 from flowbridge.homeserver.pool import Answer
 from flowbridge.models import Caller
+from flowbridge.models.timing import Timing
 from flowbridge.store import outbox
 from tests.rig import (
     ALICE,
@@ -70,14 +70,8 @@ STEPS = st.lists(
 )
 
 
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lane, "FIRST_PAUSE", 0.001)
-    monkeypatch.setattr(lane, "MAX_PAUSE", 0.002)
-    monkeypatch.setattr(attempt, "FIRST_PROBE_PAUSE", 0.001)
-    monkeypatch.setattr(attempt, "MAX_PROBE_PAUSE", 0.001)
-    monkeypatch.setattr(worker, "POLL_SECONDS", 0.02)
-    monkeypatch.setattr(worker, "BATCH", 5)  # so that a few events already go by way of the store
+TIMING = Timing(first_pause=0.001, max_pause=0.002, first_probe_pause=0.001, max_probe_pause=0.001, poll_seconds=0.02)
+BOUNDS = Bounds(batch=5)  # so that a few events already go by way of the store
 
 
 @dataclass
@@ -108,7 +102,7 @@ class Play:
         return behave
 
     def start(self) -> Rig:
-        return Rig(f"sqlite:///{self.path}", self.rooms)
+        return Rig(f"sqlite:///{self.path}", self.rooms, timing=TIMING, bounds=BOUNDS)
 
     async def run(self, todo: list[Step]) -> None:
         await self.rig.__aenter__()

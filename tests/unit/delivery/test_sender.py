@@ -2,7 +2,6 @@
 
 import json
 import sqlite3
-from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -10,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from flowbridge.auth.tokens import digest_of
-from flowbridge.delivery import attempt, lane
-from flowbridge.delivery.write_queue import Outcome
+from flowbridge.delivery.pending import Outcome
 from flowbridge.models import Caller
 from flowbridge.store.accounts import account_of
 from tests.rig import (
@@ -19,6 +17,7 @@ from tests.rig import (
     DESK,
     ROOM,
     Behaviour,
+    MakeRig,
     Rig,
     Rooms,
     Sent,
@@ -34,8 +33,6 @@ ACCOUNT = account_of(ALICE.user_id)
 WEEK = 7 * 86_400_000
 BAD = error(401, "M_UNKNOWN_TOKEN", "it was logged out")
 
-MakeRig = Callable[..., Rig]
-
 
 @pytest.fixture
 def rooms() -> Rooms:
@@ -49,13 +46,12 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def make(rooms: Rooms, path: Path) -> MakeRig:
-    return lambda **how: Rig(f"sqlite:///{path}", rooms, **how)
+    return MakeRig(f"sqlite:///{path}", rooms)
 
 
 @pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lane, "FIRST_PAUSE", 0.01)
-    monkeypatch.setattr(attempt, "TOKEN_PAUSE", 0.05)
+def _quick(make: MakeRig) -> None:
+    make.tune(first_pause=0.01, token_pause=0.05)
 
 
 def only(rooms: Rooms, *good: Caller, first: Behaviour | None = None) -> None:
@@ -83,7 +79,7 @@ async def test_events_of_a_logged_out_device_go_out_with_another_one_of_the_user
     async with make() as rig:
         for body in "abc":
             await rig.accept(body)
-        await until(lambda: rig.carrier.distrusted)
+        await until(lambda: rig.account_limits.distrusted)
         only(rooms, DESK)
         rig.tokens.remember(DESK)
         await rig.settled()
@@ -95,7 +91,7 @@ async def test_events_of_a_token_that_was_renewed_go_out_after_a_restart(make: M
     async with make() as rig:
         for body in "abc":
             await rig.accept(body)
-        await until(lambda: rig.carrier.distrusted)
+        await until(lambda: rig.account_limits.distrusted)
         await rig.stop()
     only(rooms, DESK)
     async with make() as rig:
@@ -109,11 +105,11 @@ async def test_refused_token_stays_refused_over_a_restart(make: MakeRig, rooms: 
     only(rooms)
     async with make() as rig:
         await rig.accept("a")
-        await until(lambda: rig.carrier.distrusted)
+        await until(lambda: rig.account_limits.distrusted)
         await rig.stop()
     only(rooms, ALICE)
     async with make() as rig:
-        await until(lambda: rig.carrier.distrusted)
+        await until(lambda: rig.account_limits.distrusted)
         assert await rig.tokens.identity(ALICE.token) is None
         assert len(rooms.sends) == 1
         rig.tokens.remember(ALICE)
@@ -130,7 +126,7 @@ async def test_event_that_the_old_token_may_have_sent_is_looked_for_by_the_new_o
     async with make() as rig:
         await rig.accept("a")
         await rig.accept("b")
-        await until(lambda: rig.carrier.distrusted)
+        await until(lambda: rig.account_limits.distrusted)
         rig.tokens.remember(DESK)
         await rig.settled()
         assert rooms.bodies() == ["a", "b"]
@@ -144,7 +140,7 @@ async def test_event_that_the_old_token_did_not_send_after_all_is_sent_by_the_ne
     rooms.then(cut, BAD)
     async with make() as rig:
         await rig.accept("a")
-        await until(lambda: rig.carrier.distrusted)
+        await until(lambda: rig.account_limits.distrusted)
         rig.tokens.remember(DESK)
         await rig.settled()
         assert rooms.bodies() == ["a"]
@@ -159,7 +155,7 @@ async def test_lost_answers_to_two_tokens_in_turn_double_nothing_over_a_crash(
     async with make() as rig:
         await rig.accept("a")
         await rig.accept("b")
-        await until(lambda: rig.carrier.distrusted)
+        await until(lambda: rig.account_limits.distrusted)
         rooms.reading = None
         only(rooms, DESK, first=lose)
         rig.tokens.remember(DESK)
@@ -225,7 +221,7 @@ async def test_event_without_a_good_token_for_a_week_is_dead_and_says_why(
     async with make() as rig:
         for body in "abc":
             await rig.accept(body)
-        await until(lambda: rig.carrier.distrusted)
+        await until(lambda: rig.account_limits.distrusted)
         await rig.stop()
     with closing(sqlite3.connect(path, timeout=10)) as connection, connection:
         connection.execute("UPDATE outbox SET accepted_at = accepted_at - ? WHERE content NOT LIKE '%\"c\"%'", [WEEK])

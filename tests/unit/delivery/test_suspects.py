@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 
-from flowbridge.delivery import attempt, lane, suspects
-from flowbridge.delivery import worker as worker
-from flowbridge.delivery.write_queue import PendingDelivery
+from flowbridge.delivery import suspects
+from flowbridge.delivery.pending import PendingDelivery
 from flowbridge.homeserver.pool import Answer
 from flowbridge.store import delivery_log
 from tests.rig import (
@@ -33,12 +32,8 @@ BROKEN = error(500, "M_UNKNOWN", "Internal server error")
 
 
 @pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lane, "FIRST_PAUSE", 0.002)
-    monkeypatch.setattr(lane, "MAX_PAUSE", 0.02)
-    monkeypatch.setattr(suspects, "FRESH_SECONDS", 0.0)
-    monkeypatch.setattr(worker, "POLL_SECONDS", 0.02)
-    monkeypatch.setattr(attempt, "FIRST_PROBE_PAUSE", 0.01)
+def _quick(make: MakeRig) -> None:
+    make.tune(first_pause=0.002, max_pause=0.02, recent_seconds=0.0, poll_seconds=0.02, first_probe_pause=0.01)
 
 
 def poison(behaviour: Behaviour = BROKEN) -> Callable[[Sent], Behaviour | None]:

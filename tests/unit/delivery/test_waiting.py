@@ -1,13 +1,13 @@
 """flowbridge.delivery.waiting: what a queued event waits for, in words."""
 
 import time
-from collections.abc import Callable
 
 import pytest
 
-from flowbridge.delivery import attempt, halts
+from flowbridge.delivery.breaker import FAILURES
+from flowbridge.delivery.pending import PendingDelivery
 from flowbridge.delivery.waiting import Waiting, waiting
-from flowbridge.delivery.write_queue import PendingDelivery
+from flowbridge.models.timing import Timing
 from flowbridge.store import delivery_log
 from tests.rig import ROOM, Behaviour, MakeRig, Rig, Rooms, error, refuse_connection, slow, unreachable, until
 
@@ -15,7 +15,7 @@ from tests.rig import ROOM, Behaviour, MakeRig, Rig, Rooms, error, refuse_connec
 async def told(rig: Rig, pending: PendingDelivery) -> Waiting:
     found = await rig.database.run(lambda connection: delivery_log.standing(connection, pending.row.delivery))
     assert found is not None
-    return waiting(rig.carrier, pending.row.account, found)
+    return waiting(rig.account_limits, rig.breaker, pending.row.account, found)
 
 
 def seconds(found: Waiting) -> float:
@@ -30,7 +30,7 @@ def seconds(found: Waiting) -> float:
         (
             error(403, "M_USER_SUSPENDED", "Suspended"),
             "the homeserver refuses the account: Suspended (M_USER_SUSPENDED)",
-            halts.PAUSES[0],
+            Timing().halt_pauses[0],
         ),
         (error(401, "M_UNKNOWN_TOKEN", "Logged out"), "the homeserver refuses the account: Logged out", None),
         (refuse_connection, "the homeserver cannot be reached", None),
@@ -42,8 +42,8 @@ async def test_event_says_what_its_account_or_homeserver_waits_for(
     rooms.always(behaviour)
     rooms.version = unreachable() if behaviour is refuse_connection else None
     async with make() as rig:
-        deliveries = [await rig.accept("a", f"!{number}:hs") for number in range(attempt.FAILURES)]
-        await until(lambda: rig.carrier.pause_of(deliveries[0].row.account) > 0)
+        deliveries = [await rig.accept("a", f"!{number}:hs") for number in range(FAILURES)]
+        await until(lambda: rig.account_limits.pause_of(deliveries[0].row.account) > 0)
         found = await told(rig, deliveries[0])
         assert found.reason == reason
         if lasts is not None:
@@ -66,11 +66,8 @@ async def test_event_says_that_its_account_is_not_in_the_room(make: MakeRig, roo
         assert (await told(rig, third)).reason.startswith("2 older events of this room first")
 
 
-async def test_event_says_how_its_last_attempt_failed(
-    make: MakeRig, rooms: Rooms, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pause: Callable[[int], float] = lambda _: 60.0  # noqa: E731
-    monkeypatch.setattr("flowbridge.delivery.lane.pause_after", pause)
+async def test_event_says_how_its_last_attempt_failed(make: MakeRig, rooms: Rooms) -> None:
+    make.tune(first_pause=55.0, max_pause=55.0)  # a fifth more or less
     rooms.always(error(500, "M_UNKNOWN", "Internal server error"))
     async with make() as rig:
         first = await rig.accept("a")
@@ -78,7 +75,7 @@ async def test_event_says_how_its_last_attempt_failed(
         second = await rig.accept("b")
         found = await told(rig, first)
         assert found.reason == "the last attempt failed: Internal server error"
-        assert 50 < seconds(found) <= 60
+        assert 40 < seconds(found) <= 66
         behind = await told(rig, second)
         assert behind.reason == "an older event of this room first; of the first one: its last attempt failed"
 

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 from sqlalchemy import event
 
-from flowbridge.delivery import attempt, lane
-from flowbridge.delivery import worker as worker
 from flowbridge.delivery.backpressure import Limits
-from flowbridge.delivery.write_queue import Outcome
+from flowbridge.delivery.limiter import WIDEST
+from flowbridge.delivery.pending import Outcome
+from flowbridge.delivery.worker import Bounds
 from flowbridge.store import StoreFull, StoreUnavailable, abandoned, delivery_log, engine, outbox, tables
 from flowbridge.store import database as database_module
 from flowbridge.store.outbox import ASKED
@@ -48,10 +48,8 @@ HOUR = 3_600_000
 
 
 @pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lane, "FIRST_PAUSE", 0.002)
-    monkeypatch.setattr(lane, "MAX_PAUSE", 0.01)
-    monkeypatch.setattr(worker, "POLL_SECONDS", 0.02)
+def _quick(make: MakeRig) -> None:
+    make.tune(first_pause=0.002, max_pause=0.01, poll_seconds=0.02)
 
 
 def numbers(until_: int) -> list[str]:
@@ -239,13 +237,10 @@ async def test_fifty_events_of_a_lane_are_held_in_memory(make: MakeRig, rooms: R
         assert rig.backpressure.queued == 0
 
 
-async def test_all_lanes_together_hold_no_more_than_is_allowed(
-    make: MakeRig, rooms: Rooms, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(worker, "MAX_HELD", 100)
-    monkeypatch.setattr(attempt, "FIRST", 20)
+async def test_all_lanes_together_hold_no_more_than_is_allowed(make: MakeRig, rooms: Rooms) -> None:
+    make.tune(events=100)
     names = [f"!{number}:hs" for number in range(20)]
-    async with make() as rig:
+    async with make(first=20) as rig:
         for name in names:  # the first half comes into its lanes, the other by way of the store
             if name in names[:10]:
                 await rig.send("first", name)
@@ -278,9 +273,8 @@ async def test_waiting_leaves_nothing_behind(make: MakeRig, rooms: Rooms) -> Non
 
 
 @pytest.fixture
-def few_lanes(monkeypatch: pytest.MonkeyPatch) -> int:
-    monkeypatch.setattr(worker, "MAX_LANES", 20)
-    monkeypatch.setattr(worker, "CLAIM_LANES", 5)
+def few_lanes(make: MakeRig) -> int:
+    make.tune(lanes=20, claims=5)
     return 20
 
 
@@ -313,7 +307,7 @@ async def test_account_that_pauses_with_many_rooms_does_not_stand_in_the_way(
         assert held(rig) <= few_lanes
         rooms.always(None)
         rig.tokens.remember(replace(ALICE, token="new"))
-        rig.carrier._limiters[rig.tokens.remember(ALICE)].open()
+        rig.account_limits._limiters[rig.tokens.remember(ALICE)].open()
         tell(Path(str(rig.database.url.database)), "UPDATE lanes SET lease_until = 0 WHERE owner IS NULL")
         await rig.settled()
 
@@ -330,17 +324,13 @@ async def test_account_whose_rooms_are_slow_leaves_room_for_others(make: MakeRig
         await rig.crash()
 
 
-async def test_lane_that_is_given_back_before_it_has_begun_is_not_kept_for_ever(
-    make: MakeRig, rooms: Rooms, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_lane_that_is_given_back_before_it_has_begun_is_not_kept_for_ever(make: MakeRig, rooms: Rooms) -> None:
     """A task that is cancelled before its first step does not even run its `finally`."""
-    monkeypatch.setattr(worker, "MAX_LANES", 1)
-    monkeypatch.setattr(worker, "CLAIM_LANES", 1)
-    monkeypatch.setattr(worker, "MAX_REST", 0.02)
+    make.tune(lanes=1, claims=1, max_rest=0.02)
     async with make() as rig:
         rooms.then(error(401, "M_UNKNOWN_TOKEN"))
         first = rig.offer("1", waits=False)
-        await until(lambda: rig.carrier.distrusted)
+        await until(lambda: rig.account_limits.distrusted)
         await until(lambda: rig.lane().fence >= 3)
         rig.offer("2", waits=False)
         await soon(first.committed)
@@ -349,8 +339,8 @@ async def test_lane_that_is_given_back_before_it_has_begun_is_not_kept_for_ever(
         await until(lambda: rooms.bodies() == ["1", "2"])
 
 
-async def test_idle_lane_is_given_back(make: MakeRig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker, "IDLE_SECONDS", 0.05)
+async def test_idle_lane_is_given_back(make: MakeRig) -> None:
+    make.tune(idle_seconds=0.05)
     async with make() as rig:
         await rig.send("a")
         await until(lambda: held(rig) == 0 and rig.lane().owner is None)
@@ -477,7 +467,7 @@ async def test_event_that_may_be_in_the_room_and_cannot_be_written_is_not_taken_
 
 
 async def test_event_that_was_cut_off_and_cannot_be_written_is_not_taken_back(
-    make: MakeRig, rooms: Rooms, path: Path, monkeypatch: pytest.MonkeyPatch
+    make: MakeRig, rooms: Rooms, path: Path
 ) -> None:
     """It was under way when its lane was lost, which tells nothing about whether it arrived."""
     async with make() as rig:
@@ -490,7 +480,7 @@ async def test_event_that_was_cut_off_and_cannot_be_written_is_not_taken_back(
             rig.worker._drop(next(iter(rig.worker._lanes.values())))
             await asyncio.sleep(0)
         await soon(tell_when_written.committed)
-        assert tell_when_written.tried
+        assert tell_when_written.maybe_sent
 
 
 @pytest.mark.usefixtures("impatient_store")
@@ -605,11 +595,9 @@ def _deliveries(path: Path) -> list[str]:
         return [name for (name,) in connection.execute("SELECT delivery FROM outbox ORDER BY id")]
 
 
-async def test_event_that_is_taken_back_is_not_read_from_the_store_in_that_moment(
-    make: MakeRig, rooms: Rooms, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_event_that_is_taken_back_is_not_read_from_the_store_in_that_moment(make: MakeRig, rooms: Rooms) -> None:
     """The lane asks for its next events, and before it has them one is withdrawn."""
-    monkeypatch.setattr(worker, "BATCH", 2)
+    make.tune(batch=2)
     answered = asyncio.Event()
     async with make() as rig:
         rooms.script(lambda _: after(answered))
@@ -666,7 +654,7 @@ async def test_cancelled_event_is_given_up_even_when_it_was_tried(make: MakeRig,
         rooms.then(cut)
         pending = rig.offer("a")
         await until(lambda: len(rooms.sends) == 2)
-        assert pending.tried
+        assert pending.maybe_sent
         assert await rig.worker.cancel(pending.row.delivery)
         assert rig.states() == []
         assert pending.settled.result() is None
@@ -690,10 +678,8 @@ async def test_event_on_its_way_is_not_cancelled(make: MakeRig, rooms: Rooms) ->
         assert rooms.bodies() == ["a"]
 
 
-async def test_event_that_lies_in_the_store_is_cancelled(
-    make: MakeRig, rooms: Rooms, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(worker, "BATCH", 1)
+async def test_event_that_lies_in_the_store_is_cancelled(make: MakeRig, rooms: Rooms) -> None:
+    make.tune(batch=1)
     async with make() as rig:
         rooms.then(slow(60_000))
         deliveries = [await rig.accept(number) for number in numbers(5)]
@@ -742,10 +728,9 @@ Resting = Callable[[Rig], Awaitable[None]]
 
 
 @pytest.fixture
-def resting(rooms: Rooms, monkeypatch: pytest.MonkeyPatch) -> Resting:
+def resting(make: MakeRig, rooms: Rooms) -> Resting:
     """Nothing gets through. To be awaited: until the lane rests for a minute, and nothing of it is in memory."""
-    for name, seconds in (("REST_SECONDS", 0.0), ("FIRST_PAUSE", 60.0), ("MAX_PAUSE", 60.0)):
-        monkeypatch.setattr(lane, name, seconds)
+    make.tune(rest_pause=0.0, first_pause=60.0, max_pause=60.0)
     rooms.always(refuse_connection)
 
     async def rests(rig: Rig) -> None:
@@ -806,10 +791,10 @@ async def test_joining_that_fails_leaves_nothing_behind(make: MakeRig, path: Pat
 
 
 async def test_outcome_that_another_process_has_written_is_heard_by_all_who_wait(
-    make: MakeRig, rooms: Rooms, path: Path, monkeypatch: pytest.MonkeyPatch
+    make: MakeRig, rooms: Rooms, path: Path
 ) -> None:
     """Also by those who came after many others."""
-    monkeypatch.setattr(worker, "HEARD", 10)
+    make.tune(outcomes=10)
     async with make() as rig:
         rooms.always(silence)
         deliveries = [rig.offer(number) for number in numbers(120)]
@@ -828,7 +813,7 @@ async def test_who_waits_is_sent_away_before_the_end_and_the_event_goes_on(make:
         rooms.script(lambda _: after(answered))
         deliveries = [rig.offer(number) for number in numbers(60)]
         await until(lambda: rooms.sends)
-        rig.worker.hush()
+        rig.worker.release_waiters()
         for pending in deliveries:
             assert await rig.worker.wait(pending, PATIENCE) is None
             assert not await rig.worker.withdraw(pending)
@@ -880,12 +865,8 @@ def left(path: Path) -> list[tuple[str, str | None]]:
 
 
 @pytest.mark.parametrize("why", ["gate", "look-up", "pause", "rest"])
-async def test_stop_does_not_wait_for_lanes_that_wait(
-    make: MakeRig, rooms: Rooms, path: Path, monkeypatch: pytest.MonkeyPatch, why: str
-) -> None:
-    monkeypatch.setattr(lane, "FIRST_PAUSE", 2 * PATIENCE)
-    monkeypatch.setattr(lane, "MAX_PAUSE", 2 * PATIENCE)
-    monkeypatch.setattr(lane, "REST_SECONDS", PATIENCE if why == "rest" else 3 * PATIENCE)
+async def test_stop_does_not_wait_for_lanes_that_wait(make: MakeRig, rooms: Rooms, path: Path, why: str) -> None:
+    make.tune(first_pause=2 * PATIENCE, max_pause=2 * PATIENCE, rest_pause=PATIENCE if why == "rest" else 3 * PATIENCE)
     behaviours: dict[str, Behaviour] = {"gate": slow(120_000)}
     rooms.always(behaviours.get(why, refuse_connection))
     rooms.encrypted[ROOM] = 2 * PATIENCE if why == "look-up" else False
@@ -930,17 +911,14 @@ async def test_event_that_comes_during_the_stop_is_found_by_the_next_start(
         await rig.settled()
 
 
-async def test_stop_while_the_homeserver_is_away_ends_the_probing(
-    make: MakeRig, rooms: Rooms, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(attempt, "FIRST_PROBE_PAUSE", 0.01)
-    monkeypatch.setattr(attempt, "MAX_PROBE_PAUSE", 0.01)
+async def test_stop_while_the_homeserver_is_away_ends_the_probing(make: MakeRig, rooms: Rooms) -> None:
+    make.tune(first_probe_pause=0.01, max_probe_pause=0.01)
     async with make() as rig:
         rooms.always(refuse_connection)
         rooms.version = unreachable()
         for room in numbers(6):
             await rig.accept("a", f"!{room}:hs")
-        await until(lambda: rig.carrier.is_away)
+        await until(lambda: rig.breaker.is_open)
         await until(lambda: rooms.looks)
         await rig.stop()
         asked = len(rooms.looks)
@@ -948,16 +926,14 @@ async def test_stop_while_the_homeserver_is_away_ends_the_probing(
         assert len(rooms.looks) == asked
 
 
-async def test_homeserver_that_was_away_gets_everything_in_order(
-    make: MakeRig, rooms: Rooms, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(attempt, "FIRST_PROBE_PAUSE", 0.01)
+async def test_homeserver_that_was_away_gets_everything_in_order(make: MakeRig, rooms: Rooms) -> None:
+    make.tune(first_probe_pause=0.01)
     async with make() as rig:
         rooms.always(refuse_connection)
         for number in numbers(20):
             for room in (ROOM, OTHER):
                 await rig.accept(number, room)
-        await until(lambda: rig.carrier.is_away)
+        await until(lambda: rig.breaker.is_open)
         rooms.always(None)
         await rig.settled()
         assert rooms.bodies() == rooms.bodies(OTHER) == numbers(20)
@@ -983,33 +959,28 @@ async def test_nothing_is_lost_doubled_or_reordered_in_a_storm(make: MakeRig, ro
 
 
 def test_limits_of_memory_are_those_of_the_design() -> None:
-    assert (outbox.BATCH, worker.MAX_HELD, worker.MAX_LANES) == (50, 10_000, 2_000)
+    assert (outbox.BATCH, Bounds().events, Bounds().lanes) == (50, 10_000, 2_000)
 
 
-async def test_account_whose_requests_hang_leaves_places_to_others(
-    make: MakeRig, rooms: Rooms, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(attempt, "FIRST", attempt.WIDEST)  # as that of an account of which much went well
+async def test_account_whose_requests_hang_leaves_places_to_others(make: MakeRig, rooms: Rooms) -> None:
     rooms.script(lambda sent: silence if sent.token == ALICE.token else None)
-    async with make() as rig:
-        for number in range(attempt.WIDEST + 10):
+    async with make(first=WIDEST) as rig:  # as that of an account of which much went well
+        for number in range(WIDEST + 10):
             rig.offer(f"hangs-{number}", f"!{number}:hs", waits=False)
         await until(lambda: len(rooms.sends) >= 48)
         assert await rig.send("quick", OTHER, caller=BOB, seconds=5) is not None
         await rig.crash()
 
 
-async def test_of_large_events_few_are_held_in_memory(
-    make: MakeRig, rooms: Rooms, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(worker, "HELD_BYTES", 300_000)
+async def test_of_large_events_few_are_held_in_memory(make: MakeRig, rooms: Rooms) -> None:
+    make.tune(bytes=300_000)
     go = asyncio.Event()
     rooms.always(after(go))
     async with make() as rig:
         held = []
         for _ in range(20):
             await rig.accept("x" * 60_000)
-            held += [len(lane.deliveries) for lane in rig.worker._lanes.values()]
+            held += [len(lane.queue) for lane in rig.worker._lanes.values()]
         assert 0 < max(held) <= 3
         go.set()
         await rooms.reads(20)
@@ -1034,16 +1005,14 @@ async def test_lane_that_a_command_asks_for_is_given_back_for_a_moment(make: Mak
         rig.worker.wake()
         await until(lambda: not rig.lane().owner)
         assert await rig.database.run(lambda c: abandoned.remove(c, [lane], chosen)) == 2
-        rig.carrier._limiters[lane.partition("|")[0]]._closed_until = 0.0
+        rig.account_limits._limiters[lane.partition("|")[0]]._closed_until = 0.0
         assert await rig.send("after") is not None
     assert rooms.tries() == ["first", "a", "after"]
     assert rig.states() == ["sent", "sent"]
 
 
-async def test_event_on_its_way_is_not_removed_and_those_behind_it_may_be(
-    make: MakeRig, rooms: Rooms, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("flowbridge.delivery.worker.ASKED_SECONDS", PATIENCE)  # a busy machine may take the usual 3 s
+async def test_event_on_its_way_is_not_removed_and_those_behind_it_may_be(make: MakeRig, rooms: Rooms) -> None:
+    make.tune(yield_seconds=PATIENCE)  # a busy machine may take the usual 3 s
     answered = asyncio.Event()
     async with make() as rig:
         await rig.send("first")

@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 import pytest
 from sqlalchemy import Connection
 
-from flowbridge.delivery.write_queue import PendingDelivery, WriteQueue
+from flowbridge.delivery.pending import PendingDelivery
+from flowbridge.delivery.write_queue import WriteQueue
 from flowbridge.store import Database, Row, StoreFull, StoreUnavailable, engine
 from flowbridge.store import database as database_module
 from tests.rig import PATIENCE, soon, until
@@ -47,9 +48,8 @@ async def quick(tmp_path: Path) -> AsyncIterator[WriteQueue]:
 
 
 def pending(name: str) -> PendingDelivery:
-    loop = asyncio.get_running_loop()
     row = Row(name, "lane", "account", "!room:hs", "m.room.message", None, b"{}", name, 1)
-    return PendingDelivery(row, loop.create_future(), loop.create_future(), urgent=True)
+    return PendingDelivery(row)
 
 
 async def test_event_is_written_however_fast_the_writer_is(quick: WriteQueue) -> None:

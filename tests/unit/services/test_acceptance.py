@@ -14,7 +14,8 @@ from sqlalchemy import select
 
 from flowbridge.auth.callers import Credential
 from flowbridge.bridge import Core
-from flowbridge.delivery.write_queue import Outcome, _Batch
+from flowbridge.delivery.pending import Outcome
+from flowbridge.delivery.write_queue import _Batch
 from flowbridge.errors import BadContent, BadRequest, Conflict, Forbidden, MatrixError, TooLarge
 from flowbridge.homeserver.pool import Answer
 from flowbridge.models import ApiKey, Event, Payload

@@ -298,8 +298,8 @@ async def test_event_is_dead_after_seven_days_in_whatever_state_its_account_or_r
         assert rig.states()[2] == "queued"
         rooms.always(None)
         rooms.version = None
-        rig.carrier.trust(rig.tokens.remember(ALICE))
-        for gate in (rig.carrier._everyone, *rig.carrier._limiters.values()):
+        rig.account_limits.trust(rig.tokens.remember(ALICE))
+        for gate in (rig.breaker.limiter, *rig.account_limits._limiters.values()):
             gate._closed_until = 0.0
     await rig.database.run(lambda connection: connection.execute(update(tables.lanes).values(lease_until=0)))
     rig.worker.wake()
