@@ -12,9 +12,13 @@ from flowbridge.auth.callers import Callers, Credential
 from flowbridge.auth.names import Names
 from flowbridge.auth.room_access import RoomAccess
 from flowbridge.auth.tokens import Tokens, cipher
-from flowbridge.delivery import Beside, Courier
-from flowbridge.delivery.attempt import Carrier
+from flowbridge.delivery import Beside, Worker
+from flowbridge.delivery.account_limits import AccountLimits
+from flowbridge.delivery.attempt import Attempts
 from flowbridge.delivery.backpressure import Backpressure, Limits
+from flowbridge.delivery.breaker import Breaker
+from flowbridge.delivery.encryption import EncryptionCheck
+from flowbridge.delivery.lookup import Lookup
 from flowbridge.delivery.write_queue import WriteQueue
 from flowbridge.errors import MatrixError
 from flowbridge.events import Catalogue
@@ -57,8 +61,10 @@ class Core:
         self.homeserver = Homeserver(self.locator, tls, deadline=settings.request_seconds)
         self.relay = Relay(self.locator, tls)
         self.database = Database(settings.database_url.get_secret_value())
-        self.write_queue = WriteQueue(self.database, max_waiting=settings.max_waiting, share=settings.max_share)
-        self.backpressure = Backpressure(self.database, _limits(settings))
+        self.write_queue = WriteQueue(
+            self.database, max_waiting=settings.max_waiting, share=settings.max_share, timing=self.timing
+        )
+        self.backpressure = Backpressure(self.database, _limits(settings), timing=self.timing)
         self.tokens = Tokens(self.database, self.write_queue.remember)
         self.names = Names(self.database)
         keyring = ApiKeys(settings, self.database)
@@ -66,23 +72,37 @@ class Core:
         self.room_access = RoomAccess(self.callers, self.homeserver, self.names)
         self.readings = Readings(self.database)
         self.replays = Replays(self.readings, self.homeserver, self.callers, self.tokens)
-        self.carrier = Carrier(
-            self.homeserver,
-            self.tokens,
-            self.database,
-            refuse_encrypted=settings.encrypted_rooms == "refuse",
-            deadline=settings.request_seconds,
+        self.encryption = EncryptionCheck(
+            self.homeserver, refuses=settings.encrypted_rooms == "refuse", timing=self.timing
         )
-        self.courier = (Beside if beside else Courier)(
+        self.breaker = Breaker(self.homeserver, timing=self.timing)
+        self.account_limits = AccountLimits(
+            self.tokens,
+            self.breaker.limiter,
+            on_refused=self.callers.forget,
+            on_distrust=self._distrusted,
+            timing=self.timing,
+        )
+        self.worker = (Beside if beside else Worker)(
             self.database,
             self.write_queue,
             self.backpressure,
-            self.carrier,
+            self.account_limits,
+            Attempts(
+                self.homeserver,
+                self.tokens,
+                self.account_limits,
+                self.breaker,
+                self.encryption,
+                Lookup(self.homeserver, self.database),
+                deadline=settings.request_seconds,
+            ),
             deadline=settings.request_seconds,
             lease=settings.lease_seconds,
             set_aside=settings.set_aside_seconds,
             share=settings.max_share,
             keep_days=settings.keep_queued_days,
+            timing=self.timing,
         )
         self.guests = Account(BODIES_SHARE)  # pays for the bodies that callers send who have not been authenticated
         self.acceptance = Acceptance(
@@ -90,22 +110,26 @@ class Core:
             self.callers,
             self.room_access,
             self.tokens,
-            self.courier,
+            self.worker,
             reused_txn_id=settings.reused_txn_id,
             guests=self.guests,
         )
         self.sender = Sender(
-            self.acceptance, self.callers, self.room_access, self.homeserver, self.courier, self.carrier
+            self.acceptance,
+            self.callers,
+            self.room_access,
+            self.homeserver,
+            self.worker,
+            self.account_limits,
+            self.breaker,
         )
         self.history = History(self.callers, self.room_access, self.homeserver)
         self.media = Media(self.callers, self.homeserver, self.relay)
         self.live = Live(self.homeserver, self.callers)
-        self.maintenance = Maintenance(settings, self.database, self.backpressure, self.callers, self.courier)
-        self.tokens.on_change = self.carrier.trust
+        self.maintenance = Maintenance(settings, self.database, self.backpressure, self.callers, self.worker)
+        self.tokens.on_change = self.account_limits.trust
         self.callers.on_seen = self._seen
         self.callers.on_revoked = self._revoked
-        self.carrier.on_refused = self.callers.forget
-        self.carrier.on_distrust = self._distrusted
         # By account: when its refused tokens are tried again, and the pause after that.
         self._rechecks: dict[str, tuple[float, float]] = {}
 
@@ -139,7 +163,7 @@ class Core:
         self.callers.on_bot = self.tokens.remember
         await self.backpressure.refresh()
         await self.callers.refresh()
-        await self.courier.start()
+        await self.worker.start()
         tasks = [asyncio.create_task(self.locator.keep_fresh())]
         if not self._beside:
             tasks.append(asyncio.create_task(self.maintenance.run()))
@@ -149,7 +173,8 @@ class Core:
             for task in tasks:
                 task.cancel()
             self.live.stop()
-            await self.courier.stop()
+            await self.worker.stop()
+            self.breaker.stop()
             await self.database.stop()
             self.homeserver.close()
             self.relay.close()
@@ -161,7 +186,7 @@ class Core:
 
     def _seen(self, caller: Caller) -> None:
         """A token is good: what waits for one of its user's is sent with it, whatever it came for."""
-        if account_of(caller.user_id) in self.carrier.distrusted:
+        if account_of(caller.user_id) in self.account_limits.distrusted:
             self.tokens.remember(caller)
 
     def _revoked(self, user_id: str) -> None:
@@ -178,7 +203,7 @@ class Core:
                 if bot is not None:
                     self.tokens.remember(bot)
         if await self.tokens.of(account) is not None:  # perhaps one that another process was given
-            self.carrier.trust(account)
+            self.account_limits.trust(account)
             return
         if not self.tokens.knows(account):
             await self.callers.ask_again(lambda user_id: account_of(user_id) == account, but=token)

@@ -14,8 +14,9 @@ from pathlib import Path
 from sqlalchemy import Connection, text
 
 from flowbridge import log
-from flowbridge.delivery.write_queue import Ticket
+from flowbridge.delivery.pending import PendingDelivery
 from flowbridge.limits.shares import Share
+from flowbridge.models.timing import Timing
 from flowbridge.store import holdings, outbox
 from flowbridge.store.database import Database
 from flowbridge.store.errors import MISSING_RETRY_MS, RoomShareTaken, ShareTaken, StoreFull, StoreUnavailable
@@ -28,7 +29,6 @@ FILLED = 0.9  # of the allowed bytes: from here on settled events go before thei
 TIGHT = 0.95  # likewise: from here on callers with much in the store wait until that is done
 GROWN = 0.02  # likewise: what may be accepted, when it is nearly full, before the store is looked at again
 PIECE_ROWS = 50  # that are added up in one go, at first: others read the store, too
-PIECE_SECONDS = 0.02
 TOLD_SECONDS = 60.0  # between two lines in the log on one caller's share
 
 
@@ -61,13 +61,17 @@ class Backpressure:
     `pressed` is set when space is short: settled events have to go.
     """
 
-    def __init__(self, database: Database, limits: Limits) -> None:
+    def __init__(
+        self, database: Database, limits: Limits, *, piece_rows: int = PIECE_ROWS, timing: Timing = Timing()
+    ) -> None:
         self._database = database
+        self._piece_rows = piece_rows
+        self._piece_seconds = timing.piece_seconds
         self._limits = limits
         self._lanes: dict[str, int] = {}
         self._counting = asyncio.Lock()
         self._changed: dict[str, _Change] | None = None  # by delivery, while `refresh` reads the store
-        self._added: dict[str, Ticket] | None = None  # likewise, until `census` knows where it ends
+        self._added: dict[str, PendingDelivery] | None = None  # likewise, until `census` knows where it ends
         self.queued = 0
         self.dead = 0
         self.used_bytes = 0
@@ -167,38 +171,37 @@ class Backpressure:
         """The accounts of which something is queued."""
         return {lane.partition("|")[0] for lane in self._lanes}
 
-    def add(self, ticket: Ticket) -> None:
-        """To be called before the writer may take the ticket: what is in the store and not here counts as another's."""
+    def add(self, pending: PendingDelivery) -> None:
+        """To be called before the writer may take it: what is in the store and not here counts as another's."""
+        before = pending.count()
         if self._changed is not None:
-            self._note(self._changed, ticket, counted=True)
+            self._changed.setdefault(pending.row.delivery, _Change(pending.row.lane, before)).now = True
         if self._added is not None:
-            self._added[ticket.row.delivery] = ticket
-        ticket.counted = True
-        self._count(ticket.row.lane, 1)
-        caller, size = ticket.caller, ticket.measure()
+            self._added[pending.row.delivery] = pending
+        self._count(pending.row.lane, 1)
+        caller, size = pending.caller, pending.size()
         self._rows.add(caller)
-        if ticket.row.api_key:
-            self._in_lanes.add(_in(ticket.row.lane, caller))
+        if pending.row.api_key:
+            self._in_lanes.add(_in(pending.row.lane, caller))
         self._bytes.add(caller, size)
         self._grown += size
         limit = self._limits.database_bytes
         if self._grown > GROWN * limit and self.used_bytes + self._grown > FILLED * limit:
             self.pressed.set()
 
-    def remove(self, ticket: Ticket) -> None:
+    def remove(self, pending: PendingDelivery) -> None:
         """It is settled, withdrawn, or was not accepted after all."""
-        if not ticket.counted:
+        if not pending.uncount():
             return
         if self._changed is not None:
-            self._note(self._changed, ticket, counted=False)
-        ticket.counted = False
-        self._count(ticket.row.lane, -1)
-        caller, size = ticket.caller, ticket.measure()
+            self._changed.setdefault(pending.row.delivery, _Change(pending.row.lane, before=True)).now = False
+        self._count(pending.row.lane, -1)
+        caller, size = pending.caller, pending.size()
         self._rows.remove(caller)
-        if ticket.row.api_key:
-            self._in_lanes.remove(_in(ticket.row.lane, caller))
+        if pending.row.api_key:
+            self._in_lanes.remove(_in(pending.row.lane, caller))
         self._bytes.remove(caller, size)
-        outcome = ticket.outcome
+        outcome = pending.outcome
         if outcome is not None and outcome.state == "dead":
             self._dead.add(caller, size)
             self._bytes.reserved = self._dead.total
@@ -206,9 +209,6 @@ class Backpressure:
                 self.pressed.set()
         elif outcome is not None:
             self._sent.add(caller, size)
-
-    def _note(self, changed: "dict[str, _Change]", ticket: Ticket, *, counted: bool) -> None:
-        changed.setdefault(ticket.row.delivery, _Change(ticket.row.lane, ticket.counted)).now = counted
 
     def _count(self, lane: str, change: int) -> None:
         before = self._lanes.pop(lane, 0)
@@ -270,8 +270,8 @@ class Backpressure:
         """Returns the id up to which what is queued will be added up; `learn` adds what is accepted after that."""
         added = self._added = {}
 
-        def until(connection: Connection) -> tuple[int, list[Ticket]]:  # beside no other writing of ours
-            return holdings.newest(connection), [ticket for ticket in list(added.values()) if ticket.written]
+        def until(connection: Connection) -> tuple[int, list[PendingDelivery]]:  # beside no other writing of ours
+            return holdings.newest(connection), [pending for pending in list(added.values()) if pending.written]
 
         self._rows.begin()
         self._in_lanes.begin()
@@ -280,11 +280,11 @@ class Backpressure:
             last, written = await self._database.run(until)
         finally:
             self._added = None
-        for ticket in written:
-            self._rows.found(ticket.caller)
-            if ticket.row.api_key:
-                self._in_lanes.found(_in(ticket.row.lane, ticket.caller))
-            self._bytes.found(ticket.caller, ticket.measure())
+        for pending in written:
+            self._rows.found(pending.caller)
+            if pending.row.api_key:
+                self._in_lanes.found(_in(pending.row.lane, pending.caller))
+            self._bytes.found(pending.caller, pending.size())
         return last
 
     async def _add_up(
@@ -294,15 +294,15 @@ class Backpressure:
         rows: Counter[str] = Counter()
         weights: Counter[str] = Counter()
         after: Place | None = ("", 0)
-        limit, seconds = PIECE_ROWS, 0.0
+        limit, seconds = self._piece_rows, 0.0
         while after is not None:
             started = time.monotonic()
             piece = await self._database.read(partial(work, after=after, last=last, limit=limit))
             taken = time.monotonic() - started
             seconds += taken
-            if taken > 2 * PIECE_SECONDS:
+            if taken > 2 * self._piece_seconds:
                 limit = max(1, limit // 2)
-            elif taken < PIECE_SECONDS / 2:
+            elif taken < self._piece_seconds / 2:
                 limit *= 2
             for lane, caller, number, weight in piece.held:
                 rows[caller] += number

@@ -15,24 +15,22 @@ from itertools import takewhile
 from typing import Any
 
 from flowbridge import log, metrics
-from flowbridge.delivery.attempt import Carrier
+from flowbridge.delivery.account_limits import AccountLimits
+from flowbridge.delivery.attempt import Attempt, Attempts
 from flowbridge.delivery.backpressure import Backpressure
-from flowbridge.delivery.pending import Tickets
+from flowbridge.delivery.pending import Outcome, PendingDeliveries, PendingDelivery
 from flowbridge.delivery.suspects import Suspects, Suspicion, is_failure, must_be_looked_for
-from flowbridge.delivery.write_queue import Outcome, Ticket, WriteQueue
+from flowbridge.delivery.write_queue import WriteQueue
 from flowbridge.errors import GatewayTimeout, HomeserverError
 from flowbridge.homeserver.answers import Verdict
+from flowbridge.limits.tasks import ignore_result
+from flowbridge.models.timing import Timing
 from flowbridge.store import Database, Row, outbox
 from flowbridge.store.engine import reason
 from flowbridge.store.errors import StoreFull
 from flowbridge.store.outbox import CLOCK_SKEW_MS, Claim
 
 DAY_SECONDS = 86_400.0
-DEAD_SECONDS = 7 * DAY_SECONDS  # after which an event is given up, whatever it waits for
-ABSENT_SECONDS = (60.0, 300.0, 900.0)  # an invitation may be on its way
-FIRST_PAUSE = 0.5
-MAX_PAUSE = 60.0
-REST_SECONDS = 5.0  # for a longer pause than this a lane is given back
 TOLD = 50  # callers who wait that are told of a refusal in one go
 IN_DOUBT = "; it may be in the room all the same"
 EARLY_MS = 5  # by which an attempt may come before its time
@@ -40,19 +38,22 @@ EARLY_MS = 5  # by which an attempt may come before its time
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """What all lanes of a process have in common. `renew` prolongs their leases."""
+    """What all lanes of a process have in common. The callables are the worker's, which knows the other lanes."""
 
     database: Database
     write_queue: WriteQueue
     backpressure: Backpressure
-    carrier: Carrier
+    limits: AccountLimits
+    attempts: Attempts
     suspects: Suspects
-    tickets: Tickets
+    deliveries: PendingDeliveries
     deadline: float  # seconds that one attempt takes at most
-    batch: Callable[[], int]  # how many events a lane may hold just now
-    renew: Callable[[], Awaitable[None]]
-    keep_seconds: float = DEAD_SECONDS  # an event that is older is not tried again
-    gives_up_at: float = 0.0  # monotonic; not before
+    keep_seconds: float  # an event that is older is not tried again, …
+    gives_up_at: float  # … but not before this moment (monotonic)
+    timing: Timing
+    batch: Callable[[], int]  # how many events a lane may hold at the moment
+    renew: Callable[[], Awaitable[None]]  # prolongs all leases
+    account_refused: Callable[[str, Verdict], None]  # tells the callers who wait in other lanes of the account
 
 
 class LeaseLost(Exception):
@@ -67,7 +68,7 @@ class Lane:
         self.fence = claim.fence
         self.account = claim.account
         self.lease_until = lease_until
-        self.tickets: deque[Ticket] = deque()
+        self.queue: deque[PendingDelivery] = deque()
         self.uncertain_since = claim.uncertain_since / 1000 if claim.uncertain_since else None  # as time.time()
         # Whoever held the lane before may have sent more than its head: each event that was accepted until now (ms),
         # by the clock of another replica perhaps.
@@ -93,17 +94,20 @@ class Lane:
         self.idle_since: float | None = None  # monotonic; None while there is something to send
         self._fill(claim.rows, full=full)
 
-    def takes(self) -> bool:
-        """Whether a new event may be put here at once: nothing older is on its way from the store."""
+    def may_enqueue(self) -> bool:
+        """Whether a new event may be enqueued at once: nothing older is on its way from the store."""
         is_current = not (self._more or self._reading or self._stopping)
-        return is_current and len(self.tickets) < self._shared.batch() and self.is_held()
+        return is_current and len(self.queue) < self._shared.batch() and self.is_held()
 
-    def put(self, ticket: Ticket) -> None:
-        ticket.held = True
-        self.tickets.append(ticket)
+    def enqueue(self, pending: PendingDelivery) -> None:
+        self._hold(pending)
         self._wake.set()
 
-    def look(self) -> None:
+    def _hold(self, pending: PendingDelivery) -> None:
+        pending.hold()
+        self.queue.append(pending)
+
+    def expect_more(self) -> None:
         """There are events in the store that it may not know."""
         self._more = True
         self._wake.set()
@@ -112,15 +116,17 @@ class Lane:
         """Whether a request sent now ends before the lease does."""
         return time.monotonic() + self._shared.deadline < self.lease_until
 
-    def is_sending(self, ticket: Ticket) -> bool:
-        return self.at_work and bool(self.tickets) and self.tickets[0] is ticket
+    def is_sending(self, pending: PendingDelivery) -> bool:
+        return self.at_work and self._is_head(pending)
 
-    def is_uncertain(self, ticket: Ticket) -> bool:
+    def is_uncertain(self, pending: PendingDelivery) -> bool:
         """Whether the homeserver may have this event."""
-        if ticket.tried or self.is_sending(ticket):
+        if pending.maybe_sent or self.is_sending(pending):
             return True
-        is_head = bool(self.tickets) and self.tickets[0] is ticket
-        return self.uncertain_since is not None and (is_head or self._is_doubtful(ticket))
+        return self.uncertain_since is not None and (self._is_head(pending) or self._is_doubtful(pending))
+
+    def _is_head(self, pending: PendingDelivery) -> bool:
+        return bool(self.queue) and self.queue[0] is pending
 
     def stop(self) -> None:
         """Finish what is under way, and begin nothing more."""
@@ -135,23 +141,27 @@ class Lane:
             self._stopping = True
             self._wake.set()
 
-    def leave(self) -> None:
-        """Let go of its tickets."""
-        while self.tickets:
-            ticket = self.tickets.popleft()
-            ticket.held = False
-            self._shared.tickets.leave(ticket)
+    def release(self) -> None:
+        """Let go of its deliveries."""
+        while self.queue:
+            pending = self._pop()
+            self._shared.deliveries.leave(pending)
+
+    def _pop(self) -> PendingDelivery:
+        pending = self.queue.popleft()
+        pending.release()
+        return pending
 
     async def run(self) -> float:
         """Send until there is nothing for a while; returns for how many seconds it is to rest. Raises LeaseLost."""
         while not self._stopping:
-            if self.tickets:
-                if not self._is_doubtful(self.tickets[0]):
+            if self.queue:
+                if not self._is_doubtful(self.queue[0]):
                     self._be_certain()
-                rest = await self._deliver(self.tickets[0])
+                rest = await self._deliver(self.queue[0])
                 if rest:
                     return rest
-                self.tickets.popleft().held = False
+                self._pop()
             elif self._more:
                 await self._refill()
             else:
@@ -166,115 +176,118 @@ class Lane:
     @property
     def has_more(self) -> bool:
         """Whether it holds a backlog."""
-        return self._more or len(self.tickets) > 1
+        return self._more or len(self.queue) > 1
 
-    async def refuse_waiting(self, found: Verdict) -> None:
+    async def refuse_waiting(self, verdict: Verdict) -> None:
         """Tell the callers who wait behind an event that the homeserver refuses, too: theirs would fare no better.
 
         With an API key the bridge's account is not the caller's business; whether it is in the room is.
         """
-        for number, ticket in enumerate(self._shared.tickets.waiting_in(self.fence.lane)):
+        for number, pending in enumerate(self._shared.deliveries.awaited(self.fence.lane)):
             if number % TOLD == 0:
                 await asyncio.sleep(0)  # others have their turn
-            is_new = ticket.idem is None or ticket.committed.done()  # else it may be an older delivery's
-            is_told = found.kind == "absent" or ticket.row.api_key is None
-            if is_new and is_told and not (ticket.settled.done() or ticket.withdrawn or self.is_uncertain(ticket)):
-                ticket.history = [*ticket.history, _entry(time.time(), found)]
-                ticket.withdrawn = True  # from the lane
-                self._close(ticket, found)
+            is_new = pending.idem is None or pending.committed.done()  # else it may be an older delivery's
+            is_told = verdict.kind == "absent" or pending.row.api_key is None
+            if is_new and is_told and not (pending.settled.done() or pending.withdrawn or self.is_uncertain(pending)):
+                pending.record(_entry(time.time(), verdict))
+                pending.withdraw()
+                self._close(pending, verdict)
 
     async def _refill(self) -> None:
-        self._more, self._reading = False, True  # whoever comes from here on says `look` again
+        self._more, self._reading = False, True  # `expect_more` is called again for what comes from here on
         lane, batch = self.fence.lane, self._shared.batch()
         try:
             rows = await self._shared.database.run(lambda connection: outbox.fetch(connection, lane, batch))
         except Exception as error:
             self._more = True
             log.warning("store_away", error=reason(error))
-            await asyncio.sleep(FIRST_PAUSE)
+            await asyncio.sleep(self._shared.timing.first_pause)
         else:
             self._fill(rows, full=len(rows) >= batch)
-            if rows and not self.tickets:  # their outcomes are not written yet: the store is in trouble
-                await asyncio.sleep(FIRST_PAUSE)
+            if rows and not self.queue:  # their outcomes are not written yet: the store is in trouble
+                await asyncio.sleep(self._shared.timing.first_pause)
         finally:
             self._reading = False
 
     def _fill(self, rows: Sequence[Row], *, full: bool) -> None:
         for row in rows:
             if row.delivery not in self._shared.write_queue.unwritten:
-                ticket = self._shared.tickets.of(row)
-                ticket.held = ticket.written = True
-                self.tickets.append(ticket)
+                self._hold(self._shared.deliveries.of(row))
         self._more = self._more or full
 
-    async def _deliver(self, ticket: Ticket) -> float:
+    async def _deliver(self, pending: PendingDelivery) -> float:
         """Try until it is settled; more than 0: not settled, and the lane is to rest for so many seconds."""
-        if ticket.idem is not None:
-            # Whether it is new is known then. Also when that is done: what the courier makes of it comes just before.
-            await asyncio.wait([ticket.committed])
-        while not (self._stopping or ticket.withdrawn):
+        if pending.idem is not None:
+            # Whether it is new is known then. Also when that is done: what the worker makes of it comes just before.
+            await asyncio.wait([pending.committed])
+        limits = self._shared.limits
+        while not (self._stopping or pending.withdrawn):
             await self._keep_lease()
-            carrier = self._shared.carrier
-            if carrier.distrusted and self._is_overdue(ticket) and (reason := carrier.waits_for(self.account)):
-                self._settle(ticket, self._given_up(reason))  # at once: a paused account makes an attempt every 5 s
+            if limits.distrusted and self._is_overdue(pending) and (reason := limits.waits_for(self.account)):
+                self._settle(pending, self._given_up(reason))  # at once: a paused account makes an attempt every 5 s
                 return 0.0
             started = time.time()
-            found = await self._carry(ticket)
-            if found is None:
+            verdict = await self._attempt(pending)
+            if verdict is None:
                 await self._change_token()
                 continue
             suspicion = None
-            if found.kind == "again" and is_failure(found):
-                suspicion = await self._shared.suspects.weigh(self.fence.lane, ticket.history, started, found)
-            pause = self._judge(ticket, started, found, suspicion)
+            if verdict.kind == "again" and is_failure(verdict):
+                suspicion = await self._shared.suspects.weigh(self.fence.lane, pending.history, started, verdict)
+            pause = self._judge(pending, started, verdict, suspicion)
             if pause is None:
                 return 0.0
-            self._note(ticket)
-            if found.kind == "absent":
-                await self.refuse_waiting(found)
-            if pause > REST_SECONDS:
-                self.rests_for = found.kind
+            self._note(pending)
+            if verdict.kind == "absent":
+                await self.refuse_waiting(verdict)
+            if pause > self._shared.timing.rest_pause:
+                self.rests_for = verdict.kind
                 return pause
             if not self._stopping:
                 await asyncio.sleep(pause)
         return 0.0
 
-    async def _carry(self, ticket: Ticket) -> Verdict | None:
-        started = time.time()
+    async def _attempt(self, pending: PendingDelivery) -> Verdict | None:
+        """Wait for the account's turn, then try once. None: it is not to be sent, or not yet."""
+        shared, started = self._shared, time.time()
         self._missing = self.is_roused = False
-        ahead, self.is_fresh = self.is_fresh or ticket.waiters > 0, False
+        ahead, self.is_fresh = self.is_fresh or pending.waiters > 0, False
+        attempt = Attempt(
+            pending.row,
+            self.uncertain_since,
+            self._sent_with,
+            must_look=pending.attempts > 0 and must_be_looked_for(pending.history),
+            own=pending.token,
+            # One in doubt is looked for with another token of the account: what is refused here is not the event.
+            waits=self.uncertain_since is None and pending.waiters > 0 and pending.row.api_key is None,
+        )
         try:
-            return await self._shared.carrier.carry(
-                ticket.row,
-                self.uncertain_since,
-                lambda looked, digest: self._begin(ticket, digest, looked=looked),
-                must_look=ticket.attempts > 0 and must_be_looked_for(ticket.history),
-                ahead=ahead,
-                sent_with=self._sent_with,
-                own=ticket.token,
-                # One in doubt is looked for with another token of the account: what is refused here is not the event.
-                waits=self.uncertain_since is None and bool(ticket.waiters) and ticket.row.api_key is None,
-            )
+            async with shared.limits.passage(self.account, ahead=ahead):
+                verdict = await shared.attempts.prepare(attempt)
+                if verdict is None:
+                    self.at_work = self._may_send(pending, attempt)
+                    if not self.at_work:
+                        return None
+                    verdict = await shared.attempts.send(attempt)
+                if shared.limits.apply(self.account, verdict, attempt.token):
+                    shared.account_refused(self.account, verdict)
+                return verdict
         except BaseException:  # a stop, or a fault of ours
             if self.at_work:
-                self._may_be_there(ticket, started)
+                self._may_be_there(pending, started)
             raise
         finally:
             self.at_work = False
 
-    def _begin(self, ticket: Ticket, digest: str, *, looked: bool) -> bool:
-        """Asked right before a request goes out: a process that slept may have lost the lane meanwhile.
-
-        `digest`: of the token that sends it. `looked`: the event is not in the room.
-        """
-        if digest != self._sent_with:
-            several = self._merged if self.uncertain_since is not None else digest
+    def _may_send(self, pending: PendingDelivery, attempt: Attempt) -> bool:
+        """Asked right before a request goes out: a process that slept may have lost the lane meanwhile."""
+        if attempt.digest != self._sent_with:
+            several = self._merged if self.uncertain_since is not None else attempt.digest
             if several != self._sent_with:
                 self._sends_with = several
                 return False
-        self._missing = looked
-        self.at_work = not self._stopping and not ticket.withdrawn and self.is_held()
-        return self.at_work
+        self._missing = attempt.looked
+        return not self._stopping and not pending.withdrawn and self.is_held()
 
     async def _change_token(self) -> None:
         """Write which token the lane is sent with from now on, if it changes. Raises LeaseLost."""
@@ -287,7 +300,7 @@ class Lane:
             )
         except Exception as error:
             log.warning("store_away", error=reason(error))
-            await asyncio.sleep(FIRST_PAUSE)
+            await asyncio.sleep(self._shared.timing.first_pause)
             return
         if not held:
             raise LeaseLost
@@ -300,52 +313,55 @@ class Lane:
             if not self.is_held():
                 raise LeaseLost
 
-    def _note(self, ticket: Ticket) -> None:
+    def _note(self, pending: PendingDelivery) -> None:
         """Write down what has been tried, for the delivery log and for whoever goes on; nobody waits for it."""
-        delivery, attempts, history = ticket.row.delivery, ticket.attempts, outbox.dumps(ticket.history)
+        delivery, attempts, history = pending.row.delivery, pending.attempts, outbox.dumps(pending.history)
         with contextlib.suppress(StoreFull):  # it is a record only
             noting = self._shared.database.run(
                 lambda connection: outbox.note(connection, delivery, attempts, history), lingers=True
             )
-            noting.add_done_callback(_heard)
+            noting.add_done_callback(ignore_result)
 
-    def _judge(self, ticket: Ticket, started: float, found: Verdict, suspicion: Suspicion | None) -> float | None:
+    def _judge(
+        self, pending: PendingDelivery, started: float, found: Verdict, suspicion: Suspicion | None
+    ) -> float | None:
         """Record an attempt: the seconds until the next one, or None when the event is settled by it."""
-        entry = _entry(started, found)
+        entry, wait = _entry(started, found), None
         if suspicion is not None:
             entry["failed"] = suspicion.entry()
-        wait = _wait_for_invitation(ticket.history, entry) if found.kind == "absent" else None
-        ticket.history = _latest([*ticket.history, entry])
+        if found.kind == "absent":
+            wait = _wait_for_invitation(pending.history, entry, self._shared.timing.absent_pauses)
+        pending.record(entry)
         if found.kind == "sent":
-            ticket.attempts += 1
-            self._settle(ticket, found)
+            pending.count_attempt()
+            self._settle(pending, found)
             return None
         if found.kind == "slow":
             return 0.0
-        is_old, is_open = self._is_overdue(ticket), self._leaves_open(found)
-        if found.kind == "token" and (is_open or not self._hears_of_token(ticket)):
+        is_old, is_open = self._is_overdue(pending), self._leaves_open(found)
+        if found.kind == "token" and (is_open or not self._hears_of_token(pending)):
             if not is_old:
                 return 0.0  # the account waits for a token
-            found = self._given_up(self._shared.carrier.waits_for(self.account) or "its access token is refused")
-        is_told = ticket.waiters > 0 and not is_open and (ticket.row.api_key is None or found.kind != "account")
+            found = self._given_up(self._shared.limits.waits_for(self.account) or "its access token is refused")
+        is_told = pending.waiters > 0 and not is_open and (pending.row.api_key is None or found.kind != "account")
         if found.kind == "account" and not (is_told or is_old):
             return 0.0  # likewise; what pauses is the account
-        ticket.attempts += 1
+        pending.count_attempt()
         if is_old and (found.kind == "again" or (found.kind in ("account", "absent") and not is_told)):
             assert found.error is not None
             found = self._given_up(found.error.error, sent=found.error.sent)
         if found.kind == "again":
-            pause = self._again(ticket, started, found)
+            pause = self._again(pending, started, found)
             if suspicion is None or not (suspicion.is_due and suspicion.counts):
                 return pause
             if not self._missing:  # as the history says, it is looked for next time
-                return FIRST_PAUSE
-            found = self._set_aside(ticket, suspicion, found)
+                return self._shared.timing.first_pause
+            found = self._set_aside(pending, suspicion, found)
         if found.kind == "absent" and wait is not None and not is_told:
             return wait
         if found.kind == "absent" and is_open and found.error is not None:
             found = _dead(found.error.error, in_doubt=True)
-        self._settle(ticket, found)
+        self._settle(pending, found)
         return None
 
     def _leaves_open(self, found: Verdict) -> bool:
@@ -356,22 +372,24 @@ class Lane:
         """
         return self.uncertain_since is not None and (found.beforehand or found.kind in ("token", "account"))
 
-    def _set_aside(self, ticket: Ticket, suspicion: Suspicion, found: Verdict) -> Verdict:
+    def _set_aside(self, pending: PendingDelivery, suspicion: Suspicion, found: Verdict) -> Verdict:
         """The homeserver fails at this event alone: let those behind it go."""
         error = found.error
         assert error is not None
         self._shared.suspects.set_aside(self.fence.lane)
-        log.warning("event_set_aside", delivery=ticket.row.delivery, room=ticket.row.room_id, attempts=ticket.attempts)
+        log.warning(
+            "event_set_aside", delivery=pending.row.delivery, room=pending.row.room_id, attempts=pending.attempts
+        )
         seconds = round(time.time() - suspicion.since / 1000)
         text = (
-            f"set aside after {ticket.attempts} attempts: for {seconds} s the homeserver has answered "
+            f"set aside after {pending.attempts} attempts: for {seconds} s the homeserver has answered "
             f"{error.status} ({error.error}) to this event, and taken others"
         )
         return Verdict("dead", error=HomeserverError(text, errcode=error.errcode, status=error.status))
 
-    def _is_overdue(self, ticket: Ticket) -> bool:
+    def _is_overdue(self, pending: PendingDelivery) -> bool:
         """Whether an event has waited for so long that it is given up at the next attempt that brings no answer."""
-        is_old = time.time() - ticket.row.accepted_at / 1000 >= self._shared.keep_seconds
+        is_old = time.time() - pending.row.accepted_at / 1000 >= self._shared.keep_seconds
         return is_old and time.monotonic() >= self._shared.gives_up_at
 
     def _given_up(self, reason: str, *, sent: bool = False) -> Verdict:
@@ -383,36 +401,36 @@ class Lane:
         text = f"it was not delivered within {days:g} days: {reason}"
         return _dead(text, in_doubt=sent or self.uncertain_since is not None)
 
-    def _hears_of_token(self, ticket: Ticket) -> bool:
+    def _hears_of_token(self, pending: PendingDelivery) -> bool:
         """Whether a caller waits who sent with a token of its own, which is the one that is refused."""
-        is_own = ticket.row.api_key is None and self._shared.carrier.is_refused(ticket.token)
-        return is_own and ticket.waiters > 0
+        is_own = pending.row.api_key is None and self._shared.limits.is_refused(pending.token)
+        return is_own and pending.waiters > 0
 
-    def _again(self, ticket: Ticket, started: float, found: Verdict) -> float:
+    def _again(self, pending: PendingDelivery, started: float, found: Verdict) -> float:
         assert found.error is not None
         if found.error.sent:
-            self._may_be_there(ticket, started)
-        pause = pause_after(ticket.attempts - 1)
-        if ticket.attempts & (ticket.attempts - 1) == 0:  # 1, 2, 4, 8 …: an outage must not fill the log
+            self._may_be_there(pending, started)
+        pause = pause_after(pending.attempts - 1, self._shared.timing)
+        if pending.attempts & (pending.attempts - 1) == 0:  # 1, 2, 4, 8 …: an outage must not fill the log
             log.warning(
                 "not_delivered",
-                delivery=ticket.row.delivery,
-                room=ticket.row.room_id,
-                attempts=ticket.attempts,
+                delivery=pending.row.delivery,
+                room=pending.row.room_id,
+                attempts=pending.attempts,
                 again_in=round(pause, 1),
                 error=found.error.error,
             )
         return pause
 
-    def _may_be_there(self, ticket: Ticket, started: float) -> None:
+    def _may_be_there(self, pending: PendingDelivery, started: float) -> None:
         """The homeserver may have taken it; what counts is the first time, since that is forgotten first."""
-        ticket.tried = True
+        pending.begin()
         if self.uncertain_since is None:
             self._doubt(started)
 
-    def _is_doubtful(self, ticket: Ticket) -> bool:
+    def _is_doubtful(self, pending: PendingDelivery) -> bool:
         """Whether somebody who held this lane before may have sent it."""
-        return ticket.row.accepted_at <= self._doubtful_until
+        return pending.row.accepted_at <= self._doubtful_until
 
     def _be_certain(self) -> None:
         if self.uncertain_since is not None:
@@ -422,7 +440,7 @@ class Lane:
         self.uncertain_since = since
         self._shared.write_queue.doubt(self.fence, since)
 
-    def _settle(self, ticket: Ticket, found: Verdict) -> None:
+    def _settle(self, pending: PendingDelivery, found: Verdict) -> None:
         """The head has come to its end."""
         self.had_turn = True
         if found.kind == "sent":
@@ -431,31 +449,31 @@ class Lane:
                 # It was never sent before, and so nothing is there that comes after it. One that is refused proves
                 # nothing: it may have been refused before, and what comes after it sent.
                 self._doubtful_until = 0
-        self._close(ticket, found)
-        if not self._is_doubtful(ticket):
+        self._close(pending, found)
+        if not self._is_doubtful(pending):
             self._be_certain()
 
-    def _close(self, ticket: Ticket, found: Verdict) -> None:
+    def _close(self, pending: PendingDelivery, found: Verdict) -> None:
         """Write down how an event ended, and tell who waits."""
-        ticket.settled_at = outbox.now_ms()  # before the outcome, which the writer may see at once
+        error = found.error
         if found.kind == "sent":
-            ticket.outcome = Outcome("sent", found.event_id)
+            outcome = Outcome("sent", found.event_id)
         else:
-            error = found.error
             assert error is not None
-            ticket.outcome = Outcome("dead", error={"status": error.status, **error.body()})
+            outcome = Outcome("dead", error={"status": error.status, **error.body()})
+        pending.settle(outcome, outbox.now_ms())
+        if error is not None:  # of a verdict that is not "sent"
             log.warning(
                 "event_dead",
-                delivery=ticket.row.delivery,
-                room=ticket.row.room_id,
+                delivery=pending.row.delivery,
+                room=pending.row.room_id,
                 errcode=str(error.errcode),
                 error=error.error,
             )
-        metrics.count(metrics.settled, ticket.outcome.state)
-        self._shared.backpressure.remove(ticket)
-        self._shared.write_queue.settle(ticket, self.fence)
-        if not ticket.settled.done():
-            ticket.settled.set_result(ticket.outcome)
+        metrics.count(metrics.settled, outcome.state)
+        self._shared.backpressure.remove(pending)
+        self._shared.write_queue.settle(pending, self.fence)
+        pending.answer(outcome)
 
 
 def _dead(text: str, *, in_doubt: bool) -> Verdict:
@@ -463,18 +481,9 @@ def _dead(text: str, *, in_doubt: bool) -> Verdict:
     return Verdict("dead", error=GatewayTimeout(f"{text}{IN_DOUBT if in_doubt else ''}"))
 
 
-def _heard(noting: "asyncio.Future[None]") -> None:
-    if not noting.cancelled():
-        noting.exception()
-
-
-def _latest(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The last attempts, and all replays: those are the audit."""
-    from_here = len(history) - outbox.HISTORY
-    return [entry for index, entry in enumerate(history) if index >= from_here or "replayed" in entry]
-
-
-def _wait_for_invitation(history: Sequence[Mapping[str, Any]], entry: dict[str, Any]) -> float | None:
+def _wait_for_invitation(
+    history: Sequence[Mapping[str, Any]], entry: dict[str, Any], pauses: Sequence[float]
+) -> float | None:
     """Seconds until an event is tried again whose account is not in the room; None when it has waited long enough.
 
     Notes in the entry of this attempt which of the waits it is, and when that ends (ms): a caller who waits may have
@@ -488,16 +497,16 @@ def _wait_for_invitation(history: Sequence[Mapping[str, Any]], entry: dict[str, 
         number, until = (len(absences) - 1, 0) if absences[0] is True else absences[0]
     if now + EARLY_MS >= until:
         number += 1
-        if number >= len(ABSENT_SECONDS):
+        if number >= len(pauses):
             return None
-        until = now + int(ABSENT_SECONDS[number] * 1000)
+        until = now + int(pauses[number] * 1000)
     entry["absent"] = [number, until]
     return max(0.001, (until - now) / 1000)
 
 
-def pause_after(failures: int) -> float:
+def pause_after(failures: int, timing: Timing) -> float:
     """Seconds to wait after so many failures before this one: twice as long each time, up to a minute."""
-    return min(FIRST_PAUSE * 2.0 ** min(failures, 10), MAX_PAUSE) * random.uniform(0.8, 1.2)  # noqa: S311 (no secret)
+    return min(timing.first_pause * 2.0 ** min(failures, 10), timing.max_pause) * random.uniform(0.8, 1.2)  # noqa: S311 (no secret)
 
 
 def _entry(started: float, found: Verdict) -> dict[str, Any]:

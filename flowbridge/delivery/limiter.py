@@ -10,6 +10,7 @@ import asyncio
 from collections import OrderedDict
 from typing import Self
 
+WIDEST = 64  # requests in flight, of all accounts
 LIMITED_SECONDS = 60.0  # for which the window grows slowly after it was too much
 SLOWLY = 1.0  # a second
 
@@ -21,9 +22,10 @@ class RateLimiter:
     their own, and take turns with the others: they wait for no long queue, and cannot hold it up.
     """
 
-    def __init__(self, widest: int, first: int | None = None) -> None:
+    def __init__(self, widest: int, first: int | None = None, *, limited_seconds: float = LIMITED_SECONDS) -> None:
         self._widest = widest
         self._window = float(first or widest)
+        self._limited_seconds = limited_seconds
         self._known_good = float(widest)  # up to where the window may double
         self._limited_until = self._grown_at = 0.0  # the loop's clock
         self._under_way = 0
@@ -106,7 +108,7 @@ class RateLimiter:
         if self._closed_until <= loop.time():  # the others that were under way say the same once more
             self._window = self._known_good = max(1.0, self._window / 2)
         self._closed_until = self._grown_at = max(self._closed_until, loop.time() + seconds)
-        self._limited_until = self._closed_until + LIMITED_SECONDS
+        self._limited_until = self._closed_until + self._limited_seconds
         self._plan()
 
     def pause(self, seconds: float) -> None:

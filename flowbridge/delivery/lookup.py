@@ -32,12 +32,13 @@ class _Place:
     alike: list[str] = field(default_factory=list)  # events that it may be, by their content
 
 
-class Looks:
+class Lookup:
     """For one event loop. Every method raises MatrixError when the homeserver does not tell."""
 
-    def __init__(self, homeserver: Homeserver, database: Database) -> None:
+    def __init__(self, homeserver: Homeserver, database: Database, *, max_places: int = MAX_PLACES) -> None:
         self._homeserver = homeserver
         self._database = database
+        self._max_places = max_places
         self._places: OrderedDict[str, _Place] = OrderedDict()
 
     async def find(self, row: Row, token: str, user_id: str) -> str | None:
@@ -45,7 +46,7 @@ class Looks:
 
         Also for a state, which has no transaction id: once more it would undo what was set after it.
         """
-        looking = _Looking(self._homeserver, row, token, user_id)
+        looking = _Search(self._homeserver, row, token, user_id)
         place = self._places.pop(row.delivery, None)
         try:
             if place is None:
@@ -59,7 +60,7 @@ class Looks:
             raise
         return found or await self._by_content(row, looking.since, place.alike)
 
-    async def _older(self, looking: "_Looking", place: _Place) -> str | None:
+    async def _older(self, looking: "_Search", place: _Place) -> str | None:
         """From the place backwards, to where the event was accepted."""
         while True:
             events, before = await looking.page(place.before)
@@ -76,7 +77,7 @@ class Looks:
                 return None
             place.before = before
 
-    async def _newer(self, looking: "_Looking", place: _Place) -> str | None:
+    async def _newer(self, looking: "_Search", place: _Place) -> str | None:
         """What came since the look began: the request that nobody heard of may have been late."""
         before, alike, now = "", list[str](), outbox.now_ms()
         newest: str | None = None
@@ -111,11 +112,11 @@ class Looks:
 
     def _keep(self, delivery: str, place: _Place) -> None:
         self._places[delivery] = place
-        if len(self._places) > MAX_PLACES:
+        if len(self._places) > self._max_places:
             self._places.popitem(last=False)
 
 
-class _Looking:
+class _Search:
     """One event that is looked for."""
 
     def __init__(self, homeserver: Homeserver, row: Row, token: str, user_id: str) -> None:

@@ -22,13 +22,13 @@ from typing import Any
 
 from flowbridge.errors import HomeserverError
 from flowbridge.homeserver.answers import Verdict
+from flowbridge.models.timing import Timing
 from flowbridge.store import Database, outbox
 
 TRIES = 5
 PASSES = 3  # events that were sent meanwhile, at least
 SHARE = 0.75  # of them at their first try
 RECENT = 200  # of those that were sent are looked at
-FRESH_SECONDS = 1.0  # for which what was read counts
 MAX_FACTOR = 4
 MAX_REPEATS = 10_000  # lanes that are remembered
 
@@ -53,9 +53,10 @@ class Suspicion:
 class Suspects:
     """`seconds`: for how long an event has to fail; 0: none is ever set aside. For one event loop."""
 
-    def __init__(self, database: Database, seconds: float) -> None:
+    def __init__(self, database: Database, seconds: float, *, timing: Timing = Timing()) -> None:
         self._database = database
         self._seconds = seconds
+        self._recent_seconds = timing.recent_seconds
         self._factors: dict[str, int] = {}  # lanes whose last event was set aside
         self._recent: list[tuple[int, int]] = []  # when events were sent (ms), the newest first, and their attempts
         self._read_at = 0.0  # monotonic
@@ -90,7 +91,7 @@ class Suspects:
     async def _sent(self) -> list[tuple[int, int]]:
         """What was sent last; nothing when the store cannot be read."""
         async with self._reading:
-            if time.monotonic() - self._read_at >= FRESH_SECONDS:
+            if time.monotonic() - self._read_at >= self._recent_seconds:
                 try:
                     self._recent = await self._database.read(lambda connection: outbox.sent_last(connection, RECENT))
                 except Exception:  # then nothing speaks against the event

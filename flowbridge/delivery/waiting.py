@@ -4,7 +4,8 @@ import json
 import time
 from typing import NamedTuple
 
-from flowbridge.delivery.attempt import Carrier
+from flowbridge.delivery.account_limits import AccountLimits
+from flowbridge.delivery.breaker import Breaker
 from flowbridge.store.delivery_log import Standing
 
 
@@ -15,13 +16,13 @@ class Waiting(NamedTuple):
     until: int | None = None
 
 
-def waiting(carrier: Carrier, account: str, standing: Standing) -> Waiting:
+def waiting(limits: AccountLimits, breaker: Breaker, account: str, standing: Standing) -> Waiting:
     """What the worker knows of an event: of its homeserver, its account, its lane, and the events before it."""
-    if carrier.is_away:
+    if breaker.is_open:
         return Waiting("the homeserver cannot be reached")
-    pause = carrier.pause_of(account)
+    pause = limits.pause_of(account)
     until = _in(pause) if 0 < pause < float("inf") else None
-    if refusal := carrier.refusal_of(account):
+    if refusal := limits.refusal_of(account):
         return Waiting(f"the homeserver refuses the account: {refusal}", until)
     if pause:
         return Waiting("the homeserver limits how much this account may send", until)

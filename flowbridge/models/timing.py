@@ -11,6 +11,29 @@ class Timing:
     """
 
     # delivery
+    first_pause: float = 0.5  # before an event is tried again; doubled each time …
+    max_pause: float = 60.0  # … up to this
+    absent_pauses: tuple[float, ...] = (
+        60.0,
+        300.0,
+        900.0,
+    )  # likewise, outside the room, in turn
+    rest_pause: float = 5.0  # for a longer pause than this a lane is given back
+    poll_seconds: float = 0.5  # between two looks for lanes to claim
+    idle_seconds: float = 20.0  # after which a lane is given back
+    max_rest: float = 30.0  # of the lanes of an account that is paused
+    wake_seconds: float = 5.0  # a lane that rests is not woken for callers more often than this …
+    absent_wake_seconds: float = 2.0  # … nor, where it waits for an invitation, than this
+    yield_seconds: float = 3.0  # for which a lane is left to a command that asks for it
+    token_pause: float = 5.0  # of an account of which no token is accepted
+    halt_pauses: tuple[float, ...] = (5.0, 15.0, 60.0, 300.0, 600.0)  # of an account that is refused, in turn
+    halt_retry_seconds: float = 2.0  # between two early tries of such an account, for callers who wait
+    first_probe_pause: float = 0.5  # before the homeserver is asked whether it is back; doubled each time …
+    max_probe_pause: float = 10.0  # … up to this
+    plain_seconds: float = 10.0  # for which a room that was found plain is taken to be so
+    recent_seconds: float = 1.0  # for which what was read of the events sent last counts
+    rewrite_seconds: float = 1.0  # until outcomes that the store has refused are written again
+    piece_seconds: float = 0.02  # that a piece of a census reads the store
 
     # homeserver and live
 

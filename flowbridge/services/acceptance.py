@@ -18,8 +18,8 @@ from flowbridge import log, metrics
 from flowbridge.auth.callers import Callers, Credential
 from flowbridge.auth.room_access import RoomAccess
 from flowbridge.auth.tokens import Tokens
-from flowbridge.delivery import Courier
-from flowbridge.delivery.write_queue import Outcome, Ticket
+from flowbridge.delivery import Worker
+from flowbridge.delivery.pending import Outcome, PendingDelivery
 from flowbridge.errors import BadContent, Conflict, Problem, TooLarge
 from flowbridge.events import Catalogue, Entry, canonical_json, payload
 from flowbridge.homeserver import paths
@@ -44,7 +44,7 @@ HELD_BACK = 0.1  # of the time after which a caller with more than its share sho
 class How:
     """How an event came: by which surface, under which key (Idempotency-Key or txnId), with which body.
 
-    `waits`: the caller wants to know how it ends, and will ask the courier once.
+    `waits`: the caller wants to know how it ends, and will ask the worker once.
     """
 
     surface: Surface
@@ -57,11 +57,11 @@ class How:
 class Receipt:
     """An accepted event. `replayed`: the same had been accepted before, under the same key.
 
-    `waits`: the caller may ask the courier, once, how it ends.
+    `waits`: the caller may ask the worker, once, how it ends.
     """
 
     caller: Caller
-    ticket: Ticket
+    pending: PendingDelivery
     replayed: bool = False
     waits: bool = True
 
@@ -75,7 +75,7 @@ class Acceptance:
         callers: Callers,
         aliases: RoomAccess,
         tokens: Tokens,
-        courier: Courier,
+        worker: Worker,
         *,
         reused_txn_id: Literal["send", "replay"] = "send",
         guests: Account | None = None,
@@ -86,7 +86,7 @@ class Acceptance:
         self._thread = Aside("check", "bodies that are being checked", guests)
         self._tokens = tokens
         self._instance, self._numbers = secrets.token_urlsafe(16), count()
-        self._courier = courier
+        self._worker = worker
         self._reused_txn_id = reused_txn_id
         self._txn_ids: dict[str, str] = {}  # key → fingerprint of what was sent under it last
         self._deliveries = _names()
@@ -163,24 +163,25 @@ class Acceptance:
         caller, room_id = await self._room_access.enter(credential, event.room, permit, joins=True, writes=True)
         if event.type == MEMBER:
             _check_member(event, caller)
-        ticket = self._ticket(caller, room_id, event, how)
-        if how.waits and not self._courier.may_wait(ticket.caller):
+        pending = self._pending(caller, room_id, event, how)
+        if how.waits and not self._worker.may_wait(pending.caller):
             how = _unwaited(how)
-            ticket.waiters = 0
+        if how.waits:
+            pending.add_waiter()
         try:
-            self._courier.offer(ticket)
+            self._worker.offer(pending)
         except ShareTaken as error:
             self._hold_back(credential, error)
             raise
         if event.room.startswith("#"):
-            ticket.settled.add_done_callback(partial(self._doubt, caller, event.room, room_id))
-            self._courier.rouse(ticket.row.lane)  # the room has just been joined, perhaps
-        if ticket.idem is not None:
-            await ticket.committed
-            if ticket.existing is not None:
-                return await self._replayed(caller, ticket, ticket.existing, how)
+            pending.settled.add_done_callback(partial(self._doubt, caller, event.room, room_id))
+            self._worker.rouse(pending.row.lane)  # the room has just been joined, perhaps
+        if pending.idem is not None:
+            await pending.committed
+            if pending.existing is not None:
+                return await self._replayed(caller, pending, pending.existing, how)
         metrics.count(metrics.accepted, how.surface)
-        return Receipt(caller, ticket, waits=how.waits)
+        return Receipt(caller, pending, waits=how.waits)
 
     def _hold_back(self, credential: Credential, error: ShareTaken) -> None:
         if len(self._held_back) >= MAX_HELD_BACK:
@@ -196,10 +197,9 @@ class Acceptance:
         if outcome is not None and room_upgrades.is_forbidden(outcome.error):
             self._room_access.doubt(caller, alias, room_id)
 
-    def _ticket(self, caller: Caller, room_id: str, event: Event, how: How) -> Ticket:
+    def _pending(self, caller: Caller, room_id: str, event: Event, how: How) -> PendingDelivery:
         account = self._tokens.remember(caller)
         delivery = next(self._deliveries)
-        loop = asyncio.get_running_loop()
         row = Row(
             delivery=delivery,
             lane=f"{account}|{room_id}",
@@ -212,46 +212,50 @@ class Acceptance:
             accepted_at=outbox.now_ms(),
             api_key=caller.key.id if caller.key else None,
         )
-        ticket = Ticket(row, loop.create_future(), loop.create_future(), waiters=int(how.waits))
-        ticket.token = caller.token
-        ticket.committed.add_done_callback(_heard)  # who does not wait for the commit need not hear of its failure
-        if how.request != event.content:
-            ticket.request = how.request.decode("utf-8", "replace").replace("\0", "\ufffd")
-        if how.key is not None:
-            self._mark(ticket, caller, how, how.key)
-        return ticket
+        is_same = how.request == event.content
+        idem, fingerprint = self._idem(row, caller, how, how.key) if how.key is not None else (None, None)
+        return PendingDelivery(
+            row,
+            token=caller.token,
+            request=None if is_same else how.request.decode("utf-8", "replace").replace("\0", "\ufffd"),
+            idem=idem,
+            fingerprint=fingerprint,
+        )
 
-    def _mark(self, ticket: Ticket, caller: Caller, how: How, key: str) -> None:
-        """Under which key it was accepted: by user, device (or API key), room and event type."""
-        row = ticket.row
-        ticket.fingerprint = _digest(row.content, (row.state_key or "").encode())
+    def _idem(self, row: Row, caller: Caller, how: How, key: str) -> tuple[str, str]:
+        """What its key stands for in the store, by user, device (or API key), room and event type; its fingerprint."""
+        fingerprint = _digest(row.content, (row.state_key or "").encode())
         who = row.api_key or caller.device_id or ""  # a bot may have another device at each replica
         scope = (caller.user_id, who, row.room_id, row.event_type)
-        ticket.idem = _digest(*(part.encode() for part in (*scope, how.surface, key)))
+        idem = _digest(*(part.encode() for part in (*scope, how.surface, key)))
         if how.surface == "matrix" and self._reused_txn_id == "send":
             # Real clients use a transaction id again for something else, and lose messages by it.
-            before = self._txn_ids.pop(ticket.idem, ticket.fingerprint)
-            if before != ticket.fingerprint:
-                log.warning("txn_id_reused", was=before, now=ticket.fingerprint, delivery=row.delivery)
+            before = self._txn_ids.pop(idem, fingerprint)
+            if before != fingerprint:
+                log.warning("txn_id_reused", was=before, now=fingerprint, delivery=row.delivery)
             elif len(self._txn_ids) >= MAX_TXN_IDS:
                 del self._txn_ids[next(iter(self._txn_ids))]
-            self._txn_ids[ticket.idem] = ticket.fingerprint
-            ticket.idem = _digest(ticket.idem.encode(), ticket.fingerprint.encode())
+            self._txn_ids[idem] = fingerprint
+            idem = _digest(idem.encode(), fingerprint.encode())
+        return idem, fingerprint
 
-    async def _replayed(self, caller: Caller, ticket: Ticket, existing: Mapping[str, Any], how: How) -> Receipt:
+    async def _replayed(
+        self, caller: Caller, pending: PendingDelivery, existing: Mapping[str, Any], how: How
+    ) -> Receipt:
         """The delivery that was accepted under the same key before."""
-        if existing["fingerprint"] != ticket.fingerprint and how.surface == "flow":
+        if existing["fingerprint"] != pending.fingerprint and how.surface == "flow":
             log.warning(
-                "key_reused", was=existing["fingerprint"], now=ticket.fingerprint, delivery=existing["delivery"]
+                "key_reused", was=existing["fingerprint"], now=pending.fingerprint, delivery=existing["delivery"]
             )
             raise Conflict("this Idempotency-Key was used before, with other content")
         row = outbox.row_of(existing)
         if existing["state"] == "queued":
-            joined = await self._courier.join(row, waits=how.waits)
+            joined = await self._worker.join(row, waits=how.waits)
             return Receipt(caller, joined, replayed=True, waits=how.waits)
         error = json.loads(existing["error"]) if existing["error"] else None
-        settled = replace(ticket, row=row, settled=asyncio.get_running_loop().create_future(), waiters=1)
-        settled.settled.set_result(Outcome(existing["state"], existing["event_id"], error))
+        settled = PendingDelivery(row)
+        settled.add_waiter()
+        settled.answer(Outcome(existing["state"], existing["event_id"], error))
         return Receipt(caller, settled, replayed=True)
 
     async def _aside(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -290,11 +294,6 @@ def _check_member(event: Event, caller: Caller) -> None:
     if membership in ("join", "knock") and event.state_key != caller.user_id:
         message = f"is {membership!r}, which a user says of itself only: the state key is not {caller.user_id}"
         raise BadContent([Problem("/membership", message, MEMBER)])
-
-
-def _heard(future: "asyncio.Future[None]") -> None:
-    if not future.cancelled():
-        future.exception()
 
 
 def _names() -> Iterator[str]:

@@ -12,7 +12,7 @@ from flowbridge.auth import names
 from flowbridge.auth.api_keys import REFRESH_SECONDS
 from flowbridge.auth.callers import Callers
 from flowbridge.auth.tokens import KEEP_SECONDS
-from flowbridge.delivery import Courier
+from flowbridge.delivery import Worker
 from flowbridge.delivery.backpressure import FILLED, Backpressure
 from flowbridge.settings import Settings
 from flowbridge.store import Database, abandoned, accounts, outbox, resolved
@@ -31,13 +31,13 @@ HOUR_MS = 3_600_000
 
 class Maintenance:
     def __init__(
-        self, settings: Settings, database: Database, backpressure: Backpressure, callers: Callers, courier: Courier
+        self, settings: Settings, database: Database, backpressure: Backpressure, callers: Callers, worker: Worker
     ) -> None:
         self._settings = settings
         self._database = database
         self._backpressure = backpressure
         self._callers = callers
-        self._courier = courier
+        self._worker = worker
 
     async def run(self) -> None:
         """For ever; each kind of work at its own pace. To learn of keys and to count, the core has begun with."""
@@ -91,7 +91,7 @@ class Maintenance:
             names, after = await self._database.read(partial(abandoned.overdue, before=before, after=after))
             for start in range(0, len(names), GIVE_UP_LANES):
                 some = names[start : start + GIVE_UP_LANES]
-                gone += await self._repeat(partial(self._courier.give_up, some, before))
+                gone += await self._repeat(partial(self._worker.give_up, some, before))
         if gone:
             log.warning("events_given_up", events=gone, days=self._settings.keep_queued_days)
             await self._backpressure.refresh()

@@ -19,7 +19,7 @@ from flowbridge.store.files import Files
 from flowbridge.store.tables import lanes
 from flowbridge.store.tables import outbox as events
 
-REMEMBERED_MS = 20 * 60_000  # for how long a homeserver surely knows a transaction id: as the carrier has it
+REMEMBERED_MS = 20 * 60_000  # for how long a homeserver surely knows a transaction id: as delivery/attempt.py has it
 
 LOCK = 0x666C6F77627268  # PostgreSQL's advisory lock of a replica that starts ("flowbrh")
 

@@ -17,7 +17,7 @@ DROP_BYTES = 16 * 1024 * 1024
 
 Place = tuple[str, int]  # a lane, and an id
 
-_caller = func.coalesce(outbox.c.api_key, outbox.c.account)  # as in Ticket.caller
+_caller = func.coalesce(outbox.c.api_key, outbox.c.account)  # as in PendingDelivery.caller
 _ID = outbox.c.id
 
 

@@ -40,10 +40,10 @@ class Seed:
 def early_202() -> None:
     """202 before the commit"""
 
-    def append(original: Any, write_queue: Any, ticket: Any) -> None:
-        original(write_queue, ticket)
-        if not ticket.committed.done():
-            ticket.committed.set_result(None)
+    def append(original: Any, write_queue: Any, pending: Any, **named: Any) -> None:
+        original(write_queue, pending, **named)
+        if not pending.committed.done():
+            pending.committed.set_result(None)
 
     _wrap("flowbridge.delivery.write_queue.WriteQueue.append", append)
 
@@ -122,7 +122,7 @@ def short_lease() -> None:
     def is_held(_: Any, lane: Any) -> bool:
         return bool(time.monotonic() < lane.lease_until)
 
-    _wrap("flowbridge.delivery.worker.Courier.__init__", start)
+    _wrap("flowbridge.delivery.worker.Worker.__init__", start)
     _wrap("flowbridge.delivery.lane.Lane.is_held", is_held)
 
 
@@ -149,13 +149,13 @@ def slow() -> None:
 def key_as_txn_id() -> None:
     """the caller's key as the transaction id"""
 
-    def ticket(original: Any, acceptance: Any, caller: Any, room_id: str, event: Any, sending: Any, *rest: Any) -> Any:
+    def pending(original: Any, acceptance: Any, caller: Any, room_id: str, event: Any, sending: Any, *rest: Any) -> Any:
         made = original(acceptance, caller, room_id, event, sending, *rest)
         if sending.key is not None:
-            made.row = made.row._replace(txn_id=sending.key)
+            made._row = made.row._replace(txn_id=sending.key)
         return made
 
-    _wrap("flowbridge.services.acceptance.Acceptance._ticket", ticket)
+    _wrap("flowbridge.services.acceptance.Acceptance._pending", pending)
 
 
 def proxy_404() -> None:
@@ -176,10 +176,11 @@ def blind_trust() -> None:
 def one_token() -> None:
     """a renewed token is taken for the one that sent what is in doubt"""
 
-    def carry(original: Any, *arguments: Any, **named: Any) -> Any:
-        return original(*arguments, **{**named, "sent_with": None})
+    def prepare(original: Any, attempts: Any, attempt: Any) -> Any:
+        attempt.sent_with = None
+        return original(attempts, attempt)
 
-    _wrap("flowbridge.delivery.attempt.Carrier.carry", carry)
+    _wrap("flowbridge.delivery.attempt.Attempts.prepare", prepare)
 
 
 def sure_503() -> None:

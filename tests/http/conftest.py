@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import urlsplit
@@ -19,7 +19,7 @@ import httpx
 import pytest
 from pydantic import SecretStr
 
-from flowbridge.delivery import lane
+from flowbridge.models.timing import Timing
 from flowbridge.settings import Settings
 from flowbridge.web.protocol import Protocol
 from flowbridge.web.routes import operations
@@ -34,7 +34,7 @@ SHORT_REQUEST_SECONDS = 2.0  # the same, where the time is meant to pass
 WAIT_SECONDS = PATIENCE  # for an event to be in its room: longer than any test needs
 HASTE_SECONDS = 0.3  # the same, where the time is meant to pass
 PATIENT = {"Prefer": f"wait={WAIT_SECONDS:.0f}"}  # of a hasty bridge, where it is not
-FIRST_PAUSE = 0.05  # before the second attempt
+QUICK = Timing(first_pause=0.05)  # before the second attempt
 ROOM = "!room:upstream"
 SEND = f"/rooms/{ROOM}/send/m.room.message"
 HELLO = {"msgtype": "m.text", "body": "hello"}
@@ -242,9 +242,9 @@ def settings_for(url: str, folder: Path, **values: Any) -> Settings:
 
 
 @contextmanager
-def running(upstream: Upstream, folder: Path, **values: Any) -> Iterator[Bridge]:
+def running(upstream: Upstream, folder: Path, *, timing: Timing | None = None, **values: Any) -> Iterator[Bridge]:
     """A bridge of its own, which knows what an earlier one left behind in this folder."""
-    with background(settings_for(upstream.url, folder, **values)) as url:
+    with background(settings_for(upstream.url, folder, **values), timing=timing) as url:
         yield Bridge(url, upstream)
 
 
@@ -262,7 +262,8 @@ def shared_bridge(shared_upstream: Upstream, tmp_path_factory: pytest.TempPathFa
 
 @pytest.fixture(scope="session")
 def shared_hasty_bridge(shared_upstream: Upstream, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bridge]:
-    with running(shared_upstream, tmp_path_factory.mktemp("hasty"), wait_seconds=HASTE_SECONDS) as bridge:
+    folder = tmp_path_factory.mktemp("hasty")
+    with running(shared_upstream, folder, wait_seconds=HASTE_SECONDS, timing=QUICK) as bridge:
         yield bridge
 
 
@@ -322,18 +323,16 @@ def bridge(shared_bridge: Bridge, upstream: Upstream) -> Iterator[Bridge]:
 
 
 @pytest.fixture
-def hasty(shared_hasty_bridge: Bridge, upstream: Upstream, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bridge]:
+def hasty(shared_hasty_bridge: Bridge, upstream: Upstream) -> Iterator[Bridge]:
     """For what does not become well: it does not wait for long, and tries again soon."""
-    monkeypatch.setattr(lane, "FIRST_PAUSE", FIRST_PAUSE)
     yield from _lent(shared_hasty_bridge)
 
 
 @pytest.fixture
-def impatient(upstream: Upstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bridge]:
+def impatient(upstream: Upstream, tmp_path: Path) -> Iterator[Bridge]:
     """For a homeserver that does not answer: it gives an attempt up soon, too."""
-    monkeypatch.setattr(lane, "FIRST_PAUSE", FIRST_PAUSE)
-    seconds = {"wait_seconds": HASTE_SECONDS, "request_seconds": SHORT_REQUEST_SECONDS}
-    with running(upstream, tmp_path, **seconds) as bridge:
+    seconds: dict[str, Any] = {"wait_seconds": HASTE_SECONDS, "request_seconds": SHORT_REQUEST_SECONDS}
+    with running(upstream, tmp_path, timing=QUICK, **seconds) as bridge:
         yield from _lent(bridge)
 
 
@@ -341,6 +340,14 @@ def _lent(bridge: Bridge) -> Iterator[Bridge]:
     yield bridge
     bridge.upstream.reset()
     bridge.clear()
+
+
+@pytest.fixture
+def quick_caller(upstream: Upstream, tmp_path: Path) -> Iterator[httpx.Client]:
+    """A caller of a bridge that tries again soon, and learns of a new token soon."""
+    timing = replace(QUICK, token_pause=HASTE_SECONDS)
+    with running(upstream, tmp_path, timing=timing) as bridge, as_caller(bridge) as client:
+        yield client
 
 
 @pytest.fixture

@@ -206,7 +206,7 @@ def test_caller_with_many_requests_that_wait_is_answered_202_at_once(
     bridge: Bridge, upstream: Upstream, rooms: Rooms, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A request that waits holds a connection, of which there are 4,096 for all."""
-    monkeypatch.setattr(worker.Courier, "may_wait", lambda self, caller: False)
+    monkeypatch.setattr(worker.Worker, "may_wait", lambda self, caller: False)
     with as_caller(bridge) as caller:
         answer = caller.post(SEND, json=text())
         assert answer.status_code == 202

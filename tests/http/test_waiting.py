@@ -14,12 +14,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from flowbridge.delivery import lane
 from flowbridge.web import server
 from tests import upstream as scripted
 from tests.http.conftest import (
     BOT_TOKEN,
-    FIRST_PAUSE,
     HASTE_SECONDS,
     HELLO,
     KEY,
@@ -385,9 +383,8 @@ def test_what_was_accepted_waits_for_a_token_that_works(
 
 
 def test_events_of_a_room_arrive_in_the_order_of_their_acceptance(
-    bridge: Bridge, caller: httpx.Client, upstream: Upstream, rooms: Rooms, monkeypatch: pytest.MonkeyPatch
+    quick_caller: httpx.Client, upstream: Upstream, rooms: Rooms
 ) -> None:
-    monkeypatch.setattr(lane, "FIRST_PAUSE", FIRST_PAUSE)
     faults = itertools.cycle([None] * 6 + [BROKEN, limited(20), scripted.hang_up, "lost"])
 
     def script(request: Request) -> Behaviour | None:
@@ -399,8 +396,8 @@ def test_events_of_a_room_arrive_in_the_order_of_their_acceptance(
 
     upstream.script(script)
     for number in range(49):
-        assert caller.post(SEND, json=text(str(number)), headers=ASYNC).status_code == 202
-    assert caller.post(SEND, json=text("49")).status_code == 200
+        assert quick_caller.post(SEND, json=text(str(number)), headers=ASYNC).status_code == 202
+    assert quick_caller.post(SEND, json=text("49")).status_code == 200
     assert rooms.bodies == [str(number) for number in range(50)]
 
 

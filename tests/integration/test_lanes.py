@@ -116,7 +116,7 @@ async def test_look_for_an_event_behind_hundreds_of_others(
     database.open()
     database.start()
     try:
-        looks = lookup.Looks(homeserver, database)
+        looks = lookup.Lookup(homeserver, database)
         row = Row(
             "delivery",
             "lane",

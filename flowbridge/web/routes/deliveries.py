@@ -26,7 +26,7 @@ _HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}  #
 
 class Log:
     def __init__(self, core: Core) -> None:
-        courier = core.courier
+        worker = core.worker
         self._callers = core.callers
         self._deliveries = Deliveries(
             core.database,
@@ -34,10 +34,10 @@ class Log:
             core.tokens,
             core.room_access,
             core.replays,
-            cancel=courier.cancel,
-            wake=courier.wake,
+            cancel=worker.cancel,
+            wake=worker.wake,
             amended=core.write_queue.amended,
-            waiting=partial(waiting, core.carrier),
+            waiting=partial(waiting, core.account_limits, core.breaker),
             readings=core.readings,
         )
 

@@ -97,14 +97,14 @@ class Operations:
 
         One that was refused and of which nothing waits is nobody's trouble, and may be right by now.
         """
-        refusals = self._core.carrier.refusals()
+        refusals = self._core.account_limits.refusals()
         waiting = self._core.backpressure.accounts() if refusals else ()
         return {account: reason for account, reason in refusals.items() if account in waiting}
 
     async def metrics(self, _: Request) -> Response:
         """GET /metrics: Prometheus' text format; no names of rooms or accounts are in it."""
-        backpressure, carrier = self._core.backpressure, self._core.carrier
-        lanes = self._core.courier.lanes()
+        backpressure = self._core.backpressure
+        lanes = self._core.worker.lanes()
         metrics.uncertain.set(lanes.pop("uncertain"))
         for state, number in lanes.items():
             metrics.lanes.labels(state).set(number)
@@ -115,7 +115,7 @@ class Operations:
         oldest = backpressure.oldest_at if backpressure.queued else None
         metrics.oldest_queued_seconds.set(max(0.0, time.time() - oldest) if oldest is not None else 0.0)
         metrics.accounts_paused.set(len(self._paused()))
-        metrics.homeserver_up.set(not carrier.is_away)
+        metrics.homeserver_up.set(not self._core.breaker.is_open)
         return Response(metrics.render(), media_type=metrics.CONTENT_TYPE)
 
     async def versions(self, _: Request) -> Response:

@@ -55,7 +55,7 @@ MEMBERSHIP: dict[str, Shape] = {
 class Handlers:
     def __init__(self, core: Core) -> None:
         self._callers = core.callers
-        self._rooms = Rooms(core.homeserver, core.callers, core.room_access, joined=core.courier.joined)
+        self._rooms = Rooms(core.homeserver, core.callers, core.room_access, joined=core.worker.joined)
 
     async def create(self, request: Request) -> Response:
         """POST …/createRoom, POST /rooms"""

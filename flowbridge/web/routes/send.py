@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from flowbridge.auth.callers import Credential
 from flowbridge.bridge import Core
-from flowbridge.delivery.attempt import IN_PLAIN_TEXT
+from flowbridge.delivery.encryption import IN_PLAIN_TEXT
 from flowbridge.errors import BadContent, BadRequest, Forbidden, MatrixError, Problem
 from flowbridge.homeserver import paths
 from flowbridge.models import Event, Payload, Surface
@@ -45,7 +45,7 @@ class Sending:
         self._sender = core.sender
         self._callers = core.callers
         self._room_access = core.room_access
-        self._carrier = core.carrier
+        self._encryption = core.encryption
         self._wait_seconds = core.settings.wait_seconds
 
     async def send(self, request: Request) -> Response:
@@ -100,7 +100,7 @@ class Sending:
         identity = [pair for pair in others if pair[0] in parameters.IDENTITY]
         query = f"?{urlencode(identity)}" if identity else ""
         try:
-            if await self._carrier.refuses(caller.token, replace(event, room=room_id), query=query):
+            if await self._encryption.refuses(caller.token, replace(event, room=room_id), query=query):
                 raise Forbidden(IN_PLAIN_TEXT)
         except MatrixError as error:
             raise self._callers.refused(caller, error) from None

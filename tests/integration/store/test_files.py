@@ -17,7 +17,7 @@ from flowbridge.store import Database, StoreError, StoreUnavailable, files
 from flowbridge.store import database as module
 from tests.integration.store import events as rows
 from tests.integration.store.events import states
-from tests.worker import PATIENCE, MakeWorker, Rooms, Worker, soon, until
+from tests.rig import PATIENCE, MakeRig, Rooms, soon, until
 
 OTHER = "!other:hs"
 
@@ -108,8 +108,8 @@ def rooms() -> Rooms:
 
 
 @pytest.fixture
-def make(path: Path, rooms: Rooms) -> MakeWorker:
-    return lambda **how: Worker(f"sqlite:///{path}", rooms, **how)
+def make(path: Path, rooms: Rooms) -> MakeRig:
+    return MakeRig(f"sqlite:///{path}", rooms)
 
 
 @pytest.fixture
@@ -124,21 +124,21 @@ async def database(path: Path) -> AsyncIterator[Database]:
 
 @pytest.mark.parametrize(("harm", "reason"), QUICK)
 async def test_commit_that_is_not_kept_is_taken_back_before_it_is_told(
-    make: MakeWorker, rooms: Rooms, path: Path, harm: Callable[[Path], None], reason: str
+    make: MakeRig, rooms: Rooms, path: Path, harm: Callable[[Path], None], reason: str
 ) -> None:
-    async with make() as worker:
-        await worker.send("a")
-        await worker.accept("b", OTHER)
-        await worker.settled(2)
+    async with make() as rig:
+        await rig.send("a")
+        await rig.accept("b", OTHER)
+        await rig.settled(2)
         harm(path)
         with pytest.raises(StoreUnavailable, match=reason.split()[-1]):
-            await worker.accept("c", "!third:hs", key="c")
-        assert worker.database.missing == reason
+            await rig.accept("c", "!third:hs", key="c")
+        assert rig.database.missing == reason
         with pytest.raises(StoreUnavailable, match=reason.split()[-1]) as caught:
-            await worker.accept("d", "!third:hs")
+            await rig.accept("d", "!third:hs")
         assert caught.value.headers() == {"Retry-After": "10"}
         # by the writer: no new connection may be made to a file that is another one by now
-        assert list((await worker.database.run(states)).values()) == ["sent", "sent"]
+        assert list((await rig.database.run(states)).values()) == ["sent", "sent"]
         assert rooms.bodies("!third:hs") == []
 
 

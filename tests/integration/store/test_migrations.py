@@ -23,9 +23,9 @@ from flowbridge.store.delivery_log import Whose
 from tests.conftest import NewDatabase
 from tests.integration.store import events as rows
 from tests.patience import PATIENCE
-from tests.worker import ALICE as ALICE_PHONE
-from tests.worker import DESK as ALICE_DESK
-from tests.worker import KEY, ROOM, Rooms, Worker, error
+from tests.rig import ALICE as ALICE_PHONE
+from tests.rig import DESK as ALICE_DESK
+from tests.rig import KEY, ROOM, Rig, Rooms, error
 
 Upgrade = Callable[[str], None]
 
@@ -165,9 +165,9 @@ async def test_events_of_an_older_database_are_sent_once_and_in_order_by_any_tok
     put_lane(url, DESK, ROOM, uncertain_since=outbox.now_ms() - 2_000)
     rooms.put("1", sender=ALICE_DESK.user_id, _txn=((ALICE_DESK.user_id, ALICE_DESK.device_id), "txn"))
     rooms.script(lambda sent: error(401, "M_UNKNOWN_TOKEN") if sent.token == ALICE_DESK.token else None)
-    async with Worker(url, rooms) as worker:
-        await worker.settled()
-        assert worker.states() == ["sent"] * 4
+    async with Rig(url, rooms) as rig:
+        await rig.settled()
+        assert rig.states() == ["sent"] * 4
     assert sorted(rooms.bodies()) == ["0", "1", "2", "3"]
     assert [body for body in rooms.bodies() if body != "1"] == ["0", "2", "3"]
 

@@ -10,7 +10,7 @@ from flowbridge.homeserver.pool import Answer
 from flowbridge.store import tables
 from flowbridge.store.outbox import now_ms
 from tests.patience import PATIENCE
-from tests.worker import ALICE, Behaviour, MakeWorker, Rooms, Sent, Worker, accept, until
+from tests.rig import ALICE, Behaviour, MakeRig, Rig, Rooms, Sent, accept, until
 
 ROOMS = 1_500
 EVENTS = 300_000
@@ -50,43 +50,43 @@ def taking(seconds: float) -> Behaviour:
     return behave
 
 
-async def test_quiet_room_gets_its_turn_beside_a_backlog_in_1500_rooms(make: MakeWorker, rooms: Rooms) -> None:
+async def test_quiet_room_gets_its_turn_beside_a_backlog_in_1500_rooms(make: MakeRig, rooms: Rooms) -> None:
     rooms.always(taking(0.1))  # 640 a second at most: a round over all rooms takes seconds
-    worker: Worker = make()
-    async with worker:
-        account = worker.tokens.remember(ALICE)
-        await worker.database.run(backlog(account), alone=True)
-        await worker.backpressure.refresh()
-        worker.courier.wake()
-        await until(lambda: worker.courier.lanes()["pause"] > 900)
+    rig: Rig = make()
+    async with rig:
+        account = rig.tokens.remember(ALICE)
+        await rig.database.run(backlog(account), alone=True)
+        await rig.backpressure.refresh()
+        rig.worker.wake()
+        await until(lambda: rig.worker.lanes()["pause"] > 900)
         waits = []  # in sends of others: seconds would tell how busy the machine is
         for number in range(5):
             before = len(rooms.sends)
-            outcome = await worker.send("fresh", f"{QUIET}{number}")
+            outcome = await rig.send("fresh", f"{QUIET}{number}")
             waits.append(len(rooms.sends) - before)
-            assert outcome is not None, (waits, worker.courier.lanes())
+            assert outcome is not None, (waits, rig.worker.lanes())
         for number in range(5):
             before = len(rooms.sends)
             room = f"!later{number}:hs"
-            await worker.accept("nobody waits for it", room)
+            await rig.accept("nobody waits for it", room)
             await until(lambda room=room: rooms.timeline[room])  # type: ignore[misc]
             waits.append(len(rooms.sends) - before)
         assert sorted(waits)[len(waits) // 2] < ROOMS / 2, waits
-        await worker.crash()
+        await rig.crash()
 
 
-async def test_every_room_of_a_backlog_gets_its_turn(make: MakeWorker, rooms: Rooms) -> None:
+async def test_every_room_of_a_backlog_gets_its_turn(make: MakeRig, rooms: Rooms) -> None:
     """Also the last 500, for which there was no place at first."""
-    worker: Worker = make()
-    async with worker:
+    rig: Rig = make()
+    async with rig:
         events = EVENTS // 10
-        await worker.database.run(backlog(worker.tokens.remember(ALICE), events), alone=True)
-        await worker.backpressure.refresh()
-        worker.courier.wake()
+        await rig.database.run(backlog(rig.tokens.remember(ALICE), events), alone=True)
+        await rig.backpressure.refresh()
+        rig.worker.wake()
         await until(lambda: len(rooms.timeline) == ROOMS, 2 * PATIENCE)
         seen = [len(events) for events in rooms.timeline.values()]
         assert sum(seen) < events, "others were drained before"
         for room, found in rooms.timeline.items():
             bodies = [event["content"]["body"] for event in found]
             assert bodies == list(range(len(bodies))), room
-        await worker.crash()
+        await rig.crash()

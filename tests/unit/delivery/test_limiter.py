@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 
 from flowbridge.delivery.limiter import RateLimiter
-from tests.worker import until
+from tests.rig import until
 
 
 class Crowd:
@@ -290,11 +290,8 @@ async def test_answers_that_come_during_a_pause_do_not_change_the_window(skip: S
     assert await width(limiter) == 4
 
 
-async def test_window_grows_by_one_for_each_windowful_once_the_limit_is_long_ago(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("flowbridge.delivery.limiter.LIMITED_SECONDS", 0.0)
-    limiter = RateLimiter(16)
+async def test_window_grows_by_one_for_each_windowful_once_the_limit_is_long_ago() -> None:
+    limiter = RateLimiter(16, limited_seconds=0.0)
     await go_well(limiter, 16)
     await refuse(limiter)
     await go_well(limiter, 8)
