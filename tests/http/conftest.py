@@ -9,7 +9,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -20,7 +20,9 @@ import pytest
 from pydantic import SecretStr
 
 from flowbridge.delivery import lane
+from flowbridge.models.timing import Timing
 from flowbridge.settings import Settings
+from flowbridge.web.connections import MAX_CONNECTIONS
 from flowbridge.web.protocol import Protocol
 from flowbridge.web.routes import operations
 from flowbridge.web.server import background
@@ -242,9 +244,17 @@ def settings_for(url: str, folder: Path, **values: Any) -> Settings:
 
 
 @contextmanager
-def running(upstream: Upstream, folder: Path, **values: Any) -> Iterator[Bridge]:
-    """A bridge of its own, which knows what an earlier one left behind in this folder."""
-    with background(settings_for(upstream.url, folder, **values)) as url:
+def running(
+    upstream: Upstream,
+    folder: Path,
+    *,
+    timing: Timing | None = None,
+    max_connections: int = MAX_CONNECTIONS,
+    **values: Any,
+) -> Iterator[Bridge]:
+    """A bridge of its own, which knows what an earlier one left behind in this folder. `values`: settings."""
+    settings = settings_for(upstream.url, folder, **values)
+    with background(settings, timing=timing, max_connections=max_connections) as url:
         yield Bridge(url, upstream)
 
 
@@ -321,6 +331,16 @@ def bridge(shared_bridge: Bridge, upstream: Upstream) -> Iterator[Bridge]:
     yield from _lent(shared_bridge)
 
 
+Timed = Callable[..., Bridge]
+
+
+@pytest.fixture
+def timed(upstream: Upstream, tmp_path: Path) -> Iterator[Timed]:
+    """`timed(head_seconds=1.0)`: a bridge of this test's own with these durations, fields of `Timing`."""
+    with ExitStack() as stack:
+        yield lambda **durations: stack.enter_context(running(upstream, tmp_path, timing=Timing(**durations)))
+
+
 @pytest.fixture
 def hasty(shared_hasty_bridge: Bridge, upstream: Upstream, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bridge]:
     """For what does not become well: it does not wait for long, and tries again soon."""
@@ -332,7 +352,7 @@ def hasty(shared_hasty_bridge: Bridge, upstream: Upstream, monkeypatch: pytest.M
 def impatient(upstream: Upstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bridge]:
     """For a homeserver that does not answer: it gives an attempt up soon, too."""
     monkeypatch.setattr(lane, "FIRST_PAUSE", FIRST_PAUSE)
-    seconds = {"wait_seconds": HASTE_SECONDS, "request_seconds": SHORT_REQUEST_SECONDS}
+    seconds: dict[str, Any] = {"wait_seconds": HASTE_SECONDS, "request_seconds": SHORT_REQUEST_SECONDS}
     with running(upstream, tmp_path, **seconds) as bridge:
         yield from _lent(bridge)
 

@@ -15,11 +15,12 @@ import pytest
 from sqlalchemy import Connection
 
 from flowbridge.models import ApiKey
+from flowbridge.models.timing import Timing
 from flowbridge.store import Database, api_keys
-from flowbridge.web import protocol, streaming
+from flowbridge.web import streaming
 from flowbridge.web.routes import passthrough
 from tests import upstream as scripted
-from tests.http.conftest import BOT_TOKEN, KEY, SEND, TLS, Answer, Bridge, as_caller, new_token, post, running
+from tests.http.conftest import BOT_TOKEN, KEY, SEND, TLS, Answer, Bridge, Timed, as_caller, new_token, post, running
 from tests.http.sends import UNKNOWN_TOKEN, lines
 from tests.http.test_bounds import BODY
 from tests.http.test_errors import check_error
@@ -447,9 +448,8 @@ def test_key_that_is_revoked_ends_an_answer_in_its_middle(tmp_path: Path) -> Non
 # Bodies
 
 
-def test_upload_that_lasts_arrives_as_long_as_bytes_move(bridge: Bridge, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol, "BODY_SECONDS", 2.0)
-    monkeypatch.setattr(protocol, "BODY_PART_BYTES", 1_000)
+def test_upload_that_lasts_arrives_as_long_as_bytes_move(timed: Timed) -> None:
+    bridge = timed(body_seconds=2.0)
     bridge.upstream.always(scripted.answer({"content_uri": "mxc://a/b"}))
     pause = threading.Event()
     with bridge.connect() as client:
@@ -461,12 +461,12 @@ def test_upload_that_lasts_arrives_as_long_as_bytes_move(bridge: Bridge, monkeyp
     assert len(seen(bridge.upstream).body) == 1_000_000
 
 
-def test_upload_that_drips_is_a_408(fresh: Bridge, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol, "BODY_SECONDS", 0.3)
-    with fresh.connect() as client:
-        client.send(post(UPLOAD, b"x", "Content-Length: 1000000"))
-        assert client.answer().status == 408
-    fresh.upstream.wait_for_open(0)
+def test_upload_that_drips_is_a_408(tmp_path: Path) -> None:
+    with Upstream() as upstream, running(upstream, tmp_path, timing=Timing(body_seconds=0.3)) as bridge:
+        with bridge.connect() as client:
+            client.send(post(UPLOAD, b"x", "Content-Length: 1000000"))
+            assert client.answer().status == 408
+        upstream.wait_for_open(0)
 
 
 @pytest.mark.parametrize("body", [b'{"a":1e400}', b'{"reason":"\\ud800"}'])
