@@ -21,12 +21,11 @@ from urllib.parse import unquote, urlsplit
 import certifi
 
 from flowbridge import log
-from flowbridge.homeserver.pool import Origin
+from flowbridge.models.timing import Timing
 
 MAX_ADDRESS_BYTES = 2_048
 MAX_WELL_KNOWN_BYTES = 64 * 1024
 WELL_KNOWN_SECONDS = 10.0
-REFRESH_SECONDS = 60.0  # s3:// and file://
 WELL_KNOWN_REFRESH_SECONDS = 3_600.0
 RETRY_SECONDS = 2.0  # after a failure, nobody asks again before
 
@@ -41,6 +40,24 @@ class AddressError(Exception):
 
 class AddressUnknown(Exception):
     """The address cannot be learnt just now: it may be known in a moment."""
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where to connect. `host` is a name, or an address without brackets."""
+
+    host: str
+    port: int
+    tls: bool
+
+    @property
+    def authority(self) -> str:
+        """What goes into `Host`."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return host if self.port == (443 if self.tls else 80) else f"{host}:{self.port}"
+
+    def __str__(self) -> str:
+        return f"{'https' if self.tls else 'http'}://{self.authority}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +120,14 @@ def parse_host(text: str) -> str:
 class Locator:
     """Knows the homeserver's address, and learns it anew."""
 
-    def __init__(self, base_url: str, tls: ssl.SSLContext, *, allow_http: bool = False) -> None:
+    def __init__(
+        self,
+        base_url: str,
+        tls: ssl.SSLContext,
+        *,
+        allow_http: bool = False,
+        timing: Timing = Timing(),  # noqa: B008 (frozen)
+    ) -> None:
         self._tls = tls
         self._allow_http = allow_http
         self._base_url = base_url.strip()
@@ -111,7 +135,8 @@ class Locator:
         self._lock = asyncio.Lock()
         self._failed = ""
         self._retry_at = 0.0
-        self.on_change: Callable[[Address], None] = lambda _: None
+        self._refresh_seconds = timing.address_refresh_seconds
+        self.on_change: list[Callable[[Address], None]] = []
         self._find = self._finder(self._base_url)
 
     @property
@@ -123,7 +148,7 @@ class Locator:
         """How often the address is worth asking for again; None when it stands in the settings."""
         if "://" not in self._base_url:
             return WELL_KNOWN_REFRESH_SECONDS
-        return REFRESH_SECONDS if self._base_url.startswith(("s3://", "file://")) else None
+        return self._refresh_seconds if self._base_url.startswith(("s3://", "file://")) else None
 
     async def address(self) -> Address:
         """The address, learnt at the first call. Raises AddressError or AddressUnknown."""
@@ -160,7 +185,8 @@ class Locator:
         if address != self._address:
             log.info("homeserver_address", address=address, was=self._address)
             self._address = address
-            self.on_change(address)
+            for follow in self.on_change:
+                follow(address)
 
     def _finder(self, text: str) -> Callable[[], Awaitable[Address]]:
         """How this address is learnt. What is malformed raises AddressError here, before anything is asked."""

@@ -7,7 +7,8 @@ from email.utils import parsedate_to_datetime
 from typing import Any, Literal, NoReturn
 
 from flowbridge.errors import BadGateway, Errcode, GatewayTimeout, HomeserverError, MatrixError
-from flowbridge.homeserver.pool import Answer, TimedOut, WireError
+from flowbridge.homeserver.connection import NoAnswer, TimedOut
+from flowbridge.homeserver.pool import Answer
 
 MIN_PAUSE_MS = 500  # a 429 that names no time
 MAX_PAUSE_MS = 600_000
@@ -64,7 +65,7 @@ def _strange(text: str) -> MatrixError:
     return error
 
 
-def no_answer(failure: WireError) -> MatrixError:
+def no_answer(failure: NoAnswer) -> MatrixError:
     """The error for an exchange that brought no answer."""
     error = GatewayTimeout(str(failure)) if isinstance(failure, TimedOut) else BadGateway(str(failure))
     error.sent = failure.sent

@@ -3,17 +3,20 @@
 import json
 import ssl
 from collections.abc import Mapping
-from typing import Any, Final, NamedTuple
+from functools import partial
+from typing import Any, Final
 
 from flowbridge import __version__
 from flowbridge.errors import BadGateway, Errcode, HomeserverError, TooLarge
 from flowbridge.homeserver import answers, large_json, paths
-from flowbridge.homeserver.address import Address, AddressError, AddressUnknown, Locator
-from flowbridge.homeserver.pool import Answer, Oversize, Wire, WireError
+from flowbridge.homeserver.address import Locator
+from flowbridge.homeserver.connection import NoAnswer, Oversize
+from flowbridge.homeserver.pool import Answer, Pool
 from flowbridge.homeserver.proxy_rules import Headers
 from flowbridge.limits import peer
 from flowbridge.limits.concurrency import Limiter
 from flowbridge.models import Event
+from flowbridge.models.timing import Timing
 
 SEND_LIMIT: Final = 64 * 1024  # bytes of an answer to a send
 HISTORY_LIMIT: Final = 8 * 1024 * 1024  # bytes of a page of 100 events
@@ -32,17 +35,25 @@ _JSON_HEAD: Final = _HEAD + b"Content-Type: application/json\r\n"
 
 
 class Homeserver:
-    """One homeserver, wherever it is just now. `deadline`: seconds for a whole call."""
+    """One homeserver, wherever it currently is. `deadline`: seconds for a whole call."""
 
-    def __init__(self, locator: Locator, tls: ssl.SSLContext, *, deadline: float) -> None:
-        self.locator = locator
+    def __init__(
+        self,
+        locator: Locator,
+        tls: ssl.SSLContext,
+        *,
+        deadline: float,
+        timing: Timing = Timing(),  # noqa: B008 (frozen)
+    ) -> None:
         self.deadline = deadline
-        self._tls = tls
-        self._wires: _Wires | None = None
-        self._prefix = ""
+        # Connections apart, so that what takes long holds up nothing else.
+        pool = partial(Pool, locator, tls, timing=timing)
+        self._calls = pool()
+        self._reads = pool(most=READERS)
+        self._polls = pool(most=POLLS)
+        self._guest_calls = pool(most=GUESTS)
         self._guests = Limiter("calls without a token", GUESTS, GUESTS_OF_ONE)
         self._questions = Limiter("questions to the homeserver", QUESTIONS, QUESTIONS_OF_ONE)
-        locator.on_change = self._move
 
     async def send(self, token: str, event: Event, txn_id: str) -> Answer:
         """One attempt at a send: a state event to `/state/`, any other with its txnId. The answer as it came.
@@ -106,13 +117,12 @@ class Homeserver:
         `seconds` (default: the deadline of all calls) may be as many as a long poll needs: these calls have connections
         of their own. Raises TooLarge for an answer of more than BULK_LIMIT bytes.
         """
-        wire = (self._wires or await self._connect()).reads
         deadline = self.deadline if seconds is None else seconds
         try:
-            answer = await self._exchange(wire, "GET", target, token, b"", deadline, BULK_LIMIT)
+            answer = await self._reads.exchange("GET", target, _head(token), b"", deadline=deadline, limit=BULK_LIMIT)
         except Oversize:
             raise TooLarge(f"the homeserver's answer is larger than {BULK_LIMIT} bytes: ask for less") from None
-        except WireError as failure:
+        except NoAnswer as failure:
             raise answers.no_answer(failure) from None
         if answer.status == 200:
             try:
@@ -185,11 +195,8 @@ class Homeserver:
 
         `deadline`: seconds for this call, where they are not the usual ones. `forwarded`: headers that say for whom.
         """
-        wire = (self._wires or await self._connect()).calls
-        try:
-            return await self._exchange(wire, method, target, token, body, deadline or self.deadline, limit, forwarded)
-        except WireError as failure:
-            raise answers.no_answer(failure) from None
+        deadline = deadline or self.deadline
+        return await self._exchange(self._calls, method, target, token, body, deadline, limit, forwarded)
 
     async def guest_call(
         self,
@@ -203,28 +210,20 @@ class Homeserver:
     ) -> Answer:
         """As `call`, for a caller that has not been authenticated: on connections apart, with a share per address."""
         async with self._guests.turn(peer.who(), self.deadline):
-            wire = (self._wires or await self._connect()).guests
-            try:
-                return await self._exchange(wire, method, target, token, body, self.deadline, limit, forwarded)
-            except WireError as failure:
-                raise answers.no_answer(failure) from None
+            pool = self._guest_calls
+            return await self._exchange(pool, method, target, token, body, self.deadline, limit, forwarded)
 
     async def poll(self, target: str, *, token: str, deadline: float, limit: int) -> Answer:
         """A GET that may take long, within `deadline` seconds; on connections of its own. Raises as `call` does."""
-        wire = (self._wires or await self._connect()).polls
-        try:
-            return await self._exchange(wire, "GET", target, token, b"", deadline, limit)
-        except WireError as failure:
-            raise answers.no_answer(failure) from None
+        return await self._exchange(self._polls, "GET", target, token, b"", deadline, limit)
 
     def close(self) -> None:
-        if self._wires is not None:
-            for wire in self._wires:
-                wire.close()
+        for pool in (self._calls, self._reads, self._polls, self._guest_calls):
+            pool.close()
 
     async def _exchange(
         self,
-        wire: Wire,
+        pool: Pool,
         method: str,
         target: str,
         token: str,
@@ -233,12 +232,13 @@ class Homeserver:
         limit: int,
         forwarded: Headers | None = None,
     ) -> Answer:
-        head = _JSON_HEAD if body else _HEAD
+        head = _head(token, _JSON_HEAD if body else _HEAD)
         for pair in forwarded or ():
             head += b"%b: %b\r\n" % pair
-        if token:
-            head = b"Authorization: Bearer %b\r\n%b" % (token.encode("ascii"), head)
-        return await wire.exchange(method, self._prefix + target, head, body, deadline=deadline, limit=limit)
+        try:
+            return await pool.exchange(method, target, head, body, deadline=deadline, limit=limit)
+        except NoAnswer as failure:
+            raise answers.no_answer(failure) from None
 
     async def _question(
         self, method: str, target: str, token: str, body: bytes = b"", limit: int = SEND_LIMIT
@@ -252,24 +252,9 @@ class Homeserver:
         await success(answer)
         return answer
 
-    async def _connect(self) -> "_Wires":
-        try:
-            await self.locator.address()
-        except (AddressError, AddressUnknown) as error:
-            raise BadGateway(f"the homeserver's address is not known: {error}") from None
-        assert self._wires is not None
-        return self._wires
 
-    def _move(self, address: Address) -> None:
-        """The homeserver is elsewhere now: what is under way ends where it began."""
-        self.close()
-        self._wires = _Wires(
-            Wire(address.origin, self._tls),
-            Wire(address.origin, self._tls, most=READERS),
-            Wire(address.origin, self._tls, most=POLLS),
-            Wire(address.origin, self._tls, most=GUESTS),
-        )
-        self._prefix = address.prefix
+def _head(token: str, rest: bytes = _HEAD) -> bytes:
+    return b"Authorization: Bearer %b\r\n%b" % (token.encode("ascii"), rest) if token else rest
 
 
 def _redaction(content: bytes) -> tuple[str, bytes] | None:
@@ -295,12 +280,3 @@ async def success(answer: Answer) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise answers.error(answer)
     return found
-
-
-class _Wires(NamedTuple):
-    """Connections apart, so that what takes long holds up nothing else."""
-
-    calls: Wire
-    reads: Wire
-    polls: Wire
-    guests: Wire

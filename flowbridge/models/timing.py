@@ -13,6 +13,10 @@ class Timing:
     # delivery
 
     # homeserver and live
+    connect_seconds: float = 5.0  # to connect to the homeserver
+    address_refresh_seconds: float = 60.0  # between two looks at an s3:// or file:// address
+    relay_turn_seconds: float = 5.0  # to wait for a place: a page of pictures asks for more than a share at once
+    upload_stall_seconds: float = 60.0  # for the homeserver to take a piece of a body
 
     # auth, limits and services
 

@@ -23,8 +23,8 @@ from tests.http.conftest import BOT_TOKEN, KEY, SEND, TLS, Answer, Bridge, Timed
 from tests.http.sends import UNKNOWN_TOKEN, lines
 from tests.http.test_bounds import BODY
 from tests.http.test_errors import check_error
-from tests.http.test_wire import Authority
-from tests.http.test_wire import authority as authority
+from tests.http.test_pool import Authority
+from tests.http.test_pool import authority as authority
 from tests.patience import until
 from tests.upstream import PATIENCE, Behaviour, Request, Upstream
 
