@@ -1,5 +1,6 @@
 """The calls that flowbridge makes to a homeserver. Every one raises MatrixError when it does not succeed."""
 
+import contextlib
 import json
 import ssl
 from collections.abc import Mapping
@@ -13,13 +14,13 @@ from flowbridge.homeserver.address import Locator
 from flowbridge.homeserver.connection import NoAnswer, Oversize
 from flowbridge.homeserver.pool import Answer, Pool
 from flowbridge.homeserver.proxy_rules import Headers
+from flowbridge.homeserver.sync import SyncClient
 from flowbridge.limits import peer
 from flowbridge.limits.concurrency import Limiter
 from flowbridge.models import Event
 from flowbridge.models.timing import Timing
 
 SEND_LIMIT: Final = 64 * 1024  # bytes of an answer to a send
-HISTORY_LIMIT: Final = 8 * 1024 * 1024  # bytes of a page of 100 events
 READ_LIMIT: Final = 1024 * 1024  # bytes of an answer to a read: an event has at most 64 KiB, its state form a few more
 BULK_LIMIT: Final = 64 * 1024 * 1024  # bytes of an answer to a read that may be large: all state of all rooms
 REDACTION: Final = "m.room.redaction"
@@ -52,6 +53,7 @@ class Homeserver:
         self._reads = pool(most=READERS)
         self._polls = pool(most=POLLS)
         self._guest_calls = pool(most=GUESTS)
+        self._pages = SyncClient(self._read_page)
         self._guests = Limiter("calls without a token", GUESTS, GUESTS_OF_ONE)
         self._questions = Limiter("questions to the homeserver", QUESTIONS, QUESTIONS_OF_ONE)
 
@@ -96,11 +98,8 @@ class Homeserver:
         `only`: a room event filter (specification, "RoomEventFilter"). With one a page may be empty although it is not
         the last; the last one names no `end`, or the one before it again.
         """
-        target = paths.messages_target(room_id, before, only, limit)
-        page = await success(await self.call("GET", target, token=token, limit=HISTORY_LIMIT))
-        chunk, end = page.get("chunk"), page.get("end")
-        events = [event for event in chunk if isinstance(event, dict)] if isinstance(chunk, list) else []
-        return events, end if isinstance(end, str) and (events or only) else ""
+        page = await self._pages.messages(token, room_id, since=before, backwards=True, only=only, limit=limit)
+        return page.events, page.end if page.events or only else ""
 
     async def read_state(
         self, token: str, room_id: str, type_: str, state_key: str, query: str, *, any_status: bool = False
@@ -111,25 +110,21 @@ class Homeserver:
             return await self.call("GET", target, token=token, limit=READ_LIMIT)
         return await self._get(target, token=token)
 
-    async def read(self, target: str, *, token: str, seconds: float | None = None) -> tuple[bytes, Any]:
+    async def read(
+        self, target: str, *, token: str, seconds: float | None = None, limit: int | None = None
+    ) -> tuple[bytes, Any]:
         """GET what may be large, or long in coming: the bytes of a 200, and their JSON value.
 
         `seconds` (default: the deadline of all calls) may be as many as a long poll needs: these calls have connections
-        of their own. Raises TooLarge for an answer of more than BULK_LIMIT bytes.
+        of their own. Raises TooLarge for an answer of more than `limit` (at most BULK_LIMIT) bytes.
         """
-        deadline = self.deadline if seconds is None else seconds
-        try:
-            answer = await self._reads.exchange("GET", target, _head(token), b"", deadline=deadline, limit=BULK_LIMIT)
-        except Oversize:
-            raise TooLarge(f"the homeserver's answer is larger than {BULK_LIMIT} bytes: ask for less") from None
-        except NoAnswer as failure:
-            raise answers.no_answer(failure) from None
-        if answer.status == 200:
-            try:
-                return answer.body, await large_json.aside(len(answer.body), large_json.read, answer.body)
-            except (ValueError, RecursionError):
-                pass
-        raise answers.error(answer)
+        return await self._read(self._reads, target, token, seconds, limit)
+
+    async def poll(
+        self, target: str, *, token: str, seconds: float | None = None, limit: int | None = None
+    ) -> tuple[bytes, Any]:
+        """As `read`, on the connections of the live streams."""
+        return await self._read(self._polls, target, token, seconds, limit)
 
     async def resolve(self, token: str, alias: str) -> str:
         """The room id of an alias; nobody joins it."""
@@ -213,10 +208,6 @@ class Homeserver:
             pool = self._guest_calls
             return await self._exchange(pool, method, target, token, body, self.deadline, limit, forwarded)
 
-    async def poll(self, target: str, *, token: str, deadline: float, limit: int) -> Answer:
-        """A GET that may take long, within `deadline` seconds; on connections of its own. Raises as `call` does."""
-        return await self._exchange(self._polls, "GET", target, token, b"", deadline, limit)
-
     def close(self) -> None:
         for pool in (self._calls, self._reads, self._polls, self._guest_calls):
             pool.close()
@@ -240,6 +231,26 @@ class Homeserver:
         except NoAnswer as failure:
             raise answers.no_answer(failure) from None
 
+    async def _read(
+        self, pool: Pool, target: str, token: str, seconds: float | None, limit: int | None
+    ) -> tuple[bytes, Any]:
+        most = min(limit or BULK_LIMIT, BULK_LIMIT)
+        deadline = self.deadline if seconds is None else seconds
+        try:
+            answer = await pool.exchange("GET", target, _head(token), b"", deadline=deadline, limit=most)
+        except Oversize:
+            raise TooLarge(f"the homeserver's answer is larger than {most} bytes: ask for less") from None
+        except NoAnswer as failure:
+            raise answers.no_answer(failure) from None
+        return answer.body, await json_of(answer)
+
+    async def _read_page(
+        self, target: str, *, token: str, seconds: float | None = None, limit: int | None = None
+    ) -> tuple[bytes, Any]:
+        """As `read`, on the connections of the sends: a delivery waits for it."""
+        answer = await self.call("GET", target, token=token, limit=limit or READ_LIMIT, deadline=seconds)
+        return answer.body, await json_of(answer)
+
     async def _question(
         self, method: str, target: str, token: str, body: bytes = b"", limit: int = SEND_LIMIT
     ) -> Answer:
@@ -249,7 +260,8 @@ class Homeserver:
 
     async def _get(self, target: str, *, token: str = "") -> Answer:
         answer = await self._question("GET", target, token, limit=READ_LIMIT)
-        await success(answer)
+        if not isinstance(await json_of(answer), dict):
+            raise answers.error(answer)
         return answer
 
 
@@ -269,14 +281,12 @@ def _redaction(content: bytes) -> tuple[str, bytes] | None:
     return event_id, json.dumps(rest, ensure_ascii=False, separators=(",", ":")).encode()
 
 
-async def success(answer: Answer) -> dict[str, Any]:
-    """As `verdict.success`; a large answer is read without holding up the event loop: 10 MB took 0.2 s."""
-    if answer.status != 200 or len(answer.body) < large_json.LARGE_BYTES:
-        return answers.success(answer)
-    try:
-        found = await large_json.aside(len(answer.body), large_json.read, answer.body)
-    except (ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict):
-        raise answers.error(answer)
-    return found
+async def json_of(answer: Answer) -> Any:
+    """The JSON value of a 200, which is read without holding up the event loop: 10 MB took 0.2 s.
+
+    Raises MatrixError for every other answer.
+    """
+    if answer.status == 200:
+        with contextlib.suppress(ValueError, RecursionError):
+            return await large_json.aside(len(answer.body), large_json.read, answer.body)
+    raise answers.error(answer)

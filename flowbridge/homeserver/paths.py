@@ -3,12 +3,9 @@
 A caller may speak `api/v1`, `r0`, `v3` or `unstable`; the homeserver is always spoken to in v3.
 """
 
-import json
 import re
-import secrets
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any
 from unicodedata import category
 from urllib.parse import quote, unquote_to_bytes, urlencode
 
@@ -16,8 +13,8 @@ from flowbridge.errors import BadRequest
 
 _UNRESERVED = re.compile(r"[A-Za-z0-9._~-]*")  # RFC 3986: what is never encoded
 
-_LONG_NUMBER = re.compile(r"[0-9]{19,}")
 _PAGE_TOKEN = re.compile(r"\At[0-9]+-(?=[0-9]+(?:_|\Z))")
+_LONG_NUMBER = re.compile(r"[0-9]{19,}")
 
 MAX_BYTES = 255  # of an identifier (specification, appendix "Identifier grammar")
 CLIENT = "/_matrix/client/v3"
@@ -83,13 +80,6 @@ def state_target(room_id: str, type_: str, state_key: str) -> str:
     return f"{CLIENT}/rooms/{_q(room_id)}/state/{_q(type_)}/{_q(state_key)}"
 
 
-def messages_target(room_id: str, before: str, only: Mapping[str, Any] | None = None, limit: int = 100) -> str:
-    """A page of a room's events, newest first. `only`: a room event filter."""
-    start = f"&from={quote(before, safe='')}" if before else ""
-    chosen = f"&filter={quote(json.dumps(only, separators=(',', ':')), safe='')}" if only else ""
-    return f"{CLIENT}/rooms/{_q(room_id)}/messages?dir=b&limit={limit}{start}{chosen}"
-
-
 def room_target(room_id: str, what: str, query: Mapping[str, str]) -> str:
     """What there is to read of a room: members, joined_members, messages or state."""
     return f"{CLIENT}/rooms/{_q(room_id)}/{what}{_query(query)}"
@@ -109,14 +99,6 @@ def stream_token(token: str) -> str:
 
 def sync_target(query: Mapping[str, str]) -> str:
     return f"{CLIENT}/sync{_query(query)}"
-
-
-def nowhere() -> str:
-    """The id of a room that is nowhere, another each time: in a filter it makes a new question of a sync.
-
-    Synapse keeps its answer to a sync for two minutes and gives it again (`sync_response_cache_duration`).
-    """
-    return f"!{secrets.token_hex(8)}:nowhere.invalid"
 
 
 def alias_target(alias: str) -> str:

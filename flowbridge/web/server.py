@@ -88,7 +88,7 @@ class Server(uvicorn.Server):
         Long polls and live streams end at once.
         """
         self.core.relay.stopping.set()
-        self.core.history.hush()
+        self.core.history.stop()
         self.core.live.stop()
         asyncio.get_running_loop().call_later(self.core.timing.stop_seconds / 2, self.core.courier.hush)
         await super().shutdown(sockets)
