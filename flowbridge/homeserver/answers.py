@@ -1,12 +1,12 @@
 """What an answer of the homeserver means. Pure: an answer in, an event id or an error out."""
 
-import json
 import time
 from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 from flowbridge.errors import BadGateway, Errcode, GatewayTimeout, HomeserverError, MatrixError
+from flowbridge.homeserver import large_json
 from flowbridge.homeserver.connection import NoAnswer, TimedOut
 from flowbridge.homeserver.pool import Answer
 
@@ -89,17 +89,10 @@ def _retry_after_ms(value: str) -> int:
         return 0
 
 
-def _refuse(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")
-
-
-_DECODER = json.JSONDecoder(parse_constant=_refuse)
-
-
 def _object(answer: Answer) -> dict[str, Any] | None:
     """The JSON object that the answer holds; None when it holds none."""
     try:
-        value = _DECODER.decode(answer.body.decode())
+        value = large_json.read(answer.body)
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None

@@ -1,7 +1,6 @@
 """The calls that flowbridge makes to a homeserver. Every one raises MatrixError when it does not succeed."""
 
 import contextlib
-import json
 import ssl
 from collections.abc import Mapping
 from functools import partial
@@ -20,10 +19,12 @@ from flowbridge.limits.concurrency import Limiter
 from flowbridge.models import Event
 from flowbridge.models.timing import Timing
 
-SEND_LIMIT: Final = 64 * 1024  # bytes of an answer to a send
-READ_LIMIT: Final = 1024 * 1024  # bytes of an answer to a read: an event has at most 64 KiB, its state form a few more
-BULK_LIMIT: Final = 64 * 1024 * 1024  # bytes of an answer to a read that may be large: all state of all rooms
+# Bytes of an answer.
+SEND_LIMIT: Final = 64 * 1024
+READ_LIMIT: Final = 1024 * 1024  # an event has at most 64 KiB, its state form a few more
+BULK_LIMIT: Final = 64 * 1024 * 1024  # all state of all rooms
 REDACTION: Final = "m.room.redaction"
+CALLS: Final = 128  # connections for sends and other short calls
 READERS: Final = 256  # connections for reads that may be large or slow, so that no send waits for one
 POLLS: Final = 1_024  # connections for the long polls of live streams
 GUESTS: Final = 32  # connections for calls without a token: to log in takes a homeserver half a second of hashing
@@ -49,7 +50,7 @@ class Homeserver:
         self.deadline = deadline
         # Connections apart, so that what takes long holds up nothing else.
         pool = partial(Pool, locator, tls, timing=timing)
-        self._calls = pool()
+        self._calls = pool(most=CALLS)
         self._reads = pool(most=READERS)
         self._polls = pool(most=POLLS)
         self._guest_calls = pool(most=GUESTS)
@@ -169,8 +170,8 @@ class Homeserver:
             "device_id": device_id,
             "initial_device_display_name": "flowbridge",
         }
-        body = json.dumps(request).encode()
-        token = answers.success(await self.call("POST", f"{paths.CLIENT}/login", body=body)).get("access_token")
+        answer = await self.call("POST", f"{paths.CLIENT}/login", body=large_json.write(request))
+        token = answers.success(answer).get("access_token")
         if not isinstance(token, str):
             raise BadGateway("the homeserver's answer to a login names no access_token")
         return token
@@ -260,8 +261,7 @@ class Homeserver:
 
     async def _get(self, target: str, *, token: str = "") -> Answer:
         answer = await self._question("GET", target, token, limit=READ_LIMIT)
-        if not isinstance(await json_of(answer), dict):
-            raise answers.error(answer)
+        await success(answer)
         return answer
 
 
@@ -274,11 +274,11 @@ def _redaction(content: bytes) -> tuple[str, bytes] | None:
 
     From room version 11 on the homeserver puts `redacts` into the content itself, before it beside the content.
     """
-    rest = json.loads(content)
+    rest = large_json.read(content)
     event_id = rest.pop("redacts", None)
     if not isinstance(event_id, str) or not event_id.startswith("$"):
         return None
-    return event_id, json.dumps(rest, ensure_ascii=False, separators=(",", ":")).encode()
+    return event_id, large_json.write(rest)
 
 
 async def json_of(answer: Answer) -> Any:
@@ -290,3 +290,11 @@ async def json_of(answer: Answer) -> Any:
         with contextlib.suppress(ValueError, RecursionError):
             return await large_json.aside(len(answer.body), large_json.read, answer.body)
     raise answers.error(answer)
+
+
+async def success(answer: Answer) -> dict[str, Any]:
+    """As `json_of`, for an answer that has to be an object."""
+    value = await json_of(answer)
+    if not isinstance(value, dict):
+        raise answers.error(answer)
+    return value

@@ -12,7 +12,6 @@ from flowbridge.homeserver.address import Address, AddressError, AddressUnknown,
 from flowbridge.homeserver.connection import Connection, NoAnswer, Stale, TimedOut, Unreachable
 from flowbridge.models.timing import Timing
 
-MAX_CONNECTIONS: Final = 128
 IDEMPOTENT: Final = frozenset({"GET", "HEAD", "PUT", "DELETE"})  # RFC 9110 §9.2.2; a PUT carries its transaction id
 
 
@@ -37,7 +36,7 @@ class Pool:
         locator: Locator,
         tls: ssl.SSLContext,
         *,
-        most: int = MAX_CONNECTIONS,
+        most: int,
         most_idle: int | None = None,
         idle_seconds: float = math.inf,
         timing: Timing = Timing(),  # noqa: B008 (frozen)

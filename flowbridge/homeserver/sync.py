@@ -1,13 +1,12 @@
 """/sync and /messages: how the homeserver is asked what happens in rooms, and what its answers hold."""
 
-import json
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from flowbridge.errors import BadGateway
-from flowbridge.homeserver import paths
+from flowbridge.homeserver import large_json, paths
 
 Json = dict[str, Any]
 
@@ -73,7 +72,7 @@ class SyncClient:
                 **filter_,
                 "room": {**filter_["room"], "not_rooms": [f"!{secrets.token_hex(8)}:nowhere.invalid"]},
             }
-        query = {"filter": json.dumps(filter_, separators=(",", ":")), "timeout": str(int(wait * 1000))}
+        query = {"filter": large_json.write(filter_).decode(), "timeout": str(int(wait * 1000))}
         if since:
             query["since"] = since
         if not online:
@@ -102,7 +101,7 @@ class SyncClient:
         if until:
             query["to"] = until
         if only:
-            query["filter"] = json.dumps(only, separators=(",", ":"))
+            query["filter"] = large_json.write(only).decode()
         target = paths.room_target(room_id, "messages", query)
         body, value = await self._read(target, token=token, limit=limit * EVENT_BYTES)
         if not isinstance(value, dict):

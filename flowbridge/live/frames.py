@@ -1,10 +1,10 @@
 """What goes over a live stream, and to whom. Pure (WHATWG HTML, "Server-sent events")."""
 
-import json
 from dataclasses import dataclass
 from typing import Any, Final
 
 from flowbridge.errors import MatrixError
+from flowbridge.homeserver import large_json
 from flowbridge.live.position import Position
 
 Event = dict[str, Any]
@@ -13,7 +13,6 @@ RETRY_MS: Final = 3_000
 HELLO: Final = b"retry: %d\n\n" % RETRY_MS
 COMMENT: Final = b":\n\n"
 
-_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 # What homeservers add to the events of /messages, in the old form, beside today's.
 _OLD_FORM = frozenset(
     {"user_id", "age", "prev_content", "replaces_state", "redacted_because", "invite_room_state", "knock_room_state"}
@@ -50,8 +49,7 @@ def event(position: Position, room: str, found: Event) -> Frame:
     """An event of this room, with the position behind it."""
     data = {key: value for key, value in found.items() if key not in _OLD_FORM}
     data["room_id"] = room
-    text = _ENCODER.encode(data).encode("utf-8", "replace")
-    frame = b"id: %b\ndata: %b\n\n" % (str(position).encode(), text)
+    frame = b"id: %b\ndata: %b\n\n" % (str(position).encode(), large_json.write(data, levels=0))
     return Frame(frame, room, str(found.get("type")), str(found.get("sender")))
 
 
@@ -62,7 +60,7 @@ def here(position: Position) -> bytes:
 
 def error(reason: MatrixError) -> bytes:
     """Why the stream ends: the last that is said on it."""
-    return b"event: error\ndata: %b\n\n" % _ENCODER.encode(reason.body()).encode("utf-8", "replace")
+    return b"event: error\ndata: %b\n\n" % large_json.write(reason.body())
 
 
 def _covers(wanted: str, type_: str) -> bool:

@@ -47,8 +47,8 @@ async def single(upstream: Upstream) -> AsyncIterator[Pool]:
     made.close()
 
 
-def pool_to(port: int, **more: Any) -> Pool:
-    return Pool(Locator(f"http://127.0.0.1:{port}", TLS), TLS, **more)
+def pool_to(port: int, most: int = 128, **more: Any) -> Pool:
+    return Pool(Locator(f"http://127.0.0.1:{port}", TLS), TLS, most=most, **more)
 
 
 async def ask(pool: Pool, method: str = "PUT", *, deadline: float = PATIENCE, limit: int = LIMIT) -> Answer:
@@ -545,7 +545,7 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 
 def tls_pool(upstream: Upstream, ca_file: Path | None, host: str = "127.0.0.1") -> Pool:
     tls = tls_context(ca_file)
-    return Pool(Locator(f"https://{host}:{upstream.port}", tls), tls)
+    return Pool(Locator(f"https://{host}:{upstream.port}", tls), tls, most=1)
 
 
 async def test_private_authority_is_trusted_when_it_is_named(authority: Authority) -> None:
@@ -583,6 +583,6 @@ async def test_wrong_scheme_is_unreachable(authority: Authority, speaks_tls: boo
     _, server_side = authority("mine")
     with Upstream(lambda _: OK, server_side if speaks_tls else None) as upstream:
         tls = tls_context(None)
-        pool = Pool(Locator(f"{'http' if speaks_tls else 'https'}://127.0.0.1:{upstream.port}", tls), tls)
+        pool = Pool(Locator(f"{'http' if speaks_tls else 'https'}://127.0.0.1:{upstream.port}", tls), tls, most=1)
         await fails(ask(pool, deadline=SHORT), NoAnswer, ".")
         assert upstream.requests == []

@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from flowbridge.homeserver import client, pool
+from flowbridge.homeserver import client
 from flowbridge.models import ApiKey
 from flowbridge.models.timing import Timing
 from flowbridge.services import history
@@ -115,7 +115,7 @@ def test_poll_of_a_revoked_key_ends_with_it(upstream: Upstream, tmp_path: Path) 
 def test_polls_leave_the_connections_to_the_sends(
     upstream: Upstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pool, "MAX_CONNECTIONS", 2)
+    monkeypatch.setattr(client, "CALLS", 2)
     upstream.script(syncing(scripted.silence))
     with running(upstream, tmp_path, timing=Timing(stop_seconds=2 * int(PATIENCE))) as bridge:
         connections = [bridge.connect().send(ask(POLL)) for _ in range(5)]

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from flowbridge.homeserver import client, pool, relay
+from flowbridge.homeserver import client, relay
 from flowbridge.services.media import files as media
 from flowbridge.web import connections, file_limit
 from flowbridge.web.connections import Connections
@@ -157,7 +157,7 @@ def test_refusals_are_one_line_in_ten_seconds(
 
 def test_files_suffice_for_all_that_may_be_open_at_once() -> None:
     passing = relay.MAX_AT_ONCE + relay.GUESTS
-    upstream = pool.MAX_CONNECTIONS + client.READERS + client.POLLS + client.GUESTS + passing
+    upstream = client.CALLS + client.READERS + client.POLLS + client.GUESTS + passing
     spools = media.MAX_SPOOLS + passthrough.MAX_LONG
     assert connections.MAX_CONNECTIONS + upstream + spools < file_limit.WANTED
     assert passing < connections.RESERVED_FILES
