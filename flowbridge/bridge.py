@@ -99,7 +99,7 @@ class Core:
         )
         self.history = History(self.callers, self.room_access, self.homeserver)
         self.media = Media(self.callers, self.homeserver, self.relay)
-        self.live = Live(self.homeserver, self.callers)
+        self.live = Live(self.homeserver, self.callers, timing=self.timing)
         self.maintenance = Maintenance(settings, self.database, self.backpressure, self.callers, self.courier)
         self.tokens.on_change = self.carrier.trust
         self.callers.on_seen = self._seen

@@ -23,7 +23,6 @@ from flowbridge.models.timing import Timing
 
 Body = bytes | AsyncIterable[bytes]
 
-SILENCE_SECONDS: Final = 300.0  # without a byte of an answer: a first sync, or a join across servers, takes minutes
 MAX_IDLE: Final = 32
 MAX_AT_ONCE: Final = 2_048  # half of the connections that the server takes: each long poll of a client is one
 MAX_OF_ONE: Final = 64  # of one user, or API key: a client on each of some devices has a poll and a screen of pictures
@@ -98,16 +97,17 @@ class Relay:
 
     @contextlib.asynccontextmanager
     async def open(
-        self, method: str, target: str, headers: Headers, body: Body = b"", *, silence: float = SILENCE_SECONDS
+        self, method: str, target: str, headers: Headers, body: Body = b"", *, silence: float | None = None
     ) -> AsyncIterator[Relayed]:
         """One request; the answer from when its head has come. Leaving early ends the exchange at once.
 
         `target`: path and query as they go onto the wire, in ASCII. `headers`: with lower-case names, without Host; a
         streamed body whose length is known needs its Content-Length there, else it goes in chunks. `silence`: seconds
-        that the homeserver may say nothing. Raises BadRequest, BadGateway, GatewayTimeout; TooMany or Unavailable when
-        there is no place in time; and whatever `body` raises.
+        that the homeserver may say nothing, where they are not the usual ones. Raises BadRequest, BadGateway,
+        GatewayTimeout; TooMany or Unavailable when there is no place in time; and whatever `body` raises.
         """
         with await self._places().wait(peer.who(), self._timing.relay_turn_seconds):
+            silence = self._timing.answer_silence_seconds if silence is None else silence
             lines, length = _framed(method, target, headers, body)
 
             async def ask(connection: Connection) -> None:

@@ -1,7 +1,7 @@
-"""What an account's rooms have new, read from the homeserver: by long poll, and between any two positions.
+"""The new events of an account's rooms, read from the homeserver: by long poll, and between any two positions.
 
-/sync names a room's events unless there are too many of them, or the room was joined in between (`limited`): those are
-read by /messages, page by page from one position to the other, as is all that somebody missed.
+/sync lists a room's events unless there are too many of them, or the room was joined in between (`limited`). Those are
+read by /messages, page by page from one position to the other, as is everything that a listener missed.
 """
 
 import asyncio

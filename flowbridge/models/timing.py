@@ -17,6 +17,9 @@ class Timing:
     address_refresh_seconds: float = 60.0  # between two looks at an s3:// or file:// address
     relay_turn_seconds: float = 5.0  # to wait for a place: a page of pictures asks for more than a share at once
     upload_stall_seconds: float = 60.0  # for the homeserver to take a piece of a body
+    linger_seconds: float = 10.0  # for which a feed outlives its last listener: most come back
+    live_retry_seconds: float = 0.25  # after a failed attempt; doubled while no attempt gets any further
+    empty_poll_seconds: float = 0.5  # before the next long poll, where one ended at once with nothing new
 
     # auth, limits and services
 

@@ -18,7 +18,7 @@ from flowbridge.homeserver.client import json_of
 from flowbridge.homeserver.pool import Answer
 from flowbridge.homeserver.sync import SyncClient
 from flowbridge.live.feed import Feed
-from flowbridge.live.frames import Wish
+from flowbridge.live.frames import EventFilter
 from flowbridge.live.listener import Listener
 from flowbridge.live.reader import Reader
 from flowbridge.models import Caller
@@ -113,7 +113,7 @@ async def test_large_batch_of_live_events_does_not_stop_the_loop() -> None:
         homeserver = OneBatch()
         reader = Reader(cast("Homeserver", homeserver), "@me:hs", "token")
         feed = Feed("@me:hs", reader, lambda _, error: error, lambda: None)
-        listener = Listener(Caller("@me:hs", None, "token"), Wish(types=("m.room.message",)), feed.leave)
+        listener = Listener(Caller("@me:hs", None, "token"), EventFilter(types=("m.room.message",)), feed.leave)
         await feed.join(listener, None)
         await listener.over.wait()  # it does not read, and is dropped behind the first 1,000
         await homeserver.is_told.wait()

@@ -10,13 +10,13 @@ import pytest
 from flowbridge.errors import BadGateway, HomeserverError, MatrixError
 from flowbridge.homeserver import Homeserver
 from flowbridge.homeserver.pool import Answer
-from flowbridge.live import feed
 from flowbridge.live.feed import Feed
-from flowbridge.live.frames import Wish
+from flowbridge.live.frames import EventFilter
 from flowbridge.live.listener import Listener
 from flowbridge.live.position import Position, parse
 from flowbridge.live.reader import Reader
 from flowbridge.models import Caller
+from flowbridge.models.timing import Timing
 from tests.live import Rooms, answer
 from tests.patience import PATIENCE
 
@@ -24,15 +24,14 @@ Make = Callable[[Rooms], Feed]
 
 
 @pytest.fixture
-async def make(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Make]:
+async def make() -> AsyncIterator[Make]:
     """`make(rooms)`: a feed of this homeserver."""
-    monkeypatch.setattr(feed, "FIRST_PAUSE", 0.001)
-    monkeypatch.setattr(feed, "MIN_POLL_SECONDS", 0.002)
+    timing = Timing(live_retry_seconds=0.001, empty_poll_seconds=0.002)
     made: list[Feed] = []
 
     def new(rooms: Rooms) -> Feed:
         reader = Reader(cast("Homeserver", rooms), "@me:hs", "token", timeline=2)
-        made.append(Feed("@me:hs", reader, lambda _, error: error, lambda: None))
+        made.append(Feed("@me:hs", reader, lambda _, error: error, lambda: None, timing=timing))
         return made[-1]
 
     yield new
@@ -41,7 +40,7 @@ async def make(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Make]:
 
 
 def listener(of: Feed) -> Listener:
-    return Listener(Caller("@me:hs", "DEVICE", "token"), Wish(), of.leave)
+    return Listener(Caller("@me:hs", "DEVICE", "token"), EventFilter(), of.leave)
 
 
 async def read(of: Listener, number: int) -> tuple[list[str], str]:
