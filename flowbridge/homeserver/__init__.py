@@ -1,4 +1,4 @@
-"""Matrix out: where the homeserver is, how it is spoken to, and what its answers mean."""
+"""Matrix out: where the homeserver is, how it is called, and what its answers mean."""
 
 from flowbridge.homeserver import paths
 from flowbridge.homeserver.address import Address, AddressError, AddressUnknown, Locator, tls_context

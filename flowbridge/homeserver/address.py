@@ -27,7 +27,7 @@ MAX_ADDRESS_BYTES = 2_048
 MAX_WELL_KNOWN_BYTES = 64 * 1024
 WELL_KNOWN_SECONDS = 10.0
 WELL_KNOWN_REFRESH_SECONDS = 3_600.0
-RETRY_SECONDS = 2.0  # after a failure, nobody asks again before
+RETRY_SECONDS = 2.0  # after a failure, before the next attempt
 
 _HOST = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_-]*[A-Za-z0-9])?(?:\.[A-Za-z0-9](?:[A-Za-z0-9_-]*[A-Za-z0-9])?)*\.?")
 
@@ -35,11 +35,11 @@ _HOST_AND_PORT = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([^\[\]:]+))(?::([0-9]{1,5
 
 
 class AddressError(Exception):
-    """BASE_URL, or what it points to, is wrong: somebody has to mend it. One line."""
+    """BASE_URL, or what it points to, is wrong, and has to be corrected. One line."""
 
 
 class AddressUnknown(Exception):
-    """The address cannot be learnt just now: it may be known in a moment."""
+    """The address cannot currently be learnt; a later attempt may succeed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,7 @@ def tls_context(ca_file: Path | None) -> ssl.SSLContext:
 
 def parse_url(text: str, *, allow_http: bool) -> Address:
     """Read an http or https base URL. Raises AddressError."""
-    if not _is_plain(text):  # urlsplit drops tabs and line breaks without a word
+    if not _is_plain(text):  # urlsplit drops tabs and line breaks silently
         raise AddressError(f"{_shown(text)} is not an address")
     try:
         url = urlsplit(text)
@@ -118,7 +118,7 @@ def parse_host(text: str) -> str:
 
 
 class Locator:
-    """Knows the homeserver's address, and learns it anew."""
+    """Knows the homeserver's address, and learns it again. Each of `on_change` is called with a new one."""
 
     def __init__(
         self,
@@ -145,7 +145,7 @@ class Locator:
 
     @property
     def refresh_seconds(self) -> float | None:
-        """How often the address is worth asking for again; None when it stands in the settings."""
+        """How often to ask for the address again; None when the settings hold it."""
         if "://" not in self._base_url:
             return WELL_KNOWN_REFRESH_SECONDS
         return self._refresh_seconds if self._base_url.startswith(("s3://", "file://")) else None
@@ -163,7 +163,7 @@ class Locator:
         return self._address
 
     async def refresh(self) -> None:
-        """Ask again; what cannot be learnt leaves the address as it was, with a line in the log."""
+        """Ask again. When that fails the address stays, and the log says why."""
         async with self._lock:
             try:
                 await self._learn()
@@ -171,7 +171,7 @@ class Locator:
                 log.warning("address_not_refreshed", error=error, address=self._address)
 
     async def keep_fresh(self) -> None:
-        """Refresh on the interval, for ever."""
+        """Refresh on the interval, forever."""
         while (pause := self.refresh_seconds) is not None:
             await asyncio.sleep(pause)
             await self.refresh()
@@ -189,7 +189,7 @@ class Locator:
                 follow(address)
 
     def _finder(self, text: str) -> Callable[[], Awaitable[Address]]:
-        """How this address is learnt. What is malformed raises AddressError here, before anything is asked."""
+        """How this address is learnt. A malformed one raises AddressError here, before any request."""
         if not _is_plain(text):
             raise AddressError(f"{_shown(text)} is not an address")
         if text.startswith("s3://"):
@@ -208,10 +208,10 @@ class Locator:
         if "://" in text:
             address = parse_url(text, allow_http=self._allow_http)
 
-            async def stands() -> Address:
+            async def known() -> Address:
                 return address
 
-            return stands
+            return known
         host = parse_host(text)
         return lambda: self._well_known(host)
 
@@ -226,7 +226,7 @@ class Locator:
 
     async def _well_known(self, host: str) -> Address:
         """Server discovery (specification, "Well-known URI")."""
-        import httpx  # most settings are URLs and never need it
+        import httpx  # here, since most settings are URLs and never need it
 
         own = parse_url(f"https://{host}", allow_http=False)
         url = f"{own}/.well-known/matrix/client"

@@ -24,12 +24,13 @@ SEND_LIMIT: Final = 64 * 1024
 READ_LIMIT: Final = 1024 * 1024  # an event has at most 64 KiB, its state form a few more
 BULK_LIMIT: Final = 64 * 1024 * 1024  # all state of all rooms
 REDACTION: Final = "m.room.redaction"
-CALLS: Final = 128  # connections for sends and other short calls
-READERS: Final = 256  # connections for reads that may be large or slow, so that no send waits for one
-POLLS: Final = 1_024  # connections for the long polls of live streams
-GUESTS: Final = 32  # connections for calls without a token: to log in takes a homeserver half a second of hashing
+# Connections, apart for each purpose: what takes long holds up nothing else.
+CALLS: Final = 128  # for sends and other short calls
+READERS: Final = 256  # for reads that may be large or slow, so that no send waits for one
+POLLS: Final = 1_024  # for the long polls of live streams
+GUESTS: Final = 32  # for calls without a token: a login costs the homeserver half a second of hashing
 GUESTS_OF_ONE: Final = 8  # of one address
-QUESTIONS: Final = 64  # calls that a request makes before it is accepted, at once: half of the connections for sends
+QUESTIONS: Final = 64  # calls at once that requests make before they are accepted: half of the connections for sends
 QUESTIONS_OF_ONE: Final = 16
 
 _HEAD: Final = f"User-Agent: flowbridge/{__version__}\r\nAccept: application/json\r\n".encode()
@@ -48,7 +49,6 @@ class Homeserver:
         timing: Timing = Timing(),  # noqa: B008 (frozen)
     ) -> None:
         self.deadline = deadline
-        # Connections apart, so that what takes long holds up nothing else.
         pool = partial(Pool, locator, tls, timing=timing)
         self._calls = pool(most=CALLS)
         self._reads = pool(most=READERS)
@@ -85,7 +85,7 @@ class Homeserver:
         return True
 
     async def is_joined(self, token: str, room_id: str, user_id: str) -> bool:
-        """Whether a user is in a room, as far as this user may know. Raises MatrixError when nobody can tell."""
+        """Whether a user is in a room, as far as this token may know. Raises MatrixError when that is unknown."""
         answer = await self.call("GET", paths.state_target(room_id, "m.room.member", user_id), token=token)
         if answer.status in (403, 404) and isinstance(answers.error(answer), HomeserverError):
             return False
@@ -128,7 +128,7 @@ class Homeserver:
         return await self._read(self._polls, target, token, seconds, limit)
 
     async def resolve(self, token: str, alias: str) -> str:
-        """The room id of an alias; nobody joins it."""
+        """The room id of an alias, without joining the room."""
         room_id = answers.success(await self._question("GET", paths.alias_target(alias), token)).get("room_id")
         if not isinstance(room_id, str) or not room_id.startswith("!"):
             raise BadGateway("the homeserver's answer for an alias names no room_id")
@@ -149,12 +149,14 @@ class Homeserver:
         user_id, device_id = answer.get("user_id"), answer.get("device_id")
         if not isinstance(user_id, str) or not isinstance(device_id, str | None):
             raise BadGateway("the homeserver's /account/whoami names no user_id")
-        if not f"{user_id}{device_id or ''}".isprintable():  # users name their devices, and databases do not hold all
+        if (
+            not f"{user_id}{device_id or ''}".isprintable()
+        ):  # users name devices, and not every name fits a database
             raise BadGateway("the homeserver's /account/whoami names a user or device with control characters")
         return user_id, device_id
 
     async def join(self, token: str, room_or_alias: str) -> str:
-        """Join a room (nothing happens when one is in it) and return its room id."""
+        """Join a room, if not joined yet, and return its room id."""
         answer = answers.success(await self._question("POST", paths.join_target(room_or_alias), token, b"{}"))
         room_id = answer.get("room_id")
         if not isinstance(room_id, str) or not room_id.startswith("!"):
@@ -189,7 +191,7 @@ class Homeserver:
     ) -> Answer:
         """Any call; the answer whatever its status. Raises BadGateway or GatewayTimeout when there is none.
 
-        `deadline`: seconds for this call, where they are not the usual ones. `forwarded`: headers that say for whom.
+        `deadline`: seconds for this call, where they are not the usual ones. `forwarded`: headers that name the caller.
         """
         deadline = deadline or self.deadline
         return await self._exchange(self._calls, method, target, token, body, deadline, limit, forwarded)
@@ -204,7 +206,7 @@ class Homeserver:
         limit: int = SEND_LIMIT,
         forwarded: Headers | None = None,
     ) -> Answer:
-        """As `call`, for a caller that has not been authenticated: on connections apart, with a share per address."""
+        """As `call`, for a caller that has not been authenticated: on connections of its own, a share per address."""
         async with self._guests.turn(peer.who(), self.deadline):
             pool = self._guest_calls
             return await self._exchange(pool, method, target, token, body, self.deadline, limit, forwarded)
@@ -255,7 +257,7 @@ class Homeserver:
     async def _question(
         self, method: str, target: str, token: str, body: bytes = b"", limit: int = SEND_LIMIT
     ) -> Answer:
-        """A call on behalf of a request, which keeps to its caller's share of the connections."""
+        """A call for a request, within its caller's share of the connections."""
         async with self._questions.turn(peer.who(), self.deadline):
             return await self.call(method, target, token=token, body=body, limit=limit)
 

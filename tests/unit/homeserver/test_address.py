@@ -8,6 +8,7 @@ import contextlib
 import ssl
 from collections.abc import AsyncIterator, Awaitable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -347,12 +348,13 @@ async def test_refresh_that_fails_keeps_the_old_address_and_says_so(
 
 async def test_concurrent_first_calls_ask_once(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Path] = []
+    open_ = Path.open
 
-    def read(path: Path) -> bytes:
+    def counted(path: Path, *args: Any) -> Any:
         asked.append(path)
-        return path.read_bytes()
+        return open_(path, *args)
 
-    monkeypatch.setattr(address, "_read_file", read)
+    monkeypatch.setattr(Path, "open", counted)
     found = locator(file)
     answers = await asyncio.gather(*(found.address() for _ in range(50)))
     assert {str(answer) for answer in answers} == {"https://one.example.org"}
