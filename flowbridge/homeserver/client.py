@@ -149,9 +149,7 @@ class Homeserver:
         user_id, device_id = answer.get("user_id"), answer.get("device_id")
         if not isinstance(user_id, str) or not isinstance(device_id, str | None):
             raise BadGateway("the homeserver's /account/whoami names no user_id")
-        if (
-            not f"{user_id}{device_id or ''}".isprintable()
-        ):  # users name devices, and not every name fits a database
+        if not f"{user_id}{device_id or ''}".isprintable():  # users name devices, and not every name fits a database
             raise BadGateway("the homeserver's /account/whoami names a user or device with control characters")
         return user_id, device_id
 

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from flowbridge.auth.callers import Callers, Credential
 from flowbridge.auth.room_access import RoomAccess
 from flowbridge.errors import BadRequest, Errcode, Forbidden, HomeserverError
-from flowbridge.homeserver import Homeserver, large_json, paths
+from flowbridge.homeserver import Homeserver, identifiers, large_json, paths
 from flowbridge.homeserver.client import READERS
 from flowbridge.homeserver.sync import NOTHING, ROOMS_ALONE, Batch, Json, Page, SyncClient, section
 from flowbridge.limits import peer
@@ -141,7 +141,7 @@ class History:
             self._callers.permit_reading(credential)
             caller, room_id = await self._callers.identify(credential), ""
         ends = time.monotonic() + seconds
-        start = paths.stream_token(since)
+        start = identifiers.stream_token(since)
         if not start:
             start = (await self._state(caller, {"room": {"rooms": []}, **ROOMS_ALONE})).next_batch
         end, size, chunk = start, 0, list[Json]()

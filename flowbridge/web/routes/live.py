@@ -9,7 +9,7 @@ from starlette.responses import Response
 from flowbridge.auth.callers import Credential
 from flowbridge.bridge import Core
 from flowbridge.errors import BadGateway, BadRequest, Forbidden, GatewayTimeout, MatrixError
-from flowbridge.homeserver import answers, paths
+from flowbridge.homeserver import answers, identifiers
 from flowbridge.live import EventFilter, position
 from flowbridge.live.position import Position
 from flowbridge.models import Caller
@@ -40,7 +40,7 @@ class Listening:
     async def room(self, request: Request) -> Response:
         """GET /rooms/{roomId}/live"""
         credential = await self._callers.credential(headers_of(request), request.scope["query_string"])
-        room = paths.room(request.path_params["roomId"])
+        room = identifiers.room(request.path_params["roomId"])
         types, since = self._types(request, credential), _position(request)
         permit = partial(self._permit, credential, types)
         caller, room_id = await self._room_access.enter(credential, room, permit, joins=True)
@@ -59,7 +59,7 @@ class Listening:
         """The event types that are wanted. Raises Forbidden when an API key is not for all of them."""
         types = _names(request, "types")
         for type_ in types:
-            paths.identifier(type_, "event type")
+            identifiers.identifier(type_, "event type")
             if "*" in type_[:-1]:
                 raise BadRequest("types: '*' may only stand at the end of a type")
         self._permit(credential, types)
@@ -86,7 +86,7 @@ class Listening:
 
 
 def _filter(request: Request, caller: Caller, types: tuple[str, ...], rooms: frozenset[str] | None) -> EventFilter:
-    not_senders = {paths.identifier(sender, "user id") for sender in _names(request, "not_senders")}
+    not_senders = {identifiers.identifier(sender, "user id") for sender in _names(request, "not_senders")}
     own = request.query_params.get("own", "").strip().lower() or "true"
     if own not in ("true", "false"):
         raise BadRequest("own: it is 'true' or 'false'")
@@ -110,7 +110,9 @@ def _position(request: Request) -> Position | None:
     if not text:
         return None
     found = position.parse(text)
-    since, until = (paths.stream_token(paths.token(part, "Last-Event-ID")) for part in (found.since, found.until))
+    since, until = (
+        identifiers.stream_token(identifiers.token(part, "Last-Event-ID")) for part in (found.since, found.until)
+    )
     return replace(found, since=since, until=until)
 
 

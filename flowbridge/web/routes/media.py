@@ -11,7 +11,7 @@ from starlette.responses import Response
 from flowbridge.auth.callers import Credential
 from flowbridge.bridge import Core
 from flowbridge.errors import BadRequest, Errcode, Unauthorized, UnsupportedMedia
-from flowbridge.homeserver import paths, proxy_rules
+from flowbridge.homeserver import identifiers, proxy_rules
 from flowbridge.homeserver.relay import Relayed
 from flowbridge.services.media import attachment
 from flowbridge.services.media.attachment import Label
@@ -142,14 +142,14 @@ def _wanted(kind: Kind, request: Request) -> Wanted:
 
 
 def _matching(pattern: re.Pattern[str], raw: str, what: str) -> str:
-    text = paths.segment(raw, what)
+    text = identifiers.segment(raw, what)
     if not pattern.fullmatch(text):
         raise BadRequest(f"{text!r} is not a {what}")
     return text
 
 
 def _filename(raw: str) -> str:
-    text = paths.segment(raw, "file name", empty=True)
+    text = identifiers.segment(raw, "file name", empty=True)
     if "/" in text or "\\" in text:
         raise BadRequest("a file name holds no '/' and no '\\'")
     return text
