@@ -57,9 +57,9 @@ class Core:
         tls = tls_context(settings.ca_file)
         self.settings = settings
         self.catalogue = Catalogue.load(settings.schemas_dir)
-        self.locator = Locator(settings.base_url, tls, allow_http=settings.allow_http)
-        self.homeserver = Homeserver(self.locator, tls, deadline=settings.request_seconds)
-        self.relay = Relay(self.locator, tls)
+        self.locator = Locator(settings.base_url, tls, allow_http=settings.allow_http, timing=self.timing)
+        self.homeserver = Homeserver(self.locator, tls, deadline=settings.request_seconds, timing=self.timing)
+        self.relay = Relay(self.locator, tls, timing=self.timing)
         self.database = Database(settings.database_url.get_secret_value())
         self.write_queue = WriteQueue(
             self.database, max_waiting=settings.max_waiting, share=settings.max_share, timing=self.timing
@@ -125,7 +125,7 @@ class Core:
         )
         self.history = History(self.callers, self.room_access, self.homeserver)
         self.media = Media(self.callers, self.homeserver, self.relay)
-        self.live = Live(self.homeserver, self.callers)
+        self.live = Live(self.homeserver, self.callers, timing=self.timing)
         self.maintenance = Maintenance(settings, self.database, self.backpressure, self.callers, self.worker)
         self.tokens.on_change = self.account_limits.trust
         self.callers.on_seen = self._seen

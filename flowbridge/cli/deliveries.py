@@ -24,7 +24,7 @@ from sqlalchemy.sql import ColumnElement
 from flowbridge.auth.tokens import cipher
 from flowbridge.cli.store import opened
 from flowbridge.errors import BadRequest, MatrixError
-from flowbridge.homeserver import paths
+from flowbridge.homeserver import identifiers
 from flowbridge.services.deliveries import detail, moment, new_txn_id, states, summary
 from flowbridge.settings import Settings
 from flowbridge.store import Database, abandoned, delivery_log, outbox
@@ -57,8 +57,8 @@ def choose(
     try:
         return Selection(
             states=states(",".join(state), "--state"),
-            room_id=paths.identifier(room, "--room") if room else None,
-            event_type=paths.identifier(event_type, "--type") if event_type else None,
+            room_id=identifiers.identifier(room, "--room") if room else None,
+            event_type=identifiers.identifier(event_type, "--type") if event_type else None,
             since=_ago(since, "--since") if since else None,
             until=_ago(until, "--until") if until else None,
         )

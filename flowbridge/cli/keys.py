@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 from flowbridge.cli.store import opened
 from flowbridge.errors import BadRequest
-from flowbridge.homeserver import paths
+from flowbridge.homeserver import identifiers
 from flowbridge.models import ApiKey
 from flowbridge.settings import Settings
 from flowbridge.store import api_keys
@@ -85,18 +85,18 @@ def _each(option: str, texts: Sequence[str], check: Callable[[str], str]) -> tup
 
 
 def _name(text: str) -> str:
-    return paths.identifier(text, "name", empty=True)
+    return identifiers.identifier(text, "name", empty=True)
 
 
 def _room(text: str) -> str:
-    found = paths.room(_unencoded(text))
+    found = identifiers.room(_unencoded(text))
     if ",!" in found or ",#" in found or " " in found:
         raise BadRequest("it names one room: repeat it for more")
     return found
 
 
 def _event_type(text: str) -> str:
-    found = paths.event_type(_unencoded(text))
+    found = identifiers.event_type(_unencoded(text))
     if "," in found or " " in found:
         raise BadRequest("it names one event type: repeat it for more")
     if "*" in found[:-1]:
@@ -105,7 +105,7 @@ def _event_type(text: str) -> str:
 
 
 def _user(text: str) -> str:
-    found = paths.identifier(text, "user id")
+    found = identifiers.identifier(text, "user id")
     localpart, colon, server = found[1:].partition(":")
     if found[0] != "@" or not (localpart and colon and server) or "," in found or " " in found:
         raise BadRequest(f"{found[:80]!r} is not a user id, which has the form @name:server; repeat it for more")

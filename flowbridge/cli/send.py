@@ -10,7 +10,7 @@ from flowbridge import log
 from flowbridge.auth.callers import Credential
 from flowbridge.bridge import Core
 from flowbridge.errors import BadContent, MatrixError
-from flowbridge.homeserver import paths
+from flowbridge.homeserver import identifiers
 from flowbridge.models import Event
 from flowbridge.services.acceptance import How
 from flowbridge.settings import Settings, SettingsError
@@ -85,7 +85,7 @@ async def _validate(core: Core, event_type: str, body: bytes) -> str:
 async def _checked(core: Core, room: str, event_type: str, body: bytes) -> Event:
     """The arguments are raw text, not path segments: nothing is percent-decoded."""
     if room:
-        paths.room(room.replace("%", "%25"))
-    paths.event_type(event_type.replace("%", "%25"))
+        identifiers.room(room.replace("%", "%25"))
+    identifiers.event_type(event_type.replace("%", "%25"))
     found = core.acceptance.read(body, "text/plain", event_type, "flow")
     return await core.acceptance.check(room, event_type, found, as_state=False)

@@ -1,6 +1,6 @@
 """Large JSON, read and written without holding up the event loop.
 
-A thread alone is no help: `json` reads a text in one piece and keeps the interpreter for as long as that takes, half a
+A thread alone is no help: `json` reads a text in one go and holds the interpreter for as long as that takes, half a
 second for all rooms of a busy account. Here the outer levels are walked in Python, so that the loop has its turn
 between two events.
 """
@@ -20,7 +20,7 @@ from flowbridge.limits.concurrency import Limiter
 P = ParamSpec("P")
 T = TypeVar("T")
 
-LARGE_BYTES = 128 * 1024  # 1 ms of reading; what is larger is worked on outside the event loop
+LARGE_BYTES = 128 * 1024  # 1 ms of reading; larger texts are worked on outside the event loop
 LEVELS = 6  # of a sync: itself, rooms, kind, room, section, the list of events
 
 _TURNS: WeakKeyDictionary[asyncio.AbstractEventLoop, Limiter] = WeakKeyDictionary()
@@ -28,17 +28,17 @@ _THREAD = ThreadPoolExecutor(1, thread_name_prefix="flowbridge-bulk")  # one: se
 
 
 async def aside(size: int, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Do this work, outside the event loop when it is about more than LARGE_BYTES."""
+    """Do this work; outside the event loop when it is about LARGE_BYTES or more."""
     if size < LARGE_BYTES:
         return work(*args, **kwargs)
     loop = asyncio.get_running_loop()
     turns = _TURNS.setdefault(loop, Limiter("large answers that are being read", 1, 1))
-    async with turns.turn(peer.who()):  # callers have the thread one after another, however much each of them wants
+    async with turns.turn(peer.who()):  # callers take turns, however much each of them wants
         return await loop.run_in_executor(_THREAD, partial(work, *args, **kwargs))
 
 
 def read(body: bytes, levels: int = LEVELS) -> Any:
-    """The value of a JSON text, whose outer levels are walked. Raises ValueError or RecursionError."""
+    """The value of a JSON text; of a large one the outer levels are walked. Raises ValueError or RecursionError."""
     text = body.decode()
     if len(body) < LARGE_BYTES:
         return _DECODER.decode(text)
@@ -51,7 +51,7 @@ def read(body: bytes, levels: int = LEVELS) -> Any:
 def write(value: Any, levels: int = 2) -> bytes:
     """JSON as flowbridge answers it; a lone surrogate becomes a question mark.
 
-    `levels` that are walked, above the events: 2 for an object with lists of them.
+    `levels`: how many are walked. With 2, of an object with lists of events, each event is written in one go.
     """
     return "".join(_pieces(value, levels)).encode("utf-8", "replace")
 
@@ -93,7 +93,7 @@ def _value(text: str, at: int, levels: int) -> tuple[Any, int]:
 
 
 class _Places:
-    """Where the items of an object or a list begin; whoever reads one moves `at` to its end."""
+    """Where the items of an object or a list begin. The reader of an item moves `at` to its end."""
 
     def __init__(self, text: str, at: int, closing: str) -> None:
         self.at = at + 1

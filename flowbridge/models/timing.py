@@ -36,9 +36,23 @@ class Timing:
     piece_seconds: float = 0.02  # that a piece of a census reads the store
 
     # homeserver and live
+    connect_seconds: float = 5.0  # to connect to the homeserver
+    address_refresh_seconds: float = 60.0  # between two looks at an s3:// or file:// address
+    relay_turn_seconds: float = 5.0  # to wait for a place: a page of pictures asks for more than a share at once
+    upload_stall_seconds: float = 60.0  # for the homeserver to take a piece of a body
+    linger_seconds: float = 10.0  # for which a feed outlives its last listener: most come back
+    live_retry_seconds: float = 0.25  # after a failed attempt; doubled while no attempt gets any further
+    empty_poll_seconds: float = 0.5  # before the next long poll, where one ended at once with nothing new
 
     # auth, limits and services
 
     # store
 
     # web
+    keep_alive_seconds: int = 75  # nginx's; with uvicorn's 5 s one in 12 requests of a Node agent each 5.0 s failed
+    stop_seconds: int = 10  # for requests in flight when the bridge stops
+    head_seconds: float = 10.0  # for a request line and its headers to arrive
+    body_seconds: float = 20.0  # for a body to arrive, or for each further part of it
+    hang_up_poll_seconds: float = 5.0  # between two checks for a hang-up, while a connection is not read
+    answer_stall_seconds: float = 60.0  # for the caller to take a piece of a streamed answer
+    answer_silence_seconds: float = 300.0  # for the homeserver to say anything: a join across servers takes minutes

@@ -22,7 +22,7 @@ from flowbridge.delivery import Worker
 from flowbridge.delivery.pending import Outcome, PendingDelivery
 from flowbridge.errors import BadContent, Conflict, Problem, TooLarge
 from flowbridge.events import Catalogue, Entry, canonical_json, payload
-from flowbridge.homeserver import paths
+from flowbridge.homeserver import identifiers
 from flowbridge.limits.processor import Account, Aside
 from flowbridge.models import Caller, Event, Payload, Surface
 from flowbridge.services import room_upgrades
@@ -144,7 +144,7 @@ class Acceptance:
                 f"the content is {len(content)} bytes of canonical JSON: an event holds at most {MAX_CONTENT_BYTES}"
             )
         if state_key:
-            paths.identifier(state_key, "state key")
+            identifiers.identifier(state_key, "state key")
         problems = [] if entry is None else _problems(entry, found, state_key, as_state, is_valid=is_valid)
         if general := self.catalogue.general.problems(event_type, found.content):
             known = {problem.pointer for problem in problems}  # a schema of the type says it more exactly

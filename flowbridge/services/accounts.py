@@ -13,7 +13,7 @@ from flowbridge.auth.callers import Callers, Credential
 from flowbridge.errors import BadRequest, Errcode, Forbidden, MatrixError
 from flowbridge.events import canonical_json
 from flowbridge.homeserver import Homeserver, answers, paths
-from flowbridge.homeserver.client import READ_LIMIT
+from flowbridge.homeserver.client import READ_LIMIT, success
 from flowbridge.homeserver.pool import Answer
 from flowbridge.homeserver.proxy_rules import Headers
 from flowbridge.settings import Settings
@@ -68,7 +68,7 @@ class Accounts:
 
     async def flows(self) -> Json:
         """The ways to log in."""
-        return answers.success(await self._homeserver.guest_call("GET", f"{paths.CLIENT}/login", limit=READ_LIMIT))
+        return await success(await self._homeserver.guest_call("GET", f"{paths.CLIENT}/login", limit=READ_LIMIT))
 
     async def login(self, body: Json, token: str, public_url: str, forwarded: Headers) -> Json:
         """Log in; `user` is what `identifier` was before 2018. Clients are told to come back to `public_url`."""

@@ -8,7 +8,7 @@ endpoints for what it leaves open. Every event keeps its fields of today; `user_
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-Json = dict[str, Any]
+from flowbridge.homeserver.sync import Json, Page, listed, section
 
 _FROM_UNSIGNED = ("age", "prev_content", "replaces_state", "redacted_because")
 
@@ -58,21 +58,20 @@ def snapshot(sync: Mapping[str, Any], user_id: str, visibilities: Mapping[str, s
     }
 
 
-def room_snapshot(sync: Json, kind: str, room_id: str, state: Any, recent: Any, visibility: str) -> Json:
-    """`rooms/{roomId}/initialSync`, from the room's state, its newest messages, and what a sync says beside them.
+def room_snapshot(sync: Json, kind: str, room_id: str, state: Any, newest: Page, visibility: str) -> Json:
+    """`rooms/{roomId}/initialSync`, from the room's state, its newest events, and what a sync says beside them.
 
     `kind`: join, leave, or "" for a room that the caller is not in but may read. Presence is that of its members.
     """
     found = _shaped(state) if isinstance(state, list) else []
-    newest, before = events_of(recent)
     joined = {member.get("state_key") for member in found if member.get("membership") == "join"}
     return {
         "room_id": room_id,
         **({"membership": kind} if kind else {}),
         "visibility": visibility,
         "messages": {
-            "chunk": _shaped(newest[::-1]),
-            "start": before or sync["next_batch"],
+            "chunk": _shaped(newest.events[::-1]),
+            "start": newest.end or sync["next_batch"],
             "end": sync["next_batch"],
         },
         "state": found,
@@ -148,26 +147,6 @@ def presence(found: Mapping[str, Any]) -> Json:
 def rooms_of(sync: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Kind (join, invite, leave) and id of each room of a sync."""
     return [(kind, room_id) for kind in ("join", "invite", "leave") for room_id in section(sync, "rooms", kind)]
-
-
-def events_of(page: Any) -> tuple[list[Json], str]:
-    """The events of a page of messages, and where the next one begins ("" at the end)."""
-    chunk, end = (page.get("chunk"), page.get("end")) if isinstance(page, dict) else (None, None)
-    events = [found for found in chunk if isinstance(found, dict)] if isinstance(chunk, list) else []
-    return events, end if isinstance(end, str) else ""
-
-
-def section(value: Any, *names: str) -> Json:
-    """The object under these names; an empty one where there is none."""
-    for name in names:
-        value = value.get(name) if isinstance(value, dict) else None
-    return value if isinstance(value, dict) else {}
-
-
-def listed(value: Any, name: str) -> list[Json]:
-    """The `events` of a section of a sync."""
-    found = section(value, name).get("events")
-    return [each for each in found if isinstance(each, dict)] if isinstance(found, list) else []
 
 
 def _current(state: Iterable[Json], timeline: Iterable[Json]) -> Iterable[Json]:

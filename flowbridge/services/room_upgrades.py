@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from flowbridge.errors import Errcode, MatrixError
-from flowbridge.homeserver import Homeserver, answers, paths
+from flowbridge.homeserver import Homeserver, answers, identifiers
 from flowbridge.models import Caller
 
 TOMBSTONE = "m.room.tombstone"
@@ -38,6 +38,6 @@ async def _replacement(homeserver: Homeserver, token: str, room_id: str) -> str 
         async with asyncio.timeout(SECONDS):
             answer = await homeserver.read_state(token, room_id, TOMBSTONE, "", "")
         found = answers.success(answer).get("replacement_room")
-        return found if isinstance(found, str) and paths.identifier(found, "room").startswith("!") else None
+        return found if isinstance(found, str) and identifiers.identifier(found, "room").startswith("!") else None
     except (MatrixError, TimeoutError):
         return None

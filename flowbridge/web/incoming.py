@@ -12,7 +12,7 @@ from starlette.requests import Request
 
 from flowbridge.errors import BadContent, Problem
 from flowbridge.events import canonical_json
-from flowbridge.homeserver import paths
+from flowbridge.homeserver import identifiers
 from flowbridge.web.endpoint import read_body
 
 Shape = tuple[str, Callable[[Any], bool]]  # in words, and as a test
@@ -85,7 +85,7 @@ def query_of(request: Request, *names: str) -> str:
     """
     query = request.scope["query_string"].decode("utf-8", "surrogateescape")
     found = [
-        (name, paths.identifier(value, name))
+        (name, identifiers.identifier(value, name))
         for name, value in parse_qsl(query, errors="surrogateescape")
         if name in names
     ]

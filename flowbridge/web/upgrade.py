@@ -1,10 +1,9 @@
-"""A request that offers to upgrade its connection, read as if it did not: RFC 9110 §7.8 lets a server ignore the offer.
+"""A request that offers to upgrade its connection is read as if it did not: a server may ignore it (RFC 9110 §7.8).
 
-llhttp takes whatever follows a head with `Upgrade` and `Connection: upgrade` for another protocol, also when the
-request has a body; Java's HTTP client offers h2c with its first request. The parser cannot be told otherwise, and the
-caller's bytes must not be changed: an earlier version renamed the header by a search in the bytes, and where a TCP
-segment ended in the blank line, it changed the body. So a second parser goes on behind the head. It is first given a
-head of our own that says the same about the length, made from the headers as the first parser read them.
+llhttp takes what follows a head with `Upgrade` and `Connection: upgrade` for another protocol, even a body; and Java's
+HTTP client offers h2c with its first request. No option of the parser changes that. Nor may the caller's bytes be
+changed: renaming the header by a search in them changed a body when a TCP segment ended in the blank line. So a second
+parser reads on behind the head. It is first fed a head of ours with the same framing, made from the parsed headers.
 """
 
 from collections.abc import Iterable
@@ -16,7 +15,7 @@ _FRAMING = frozenset((b"content-length", b"transfer-encoding"))
 
 
 class Callbacks(Protocol):
-    """What a parser calls, and has called for the head already."""
+    """The callbacks of a parser, which have been called for the head already."""
 
     def on_message_begin(self) -> None: ...
     def on_url(self, url: bytes) -> None: ...
@@ -27,19 +26,19 @@ class Callbacks(Protocol):
 
 
 def parser(callbacks: object) -> httptools.HttpRequestParser:
-    """A parser as uvicorn makes them: what comes behind a request that ends the connection is not an error."""
+    """A parser with uvicorn's options: bytes behind the last request of a connection are not an error."""
     made = httptools.HttpRequestParser(callbacks)
     made.set_dangerous_leniencies(lenient_data_after_close=True)
     return made
 
 
 def successor(callbacks: Callbacks) -> httptools.HttpRequestParser:
-    """The parser that is to be given `head()`, then all that comes behind the head with the offer."""
+    """The parser to be fed `head()`, then all that follows the head with the offer."""
     return parser(_Behind(callbacks))
 
 
 def head(method: bytes, headers: Iterable[tuple[bytes, bytes]], *, keep_alive: bool) -> bytes:
-    """A head of the same length as the one with these headers (lower-case names), without the offer."""
+    """A head that frames the body as these headers do (lower-case names), without the offer."""
     lines = [b"%b / HTTP/1.1" % method]
     lines += [b"%b: %b" % (name, value) for name, value in headers if name in _FRAMING]
     if not keep_alive:
@@ -48,7 +47,7 @@ def head(method: bytes, headers: Iterable[tuple[bytes, bytes]], *, keep_alive: b
 
 
 class _Behind:
-    """Passes on all but the first head. The first message may end with it, so that its end is always passed on."""
+    """Passes on all but the first head. The first message may end with that, so `on_message_complete` always passes."""
 
     def __init__(self, callbacks: Callbacks) -> None:
         self._to = callbacks

@@ -9,7 +9,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -21,6 +21,7 @@ from pydantic import SecretStr
 
 from flowbridge.models.timing import Timing
 from flowbridge.settings import Settings
+from flowbridge.web.connections import MAX_CONNECTIONS
 from flowbridge.web.protocol import Protocol
 from flowbridge.web.routes import operations
 from flowbridge.web.server import background
@@ -242,9 +243,17 @@ def settings_for(url: str, folder: Path, **values: Any) -> Settings:
 
 
 @contextmanager
-def running(upstream: Upstream, folder: Path, *, timing: Timing | None = None, **values: Any) -> Iterator[Bridge]:
-    """A bridge of its own, which knows what an earlier one left behind in this folder."""
-    with background(settings_for(upstream.url, folder, **values), timing=timing) as url:
+def running(
+    upstream: Upstream,
+    folder: Path,
+    *,
+    timing: Timing | None = None,
+    max_connections: int = MAX_CONNECTIONS,
+    **values: Any,
+) -> Iterator[Bridge]:
+    """A bridge of its own, which knows what an earlier one left behind in this folder. `values`: settings."""
+    settings = settings_for(upstream.url, folder, **values)
+    with background(settings, timing=timing, max_connections=max_connections) as url:
         yield Bridge(url, upstream)
 
 
@@ -320,6 +329,16 @@ def most(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 @pytest.fixture
 def bridge(shared_bridge: Bridge, upstream: Upstream) -> Iterator[Bridge]:
     yield from _lent(shared_bridge)
+
+
+Timed = Callable[..., Bridge]
+
+
+@pytest.fixture
+def timed(upstream: Upstream, tmp_path: Path) -> Iterator[Timed]:
+    """`timed(head_seconds=1.0)`: a bridge of this test's own with these durations, fields of `Timing`."""
+    with ExitStack() as stack:
+        yield lambda **durations: stack.enter_context(running(upstream, tmp_path, timing=Timing(**durations)))
 
 
 @pytest.fixture

@@ -5,6 +5,8 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
+from itertools import cycle
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from flowbridge.auth import api_keys, callers
 from flowbridge.homeserver import client, relay
 from flowbridge.limits import processor
 from flowbridge.live import feeds
+from flowbridge.models.timing import Timing
 from flowbridge.services import rooms
 from flowbridge.web import middleware
 from flowbridge.web.routes import operations
@@ -121,14 +124,12 @@ def answered(clients: list[RawClient], number: int) -> list[RawClient]:
 
 @pytest.mark.parametrize("who", ["no token", "wrong token", "known"])
 def test_what_passes_through_of_one_caller_leaves_places_for_others(
-    upstream: Upstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, go: threading.Event, who: str
+    upstream: Upstream, tmp_path: Path, go: threading.Event, who: str
 ) -> None:
     """300 requests of an address without a token had 300 connections to the homeserver."""
-    monkeypatch.setattr(relay, "TURN_SECONDS", 0.2)
-    monkeypatch.setattr(relay, "MAX_OF_ONE", 40)
     known = bearer(new_token())
     hog = {"no token": "Authorization: Basic x", "wrong token": bearer(new_token()), "known": bearer(new_token())}[who]
-    share, beyond = (40, "40 of the 2048") if who == "known" else (relay.GUESTS_OF_ONE, "32 of the 256")
+    share, beyond = (relay.MAX_OF_ONE, "64 of the 2048") if who == "known" else (relay.GUESTS_OF_ONE, "32 of the 256")
 
     def script(request: Request) -> Behaviour | None:
         is_hogs = request.header("authorization") == hog.partition(": ")[2]
@@ -136,7 +137,8 @@ def test_what_passes_through_of_one_caller_leaves_places_for_others(
             return UNKNOWN_TOKEN
         return scripted.when(go, scripted.answer({})) if "/slow" in request.target else None
 
-    with running(upstream, tmp_path, wrong_keys_per_minute=1_000) as bridge, ExitStack() as stack:
+    timing = Timing(relay_turn_seconds=0.2)
+    with running(upstream, tmp_path, timing=timing, wrong_keys_per_minute=1_000) as bridge, ExitStack() as stack:
         for header in {known, hog} if who == "known" else {known}:
             assert bridge.post(SEND, BODY, header).status == 200
         upstream.script(script)
@@ -179,9 +181,9 @@ def test_caller_whose_requests_all_pass_through_is_no_guest_after_the_first(
 
 
 def test_many_users_behind_one_address_have_a_long_poll_each(
-    upstream: Upstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, go: threading.Event
+    upstream: Upstream, tmp_path: Path, go: threading.Event
 ) -> None:
-    monkeypatch.setattr(relay, "GUESTS_OF_ONE", 3)
+    assert relay.GUESTS_OF_ONE < FLOOD
     upstream.script(slow("/sync", go, scripted.answer({"next_batch": "s"})))
     with running(upstream, tmp_path) as bridge, ExitStack() as stack:
         clients = flood(stack, bridge, lambda: passing("sync?timeout=30000&since=s"))
@@ -190,24 +192,21 @@ def test_many_users_behind_one_address_have_a_long_poll_each(
         assert {client.answer().status for client in clients} == {200}
 
 
-def test_uploads_and_downloads_count_in_the_same_share(
-    upstream: Upstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, go: threading.Event
-) -> None:
-    monkeypatch.setattr(relay, "TURN_SECONDS", 0.2)
-    monkeypatch.setattr(relay, "MAX_OF_ONE", 3)
+def test_uploads_and_downloads_count_in_the_same_share(upstream: Upstream, tmp_path: Path, go: threading.Event) -> None:
     hog = bearer(new_token())
     uri = scripted.answer({"content_uri": "mxc://a/b"})
     upstream.script(lambda request: scripted.when(go, uri) if "load" in request.target else None)
-    with running(upstream, tmp_path) as bridge, ExitStack() as stack:
+    with running(upstream, tmp_path, timing=Timing(relay_turn_seconds=0.2)) as bridge, ExitStack() as stack:
         requests = [
             post("/media", b"x", hog, "Content-Type: image/png"),
             post("/media/upstream/abc", b"", hog, method="GET"),
             post("/_matrix/media/v3/download/upstream/abc", b"", hog, method="GET"),
         ]
         assert bridge.post("/whoami", b"", hog, method="GET").status == 200
-        clients = flood(stack, bridge, requests.pop, 3)
-        arrived(upstream, "load", 3)
-        assert "3 of the 2048" in error_of(bridge.ask(passing("quick", hog)), 429)
+        share = relay.MAX_OF_ONE
+        clients = flood(stack, bridge, partial(next, cycle(requests)), share)
+        arrived(upstream, "load", share)
+        assert f"{share} of the 2048" in error_of(bridge.ask(passing("quick", hog)), 429)
         go.set()
         assert {client.answer().status for client in clients} == {200}
 

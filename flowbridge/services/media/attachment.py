@@ -22,7 +22,7 @@ from typing import Any
 from urllib.parse import unquote_to_bytes
 
 from flowbridge.errors import BadContent, BadRequest, Problem
-from flowbridge.homeserver import large_json, paths
+from flowbridge.homeserver import identifiers, large_json
 
 UNKNOWN = "application/octet-stream"
 JSON = "application/json"
@@ -66,13 +66,13 @@ class Attachment:
 def filename(text: str, what: str = "filename") -> str:
     """A file's name without the folders before it; empty when nothing is left. Raises BadRequest."""
     name = re.split(r"[/\\]", text)[-1].strip()
-    return "" if name in (".", "..") else paths.identifier(name, what, empty=True)
+    return "" if name in (".", "..") else identifiers.identifier(name, what, empty=True)
 
 
 def content_type(text: str, what: str = "Content-Type") -> str:
     """A media type with its parameters, or nothing. Raises BadRequest for what is none."""
     text = text.strip()
-    if text and (len(text) > paths.MAX_BYTES or not _MEDIA_TYPE.fullmatch(text)):
+    if text and (len(text) > identifiers.MAX_BYTES or not _MEDIA_TYPE.fullmatch(text)):
         raise BadRequest(f"{what}: not a media type; one has the form image/png")
     return text
 

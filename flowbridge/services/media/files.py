@@ -6,7 +6,6 @@ disk first: Synapse takes no upload without a Content-Length. Neither way does m
 
 import asyncio
 import contextlib
-import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -15,11 +14,11 @@ from urllib.parse import quote, urlencode
 from flowbridge.auth.callers import Callers, Credential
 from flowbridge.errors import BadGateway, BadRequest, Errcode, HomeserverError, MatrixError, TooLarge
 from flowbridge.homeserver import Homeserver, Relay, answers
-from flowbridge.homeserver.pool import Answer
 from flowbridge.homeserver.proxy_rules import Headers
 from flowbridge.homeserver.relay import Relayed
 from flowbridge.homeserver.spool import Spool
 from flowbridge.limits import peer
+from flowbridge.limits.cache import Cache
 from flowbridge.limits.concurrency import Limiter
 from flowbridge.models import Caller
 from flowbridge.services.media import attachment
@@ -32,6 +31,7 @@ AUTHENTICATED = "/_matrix/client/v1/media"
 LEGACY = "/_matrix/media/v3"
 KEEP_SECONDS = 300.0  # how long a limit is good
 MAX_KEPT = 10_000
+UNKNOWN = -1
 SPOOL_BYTES = 100 * 1024 * 1024  # at most, when the homeserver names no limit
 FORM_BYTES = 1024 * 1024  # for what a form holds beside its file
 JSON_BYTES = 32 * 1024 * 1024  # for a file inside JSON: it is in memory as a whole
@@ -77,7 +77,7 @@ class Media:
         self._callers = callers
         self._homeserver = homeserver
         self._relay = relay
-        self._limits: dict[str, tuple[int | None, float]] = {}
+        self._limits = Cache[str, int | None](MAX_KEPT, KEEP_SECONDS)
         self._spools = Limiter("uploads that are kept on the disk", MAX_SPOOLS, MAX_SPOOLS_OF_ONE)
         self._json = Limiter("files inside JSON that are being read", MAX_JSON, 1)
 
@@ -124,7 +124,7 @@ class Media:
         headers = [*wanted.headers, *_authorization(token)]
         async with self._relay.open(wanted.method, target, headers) as answer:
             if answer.status >= 400:
-                raise answers.error(await _whole(answer))
+                raise answers.error(await answer.whole(ANSWER_BYTES))
             yield answer
 
     # uploads
@@ -186,7 +186,7 @@ class Media:
             *_authorization(caller.token),
         ]
         async with self._relay.open("POST", f"{LEGACY}/upload{query}", headers, body) as answer:
-            uri = answers.success(await _whole(answer)).get("content_uri")
+            uri = answers.success(await answer.whole(ANSWER_BYTES)).get("content_uri")
         if not isinstance(uri, str) or not uri.startswith("mxc://"):
             raise BadGateway("the homeserver's answer to an upload names no content_uri")
         return uri
@@ -204,14 +204,10 @@ class Media:
 
     async def _limit(self, caller: Caller) -> int | None:
         """In bytes; None when the homeserver names none."""
-        limit, until = self._limits.get(caller.user_id, (None, 0.0))
-        if time.monotonic() < until:
+        limit = self._limits.get(caller.user_id, UNKNOWN)
+        if limit != UNKNOWN:
             return limit
-        limit = await self._ask_limit(caller)
-        if len(self._limits) >= MAX_KEPT:
-            del self._limits[next(iter(self._limits))]
-        self._limits[caller.user_id] = (limit, time.monotonic() + KEEP_SECONDS)
-        return limit
+        return self._limits.put(caller.user_id, await self._ask_limit(caller))
 
     async def _ask_limit(self, caller: Caller) -> int | None:
         for base in (AUTHENTICATED, LEGACY):
@@ -276,8 +272,3 @@ async def _chain(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[byte
 
 async def _once(data: bytes) -> AsyncIterator[bytes]:
     yield data
-
-
-async def _whole(answer: Relayed) -> Answer:
-    """A short answer in one piece."""
-    return Answer(answer.status, tuple(answer.headers), await answer.read(ANSWER_BYTES))

@@ -10,7 +10,7 @@ from starlette.responses import Response
 from flowbridge.bridge import Core
 from flowbridge.delivery.waiting import waiting
 from flowbridge.errors import BadRequest
-from flowbridge.homeserver import paths
+from flowbridge.homeserver import identifiers
 from flowbridge.services.deliveries import Deliveries, Viewer, moment, states
 from flowbridge.store.delivery_log import Selection
 from flowbridge.web import describe
@@ -88,10 +88,10 @@ def _overwrite(request: Request) -> bool:
 
 def _selection(given: dict[str, str]) -> Selection:
     room_id, event_type = given.get("room_id"), given.get("event_type")
-    if room_id and not paths.identifier(room_id, "room_id").startswith("!"):
+    if room_id and not identifiers.identifier(room_id, "room_id").startswith("!"):
         raise BadRequest(f"room_id: {room_id!r} is not a room id, which begins with '!'")
     if event_type:
-        paths.identifier(event_type, "event_type")
+        identifiers.identifier(event_type, "event_type")
     return Selection(
         states=states(given.get("state", ""), "state"),
         room_id=room_id,

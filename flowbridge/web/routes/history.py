@@ -11,7 +11,7 @@ from flowbridge.auth.callers import Credential
 from flowbridge.bridge import Core
 from flowbridge.errors import BadRequest, MatrixError
 from flowbridge.events import canonical_json
-from flowbridge.homeserver import paths
+from flowbridge.homeserver import identifiers
 from flowbridge.web import parameters, streaming
 from flowbridge.web.endpoint import Endpoint, endpoint, headers_of
 from flowbridge.web.routes import describe_reading
@@ -60,7 +60,7 @@ class Reading:
         if passed := await self._as_another(request):
             return passed
         credential = await self._credential(request)
-        room = paths.room(request.path_params["roomId"])
+        room = identifiers.room(request.path_params["roomId"])
         limit = _number(request, "limit", DEFAULT_LIMIT, MAX_LIMIT)
         return _answer(await self._history.room_snapshot(credential, room, limit))
 
@@ -73,7 +73,7 @@ class Reading:
         seconds = _number(request, "timeout", int(POLL_SECONDS * 1000), int(MAX_POLL_SECONDS * 1000)) / 1000
         room = _text(request, "room_id")
         if room:
-            paths.room(room)
+            identifiers.room(room)
         working = self._history.events(credential, "" if since == "END" else since, seconds, room)
         over = self._callers.revoked(credential.key) if credential.key is not None else None
         return _answer(await _unless_gone(request, working, over))
@@ -110,7 +110,7 @@ class Reading:
 
     async def _page(self, request: Request, what: str, query: dict[str, str]) -> Response:
         credential = await self._credential(request)
-        room = paths.room(request.path_params["roomId"])
+        room = identifiers.room(request.path_params["roomId"])
         # Nothing else reaches this on the flow surface, where other parameters are refused.
         given = {name: text for name, text in query.items() if text}
         given = {**dict(parameters.others(request, credential, *query)), **given}
@@ -162,7 +162,7 @@ def _text(request: Request, name: str) -> str:
 
 
 def _token(request: Request, name: str) -> str:
-    return paths.token(_text(request, name), name)
+    return identifiers.token(_text(request, name), name)
 
 
 def _number(request: Request, name: str, default: int, most: int) -> int:

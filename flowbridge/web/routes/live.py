@@ -9,8 +9,8 @@ from starlette.responses import Response
 from flowbridge.auth.callers import Credential
 from flowbridge.bridge import Core
 from flowbridge.errors import BadGateway, BadRequest, Forbidden, GatewayTimeout, MatrixError
-from flowbridge.homeserver import answers, paths
-from flowbridge.live import Wish, position
+from flowbridge.homeserver import answers, identifiers
+from flowbridge.live import EventFilter, position
 from flowbridge.live.position import Position
 from flowbridge.models import Caller
 from flowbridge.web.endpoint import LOG, Endpoint, endpoint, headers_of
@@ -35,12 +35,12 @@ class Listening:
         key, rooms = credential.key, None
         if key is not None and key.rooms:
             rooms = await self._room_access.scope(caller, key, joins=True)
-        return await self._stream(request, credential, caller, _wish(request, caller, types, rooms), since)
+        return await self._stream(request, credential, caller, _filter(request, caller, types, rooms), since)
 
     async def room(self, request: Request) -> Response:
         """GET /rooms/{roomId}/live"""
         credential = await self._callers.credential(headers_of(request), request.scope["query_string"])
-        room = paths.room(request.path_params["roomId"])
+        room = identifiers.room(request.path_params["roomId"])
         types, since = self._types(request, credential), _position(request)
         permit = partial(self._permit, credential, types)
         caller, room_id = await self._room_access.enter(credential, room, permit, joins=True)
@@ -52,14 +52,14 @@ class Listening:
             # who resumes waits for the homeserver with an open stream
         except MatrixError as error:
             raise self._callers.refused(caller, error) from None
-        wish = _wish(request, caller, types, frozenset({room_id}))
-        return await self._stream(request, credential, caller, wish, since)
+        wanted = _filter(request, caller, types, frozenset({room_id}))
+        return await self._stream(request, credential, caller, wanted, since)
 
     def _types(self, request: Request, credential: Credential) -> tuple[str, ...]:
         """The event types that are wanted. Raises Forbidden when an API key is not for all of them."""
         types = _names(request, "types")
         for type_ in types:
-            paths.identifier(type_, "event type")
+            identifiers.identifier(type_, "event type")
             if "*" in type_[:-1]:
                 raise BadRequest("types: '*' may only stand at the end of a type")
         self._permit(credential, types)
@@ -76,23 +76,23 @@ class Listening:
             raise Forbidden(f"{caller.user_id} is not in this room: join it first")
 
     async def _stream(
-        self, request: Request, credential: Credential, caller: Caller, wish: Wish, since: Position | None
+        self, request: Request, credential: Credential, caller: Caller, wanted: EventFilter, since: Position | None
     ) -> Response:
         request.scope[LOG] = {"user": caller.user_id}
         if request.method == "HEAD":
             return Response(headers=HEADERS, media_type=MEDIA_TYPE)
-        listener = await self._live.listen(caller, wish, since)
+        listener = await self._live.listen(caller, wanted, since)
         return EventStream(listener, partial(self._callers.revoked, credential.key) if credential.key else None)
 
 
-def _wish(request: Request, caller: Caller, types: tuple[str, ...], rooms: frozenset[str] | None) -> Wish:
-    not_senders = {paths.identifier(sender, "user id") for sender in _names(request, "not_senders")}
+def _filter(request: Request, caller: Caller, types: tuple[str, ...], rooms: frozenset[str] | None) -> EventFilter:
+    not_senders = {identifiers.identifier(sender, "user id") for sender in _names(request, "not_senders")}
     own = request.query_params.get("own", "").strip().lower() or "true"
     if own not in ("true", "false"):
         raise BadRequest("own: it is 'true' or 'false'")
     if own == "false":
         not_senders.add(caller.user_id)
-    return Wish(rooms, types, frozenset(not_senders))
+    return EventFilter(rooms, types, frozenset(not_senders))
 
 
 def _names(request: Request, name: str) -> tuple[str, ...]:
@@ -110,7 +110,9 @@ def _position(request: Request) -> Position | None:
     if not text:
         return None
     found = position.parse(text)
-    since, until = (paths.stream_token(paths.token(part, "Last-Event-ID")) for part in (found.since, found.until))
+    since, until = (
+        identifiers.stream_token(identifiers.token(part, "Last-Event-ID")) for part in (found.since, found.until)
+    )
     return replace(found, since=since, until=until)
 
 

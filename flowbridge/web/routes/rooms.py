@@ -6,7 +6,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from flowbridge.bridge import Core
-from flowbridge.homeserver import paths
+from flowbridge.homeserver import identifiers
 from flowbridge.models import Caller
 from flowbridge.services.rooms import Action, Rooms
 from flowbridge.web import parameters
@@ -80,7 +80,7 @@ class Handlers:
     async def _change(self, request: Request, raw: str, action: Action) -> Response:
         headers = headers_of(request)
         credential = await self._callers.credential(headers, request.scope["query_string"])
-        room, query = paths.room(raw), parameters.passed_on(request, credential)
+        room, query = identifiers.room(raw), parameters.passed_on(request, credential)
         body = await read_object(request, headers, MEMBERSHIP)
         return _answer(request, *await self._rooms.change(credential, room, action, body, query))
 

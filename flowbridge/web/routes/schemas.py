@@ -8,7 +8,7 @@ from starlette.responses import Response
 
 from flowbridge.errors import Errcode, NotFound
 from flowbridge.events import Catalogue, Entry
-from flowbridge.homeserver import paths
+from flowbridge.homeserver import identifiers
 from flowbridge.services.acceptance import Acceptance
 from flowbridge.web import describe
 from flowbridge.web.document import Document
@@ -31,7 +31,7 @@ class Schemas:
 
     async def show(self, request: Request) -> Response:
         """GET /schemas/{eventType}: also `m.room.message$m.image` and `components/…`, as `$ref`s name them."""
-        name = paths.segment(request.path_params["eventType"], "event type").removesuffix(".json")
+        name = identifiers.segment(request.path_params["eventType"], "event type").removesuffix(".json")
         document = self._documents.get(name)
         if document is None:
             raise NotFound(f"there is no schema for {name!r}", errcode=Errcode.NOT_FOUND)
@@ -39,7 +39,7 @@ class Schemas:
 
     async def component(self, request: Request) -> Response:
         """GET /schemas/components/{name}: what the schemas share, so that a relative `$ref` can be followed."""
-        name = paths.segment(request.path_params["name"], "component").removesuffix(".json")
+        name = identifiers.segment(request.path_params["name"], "component").removesuffix(".json")
         document = self._documents.get(f"components/{name}")
         if document is None:
             raise NotFound(f"there is no schema component {name!r}", errcode=Errcode.NOT_FOUND)
@@ -47,7 +47,7 @@ class Schemas:
 
     async def validate(self, request: Request) -> Response:
         """POST /validate/{eventType}: what a send would do, without sending, and without a token."""
-        event_type = paths.event_type(request.path_params["eventType"])
+        event_type = identifiers.event_type(request.path_params["eventType"])
         headers = headers_of(request)
         body = await read_body(request, headers)
         found = await self._acceptance.receive(body, headers.get("content-type", ""), event_type, "flow")

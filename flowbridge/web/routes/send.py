@@ -13,7 +13,7 @@ from flowbridge.auth.callers import Credential
 from flowbridge.bridge import Core
 from flowbridge.delivery.encryption import IN_PLAIN_TEXT
 from flowbridge.errors import BadContent, BadRequest, Forbidden, MatrixError, Problem
-from flowbridge.homeserver import paths
+from flowbridge.homeserver import identifiers
 from flowbridge.models import Event, Payload, Surface
 from flowbridge.services.acceptance import How
 from flowbridge.services.sending import Told
@@ -54,8 +54,8 @@ class Sending:
         credential = await self._callers.credential(headers, request.scope["query_string"])
         self._acceptance.check_share(credential)
         path = request.path_params
-        room, event_type = paths.room(path["roomId"]), paths.event_type(path["eventType"])
-        txn_id = paths.segment(path["txnId"], "transaction id") if "txnId" in path else None
+        room, event_type = identifiers.room(path["roomId"]), identifiers.event_type(path["eventType"])
+        txn_id = identifiers.segment(path["txnId"], "transaction id") if "txnId" in path else None
         body, found = await self._read(request, headers, event_type)
         event = await self._acceptance.check(room, event_type, found, as_state=False)
         if others := self._others(request, credential):
@@ -73,8 +73,8 @@ class Sending:
         credential = await self._callers.credential(headers, request.scope["query_string"])
         self._acceptance.check_share(credential)
         path = request.path_params
-        room, event_type = paths.room(path["roomId"]), paths.event_type(path["eventType"])
-        state_key = paths.segment(path.get("stateKey", ""), "state key", empty=True)
+        room, event_type = identifiers.room(path["roomId"]), identifiers.event_type(path["eventType"])
+        state_key = identifiers.segment(path.get("stateKey", ""), "state key", empty=True)
         body, found = await self._read(request, headers, event_type)
         found = _keyed(found, state_key, named="stateKey" in path)
         event = await self._acceptance.check(room, event_type, found, as_state=True)
@@ -165,7 +165,7 @@ def _answer(told: Told) -> JsonAnswer:
 def _idempotency_key(lines: Sequence[str]) -> str:
     if len(set(lines)) > 1:
         raise BadRequest("Idempotency-Key: it is given more than once, with different values")
-    return paths.identifier(lines[0], "Idempotency-Key")
+    return identifiers.identifier(lines[0], "Idempotency-Key")
 
 
 def _preferences(lines: Sequence[str]) -> dict[str, str]:

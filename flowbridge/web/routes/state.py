@@ -8,7 +8,7 @@ from starlette.responses import Response
 
 from flowbridge.bridge import Core
 from flowbridge.errors import MatrixError
-from flowbridge.homeserver import paths
+from flowbridge.homeserver import identifiers
 from flowbridge.models import Surface
 from flowbridge.web import parameters
 from flowbridge.web.endpoint import headers_of
@@ -27,8 +27,8 @@ class State:
         """GET …/rooms/{roomId}/state/{eventType}[/{stateKey}]"""
         credential = await self._callers.credential(headers_of(request), request.scope["query_string"])
         path = request.path_params
-        room, event_type = paths.room(path["roomId"]), paths.event_type(path["eventType"])
-        state_key = paths.segment(path.get("stateKey", ""), "state key", empty=True)
+        room, event_type = identifiers.room(path["roomId"]), identifiers.event_type(path["eventType"])
+        state_key = identifiers.segment(path.get("stateKey", ""), "state key", empty=True)
         query = [("format", "event")] if request.query_params.get("format") == "event" else []
         if self._surface == "matrix":
             query += parameters.others(request, credential, "format")
