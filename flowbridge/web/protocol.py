@@ -299,11 +299,11 @@ class Protocol(HttpToolsProtocol):
         self._discards = True
         if self.transport.is_closing():
             return
-        if not self._in_head and self.cycle.response_complete:
-            self.transport.close()  # the request has its answer: a second one would be taken for the next request's
-            return
         if not self._in_head and self.cycle.response_started:
-            self._hang_up(self.cycle)
+            if self.cycle.response_complete:  # a second answer would be taken for that to the next request
+                self.transport.close()
+            else:
+                self._hang_up(self.cycle)
             return
         body = json.dumps({"errcode": errcode, "error": error}).encode()
         again = b"retry-after: 2\r\n" if status == 503 else b""

@@ -22,11 +22,7 @@ _LAST_EVENT_ID: Operation = {
     "schema": {"type": "string", "maxLength": 8192},
 }
 _CHOICE = [
-    query(
-        "types",
-        "Only these event types, separated by commas. `m.room.*` stands for all that begin with `m.room.`.",
-        "m.room.message",
-    ),
+    query("types", "Only these event types, separated by commas; `m.room.*` stands for a prefix.", "m.room.message"),
     query("not_senders", "No events of these users, separated by commas.", "@noisy:localhost"),
     query("own", "`false`: no events of the account itself, so that a bot does not answer itself.", "false"),
     query("last_event_id", "As `Last-Event-ID`, for a client that cannot set headers.", ""),
