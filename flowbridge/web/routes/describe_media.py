@@ -1,6 +1,6 @@
 """The OpenAPI operations of uploads and downloads, in words."""
 
-from flowbridge.web.describe import UPSTREAM, Operation, as_json, operation, parameter
+from flowbridge.web.describe import UPSTREAM, Operation, as_json, operation, parameter, query
 
 _BYTES: Operation = {"schema": {"type": "string", "format": "binary"}}
 _BASE64: Operation = {
@@ -49,34 +49,22 @@ _OLD = (
 
 _PATH = [
     parameter("serverName", "The server of an `mxc://server/mediaId` address.", "localhost"),
-    parameter(
-        "mediaId", "The media id of an `mxc://server/mediaId` address.", "ascERGshawAWawugaAcauga", maxLength=255
-    ),
+    parameter("mediaId", "The media id of an `mxc://server/mediaId` address.", _MEDIA_ID, maxLength=255),
 ]
 _FILENAME = parameter("filename", "The name to save it under.", "cat.png", maxLength=255)
-_TIMEOUT = parameter(
-    "timeout_ms",
-    "How long to wait for a file that has not been uploaded yet.",
-    20000,
-    "query",
-    type="integer",
-    minimum=0,
+_TIMEOUT = query(
+    "timeout_ms", "How long to wait for a file that is not uploaded yet.", 20000, type="integer", minimum=0
 )
 _REMOTE = [
-    parameter(name, f"Whether {what}.", "true", "query", enum=["true", "false"])
+    query(name, f"Whether {what}.", "true", enum=["true", "false"])
     for name, what in (
         ("allow_remote", "the homeserver may fetch it from another server"),
         ("allow_redirect", "it may redirect to the file"),
     )
 ]
-_SIZES = [
-    parameter(name, "In pixels.", 64, "query", type="integer", minimum=1, maximum=99_999)
-    for name in ("width", "height")
-]
-_METHOD = parameter(
-    "method", "Whether the picture is scaled or cropped to this size.", "scale", "query", enum=["scale", "crop"]
-)
-_ANIMATED = parameter("animated", "Whether the picture may be animated.", "false", "query", enum=["true", "false"])
+_SIZES = [query(name, "In pixels.", 64, type="integer", minimum=1, maximum=99_999) for name in ("width", "height")]
+_METHOD = query("method", "Scale or crop the picture to this size.", "scale", enum=["scale", "crop"])
+_ANIMATED = query("animated", "Whether the picture may be animated.", "false", enum=["true", "false"])
 
 UPLOAD = operation(
     "upload",
@@ -98,11 +86,7 @@ UPLOAD = operation(
         }
     ),
     errors=(400, 408, 413, 415, *UPSTREAM),
-    parameters=[
-        parameter(
-            "filename", "The file's name. Takes precedence over one in the body.", "cat.png", "query", maxLength=255
-        )
-    ],
+    parameters=[query("filename", "The file's name. Overrides one in the body.", "cat.png", maxLength=255)],
     body={
         "required": True,
         "content": {
@@ -129,10 +113,8 @@ UPLOAD = operation(
 )
 
 
-def media(method: str, path: str) -> Operation:
-    """The operation of one of the media routes."""
-    if method == "POST":
-        return UPLOAD
+def download(path: str) -> Operation:
+    """The operation of one of the routes that serve a file, or its thumbnail."""
     old = path.startswith("/_matrix/")
     is_thumbnail = "thumbnail" in path
     name = "Filename" if "{filename}" in path else ""
