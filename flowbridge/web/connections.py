@@ -111,18 +111,11 @@ class Connections:
         now = time.monotonic()
         if now >= self._quiet_until.get(bound, 0.0):
             self._quiet_until[bound] = now + QUIET_SECONDS
-            fields: dict[str, object] = {}
+            fields = {"bound": bound, "refused": self._refused.pop(bound), "open": len(self._open)}
+            if bound != "address":
+                holder = max(self._holders.values(), key=lambda other: other.open, default=holder)
+            fields |= {"client": holder.name, "of_client": holder.open}
             if bound == "address":
                 fields["hint"] = "a proxy is not one caller: FLOWBRIDGE_TRUSTED_PROXIES names it"
-            else:
-                holder = max(self._holders.values(), key=lambda other: other.open, default=holder)
-            log.warning(
-                "connections_refused",
-                bound=bound,
-                refused=self._refused.pop(bound),
-                open=len(self._open),
-                client=holder.name,
-                of_client=holder.open,
-                **fields,
-            )
+            log.warning("connections_refused", **fields)
         return error

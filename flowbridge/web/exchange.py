@@ -2,11 +2,11 @@
 
 import asyncio
 import contextlib
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
-from starlette.requests import ClientDisconnect
+from starlette.requests import Request
 from starlette.types import Receive
 
 from flowbridge.auth.callers import Credential
@@ -24,40 +24,31 @@ GONE = 499  # in the log: the caller did not wait for the answer
 
 
 class Incoming:
-    """The body of the caller's request: piece by piece or, up to a limit, as a whole."""
+    """The body of the caller's request: once, piece by piece or, up to a limit, as a whole. Raises ClientDisconnect."""
 
-    def __init__(self, receive: Receive, *, has_body: bool) -> None:
-        self._receive = receive
+    def __init__(self, request: Request, *, has_body: bool) -> None:
+        self._pieces = request.stream()
         self._early = bytearray()
         self.ended = asyncio.Event()
         if not has_body:
             self.ended.set()
 
-    def __aiter__(self) -> "Incoming":
-        return self
-
-    async def __anext__(self) -> bytes:
-        if self._early:
-            early, self._early = self._early, bytearray()
-            return bytes(early)
-        while not self.ended.is_set():
-            if piece := await self._next():
-                return piece
-        raise StopAsyncIteration
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        yield bytes(self._early)
+        self._early.clear()
+        async for piece in self._pieces:
+            yield piece
+        self.ended.set()
 
     async def whole(self, limit: int) -> bytes | None:
-        """The body; None when it is longer than `limit` bytes, and can only be iterated over."""
-        while not self.ended.is_set() and len(self._early) <= limit:
-            self._early += await self._next()
-        return bytes(self._early) if len(self._early) <= limit else None
-
-    async def _next(self) -> bytes:
-        message = await self._receive()
-        if message["type"] == "http.disconnect":
-            raise ClientDisconnect
-        if not message.get("more_body", False):
+        """The body; None when it is longer than `limit` bytes. Then a larger limit or an iteration may follow."""
+        if len(self._early) <= limit:
+            async for piece in self._pieces:
+                self._early += piece
+                if len(self._early) > limit:
+                    return None
             self.ended.set()
-        return bytes(message.get("body", b""))
+        return bytes(self._early) if self.ended.is_set() else None
 
 
 @dataclass(frozen=True, slots=True)

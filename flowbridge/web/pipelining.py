@@ -5,6 +5,7 @@ are queued, and only the last of them learns that the caller has hung up. As byt
 arrived with, and an error in one of them is reported in its turn.
 """
 
+import re
 import select
 
 from uvicorn.protocols.http.flow_control import FlowControl
@@ -14,6 +15,7 @@ MAX_BEHIND = 64 * 1024  # bytes behind a complete request; the rest stays in the
 _HUNG_UP = getattr(select, "POLLRDHUP", 0)  # Linux; elsewhere only a reset is seen
 _END = b"\n\r\n"
 _BREAKS = b"\r\n"
+_BLANKS = re.compile(rb"[\r\n]+")
 
 
 def end_of_piece(data: bytes, at: int) -> int:
@@ -29,8 +31,8 @@ def end_of_piece(data: bytes, at: int) -> int:
         end = found + len(_END)
     else:
         return len(data)
-    while end < len(data) and data[end] in _BREAKS:
-        end += 1
+    if end < len(data) and (blanks := _BLANKS.match(data, end)):  # byte by byte, 1 MiB took 0.3 s of the event loop
+        end = blanks.end()
     return end
 
 

@@ -27,7 +27,6 @@ class Ports:
     callers: Connections
     operations: Connections
     timing: Timing
-    keep_alive: tuple[bytes, bytes]  # the header of an answer whose connection is kept
     operations_port: int | None = None
 
     def connections_at(self, port: int | None) -> Connections:
@@ -60,6 +59,7 @@ class Protocol(HttpToolsProtocol):
         super().__init__(*args, **named)
         self._ports = ports
         self._timing = ports.timing
+        self._kept_header = (b"keep-alive", b"timeout=%d" % ports.timing.keep_alive_seconds)
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -162,9 +162,8 @@ class Protocol(HttpToolsProtocol):
         if self._ended_late:
             self._ended_late = False
             self._stop_timer()
-            self.timeout_keep_alive_task = self.loop.call_later(
-                self.timeout_keep_alive, self.timeout_keep_alive_handler
-            )
+            seconds = self.timeout_keep_alive
+            self.timeout_keep_alive_task = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
             self._connections.mark_idle(self)
         elif self.cycle.response_complete:  # bytes behind an answer: they have stopped uvicorn's own timer
             if self._timer is None:
@@ -219,7 +218,7 @@ class Protocol(HttpToolsProtocol):
             logger=self.logger,
             access_logger=self.access_logger,
             access_log=self.access_log,
-            default_headers=[*headers, self._ports.keep_alive] if is_kept else headers,
+            default_headers=[*headers, self._kept_header] if is_kept else headers,
             message_event=asyncio.Event(),
             expect_100_continue=self.expect_100_continue,
             keep_alive=is_kept,
@@ -265,7 +264,7 @@ class Protocol(HttpToolsProtocol):
     def _end_after(self, cycle: RequestResponseCycle) -> None:
         """Close the connection after this answer, which no longer says that it is kept."""
         cycle.keep_alive = False
-        cycle.default_headers = [pair for pair in cycle.default_headers if pair is not self._ports.keep_alive]
+        cycle.default_headers = [pair for pair in cycle.default_headers if pair is not self._kept_header]
 
     def _hang_up(self, cycle: RequestResponseCycle) -> None:
         """Abort the connection in the middle of an answer, so that the caller knows that it is incomplete."""
@@ -299,11 +298,11 @@ class Protocol(HttpToolsProtocol):
         self._discards = True
         if self.transport.is_closing():
             return
-        if not self._in_head and self.cycle.response_complete:
-            self.transport.close()  # the request has its answer: a second one would be taken for the next request's
-            return
         if not self._in_head and self.cycle.response_started:
-            self._hang_up(self.cycle)
+            if self.cycle.response_complete:  # a second answer would be taken for that to the next request
+                self.transport.close()
+            else:
+                self._hang_up(self.cycle)
             return
         body = json.dumps({"errcode": errcode, "error": error}).encode()
         again = b"retry-after: 2\r\n" if status == 503 else b""

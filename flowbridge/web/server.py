@@ -42,7 +42,6 @@ class Server(uvicorn.Server):
             Connections(trusts, most=max_connections, files=file_limit.limit()),
             Connections(lambda _: True, most=MAX_OPERATIONS_CONNECTIONS),
             timing,
-            (b"keep-alive", b"timeout=%d" % timing.keep_alive_seconds),
         )
         self._files = file_limit.Watch()
         super().__init__(

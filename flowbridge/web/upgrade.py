@@ -6,23 +6,12 @@ changed: renaming the header by a search in them changed a body when a TCP segme
 parser reads on behind the head. It is first fed a head of ours with the same framing, made from the parsed headers.
 """
 
-from collections.abc import Iterable
-from typing import Protocol
+from collections.abc import Callable, Iterable
 
 import httptools
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 _FRAMING = frozenset((b"content-length", b"transfer-encoding"))
-
-
-class Callbacks(Protocol):
-    """The callbacks of a parser, which have been called for the head already."""
-
-    def on_message_begin(self) -> None: ...
-    def on_url(self, url: bytes) -> None: ...
-    def on_header(self, name: bytes, value: bytes) -> None: ...
-    def on_headers_complete(self) -> None: ...
-    def on_body(self, body: bytes) -> None: ...
-    def on_message_complete(self) -> None: ...
 
 
 def parser(callbacks: object) -> httptools.HttpRequestParser:
@@ -32,9 +21,9 @@ def parser(callbacks: object) -> httptools.HttpRequestParser:
     return made
 
 
-def successor(callbacks: Callbacks) -> httptools.HttpRequestParser:
+def successor(protocol: HttpToolsProtocol) -> httptools.HttpRequestParser:
     """The parser to be fed `head()`, then all that follows the head with the offer."""
-    return parser(_Behind(callbacks))
+    return parser(_Callbacks(protocol))
 
 
 def head(method: bytes, headers: Iterable[tuple[bytes, bytes]], *, keep_alive: bool) -> bytes:
@@ -46,28 +35,22 @@ def head(method: bytes, headers: Iterable[tuple[bytes, bytes]], *, keep_alive: b
     return b"\r\n".join([*lines, b"", b""])
 
 
-class _Behind:
-    """Passes on all but the first head. The first message may end with that, so `on_message_complete` always passes."""
+class _Callbacks:
+    """The protocol's, but not for the first head. The message may end with that, so its end is always passed on."""
 
-    def __init__(self, callbacks: Callbacks) -> None:
-        self._to = callbacks
-        self._is_behind = False
-        self.on_body = callbacks.on_body
-        self.on_message_complete = callbacks.on_message_complete
-
-    def on_message_begin(self) -> None:
-        if self._is_behind:
-            self._to.on_message_begin()
-
-    def on_url(self, url: bytes) -> None:
-        if self._is_behind:
-            self._to.on_url(url)
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        if self._is_behind:
-            self._to.on_header(name, value)
+    def __init__(self, protocol: HttpToolsProtocol) -> None:
+        self._is_first = True
+        self._protocol = protocol
+        self.on_message_begin = self._unless_first(protocol.on_message_begin)
+        self.on_url = self._unless_first(protocol.on_url)
+        self.on_header = self._unless_first(protocol.on_header)
+        self.on_body = protocol.on_body
+        self.on_message_complete = protocol.on_message_complete
 
     def on_headers_complete(self) -> None:
-        if self._is_behind:
-            self._to.on_headers_complete()
-        self._is_behind = True
+        if not self._is_first:
+            self._protocol.on_headers_complete()
+        self._is_first = False
+
+    def _unless_first(self, callback: Callable[..., None]) -> Callable[..., None]:
+        return lambda *args: None if self._is_first else callback(*args)

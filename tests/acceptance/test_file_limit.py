@@ -68,7 +68,7 @@ def test_callers_who_take_all_files_are_refused_and_the_others_served(
         while True:
             hog = stack.enter_context(RawClient(url))
             hog.try_to_send(IN_FLIGHT)
-            status = hog._until(b"\r\n\r\n").split(b" ")[1]
+            status = hog.read_until(b"\r\n\r\n").split(b" ")[1]
             if status == b"503":
                 break
             assert status == b"100"

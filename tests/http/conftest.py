@@ -94,7 +94,7 @@ class RawClient:
     def answer(self, method: str = "") -> Answer:
         """The next answer, without interim ones. `method`: a HEAD is answered without a body."""
         while True:
-            head = self._until(b"\r\n\r\n").decode("latin-1")
+            head = self.read_until(b"\r\n\r\n").decode("latin-1")
             first, *lines = head.split("\r\n")
             headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
             status = int(first.split(" ")[1])
@@ -109,7 +109,7 @@ class RawClient:
 
     def head(self) -> str:
         """The status line and headers of the next answer, for one that has neither a length nor a body."""
-        return self._until(b"\r\n\r\n").decode("latin-1")
+        return self.read_until(b"\r\n\r\n").decode("latin-1")
 
     def rest(self, seconds: float) -> bytes | None:
         """All that the bridge still says before it hangs up; None when it has not by then."""
@@ -146,7 +146,8 @@ class RawClient:
             self._socket.settimeout(PATIENCE)
         return False
 
-    def _until(self, end: bytes) -> bytes:
+    def read_until(self, end: bytes) -> bytes:
+        """What the bridge says before `end`; what comes behind is kept for the next look."""
         while end not in self._buffer:
             assert self._fill(), f"the bridge hung up; it had said {self._buffer!r}"
         found, _, self._buffer = self._buffer.partition(end)

@@ -40,7 +40,7 @@ def test_upload_that_does_not_end_is_told_that_the_bridge_stops(
         client.send(
             post(target, BODY, f"X-API-Key: {KEY}", f"Content-Length: {len(BODY) + 100}", "Expect: 100-continue")
         )
-        assert client._until(b"\r\n\r\n").startswith(b"HTTP/1.1 100 ")
+        assert client.read_until(b"\r\n\r\n").startswith(b"HTTP/1.1 100 ")
     with client:
         if status is None:
             said = client.rest(PATIENCE)
@@ -69,7 +69,7 @@ def test_download_that_does_not_end_is_cut_without_a_traceback(
         with running(upstream, tmp_path, timing=Timing(stop_seconds=1)) as bridge:
             client = RawClient(bridge.url)
             client.send(post("/media/upstream/1", b"", f"X-API-Key: {KEY}", "Authorization: Basic x", method="GET"))
-            assert b"HTTP/1.1 200 " in client._until(b"the beginning")
+            assert b"HTTP/1.1 200 " in client.read_until(b"the beginning")
         with client:
             assert client.is_closed()
     finally:
@@ -90,7 +90,7 @@ def test_answer_without_a_body_that_names_a_length_is_passed_on(
     with bridge.connect() as client:
         for _ in range(2):
             client.send(post(target, b"", 'If-None-Match: "1"', method="GET"))
-            head = client._until(b"\r\n\r\n").lower()
+            head = client.read_until(b"\r\n\r\n").lower()
             assert head.startswith(b"http/1.1 %d " % status)
             assert b'etag: "1"' in head
             assert b"content-length" not in head

@@ -16,7 +16,7 @@ from flowbridge.homeserver.relay import Relayed
 from flowbridge.services.media import attachment
 from flowbridge.services.media.attachment import Label
 from flowbridge.services.media.files import Kind, Upload, Wanted
-from flowbridge.web.endpoint import Endpoint, Handler, endpoint, headers_of, json_answer
+from flowbridge.web.endpoint import Endpoint, endpoint, headers_of, json_answer
 from flowbridge.web.routes import describe_media
 from flowbridge.web.streaming import StreamedAnswer
 
@@ -79,27 +79,19 @@ class Files:
         upload = Upload(request.stream(), None if length is None else int(length), label)
         return json_answer({"content_uri": await self._media.upload(credential, upload)})
 
-    async def fetch(self, kind: Kind, request: Request) -> Response:
-        """GET /media/{server}/{mediaId}[/{filename}] and …/thumbnail"""
-        credential = await self._callers.credential(headers_of(request), request.scope["query_string"])
-        return await self._answer(credential, _wanted(kind, request))
+    async def fetch(self, kind: Kind, is_open: bool, request: Request) -> Response:
+        """GET /media/{server}/{mediaId}[/{filename}] and …/thumbnail, and the old paths, which are open to all.
 
-    async def fetch_old(self, kind: Kind, request: Request) -> Response:
-        """GET /_matrix/media/{version}/{kind}/{server}/{mediaId}[/{filename}]
-
-        With a token, from the authenticated endpoints; without one, as the homeserver answers anybody.
+        Without a token, an old path gives what the homeserver gives to anybody.
         """
         credential: Credential | None = None
         try:
             credential = await self._callers.credential(headers_of(request), request.scope["query_string"])
         except Unauthorized as error:
-            if error.errcode != Errcode.MISSING_TOKEN:
+            if not is_open or error.errcode != Errcode.MISSING_TOKEN:
                 raise
-        return await self._answer(credential, _wanted(kind, request))
-
-    async def _answer(self, credential: Credential | None, wanted: Wanted) -> Response:
         stack = contextlib.AsyncExitStack()
-        answer = await stack.enter_async_context(self._media.fetch(credential, wanted))
+        answer = await stack.enter_async_context(self._media.fetch(credential, _wanted(kind, request)))
         return FileAnswer(answer, stack, self._stall_seconds)
 
 
@@ -167,24 +159,17 @@ def _disposition(answer: Relayed) -> bytes:
 def routes(core: Core) -> list[Endpoint]:
     """Both surfaces. Of the old paths only v3 is documented, since the other versions are the same."""
     files = Files(core)
-    download, thumbnail = partial(files.fetch, "download"), partial(files.fetch, "thumbnail")
-    file = "/media/{serverName}/{mediaId}"
-    table: list[tuple[str, str, Handler, bool]] = [
-        ("POST", "/media", files.upload, True),
-        ("GET", file, download, True),
-        ("GET", f"{file}/{{filename}}", download, True),
-        ("GET", f"{file}/thumbnail", thumbnail, True),
-    ]
-    download, thumbnail = partial(files.fetch_old, "download"), partial(files.fetch_old, "thumbnail")
-    for version in VERSIONS:
-        base = f"/_matrix/media/{version}"
-        file = f"{base}/download/{{serverName}}/{{mediaId}}"
-        table += [
-            ("GET", file, download, version == "v3"),
-            ("GET", f"{file}/{{filename}}", download, version == "v3"),
-            ("GET", f"{base}/thumbnail/{{serverName}}/{{mediaId}}", thumbnail, version == "v3"),
+    found = [endpoint("POST", "/media", files.upload, describe_media.UPLOAD)]
+    for version in ("", *VERSIONS):
+        base = f"/_matrix/media/{version}/download" if version else "/media"
+        file = f"{base}/{{serverName}}/{{mediaId}}"
+        thumbnail = file.replace("/download/", "/thumbnail/") if version else f"{file}/thumbnail"
+        paths: list[tuple[Kind, str]] = [
+            ("download", file),
+            ("download", f"{file}/{{filename}}"),
+            ("thumbnail", thumbnail),
         ]
-    return [
-        endpoint(method, path, handler, describe_media.media(method, path), documented=documented)
-        for method, path, handler, documented in table
-    ]
+        for kind, path in paths:
+            handler, described = partial(files.fetch, kind, bool(version)), describe_media.download(path)
+            found.append(endpoint("GET", path, handler, described, documented=version in ("", "v3")))
+    return found

@@ -48,7 +48,7 @@ class Relaying:
         headers = headers_of(request)
         token, bot = await self._token(request, headers)
         has_body = request.method not in BODYLESS and not headers.keys().isdisjoint(FRAMING)
-        incoming = Incoming(request.receive, has_body=has_body)
+        incoming = Incoming(request, has_body=has_body)
         passed_on = proxy_rules.request_headers(_headers(request, bot), token, has_body=has_body)
         passed_on += forwarded_of(request)
         with contextlib.ExitStack() as held:
@@ -75,7 +75,7 @@ class Relaying:
         target = proxy_rules.target(scope["raw_path"].decode("ascii"), scope["query_string"])
         headers.append((b"content-type", b"application/json"))
         outgoing = Outgoing(request.method, target, headers, body, self._silence, caller.token, bot)
-        return Exchange(self._core, outgoing, Incoming(request.receive, has_body=False), contextlib.ExitStack())
+        return Exchange(self._core, outgoing, Incoming(request, has_body=False), contextlib.ExitStack())
 
     def _permit(self, path: str) -> None:
         """Raise what the settings say of a path. It is read as the homeserver, or a proxy before it, may read it."""
