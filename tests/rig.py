@@ -262,13 +262,15 @@ class Rig:
     grace: float = 0.0
     limits: Limits = PLENTY
     callers: dict[str, Caller] = field(default_factory=dict)
+    clock: Callable[[], float] = time.monotonic  # of the tokens
+    max_known: int = 10_000  # tokens
     database: Database = field(init=False)
 
     def __post_init__(self) -> None:
         self.database = Database(self.url)
         self.write_queue = WriteQueue(self.database)
         self.backpressure = Backpressure(self.database, self.limits)
-        self.tokens = Tokens(self.database, self.write_queue.remember)
+        self.tokens = Tokens(self.database, self.write_queue.remember, clock=self.clock, max_known=self.max_known)
         self.tokens.unlock(Fernet(KEY))
         self.carrier = Carrier(
             self.rooms,

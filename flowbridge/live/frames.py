@@ -4,6 +4,7 @@ import json
 from dataclasses import dataclass
 from typing import Any, Final
 
+from flowbridge.auth.scopes import covers
 from flowbridge.errors import MatrixError
 from flowbridge.live.position import Position
 
@@ -42,7 +43,7 @@ class Wish:
         return (
             (self.rooms is None or frame.room in self.rooms)
             and frame.sender not in self.not_senders
-            and (not self.types or any(_covers(type_, frame.type) for type_ in self.types))
+            and (not self.types or any(covers(type_, frame.type) for type_ in self.types))
         )
 
 
@@ -63,7 +64,3 @@ def here(position: Position) -> bytes:
 def error(reason: MatrixError) -> bytes:
     """Why the stream ends: the last that is said on it."""
     return b"event: error\ndata: %b\n\n" % _ENCODER.encode(reason.body()).encode("utf-8", "replace")
-
-
-def _covers(wanted: str, type_: str) -> bool:
-    return type_.startswith(wanted[:-1]) if wanted.endswith("*") else type_ == wanted

@@ -15,6 +15,7 @@ from itertools import count
 from typing import Any, Literal, ParamSpec, TypeVar
 
 from flowbridge import log, metrics
+from flowbridge.auth import scopes
 from flowbridge.auth.callers import Callers, Credential
 from flowbridge.auth.room_access import RoomAccess
 from flowbridge.auth.tokens import Tokens
@@ -159,7 +160,7 @@ class Acceptance:
         Raises Forbidden for a key that is not for this, Conflict for an Idempotency-Key that was used with other
         content, StoreFull and StoreUnavailable.
         """
-        permit = partial(self._callers.permit, credential, event.type)
+        permit = partial(scopes.permit, credential.key, event.type)
         caller, room_id = await self._room_access.enter(credential, event.room, permit, joins=True, writes=True)
         if event.type == MEMBER:
             _check_member(event, caller)

@@ -84,12 +84,12 @@ class Accounts:
     async def logout(self, token: str, query: str = "", *, everywhere: bool) -> None:
         """End this token or, `everywhere`, all of its user's. `query`: as whom an application service does."""
         target = f"{paths.CLIENT}/logout{'/all' if everywhere else ''}{query}"
-        user = await self._callers.user_of(token) if everywhere else None
+        user = await self._callers.identities.user_of(token) if everywhere else None
         answer = await self._homeserver.call("POST", target, token=token, body=b"{}")
         if answer.status in (200, 401):
-            self._callers.forget(token)
+            self._callers.identities.forget(token)
         if answer.status == 200 and everywhere:
-            self._callers.forget_user(user)
+            self._callers.identities.forget_user(user)
         answers.success(answer)
 
     async def whoami(self, credential: Credential, query: str = "") -> Json:
@@ -131,7 +131,7 @@ class Accounts:
         """The homeserver's name, as users have it behind the colon; empty when it is not known."""
         if not self._server_name:
             with contextlib.suppress(MatrixError):
-                if (bot := await self._callers.bot()) is not None:
+                if (bot := await self._callers.bot.caller()) is not None:
                     self._server_name = server_of(bot.user_id)
         return self._server_name
 

@@ -67,7 +67,7 @@ class Replays:
             return caller.token
         if row["api_key"] is None and (known := await self._tokens.of(row["account"])) is not None:
             return known[2]
-        bot = await self._callers.bot()
+        bot = await self._callers.bot.caller()
         if bot is None:
             raise MatrixError("no token is known that could read the room", status=403)
         return bot.token

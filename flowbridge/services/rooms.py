@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, Literal
 
+from flowbridge.auth import scopes
 from flowbridge.auth.callers import Callers, Credential
 from flowbridge.auth.room_access import RoomAccess
 from flowbridge.errors import MatrixError
@@ -47,7 +48,7 @@ class Rooms:
 
         `query`: what else the caller says to the homeserver.
         """
-        self._callers.permit_all(credential)
+        scopes.permit_all(credential.key)
         caller = await self._callers.identify(credential)
         found = await self._post(caller, f"{paths.CLIENT}/createRoom{query}", body)
         if "room_alias_name" in body:
@@ -65,7 +66,7 @@ class Rooms:
         if action == "join" and credential.key is None:
             caller, room_id = await self._callers.identify(credential), room
         else:
-            permit = partial(self._callers.permit, credential, MEMBER)
+            permit = partial(scopes.permit, credential.key, MEMBER)
             caller, room_id = await self._room_access.enter(credential, room, permit)
         if action == "join" and (query or room.startswith("#")):
             target = paths.join_target(room)

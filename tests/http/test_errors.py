@@ -11,10 +11,10 @@ from urllib.parse import quote
 import httpx
 import pytest
 
-from flowbridge.auth import refusals
 from flowbridge.auth.callers import Callers
 from flowbridge.delivery import attempt as carrier
 from flowbridge.delivery import lane
+from flowbridge.models.timing import Timing
 from flowbridge.web.server import background
 from tests import upstream as scripted
 from tests.http.conftest import (
@@ -556,11 +556,15 @@ def test_whoami_that_is_asked_by_many_at_once_is_asked_once(bridge: Bridge) -> N
 
 @pytest.mark.parametrize("at", ["/whoami", "/send/", "/state/"])
 def test_401_for_a_callers_token_passes_and_is_asked_again(
-    caller: httpx.Client, upstream: Upstream, at: str, monkeypatch: pytest.MonkeyPatch
+    upstream: Upstream, tmp_path: Path, at: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(carrier, "TOKEN_PAUSE", HASTE_SECONDS)
-    monkeypatch.setattr(refusals, "KEEP_SECONDS", 0)  # for which the same refusal is given again
+    timing = Timing(refusal_seconds=0.0)
+    with running(upstream, tmp_path, timing=timing) as bridge, as_caller(bridge) as caller:
+        _check_401(caller, upstream, at)
 
+
+def _check_401(caller: httpx.Client, upstream: Upstream, at: str) -> None:
     def call() -> httpx.Response:
         return caller.get(STATE) if at == "/state/" else caller.post(SEND, json=HELLO)
 

@@ -10,6 +10,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
+from flowbridge.auth import scopes
 from flowbridge.auth.callers import Credential
 from flowbridge.bridge import Core
 from flowbridge.errors import (
@@ -155,7 +156,7 @@ class Relaying:
             return None, None
         if credential.key is None:
             return credential.token, None
-        callers.permit_all(credential)
+        scopes.permit_all(credential.key)
         if parameters.acts_as_another(request):
             raise parameters.as_nobody_else()
         bot = await callers.identify(credential)
@@ -257,7 +258,7 @@ class _Passage(Response):
             self._free()
         ends = self._ask.ends
         if ends is not None and not ends.is_nobodys and not self._started and _may_be_done(exchange):
-            self._callers.forget_user(ends.user)
+            self._callers.identities.forget_user(ends.user)
         if not exchange.cancelled():
             await self._judge(exchange.exception())
         elif is_here:
@@ -331,14 +332,14 @@ class _Passage(Response):
         if isinstance(error, HomeserverError) and answers.refused(error).kind == "token":
             if self._ask.bot is not None:
                 raise self._callers.refused(self._ask.bot, error)
-            self._callers.forget(self._ask.token)
+            self._callers.identities.forget(self._ask.token)
         return body
 
     async def _begin(self, answer: Relayed) -> None:
         if self._ask.token is not None and self._ask.bot is None and answer.status < 300:
-            self._callers.meet(self._ask.token)  # what waits for its user may go on, too
+            self._callers.identities.meet(self._ask.token)  # what waits for its user may go on, too
         if self._ask.ends is not None and answer.status < 400:
-            self._callers.forget_user(self._ask.ends.user)
+            self._callers.identities.forget_user(self._ask.ends.user)
         self.status_code = answer.status
         self._started = True
         headers = proxy_rules.answer_headers(answer.headers, answer.status)
