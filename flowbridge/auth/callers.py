@@ -1,13 +1,14 @@
 """Who may call: Matrix tokens and bridge API keys (contract §1, "Who may call")."""
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from urllib.parse import parse_qs
 
 from flowbridge import log
 from flowbridge.auth.api_keys import ApiKeys
 from flowbridge.auth.bot import Bot, later
-from flowbridge.auth.identities import Identities
+from flowbridge.auth.identities import Identities, Identity
 from flowbridge.auth.refusals import Refusals
 from flowbridge.errors import BadRequest, Errcode, MatrixError, Unauthorized
 from flowbridge.limits import peer
@@ -27,12 +28,21 @@ class Credential:
 class Callers:
     """Identifies the caller of a request: first by what it brought, then, when that is needed, as an account."""
 
-    def __init__(self, identities: Identities, keys: ApiKeys, bot: Bot, refusals: Refusals) -> None:
+    def __init__(
+        self,
+        identities: Identities,
+        keys: ApiKeys,
+        bot: Bot,
+        refusals: Refusals,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.identities = identities
         self.keys = keys
         self.bot = bot
         self._refusals = refusals
         self._known = identities.known
+        self._clock = clock
 
     async def credential(self, headers: Mapping[str, str], query: bytes) -> Credential:
         """What the request brought, without a question to the homeserver. Raises Unauthorized, or Unavailable.
@@ -96,21 +106,26 @@ class Callers:
         token = credential.token
         if token is None:
             return await self.bot.identify(credential.key)
-        caller = Caller(*await self.identities.of(token), token)
-        peer.identified(caller.user_id)
-        return caller
+        return self._identified(token, await self.identities.of(token))
 
     async def author(self, credential: Credential) -> Caller:
         """As `identify`, for an event that is kept until it can be sent (`Bot.author`).
 
         Raises what the homeserver says of a caller's own token, otherwise Unavailable.
         """
-        if credential.token is None:
+        token = credential.token
+        if token is None:
             return await self.bot.author(credential.key)
+        if (known := self._known(token)) and self._clock() < known[1]:  # most sends
+            return self._identified(token, known[0])
         try:
             return await self.identify(credential)
         except MatrixError as error:
             raise later(error) from None
+
+    def _identified(self, token: str, identity: Identity) -> Caller:
+        peer.identified(identity[0])
+        return Caller(*identity, token)
 
     def refused(self, caller: Caller, error: MatrixError) -> MatrixError:
         """The error to raise after the homeserver refused a caller's call. Forgets a token that it does not accept."""

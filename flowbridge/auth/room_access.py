@@ -59,9 +59,10 @@ class RoomAccess:
         The homeserver is asked for other names of the room only when the key's scope does not have the room as the
         request names it. A key that does not cover the room joins nothing.
         """
-        key = _needs_look_up(credential.key, room)
-        if key is None:
+        key = credential.key
+        if key is not None and not _needs_look_up(key, room):
             permit(room)
+            key = None
         caller = await (self._callers.author if writes else self._callers.identify)(credential)
         if key is None and not room.startswith("#"):
             return caller, room
@@ -232,11 +233,9 @@ class _Aliases:
         return lead.room_id
 
 
-def _needs_look_up(key: ApiKey | None, room: str) -> ApiKey | None:
-    """The key, when its scope may have the room under another name than the request."""
-    if key is None or not key.rooms or room in key.rooms:
-        return None
-    return key if room.startswith("#") or _aliases(key) else None
+def _needs_look_up(key: ApiKey, room: str) -> bool:
+    """Whether the key's scope may have the room under another name than the request."""
+    return bool(key.rooms) and room not in key.rooms and (room.startswith("#") or bool(_aliases(key)))
 
 
 def _aliases(key: ApiKey) -> list[str]:

@@ -147,7 +147,7 @@ class Acceptance:
         if state_key:
             paths.identifier(state_key, "state key")
         problems = [] if entry is None else _problems(entry, found, state_key, as_state, is_valid=is_valid)
-        if general := self.catalogue.general.problems(event_type, found.content):
+        if general := self.catalogue.general_problems(event_type, found.content):
             known = {problem.pointer for problem in problems}  # a schema of the type says it more exactly
             problems = [*problems, *(problem for problem in general if problem.pointer not in known)]
         if problems:

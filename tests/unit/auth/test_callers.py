@@ -118,7 +118,8 @@ def make(
         max_kept=max_kept,
     )
     keys = ApiKeys(settings, Database("sqlite:///nowhere.db"), clock=clock)
-    return Callers(identities, keys, Bot(settings, found, identities, names, timing=timing, clock=clock), refusals)
+    bot = Bot(settings, found, identities, names, timing=timing, clock=clock)
+    return Callers(identities, keys, bot, refusals, clock=clock)
 
 
 async def until(condition: Callable[[], bool]) -> None:
