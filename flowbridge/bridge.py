@@ -100,7 +100,6 @@ class Core:
         self.guests = Account(BODIES_SHARE)  # pays for the bodies that callers send who have not been authenticated
         self.acceptance = Acceptance(
             self.catalogue,
-            self.callers,
             self.room_access,
             self.tokens,
             self.worker,
