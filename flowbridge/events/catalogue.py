@@ -77,11 +77,11 @@ class Entry:
 
     @property
     def clears_by_empty(self) -> bool:
-        """Whether `PUT …/state/` takes `{}`, as clients remove an avatar, a space child, an invitation."""
+        """Whether `PUT …/state/` accepts `{}`, as clients remove an avatar, a space child, an invitation."""
         return self.kind == "state" and self.schema.get("x-empty", True)
 
     def problems(self, content: Any) -> list[Problem]:
-        """Everything that is wrong with this content, by pointer; empty when it is valid."""
+        """All problems of this content, by pointer; none when it is valid."""
         if self.validator.is_valid(content):
             return []
         return self.explainer.problems(content)
@@ -173,7 +173,7 @@ class Catalogue(Mapping[str, Entry]):
         return entry.required if entry else frozenset()
 
     def examples(self, name: str) -> list[dict[str, Any]]:
-        """The valid example events beside the schemas, as they lie on disk."""
+        """The valid example events beside the schemas, as their files have them."""
         found: dict[str, dict[str, Any]] = {}
         for folder in self._folders:
             for path in sorted((folder / "examples").glob("*.json")):
@@ -225,7 +225,7 @@ def _general(ours: Mapping[str, Any]) -> tuple[Entry, dict[str, Entry]]:
 
 
 def _registry(documents: Mapping[str, Any]) -> jsonschema_rs.Registry:
-    """All documents by URI. They refer to nothing else: lint_references has seen to it."""
+    """All documents by URI. lint_references ensures that they refer to nothing else."""
     for name in documents:
         lint_references(name, documents)
     try:
@@ -255,7 +255,7 @@ def _compile(schema: Any, registry: jsonschema_rs.Registry) -> jsonschema_rs.Val
 
 
 def _required(schema: Any, documents: Mapping[str, Any]) -> Iterator[str]:
-    """The keys that a content must have, also those that an `allOf` or a `$ref` to a file asks for."""
+    """The keys that a content must have, those required by an `allOf` or a `$ref` to a file included."""
     if isinstance(schema, dict):
         yield from schema.get("required", ())
         for part in schema.get("allOf", ()):

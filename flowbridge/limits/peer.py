@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 _address: ContextVar[str] = ContextVar("address", default="")
 _who: ContextVar[str] = ContextVar("who", default="")
-_spent: ContextVar[list[float] | None] = ContextVar("spent", default=None)  # one number; for its tasks, too
+_spent: ContextVar[list[float] | None] = ContextVar("spent", default=None)  # one number, for its tasks, too
 
 
 def enter(scope: MutableMapping[str, Any]) -> None:

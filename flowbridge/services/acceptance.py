@@ -167,7 +167,7 @@ class Acceptance:
             raise
         if event.room.startswith("#"):
             pending.settled.add_done_callback(partial(self._doubt, caller, event.room, room_id))
-            self._worker.rouse(pending.row.lane)  # its caller may have joined the room just now
+            self._worker.rouse(pending.row.lane)  # its caller may have joined the room a moment ago
         if pending.idem is not None:
             await pending.committed
             if pending.existing is not None:
