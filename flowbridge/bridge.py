@@ -8,8 +8,11 @@ from collections.abc import AsyncIterator
 
 from flowbridge import log
 from flowbridge.auth.api_keys import ApiKeys
+from flowbridge.auth.bot import Bot
 from flowbridge.auth.callers import Callers, Credential
+from flowbridge.auth.identities import Identities
 from flowbridge.auth.names import Names
+from flowbridge.auth.refusals import Refusals
 from flowbridge.auth.room_access import RoomAccess
 from flowbridge.auth.tokens import Tokens, cipher
 from flowbridge.delivery import Beside, Worker
@@ -65,11 +68,21 @@ class Core:
             self.database, max_waiting=settings.max_waiting, share=settings.max_share, timing=self.timing
         )
         self.backpressure = Backpressure(self.database, _limits(settings), timing=self.timing)
-        self.tokens = Tokens(self.database, self.write_queue.remember)
+        self.tokens = Tokens(self.database, self.write_queue.remember, timing=self.timing)
         self.names = Names(self.database)
-        keyring = ApiKeys(settings, self.database)
-        self.callers = Callers(settings, self.homeserver, self.tokens.identity, keyring, self.names)
-        self.room_access = RoomAccess(self.callers, self.homeserver, self.names)
+        refusals = Refusals(settings.wrong_keys_per_minute, timing=self.timing)
+        self.identities = Identities(
+            self.homeserver,
+            self.tokens.identity,
+            refusals,
+            on_seen=self._seen,
+            on_revoked=self._revoked,
+            timing=self.timing,
+        )
+        self.bot = Bot(settings, self.homeserver, self.identities, self.names, timing=self.timing)
+        self.keys = ApiKeys(settings, self.database, timing=self.timing)
+        self.callers = Callers(self.identities, self.keys, self.bot, refusals)
+        self.room_access = RoomAccess(self.callers, self.homeserver, self.names, timing=self.timing)
         self.readings = Readings(self.database)
         self.replays = Replays(self.readings, self.homeserver, self.callers, self.tokens)
         self.encryption = EncryptionCheck(
@@ -79,7 +92,7 @@ class Core:
         self.account_limits = AccountLimits(
             self.tokens,
             self.breaker.limiter,
-            on_refused=self.callers.forget,
+            on_refused=self.identities.forget,
             on_distrust=self._distrusted,
             timing=self.timing,
         )
@@ -107,7 +120,6 @@ class Core:
         self.guests = Account(BODIES_SHARE)  # pays for the bodies that callers send who have not been authenticated
         self.acceptance = Acceptance(
             self.catalogue,
-            self.callers,
             self.room_access,
             self.tokens,
             self.worker,
@@ -126,10 +138,10 @@ class Core:
         self.history = History(self.callers, self.room_access, self.homeserver)
         self.media = Media(self.callers, self.homeserver, self.relay)
         self.live = Live(self.homeserver, self.callers, timing=self.timing)
-        self.maintenance = Maintenance(settings, self.database, self.backpressure, self.callers, self.worker)
+        self.maintenance = Maintenance(
+            settings, self.database, self.backpressure, self.keys, self.worker, timing=self.timing
+        )
         self.tokens.on_change = self.account_limits.trust
-        self.callers.on_seen = self._seen
-        self.callers.on_revoked = self._revoked
         # By account: when its refused tokens are tried again, and the pause after that.
         self._rechecks: dict[str, tuple[float, float]] = {}
 
@@ -160,9 +172,9 @@ class Core:
             await self.locate()
         self.database.start()
         self.names.begin()
-        self.callers.on_bot = self.tokens.remember
+        self.bot.on_new = self.tokens.remember
         await self.backpressure.refresh()
-        await self.callers.refresh()
+        await self.keys.refresh()
         await self.worker.start()
         tasks = [asyncio.create_task(self.locator.keep_fresh())]
         if not self._beside:
@@ -182,31 +194,31 @@ class Core:
     async def reload(self) -> None:
         """Learn the homeserver's address again, and the bot's token or password where they are in files."""
         await self.locator.refresh()
-        await self.callers.reload_bot()
+        await self.bot.reload()
 
     def _seen(self, caller: Caller) -> None:
-        """A token is good: what waits for one of its user's is sent with it, whatever it came for."""
+        """A token is good: events that wait for a token of its user are sent with it, whatever it came for."""
         if account_of(caller.user_id) in self.account_limits.distrusted:
             self.tokens.remember(caller)
 
     def _revoked(self, user_id: str) -> None:
-        """A user has ended tokens of its own: what was seen of the others does not count any more."""
+        """A user has ended tokens of its own: what was seen of its others does not count any more."""
         self.tokens.doubt(user_id)
         self.live.end(user_id)
 
     async def _distrusted(self, account: str, token: str) -> None:
         """The homeserver accepts no token of an account: log the bot in again, try those that it has once more."""
-        known = self.callers.bot_user_id
+        known = self.bot.user_id
         if known is None or account_of(known) == account:
             with contextlib.suppress(MatrixError):  # who the bot is may not be known, and the account another one
-                bot = await self.callers.renew_bot(token) if token else await self.callers.bot()
+                bot = await self.bot.renew(token) if token else await self.bot.caller()
                 if bot is not None:
                     self.tokens.remember(bot)
         if await self.tokens.of(account) is not None:  # perhaps one that another process was given
             self.account_limits.trust(account)
             return
         if not self.tokens.knows(account):
-            await self.callers.ask_again(lambda user_id: account_of(user_id) == account, but=token)
+            await self.identities.ask_again(lambda user_id: account_of(user_id) == account, but=token)
         if not self.tokens.knows(account):
             await self._recheck(account)
 

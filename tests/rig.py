@@ -278,13 +278,15 @@ class Rig:
     on_distrust: Callable[[str, str], Awaitable[None]] | None = None
     bounds: Bounds = Bounds()  # noqa: RUF009 (frozen)
     callers: dict[str, Caller] = field(default_factory=dict)
+    clock: Callable[[], float] = time.monotonic  # of the tokens
+    max_known: int = 10_000  # tokens
     database: Database = field(init=False)
 
     def __post_init__(self) -> None:
         self.database = Database(self.url)
         self.write_queue = WriteQueue(self.database, timing=self.timing)
         self.backpressure = Backpressure(self.database, self.limits, timing=self.timing)
-        self.tokens = Tokens(self.database, self.write_queue.remember)
+        self.tokens = Tokens(self.database, self.write_queue.remember, clock=self.clock, max_known=self.max_known)
         self.tokens.unlock(Fernet(KEY))
         self.encryption = EncryptionCheck(
             self.rooms, refuses=self.refuse_encrypted, max_plain=self.max_plain, timing=self.timing

@@ -25,7 +25,8 @@ from flowbridge.auth.tokens import cipher
 from flowbridge.cli.store import opened
 from flowbridge.errors import BadRequest, MatrixError
 from flowbridge.homeserver import identifiers
-from flowbridge.services.deliveries import detail, moment, new_txn_id, states, summary
+from flowbridge.services.deliveries import new_txn_id
+from flowbridge.services.delivery_views import detail, moment, states, summary
 from flowbridge.settings import Settings
 from flowbridge.store import Database, abandoned, delivery_log, outbox
 from flowbridge.store.delivery_log import Selection, Whose

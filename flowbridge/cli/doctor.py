@@ -111,7 +111,7 @@ def _clock(date: str) -> Finding:
 
 async def _account(core: Core) -> list[Finding]:
     try:
-        bot = await core.callers.bot()
+        bot = await core.bot.caller()
     except MatrixError as error:
         return [Finding("token", False, error.error)]
     if bot is None:
@@ -131,7 +131,7 @@ async def _waiting(core: Core) -> list[Finding]:
     if not core.database.is_open:
         return []
     with contextlib.suppress(MatrixError):
-        if (bot := await core.callers.bot()) is not None:
+        if (bot := await core.bot.caller()) is not None:
             core.tokens.trust(bot)
     with core.database.engine.connect().execution_options(reads=True) as connection:
         queued = accounts.queued(connection)

@@ -1,11 +1,9 @@
 """The shapes a body may have, read into one Payload (contract §1, "What a body may be").
 
-1. the event's content                        {"msgtype": "m.text", "body": "hi"}
-2. a flow message (flow surface)              {"payload": …, "topic": …, "_msgid": …}
-3. a whole event, as the seed documents       {"type": …, "content": {…}, "state_key": …, …}
-   print it
-4. a bare string, for m.room.message          "hi", or text/plain
-   (flow surface)
+1. the event's content                                {"msgtype": "m.text", "body": "hi"}
+2. a flow message (flow surface)                      {"payload": …, "topic": …, "_msgid": …}
+3. a whole event, as the seed documents print it      {"type": …, "content": {…}, "state_key": …, …}
+4. a bare string, for m.room.message (flow surface)   "hi", or text/plain
 """
 
 from collections.abc import Set as AbstractSet
@@ -28,7 +26,7 @@ _NEVER_JSON = ("multipart/", "application/x-www-form-urlencoded", "application/x
 def read(body: bytes, content_type: str, event_type: str, required: AbstractSet[str], surface: Surface) -> Payload:
     """Read a request body. `required`: the keys that this event type's content must have.
 
-    Content-Type decides nothing but text/plain: curl labels JSON as a form, and many flow tools label nothing.
+    Of Content-Type only text/plain counts: curl labels JSON as a form, and many flow tools label nothing.
     Raises NotJson, BadContent, or UnsupportedMedia for a real form, multipart or XML body.
     """
     if not body.strip():
@@ -67,9 +65,9 @@ def _unwrap(value: Any, event_type: str, required: AbstractSet[str], flow: bool)
 
 
 def _is_flow_message(value: Any, required: AbstractSet[str]) -> bool:
-    """A body with `payload` that is not plainly the content itself.
+    """Whether this is a body with `payload` that is not clearly the content itself.
 
-    Node-RED's own keys count for nothing: a flow message for m.room.topic has a `topic`, too, and it is another one.
+    Node-RED's own keys prove nothing: a flow message for m.room.topic has a `topic`, too, and it is another one.
     """
     if not isinstance(value, dict) or "payload" not in value or "payload" in required:
         return False
@@ -77,7 +75,7 @@ def _is_flow_message(value: Any, required: AbstractSet[str]) -> bool:
 
 
 def _is_whole_event(value: Any, event_type: str, required: AbstractSet[str]) -> bool:
-    """A body with `type` and `content`, unless the type is another one and all that a content needs is there, too."""
+    """A body with `type` and `content`, unless it names another type and has all keys that a content requires."""
     if not isinstance(value, dict) or not isinstance(value.get("content"), dict):
         return False
     named = value.get("type")
@@ -91,7 +89,7 @@ def _from_event(event: dict[str, Any], event_type: str) -> Payload:
     if state_key is not None and not isinstance(state_key, str):
         _refuse("/state_key", "must be a string")
     content = event["content"]
-    if event_type == REDACTION and "redacts" in event:  # where room versions before 11 have it
+    if event_type == REDACTION and "redacts" in event:  # its place before room version 11
         content = {"redacts": event["redacts"], **content}
     return Payload(content, state_key)
 

@@ -1,4 +1,4 @@
-"""What a schema file must be, checked when it is loaded: a bad one stops the start, not a request."""
+"""What a schema file must look like, checked when it is loaded: a bad one stops the start, not a request."""
 
 import json
 import re
@@ -20,7 +20,7 @@ class SchemaError(Exception):
 
 
 def lint(path: Path, schema: Any, *, is_event: bool) -> dict[str, Any]:
-    """Give the schema back, or raise SchemaError with all that is wrong in one line."""
+    """Returns the schema. Raises SchemaError with all problems in one line."""
     found = list(_complaints(schema, is_event))
     if found:
         raise SchemaError(f"{path}: {'; '.join(found)}")
@@ -29,9 +29,9 @@ def lint(path: Path, schema: Any, *, is_event: bool) -> dict[str, Any]:
 
 
 def lint_references(name: str, documents: Mapping[str, Any]) -> None:
-    """Raise SchemaError when a document refers to a file that is not there, or leads back to itself for ever.
+    """Raises SchemaError when a document refers to a missing file, or back to itself in an endless circle.
 
-    Such a circle through keywords that apply to the same value (`allOf`, `$ref`, `if`, …) would never end.
+    A circle is endless when all of its keywords apply to the same value (`allOf`, `$ref`, `if`, …).
     """
     for part in _subschemas(documents[name]):
         file = _file(name, part)

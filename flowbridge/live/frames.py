@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Final
 
+from flowbridge.auth.scopes import covers
 from flowbridge.errors import MatrixError
 from flowbridge.homeserver import large_json
 from flowbridge.homeserver.sync import Json
@@ -40,7 +41,7 @@ class EventFilter:
         return (
             (self.rooms is None or frame.room in self.rooms)
             and frame.sender not in self.not_senders
-            and (not self.types or any(_covers(type_, frame.type) for type_ in self.types))
+            and (not self.types or any(covers(type_, frame.type) for type_ in self.types))
         )
 
 
@@ -60,7 +61,3 @@ def position(at: Position) -> bytes:
 def error(reason: MatrixError) -> bytes:
     """Why the stream ends: its last message."""
     return b"event: error\ndata: %b\n\n" % large_json.write(reason.body())
-
-
-def _covers(wanted: str, type_: str) -> bool:
-    return type_.startswith(wanted[:-1]) if wanted.endswith("*") else type_ == wanted

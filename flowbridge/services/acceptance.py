@@ -1,21 +1,19 @@
-"""An event comes in, is checked, and is written down for its room.
-
-Nothing is asked of the homeserver before the payload is known to be right.
-"""
+"""Check an event, and write it down for its room. The homeserver is asked nothing before the payload is valid."""
 
 import asyncio
 import hashlib
 import json
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
-from typing import Any, Literal, ParamSpec, TypeVar
+from typing import Any, Literal
 
 from flowbridge import log, metrics
-from flowbridge.auth.callers import Callers, Credential
+from flowbridge.auth import scopes
+from flowbridge.auth.callers import Credential
 from flowbridge.auth.room_access import RoomAccess
 from flowbridge.auth.tokens import Tokens
 from flowbridge.delivery import Worker
@@ -29,22 +27,19 @@ from flowbridge.services import room_upgrades
 from flowbridge.store import Row, outbox
 from flowbridge.store.errors import ShareTaken
 
-P = ParamSpec("P")
-T = TypeVar("T")
-
 MAX_CONTENT_BYTES = 62_000  # of the 65,536 that a whole event may have (specification, "Size limits")
 LARGE_BYTES = 16_384  # a larger body is read and checked outside the event loop
 MAX_TXN_IDS = 10_000
 MEMBER = "m.room.member"
 MAX_HELD_BACK = 10_000
-HELD_BACK = 0.1  # of the time after which a caller with more than its share should come again
+HELD_BACK = 0.1  # of the time after which a caller beyond its share should try again
 
 
 @dataclass(frozen=True, slots=True)
 class How:
-    """How an event came: by which surface, under which key (Idempotency-Key or txnId), with which body.
+    """How an event came: on which surface, under which key (Idempotency-Key or txnId), in which body.
 
-    `waits`: the caller wants to know how it ends, and will ask the worker once.
+    `waits`: the caller wants its outcome, and will ask the worker for it once.
     """
 
     surface: Surface
@@ -55,9 +50,9 @@ class How:
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """An accepted event. `replayed`: the same had been accepted before, under the same key.
+    """An accepted event. `replayed`: it had been accepted before, under the same key.
 
-    `waits`: the caller may ask the worker, once, how it ends.
+    `waits`: the caller may ask the worker for its outcome, once.
     """
 
     caller: Caller
@@ -72,8 +67,7 @@ class Acceptance:
     def __init__(
         self,
         catalogue: Catalogue,
-        callers: Callers,
-        aliases: RoomAccess,
+        room_access: RoomAccess,
         tokens: Tokens,
         worker: Worker,
         *,
@@ -81,21 +75,20 @@ class Acceptance:
         guests: Account | None = None,
     ) -> None:
         self.catalogue = catalogue
-        self._callers = callers
-        self._room_access = aliases
-        self._thread = Aside("check", "bodies that are being checked", guests)
+        self._room_access = room_access
+        # Callers take turns with its threads: fifty hostile bodies of one caller share the time of one.
+        self._aside = Aside("check", "bodies that are being checked", guests).run
         self._tokens = tokens
-        self._instance, self._numbers = secrets.token_urlsafe(16), count()
         self._worker = worker
         self._reused_txn_id = reused_txn_id
-        self._txn_ids: dict[str, str] = {}  # key → fingerprint of what was sent under it last
-        self._deliveries = _names()
+        self._txn_ids: dict[str, str] = {}  # key → fingerprint of the content last sent under it
+        self._deliveries = _ids()
         self._held_back: dict[Credential, tuple[float, ShareTaken]] = {}
 
     def check_share(self, credential: Credential) -> None:
-        """Raises ShareTaken, before a body is read, for a caller that was told so a moment ago.
+        """Raises ShareTaken, before a body is read, for a caller that was refused with it shortly before.
 
-        To read and check 60 kB takes ten times as long as to refuse them.
+        Reading and checking 60 kB takes ten times as long as refusing them.
         """
         found = self._held_back.get(credential) if self._held_back else None
         if found is None:
@@ -106,11 +99,11 @@ class Acceptance:
         del self._held_back[credential]
 
     def read(self, body: bytes, content_type: str, event_type: str, surface: Surface) -> Payload:
-        """Any of the body shapes. Raises a 4xx MatrixError."""
+        """Read a body of any shape. Raises a 4xx MatrixError."""
         return payload.read(body, content_type, event_type, self.catalogue.required(event_type), surface)
 
     async def receive(self, body: bytes, content_type: str, event_type: str, surface: Surface) -> Payload:
-        """As `read`; a large body does not hold up the event loop."""
+        """As `read`, in a thread for a large body."""
         if len(body) < LARGE_BYTES:
             return self.read(body, content_type, event_type, surface)
         found = await self._aside(self.read, body, content_type, event_type, surface)
@@ -119,14 +112,14 @@ class Acceptance:
     async def check(self, room: str, event_type: str, found: Payload, *, as_state: bool) -> Event:
         """The event that would be sent. Raises BadContent with every problem, or TooLarge.
 
-        `as_state`: the path says that it is a state event. Else the catalogue does, or the body by a state key.
+        `as_state`: the path says that it is a state event. Otherwise the catalogue, or a state key in the body, does.
         """
         entry = self.catalogue.select(event_type, found.content)
         if found.size >= LARGE_BYTES:
             return await self._aside(self._check, room, event_type, entry, found, as_state)
         if entry is None or entry.validator.is_valid(found.content):
             return self._check(room, event_type, entry, found, as_state, is_valid=True)
-        # To find words for what is wrong takes 1,000 times as long as to see that it is.
+        # Explaining what is wrong takes 1,000 times as long as seeing that something is.
         return await self._aside(self._check, room, event_type, entry, found, as_state)
 
     def _check(
@@ -146,8 +139,8 @@ class Acceptance:
         if state_key:
             identifiers.identifier(state_key, "state key")
         problems = [] if entry is None else _problems(entry, found, state_key, as_state, is_valid=is_valid)
-        if general := self.catalogue.general.problems(event_type, found.content):
-            known = {problem.pointer for problem in problems}  # a schema of the type says it more exactly
+        if general := self.catalogue.general_problems(event_type, found.content):
+            known = {problem.pointer for problem in problems}  # the type's own schema is more precise
             problems = [*problems, *(problem for problem in general if problem.pointer not in known)]
         if problems:
             raise BadContent(problems)
@@ -156,10 +149,10 @@ class Acceptance:
     async def accept(self, credential: Credential, event: Event, how: How) -> Receipt:
         """Write a checked event down, and hand it to the worker.
 
-        Raises Forbidden for a key that is not for this, Conflict for an Idempotency-Key that was used with other
-        content, StoreFull and StoreUnavailable.
+        Raises Forbidden for an API key that does not cover it, Conflict for an Idempotency-Key that was used with
+        other content, StoreFull and StoreUnavailable.
         """
-        permit = partial(self._callers.permit, credential, event.type)
+        permit = partial(scopes.permit, credential.key, event.type)
         caller, room_id = await self._room_access.enter(credential, event.room, permit, joins=True, writes=True)
         if event.type == MEMBER:
             _check_member(event, caller)
@@ -175,7 +168,7 @@ class Acceptance:
             raise
         if event.room.startswith("#"):
             pending.settled.add_done_callback(partial(self._doubt, caller, event.room, room_id))
-            self._worker.rouse(pending.row.lane)  # the room has just been joined, perhaps
+            self._worker.rouse(pending.row.lane)  # its caller may have joined the room a moment ago
         if pending.idem is not None:
             await pending.committed
             if pending.existing is not None:
@@ -190,7 +183,7 @@ class Acceptance:
         self._held_back[credential] = (time.monotonic() + seconds, error)
 
     def _doubt(self, caller: Caller, alias: str, room_id: str, settled: "asyncio.Future[Outcome | None]") -> None:
-        """A room that refuses what came by its alias may have been upgraded: the next event is not to go there."""
+        """A room that refuses an event that came by its alias may have been upgraded: send the next one elsewhere."""
         if settled.cancelled() or settled.exception() is not None:
             return
         outcome = settled.result()
@@ -258,13 +251,9 @@ class Acceptance:
         settled.answer(Outcome(existing["state"], existing["event_id"], error))
         return Receipt(caller, settled, replayed=True)
 
-    async def _aside(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Work in a thread, in turns with other callers, so that fifty hostile bodies of one share its time."""
-        return await self._thread.run(work, *args, **kwargs)
-
 
 def _unwaited(how: How) -> How:
-    """For a caller that waits for many outcomes already: it hears that the event is queued, where there is a 202."""
+    """For a caller that waits for many outcomes already: on a surface with a 202 it hears that the event is queued."""
     if how.surface == "matrix":
         raise ShareTaken(
             "too many requests of this account wait for an outcome already: nothing was sent", retry_after_ms=1_000
@@ -289,15 +278,15 @@ def _problems(entry: Entry, found: Payload, state_key: str | None, as_state: boo
 
 
 def _check_member(event: Event, caller: Caller) -> None:
-    """Nobody joins, or knocks, for another user: to a join of a user of another server Synapse 1.163 answers 500."""
+    """No user joins, or knocks, for another: Synapse 1.163 answers 500 to a join of another server's user."""
     membership = json.loads(event.content).get("membership")
     if membership in ("join", "knock") and event.state_key != caller.user_id:
         message = f"is {membership!r}, which a user says of itself only: the state key is not {caller.user_id}"
         raise BadContent([Problem("/membership", message, MEMBER)])
 
 
-def _names() -> Iterator[str]:
-    """Names of deliveries that nobody else gives. Chance once: for each it would be a system call."""
+def _ids() -> Iterator[str]:
+    """Unique delivery ids: a random prefix per process, then a counter (urandom per id costs a system call)."""
     prefix = secrets.token_urlsafe(12)
     return (f"{prefix}{number:x}" for number in count(1))
 

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Mapping
 from functools import partial
 from typing import Any, TypeVar
 
+from flowbridge.auth import scopes
 from flowbridge.auth.callers import Callers, Credential
 from flowbridge.auth.room_access import RoomAccess
 from flowbridge.errors import BadRequest, Errcode, Forbidden, HomeserverError
@@ -92,7 +93,7 @@ class History:
 
         `archived`: and those that it has left.
         """
-        self._callers.permit_reading(credential)
+        scopes.permit_reading(credential.key)
         caller = await self._callers.identify(credential)
         filter_ = {"room": {"timeline": {"limit": min(limit, MAX_TIMELINE)}, "include_leave": archived}}
         async with self._snapshots.turn(peer.who(), SNAPSHOT_SECONDS):
@@ -138,7 +139,7 @@ class History:
             if not await self._asked(caller, self._homeserver.is_joined(caller.token, room_id, caller.user_id)):
                 raise Forbidden("only a member of a room can listen to it")
         else:
-            self._callers.permit_reading(credential)
+            scopes.permit_reading(credential.key)
             caller, room_id = await self._callers.identify(credential), ""
         ends = time.monotonic() + seconds
         start = identifiers.stream_token(since)
@@ -163,7 +164,7 @@ class History:
 
     async def _enter(self, credential: Credential, room: str) -> tuple[Caller, str]:
         """Who reads, and the id of the room."""
-        return await self._room_access.enter(credential, room, partial(self._callers.permit_reading, credential))
+        return await self._room_access.enter(credential, room, partial(scopes.permit_reading, credential.key))
 
     async def _state(self, caller: Caller, filter_: Json) -> Batch:
         """How things stand: a sync without a `since`."""

@@ -1,7 +1,7 @@
-"""The use case: an event is taken, waited for, and its caller told how it ended. Knows nothing of HTTP's headers.
+"""Send an event: accept it, wait for its outcome, and report that to the caller. Knows nothing of HTTP's headers.
 
-What a caller is told is the promise (docs/reliability.md): the event is in its room; it is refused, and why; it is
-queued and will be sent; or nobody knows, and how to find out.
+The report is the promise (docs/reliability.md): the event is in its room; it is refused, and why; it is queued and
+will be sent; or its outcome is unknown, and how to find out.
 """
 
 import time
@@ -23,10 +23,10 @@ from flowbridge.services.acceptance import Acceptance, How, Receipt
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """What a caller is told of an event that was taken: exactly one of `event_id`, `error` and `status`.
+    """What a caller hears of an accepted event: exactly one of `event_id`, `error` and `status`.
 
-    `status`: it is accepted, and this is how far it is (queued, sent, dead); to answer with a 202. `replayed`: the same
-    had been accepted before, under the same key.
+    `status` (queued, sent, dead): how far it is; to be answered with a 202. `replayed`: it had been accepted before,
+    under the same key.
     """
 
     delivery: str
@@ -38,16 +38,16 @@ class Told:
 
 
 class Sender:
-    """Takes events of both surfaces.
+    """Sends events of both surfaces.
 
-    A Matrix client does not know a 202: instead of `status` it is told that nothing was sent, or that it may have been.
+    Matrix clients do not know a 202: instead of `status` they hear that nothing was sent, or that it may have been.
     """
 
     def __init__(
         self,
         acceptance: Acceptance,
         callers: Callers,
-        aliases: RoomAccess,
+        room_access: RoomAccess,
         homeserver: Homeserver,
         worker: Worker,
         limits: AccountLimits,
@@ -55,16 +55,16 @@ class Sender:
     ) -> None:
         self._acceptance = acceptance
         self._callers = callers
-        self._room_access = aliases
+        self._room_access = room_access
         self._homeserver = homeserver
         self._worker = worker
         self._limits = limits
         self._breaker = breaker
 
     async def send(self, credential: Credential, event: Event, how: How, patience: float) -> Told:
-        """Take a checked event, and wait for its outcome for so many seconds, if `how` says that it is waited for.
+        """Accept a checked event and, if `how.waits`, wait for its outcome for `patience` seconds.
 
-        Raises what `Acceptance.accept` does: then nothing was taken.
+        Raises what `Acceptance.accept` does: then nothing was accepted.
         """
         receipt = await self._acceptance.accept(credential, event, how)
         waits = how.waits and receipt.waits
@@ -84,9 +84,9 @@ class Sender:
     async def _follow(
         self, credential: Credential, event: Event, how: How, receipt: Receipt, outcome: Outcome, ends: float
     ) -> tuple[Receipt, Outcome | None]:
-        """Send an event again that the room of an alias refuses, when the alias leads to another room by now.
+        """Send an event again after its room refused it, when its alias leads to another room by now.
 
-        The refusal stays in the delivery log. It is also the answer where the new room lets nobody in.
+        The refusal stays in the delivery log. It is also the answer where the caller may not join the new room.
         """
         row = receipt.pending.row
         try:
@@ -102,7 +102,7 @@ class Sender:
         return again, await self._worker.wait(again.pending, max(0.0, ends - time.monotonic()))
 
     async def _accepted(self, receipt: Receipt) -> str:
-        """How far it is, once it is on the disk. Raises GatewayTimeout when the store does not say whether it is."""
+        """How far it is, once it is on the disk. Raises GatewayTimeout when the store cannot tell whether it is."""
         pending = receipt.pending
         if not receipt.replayed:
             try:
@@ -129,7 +129,7 @@ class Sender:
         return _told(receipt, error=self._callers.refused(caller, error))
 
     async def _unsettled(self, pending: PendingDelivery) -> MatrixError:
-        """What a Matrix client is told instead of a 202, which it would not know."""
+        """The answer for a Matrix client instead of a 202, which it would not know."""
         account = pending.row.account
         pause = self._limits.pause_of(account)
         if not await self._worker.withdraw(pending):

@@ -93,7 +93,7 @@ class Exchange(StreamedAnswer):
         except BaseException as error:
             ends, may_be_done = self._request.ends, error.sent if isinstance(error, MatrixError) else True
             if ends is not None and not ends.is_nobodys and not self.started and may_be_done:
-                self._callers.forget_user(ends.user)
+                self._callers.identities.forget_user(ends.user)
             raise
 
     async def _pass(self) -> None:
@@ -106,9 +106,9 @@ class Exchange(StreamedAnswer):
             await self._check(answer)
             refusal = await self._refusal(answer)
             if request.token is not None and request.bot is None and answer.status < 300:
-                self._callers.meet(request.token)  # deliveries that wait for a token of its user go on
+                self._callers.identities.meet(request.token)  # deliveries that wait for a token of its user go on
             if request.ends is not None and answer.status < 400:
-                self._callers.forget_user(request.ends.user)
+                self._callers.identities.forget_user(request.ends.user)
             await self.start(answer.status, proxy_rules.answer_headers(answer.headers, answer.status))
             if refusal is not None:
                 await self.give(refusal)
@@ -151,7 +151,7 @@ class Exchange(StreamedAnswer):
         if isinstance(error, HomeserverError) and answers.refused(error).kind == "token":
             if self._request.bot is not None:
                 raise self._callers.refused(self._request.bot, error)
-            self._callers.forget(self._request.token)
+            self._callers.identities.forget(self._request.token)
         return body
 
     def interruptions(self) -> list[Coroutine[Any, Any, MatrixError | None]]:

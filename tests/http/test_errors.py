@@ -11,7 +11,6 @@ from urllib.parse import quote
 import httpx
 import pytest
 
-from flowbridge.auth import refusals
 from flowbridge.auth.callers import Callers
 from flowbridge.models.timing import Timing
 from flowbridge.web.server import background
@@ -548,17 +547,19 @@ def test_whoami_that_is_asked_by_many_at_once_is_asked_once(bridge: Bridge) -> N
 
 
 @pytest.mark.parametrize("at", ["/whoami", "/send/", "/state/"])
-def test_401_for_a_callers_token_passes_and_is_asked_again(
-    quick_caller: httpx.Client, upstream: Upstream, at: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(refusals, "KEEP_SECONDS", 0)  # for which the same refusal is given again
+def test_401_for_a_callers_token_passes_and_is_asked_again(upstream: Upstream, tmp_path: Path, at: str) -> None:
+    timing = Timing(token_pause=HASTE_SECONDS, refusal_seconds=0.0)
+    with running(upstream, tmp_path, timing=timing) as bridge, as_caller(bridge) as caller:
+        _check_401(caller, upstream, at)
 
+
+def _check_401(caller: httpx.Client, upstream: Upstream, at: str) -> None:
     def call() -> httpx.Response:
-        return quick_caller.get(STATE) if at == "/state/" else quick_caller.post(SEND, json=HELLO)
+        return caller.get(STATE) if at == "/state/" else caller.post(SEND, json=HELLO)
 
     def of_its_own() -> int:
         """How often it was asked whose the caller's token is; the bot may be asked for beside it, once."""
-        token = quick_caller.headers["Authorization"]
+        token = caller.headers["Authorization"]
         asking = [request for request in upstream.requests if request.target == WHOAMI]
         return sum(request.header("authorization") == token for request in asking)
 

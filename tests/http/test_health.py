@@ -10,7 +10,6 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from flowbridge.models.timing import Timing
-from flowbridge.services import maintenance
 from tests import upstream as scripted
 from tests.http.conftest import (
     BOT_TOKEN,
@@ -80,8 +79,7 @@ def figures(caller: httpx.Client) -> Figures:
 def test_figures_show_what_is_stuck(
     upstream: Upstream, rooms: Rooms, go: threading.Event, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(maintenance, "COUNT_SECONDS", 0.05)
-    timing = Timing(first_pause=0.05, token_pause=60.0)
+    timing = Timing(first_pause=0.05, token_pause=60.0, count_seconds=0.05)
     with (
         running(upstream, tmp_path, request_seconds=2 * PATIENCE, timing=timing) as bridge,
         ExitStack() as stack,

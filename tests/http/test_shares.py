@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from flowbridge.auth import api_keys, callers
+from flowbridge.auth import identities
 from flowbridge.homeserver import client, relay
 from flowbridge.limits import processor
 from flowbridge.live import feeds
@@ -87,11 +87,11 @@ def test_known_tokens_and_keys_do_not_wait_for_look_ups_of_unknown_ones(
         assert bridge.post(SEND, BODY, f"X-API-Key: {KEY}", "Authorization: Basic x").status == 200
         upstream.script(slow("/whoami", go, UNKNOWN_TOKEN))
         clients = flood(stack, bridge, lambda: post(SEND, BODY), 140)  # there are 128 connections for sends
-        arrived(upstream, "/whoami", callers.MAX_LOOKUPS_OF_ONE + 2)
+        arrived(upstream, "/whoami", identities.MAX_LOOKUPS_OF_ONE + 2)
         for _ in range(5):
             assert bridge.post(SEND, BODY, known).status == 200
             assert bridge.post(SEND, BODY, f"X-API-Key: {KEY}", "Authorization: Basic x").status == 200
-        assert arrived(upstream, "/whoami", 1) == callers.MAX_LOOKUPS_OF_ONE + 2
+        assert arrived(upstream, "/whoami", 1) == identities.MAX_LOOKUPS_OF_ONE + 2
         go.set()
         assert {found.answer().status for found in clients} <= {401, 429, 503}
 
@@ -386,11 +386,9 @@ def test_reads_of_a_known_caller_wait_for_its_own_share(
         assert waiting.is_silent(0.3), "it is not refused, and not answered yet"
 
 
-def test_a_wrong_key_is_refused_also_where_a_timer_rings_early(
-    upstream: Upstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_wrong_key_is_refused_also_where_a_timer_rings_early(upstream: Upstream, tmp_path: Path) -> None:
     """uvloop counts in whole milliseconds: a wait of 10.4 ms ends after 10, when the store may not be read yet."""
-    monkeypatch.setattr(api_keys, "LOOK_SECONDS", 0.0104)
-    with running(upstream, tmp_path, wrong_keys_per_minute=1_000, api_keys=()) as bridge:
+    timing = Timing(key_lookup_seconds=0.0104)
+    with running(upstream, tmp_path, timing=timing, wrong_keys_per_minute=1_000, api_keys=()) as bridge:
         answers = [bridge.post(SEND, BODY, f"X-API-Key: fb_{number}") for number in range(200)]
         assert Counter(answer.status for answer in answers) == {401: 200}

@@ -15,7 +15,6 @@ from urllib.parse import quote, urlsplit
 import httpx
 import pytest
 
-from flowbridge.auth import api_keys as keyring
 from flowbridge.cli.demo.synapse import Account, LocalSynapse
 from flowbridge.live import Listener, feeds
 from flowbridge.live.reader import Reader
@@ -566,7 +565,7 @@ async def test_key_listens_to_what_it_is_for_and_no_longer_than_it_lives(
                 keys.revoke(connection, "none")
                 keys.revoke(connection, "type")
             for stream in (none, type_):
-                async with asyncio.timeout(keyring.REFRESH_SECONDS + 5):  # a sign of life comes after 15 s
+                async with asyncio.timeout(Timing().key_refresh_seconds + 5):  # a sign of life comes after 15 s
                     last = await stream.next()
                 assert last is not None
                 assert (last.event, last.data["errcode"]) == ("error", "M_UNKNOWN_TOKEN")

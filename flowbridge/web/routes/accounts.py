@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from starlette.requests import Request
 from starlette.responses import Response
 
+from flowbridge.auth import scopes
 from flowbridge.bridge import Core
 from flowbridge.errors import Errcode, Forbidden, Unauthorized
 from flowbridge.services.accounts import PAGE, Accounts
@@ -155,7 +156,7 @@ async def token_if_any(core: Core, request: Request, headers: Mapping[str, str])
         if error.errcode == Errcode.MISSING_TOKEN:
             return ""
         raise
-    core.callers.permit_all(credential)
+    scopes.permit_all(credential.key)
     return credential.token or ""
 
 

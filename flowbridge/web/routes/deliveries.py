@@ -11,7 +11,8 @@ from flowbridge.bridge import Core
 from flowbridge.delivery.waiting import waiting
 from flowbridge.errors import BadRequest
 from flowbridge.homeserver import identifiers
-from flowbridge.services.deliveries import Deliveries, Viewer, moment, states
+from flowbridge.services.deliveries import Deliveries, Viewer
+from flowbridge.services.delivery_views import moment, states
 from flowbridge.store.delivery_log import Selection
 from flowbridge.web import describe
 from flowbridge.web.endpoint import LOG, Endpoint, endpoint, headers_of, json_answer

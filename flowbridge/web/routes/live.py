@@ -6,6 +6,7 @@ from functools import partial
 from starlette.requests import Request
 from starlette.responses import Response
 
+from flowbridge.auth import scopes
 from flowbridge.auth.callers import Credential
 from flowbridge.bridge import Core
 from flowbridge.errors import BadGateway, BadRequest, Forbidden, GatewayTimeout, MatrixError
@@ -67,7 +68,7 @@ class Listening:
 
     def _permit(self, credential: Credential, types: tuple[str, ...], *rooms: str) -> None:
         for type_ in types or ("*",):
-            self._callers.permit(credential, type_, *rooms)
+            scopes.permit(credential.key, type_, *rooms)
 
     async def _enter(self, caller: Caller, room_id: str) -> None:
         """Check that the caller is in the room. Raises Forbidden, or what the homeserver says."""

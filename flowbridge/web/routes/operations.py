@@ -77,7 +77,7 @@ class Operations:
             await self._versions.get()
             checks["homeserver"] = str(core.locator.known)
             failed = "bot"
-            bot = await core.callers.check_bot()
+            bot = await core.bot.check()
             checks["bot"] = bot.user_id if bot else None
             if bot is not None and (reason := paused.get(account_of(bot.user_id), "")):
                 raise Unavailable(f"the homeserver does not accept the bridge's own account: {reason}")

@@ -7,6 +7,7 @@ from urllib.parse import unquote
 from starlette.requests import Request
 from starlette.responses import Response
 
+from flowbridge.auth import scopes
 from flowbridge.auth.callers import Credential
 from flowbridge.bridge import Core
 from flowbridge.errors import Errcode, Forbidden, MatrixError, NotFound, TooLarge, Unauthorized
@@ -97,7 +98,7 @@ class Relaying:
             return None, None
         if credential.key is None:
             return credential.token, None
-        callers.permit_all(credential)
+        scopes.permit_all(credential.key)
         if parameters.acts_as_another(request):
             raise parameters.as_nobody_else()
         bot = await callers.identify(credential)

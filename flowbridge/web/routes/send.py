@@ -9,6 +9,7 @@ from urllib.parse import urlencode
 from starlette.requests import Request
 from starlette.responses import Response
 
+from flowbridge.auth import scopes
 from flowbridge.auth.callers import Credential
 from flowbridge.bridge import Core
 from flowbridge.delivery.encryption import IN_PLAIN_TEXT
@@ -94,7 +95,7 @@ class Sending:
         It goes to the homeserver now, with its own transaction id, and is not stored: what is promised of it, the
         homeserver promises.
         """
-        permit = partial(self._callers.permit, credential, event.type)
+        permit = partial(scopes.permit, credential.key, event.type)
         caller, room_id = await self._room_access.enter(credential, event.room, permit)
         request.scope[LOG] = {"user": caller.user_id}
         identity = [pair for pair in others if pair[0] in parameters.IDENTITY]

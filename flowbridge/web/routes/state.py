@@ -6,6 +6,7 @@ from urllib.parse import urlencode
 from starlette.requests import Request
 from starlette.responses import Response
 
+from flowbridge.auth import scopes
 from flowbridge.bridge import Core
 from flowbridge.errors import MatrixError
 from flowbridge.homeserver import identifiers
@@ -32,7 +33,7 @@ class State:
         query = [("format", "event")] if request.query_params.get("format") == "event" else []
         if self._surface == "matrix":
             query += parameters.others(request, credential, "format")
-        permit = partial(self._callers.permit, credential, event_type)
+        permit = partial(scopes.permit, credential.key, event_type)
         caller, room_id = await self._room_access.enter(credential, room, permit)
         try:
             answer = await self._homeserver.read_state(caller.token, room_id, event_type, state_key, urlencode(query))

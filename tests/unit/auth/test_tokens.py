@@ -12,15 +12,18 @@ import pytest
 from cryptography.fernet import Fernet
 from sqlalchemy import select, update
 
-from flowbridge.auth import tokens as module
-from flowbridge.auth.tokens import KEEP_SECONDS, NOTE_SECONDS, cipher
+from flowbridge.auth.tokens import cipher
 from flowbridge.models import Caller
+from flowbridge.models.timing import Timing
 from flowbridge.settings import Settings, SettingsError
 from flowbridge.store import StoreUnavailable, accounts, tables
 from flowbridge.store.outbox import now_ms
 from tests.rig import ALICE, BOB, KEY, SERVICE, MakeRig, Rig, Rooms, refuse_connection, soon, until
+from tests.unit import Clock
 
 NEW = replace(ALICE, token="new")
+KEEP_SECONDS = Timing().token_idle_seconds
+NOTE_SECONDS = KEEP_SECONDS / 2  # between two notes no token may be dropped
 
 
 @pytest.fixture
@@ -196,42 +199,25 @@ async def test_store_that_cannot_be_read_is_told_and_asked_again(
             await rig.tokens.of(account)
         monkeypatch.setattr(accounts, "tokens_of", work)
         assert await rig.tokens.of(account) is not None
-        assert rig.tokens._reading == {}
 
 
-async def test_memory_is_bounded(make: MakeRig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MAX_KNOWN", 10)
-    async with make() as rig:
+async def test_memory_is_bounded(make: MakeRig) -> None:
+    async with make(max_known=10) as rig:
         names = [rig.tokens.remember(Caller(f"@{number}:hs", "D", f"t{number}")) for number in range(50)]
         for name in names:
             found = await rig.tokens.of(name)
             assert found is not None
-        assert len(rig.tokens._known) <= 10
-        assert len(rig.tokens._noted) <= 10
+        assert sum(rig.tokens.knows(name) for name in names) <= 10
 
 
 # a token stays for as long as an event may need it
 
 
-class Clock:
-    """Stands in for `time`: as many seconds later as one says."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-
 @pytest.mark.parametrize("since_boot", [1.0, 100_000.0])
-async def test_account_that_is_in_use_is_noted_again_from_time_to_time(
-    make: MakeRig, monkeypatch: pytest.MonkeyPatch, since_boot: float
-) -> None:
-    assert NOTE_SECONDS <= KEEP_SECONDS / 2  # between two notes no token may be dropped
+async def test_account_that_is_in_use_is_noted_again_from_time_to_time(make: MakeRig, since_boot: float) -> None:
     clock = Clock()
     clock.now = since_boot
-    monkeypatch.setattr(module, "time", clock)
-    async with make() as rig:
+    async with make(clock=clock) as rig:
         told: list[str] = []
         rig.tokens.remember(ALICE)
         rig.tokens.on_change = lambda account, again: told.append(account)
@@ -248,16 +234,14 @@ async def test_account_that_is_in_use_is_noted_again_from_time_to_time(
         assert told == []  # it is no other token
 
 
-async def test_account_read_from_the_store_is_noted_when_it_is_used(
-    make: MakeRig, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_account_read_from_the_store_is_noted_when_it_is_used(make: MakeRig) -> None:
     """Also when the machine has just been started, and its clock has hardly begun."""
     clock = Clock()
-    monkeypatch.setattr(module, "time", clock)
-    async with make() as rig:
+    clock.now = 0.0
+    async with make(clock=clock) as rig:
         rig.tokens.remember(ALICE)
         await rig.crash()
-    async with make() as rig:
+    async with make(clock=clock) as rig:
         await rig.database.run(lambda connection: connection.execute(update(tables.tokens).values(seen_at=1)))
         await rig.tokens.of(worker_account())
         rig.tokens.remember(ALICE)
@@ -269,13 +253,10 @@ def worker_account() -> str:
     return accounts.account_of(ALICE.user_id)
 
 
-async def test_event_accepted_long_after_the_first_is_delivered_by_the_next_process(
-    make: MakeRig, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_event_accepted_long_after_the_first_is_delivered_by_the_next_process(make: MakeRig) -> None:
     """The token of the first had been dropped, and the process went on from memory."""
     clock = Clock()
-    monkeypatch.setattr(module, "time", clock)
-    async with make() as rig:
+    async with make(clock=clock) as rig:
         rooms = rig.rooms
         await rig.send("a")
         await rig.settled()

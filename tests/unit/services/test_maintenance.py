@@ -3,15 +3,16 @@
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 from sqlalchemy import insert, select, update
 
-from flowbridge.auth.callers import Callers
-from flowbridge.services import maintenance as module
+from flowbridge.auth.api_keys import ApiKeys
+from flowbridge.models.timing import Timing
 from flowbridge.services.maintenance import Maintenance
 from flowbridge.settings import Settings
 from flowbridge.store import outbox, tables
@@ -57,18 +58,31 @@ async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
         yield rig
 
 
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("COUNT", "PURGE", "GIVE_UP", "IDLE", "AGAIN", "REFRESH"):
-        monkeypatch.setattr(module, f"{name}_SECONDS", 0.01)
-    monkeypatch.setattr(module, "COUNT_SHARE", 0)
+QUICK = Timing(
+    count_seconds=0.01,
+    purge_seconds=0.01,
+    give_up_seconds=0.01,
+    forget_seconds=0.01,
+    upkeep_retry_seconds=0.01,
+    key_refresh_seconds=0.01,
+)
 
 
 @contextlib.asynccontextmanager
-async def running(rig: Rig, callers: FakeCallers | None = None, **values: Any) -> AsyncIterator[None]:
+async def running(
+    rig: Rig, callers: FakeCallers | None = None, *, timing: Timing = QUICK, count_share: int = 0, **values: Any
+) -> AsyncIterator[None]:
     """Maintenance at work, over and over."""
-    known = cast("Callers", callers or FakeCallers())
-    keep = Maintenance(Settings.load(**values), rig.database, rig.backpressure, known, rig.worker)
+    keep = Maintenance(
+        Settings.load(**values),
+        rig.database,
+        rig.backpressure,
+        cast("ApiKeys", callers or FakeCallers()),
+        rig.worker,
+        timing=timing,
+        count_share=count_share,
+        give_up_lanes=2,
+    )
     task = asyncio.create_task(keep.run())
     try:
         yield
@@ -125,7 +139,7 @@ async def test_what_a_lane_in_doubt_has_sent_is_known_when_it_is_gone(rig: Rig, 
     await until(lambda: rig.lane(OTHER) and rig.lane(OTHER).uncertain_since)
     lane = rig.lane(OTHER).lane
     await put(rig, "equal", lane=lane, state="sent", event_id="$0", settled_at=now_ms())
-    settings = {"keep_sent_hours": 0} if why == "retention" else {"max_database_bytes": 1_000}
+    settings: dict[str, Any] = {"keep_sent_hours": 0} if why == "retention" else {"max_database_bytes": 1_000}
     async with running(rig, callers, **settings):
         await until(lambda: rig.states() == ["queued"])
         await rounds(rig, callers)
@@ -134,8 +148,7 @@ async def test_what_a_lane_in_doubt_has_sent_is_known_when_it_is_gone(rig: Rig, 
     await rig.crash()
 
 
-async def test_ids_that_tell_nothing_any_more_are_forgotten(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "IDLE_SECONDS", 0.02)
+async def test_ids_that_tell_nothing_any_more_are_forgotten(rig: Rig) -> None:
     old = {"event_id": "$0", "lane": "lane", "settled_at": 1}
     await rig.database.run(lambda connection: connection.execute(insert(tables.gone).values(old)))
     async with running(rig):
@@ -165,15 +178,13 @@ async def test_much_goes_in_pieces(rig: Rig) -> None:
         await until(lambda: rig.rows("id") == [])
 
 
-async def test_idle_lanes_and_tokens_are_forgotten_and_those_in_use_are_not(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "KEEP_SECONDS", -1.0)  # all have been seen longer ago than that
+async def test_idle_lanes_and_tokens_are_forgotten_and_those_in_use_are_not(rig: Rig) -> None:
+    timing = replace(QUICK, token_idle_seconds=-1.0)  # all have been seen longer ago than that
     rig.rooms.script(lambda sent: slow(60_000) if sent.token == ALICE.token else None)
     await rig.accept("a")
     await rig.accept("b", caller=BOB)
     await rig.settled(1)
-    async with running(rig):
+    async with running(rig, timing=timing):
         await until(lambda: tokens(rig)[rig.tokens.remember(BOB)] is None)
         assert tokens(rig)[rig.tokens.remember(ALICE)] is not None
         assert rig.lane(caller=BOB) is not None  # its owner still holds it
@@ -223,25 +234,24 @@ async def test_new_keys_are_learnt_while_other_work_takes_long(rig: Rig) -> None
 
 
 async def test_pace_of_counting_is_a_share_of_what_it_costs(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "COUNT_SHARE", 50)
-    keep: Callable[..., Any] = Maintenance(
-        Settings.load(), rig.database, rig.backpressure, cast("Callers", FakeCallers()), rig.worker
-    )._count
+    callers, counted = FakeCallers(), 0
 
     async def slowly() -> float:
+        nonlocal counted
+        counted += 1
         return 2.0
 
     monkeypatch.setattr(rig.backpressure, "refresh", slowly)
-    assert await keep() == 100.0
+    async with running(rig, callers, count_share=50):
+        await until(lambda: counted > 0)
+        await rounds(rig, callers, 5)
+    assert counted == 1, "the next is 100 s later"
 
 
-async def test_what_the_core_has_just_counted_is_not_counted_again_at_once(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_what_the_core_has_just_counted_is_not_counted_again_at_once(rig: Rig) -> None:
     """An event that comes while it is counted may be counted twice: at the start nearly every first one would be."""
-    monkeypatch.setattr(module, "COUNT_SECONDS", 60.0)
     callers = FakeCallers()
-    async with running(rig, callers):
+    async with running(rig, callers, timing=replace(QUICK, count_seconds=60.0)):
         await put(rig, "of another process")
         await rounds(rig, callers)
     assert rig.backpressure.queued == 0
@@ -388,7 +398,6 @@ async def test_outcome_that_the_store_has_not_taken_so_far_is_not_overwritten(ri
 async def test_many_go_in_pieces_and_lanes_that_are_young_stay(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("flowbridge.store.abandoned.LOOK_LANES", 3)
     monkeypatch.setattr("flowbridge.store.abandoned.EVENTS", 2)
-    monkeypatch.setattr(module, "GIVE_UP_LANES", 2)
     await rig.worker.stop()
     for number in range(10):
         for age in (8, 9 if number % 2 else 1):
