@@ -22,13 +22,13 @@ from tests.chaos.judge import Accepted, Seen, Verdict, judge, read_accepted, rea
 from tests.chaos.load import Load, Plan
 from tests.chaos.monkey import Bridge, BridgeBroken, Monkey
 from tests.chaos.options import CannotRun, Options
-from tests.chaos.processes import REPOSITORY, Process, free_port
 from tests.chaos.progress import Progress
 from tests.chaos.report import Check, Report, table
 from tests.chaos.scenarios import SCENARIOS
 from tests.chaos.seeds import HARMLESS, SEEDS, SOWN
 from tests.chaos.trial import found_out
 from tests.patience import PATIENCE
+from tests.processes import REPOSITORY, Process, free_port
 
 BOT = "syt_bot"
 ROOM, OTHER = "!room:chaos.test", "!other:chaos.test"
@@ -227,7 +227,7 @@ class FaultyHomeserver:
 @contextmanager
 def faulty(directory: Path, *more_ports: str, **options: float) -> Iterator[FaultyHomeserver]:
     port = free_port()
-    argv = [sys.executable, "-m", "tests.chaos.homeserver", "--log", str(directory / "events")]
+    argv = [sys.executable, "-m", "tests.chaos.faulty_homeserver", "--log", str(directory / "events")]
     argv += ["--port", str(port), *more_ports]
     argv += [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
     process = Process("homeserver", argv, {}, directory)
@@ -583,7 +583,7 @@ async def _bridge(answer: Any) -> AsyncIterator[str]:
 
 async def test_monkey_kills_starts_again_and_notes_a_crash(tmp_path: Path) -> None:
     port = free_port()
-    argv = [sys.executable, "-m", "tests.chaos.homeserver", "--port", str(port), "--log", str(tmp_path / "log")]
+    argv = [sys.executable, "-m", "tests.chaos.faulty_homeserver", "--port", str(port), "--log", str(tmp_path / "log")]
     bridge = Bridge(Process("bridge", argv, {}, tmp_path), f"http://127.0.0.1:{port}")
     monkey = Monkey([bridge])
     try:
@@ -630,7 +630,7 @@ async def test_bridge_that_does_not_start_says_why(tmp_path: Path) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child that its parent ended")
 def test_process_does_not_outlive_a_killed_parent(tmp_path: Path) -> None:
     script = (
-        "import pathlib, sys, time; from tests.chaos.processes import Process;"
+        "import pathlib, sys, time; from tests.processes import Process;"
         "child = Process('child', ['sleep', '60'], {}, pathlib.Path(sys.argv[1]));"
         "child.start(); print(child.pid, flush=True); time.sleep(60)"
     )

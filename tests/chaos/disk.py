@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from tests.chaos.processes import Process
+from tests.processes import Process
 
 BLOCK = bytes(4096)
 # In a mount namespace of its own: as root, or as root of a user namespace. It is gone with the last process in it.

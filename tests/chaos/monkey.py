@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 from tests.chaos.client import Client, NoAnswer
-from tests.chaos.processes import Process
+from tests.processes import Process
 
 START_SECONDS = 60.0  # a start takes one second of work, and many on a busy machine
 TERM_SECONDS = 40.0  # a bridge finishes its requests for at most 10 s

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Self
 
-from benchmarks.postgres import LocalPostgres
 from tests.chaos.load import Mode
+from tests.postgres import LocalPostgres
 
 REQUEST_SECONDS = 10.0  # what a bridge gives a request by default
 MARGIN_SECONDS = 5.0  # by which a lease must outlive a request

@@ -10,12 +10,12 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 
 from tests.chaos.client import Client, NoAnswer
+from tests.chaos.homeserver import bearer
 from tests.chaos.load import Load
 from tests.chaos.options import Options
 from tests.chaos.report import Report
 from tests.chaos.scenarios.scenario import FAULTS, WARM_SECONDS, for_seconds, until
 from tests.chaos.stage import stage
-from tests.chaos.upstream import bearer
 
 HOG = "syt_hog"
 CONNECTIONS = 8

@@ -123,7 +123,7 @@ async def _limits(it: Stage) -> dict[str, int]:
 
 def _drained(it: Stage, back: float) -> tuple[float, float]:
     """Seconds from when it was back to the first event, and events a second from then on."""
-    times = [one.at for one in read_seen(it.upstream.log, it.plan.room_ids()) if one.at >= back]
+    times = [one.at for one in read_seen(it.homeserver.log, it.plan.room_ids()) if one.at >= back]
     if len(times) < 2:
         return float("inf"), 0.0
     return times[0] - back, len(times) / max(times[-1] - times[0], 0.001)

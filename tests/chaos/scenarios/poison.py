@@ -7,13 +7,13 @@ from dataclasses import replace
 from urllib.parse import quote
 
 from tests.chaos.client import Client, NoAnswer
-from tests.chaos.homeserver import POISON
+from tests.chaos.faulty_homeserver import POISON
+from tests.chaos.homeserver import BY_KEY
 from tests.chaos.load import ANSWER_SECONDS
 from tests.chaos.options import Options
 from tests.chaos.report import Report
 from tests.chaos.scenarios.scenario import FAULTS, WARM_SECONDS, for_seconds, steer_when_back, until
 from tests.chaos.stage import Stage, stage
-from tests.chaos.upstream import BY_KEY
 
 SET_ASIDE_SECONDS = 4.0
 POISONED = 3  # rooms

@@ -13,15 +13,14 @@ from contextlib import AsyncExitStack, closing, suppress
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.postgres import LocalPostgres, execute
 from tests.chaos.cable import Cable
 from tests.chaos.disk import Disk, SizeLimit, memory_disk
 from tests.chaos.load import Load
 from tests.chaos.options import Options
-from tests.chaos.processes import temporary_directory
 from tests.chaos.report import Report, at_most
 from tests.chaos.scenarios.scenario import FAULTS, SLOW, for_seconds, until
-from tests.chaos.stage import Stage, stage
+from tests.chaos.stage import Stage, stage, temporary_directory
+from tests.postgres import LocalPostgres, execute
 
 DISK_BYTES = 32 * 1024 * 1024
 FULL_SECONDS = 6.0
