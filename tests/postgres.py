@@ -44,7 +44,7 @@ class PostgresError(RuntimeError):
 
 
 class _PortTakenError(PostgresError):
-    """Somebody else took the port between its choice and the server's start."""
+    """Another process took the port between its choice and the server's start."""
 
 
 class LocalPostgres:
@@ -116,7 +116,7 @@ class LocalPostgres:
         if self._pid is not None:
             if self._exit_code_unless_it_answers() is None:
                 return
-            self.kill()  # it ended by another hand: its children must be gone before
+            self.kill()  # it was ended from outside: its children must be gone before
         settings = SETTINGS | {"port": str(self._port), "unix_socket_directories": str(self.directory)}
         options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
         self._pid = int(self._ask("run", str(_binaries() / "postgres"), "-D", str(self.directory / "data"), *options))

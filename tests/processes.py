@@ -54,7 +54,7 @@ def serving(
 def serving_at(
     port: int, settings: Mapping[str, str], *, log: Path | None = None, cwd: Path | None = None
 ) -> Iterator[tuple[str, "subprocess.Popen[str]"]]:
-    """The same on a port that the test chooses."""
+    """The same, on a port that the test chooses."""
     command = [FLOWBRIDGE, "serve", "--port", str(port)]
     with (log or Path(os.devnull)).open("w") as errors:
         process = subprocess.Popen(command, env=environment(settings), cwd=cwd, stderr=errors, text=True)
@@ -66,7 +66,9 @@ def serving_at(
 
 
 def _answering(url: str, process: "subprocess.Popen[str]") -> str:
-    deadline = time.monotonic() + 2 * PATIENCE  # a start takes one second of work: 35 s were seen on a busy machine
+    deadline = (
+        time.monotonic() + 2 * PATIENCE
+    )  # a start takes one second of processor time, and took 35 s on a busy machine
     while time.monotonic() < deadline and process.poll() is None:
         try:
             httpx.get(f"{url}/healthz", trust_env=False).raise_for_status()
@@ -79,9 +81,9 @@ def _answering(url: str, process: "subprocess.Popen[str]") -> str:
 
 @dataclass
 class Process:
-    """A command that can be started over and over; its output is appended to one log.
+    """A command that can be started repeatedly; its output is appended to one log.
 
-    `prefix`: words before it that take it elsewhere, without a process in between.
+    `prefix`: words before the command, for instance another mount namespace's; no process in between.
     """
 
     name: str
@@ -110,7 +112,7 @@ class Process:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                start_new_session=True,  # Ctrl-C reaches us alone, and we end it below
+                start_new_session=True,  # Ctrl-C reaches only us, and we end it below
             )
         self.starts += 1
 
@@ -133,7 +135,7 @@ class Process:
             self.child.wait()
 
     async def gone(self, seconds: float) -> bool:
-        """Whether it ends by itself within that time."""
+        """Whether it ends by itself in time."""
         assert self.child is not None
         try:
             await asyncio.to_thread(self.child.wait, seconds)
@@ -167,7 +169,7 @@ def free_port() -> int:
 
 
 def cpu_seconds(pid: int) -> float:
-    """Processor time that a process has used: unlike the clock, no other process takes part in it."""
+    """Processor time that a process has used. Unlike the clock, other load does not change it."""
     stat = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(stat[11]) + int(stat[12])) / os.sysconf("SC_CLK_TCK")
 

@@ -81,7 +81,7 @@ class SizeLimit(Disk):
 
 @asynccontextmanager
 async def memory_disk(directory: Path, size: int) -> AsyncIterator[MemoryDisk | None]:
-    """One of so many bytes below the directory; None where nobody may mount one."""
+    """A disk of this many bytes below the directory; None where mounting is not allowed."""
     place = directory / "disk"
     place.mkdir()
     for way, entry in NAMESPACES:

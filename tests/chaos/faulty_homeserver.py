@@ -238,7 +238,7 @@ class FaultyHomeserver(Upstream):
                 return _json({"room_id": room.replace("#", "!", 1)})
             case ("GET", "media", "config"):
                 return _json({"m.upload.size": 50_000_000})
-            case ("POST", "user_directory", "search"):  # tells what came (fuzzer.py)
+            case ("POST", "user_directory", "search"):  # shows what arrived (fuzzer.py)
                 return _json({"results": [], "limited": False, "sha256": sum_of(request.body)})
             case ("GET", "directory", "room", alias):
                 return _json({"room_id": alias.replace("#", "!", 1), "servers": ["chaos.test"]})

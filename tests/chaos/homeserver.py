@@ -1,4 +1,4 @@
-"""The homeserver of a run: where the bridges find it, who calls there, and where its events are written down."""
+"""The homeserver of a run: where the bridges find it, its callers, and the log of its events."""
 
 import json
 import sys
@@ -15,14 +15,14 @@ from tests.processes import Process, free_port
 API_KEY = "fb_chaos_key-of-32-characters-and-some-more"
 BY_KEY = {"X-API-Key": API_KEY}
 BOT, ALICE = "syt_bot", "syt_alice"
-NO_DEVICE = "syt_carol_nodevice"  # as an application service's: the room does not tell its transaction ids
+NO_DEVICE = "syt_carol_nodevice"  # as an application service's: the room does not show its transaction ids
 
 
 @dataclass(frozen=True)
 class Homeserver:
     """`urls`: one for each bridge, so that it can tell them apart. `log`: a line of JSON for each event.
 
-    `bot`: the bridge's own token. `callers`: headers of those who send. `rooms`: there are these only; none: any.
+    `bot`: the bridge's own token. `callers`: headers of the senders. `rooms`: only these exist; none: any.
     """
 
     urls: tuple[str, ...]

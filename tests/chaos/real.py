@@ -27,7 +27,7 @@ FILTER = {
 
 @asynccontextmanager
 async def synapse(directory: Path, rooms: int, *, every: float = 0.5) -> AsyncIterator[Homeserver]:
-    """One with a bot, a friend and so many rooms that both are in; read every so many seconds. Raises CannotRun."""
+    """One with a bot, a friend and this many rooms that both are in; read every `every` seconds. Raises CannotRun."""
     server = LocalSynapse(rate_limits=False, config={"filter_timeline_limit": PAGE})
     try:
         await asyncio.to_thread(server.__enter__)
@@ -78,7 +78,7 @@ class _Timelines:
         self._since = ""
 
     async def follow(self, every: float) -> None:
-        """For ever, until cancelled."""
+        """Until cancelled."""
         while True:
             with suppress(NoAnswer):
                 await self._read()

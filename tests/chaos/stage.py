@@ -55,7 +55,7 @@ class Stage:
             real=homeserver.rooms,
         )
         self.keep = True  # until all turned out well
-        self.store_fails = False  # then what was sent may not be known as sent, and is sent again by whoever comes next
+        self.store_fails = False  # what was sent may then be unknown to the next bridge, which sends it again
         self._began = time.monotonic()
 
     @property
@@ -106,7 +106,7 @@ class Stage:
     def check_honest(self, load: Load, *, failures: int = 0) -> None:
         """That the flow surface said that it took an event, or that it could not, and when to come again.
 
-        In each failure of the store, one event of each room may have been on its way: nobody can tell then.
+        In each failure of the store, one event of each room may have been in flight: its fate is unknown.
         """
         flow = {status: times for status, times in load.answers.items() if not status.startswith("Matrix")}
         others = {status: times for status, times in flow.items() if status not in HONEST}
@@ -139,7 +139,7 @@ class Stage:
             watch.cancel()
 
     async def report(self, scenario: str, drained: float) -> Report:
-        """Judge, once the bridges have drained, which took so many seconds."""
+        """Judge, once the bridges have drained, which took this many seconds."""
         verdict = judge(read_accepted(self.accepted_log), read_seen(self.homeserver.log, self.plan.room_ids()))
         self.check("accepted", "something was accepted at all", verdict.accepted > 0)
         self._check_ends()
@@ -180,12 +180,12 @@ class Stage:
     def _check_leases(self, stats: dict[str, Any]) -> None:
         """What the homeserver's memory hides from its rooms.
 
-        A process that is stopped may have one send a room in hand, which goes out late. One that is killed may have
+        A stopped process may have one send per room in flight, which goes out late. One that is killed may have
         answered 200 for some before the commit (design, rule 3): they are sent again, too.
         """
         rooms, counts = self.plan.size, self.monkey.counts
         overlaps, stale = stats["overlaps"], stats["stale"]
-        met = rooms * counts["stop"] // 8  # of those few that were in hand, few meet the other bridge at its work
+        met = rooms * counts["stop"] // 8  # of the few in flight, few meet a send of the other bridge
         what = f"two bridges in one room at once: {overlaps} times, most allowed {met}"
         self.check("overlaps", what, overlaps <= met)
         if self.store_fails:

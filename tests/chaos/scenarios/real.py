@@ -44,7 +44,9 @@ async def drain(options: Options) -> Report:
     async with _real(DRAIN_ROOMS, every=2.0) as (homeserver, directory):
         address = directory / "address"
         _point(address, homeserver.urls[0])
-        plain = replace(options, rooms=DRAIN_ROOMS, fire=0, states=0, matrix=0).told(BASE_URL=f"file://{address}")
+        plain = replace(options, rooms=DRAIN_ROOMS, fire=0, states=0, matrix=0).with_settings(
+            BASE_URL=f"file://{address}"
+        )
         async with stage(plain, homeserver=homeserver) as it:
             with it.accepted_log.open("ab", buffering=0) as log:
                 load = it.load = Load(it.plan, log)
@@ -145,7 +147,7 @@ class _Queue:
         client.close()
 
     async def _move(self, it: Stage, url: str, *, ready: bool) -> None:
-        """Tell the bridge of another address, and wait until it says that it is ready there, or not."""
+        """Point the bridge at another address, and wait until it reports that it is ready there, or not."""
         _point(self._address, url)
         it.bridge.process.send(signal.SIGHUP)
         client = Client(it.bridge.url)
