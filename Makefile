@@ -49,10 +49,10 @@ bench: $(STAMP)  ## side by side with its peers; writes docs/benchmarks.md (need
 chaos: $(STAMP)  ## try to lose events, by every means (SECONDS=600, ARGS=outage: that alone, ARGS=--seeds)
 	@$(BIN)/python -m tests.chaos $(if $(SECONDS),--seconds $(SECONDS)) $(ARGS)
 
-openapi: $(STAMP)  ## write openapi.json anew
+openapi: $(STAMP)  ## write openapi.json
 	@$(BIN)/flowbridge openapi > openapi.json.new && mv openapi.json.new openapi.json
 
-lock: $(STAMP)  ## resolve requirements.lock anew
+lock: $(STAMP)  ## resolve requirements.lock again
 	@$(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
 		--all-extras --upgrade -q pyproject.toml -o requirements.lock
 

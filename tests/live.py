@@ -1,4 +1,4 @@
-"""A homeserver of dictionaries, for what listens to one."""
+"""A homeserver made of dictionaries, for the code that listens to one."""
 
 import json
 from typing import Any
@@ -12,15 +12,15 @@ PAGE = 3
 
 
 class Rooms:
-    """A homeserver: room → its events in the order in which they came, each with its place in all that happened."""
+    """A homeserver: room → its events in order, each with its position in the stream of all events."""
 
     def __init__(self, **rooms: list[tuple[int, str]]) -> None:
         self.rooms = {f"!{name}": events for name, events in rooms.items()}
         self.closed: set[str] = set()
         self.targets: list[str] = []
-        self.shuffled = False  # /messages has another order than /sync, as with events of other servers
+        self.shuffled = False  # /messages orders events differently from /sync, as with events of other servers
         self.extra: dict[str, Any] = {}
-        self.fails = False  # every other question
+        self.fails = False  # every other request
         self.failing = False
 
     async def poll(self, target: str, **_: object) -> tuple[bytes, Any]:

@@ -221,11 +221,11 @@ def on_a_terminal(folder: Path, **settings: str) -> str:
     import pty
     import subprocess
 
-    from tests.processes import FLOWBRIDGE, _environment
+    from tests.processes import FLOWBRIDGE, environment
 
     ours, theirs = pty.openpty()
     command = [FLOWBRIDGE, "serve", "--port", "0"]
-    with subprocess.Popen(command, env=_environment(settings), cwd=folder, stderr=theirs) as process:
+    with subprocess.Popen(command, env=environment(settings), cwd=folder, stderr=theirs) as process:
         os.close(theirs)
         said = b""
         try:

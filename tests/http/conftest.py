@@ -30,11 +30,11 @@ from tests.upstream import PATIENCE, Rooms, Upstream
 KEY = "fb_http-tests-of-32-characters-and-some-more"
 BOT_TOKEN = "bot-token"
 REQUEST_SECONDS = 20.0  # for one attempt upstream: longer than any test needs
-LEASE_SECONDS = 10 * PATIENCE  # the worker looks by itself, too, three times in a lease: no test waits for that
-SHORT_REQUEST_SECONDS = 2.0  # the same, where the time is meant to pass
+LEASE_SECONDS = 10 * PATIENCE  # the worker also polls by itself, three times in a lease: no test waits for that
+SHORT_REQUEST_SECONDS = 2.0  # the same, where it is meant to run out
 WAIT_SECONDS = PATIENCE  # for an event to be in its room: longer than any test needs
-HASTE_SECONDS = 0.3  # the same, where the time is meant to pass
-PATIENT = {"Prefer": f"wait={WAIT_SECONDS:.0f}"}  # of a hasty bridge, where it is not
+HASTE_SECONDS = 0.3  # the same, where it is meant to run out
+PATIENT = {"Prefer": f"wait={WAIT_SECONDS:.0f}"}  # to a hasty bridge, where it must not run out
 QUICK = Timing(first_pause=0.05)  # before the second attempt
 ROOM = "!room:upstream"
 SEND = f"/rooms/{ROOM}/send/m.room.message"
@@ -55,7 +55,7 @@ class Answer:
 
 
 class RawClient:
-    """A connection to the bridge on which anything may be said. `source`: the address that it comes from."""
+    """A connection to the bridge that can send any bytes. `source`: the address that it comes from."""
 
     def __init__(self, url: str, source: str = "127.0.0.1") -> None:
         address = urlsplit(url)
@@ -75,7 +75,7 @@ class RawClient:
         return self
 
     def try_to_send(self, data: bytes) -> bool:
-        """Whether the connection still took it."""
+        """Whether the connection still accepted it."""
         try:
             self._socket.sendall(data)
         except OSError:
@@ -83,11 +83,11 @@ class RawClient:
         return True
 
     def has_answer(self) -> bool:
-        """Whether the bridge has begun to say something."""
+        """Whether the bridge has begun to answer."""
         return bool(self._buffer or select.select([self._socket], [], [], 0)[0])
 
     def end(self) -> Self:
-        """Say that nothing more will come."""
+        """Close our direction: nothing more will come."""
         self._socket.shutdown(socket.SHUT_WR)
         return self
 
@@ -112,7 +112,7 @@ class RawClient:
         return self.read_until(b"\r\n\r\n").decode("latin-1")
 
     def rest(self, seconds: float) -> bytes | None:
-        """All that the bridge still says before it hangs up; None when it has not by then."""
+        """All that the bridge still sends before it hangs up; None when it has not hung up by then."""
         self._socket.settimeout(seconds)
         try:
             while self._fill():
@@ -120,11 +120,11 @@ class RawClient:
         except TimeoutError:
             return None
         except OSError:
-            pass  # hung up on, and not gently
+            pass  # the connection was reset
         return self._buffer
 
     def is_closed(self, seconds: float = PATIENCE) -> bool:
-        """Whether the bridge hangs up, without another word, in this time."""
+        """Whether the bridge hangs up, without another byte, in this time."""
         self._socket.settimeout(seconds)
         try:
             return not self._fill() and not self._buffer
@@ -136,7 +136,7 @@ class RawClient:
             self._socket.settimeout(PATIENCE)
 
     def is_silent(self, seconds: float) -> bool:
-        """Whether the bridge neither says anything nor hangs up in this time."""
+        """Whether the bridge neither sends anything nor hangs up in this time."""
         self._socket.settimeout(seconds)
         try:
             self._fill()
@@ -149,7 +149,7 @@ class RawClient:
     def read_until(self, end: bytes) -> bytes:
         """What the bridge says before `end`; what comes behind is kept for the next look."""
         while end not in self._buffer:
-            assert self._fill(), f"the bridge hung up; it had said {self._buffer!r}"
+            assert self._fill(), f"the bridge hung up; it had sent {self._buffer!r}"
         found, _, self._buffer = self._buffer.partition(end)
         return found
 
@@ -170,16 +170,16 @@ class Bridge:
         return RawClient(self.url)
 
     def ask(self, data: bytes, method: str = "") -> Answer:
-        """Say this on a new connection; the first answer."""
+        """Send this on a new connection; the first answer."""
         with self.connect() as client:
             return client.send(data).answer(method)
 
     def delivery(self, id_: str) -> dict[str, Any]:
-        """All that the bridge knows of a delivery."""
+        """All that the bridge knows about a delivery."""
         return dict(self._operate("GET", f"/deliveries/{id_}").json())
 
     def wait_until(self, id_: str, status: str) -> dict[str, Any]:
-        """The delivery, once it is so."""
+        """The delivery, once it has this status."""
         ending = time.monotonic() + PATIENCE
         while (found := self.delivery(id_))["status"] != status:
             assert time.monotonic() < ending, found
@@ -187,12 +187,12 @@ class Bridge:
         return found
 
     def queued(self) -> list[str]:
-        """The deliveries that are on their way."""
+        """The deliveries in flight."""
         page = self._operate("GET", "/deliveries?state=queued&limit=200").json()
         return [delivery["delivery_id"] for delivery in page["deliveries"]]
 
     def wait_until_idle(self) -> None:
-        """Until nothing is on its way."""
+        """Until nothing is in flight."""
         ending = time.monotonic() + PATIENCE
         while queued := self.queued():
             assert time.monotonic() < ending, queued
@@ -208,7 +208,7 @@ class Bridge:
                     self.upstream.drop()
 
     def _operate(self, method: str, target: str) -> Answer:
-        """As somebody with a key that may do everything."""
+        """With a key that may do everything."""
         return self.ask(post(target, b"", f"X-API-Key: {KEY}", "Authorization: Basic x", method=method))
 
     def post(self, target: str = SEND, body: bytes = b"", *headers: str, method: str = "POST") -> Answer:
@@ -216,7 +216,7 @@ class Bridge:
 
 
 def post(target: str = SEND, body: bytes = b"", *headers: str, method: str = "POST") -> bytes:
-    """A request as it goes over the wire, with a token that no test has used yet unless it brings its own."""
+    """A request as it goes over the wire, with a token that no test has used yet unless one is given."""
     lines = [f"{method} {target} HTTP/1.1", "Host: bridge", *headers]
     names = {header.partition(":")[0].lower() for header in headers}
     if "authorization" not in names:
@@ -231,7 +231,7 @@ def new_token() -> str:
 
 
 def settings_for(url: str, folder: Path, **values: Any) -> Settings:
-    """Settings that no environment changes; the store is in this folder."""
+    """Settings that ignore the environment; the store is in this folder."""
     defaults = {
         "access_token": SecretStr(BOT_TOKEN),
         "api_keys": (SecretStr(KEY),),
@@ -252,7 +252,7 @@ def running(
     max_connections: int = MAX_CONNECTIONS,
     **values: Any,
 ) -> Iterator[Bridge]:
-    """A bridge of its own, which knows what an earlier one left behind in this folder. `values`: settings."""
+    """A bridge of its own, on what an earlier one left in this folder. `values`: settings."""
     settings = settings_for(upstream.url, folder, **values)
     with background(settings, timing=timing, max_connections=max_connections) as url:
         yield Bridge(url, upstream)
@@ -279,13 +279,13 @@ def shared_hasty_bridge(shared_upstream: Upstream, tmp_path_factory: pytest.Temp
 
 @pytest.fixture(autouse=True)
 def _nothing_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test is told what the homeserver said to the one before."""
+    """No test gets an answer that the homeserver gave in an earlier one."""
     monkeypatch.setattr(operations, "KEEP_SECONDS", 0.0)
 
 
 @pytest.fixture
 def upstream(shared_upstream: Upstream) -> Iterator[Upstream]:
-    """In good health, remembering only this test's requests."""
+    """Healthy, remembering only this test's requests."""
     shared_upstream.reset()
     yield shared_upstream
     shared_upstream.reset()
@@ -301,7 +301,7 @@ def rooms(upstream: Upstream) -> Rooms:
 
 @pytest.fixture
 def go() -> Iterator[threading.Event]:
-    """For `scripted.when(go, …)`; nobody waits for it after the test."""
+    """For `scripted.when(go, …)`; set at the end of the test."""
     event = threading.Event()
     yield event
     event.set()
@@ -309,7 +309,7 @@ def go() -> Iterator[threading.Event]:
 
 @pytest.fixture
 def most(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """`most["at work"]`: how many requests of one connection have been there at a time, begun and not answered."""
+    """`most["at work"]`: the most requests of one connection that were in flight at a time."""
     found: Counter[str] = Counter()
     begin, end = Protocol.on_headers_complete, Protocol.on_response_complete
 
@@ -344,13 +344,13 @@ def timed(upstream: Upstream, tmp_path: Path) -> Iterator[Timed]:
 
 @pytest.fixture
 def hasty(shared_hasty_bridge: Bridge, upstream: Upstream) -> Iterator[Bridge]:
-    """For what does not become well: it does not wait for long, and tries again soon."""
+    """For what does not recover: it does not wait for long, and retries soon."""
     yield from _lent(shared_hasty_bridge)
 
 
 @pytest.fixture
 def impatient(upstream: Upstream, tmp_path: Path) -> Iterator[Bridge]:
-    """For a homeserver that does not answer: it gives an attempt up soon, too."""
+    """For a homeserver that does not answer: it also gives up an attempt soon."""
     seconds: dict[str, Any] = {"wait_seconds": HASTE_SECONDS, "request_seconds": SHORT_REQUEST_SECONDS}
     with running(upstream, tmp_path, timing=QUICK, **seconds) as bridge:
         yield from _lent(bridge)
@@ -402,9 +402,9 @@ def elapsed() -> Elapsed:
 
 @pytest.fixture
 def worked() -> Elapsed:
-    """`worked()`: the seconds that the bridge, and all of this process, have worked since the test began.
+    """`worked()`: the processor seconds that the bridge, and all of this process, used since the test began.
 
-    What is said about speed is said by this: the clock tells how busy the machine is.
+    Tests of speed use this: the clock depends on the load of the machine.
     """
     started = time.process_time()
     return lambda: time.process_time() - started
