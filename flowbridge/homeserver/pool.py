@@ -39,7 +39,7 @@ class Pool:
         most: int,
         most_idle: int | None = None,
         idle_seconds: float = math.inf,
-        timing: Timing = Timing(),  # noqa: B008 (frozen)
+        timing: Timing = Timing(),
     ) -> None:
         self._locator = locator
         self._tls = tls

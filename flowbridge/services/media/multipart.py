@@ -10,11 +10,11 @@ from flowbridge.errors import BadRequest
 from flowbridge.services.media import attachment
 from flowbridge.services.media.attachment import Label
 
-_EXTENDED = re.compile(r"filename\*=utf-8''([^;\s]*)", re.IGNORECASE)  # not in RFC 7578, but some clients send it
+_EXTENDED = re.compile(r"filename\*=utf-8''([^;\s]*)", re.IGNORECASE)  # not of RFC 7578, but what some clients send
 
 
 class Multipart:
-    """Is fed the body, and returns the bytes of the first part that is a file. Other parts are skipped."""
+    """Feed it the body; it gives back the bytes of the first part that is a file. Other parts are passed over."""
 
     def __init__(self, content_type: str) -> None:
         """Raises BadRequest when the header names no boundary."""
@@ -44,7 +44,7 @@ class Multipart:
             raise BadRequest(f"Content-Type: {error}") from None
 
     def feed(self, data: bytes) -> bytes:
-        """The bytes of the file in this piece of the body. Raises BadRequest."""
+        """What of the file was in this piece of the body. Raises BadRequest."""
         self._found.clear()
         try:
             self._parser.write(data)
@@ -53,7 +53,7 @@ class Multipart:
         return bytes(self._found)
 
     def end(self) -> Label:
-        """The file's name and type, at the end of the body. Raises BadRequest."""
+        """What is written on the file, once the body is over. Raises BadRequest."""
         if not self._has_ended:
             raise BadRequest("the body is not multipart/form-data: it ends before its last boundary")
         if self.label is None:
@@ -85,7 +85,7 @@ class Multipart:
 
 
 def _filename(disposition: str) -> str | None:
-    """The name in a Content-Disposition header, which may be empty; None when it has none. Raises BadRequest."""
+    """The name in a Content-Disposition header, which may be empty; None when it names none. Raises BadRequest."""
     extended = _EXTENDED.search(disposition)
     raw = unquote_to_bytes(extended[1]) if extended else parse_options_header(disposition)[1].get(b"filename")
     try:

@@ -22,7 +22,7 @@ OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
 
 @contextlib.asynccontextmanager
-async def homeserver(serve: Serve, timing: Timing = Timing()) -> AsyncIterator[Relay]:  # noqa: B008 (frozen)
+async def homeserver(serve: Serve, timing: Timing = Timing()) -> AsyncIterator[Relay]:
     """A relay to a server that does this on each connection."""
 
     serving: set[asyncio.Task[None] | None] = set()
