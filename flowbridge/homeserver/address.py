@@ -121,12 +121,7 @@ class Locator:
     """Knows the homeserver's address, and learns it again. Each of `on_change` is called with a new one."""
 
     def __init__(
-        self,
-        base_url: str,
-        tls: ssl.SSLContext,
-        *,
-        allow_http: bool = False,
-        timing: Timing = Timing(),
+        self, base_url: str, tls: ssl.SSLContext, *, allow_http: bool = False, timing: Timing = Timing()
     ) -> None:
         self._tls = tls
         self._allow_http = allow_http

@@ -2,7 +2,7 @@
 
 import contextlib
 import ssl
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any, Final
 
@@ -12,8 +12,7 @@ from flowbridge.homeserver import answers, large_json, paths
 from flowbridge.homeserver.address import Locator
 from flowbridge.homeserver.connection import NoAnswer, Oversize
 from flowbridge.homeserver.pool import Answer, Pool
-from flowbridge.homeserver.proxy_rules import Headers
-from flowbridge.homeserver.sync import SyncClient
+from flowbridge.homeserver.sync import Read, SyncClient
 from flowbridge.limits import peer
 from flowbridge.limits.concurrency import Limiter
 from flowbridge.models import Event
@@ -40,21 +39,16 @@ _JSON_HEAD: Final = _HEAD + b"Content-Type: application/json\r\n"
 class Homeserver:
     """One homeserver, wherever it currently is. `deadline`: seconds for a whole call."""
 
-    def __init__(
-        self,
-        locator: Locator,
-        tls: ssl.SSLContext,
-        *,
-        deadline: float,
-        timing: Timing = Timing(),
-    ) -> None:
+    def __init__(self, locator: Locator, tls: ssl.SSLContext, *, deadline: float, timing: Timing = Timing()) -> None:
         self.deadline = deadline
         pool = partial(Pool, locator, tls, timing=timing)
         self._calls = pool(most=CALLS)
+        self._guest_calls = pool(most=GUESTS)
         self._reads = pool(most=READERS)
         self._polls = pool(most=POLLS)
-        self._guest_calls = pool(most=GUESTS)
-        self._pages = SyncClient(self._read_page)
+        self.read: Read = partial(self._read, self._reads)
+        self.poll: Read = partial(self._read, self._polls)  # for live streams
+        self._pages = SyncClient(partial(self._read, self._calls))  # a delivery waits for them
         self._guests = Limiter("calls without a token", GUESTS, GUESTS_OF_ONE)
         self._questions = Limiter("questions to the homeserver", QUESTIONS, QUESTIONS_OF_ONE)
 
@@ -110,22 +104,6 @@ class Homeserver:
         if any_status:
             return await self.call("GET", target, token=token, limit=READ_LIMIT)
         return await self._get(target, token=token)
-
-    async def read(
-        self, target: str, *, token: str, seconds: float | None = None, limit: int | None = None
-    ) -> tuple[bytes, Any]:
-        """GET what may be large, or long in coming: the bytes of a 200, and their JSON value.
-
-        `seconds` (default: the deadline of all calls) may be as many as a long poll needs: these calls have connections
-        of their own. Raises TooLarge for an answer of more than `limit` (at most BULK_LIMIT) bytes.
-        """
-        return await self._read(self._reads, target, token, seconds, limit)
-
-    async def poll(
-        self, target: str, *, token: str, seconds: float | None = None, limit: int | None = None
-    ) -> tuple[bytes, Any]:
-        """As `read`, on the connections of the live streams."""
-        return await self._read(self._polls, target, token, seconds, limit)
 
     async def resolve(self, token: str, alias: str) -> str:
         """The room id of an alias, without joining the room."""
@@ -185,14 +163,22 @@ class Homeserver:
         body: bytes = b"",
         limit: int = SEND_LIMIT,
         deadline: float | None = None,
-        forwarded: Headers | None = None,
+        forwarded: Iterable[tuple[bytes, bytes]] = (),
+        pool: Pool | None = None,
     ) -> Answer:
         """Any call; the answer whatever its status. Raises BadGateway or GatewayTimeout when there is none.
 
-        `deadline`: seconds for this call, where they are not the usual ones. `forwarded`: headers that name the caller.
+        `deadline`, `pool`: seconds for this call, or connections, where they are not the usual ones. `forwarded`:
+        headers that name the caller.
         """
-        deadline = deadline or self.deadline
-        return await self._exchange(self._calls, method, target, token, body, deadline, limit, forwarded)
+        head = _head(token, _JSON_HEAD if body else _HEAD)
+        for pair in forwarded:
+            head += b"%b: %b\r\n" % pair
+        pool = self._calls if pool is None else pool
+        try:
+            return await pool.exchange(method, target, head, body, deadline=deadline or self.deadline, limit=limit)
+        except NoAnswer as failure:
+            raise answers.no_answer(failure) from None
 
     async def guest_call(
         self,
@@ -202,39 +188,25 @@ class Homeserver:
         token: str = "",
         body: bytes = b"",
         limit: int = SEND_LIMIT,
-        forwarded: Headers | None = None,
+        forwarded: Iterable[tuple[bytes, bytes]] = (),
     ) -> Answer:
         """As `call`, for a caller that has not been authenticated: on connections of its own, a share per address."""
         async with self._guests.turn(peer.who(), self.deadline):
             pool = self._guest_calls
-            return await self._exchange(pool, method, target, token, body, self.deadline, limit, forwarded)
+            return await self.call(method, target, token=token, body=body, limit=limit, forwarded=forwarded, pool=pool)
 
     def close(self) -> None:
         for pool in (self._calls, self._reads, self._polls, self._guest_calls):
             pool.close()
 
-    async def _exchange(
-        self,
-        pool: Pool,
-        method: str,
-        target: str,
-        token: str,
-        body: bytes,
-        deadline: float,
-        limit: int,
-        forwarded: Headers | None = None,
-    ) -> Answer:
-        head = _head(token, _JSON_HEAD if body else _HEAD)
-        for pair in forwarded or ():
-            head += b"%b: %b\r\n" % pair
-        try:
-            return await pool.exchange(method, target, head, body, deadline=deadline, limit=limit)
-        except NoAnswer as failure:
-            raise answers.no_answer(failure) from None
-
     async def _read(
-        self, pool: Pool, target: str, token: str, seconds: float | None, limit: int | None
+        self, pool: Pool, target: str, *, token: str, seconds: float | None = None, limit: int | None = None
     ) -> tuple[bytes, Any]:
+        """GET what may be large, or long in coming: the bytes of a 200, and their JSON value.
+
+        `seconds` (default: the deadline of all calls) may be as many as a long poll needs. Raises TooLarge for an
+        answer of more than `limit` (at most BULK_LIMIT) bytes.
+        """
         most = min(limit or BULK_LIMIT, BULK_LIMIT)
         deadline = self.deadline if seconds is None else seconds
         try:
@@ -243,13 +215,6 @@ class Homeserver:
             raise TooLarge(f"the homeserver's answer is larger than {most} bytes: ask for less") from None
         except NoAnswer as failure:
             raise answers.no_answer(failure) from None
-        return answer.body, await json_of(answer)
-
-    async def _read_page(
-        self, target: str, *, token: str, seconds: float | None = None, limit: int | None = None
-    ) -> tuple[bytes, Any]:
-        """As `read`, on the connections of the sends: a delivery waits for it."""
-        answer = await self.call("GET", target, token=token, limit=limit or READ_LIMIT, deadline=seconds)
         return answer.body, await json_of(answer)
 
     async def _question(

@@ -73,51 +73,38 @@ def _skip(text: str, at: int) -> int:
 
 def _value(text: str, at: int, levels: int) -> tuple[Any, int]:
     """The value that begins there, and where it ends."""
-    match text[at : at + 1] if levels else "":
-        case "{":
-            found: dict[str, Any] = {}
-            for key_at in (places := _Places(text, at, "}")):
-                key, end = _DECODER.raw_decode(text, key_at)
-                colon = _skip(text, end)
-                if not isinstance(key, str) or text[colon : colon + 1] != ":":
-                    raise ValueError(f"no key and colon at character {key_at}")
-                found[key], places.at = _value(text, _skip(text, colon + 1), levels - 1)
-            return found, places.at
-        case "[":
-            items = []
-            for item_at in (places := _Places(text, at, "]")):
-                item, places.at = _value(text, item_at, levels - 1)
-                items.append(item)
-            return items, places.at
-    return _DECODER.raw_decode(text, at)
+    opening = text[at : at + 1]
+    if not levels or opening not in ("{", "["):
+        return _DECODER.raw_decode(text, at)
+    is_object, closing = opening == "{", "}" if opening == "{" else "]"
+    found: dict[str, Any] = {}
+    items: list[Any] = []
+    at = _skip(text, at + 1)
+    if text[at : at + 1] == closing:
+        return found if is_object else items, at + 1
+    while True:
+        if is_object:
+            key, at = _key(text, at)
+            found[key], at = _value(text, at, levels - 1)
+        else:
+            item, at = _value(text, at, levels - 1)
+            items.append(item)
+        at = _skip(text, at)
+        mark = text[at : at + 1]
+        if mark == closing:
+            return found if is_object else items, at + 1
+        if mark != ",":
+            raise ValueError(f"no comma at character {at}")
+        at = _skip(text, at + 1)
 
 
-class _Places:
-    """Where the items of an object or a list begin. The reader of an item moves `at` to its end."""
-
-    def __init__(self, text: str, at: int, closing: str) -> None:
-        self.at = at + 1
-        self._text = text
-        self._closing = closing
-
-    def __iter__(self) -> Iterator[int]:
-        self.at = _skip(self._text, self.at)
-        if self._next() == self._closing:
-            self.at += 1
-            return
-        while True:
-            yield self.at
-            self.at = _skip(self._text, self.at)
-            mark = self._next()
-            if mark == self._closing:
-                self.at += 1
-                return
-            if mark != ",":
-                raise ValueError(f"no comma at character {self.at}")
-            self.at = _skip(self._text, self.at + 1)
-
-    def _next(self) -> str:
-        return self._text[self.at : self.at + 1]
+def _key(text: str, at: int) -> tuple[str, int]:
+    """A key, and where its value begins."""
+    key, end = _DECODER.raw_decode(text, at)
+    colon = _skip(text, end)
+    if not isinstance(key, str) or text[colon : colon + 1] != ":":
+        raise ValueError(f"no key and colon at character {at}")
+    return key, _skip(text, colon + 1)
 
 
 def _pieces(value: Any, levels: int) -> Iterator[str]:

@@ -85,17 +85,21 @@ class Pool:
         The homeserver may close a kept connection while a request is being written to it. So only what may be repeated
         is asked on one, and then once more on a new one.
         """
-        was_sent = False
-        if may_repeat:
+        fresh, was_sent = not may_repeat, False
+        while True:
             try:
-                return await self._ask(question, self._take() or await self._place(ends))
-            except Stale:
-                was_sent = True  # the homeserver may have read it before it closed the connection
-        try:
-            return await self._ask(question, await self._place(ends, fresh=True))
-        except NoAnswer as error:
-            error.sent = error.sent or was_sent
-            raise
+                connection = (None if fresh else self._take()) or await self._place(ends, fresh=fresh)
+                try:
+                    await question(connection)
+                except BaseException:
+                    connection.abort()
+                    raise
+                return connection
+            except Stale:  # never of a new one
+                fresh = was_sent = True  # the homeserver may have read it before it closed the connection
+            except NoAnswer as error:
+                error.sent = error.sent or was_sent
+                raise
 
     def release(self, connection: Connection) -> None:
         """The exchange is over: the connection serves the next one, if it can."""
@@ -116,14 +120,6 @@ class Pool:
         """Drop the idle connections; those in use end with their exchange."""
         self._closed = True
         self._drop_idle()
-
-    async def _ask(self, question: Callable[[Connection], Awaitable[None]], connection: Connection) -> Connection:
-        try:
-            await question(connection)
-        except BaseException:
-            connection.abort()
-            raise
-        return connection
 
     def _take(self) -> Connection | None:
         while self._idle:

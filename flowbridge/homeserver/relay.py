@@ -81,13 +81,7 @@ class Relay:
     300 requests of an address without a token once had 300 of them.
     """
 
-    def __init__(
-        self,
-        locator: Locator,
-        tls: ssl.SSLContext,
-        *,
-        timing: Timing = Timing(),
-    ) -> None:
+    def __init__(self, locator: Locator, tls: ssl.SSLContext, *, timing: Timing = Timing()) -> None:
         most = MAX_AT_ONCE + GUESTS
         self._pool = Pool(locator, tls, most=most, most_idle=MAX_IDLE, idle_seconds=IDLE_SECONDS, timing=timing)
         self._timing = timing

@@ -27,13 +27,7 @@ class Feed:
     """Runs from the first listener until some seconds after the last. `on_end`: it is over, or about to be."""
 
     def __init__(
-        self,
-        user_id: str,
-        reader: Reader,
-        refused: Refused,
-        on_end: Callable[[], None],
-        *,
-        timing: Timing = Timing(),
+        self, user_id: str, reader: Reader, refused: Refused, on_end: Callable[[], None], *, timing: Timing = Timing()
     ) -> None:
         self.user_id = user_id
         self._reader = reader

@@ -25,13 +25,7 @@ MAX_FEEDS_OF_ONE: Final = 32  # of one user
 class Live:
     """One feed for each access token, however many listeners it has."""
 
-    def __init__(
-        self,
-        homeserver: Homeserver,
-        callers: Callers,
-        *,
-        timing: Timing = Timing(),
-    ) -> None:
+    def __init__(self, homeserver: Homeserver, callers: Callers, *, timing: Timing = Timing()) -> None:
         self._homeserver = homeserver
         self._callers = callers
         self._timing = timing

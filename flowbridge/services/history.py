@@ -59,7 +59,6 @@ class History:
         self._callers = callers
         self._room_access = room_access
         self._homeserver = homeserver
-        self._sync = SyncClient(homeserver.read)
         self._snapshots = Limiter("snapshots of rooms that are being made", MAX_SNAPSHOTS, MAX_SNAPSHOTS_OF_ONE)
         self._waiting = Limiter("calls that wait for events", MAX_POLLS, MAX_POLLS_OF_ONE)
         self._reads = Limiter("reads of rooms that are going on", MAX_READS, MAX_READS_OF_ONE)
@@ -72,7 +71,7 @@ class History:
     ) -> bytes:
         """The homeserver's own list of a room's members, messages or state; `old`: with the old fields, too."""
         caller, room_id = await self._enter(credential, room)
-        body, value = await self._get(caller, paths.room_target(room_id, what, query))
+        body, value = await self._read(caller, paths.room_target(room_id, what, query), token=caller.token)
         if not old or not isinstance(value, dict | list):
             return body
         return await large_json.aside(len(body), lambda: large_json.write(legacy_events.page(value)))
@@ -121,7 +120,7 @@ class History:
             if kind == "invite":
                 invited = legacy_events.room(sync, caller.user_id, kind, room_id)
                 return large_json.write({**invited, "visibility": visibility})
-            body, state = await self._get(caller, paths.room_target(room_id, "state", {}))
+            body, state = await self._read(caller, paths.room_target(room_id, "state", {}), token=caller.token)
             newest = await self._messages(caller, room_id, sync["next_batch"], limit=limit)
 
             def made() -> bytes:
@@ -168,16 +167,13 @@ class History:
 
     async def _state(self, caller: Caller, filter_: Json) -> Batch:
         """How things stand: a sync without a `since`."""
-        async with self._reads.turn(peer.who(), self._homeserver.deadline):
-            asking = self._sync.sync(caller.token, filter_, patience=SNAPSHOT_SECONDS)
-            return await self._asked(caller, asking)
+        return await self._client(caller).sync(caller.token, filter_, patience=SNAPSHOT_SECONDS)
 
     async def _poll(self, caller: Caller, filter_: Json, since: str, seconds: float) -> Batch:
         """A sync that waits; nothing new when the bridge stops meanwhile."""
         with self._waiting.hold(peer.who()):
-            asking = self._sync.sync(
-                caller.token, filter_, since=since, wait=seconds, patience=self._homeserver.deadline, online=True
-            )
+            client, patience = SyncClient(self._homeserver.read), self._homeserver.deadline
+            asking = client.sync(caller.token, filter_, since=since, wait=seconds, patience=patience, online=True)
             poll = asyncio.create_task(self._asked(caller, asking))
             self._polls.add(poll)
             try:
@@ -185,7 +181,7 @@ class History:
             except asyncio.CancelledError:
                 if not self._is_stopping:
                     raise
-                return Batch({"next_batch": since}, since, 0)
+                return Batch({"next_batch": since}, since)
             finally:
                 self._polls.discard(poll)
 
@@ -237,13 +233,19 @@ class History:
 
     async def _messages(self, caller: Caller, room_id: str, before: str, since: str = "", *, limit: int) -> Page:
         """Up to `limit` events, newest first."""
-        async with self._reads.turn(peer.who(), self._homeserver.deadline):
-            asking = self._sync.messages(caller.token, room_id, since=before, until=since, backwards=True, limit=limit)
-            return await self._asked(caller, asking)
+        client = self._client(caller)
+        return await client.messages(caller.token, room_id, since=before, until=since, backwards=True, limit=limit)
 
-    async def _get(self, caller: Caller, target: str) -> tuple[bytes, Any]:
+    def _client(self, caller: Caller) -> SyncClient:
+        return SyncClient(partial(self._read, caller))
+
+    async def _read(
+        self, caller: Caller, target: str, *, token: str, seconds: float | None = None, limit: int | None = None
+    ) -> tuple[bytes, Any]:
+        """As `Homeserver.read`, within the caller's share of the reads."""
         async with self._reads.turn(peer.who(), self._homeserver.deadline):
-            return await self._asked(caller, self._homeserver.read(target, token=caller.token))
+            asking = self._homeserver.read(target, token=token, seconds=seconds, limit=limit)
+            return await self._asked(caller, asking)
 
     async def _asked(self, caller: Caller, asking: Awaitable[T]) -> T:
         try:

@@ -1,7 +1,7 @@
 """Files: up to the homeserver in any shape, and down again through its authenticated endpoints.
 
-A file whose length is known streams through. One whose length is not (chunked, in a form, in JSON) is spooled to the
-disk first: Synapse takes no upload without a Content-Length. Neither way does memory grow with it.
+A file of known length streams through. One of unknown length (chunked, in a form, in JSON) is spooled to the disk
+first: Synapse takes no upload without a Content-Length. Memory grows with neither.
 """
 
 import asyncio
@@ -29,13 +29,13 @@ Kind = Literal["download", "thumbnail"]
 
 AUTHENTICATED = "/_matrix/client/v1/media"
 LEGACY = "/_matrix/media/v3"
-KEEP_SECONDS = 300.0  # how long a limit is good
+KEEP_SECONDS = 300.0  # for which a homeserver's upload limit is cached
 MAX_KEPT = 10_000
 UNKNOWN = -1
 SPOOL_BYTES = 100 * 1024 * 1024  # at most, when the homeserver names no limit
 FORM_BYTES = 1024 * 1024  # for what a form holds beside its file
 JSON_BYTES = 32 * 1024 * 1024  # for a file inside JSON: it is in memory as a whole
-ANSWER_BYTES = 64 * 1024  # of an answer that is no file
+ANSWER_BYTES = 64 * 1024  # of an answer that is not a file
 MAX_SPOOLS = 64  # files of unknown length on the disk at a time
 MAX_SPOOLS_OF_ONE = 8
 MAX_JSON = 2  # files inside JSON in memory at a time
@@ -45,7 +45,7 @@ _JSON_LABELS = frozenset({attachment.JSON, "application/x-www-form-urlencoded", 
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """A file as it comes. `length`: bytes of the body, None when nobody says; `label`: of the request."""
+    """A file on its way up. `length`: bytes of the body, None when unknown; `label`: of the request."""
 
     body: AsyncIterator[bytes]
     length: int | None
@@ -54,7 +54,7 @@ class Upload:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """A file, or a picture of it, to be fetched; `filename` may be empty. `headers`: of the request."""
+    """A file, or a thumbnail of it, to be fetched; `filename` may be empty. `headers`: of the request."""
 
     kind: Kind
     server: str
@@ -82,7 +82,7 @@ class Media:
         self._json = Limiter("files inside JSON that are being read", MAX_JSON, 1)
 
     async def upload(self, credential: Credential, upload: Upload) -> str:
-        """Upload a file and return its `mxc://` address. Raises BadRequest, TooLarge, what the homeserver says."""
+        """Upload a file and return its `mxc://` address. Raises BadRequest, TooLarge, or the homeserver's error."""
         caller = await self._callers.identify(credential)
         try:
             return await self._receive(caller, upload, await self._limit(caller))
@@ -91,33 +91,29 @@ class Media:
 
     @contextlib.asynccontextmanager
     async def fetch(self, credential: Credential | None, wanted: Wanted) -> AsyncIterator[Relayed]:
-        """The homeserver's answer with the file in it; None as a credential: as anybody, from the old endpoints.
+        """The homeserver's answer with the file. Without a credential it comes from the old endpoints, as for anybody.
 
-        Raises what the homeserver says when it is no success.
+        Raises the homeserver's error.
         """
-        if credential is None:
-            async with self._get("", wanted.target(LEGACY), wanted) as answer:
-                yield answer
-            return
-        caller = await self._callers.identify(credential)
+        caller = await self._callers.identify(credential) if credential is not None else None
         async with contextlib.AsyncExitStack() as stack:
             try:
-                answer = await stack.enter_async_context(self._as(caller, wanted))
+                answer = await self._open(stack, caller, wanted)
             except MatrixError as error:
-                raise self._callers.refused(caller, error) from None
+                raise (self._callers.refused(caller, error) if caller else error) from None
             yield answer
 
-    @contextlib.asynccontextmanager
-    async def _as(self, caller: Caller, wanted: Wanted) -> AsyncIterator[Relayed]:
-        """From the authenticated endpoints or, where the homeserver has none, from the old ones."""
-        async with contextlib.AsyncExitStack() as stack:
+    async def _open(self, stack: contextlib.AsyncExitStack, caller: Caller | None, wanted: Wanted) -> Relayed:
+        """From the authenticated endpoints or, where the homeserver does not have them, from the old ones."""
+        token = ""
+        if caller is not None:
+            token = caller.token
             try:
-                answer = await stack.enter_async_context(self._get(caller.token, wanted.target(AUTHENTICATED), wanted))
+                return await stack.enter_async_context(self._get(token, wanted.target(AUTHENTICATED), wanted))
             except HomeserverError as error:
                 if error.errcode != Errcode.UNRECOGNIZED:
                     raise
-                answer = await stack.enter_async_context(self._get(caller.token, wanted.target(LEGACY), wanted))
-            yield answer
+        return await stack.enter_async_context(self._get(token, wanted.target(LEGACY), wanted))
 
     @contextlib.asynccontextmanager
     async def _get(self, token: str, target: str, wanted: Wanted) -> AsyncIterator[Relayed]:
@@ -227,7 +223,7 @@ def _authorization(token: str) -> Headers:
 
 
 def _of_file(label: Label) -> Label:
-    """The label of a raw body: what curl writes on everything says nothing about a file."""
+    """The label of a raw body, without the Content-Type that curl gives any body."""
     is_curls = attachment.essence(label.content_type) == "application/x-www-form-urlencoded"
     return Label(label.filename) if is_curls else label
 
@@ -255,7 +251,7 @@ async def _fill(spool: Spool, body: AsyncIterator[bytes], limit: int, error: Too
 
 
 async def _peek(body: AsyncIterator[bytes]) -> tuple[bytes, AsyncIterator[bytes]]:
-    """The first byte that is no white space (none after 64 KiB of it), and the body as it was."""
+    """The first byte that is not white space (none after 64 KiB of it), and the whole body."""
     read = bytearray()
     async for data in body:
         read += data
