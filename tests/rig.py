@@ -29,6 +29,7 @@ from flowbridge.errors import BadGateway, GatewayTimeout, MatrixError
 from flowbridge.homeserver import Homeserver
 from flowbridge.homeserver.pool import Answer
 from flowbridge.models import Caller, Event
+from flowbridge.models.timing import Timing
 from flowbridge.store import Database, Row, outbox, tables
 from flowbridge.store.accounts import account_of
 from tests.patience import PATIENCE as PATIENCE
@@ -270,7 +271,9 @@ class Rig:
         self.database = Database(self.url)
         self.write_queue = WriteQueue(self.database)
         self.backpressure = Backpressure(self.database, self.limits)
-        self.tokens = Tokens(self.database, self.write_queue.remember, clock=self.clock, max_known=self.max_known)
+        self.tokens = Tokens(
+            self.database, self.write_queue.remember, timing=Timing(clock=self.clock), max_known=self.max_known
+        )
         self.tokens.unlock(Fernet(KEY))
         self.carrier = Carrier(
             self.rooms,

@@ -32,7 +32,7 @@ def read(body: bytes, content_type: str, event_type: str, required: AbstractSet[
     if not body.strip():
         raise NotJson("the body is empty: send the event's content as a JSON object")
     flow = surface == "flow"
-    may_be_text = flow and event_type == MESSAGE and _is_text(content_type)
+    may_be_text = flow and event_type == MESSAGE and content_type[:10].lower() == "text/plain"
     try:
         document = canonical_json.read(body)
     except (NotJson, BadContent):
@@ -105,10 +105,6 @@ def _message(text: str) -> dict[str, str]:
 
 def _refuse(pointer: str, message: str) -> None:
     raise BadContent([Problem(pointer, message, RULE)])
-
-
-def _is_text(content_type: str) -> bool:
-    return content_type[:10].lower() == "text/plain"
 
 
 def _text(body: bytes, content_type: str) -> str:
