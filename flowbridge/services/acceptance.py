@@ -100,7 +100,7 @@ class Acceptance:
 
     def read(self, body: bytes, content_type: str, event_type: str, surface: Surface) -> Payload:
         """Read a body of any shape. Raises a 4xx MatrixError."""
-        return payload.read(body, content_type, event_type, self.catalogue.required(event_type), surface)
+        return payload.read(body, content_type, event_type, self.catalogue.required, surface)
 
     async def receive(self, body: bytes, content_type: str, event_type: str, surface: Surface) -> Payload:
         """As `read`, in a thread for a large body."""
