@@ -286,7 +286,12 @@ class Rig:
         self.database = Database(self.url)
         self.write_queue = WriteQueue(self.database, timing=self.timing)
         self.backpressure = Backpressure(self.database, self.limits, timing=self.timing)
-        self.tokens = Tokens(self.database, self.write_queue.remember, clock=self.clock, max_known=self.max_known)
+        self.tokens = Tokens(
+            self.database,
+            self.write_queue.remember,
+            timing=replace(self.timing, clock=self.clock),
+            max_known=self.max_known,
+        )
         self.tokens.unlock(Fernet(KEY))
         self.encryption = EncryptionCheck(
             self.rooms, refuses=self.refuse_encrypted, max_plain=self.max_plain, timing=self.timing

@@ -4,8 +4,6 @@ import asyncio
 import contextlib
 import hmac
 import math
-import time
-from collections.abc import Callable
 from functools import partial
 
 from flowbridge import log
@@ -23,17 +21,10 @@ NOTE_SECONDS = 60.0
 class ApiKeys:
     """The keys of FLOWBRIDGE_API_KEYS or, when there are none, those of the store."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        database: Database,
-        *,
-        timing: Timing = Timing(),
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
+    def __init__(self, settings: Settings, database: Database, *, timing: Timing = Timing()) -> None:
         self._database = database
         self._timing = timing
-        self._clock = clock
+        self._clock = timing.clock
         self._known = [_fixed(key.get_secret_value()) for key in settings.api_keys]
         self._is_fixed = bool(settings.api_keys)
         self._look_at = 0.0
@@ -56,7 +47,10 @@ class ApiKeys:
 
     def known(self, secret: str) -> ApiKey | None:
         """The key with this secret, as far as it is known in memory."""
-        found = self._match(api_keys.digest(secret))
+        digest, found = api_keys.digest(secret), None
+        for known, key in self._known:
+            if hmac.compare_digest(digest, known):
+                found = key  # no early return: the time taken must reveal nothing about the keys
         if found is not None and not self._is_fixed:
             self._used[found.id] = outbox.now_ms()
         return found
@@ -91,13 +85,6 @@ class ApiKeys:
         """Wait until this key is gone from memory, which is read again every `key_refresh_seconds`."""
         while any(known.id == key.id for _, known in self._known):
             await self._changed.wait()
-
-    def _match(self, digest: bytes) -> ApiKey | None:
-        found = None
-        for known, key in self._known:
-            if hmac.compare_digest(digest, known):
-                found = key  # no early return: the time taken must reveal nothing about the keys
-        return found
 
     async def _look(self) -> None:
         now = self._clock()

@@ -2,7 +2,6 @@
 
 import asyncio
 import math
-import time
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -27,17 +26,16 @@ class Bot:
         settings: Settings,
         homeserver: Homeserver,
         identities: Identities,
-        names: Names | None = None,
+        names: Names,
         *,
         timing: Timing = Timing(),
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.is_configured = settings.has_bot
-        self._token = BotToken(settings, homeserver, clock=clock)
+        self._token = BotToken(settings, homeserver, timing)
         self._identities = identities
         self._names = names
         self._patience = timing.patience_seconds
-        self._clock = clock
+        self._clock = timing.clock
         self._asking = Once[None, Caller]()
         self._last_token = ""  # with which it was last accepted
         self._last_identity: Identity | None = None
@@ -87,9 +85,8 @@ class Bot:
     async def _from_before(self) -> Identity | None:
         """Who the bot is: as last seen, here or by an earlier process, or as the settings say."""
         if self._last_identity is None:
-            user_id = await self._names.find(self._token.name) if self._names else None
-            if user_id := user_id or self._token.user_id:
-                self._last_identity = (user_id, None)
+            user_id = await self._names.find(self._token.name) or self._token.user_id
+            self._last_identity = (user_id, None) if user_id else None
         return self._last_identity
 
     @peer.own_work
@@ -107,8 +104,7 @@ class Bot:
         if token != self._last_token:
             self._last_token, self._last_identity = token, identity
             self._trouble_until = 0.0
-            if self._names is not None:
-                self._names.note(self._token.name, found.user_id)
+            self._names.note(self._token.name, found.user_id)
             self.on_new(found)
         return found
 
@@ -134,7 +130,7 @@ class Bot:
             log.error("bot_token_not_taken", error=error.error)
             return
         log.info("bot_token_taken")
-        self._token.adopt(token)
+        self._token.current = token
         await self.caller()
 
     async def renew(self, token: str) -> Caller | None:

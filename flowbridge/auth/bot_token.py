@@ -3,13 +3,12 @@
 import hashlib
 import re
 import socket
-import time
-from collections.abc import Callable
 
 from flowbridge import log
 from flowbridge.errors import MatrixError
 from flowbridge.homeserver import Homeserver
 from flowbridge.limits.tasks import Once
+from flowbridge.models.timing import Timing
 from flowbridge.settings import Settings, SettingsError
 
 LOGIN_PAUSE_SECONDS = 10.0
@@ -20,23 +19,17 @@ _USER_ID = re.compile(r"@[a-z0-9._=/+-]+:[^\s\x00]+")  # as homeservers make the
 class BotToken:
     """A token or password from a file is read again when it is refused, and when `candidate` is called."""
 
-    def __init__(
-        self, settings: Settings, homeserver: Homeserver, *, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, settings: Settings, homeserver: Homeserver, timing: Timing = Timing()) -> None:
         self._settings = settings
         self._homeserver = homeserver
-        self._clock = clock
+        self._clock = timing.clock
         self._user = settings.user
         self._password = settings.password.get_secret_value() if settings.password else None
-        self._token = settings.access_token.get_secret_value() if settings.access_token else None
+        # The token in use; None when there is none before the next login.
+        self.current = settings.access_token.get_secret_value() if settings.access_token else None
         self._logging_in = Once[None, str]()
         self._refused: MatrixError | None = None
         self._retry_at = 0.0
-
-    @property
-    def current(self) -> str | None:
-        """The token in use; None when there is none before the next login."""
-        return self._token
 
     @property
     def user_id(self) -> str | None:
@@ -46,13 +39,13 @@ class BotToken:
     @property
     def name(self) -> str:
         """The name under which its user id is remembered: the same settings are the same account."""
-        account = self._user if self._user is not None else hashlib.sha256((self._token or "").encode()).hexdigest()
+        account = self._user if self._user is not None else hashlib.sha256((self.current or "").encode()).hexdigest()
         return f"bot|{self._settings.base_url}|{account}"
 
     async def get(self) -> str:
         """The token; all callers that come during a login share its outcome. Raises MatrixError when that fails."""
-        if self._token is not None:
-            return self._token
+        if self.current is not None:
+            return self.current
         return await self._logging_in.get(None, self._login)
 
     async def _login(self) -> str:
@@ -60,13 +53,13 @@ class BotToken:
         if self._refused is not None and self._clock() < self._retry_at and not self._has_new_password():
             raise self._refused.with_traceback(None)
         try:
-            self._token = await self._try()
+            self.current = await self._try()
         except MatrixError as error:
             if error.status < 500:
                 self._refused, self._retry_at = error, self._clock() + LOGIN_PAUSE_SECONDS
             raise
         self._refused = None
-        return self._token
+        return self.current
 
     async def _try(self) -> str:
         assert self._user is not None
@@ -97,12 +90,12 @@ class BotToken:
 
         Returns False where there is no other token.
         """
-        if self._token == token:
+        if self.current == token:
             if self._password is not None:
-                self._token = None
+                self.current = None
             else:
-                self._token = self.candidate() or token
-        return self._token != token
+                self.current = self.candidate() or token
+        return self.current != token
 
     def candidate(self) -> str | None:
         """Another token that its file holds now; a new password is used from the next login on."""
@@ -111,11 +104,7 @@ class BotToken:
                 self._retry_at = 0.0
             return None
         fresh = self._read_again("access_token")
-        return fresh if fresh != self._token else None
-
-    def adopt(self, token: str) -> None:
-        """Use this token from now on."""
-        self._token = token
+        return fresh if fresh != self.current else None
 
 
 def device_id() -> str:

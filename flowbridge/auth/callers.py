@@ -1,7 +1,6 @@
 """Who may call: Matrix tokens and bridge API keys (contract §1, "Who may call")."""
 
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import parse_qs
 
@@ -28,21 +27,13 @@ class Credential:
 class Callers:
     """Identifies the caller of a request: first by what it brought, then, when that is needed, as an account."""
 
-    def __init__(
-        self,
-        identities: Identities,
-        keys: ApiKeys,
-        bot: Bot,
-        refusals: Refusals,
-        *,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
+    def __init__(self, identities: Identities, keys: ApiKeys, bot: Bot, refusals: Refusals) -> None:
         self.identities = identities
         self.keys = keys
         self.bot = bot
         self._refusals = refusals
         self._known = identities.known
-        self._clock = clock
+        self._clock = identities.clock
 
     async def credential(self, headers: Mapping[str, str], query: bytes) -> Credential:
         """What the request brought, without a question to the homeserver. Raises Unauthorized, or Unavailable.
@@ -55,7 +46,9 @@ class Callers:
         if (known := self._known(token)) and "x-api-key" not in headers and b"access_token" not in query:
             peer.identified(known[0][0])  # most requests: nothing else has to be checked
             return Credential(token)
-        tokens = [token, *_from_query(query)] if b"access_token" in query else [token]
+        tokens = [token]
+        if b"access_token" in query:
+            tokens += parse_qs(query.decode("latin-1"), errors="replace").get("access_token", [])
         key = headers.get("x-api-key", "").strip()
         if (key or len(tokens) > 1) and len({key, *(each for each in tokens if each.startswith(PREFIX))} - {""}) > 1:
             raise BadRequest("the request holds two different API keys: send one, in one place")
@@ -138,7 +131,3 @@ class Callers:
         """Wait until this API key is revoked. Returns, within 2 s, the error for its open streams."""
         await self.keys.revoked(key)
         return Unauthorized("this API key has been revoked")
-
-
-def _from_query(query: bytes) -> list[str]:
-    return parse_qs(query.decode("latin-1"), errors="replace").get("access_token", [])

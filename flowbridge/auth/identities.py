@@ -1,7 +1,6 @@
 """Whose a Matrix token is. The homeserver says so; its answers are kept in memory."""
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable
 from functools import partial
 
@@ -45,7 +44,6 @@ class Identities:
         on_seen: Callable[[Caller], object] = lambda _: None,
         on_revoked: Callable[[str], object] = lambda _: None,
         timing: Timing = Timing(),
-        clock: Callable[[], float] = time.monotonic,
         max_kept: int = MAX_KEPT,
     ) -> None:
         self._homeserver = homeserver
@@ -54,7 +52,7 @@ class Identities:
         self._on_seen = on_seen
         self._on_revoked = on_revoked
         self._patience = timing.patience_seconds
-        self._clock = clock
+        self.clock = timing.clock
         self._max_kept = max_kept
         self._kept: dict[str, tuple[Identity, float]] = {}  # with the end of its validity, monotonic
         self.known = self._kept.get  # what is kept of a token, if anything is; bound, for the hot path
@@ -73,7 +71,7 @@ class Identities:
             self._refusals.check(peer.address(), digest_of(token))
             return await self._learning.get(token, partial(self._learn, token))
         identity, until = kept
-        now = self._clock()
+        now = self.clock()
         if until <= now and len(self._renewing) < MAX_RENEWING:
             self._kept[token] = (identity, now + RETRY_SECONDS)
             self._renewing.task(token, partial(self.ask, token))
@@ -136,7 +134,7 @@ class Identities:
     def _keep(self, token: str, identity: Identity, seconds: float) -> Identity:
         if len(self._kept) >= self._max_kept and token not in self._kept:
             del self._kept[next(iter(self._kept))]
-        self._kept[token] = (identity, self._clock() + seconds)
+        self._kept[token] = (identity, self.clock() + seconds)
         return identity
 
     async def ask(self, token: str) -> Identity:
@@ -161,7 +159,7 @@ class Identities:
         Otherwise a caller whose requests all pass through would stay a guest. It costs one look-up in ten minutes.
         """
         _, until = self._kept.get(token, (None, 0.0))
-        now = self._clock()
+        now = self.clock()
         is_busy = token in self._learning or len(self._meeting) >= MAX_RENEWING
         if now >= until and now >= self._meet_again_at and not is_busy:
             self._meeting.task(token, partial(self._meet, token))
@@ -171,7 +169,7 @@ class Identities:
             await self.of(token)
         except MatrixError as error:
             if error.status != 401 and not isinstance(error, TooMany):  # these are the caller's trouble alone
-                self._meet_again_at = self._clock() + RETRY_SECONDS
+                self._meet_again_at = self.clock() + RETRY_SECONDS
 
     def forget(self, token: str) -> None:
         """The homeserver does not accept this token: from now on only the homeserver can say whose it is."""

@@ -3,8 +3,6 @@
 Keys and tokens that are known in memory are accepted before this is checked: others behind the same NAT go on working.
 """
 
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from flowbridge.errors import MatrixError, TooMany
@@ -26,17 +24,10 @@ class _Allowance:
 class Refusals:
     """`per_minute`: refusals that one address may cause; they come back one by one (a token bucket)."""
 
-    def __init__(
-        self,
-        per_minute: int,
-        *,
-        timing: Timing = Timing(),
-        clock: Callable[[], float] = time.monotonic,
-        max_kept: int = MAX_KEPT,
-    ) -> None:
+    def __init__(self, per_minute: int, *, timing: Timing = Timing(), max_kept: int = MAX_KEPT) -> None:
         self._most = float(per_minute)
         self._seconds = timing.refusal_seconds
-        self._clock = clock
+        self._clock = timing.clock
         self._kept = Cache[bytes, tuple[MatrixError, float]](max_kept)
         self._allowances = Cache[str, _Allowance](max_kept)
 
@@ -44,19 +35,18 @@ class Refusals:
         """Raises the last refusal of this secret, or TooMany. Address "" is the bridge itself."""
         if not address:
             return
-        allowance = self._allowances.get(address)
-        if allowance is not None:
-            self._refill(allowance)
+        allowance = self._allowance(address)
         refusal, until = self._kept.get(digest, (None, 0.0))
         is_repeated = refusal is not None and self._clock() < until
-        left = self._most if allowance is None else allowance.any if is_repeated else allowance.new
+        left = allowance.any if is_repeated else allowance.new
         if left < 1:
             raise TooMany(
                 f"more than {self._most:g} wrong keys or tokens a minute come from {address}",
                 retry_after_ms=max(1_000, round((1 - left) * 60_000 / self._most)),
             )
         if refusal is not None and is_repeated:
-            self._allowance(address).any -= 1
+            allowance.any -= 1
+            self._allowances.put(address, allowance)
             raise type(refusal)(refusal.error, errcode=refusal.errcode, status=refusal.status, **refusal.extra)
 
     def note(self, address: str, digest: bytes, refusal: MatrixError) -> None:
@@ -64,22 +54,17 @@ class Refusals:
         if not address:
             return
         self._kept.put(digest, (refusal, self._clock() + self._seconds))
-        allowance = self._allowance(address)
+        allowance = self._allowances.put(address, self._allowance(address))
         # Not below 0: a burst that was in flight causes no longer wait than it takes to earn one refusal.
         allowance.any = max(0.0, allowance.any - 1)
         allowance.new = max(0.0, allowance.new - 1)
 
     def _allowance(self, address: str) -> _Allowance:
-        found = self._allowances.get(address)
-        if found is None:
-            found = _Allowance(self._most, self._most, self._clock())
-        else:
-            self._refill(found)
-        return self._allowances.put(address, found)
-
-    def _refill(self, allowance: _Allowance) -> None:
+        """What this address may still cause, refilled until now."""
         now = self._clock()
-        more = (now - allowance.at) * self._most / 60
-        allowance.any = min(self._most, allowance.any + more)
-        allowance.new = min(self._most, allowance.new + more)
-        allowance.at = now
+        found = self._allowances.get(address) or _Allowance(self._most, self._most, now)
+        more = (now - found.at) * self._most / 60
+        found.any = min(self._most, found.any + more)
+        found.new = min(self._most, found.new + more)
+        found.at = now
+        return found

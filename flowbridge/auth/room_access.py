@@ -4,7 +4,6 @@ A key's scope and a request may call one room by different names: its id, or one
 """
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
@@ -35,17 +34,15 @@ class RoomAccess:
         self,
         callers: Callers,
         homeserver: Homeserver,
-        names: Names | None = None,
+        names: Names,
         *,
         timing: Timing = Timing(),
-        clock: Callable[[], float] = time.monotonic,
         max_known: int = MAX_KNOWN,
     ) -> None:
         self._callers = callers
         self._resolve = homeserver.resolve
-        patience = timing.patience_seconds
-        self._found = _Aliases(homeserver.resolve, FOUND_SECONDS, "found", names, patience, clock, max_known)
-        self._joined = _Aliases(homeserver.join, JOINED_SECONDS, "joined", names, patience, clock, max_known)
+        self._found = _Aliases(homeserver.resolve, FOUND_SECONDS, "found", names, timing, max_known)
+        self._joined = _Aliases(homeserver.join, JOINED_SECONDS, "joined", names, timing, max_known)
         self._doubts = Once[tuple[str, str], bool]()
 
     async def enter(
@@ -152,22 +149,13 @@ class _Aliases:
     process, until there is a newer one: accepting goes on.
     """
 
-    def __init__(
-        self,
-        ask: Ask,
-        seconds: float,
-        kind: str,
-        names: Names | None,
-        patience: float,
-        clock: Callable[[], float],
-        max_known: int,
-    ) -> None:
+    def __init__(self, ask: Ask, seconds: float, kind: str, names: Names, timing: Timing, max_known: int) -> None:
         self._ask = ask
         self._seconds = seconds
         self._kind = kind
         self._names = names
-        self._patience = patience
-        self._clock = clock
+        self._patience = timing.patience_seconds
+        self._clock = timing.clock
         self._leads = Cache[tuple[str, str], _Lead](max_known)
         self._learning = Once[_Lead, str]()
         self._asking = Once[_Lead, str]()
@@ -190,8 +178,7 @@ class _Aliases:
     def forget(self, caller: Caller, alias: str) -> None:
         """What is known of it is wrong, the store's answer and one that is still in flight included."""
         self._leads.put((caller.user_id, alias), _Lead(is_moved=True))
-        if self._names is not None:
-            self._names.forget(self._name(caller, alias))
+        self._names.forget(self._name(caller, alias))
 
     def _name(self, caller: Caller, alias: str) -> str:
         return f"{self._kind}|{caller.user_id}|{alias}"
@@ -217,17 +204,14 @@ class _Aliases:
         room_id = await self._ask(caller.token, alias)
         if self._leads.get((caller.user_id, alias)) is lead:  # otherwise the alias has moved meanwhile
             lead.room_id, lead.until, lead.is_moved = room_id, self._clock() + self._seconds, False
-            if self._names is not None:
-                self._names.note(self._name(caller, alias), room_id)
+            self._names.note(self._name(caller, alias), room_id)
         return room_id
 
     async def _before(self, lead: _Lead, caller: Caller, alias: str) -> str:
         """Where an alias led by the homeserver's last answer; "" when there is none. It counts for a short time."""
         if lead.is_moved:
             return ""
-        known = lead.room_id
-        if not known and self._names is not None:
-            known = await self._names.find(self._name(caller, alias)) or ""
+        known = lead.room_id or await self._names.find(self._name(caller, alias)) or ""
         if lead.until <= self._clock():  # otherwise the homeserver has answered meanwhile
             lead.room_id, lead.until = known, self._clock() + RETRY_SECONDS
         return lead.room_id

@@ -4,7 +4,6 @@ import contextlib
 import math
 import os
 import tempfile
-import time
 from collections.abc import Callable
 from functools import lru_cache, partial
 from pathlib import Path
@@ -78,13 +77,12 @@ class Tokens:
         write: Callable[[dict[str, Any]], object],
         *,
         timing: Timing = Timing(),
-        clock: Callable[[], float] = time.monotonic,
         max_known: int = MAX_KNOWN,
     ) -> None:
         self._database = database
         self._write = write
         self._note_seconds = timing.token_idle_seconds / 2  # no token may be dropped between two notes
-        self._clock = clock
+        self._clock = timing.clock
         self._max_known = max_known
         self._fernet: Fernet
         self._known: dict[str, dict[str, Known]] = {}  # account → token → whose; the latest is last

@@ -6,6 +6,7 @@
 4. a bare string, for m.room.message (flow surface)   "hi", or text/plain
 """
 
+from collections.abc import Callable
 from collections.abc import Set as AbstractSet
 from email.message import Message
 from typing import Any
@@ -13,6 +14,8 @@ from typing import Any
 from flowbridge.errors import BadContent, NotJson, Problem, UnsupportedMedia
 from flowbridge.events import canonical_json
 from flowbridge.models import Payload, Surface
+
+Required = Callable[[str], AbstractSet[str]]
 
 RULE = "body"  # what Problem.schema says for these rules
 MESSAGE = "m.room.message"
@@ -23,8 +26,8 @@ _TEXT_CODECS = frozenset({"utf-8", "utf8", "us-ascii", "ascii", "iso-8859-1", "l
 _NEVER_JSON = ("multipart/", "application/x-www-form-urlencoded", "application/xml", "text/xml")
 
 
-def read(body: bytes, content_type: str, event_type: str, required: AbstractSet[str], surface: Surface) -> Payload:
-    """Read a request body. `required`: the keys that this event type's content must have.
+def read(body: bytes, content_type: str, event_type: str, required: Required, surface: Surface) -> Payload:
+    """Read a request body. `required`: the keys that the content of an event type must have.
 
     Of Content-Type only text/plain counts: curl labels JSON as a form, and many flow tools label nothing.
     Raises NotJson, BadContent, or UnsupportedMedia for a real form, multipart or XML body.
@@ -32,7 +35,7 @@ def read(body: bytes, content_type: str, event_type: str, required: AbstractSet[
     if not body.strip():
         raise NotJson("the body is empty: send the event's content as a JSON object")
     flow = surface == "flow"
-    may_be_text = flow and event_type == MESSAGE and _is_text(content_type)
+    may_be_text = flow and event_type == MESSAGE and content_type[:10].lower() == "text/plain"
     try:
         document = canonical_json.read(body)
     except (NotJson, BadContent):
@@ -48,13 +51,16 @@ def read(body: bytes, content_type: str, event_type: str, required: AbstractSet[
     return payload
 
 
-def _unwrap(value: Any, event_type: str, required: AbstractSet[str], flow: bool) -> Payload:
-    if flow and _is_flow_message(value, required):
+def _unwrap(value: Any, event_type: str, required: Required, flow: bool) -> Payload:
+    if isinstance(value, dict) and "payload" not in value and "content" not in value:
+        return Payload(value)  # most bodies
+    keys = required(event_type)
+    if flow and _is_flow_message(value, keys):
         _check_envelope(value)
         value = value["payload"]
         if not isinstance(value, dict | str):
             _refuse("/payload", "must be the event's content (an object) or a string")
-    if _is_whole_event(value, event_type, required):
+    if _is_whole_event(value, event_type, keys):
         _check_envelope(value)
         return _from_event(value, event_type)
     if isinstance(value, str) and flow and event_type == MESSAGE:
@@ -105,10 +111,6 @@ def _message(text: str) -> dict[str, str]:
 
 def _refuse(pointer: str, message: str) -> None:
     raise BadContent([Problem(pointer, message, RULE)])
-
-
-def _is_text(content_type: str) -> bool:
-    return content_type[:10].lower() == "text/plain"
 
 
 def _text(body: bytes, content_type: str) -> str:

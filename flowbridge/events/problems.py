@@ -159,16 +159,8 @@ def _words(error: ValidationError) -> str:
 
 
 def _kind_of(value: Any) -> str:
-    names = {
-        bool: "boolean",
-        int: "integer",
-        str: "string",
-        list: "array",
-        dict: "object",
-        type(None): "null",
-    }
-    name = names.get(type(value), "")
-    return _TYPES.get(name, name) if name != "boolean" else json.dumps(value)
+    names = {int: "integer", str: "string", list: "array", dict: "object", type(None): "null"}
+    return json.dumps(value) if isinstance(value, bool) else _TYPES.get(names.get(type(value), ""), "")
 
 
 def _quote(value: Any) -> str:

@@ -82,28 +82,20 @@ def _annotations(schema: dict[str, Any]) -> Iterator[str]:
 
 
 def _costs(part: dict[str, Any]) -> Iterator[str]:
-    if part.get("uniqueItems") is True and not _bounded(part):
+    most = part.get("maxItems")
+    if part.get("uniqueItems") is True and not (isinstance(most, int) and most <= MAX_UNIQUE_ITEMS):
         yield f"uniqueItems needs maxItems of at most {MAX_UNIQUE_ITEMS}: comparing all pairs takes seconds beyond"
     limit = part.get("x-max-bytes")
     if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 0):
         yield f"x-max-bytes is a number of bytes, not {json.dumps(limit)}"
-    patterns = [part.get("pattern"), *_keys(part.get("patternProperties"))]
-    for pattern in patterns:
+    by_name = part.get("patternProperties")
+    for pattern in (part.get("pattern"), *(by_name if isinstance(by_name, dict) else ())):
         if isinstance(pattern, str) and _NESTED_REPEAT.search(pattern):
             yield f"the pattern {pattern!r} repeats a repeated group, which can take minutes: write it without"
     for keyword in ("$ref", "$dynamicRef"):
         reference = part.get(keyword)
         if isinstance(reference, str) and re.match(r"[a-z][a-z0-9+.-]*:|//", reference, re.IGNORECASE):
             yield f"{keyword} {json.dumps(reference)} leaves the folder: refer to a file beside it"
-
-
-def _bounded(part: dict[str, Any]) -> bool:
-    limit = part.get("maxItems")
-    return isinstance(limit, int) and limit <= MAX_UNIQUE_ITEMS
-
-
-def _keys(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, dict) else []
 
 
 def _subschemas(value: Any) -> Iterator[dict[str, Any]]:

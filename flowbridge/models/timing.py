@@ -1,5 +1,7 @@
 """How long things last: the durations that a test, or a chaos run, has to shorten."""
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 
@@ -45,6 +47,7 @@ class Timing:
     empty_poll_seconds: float = 0.5  # before the next long poll, where one ended at once with nothing new
 
     # auth, limits and services
+    clock: Callable[[], float] = time.monotonic
     patience_seconds: float = 0.5  # for a homeserver that hangs, before its last answer counts
     key_lookup_seconds: float = 1.0  # between two reads of the store for API keys that are not known
     key_patience_seconds: float = 2.0  # for a store that hangs

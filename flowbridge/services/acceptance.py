@@ -100,7 +100,7 @@ class Acceptance:
 
     def read(self, body: bytes, content_type: str, event_type: str, surface: Surface) -> Payload:
         """Read a body of any shape. Raises a 4xx MatrixError."""
-        return payload.read(body, content_type, event_type, self.catalogue.required(event_type), surface)
+        return payload.read(body, content_type, event_type, self.catalogue.required, surface)
 
     async def receive(self, body: bytes, content_type: str, event_type: str, surface: Surface) -> Payload:
         """As `read`, in a thread for a large body."""
@@ -115,11 +115,9 @@ class Acceptance:
         `as_state`: the path says that it is a state event. Otherwise the catalogue, or a state key in the body, does.
         """
         entry = self.catalogue.select(event_type, found.content)
-        if found.size >= LARGE_BYTES:
-            return await self._aside(self._check, room, event_type, entry, found, as_state)
-        if entry is None or entry.validator.is_valid(found.content):
+        if found.size < LARGE_BYTES and (entry is None or entry.validator.is_valid(found.content)):
             return self._check(room, event_type, entry, found, as_state, is_valid=True)
-        # Explaining what is wrong takes 1,000 times as long as seeing that something is.
+        # It is large, or wrong: explaining what is takes 1,000 times as long as seeing that something is.
         return await self._aside(self._check, room, event_type, entry, found, as_state)
 
     def _check(

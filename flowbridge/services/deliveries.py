@@ -197,9 +197,9 @@ class Deliveries:
         key = viewer.key
         if key is None:
             return
-        if _is_others(key, row):
+        if (sender := _other_sender(key, row)) is not None:
             raise Forbidden(
-                f"a Matrix user sent this: {_sender(row)} sends it again, or an API key made with --user for this user"
+                f"a Matrix user sent this: {sender} sends it again, or an API key made with --user for this user"
             )
         room = row["room_id"]  # it may be where an alias of the key led when the key sent this, and leads no longer
         if key.rooms and room not in key.rooms and room not in await self._rooms(key):
@@ -211,9 +211,10 @@ class Deliveries:
         Raises Forbidden for what another Matrix user sent, unless the viewer is an admin without limits.
         """
         row = await self._row(viewer, delivery)
-        if (key := viewer.key) is not None and (key.rooms or key.event_types) and _is_others(key, row):
+        key = viewer.key
+        if key is not None and (key.rooms or key.event_types) and (sender := _other_sender(key, row)) is not None:
             raise Forbidden(
-                f"a Matrix user sent this: {_sender(row)} deletes it, or an API key made with --user for this user, "
+                f"a Matrix user sent this: {sender} deletes it, or an API key made with --user for this user, "
                 "or one with `admin` and no limits"
             )
         work = partial(delivery_log.remove, delivery=delivery, whose=viewer.whose)
@@ -227,13 +228,10 @@ class Deliveries:
         log.info("delivery_deleted", delivery=delivery, by=viewer.name)
 
 
-def _is_others(key: ApiKey, row: Mapping[str, Any]) -> bool:
-    """Whether a Matrix user for whom the key is not made sent this, with a token of its own."""
-    return row["api_key"] is None and row["user_id"] not in key.users
-
-
-def _sender(row: Mapping[str, Any]) -> str:
-    return str(row["user_id"] or "the user")
+def _other_sender(key: ApiKey, row: Mapping[str, Any]) -> str | None:
+    """The Matrix user that sent this, with a token of its own, unless the key is made for this user."""
+    is_others = row["api_key"] is None and row["user_id"] not in key.users
+    return (row["user_id"] or "the user") if is_others else None
 
 
 def new_txn_id() -> str:

@@ -5,8 +5,6 @@ import contextlib
 from collections.abc import Awaitable, Callable
 from functools import partial
 
-from sqlalchemy import Connection
-
 from flowbridge import log
 from flowbridge.auth import names
 from flowbridge.auth.api_keys import ApiKeys
@@ -49,28 +47,26 @@ class Maintenance:
         """For ever; each kind of work at its own pace. The core has refreshed the keys and the counts at its start."""
         timing = self._timing
         await asyncio.gather(
-            self._forever(self._refresh_keys, timing.key_refresh_seconds),
-            self._forever(self._count, timing.count_seconds),
+            self._forever(self._keys.refresh, timing.key_refresh_seconds, begin=timing.key_refresh_seconds),
+            self._forever(self._count, begin=timing.count_seconds),
             self._forever(self._census),
             self._forever(self._purge),
-            self._forever(self._give_up, timing.give_up_seconds),
-            self._forever(self._forget_idle),
+            self._forever(self._give_up, timing.give_up_seconds, begin=timing.give_up_seconds),
+            self._forever(self._forget_idle, timing.forget_seconds),
         )
 
-    async def _forever(self, work: Callable[[], Awaitable[float]], begin: float = 0.0) -> None:
-        """Repeat the work, first after `begin` seconds; it returns the seconds until the next time."""
+    async def _forever(
+        self, work: Callable[[], Awaitable[float | None]], pause: float = 0.0, *, begin: float = 0.0
+    ) -> None:
+        """Repeat the work, first after `begin` seconds, then after what it returns, or every `pause` seconds."""
         await asyncio.sleep(begin)
         while True:
             try:
-                pause = await work()
+                seconds = await work() or pause
             except Exception as error:
                 log.warning("upkeep_failed", error=reason(error))
-                pause = self._timing.upkeep_retry_seconds
-            await asyncio.sleep(pause)
-
-    async def _refresh_keys(self) -> float:
-        await self._keys.refresh()
-        return self._timing.key_refresh_seconds
+                seconds = self._timing.upkeep_retry_seconds
+            await asyncio.sleep(seconds)
 
     async def _count(self) -> float:
         return max(self._timing.count_seconds, self._count_share * await self._backpressure.refresh())
@@ -100,7 +96,7 @@ class Maintenance:
                 await self._backpressure.pressed.wait()
         return min(SPACE_SECONDS, self._timing.purge_seconds)
 
-    async def _give_up(self) -> float:
+    async def _give_up(self) -> None:
         """Make a dead letter of each event that was not delivered in time, also where nothing was even tried."""
         before = outbox.now_ms() - int(self._settings.keep_queued_days * 24 * HOUR_MS)
         oldest, gone = self._backpressure.oldest_at, 0
@@ -113,15 +109,15 @@ class Maintenance:
         if gone:
             log.warning("events_given_up", events=gone, days=self._settings.keep_queued_days)
             await self._backpressure.refresh()
-        return self._timing.give_up_seconds
 
-    async def _forget_idle(self) -> float:
-        before = outbox.now_ms() - int(self._timing.token_idle_seconds * 1000)
+    async def _forget_idle(self) -> None:
+        idle = outbox.now_ms() - int(self._timing.token_idle_seconds * 1000)
+        unseen = outbox.now_ms() - int(names.KEEP_SECONDS * 1000)  # what is needed again is asked for again
         await self._repeat(lambda: self._database.run(outbox.forget_idle_lanes, alone=True))
         await self._repeat(lambda: self._database.run(outbox.forget_ids))
-        await self._database.run(lambda connection: accounts.drop_idle_tokens(connection, before))
-        await self._database.run(partial(_forget_unseen, seen_before=outbox.now_ms() - int(names.KEEP_SECONDS * 1000)))
-        return self._timing.forget_seconds
+        await self._database.run(lambda connection: accounts.drop_idle_tokens(connection, idle))
+        await self._database.run(lambda connection: accounts.forget_tokens(connection, unseen))
+        await self._database.run(lambda connection: resolved.forget(connection, unseen))
 
     async def _repeat(self, work: Callable[[], Awaitable[int]]) -> int:
         """A large job in small pieces, so that accepting does not wait for it."""
@@ -130,9 +126,3 @@ class Maintenance:
             gone += piece
             await asyncio.sleep(0.05)
         return gone
-
-
-def _forget_unseen(connection: Connection, seen_before: int) -> None:
-    """Devices come and go: what has not been seen for long is asked for again when it is needed."""
-    accounts.forget_tokens(connection, seen_before)
-    resolved.forget(connection, seen_before)

@@ -5,6 +5,7 @@ import hmac
 import logging
 import time
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -74,7 +75,7 @@ def clock() -> Clock:
 def make(
     database: Database, *, clock: Callable[[], float] = time.monotonic, timing: Timing = Timing(), **values: Any
 ) -> ApiKeys:
-    return ApiKeys(Settings.load(**values), database, timing=timing, clock=clock)
+    return ApiKeys(Settings.load(**values), database, timing=replace(timing, clock=clock))
 
 
 def add(database: Database, id_: str, **scopes: Any) -> str:

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
@@ -34,6 +35,7 @@ from tests.unit import Clock
 KEY = "fb_key-of-32-characters-and-some-more"
 FIXED = ApiKey("fixed-eadf45ba", admin=True)  # KEY, by its SHA-256
 ALICE = ("@alice:hs", "DEVICE")
+NO_NAMES = Names(Database("sqlite:///nowhere.db"))
 
 pytestmark = pytest.mark.usefixtures("nothing_set")
 
@@ -99,7 +101,7 @@ def make(
     homeserver: FakeHomeserver | None = None,
     memory: Memory | None = None,
     *,
-    names: Names | None = None,
+    names: Names = NO_NAMES,
     clock: Callable[[], float] = time.monotonic,
     timing: Timing = Timing(),
     max_kept: int = 100,
@@ -107,19 +109,18 @@ def make(
     **values: Any,
 ) -> Callers:
     settings, found = Settings.load(**values), cast("Homeserver", homeserver or FakeHomeserver())
-    refusals = Refusals(settings.wrong_keys_per_minute, clock=clock)
+    timing = replace(timing, clock=clock)
+    refusals = Refusals(settings.wrong_keys_per_minute, timing=timing)
     identities = Identities(
         found,
         (memory or Memory()).seen,
         refusals,
         on_revoked=on_revoked,
         timing=timing,
-        clock=clock,
         max_kept=max_kept,
     )
-    keys = ApiKeys(settings, Database("sqlite:///nowhere.db"), clock=clock)
-    bot = Bot(settings, found, identities, names, timing=timing, clock=clock)
-    return Callers(identities, keys, bot, refusals, clock=clock)
+    keys = ApiKeys(settings, Database("sqlite:///nowhere.db"), timing=timing)
+    return Callers(identities, keys, Bot(settings, found, identities, names, timing=timing), refusals)
 
 
 async def until(condition: Callable[[], bool]) -> None:

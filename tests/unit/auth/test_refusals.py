@@ -25,7 +25,7 @@ def fail(found: Refusals, number: int, address: str = "hog") -> None:
 
 
 def test_refusal_is_given_again_for_some_seconds(clock: Clock) -> None:
-    found = Refusals(5, clock=clock)
+    found = Refusals(5, timing=Timing(clock=clock))
     fail(found, 1)
     with pytest.raises(Unauthorized, match="it is wrong") as caught:
         found.check("other", digest(1))
@@ -36,7 +36,7 @@ def test_refusal_is_given_again_for_some_seconds(clock: Clock) -> None:
 
 
 def test_address_with_too_many_wrong_secrets_has_to_wait(clock: Clock) -> None:
-    found = Refusals(5, clock=clock)
+    found = Refusals(5, timing=Timing(clock=clock))
     for number in range(5):
         fail(found, number)
     with pytest.raises(TooMany, match="more than 5 wrong keys or tokens a minute come from hog") as caught:
@@ -50,7 +50,7 @@ def test_address_with_too_many_wrong_secrets_has_to_wait(clock: Clock) -> None:
 
 
 def test_one_wrong_secret_again_and_again_leaves_others_of_its_address_alone(clock: Clock) -> None:
-    found = Refusals(5, clock=clock)
+    found = Refusals(5, timing=Timing(clock=clock))
     fail(found, 1)
     for _ in range(4):
         with pytest.raises(Unauthorized):
@@ -61,7 +61,7 @@ def test_one_wrong_secret_again_and_again_leaves_others_of_its_address_alone(clo
 
 
 def test_memory_is_bounded(clock: Clock) -> None:
-    found = Refusals(1, clock=clock, max_kept=10)
+    found = Refusals(1, timing=Timing(clock=clock), max_kept=10)
     for number in range(50):
         fail(found, number, f"address {number}")
     for number in range(50, 60):
@@ -73,6 +73,6 @@ def test_memory_is_bounded(clock: Clock) -> None:
 
 
 def test_bridge_itself_is_never_slowed(clock: Clock) -> None:
-    found = Refusals(1, clock=clock)
+    found = Refusals(1, timing=Timing(clock=clock))
     for _ in range(5):
         fail(found, 1, "")

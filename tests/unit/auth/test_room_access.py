@@ -13,7 +13,7 @@ from flowbridge.errors import BadGateway, Forbidden, HomeserverError, MatrixErro
 from flowbridge.models import ApiKey
 from flowbridge.models.timing import Timing
 from tests.unit import Clock
-from tests.unit.auth.test_callers import make
+from tests.unit.auth.test_callers import NO_NAMES, make
 
 ROOM, OTHER = "!a:hs", "!b:hs"
 ALIAS, SECOND, ELSEWHERE, NOWHERE = "#flow:hs", "#second:hs", "#elsewhere:hs", "#nowhere:hs"
@@ -64,7 +64,7 @@ def callers(homeserver: FakeHomeserver) -> Callers:
 
 @pytest.fixture
 def known(callers: Callers, homeserver: FakeHomeserver, clock: Clock) -> RoomAccess:
-    return RoomAccess(callers, homeserver, clock=clock)  # type: ignore[arg-type]
+    return RoomAccess(callers, homeserver, NO_NAMES, timing=Timing(clock=clock))  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -154,7 +154,7 @@ async def test_refused_token_is_asked_for_again(enter: Enter, homeserver: FakeHo
 
 
 async def test_oldest_alias_makes_room_for_a_new_one(callers: Callers, homeserver: FakeHomeserver) -> None:
-    enter = Enter(RoomAccess(callers, homeserver, max_known=1))  # type: ignore[arg-type]
+    enter = Enter(RoomAccess(callers, homeserver, NO_NAMES, max_known=1))  # type: ignore[arg-type]
     for token in ("alice", "bob", "alice"):
         await enter(Credential(token))
     assert len(homeserver.joins) == 3
@@ -302,8 +302,8 @@ class SlowHomeserver(FakeHomeserver):
 
 @pytest.fixture
 def slow(callers: Callers, clock: Clock) -> tuple[RoomAccess, SlowHomeserver, FakeNames]:
-    homeserver, names, timing = SlowHomeserver(), FakeNames(), Timing(patience_seconds=0.0)
-    return RoomAccess(callers, homeserver, names, timing=timing, clock=clock), homeserver, names  # type: ignore[arg-type]
+    homeserver, names, timing = SlowHomeserver(), FakeNames(), Timing(patience_seconds=0.0, clock=clock)
+    return RoomAccess(callers, homeserver, names, timing=timing), homeserver, names  # type: ignore[arg-type]
 
 
 async def test_older_answer_counts_until_the_homeserver_has_answered(
