@@ -31,6 +31,11 @@ hypothesis.settings.register_profile("patient", deadline=None, suppress_health_c
 hypothesis.settings.load_profile("patient")
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """For `-n auto`: three workers on two cores, since tests wait for processes and deadlines much of their time."""
+    return max(2, (os.cpu_count() or 1) * 3 // 2)
+
+
 def require_postgres(*, private: bool = False) -> None:
     """Skip the test, saying why, when there is no PostgreSQL; in CI, fail it.
 
