@@ -364,14 +364,14 @@ class Rig:
 
     async def attempt(self, attempt: Attempt, *, still: bool = True) -> Verdict | None:
         """One attempt as a lane makes it; `still`: whether it may be sent once it is prepared."""
-        account = attempt.row.account
-        async with self.account_limits.passage(account):
+        account, limits = attempt.row.account, self.account_limits
+        async with limits.limiter(account).passage(), limits.places.hold(account), limits.everyone.passage():
             verdict = await self.attempts.prepare(attempt)
             if verdict is None:
                 if not still:
                     return None
                 verdict = await self.attempts.send(attempt)
-            self.account_limits.apply(account, verdict, attempt.token)
+            limits.apply(account, verdict, attempt.token)
             return verdict
 
     def pending(

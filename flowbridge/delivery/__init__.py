@@ -1,4 +1,4 @@
-"""The worker: every accepted event reaches its room once, in order."""
+"""Delivery: every accepted event reaches its room once, in order."""
 
 from flowbridge.delivery.beside import Beside
 from flowbridge.delivery.worker import Worker

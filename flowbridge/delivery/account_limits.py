@@ -1,10 +1,9 @@
 """Which accounts may send, and how fast: what the homeserver's answers say of each."""
 
 import asyncio
-import contextlib
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 
 from flowbridge import log, metrics
 from flowbridge.auth.tokens import Tokens
@@ -20,10 +19,10 @@ MAX_ACCOUNTS = 10_000  # that are remembered; those with a request in flight not
 
 
 class AccountLimits:
-    """For one event loop. `everyone` is the limiter of all accounts together.
+    """A request passes its account's `limiter`, takes one of the `places`, and passes `everyone`, the limiter of all.
 
     `on_refused` is told of each token that is not accepted, at once. `on_distrust` is told of an account that has no
-    token left, and of the last one.
+    token left, and of the last one. For one event loop.
     """
 
     def __init__(
@@ -38,31 +37,19 @@ class AccountLimits:
         timing: Timing = Timing(),
     ) -> None:
         self._tokens = tokens
-        self._everyone = everyone
+        self.everyone = everyone
         self._on_refused = on_refused
         self._on_distrust = on_distrust
         self._first = first
         self._max_accounts = max_accounts
         self._token_pause = timing.token_pause
-        self._places = Places(WIDEST, WIDEST_EACH)
+        self.places = Places(WIDEST, WIDEST_EACH)
         self._limiters: dict[str, RateLimiter] = {}
         self._halts = Halts(timing)
         self._retries: dict[str, asyncio.TimerHandle] = {}  # of halted accounts, for callers who wait
         self._distrust_told_at: dict[str, float] = {}  # account → when `on_distrust` was called last, monotonic
         self._telling: set[asyncio.Future[None]] = set()
         self.distrusted: dict[str, str] = {}  # account → why none of its tokens is accepted
-
-    @contextlib.asynccontextmanager
-    async def passage(self, account: str, *, ahead: bool = False) -> AsyncIterator[None]:
-        """Wait for the account's turn, and hold its place. `ahead`: do not wait behind a long queue."""
-        async with self._limiter(account).passage(ahead=ahead):
-            if not self._places.finds(account):
-                await self._places.wait(account)
-            try:
-                async with self._everyone.passage(ahead=ahead):
-                    yield
-            finally:
-                self._places.leave(account)
 
     def apply(self, account: str, verdict: Verdict, token: str) -> bool:
         """Learn from an answer to a request with this token, before the next one is let through.
@@ -75,11 +62,11 @@ class AccountLimits:
         elif verdict.kind == "slow":
             pause = verdict.pause_ms / 1000
             metrics.rate_limited.inc(pause)
-            self._limiter(account).too_much(pause * random.uniform(1.0, 1.02))  # noqa: S311 (spread, no secret)
+            self.limiter(account).too_much(pause * random.uniform(1.0, 1.02))  # noqa: S311 (spread, no secret)
         elif verdict.kind == "account":
             return self._halt(account, verdict)
         else:
-            self._limiter(account).went_well()
+            self.limiter(account).went_well()
             if verdict.kind != "again" and (self.distrusted or self._halts):
                 self.distrusted.pop(account, None)
                 if self._halts.lift(account):
@@ -92,7 +79,7 @@ class AccountLimits:
         """Pause an account that the homeserver refuses, whatever it sends."""
         if self._halts.verdict(account) is None:
             log.warning("account_paused", account=account, error=verdict.error.error if verdict.error else "")
-        limiter = self._limiter(account)
+        limiter = self.limiter(account)
         again = limiter.closed_for > 0
         limiter.too_much(self._halts.refuse(account, verdict, again=again))
         return not again  # whatever was in flight when the pause began hears its own answer
@@ -139,7 +126,7 @@ class AccountLimits:
         if account not in self.distrusted:
             log.warning("account_paused", account=account, error=reason)
         self.distrusted[account] = reason
-        self._limiter(account).pause(self._token_pause)
+        self.limiter(account).pause(self._token_pause)
         now, told_at = time.monotonic(), self._distrust_told_at.get(account, -self._token_pause)
         # The call may log in again, which must not be tried at every answer: homeservers lock such accounts.
         if self._on_distrust is not None and told_at < now - self._token_pause / 2:
@@ -168,14 +155,14 @@ class AccountLimits:
         if is_distrusted and not again:
             del self.distrusted[account]
         if self._halts.lift(account) or is_distrusted:
-            self._limiter(account).open()
+            self.limiter(account).open()
 
     # pauses
 
     def pause_of(self, account: str) -> float:
         """Seconds for which nothing of this account will be sent, as far as is known; infinity for no known time."""
         limiter = self._limiters.get(account)
-        return max(limiter.closed_for if limiter else 0.0, self._everyone.closed_for)
+        return max(limiter.closed_for if limiter else 0.0, self.everyone.closed_for)
 
     def paused(self, seconds: float) -> list[str]:
         """The accounts that will be sent nothing of for longer than this."""
@@ -187,7 +174,7 @@ class AccountLimits:
         for retry in self._retries.values():
             retry.cancel()
 
-    def _limiter(self, account: str) -> RateLimiter:
+    def limiter(self, account: str) -> RateLimiter:
         limiter = self._limiters.get(account)
         if limiter is None:
             if len(self._limiters) >= self._max_accounts:

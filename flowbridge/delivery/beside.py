@@ -1,4 +1,4 @@
-"""Accepting beside the process that delivers: an event goes into its store, and the outcome is read from there."""
+"""Accept events beside the process that delivers them: by way of its store, which also has their outcomes."""
 
 import asyncio
 
@@ -8,7 +8,7 @@ from flowbridge.store.engine import reason
 
 
 class Beside(Worker):
-    """Claims no lane: each event that is offered goes by way of the store, as between replicas."""
+    """Claims no lane: each event goes by way of the store, as between replicas."""
 
     async def start(self) -> None:
         self._keeper = asyncio.create_task(self._listen())

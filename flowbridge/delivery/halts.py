@@ -1,8 +1,7 @@
 """Accounts that the homeserver refuses: for how long each pauses, and why.
 
-A suspended user, a homeserver over its limit, terms that are not agreed to: the answer would be the same to any event.
-So the account pauses, longer each time, until one of its events is answered in another way. A caller who waits may have
-it tried earlier.
+A suspended user, a homeserver over its limit, terms that are not agreed to: any event would get the same answer. So the
+account pauses, longer each time, until one of its events gets another answer. A waiting caller may have it tried early.
 """
 
 import time

@@ -1,7 +1,7 @@
 """A lane: the events of an account in a room, sent one after another.
 
-An event ends as sent, or as dead when the homeserver refuses it for good; anything else is tried again with the same
-transaction id, which the homeserver remembers. When it may have forgotten, the room is looked into first.
+An event ends as sent, or as dead if the homeserver refuses it for good. After anything else it is tried again under
+the same transaction id, which the homeserver remembers. Once it may have forgotten, the event is looked for first.
 """
 
 import asyncio
@@ -31,9 +31,9 @@ from flowbridge.store.errors import StoreFull
 from flowbridge.store.outbox import CLOCK_SKEW_MS, Claim
 
 DAY_SECONDS = 86_400.0
-TOLD = 50  # callers who wait that are told of a refusal in one go
+TOLD = 50  # waiting callers that are told of a refusal in one go
 IN_DOUBT = "; it may be in the room all the same"
-EARLY_MS = 5  # by which an attempt may come before its time
+EARLY_MS = 5  # an attempt may be this early
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ class LeaseLost(Exception):
 
 
 class Lane:
-    """A lane that this process holds. `lease_until`: monotonic seconds. `full`: there may be more than was claimed."""
+    """A lane held by this process. `lease_until`: monotonic seconds. `full`: there may be more than was claimed."""
 
     def __init__(self, shared: Shared, claim: Claim, lease_until: float, *, full: bool) -> None:
         self._shared = shared
@@ -70,24 +70,24 @@ class Lane:
         self.lease_until = lease_until
         self.queue: deque[PendingDelivery] = deque()
         self.uncertain_since = claim.uncertain_since / 1000 if claim.uncertain_since else None  # as time.time()
-        # Whoever held the lane before may have sent more than its head: each event that was accepted until now (ms),
-        # by the clock of another replica perhaps.
+        # An earlier holder may have sent more than the head: any event accepted until now (ms), perhaps by the clock of
+        # another replica.
         self._doubtful_until = outbox.now_ms() + CLOCK_SKEW_MS if claim.uncertain_since else 0
-        # Of a backup, an event that is missing proves nothing: it may have been deleted later, and the next one sent.
+        # After a restored backup, a missing event proves nothing: it may have been deleted, and the next one sent.
         self._restored = outbox.is_restored(claim.uncertain_since)
-        # The digest of the token that all that is in doubt was sent with; "" unknown, or several. It is in the store
-        # before anything is sent: whoever claims the lane after a crash looks into the room unless it has the same.
+        # The digest of the token that sent all events in doubt; "" for an unknown one, or several. It is in the store
+        # before anything is sent: after a crash, a holder with another token looks into the room first.
         self._sent_with = claim.sent_with
         self._merged = outbox.MERGED if claim.sent_with == outbox.MERGED else ""
-        self._sends_with: str | None = None  # another one that is yet to be written
-        self._missing = False  # the head was looked for, and is not in the room
-        self.is_fresh = False  # it was idle, or is claimed for a caller: its next event goes before long queues
-        self.had_turn = False  # one of its events has come to its end
+        self._sends_with: str | None = None  # another digest that is yet to be stored
+        self._missing = False  # the head was looked for and not found
+        self.is_fresh = False  # it was idle, or a caller waits: its next event is not queued behind a backlog
+        self.had_turn = False  # one of its events was settled
         self.is_roused = False  # its account has joined the room since the last attempt began
-        self.rests_for = ""  # the kind of the verdict that it rests after
-        self.at_work = False  # a request is under way
+        self.rests_for = ""  # the kind of the verdict that made it rest
+        self.at_work = False  # a request is in flight
         self.task: asyncio.Task[None] | None = None
-        self._more = False  # there are, or may be, further events in the store
+        self._more = False  # the store may have further events
         self._reading = False
         self._stopping = False
         self._wake = asyncio.Event()
@@ -108,7 +108,7 @@ class Lane:
         self.queue.append(pending)
 
     def expect_more(self) -> None:
-        """There are events in the store that it may not know."""
+        """The store may have events that this lane does not know."""
         self._more = True
         self._wake.set()
 
@@ -129,14 +129,14 @@ class Lane:
         return bool(self.queue) and self.queue[0] is pending
 
     def stop(self) -> None:
-        """Finish what is under way, and begin nothing more."""
+        """Finish the request in flight, and begin no other."""
         self._stopping = True
         self._wake.set()
         if self.task is not None and not self.at_work:
             self.task.cancel()
 
     def end_if_idle(self, since: float) -> None:
-        """Begin nothing more when there has been nothing since then (monotonic seconds)."""
+        """End the lane if it has been idle since then (monotonic seconds)."""
         if self.idle_since is not None and self.idle_since < since and not self._wake.is_set():
             self._stopping = True
             self._wake.set()
@@ -153,7 +153,7 @@ class Lane:
         return pending
 
     async def run(self) -> float:
-        """Send until there is nothing for a while; returns for how many seconds it is to rest. Raises LeaseLost."""
+        """Send until the lane is stopped or has to rest; returns for how many seconds. Raises LeaseLost."""
         while not self._stopping:
             if self.queue:
                 if not self._is_doubtful(self.queue[0]):
@@ -179,14 +179,14 @@ class Lane:
         return self._more or len(self.queue) > 1
 
     async def refuse_waiting(self, verdict: Verdict) -> None:
-        """Tell the callers who wait behind an event that the homeserver refuses, too: theirs would fare no better.
+        """Refuse the events behind a refused one whose callers wait: these would fare no better.
 
-        With an API key the bridge's account is not the caller's business; whether it is in the room is.
+        A caller with an API key is not told of a refused account, which is the bridge's, but of a missing membership.
         """
         for number, pending in enumerate(self._shared.deliveries.awaited(self.fence.lane)):
             if number % TOLD == 0:
-                await asyncio.sleep(0)  # others have their turn
-            is_new = pending.idem is None or pending.committed.done()  # else it may be an older delivery's
+                await asyncio.sleep(0)  # let other tasks run
+            is_new = pending.idem is None or pending.committed.done()  # else its key may be an older delivery's
             is_told = verdict.kind == "absent" or pending.row.api_key is None
             if is_new and is_told and not (pending.settled.done() or pending.withdrawn or self.is_uncertain(pending)):
                 pending.record(_entry(time.time(), verdict))
@@ -194,7 +194,7 @@ class Lane:
                 self._close(pending, verdict)
 
     async def _refill(self) -> None:
-        self._more, self._reading = False, True  # `expect_more` is called again for what comes from here on
+        self._more, self._reading = False, True  # later events set `_more` again
         lane, batch = self.fence.lane, self._shared.batch()
         try:
             rows = await self._shared.database.run(lambda connection: outbox.fetch(connection, lane, batch))
@@ -204,7 +204,7 @@ class Lane:
             await asyncio.sleep(self._shared.timing.first_pause)
         else:
             self._fill(rows, full=len(rows) >= batch)
-            if rows and not self.queue:  # their outcomes are not written yet: the store is in trouble
+            if rows and not self.queue:  # all settled here, and their outcomes not stored yet: the store is in trouble
                 await asyncio.sleep(self._shared.timing.first_pause)
         finally:
             self._reading = False
@@ -216,15 +216,15 @@ class Lane:
         self._more = self._more or full
 
     async def _deliver(self, pending: PendingDelivery) -> float:
-        """Try until it is settled; more than 0: not settled, and the lane is to rest for so many seconds."""
+        """Try until it is settled; returns 0, or for how many seconds the lane is to rest first."""
         if pending.idem is not None:
-            # Whether it is new is known then. Also when that is done: what the worker makes of it comes just before.
+            # The commit tells whether it is new. Awaited even when done: the worker's callback has to run first.
             await asyncio.wait([pending.committed])
         limits = self._shared.limits
         while not (self._stopping or pending.withdrawn):
             await self._keep_lease()
             if limits.distrusted and self._is_overdue(pending) and (reason := limits.waits_for(self.account)):
-                self._settle(pending, self._given_up(reason))  # at once: a paused account makes an attempt every 5 s
+                self._settle(pending, self._given_up(reason))  # at once: a paused account makes one attempt in 5 s
                 return 0.0
             started = time.time()
             verdict = await self._attempt(pending)
@@ -249,7 +249,7 @@ class Lane:
 
     async def _attempt(self, pending: PendingDelivery) -> Verdict | None:
         """Wait for the account's turn, then try once. None: it is not to be sent, or not yet."""
-        shared, started = self._shared, time.time()
+        shared, limits, started = self._shared, self._shared.limits, time.time()
         self._missing = self.is_roused = False
         ahead, self.is_fresh = self.is_fresh or pending.waiters > 0, False
         attempt = Attempt(
@@ -258,21 +258,25 @@ class Lane:
             self._sent_with,
             must_look=pending.attempts > 0 and must_be_looked_for(pending.history),
             own=pending.token,
-            # One in doubt is looked for with another token of the account: what is refused here is not the event.
+            # An event in doubt is looked for with another token of the account: the refusal is not the event's.
             waits=self.uncertain_since is None and pending.waiters > 0 and pending.row.api_key is None,
         )
         try:
-            async with shared.limits.passage(self.account, ahead=ahead):
+            async with (
+                limits.limiter(self.account).passage(ahead=ahead),
+                limits.places.hold(self.account),
+                limits.everyone.passage(ahead=ahead),
+            ):
                 verdict = await shared.attempts.prepare(attempt)
                 if verdict is None:
                     self.at_work = self._may_send(pending, attempt)
                     if not self.at_work:
                         return None
                     verdict = await shared.attempts.send(attempt)
-                if shared.limits.apply(self.account, verdict, attempt.token):
+                if limits.apply(self.account, verdict, attempt.token):
                     shared.account_refused(self.account, verdict)
                 return verdict
-        except BaseException:  # a stop, or a fault of ours
+        except BaseException:  # cancelled, or a fault
             if self.at_work:
                 self._may_be_there(pending, started)
             raise
@@ -280,7 +284,7 @@ class Lane:
             self.at_work = False
 
     def _may_send(self, pending: PendingDelivery, attempt: Attempt) -> bool:
-        """Asked right before a request goes out: a process that slept may have lost the lane meanwhile."""
+        """Checked right before a request goes out: a process that slept may have lost the lane meanwhile."""
         if attempt.digest != self._sent_with:
             several = self._merged if self.uncertain_since is not None else attempt.digest
             if several != self._sent_with:
@@ -290,7 +294,7 @@ class Lane:
         return not self._stopping and not pending.withdrawn and self.is_held()
 
     async def _change_token(self) -> None:
-        """Write which token the lane is sent with from now on, if it changes. Raises LeaseLost."""
+        """Store which token sends from now on, if it changes. Raises LeaseLost."""
         digest, self._sends_with = self._sends_with, None
         if digest is None:
             return
@@ -314,9 +318,9 @@ class Lane:
                 raise LeaseLost
 
     def _note(self, pending: PendingDelivery) -> None:
-        """Write down what has been tried, for the delivery log and for whoever goes on; nobody waits for it."""
+        """Store the attempts so far, for the delivery log and a later holder. It is not waited for."""
         delivery, attempts, history = pending.row.delivery, pending.attempts, outbox.dumps(pending.history)
-        with contextlib.suppress(StoreFull):  # it is a record only
+        with contextlib.suppress(StoreFull):  # it is only a record
             noting = self._shared.database.run(
                 lambda connection: outbox.note(connection, delivery, attempts, history), lingers=True
             )
@@ -325,7 +329,7 @@ class Lane:
     def _judge(
         self, pending: PendingDelivery, started: float, found: Verdict, suspicion: Suspicion | None
     ) -> float | None:
-        """Record an attempt: the seconds until the next one, or None when the event is settled by it."""
+        """Record an attempt; returns seconds until the next one, or None if this one settled the event."""
         entry, wait = _entry(started, found), None
         if suspicion is not None:
             entry["failed"] = suspicion.entry()
@@ -345,7 +349,7 @@ class Lane:
             found = self._given_up(self._shared.limits.waits_for(self.account) or "its access token is refused")
         is_told = pending.waiters > 0 and not is_open and (pending.row.api_key is None or found.kind != "account")
         if found.kind == "account" and not (is_told or is_old):
-            return 0.0  # likewise; what pauses is the account
+            return 0.0  # likewise: the account pauses, not the lane
         pending.count_attempt()
         if is_old and (found.kind == "again" or (found.kind in ("account", "absent") and not is_told)):
             assert found.error is not None
@@ -354,7 +358,7 @@ class Lane:
             pause = self._again(pending, started, found)
             if suspicion is None or not (suspicion.is_due and suspicion.counts):
                 return pause
-            if not self._missing:  # as the history says, it is looked for next time
+            if not self._missing:  # the history makes the next attempt look for it
                 return self._shared.timing.first_pause
             found = self._set_aside(pending, suspicion, found)
         if found.kind == "absent" and wait is not None and not is_told:
@@ -365,15 +369,15 @@ class Lane:
         return None
 
     def _leaves_open(self, found: Verdict) -> bool:
-        """Whether the head may be in the room although this refuses something.
+        """Whether the head may be in the room in spite of this refusal.
 
-        It was sent before, perhaps, and this is no answer to that: it is one to a look into the room, say, or to a
-        token that was good then. A caller who was told 4xx would send it once more.
+        An earlier request may have put it there. This answers something else: a look into the room, or a token that
+        was good then. A caller who is told 4xx would send it once more.
         """
         return self.uncertain_since is not None and (found.beforehand or found.kind in ("token", "account"))
 
     def _set_aside(self, pending: PendingDelivery, suspicion: Suspicion, found: Verdict) -> Verdict:
-        """The homeserver fails at this event alone: let those behind it go."""
+        """The homeserver fails at this event alone: make it a dead letter, so that the lane goes on."""
         error = found.error
         assert error is not None
         self._shared.suspects.set_aside(self.fence.lane)
@@ -388,12 +392,12 @@ class Lane:
         return Verdict("dead", error=HomeserverError(text, errcode=error.errcode, status=error.status))
 
     def _is_overdue(self, pending: PendingDelivery) -> bool:
-        """Whether an event has waited for so long that it is given up at the next attempt that brings no answer."""
+        """Whether an event is so old that the next attempt without an answer is its last."""
         is_old = time.time() - pending.row.accepted_at / 1000 >= self._shared.keep_seconds
         return is_old and time.monotonic() >= self._shared.gives_up_at
 
     def _given_up(self, reason: str, *, sent: bool = False) -> Verdict:
-        """The end of an event that is overdue, and why: not as a 401, which is about a caller's own token.
+        """The verdict over an overdue event: no 401, which would be about the caller's own token.
 
         `sent`: the last attempt may have put it into the room.
         """
@@ -402,7 +406,7 @@ class Lane:
         return _dead(text, in_doubt=sent or self.uncertain_since is not None)
 
     def _hears_of_token(self, pending: PendingDelivery) -> bool:
-        """Whether a caller waits who sent with a token of its own, which is the one that is refused."""
+        """Whether a caller waits whose own token is the refused one."""
         is_own = pending.row.api_key is None and self._shared.limits.is_refused(pending.token)
         return is_own and pending.waiters > 0
 
@@ -423,13 +427,13 @@ class Lane:
         return pause
 
     def _may_be_there(self, pending: PendingDelivery, started: float) -> None:
-        """The homeserver may have taken it; what counts is the first time, since that is forgotten first."""
+        """The homeserver may have it. The first such time counts, since homeservers forget that first."""
         pending.begin()
         if self.uncertain_since is None:
             self._doubt(started)
 
     def _is_doubtful(self, pending: PendingDelivery) -> bool:
-        """Whether somebody who held this lane before may have sent it."""
+        """Whether an earlier holder of this lane may have sent it."""
         return pending.row.accepted_at <= self._doubtful_until
 
     def _be_certain(self) -> None:
@@ -441,20 +445,20 @@ class Lane:
         self._shared.write_queue.doubt(self.fence, since)
 
     def _settle(self, pending: PendingDelivery, found: Verdict) -> None:
-        """The head has come to its end."""
+        """Settle the head."""
         self.had_turn = True
         if found.kind == "sent":
             self._shared.suspects.passed(self.fence.lane)
             if self._missing and not (self._restored or self._merged):
-                # It was never sent before, and so nothing is there that comes after it. One that is refused proves
-                # nothing: it may have been refused before, and what comes after it sent.
+                # It was never sent before, and so nothing behind it was. A refused event would prove nothing: it may
+                # have been refused before, and the events behind it sent.
                 self._doubtful_until = 0
         self._close(pending, found)
         if not self._is_doubtful(pending):
             self._be_certain()
 
     def _close(self, pending: PendingDelivery, found: Verdict) -> None:
-        """Write down how an event ended, and tell who waits."""
+        """Store how an event ended, and tell its waiters."""
         error = found.error
         if found.kind == "sent":
             outcome = Outcome("sent", found.event_id)
@@ -477,23 +481,23 @@ class Lane:
 
 
 def _dead(text: str, *, in_doubt: bool) -> Verdict:
-    """The end of an event that the homeserver has not refused: no 4xx, which would say that it is not in its room."""
+    """The verdict over an event that was not refused: no 4xx, which would say that it is not in its room."""
     return Verdict("dead", error=GatewayTimeout(f"{text}{IN_DOUBT if in_doubt else ''}"))
 
 
 def _wait_for_invitation(
     history: Sequence[Mapping[str, Any]], entry: dict[str, Any], pauses: Sequence[float]
 ) -> float | None:
-    """Seconds until an event is tried again whose account is not in the room; None when it has waited long enough.
+    """Seconds until an event is tried again whose account is not in the room; None after the last of the pauses.
 
-    Notes in the entry of this attempt which of the waits it is, and when that ends (ms): a caller who waits may have
-    the lane tried in between, which must not use the waits up.
+    The attempt's entry says which pause it is and when that ends (ms): attempts in between, which waiting callers
+    cause, must not use the pauses up.
     """
     now = outbox.now_ms()
     since = takewhile(lambda earlier: "replayed" not in earlier, reversed(history))
     absences = [earlier["absent"] for earlier in since if "absent" in earlier]
     number, until = -1, 0
-    if absences:  # `true` was written by flowbridge 0.x for each wait that was over
+    if absences:  # flowbridge 0.x wrote `true` for each pause
         number, until = (len(absences) - 1, 0) if absences[0] is True else absences[0]
     if now + EARLY_MS >= until:
         number += 1
@@ -505,7 +509,7 @@ def _wait_for_invitation(
 
 
 def pause_after(failures: int, timing: Timing) -> float:
-    """Seconds to wait after so many failures before this one: twice as long each time, up to a minute."""
+    """Seconds to wait after a failure with so many before it: exponential backoff with jitter."""
     return min(timing.first_pause * 2.0 ** min(failures, 10), timing.max_pause) * random.uniform(0.8, 1.2)  # noqa: S311 (no secret)
 
 

@@ -1,8 +1,8 @@
-"""Looking for an event in its room, since nobody knows whether it was sent.
+"""Look-up: is an event in its room already, when it is not known whether it was sent.
 
-Only the account's own events of that type are asked for: without a filter a room with 100,000 newer events by others
-took 1,256 pages, again and again from the start. A homeserver may take no notice of the filter. So each event is looked
-at, and the place that was reached is kept: an attempt has its deadline, and the next one goes on where it ended.
+Only the account's own events of that type are asked for: without a filter, a room with 100,000 newer events by others
+took 1,256 pages, again and again from the start. A homeserver may ignore the filter. So each event is checked, and the
+place that was reached is kept: an attempt has a deadline, and the next one goes on where it ended.
 """
 
 import json
@@ -17,23 +17,23 @@ from flowbridge.store import Database, Row, outbox
 from flowbridge.store.outbox import CLOCK_SKEW_MS
 
 PAGE = 100
-PEEK = 10  # events whose time is asked for behind an empty page
-MAX_PLACES = 1_000  # looks that did not come to an end
+PEEK = 10  # events behind an empty page that are read for their time
+MAX_PLACES = 1_000  # look-ups that hit their deadline
 
 
 @dataclass(slots=True)
 class _Place:
-    """How far a look has come."""
+    """How far a look-up has come."""
 
-    before: str = ""  # where the next page begins; "" is at the newest event
-    newest: str | None = None  # the id of the newest event that was looked at
-    mark: str | None = None  # likewise of anybody's, where a page was empty
-    seen_at: int = field(default_factory=outbox.now_ms)  # what was in the room by then (ms) was, or will be, looked at
-    alike: list[str] = field(default_factory=list)  # events that it may be, by their content
+    before: str = ""  # where the next page begins; "": at the newest event
+    newest: str | None = None  # the id of the newest event that was checked
+    mark: str | None = None  # likewise of any sender's, where a page was empty
+    seen_at: int = field(default_factory=outbox.now_ms)  # older events (ms) were checked, or will be
+    alike: list[str] = field(default_factory=list)  # events with the same content
 
 
 class Lookup:
-    """For one event loop. Every method raises MatrixError when the homeserver does not tell."""
+    """For one event loop. Raises MatrixError when the homeserver does not answer."""
 
     def __init__(self, homeserver: Homeserver, database: Database, *, max_places: int = MAX_PLACES) -> None:
         self._homeserver = homeserver
@@ -44,7 +44,7 @@ class Lookup:
     async def find(self, row: Row, token: str, user_id: str) -> str | None:
         """The id of the event, by its transaction id, or by equal content since it was accepted; None: not there.
 
-        Also for a state, which has no transaction id: once more it would undo what was set after it.
+        A state event has no transaction id, but sent once more it would undo later changes.
         """
         looking = _Search(self._homeserver, row, token, user_id)
         place = self._places.pop(row.delivery, None)
@@ -61,7 +61,7 @@ class Lookup:
         return found or await self._by_content(row, looking.since, place.alike)
 
     async def _older(self, looking: "_Search", place: _Place) -> str | None:
-        """From the place backwards, to where the event was accepted."""
+        """From the place backwards, to the time when the event was accepted."""
         while True:
             events, before = await looking.page(place.before)
             if found := looking.match(events, place.alike):
@@ -78,7 +78,7 @@ class Lookup:
             place.before = before
 
     async def _newer(self, looking: "_Search", place: _Place) -> str | None:
-        """What came since the look began: the request that nobody heard of may have been late."""
+        """Events since the look-up began: the request whose answer was lost may have been late."""
         before, alike, now = "", list[str](), outbox.now_ms()
         newest: str | None = None
         mark: str | None = None
@@ -117,7 +117,7 @@ class Lookup:
 
 
 class _Search:
-    """One event that is looked for."""
+    """The event that is looked for."""
 
     def __init__(self, homeserver: Homeserver, row: Row, token: str, user_id: str) -> None:
         self._homeserver = homeserver
@@ -132,7 +132,7 @@ class _Search:
         return await self._homeserver.recent(self._token, self._row.room_id, before, only=only)
 
     def match(self, events: list[dict[str, Any]], alike: list[str]) -> str | None:
-        """The id of the event, if it is told by its transaction id; those that are alike are put to `alike`."""
+        """The id of the event with its transaction id; events with the same content are added to `alike`."""
         row = self._row
         for event in events:
             if event.get("sender") != self._user_id or event.get("type") != row.event_type:
@@ -156,16 +156,16 @@ class _Search:
         return bool(content == self._content)
 
     async def behind(self, before: str, limit: int) -> list[dict[str, Any]]:
-        """Anybody's events behind an empty page, which does not tell how far in the room it is.
+        """Events of any sender behind an empty page, which does not show how far back it is.
 
-        It may be empty since the homeserver has looked at a hundred events of others.
+        It may be empty because the homeserver has filtered a hundred events of others out.
         """
         events, _ = await self._homeserver.recent(self._token, self._row.room_id, before, limit=limit)
         return events
 
 
 def _are_older(events: list[dict[str, Any]], since: int) -> bool:
-    """Whether all that is left is older than this (ms): not at the first old one, any homeserver may give any time."""
+    """Whether all are older than this (ms): a single old one proves nothing, since homeservers choose the time."""
     return bool(events) and all(sent_at(event) < since for event in events)
 
 
@@ -174,7 +174,7 @@ def _id(event: dict[str, Any]) -> str:
 
 
 def _is_refused(error: BaseException) -> bool:
-    """Whether it may be the place itself that the homeserver does not know any more."""
+    """Whether the homeserver may not know the place itself any more."""
     return isinstance(error, HomeserverError) and error.status in (400, 404)
 
 

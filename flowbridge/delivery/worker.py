@@ -1,6 +1,7 @@
-"""The worker: which lanes are ours, what comes into them, and what callers hear of it.
+"""The worker: claims lanes, renews their leases, enqueues new events, and tells callers how their events ended.
 
-A lane is an account in a room. Whoever holds a lane's lease sends its events in order; lanes never wait for each other.
+A lane is an account in a room. The process that holds its lease sends its events in order. Lanes never wait for each
+other.
 """
 
 import asyncio
@@ -30,13 +31,13 @@ from flowbridge.store.engine import reason
 from flowbridge.store.outbox import ASKED, BATCH, Claim
 
 PAUSED_SECONDS = 2.0  # an account that pauses for longer makes room for others
-MAX_WANTED = 10_000  # lanes that are to be claimed before others
-MAX_ASLEEP = 10_000  # lanes of which is remembered when they went to rest
-ROTATED = 50  # lanes of an account with too many that make room for its others, at most this often:
-ROTATE_SECONDS = 0.5
+MAX_WANTED = 10_000  # lanes to be claimed before others
+MAX_ASLEEP = 10_000  # resting lanes that are remembered
+ROTATED = 50  # lanes of an account with too many that make room for its other lanes …
+ROTATE_SECONDS = 0.5  # … at most this often
 KEEP_DAYS = 7.0
-GRACE_SECONDS = 60.0  # after the start, to send what an outage of the bridge itself has made too old
-MAX_WAITERS = 3_000  # callers that wait for an outcome: web/connections.py takes 4,096 connections
+GRACE_SECONDS = 60.0  # after the start, to send events that became too old while the bridge was down
+MAX_WAITERS = 3_000  # callers that wait for an outcome, of the 4,096 connections of web/connections.py
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,11 +53,11 @@ class Bounds:
 
 
 class Worker:
-    """The worker. `deadline`: seconds that one attempt takes at most; `lease`: for which a lane is claimed.
+    """`deadline`: seconds that one attempt may take; `lease`: seconds for which a lane is claimed.
 
-    `set_aside`: seconds after which an event is given up that the homeserver fails at alone; 0: never.
-    `share`: the fraction of the places to wait for an outcome that one caller may take. `keep_days`: after which an
-    event that is not sent is given up, but not in the first seconds (`grace`).
+    `set_aside`: seconds after which an event becomes a dead letter if the homeserver fails at it alone; 0: never.
+    `share`: the fraction of all waiting callers that may be one caller's. `keep_days`: days after which an unsent event
+    is given up, but not within `grace` seconds of the start.
     """
 
     def __init__(
@@ -87,10 +88,10 @@ class Worker:
         self._owner = secrets.token_hex(8)
         self._lanes: dict[str, Lane] = {}
         self._deliveries = PendingDeliveries()
-        self._missed: set[str] = set()  # lanes for which something was offered while lanes were being claimed
-        self._wanted: dict[str, None] = {}  # lanes to claim before others, and although they rest, in this order
-        self._asleep: dict[str, float] = {}  # lanes that rest → when they may be woken for callers, monotonic
-        self._releasing: set[str] = set()  # lanes that are being given back
+        self._missed: set[str] = set()  # lanes that were offered an event while lanes were being claimed
+        self._wanted: dict[str, None] = {}  # lanes to claim before others, in this order, even if they rest
+        self._asleep: dict[str, float] = {}  # resting lanes → when callers may have them woken, monotonic
+        self._releasing: set[str] = set()  # lanes whose release is under way
         self._rotated_at = 0.0  # monotonic
         self._keep_days = keep_days
         self._shared = Shared(
@@ -109,22 +110,23 @@ class Worker:
             renew=self._renew,
             account_refused=self._account_refused,
         )
-        self._most_held = self._bounds.events  # events that all lanes may hold
+        self._most_held = self._bounds.events  # events that all lanes together may hold
         self._asked: set[str] = set()  # lanes that a command wants for a moment
         self._wake = asyncio.Event()
-        self._looks = False  # for what others have put into lanes of ours
+        self._looks = False  # another process may have added events to lanes held here
         self._renewing: Once[None, None] = Once()
         self._telling: set[asyncio.Task[None]] = set()
         self._keeper: asyncio.Task[None] | None = None
 
     def offer(self, pending: PendingDelivery) -> None:
-        """Take a new ticket: into its lane when that is ours and short, else by way of the store. Raises StoreFull.
+        """Accept a new delivery: straight into its lane if that is held here and short, else by way of the store.
 
-        With several replicas always by way of the store: only there it is known what another one has accepted before.
+        With several replicas always by way of the store, which alone knows what another one accepted before. Raises
+        StoreFull.
         """
         self._backpressure.admit(pending.row.lane, pending.caller, pending.size())
         lane = self._lanes.get(pending.row.lane)
-        well = self._database.is_sqlite and not self._database.trouble  # else a failed commit could not be told as such
+        well = self._database.is_sqlite and not self._database.trouble  # else the event may go out and its commit fail
         direct = lane is not None and well and lane.may_enqueue() and self._batch() > 1
         urgent = not direct or pending.idem is not None or not pending.waiters
         if lane is None or not self._database.is_sqlite or not lane.is_held():
@@ -145,18 +147,18 @@ class Worker:
         elif direct:
             lane.enqueue(pending)
         else:
-            lane.expect_more()  # what is read from the store from here on is read after this commit
+            lane.expect_more()  # it reads the store after this commit
         if self._limits.has_halts:
             self._retry_halted([pending])
 
     async def join(self, row: Row, *, waits: bool) -> PendingDelivery:
-        """The ticket of a delivery that was accepted before, to wait with."""
+        """The delivery of an event that was accepted before, to wait for."""
         known = self._deliveries.get(row.delivery)
         pending = known or self._deliveries.of(row)
         if waits:
             pending.add_waiter()
         try:
-            if known is None:  # it may have been settled a moment ago
+            if known is None:  # it may have been settled meanwhile
                 await self._learn_outcomes([row.delivery])
         except BaseException:
             if waits:
@@ -170,11 +172,11 @@ class Worker:
         return self._waiters.takes(caller)
 
     async def wait(self, pending: PendingDelivery, seconds: float) -> Outcome | None:
-        """How the delivery ended; None when it has not, in this time. To be called once for each of its waiters."""
+        """How the delivery ended; None if it has not within `seconds`. To be called once for each waiter."""
         loop = asyncio.get_running_loop()
         caller = pending.caller
         self._waiters.add(caller)
-        heard: asyncio.Future[None] = loop.create_future()  # asyncio.wait does the same, at several times the price
+        heard: asyncio.Future[None] = loop.create_future()  # asyncio.wait does the same at several times the cost
         hear = partial(_wake, heard)
         timer = loop.call_later(seconds, hear)
         pending.settled.add_done_callback(hear)
@@ -192,15 +194,15 @@ class Worker:
         self._deliveries.leave(pending)
 
     async def withdraw(self, pending: PendingDelivery) -> bool:
-        """Take back what was never tried, and nobody else waits for. False when it was, or may have been elsewhere."""
-        pending = self._deliveries.get(pending.row.delivery) or pending  # the one that a lane may have made meanwhile
+        """Take back an event that was never tried and that no other caller waits for; whether that was possible."""
+        pending = self._deliveries.get(pending.row.delivery) or pending  # a lane may have read it from the store
         lane = self._lanes.get(pending.row.lane)
         if lane is None or pending.waiters or pending.settled.done() or lane.is_uncertain(pending):
             return False
         return await self._remove(pending)
 
     async def cancel(self, delivery: str) -> bool:
-        """Give a queued event up, tried or not. False when it is on its way just now, or not queued any more."""
+        """Give up a queued event, tried or not. False while it is being sent, or if it is not queued any more."""
         found = await self._database.run(lambda connection: outbox.waiting(connection, delivery))
         if found is None or found[1] not in (None, self._owner):
             return False
@@ -211,10 +213,10 @@ class Worker:
         return await self._remove(pending)
 
     async def give_up(self, names: Sequence[str], before: int) -> int:
-        """Make dead letters of events in these lanes that were accepted before (ms), a piece of them; returns how many.
+        """Make dead letters of a batch of events that these lanes accepted before (ms); returns how many.
 
-        What is on its way at this moment stays, and so does what another replica holds: each does this for its own. So
-        do lanes with outcomes on their way to the disk: where that fails, the store says that these are queued, too.
+        Skips events that are being sent and lanes of other replicas, which do this for their own. Skips lanes with
+        outcomes on their way to the disk, too: if that write fails, the store still says that these are queued.
         """
         busy = self._write_queue.unsettled_lanes()
         busy.update(name for name in names if (lane := self._lanes.get(name)) is not None and lane.at_work)
@@ -247,12 +249,12 @@ class Worker:
         delivery = pending.row.delivery
         removing = self._database.run(lambda connection: outbox.withdraw(connection, delivery, self._owner), alone=True)
         pending.withdraw()
-        self._deliveries.add(pending)  # for a lane that is reading it from the store
+        self._deliveries.add(pending)  # a lane may be reading it from the store
         removing.add_done_callback(lambda _: self._on_removed(pending, removing))
         return await asyncio.shield(removing)
 
     def _on_removed(self, pending: PendingDelivery, removing: "asyncio.Future[bool]") -> None:
-        if removing.exception() is not None:  # it is still there
+        if removing.exception() is not None:  # it is still queued
             pending.restore()
             if not pending.held and (lane := self._lanes.get(pending.row.lane)) is not None:
                 lane.expect_more()
@@ -263,12 +265,12 @@ class Worker:
         pending.answer(None)
 
     async def joined(self, user_id: str, room_id: str) -> None:
-        """A user has joined a room: what waits for that is tried at once."""
-        with contextlib.suppress(Exception):  # then it is tried when its time comes
+        """A user has joined a room: try the events that wait for that at once."""
+        with contextlib.suppress(Exception):  # else they are tried when their pause ends
             names = await self._database.read(lambda connection: outbox.lanes_in(connection, user_id, room_id))
             self._rouse_all(names)
             if not self._database.is_sqlite:
-                # A replica that was told just before that the user is not in the room lets its lane rest by then.
+                # A replica whose attempt failed just before the join lets its lane rest only now.
                 asyncio.get_running_loop().call_later(self._shared.deadline + 1.0, self._rouse_all, names)
 
     def _rouse_all(self, names: Sequence[str]) -> None:
@@ -279,15 +281,12 @@ class Worker:
             self._want(name)
 
     def rouse(self, lane: str) -> None:
-        """Try a lane at once if it rests, as far as is known here."""
+        """Try a lane at once if it is known here to rest."""
         if self._asleep.pop(lane, None) is not None:
             self._want(lane)
 
     def wake(self, name: str | None = None) -> None:
-        """There is something new in the store: in this lane, or perhaps in any that is held here.
-
-        Of what is offered from here on nothing overtakes it in that lane.
-        """
+        """The store has new events, which later offers must not overtake: in this lane, or in any that is held here."""
         if name is None:
             self._looks = True
         elif (lane := self._lanes.get(name)) is not None:
@@ -297,11 +296,11 @@ class Worker:
         self._wake.set()
 
     def release_waiters(self) -> None:
-        """Send the callers away who wait for an outcome: this process is about to end."""
+        """Answer all callers who wait, without an outcome: this process is about to end."""
         self._deliveries.release_waiters()
 
     def lanes(self) -> dict[str, int]:
-        """How many lanes there are here: those `sending`, those that wait for a `pause` to end, those `idle`."""
+        """How many lanes are held: `sending`, in a `pause`, or `idle`; `uncertain` counts across these."""
         found = {"sending": 0, "pause": 0, "idle": 0, "uncertain": 0}
         for lane in self._lanes.values():
             kind = "sending" if lane.at_work else "pause" if lane.queue else "idle"
@@ -313,7 +312,7 @@ class Worker:
         self._keeper = asyncio.create_task(self._keep())
 
     async def stop(self, seconds: float = 10.0) -> None:
-        """Finish what is under way, settle it, give all lanes back."""
+        """Finish and settle requests in flight, then release all lanes."""
         for task in (self._keeper, *self._telling):
             if task is not None:
                 task.cancel()
@@ -329,7 +328,7 @@ class Worker:
         for lane in lanes:
             self._forget(lane)
         self._limits.stop()
-        self._write_queue.hurry()  # outcomes that the store has refused so far: nobody tries to write them later
+        self._write_queue.hurry()  # the last chance for outcomes that the store has refused so far
         if not await self._unsettled(self._write_queue.unsettled_lanes()):  # else the leases run out: all is in doubt
             with contextlib.suppress(Exception):
                 await self._database.run(lambda connection: outbox.release_all(connection, self._owner), alone=True)
@@ -339,14 +338,14 @@ class Worker:
         return int(self._lease * 1000)
 
     def _batch(self) -> int:
-        """How many events a lane may hold: with many lanes, few."""
+        """How many events a lane may hold: the more lanes, the fewer."""
         return max(1, min(self._bounds.batch, self._most_held // (len(self._lanes) + 1)))
 
     def _on_written(self, pending: PendingDelivery, done: "asyncio.Future[None]") -> None:
         error = None if done.cancelled() else done.exception()
         if error is None and pending.existing is None:
             self._deliveries.leave(pending)
-            if pending.idem is not None and pending.waiters:  # it could not be told before
+            if pending.idem is not None and pending.waiters:  # until now it was not known to be new
                 self._retry_halted([pending])
                 if pending.row.lane in self._asleep:
                     self._want(pending.row.lane)
@@ -354,24 +353,24 @@ class Worker:
         lane = self._lanes.get(pending.row.lane)
         was_tried = pending.outcome is not None or pending.maybe_sent or (lane is not None and lane.is_sending(pending))
         if error is not None and was_tried:
-            return  # it is in the room, or may be: who waits hears of that
+            return  # it is in the room, or may be: its waiters get the outcome
         pending.withdraw()
         self._backpressure.remove(pending)
         if lane is not None and isinstance(error, StoreUnsure):
-            lane.expect_more()  # it may be in the store: then it is sent from there
+            lane.expect_more()  # if it is in the store after all, it is sent from there
         pending.refuse(error)
 
-    # which lanes are ours
+    # claims and leases
 
     async def _keep(self) -> None:
-        """Claim, renew, listen for the others; for ever."""
+        """Claim lanes, renew leases, learn what other processes did; for ever."""
         renew_at = 0.0
         pace = self._lease / 3 if self._database.is_sqlite else self._timing.poll_seconds
         resumed = False
         while True:
             claims: Sequence[Claim] = ()
             try:
-                if not resumed:  # here, since a disk may be full at the start
+                if not resumed:  # not in `start`: the disk may be full at first
                     await self._database.resume(self._lease_ms)
                     resumed = True
                 if self._looks or time.monotonic() >= renew_at:
@@ -383,7 +382,7 @@ class Worker:
             except Exception as error:
                 log.warning("store_away", error=reason(error))
             self._end_idle()
-            if self._limits.has_halts:  # also for those whose lane was on its way here when they came
+            if self._limits.has_halts:  # also for callers whose lane was being claimed when they came
                 self._retry_halted(self._deliveries.awaited())
             if len(claims) < self._bounds.claims:
                 with contextlib.suppress(TimeoutError):
@@ -410,9 +409,9 @@ class Worker:
         return await self._claim_some(limit, but=but) if limit > 0 else ()
 
     def _due(self) -> list[str]:
-        """The lanes that are to be claimed before all others: a caller waits, or their room was quiet until now.
+        """The lanes to claim before all others, since a caller waits or their room was quiet until now.
 
-        For these an account may have some lanes more than its share, and no more than that.
+        For these an account may exceed its share, by half a claim at most.
         """
         if not self._wanted:
             return []
@@ -433,7 +432,7 @@ class Worker:
         return due
 
     def _want(self, lane: str) -> None:
-        """Claim a lane before others. Of very many it is claimed when its turn comes."""
+        """Claim a lane before others; beyond MAX_WANTED, when its turn comes."""
         if len(self._wanted) < MAX_WANTED:
             self._wanted[lane] = None
         self._wake.set()
@@ -455,22 +454,22 @@ class Worker:
         name = claim.fence.lane
         old = self._lanes.get(name)
         if old is not None:
-            self._drop(old)  # we had lost it, and have it anew
-        # What was offered since the lane was read may lie in the store by now.
+            self._drop(old)  # it was lost, and claimed again
+        # Events offered since the lane was read may be in the store by now.
         full = full or old is not None or name in self._missed
         lane = self._lanes[name] = Lane(self._shared, claim, lease_until, full=full)
         lane.is_fresh = is_fresh
         lane.task = asyncio.create_task(self._attend(lane))
 
     async def _attend(self, lane: Lane) -> None:
-        """Run a lane, and give it back when it is done."""
+        """Run a lane, and release it when it is done."""
         rest = 0.0
         try:
             rest = await lane.run()
         except LeaseLost:
             self._lost(lane)
             return
-        except Exception as error:  # nothing that goes wrong in one lane may stop it for good
+        except Exception as error:  # a fault in one lane must not stop it for good
             log.error("lane_failed", exc_info=error, lane=lane.fence.lane)
             rest = self._timing.poll_seconds
         finally:
@@ -497,13 +496,13 @@ class Worker:
             await self._release([lane.fence], rest)
         finally:
             self._releasing.discard(name)
-        if lane.rests_for == "absent" and self._deliveries.awaited(name):  # they came too late to be told
+        if lane.rests_for == "absent" and self._deliveries.awaited(name):  # callers who came too late to be told
             self._want(name)
         if name in self._wanted:
             self._wake.set()
 
     def _retry_halted(self, deliveries: Iterable[PendingDelivery]) -> None:
-        """Who waits with a token of its own is to hear whether the homeserver still refuses the account."""
+        """Retry halted accounts early for callers who wait with tokens of their own."""
         if self._limits.has_halts:
             for account in {
                 pending.row.account for pending in deliveries if pending.waiters and pending.row.api_key is None
@@ -511,7 +510,7 @@ class Worker:
                 self._limits.retry_soon(account)
 
     def _account_refused(self, account: str, found: Verdict) -> None:
-        """The homeserver refuses an account: who waits for one of its events hears that."""
+        """The homeserver refuses an account: tell the callers who wait for one of its events."""
         waits = self._deliveries.awaited
         if lanes := [lane for name, lane in self._lanes.items() if lane.account == account and waits(name)]:
             telling = asyncio.ensure_future(self._tell(account, lanes, found))
@@ -519,19 +518,19 @@ class Worker:
             telling.add_done_callback(self._telling.discard)
 
     async def _tell(self, account: str, lanes: Sequence[Lane], found: Verdict) -> None:
-        """Lane by lane: three thousand callers who were told in one go held up all others."""
+        """Lane by lane: telling three thousand callers in one go held up all others."""
         for lane in lanes:
             if self._limits.refusal_of(account) and self._lanes.get(lane.fence.lane) is lane:
                 await lane.refuse_waiting(found)
 
     def _forget(self, lane: Lane) -> None:
-        """What comes for this lane from here on goes by way of the store."""
+        """From here on events for this lane go by way of the store."""
         lane.release()
         if self._lanes.get(lane.fence.lane) is lane:
             del self._lanes[lane.fence.lane]
 
     def _drop(self, lane: Lane) -> None:
-        """End a lane from outside; perhaps it has not even begun."""
+        """End a lane from outside, even one whose task has not begun."""
         self._forget(lane)
         if lane.task is not None:
             lane.task.cancel()
@@ -541,7 +540,7 @@ class Worker:
         log.warning("lease_lost", lane=lane.fence.lane)
 
     async def _release(self, fences: Sequence[Fence], rest: float = 0.0) -> None:
-        with contextlib.suppress(Exception):  # then the lease runs out
+        with contextlib.suppress(Exception):  # else the leases expire
             unsettled = await self._unsettled({fence.lane for fence in fences})
             fences = [fence for fence in fences if fence.lane not in unsettled]
             await self._database.run(
@@ -551,21 +550,21 @@ class Worker:
                 self._wake.set()
 
     async def _unsettled(self, names: set[str]) -> set[str]:
-        """Those of these lanes, which send nothing any more, of which the store has refused to take an outcome.
+        """Those of these lanes, which send nothing any more, with an outcome that the store has refused to take.
 
-        It is void without the lane, and the event would be sent once more, in no doubt. So the lane is kept until the
-        outcome is written, and is a stray one then.
+        Without the lane the outcome is void, and the event would be sent once more without a doubt. So the lease is
+        kept until the outcome is written; the lane is a stray one then.
         """
         if not self._write_queue.unsettled_lanes() & names:
             return set()
         with contextlib.suppress(Exception):
-            await self._database.run(lambda connection: None)  # those that are only on their way are written by then
+            await self._database.run(lambda connection: None)  # outcomes that were merely queued are written by then
         return self._write_queue.unsettled_lanes() & names
 
     async def _make_room(self) -> list[str]:
-        """Give lanes back that send nothing just now; returns the accounts that shall have no more of them.
+        """Release lanes that send nothing; returns the accounts that may claim no more of them.
 
-        A thousand rooms of one caller must not stand in the way of others, nor of one more room of the same caller.
+        A thousand rooms of one caller must not hold up others, nor one more room of the same caller.
         """
         paused = set(self._limits.paused(PAUSED_SECONDS))
         resting: dict[str, list[Fence]] = defaultdict(list)
@@ -575,7 +574,7 @@ class Worker:
                 resting[lane.account].append(lane.fence)
         for account, fences in resting.items():
             rest = min(self._limits.pause_of(account), self._timing.max_rest)
-            asyncio.ensure_future(self._release(fences, rest))  # noqa: RUF006 (nobody asks how it ends)
+            asyncio.ensure_future(self._release(fences, rest))  # noqa: RUF006 (the leases expire if it fails)
         self._end_longest_idle(len(self._lanes) - self._bounds.lanes // 2)
         held = Counter(lane.account for lane in self._lanes.values())
         share = self._bounds.lanes // (len(held) + 1)
@@ -585,14 +584,14 @@ class Worker:
         return [*paused, *many]
 
     async def _rotate(self, accounts: Sequence[str]) -> None:
-        """Of accounts with too many lanes let those make room that were served for longest, if others of them wait."""
+        """In accounts with too many lanes, release those that were served for longest if other lanes of theirs wait."""
         now = time.monotonic()
         if now < self._rotated_at + ROTATE_SECONDS:
             return
         self._rotated_at = now
         waiting = await self._database.read(lambda connection: outbox.free(connection, accounts, ROTATED))
         fences: list[Fence] = []
-        for lane in list(self._lanes.values()):  # as they were claimed
+        for lane in list(self._lanes.values()):  # in the order of their claims
             if len(fences) >= waiting:
                 break
             if lane.account in accounts and lane.has_more and lane.had_turn and not lane.at_work:
@@ -607,7 +606,7 @@ class Worker:
             lane.end_if_idle(math.inf)
 
     async def _renew(self) -> None:
-        """Prolong all leases; whoever asks meanwhile waits for the same answer."""
+        """Prolong all leases; concurrent calls share one statement."""
         await self._renewing.get(None, self._renew_all)
 
     async def _renew_all(self) -> None:
@@ -627,20 +626,20 @@ class Worker:
             elif dirty:
                 lane.expect_more()
         stray = [Fence(name, self._owner, number) for name, (number, _) in held.items()]
-        if stray:  # ours by the store, of which we know nothing: somebody shall have them
+        if stray:  # held here according to the store, and unknown: let any process claim them
             await self._release(stray)
 
     def _yield(self, lane: Lane) -> None:
-        """A command wants to remove events of this lane: give it back for a moment, without what is on its way."""
+        """A command wants to remove events of this lane: release it for a moment, once nothing of it is in flight."""
         if lane.at_work:
             self._asked.add(lane.fence.lane)
             lane.stop()
         else:
             self._drop(lane)
-            asyncio.ensure_future(self._release([lane.fence], self._timing.yield_seconds))  # noqa: RUF006 (the lease runs out if it fails)
+            asyncio.ensure_future(self._release([lane.fence], self._timing.yield_seconds))  # noqa: RUF006 (the lease expires if it fails)
 
     async def _learn_outcomes(self, deliveries: Sequence[str]) -> None:
-        """Learn how deliveries ended that somebody waits for here and that another process carried."""
+        """Learn how deliveries ended that callers wait for here and that another process sent."""
         for start in range(0, len(deliveries), self._bounds.outcomes):
             asked = deliveries[start : start + self._bounds.outcomes]
             ended = await self._database.run(partial(outbox.outcomes, deliveries=asked))

@@ -1,4 +1,4 @@
-"""Acceptances and outcomes on their way to the disk, each group in one commit."""
+"""The write queue: acceptances and outcomes on their way to the disk, one commit for all that come together."""
 
 import asyncio
 from collections import deque
@@ -14,14 +14,11 @@ from flowbridge.store.database import Database
 from flowbridge.store.errors import MISSING_RETRY_MS, ShareTaken, StoreFull, StoreUnavailable
 from flowbridge.store.outbox import Fence
 
-WAIT_MS = 1_000  # until a caller with many requests under way should come again
+WAIT_MS = 1_000  # until a caller with many requests in flight should come again
 
 
 class WriteQueue:
-    """Collects what is to be written; one piece of work writes all that has come together.
-
-    `max_waiting`: acceptances that may wait for their commit; `share`: of these, what one caller may have.
-    """
+    """`max_waiting`: acceptances that may wait for their commit; `share`: the fraction of these for one caller."""
 
     def __init__(
         self, database: Database, *, max_waiting: int = 10_000, share: float = 1.0, timing: Timing = Timing()
@@ -37,7 +34,7 @@ class WriteQueue:
         self._planned = False
         # Outcomes that are not on the disk yet: delivery → transaction id, outcome.
         self._outcomes_by_delivery: dict[str, tuple[str, dict[str, Any]]] = {}
-        self.unwritten: set[str] = set()  # deliveries whose outcome the store has refused to take so far
+        self.unwritten: set[str] = set()  # deliveries whose outcome the store has refused so far
 
     def append(self, pending: PendingDelivery, *, urgent: bool = True) -> None:
         """Write an acceptance. `pending.committed` tells when it is on the disk. Raises StoreFull.
@@ -69,33 +66,33 @@ class WriteQueue:
             self._plan()
 
     def amended(self, row: dict[str, Any]) -> dict[str, Any]:
-        """A row of the outbox as it will be: an outcome that was told may be on its way to the disk still."""
+        """A row of the outbox with its outcome, if that is still on its way to the disk."""
         txn_id, outcome = self._outcomes_by_delivery.get(row["delivery"], ("", {}))
-        # A replay, which has another transaction id, is queued after the outcome was written.
+        # A replay has another transaction id, and its outcome is not known yet.
         if row["state"] != "queued" or row["txn_id"] != txn_id:
             return row
         return {**row, **{name: outcome[f"b_{name}"] for name in _OUTCOME}}
 
     def unsettled_lanes(self) -> set[str]:
-        """The lanes of outcomes that were told and are not on the disk yet."""
+        """The lanes of outcomes that are not on the disk yet."""
         return {outcome["b_lane"] for _, outcome in self._outcomes_by_delivery.values()}
 
     def doubt(self, fence: Fence, since: float | None) -> None:
-        """Write since when (seconds) the head of a lane may have been sent, or that there is no doubt any more."""
+        """Write since when (seconds) the head of a lane may have been sent; None: it is in no doubt any more."""
         self._doubts.append((fence, None if since is None else int(since * 1000)))
         self._plan()
 
     def remember(self, account: dict[str, Any]) -> None:
-        """Write whose token it is, or that it was refused, before what is accepted from now on."""
+        """Write whose token it is, or that it was refused, before any later acceptance."""
         self._accounts.append(account)
         self._plan()
 
     def hurry(self) -> None:
-        """Write at once what waits, also what was to be tried again later."""
+        """Write at once what waits, including what was to be retried later."""
         self._plan(lingers=False)
 
     def _plan(self, *, lingers: bool = True) -> None:
-        """To be called after something was put into a queue: the writer may empty them at any moment."""
+        """To be called after an append to a queue: the writer may drain them at any moment."""
         if not self._planned:
             self._planned = True  # first, for the same reason
             batch = _Batch(self)
@@ -118,8 +115,8 @@ class WriteQueue:
         _drain(self._outcomes, batch.outcomes)
         _drain(self._doubts, batch.doubts)
 
-    def _again(self, batch: "_Batch") -> None:
-        """An outcome that could not be written is never given up: the event would be sent once more."""
+    def _retry(self, batch: "_Batch") -> None:
+        """Retry later. An outcome is never given up: the event would be sent once more."""
         self._accounts.extendleft(reversed(batch.accounts))
         self._outcomes.extendleft(reversed(batch.outcomes))
         self._doubts.extendleft(reversed(batch.doubts))
@@ -128,7 +125,7 @@ class WriteQueue:
 
 
 class _Batch:
-    """What one piece of work writes; the same again when it has to be repeated."""
+    """What one piece of work writes; the same when it is repeated."""
 
     def __init__(self, write_queue: WriteQueue) -> None:
         self._write_queue = write_queue
@@ -138,19 +135,19 @@ class _Batch:
         self.outcomes: list[dict[str, Any]] = []
         self.doubts: list[tuple[Fence, int | None]] = []
         self.refused: set[str] = set()
-        self.missing = ""  # why nothing new is taken
+        self.missing = ""  # why no acceptance is written
         self._ran = False  # to its end
-        self._is_anew = False
+        self._found_nothing = False
 
     def write(self, connection: Connection) -> None:
         self._take()
-        self._is_anew = False
+        self._found_nothing = False
         if not self._write_queue._database.is_sqlite:
             self._lock(connection)
         for account in sorted(self.accounts, key=lambda account: str(account["account"])):
             accounts.write(connection, account)
         self.missing = self._write_queue._database.missing
-        if not self.missing:  # else outcomes alone: they are true as long as this process has the file
+        if not self.missing:  # else outcomes alone: they hold as long as this process has the file
             self.refused = self._append(connection)
         outbox.settle(connection, self.outcomes)
         for fence, since in self.doubts:
@@ -158,11 +155,11 @@ class _Batch:
         self._ran = True
 
     def found_nothing(self) -> bool:
-        """Whether the rows of an earlier run were not there, and will not be: all of them, since they come together."""
-        return self._is_anew
+        """Whether no row of an earlier run is in the store, nor will be: they come together or not at all."""
+        return self._found_nothing
 
     def undo(self, connection: Connection, missing: str) -> None:
-        """The file that the acceptances went into is not there any more, and will not be after this process."""
+        """The file that took the acceptances was removed, and ends with this process: take them back."""
         self.missing = missing
         outbox.remove_queued(connection, [pending.row.delivery for pending in self.new if pending.existing is None])
 
@@ -172,11 +169,10 @@ class _Batch:
             self._write_queue._take(self)
 
     def _lock(self, connection: Connection) -> None:
-        """Every lane that this writes to, before any row of an event.
+        """Lock every lane that this writes to, before any row of an event.
 
-        Of two replicas that insert the same key, one waits for the other's row, and must not hold a lane meanwhile
-        that the other one wants. So new lanes are made here, and marked: with a row that proves to be there already,
-        for nothing.
+        Of two replicas that insert the same key, one waits for the other's row, and must not hold a lane meanwhile that
+        the other one wants. So new lanes are made and marked here, in vain if the row proves to be there already.
         """
         pairs = {(pending.row.lane, pending.row.account) for pending in self.new if pending.dirty}
         marked = {lane for lane, _ in pairs}
@@ -185,7 +181,7 @@ class _Batch:
         outbox.mark_dirty(connection, pairs, but=held)
 
     def done(self, future: "asyncio.Future[None]") -> None:
-        self._take()  # the store may be so far away that nothing was even begun
+        self._take()  # if the store was not reached, the work was never called
         error = None if future.cancelled() else future.exception()
         for pending in self.new:
             self._write_queue._waiting.remove(pending.caller)
@@ -196,7 +192,7 @@ class _Batch:
             else:
                 pending.end_write(error)
         if error is not None and (self.accounts or self.outcomes or self.doubts):
-            self._write_queue._again(self)
+            self._write_queue._retry(self)
             return
         for outcome in self.outcomes:
             self._write_queue._outcomes_by_delivery.pop(outcome["b_delivery"], None)
@@ -205,7 +201,7 @@ class _Batch:
 
     def _append(self, connection: Connection) -> set[str]:
         if self._ran and not self._write_queue._database.is_sqlite:
-            self._is_anew = self._insert_first(connection)
+            self._found_nothing = self._insert_first(connection)
         refused = outbox.insert_rows(connection, [pending.begin_write() for pending in self.new])
         self._join(connection)
         if self._write_queue._database.is_sqlite:
@@ -216,9 +212,9 @@ class _Batch:
         return refused
 
     def _insert_first(self, connection: Connection) -> bool:
-        """Insert a row that an earlier run has inserted: whether that is not there, once that run is over.
+        """Insert a row that an earlier run inserted; whether that run left none.
 
-        PostgreSQL may be committing it still, though the connection is lost: then this waits for it.
+        PostgreSQL may still be committing it although the connection was lost: then this waits for it.
         """
         mine = (one for one in self.new if one.existing is None and one.row.delivery not in self.refused)
         first = next(mine, None)
@@ -227,7 +223,7 @@ class _Batch:
     def _join(self, connection: Connection) -> None:
         """Find the deliveries whose key was used before: their rows were not inserted.
 
-        Afterwards, since another replica may have been faster by less than this transaction.
+        After the insertion, since another replica may have inserted the key during this transaction.
         """
         keyed = [pending for pending in self.new if pending.idem]
         if not keyed:
