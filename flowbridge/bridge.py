@@ -56,7 +56,7 @@ class Core:
         self.locator = Locator(settings.base_url, tls, allow_http=settings.allow_http)
         self.homeserver = Homeserver(self.locator, tls, deadline=settings.request_seconds)
         self.relay = Relay(self.locator, tls)
-        self.database = Database(settings.database_url.get_secret_value())
+        self.database = Database(settings.database_url.get_secret_value(), timing=self.timing)
         self.write_queue = WriteQueue(self.database, max_waiting=settings.max_waiting, share=settings.max_share)
         self.backpressure = Backpressure(self.database, _limits(settings))
         self.tokens = Tokens(self.database, self.write_queue.remember)

@@ -29,7 +29,8 @@ from flowbridge.errors import BadGateway, GatewayTimeout, MatrixError
 from flowbridge.homeserver import Homeserver
 from flowbridge.homeserver.pool import Answer
 from flowbridge.models import Caller, Event
-from flowbridge.store import Database, Row, outbox, tables
+from flowbridge.models.timing import Timing
+from flowbridge.store import Database, Row, clock, outbox, tables
 from flowbridge.store.accounts import account_of
 from tests.patience import PATIENCE as PATIENCE
 
@@ -172,7 +173,7 @@ class Rooms(Homeserver):
 
     def _put(self, room: str, event: dict[str, Any]) -> str:
         event_id = f"${next(self._numbers)}"
-        self.timeline[room].append({"origin_server_ts": outbox.now_ms(), **event, "event_id": event_id})
+        self.timeline[room].append({"origin_server_ts": clock.now_ms(), **event, "event_id": event_id})
         return event_id
 
 
@@ -262,10 +263,11 @@ class Worker:
     grace: float = 0.0
     limits: Limits = PLENTY
     callers: dict[str, Caller] = field(default_factory=dict)
+    timing: Timing = field(default_factory=Timing)
     database: Database = field(init=False)
 
     def __post_init__(self) -> None:
-        self.database = Database(self.url)
+        self.database = Database(self.url, timing=self.timing)
         self.write_queue = WriteQueue(self.database)
         self.backpressure = Backpressure(self.database, self.limits)
         self.tokens = Tokens(self.database, self.write_queue.remember)
@@ -344,7 +346,7 @@ class Worker:
             state_key=state_key,
             content=text.encode(),
             txn_id=delivery,
-            accepted_at=outbox.now_ms(),
+            accepted_at=clock.now_ms(),
             api_key=api_key,
         )
         loop = asyncio.get_running_loop()

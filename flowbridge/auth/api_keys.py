@@ -12,7 +12,7 @@ from flowbridge import log
 from flowbridge.errors import Forbidden, Unavailable
 from flowbridge.models import ApiKey
 from flowbridge.settings import Settings
-from flowbridge.store import Database, api_keys, outbox
+from flowbridge.store import Database, api_keys, clock
 
 REFRESH_SECONDS = 1.5  # a revoked key is refused within 2 s, the reading included
 LOOK_SECONDS = 1.0  # between two looks into the store for keys that are not known
@@ -63,7 +63,7 @@ class ApiKeys:
         """What this key may do, as far as it is known in memory."""
         found = self._match(api_keys.digest(secret))
         if found is not None and not self._is_fixed:
-            self._used[found.id] = outbox.now_ms()
+            self._used[found.id] = clock.now_ms()
         return found
 
     def was_read_since(self, moment: float) -> bool:

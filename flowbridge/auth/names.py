@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from sqlalchemy import Connection
 
-from flowbridge.store import Database, StoreFull, StoreUnavailable, outbox, resolved
+from flowbridge.store import Database, StoreFull, StoreUnavailable, clock, resolved
 
 NOTE_SECONDS = 3_600.0  # a name in use is noted again so often
 KEEP_SECONDS = 90 * 86_400.0  # for how long a name is kept that nobody uses
@@ -43,7 +43,7 @@ class Names:
         if len(self._noted) >= MAX_NOTED and name not in self._noted:
             del self._noted[next(iter(self._noted))]
         self._noted[name] = (value, now)
-        self._write(lambda connection: resolved.note(connection, name, value, outbox.now_ms()))
+        self._write(lambda connection: resolved.note(connection, name, value, clock.now_ms()))
 
     def forget(self, name: str) -> None:
         """It does not lead there any more; nobody waits for that to be written."""

@@ -16,7 +16,7 @@ from cryptography.fernet import Fernet, InvalidToken
 from flowbridge import log
 from flowbridge.models import Caller
 from flowbridge.settings import Settings, SettingsError
-from flowbridge.store import Database, accounts, outbox
+from flowbridge.store import Database, accounts, clock
 
 V = TypeVar("V")
 Known = tuple[str, str | None, str]  # user id, device id, token
@@ -134,7 +134,7 @@ class Tokens:
                 "device_id": caller.device_id,
                 "token": self._fernet.encrypt(token.encode()).decode(),
                 "token_hash": digest_of(token),
-                "seen_at": outbox.now_ms(),
+                "seen_at": clock.now_ms(),
             }
         self._write(whose)
 
@@ -144,7 +144,7 @@ class Tokens:
         self._noted.pop(token, None)
         if token not in self._refused:
             _keep(self._refused, token, None)
-            refused = {"token_hash": digest_of(token), "refused_at": outbox.now_ms()}
+            refused = {"token_hash": digest_of(token), "refused_at": clock.now_ms()}
             self._write({"account": account, **refused})
 
     def doubt(self, user_id: str) -> None:
@@ -155,7 +155,7 @@ class Tokens:
         account = _account_of(user_id)
         for token in (account, *self._known.get(account, ())):
             self._noted.pop(token, None)
-        self._write({"account": account, "refused_at": outbox.now_ms()})
+        self._write({"account": account, "refused_at": clock.now_ms()})
 
     def is_refused(self, token: str) -> bool:
         return token in self._refused

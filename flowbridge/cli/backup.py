@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from flowbridge.settings import Settings
-from flowbridge.store import files
+from flowbridge.store import file_check
 from flowbridge.store.backup import copy_database, copy_key
 from flowbridge.store.errors import StoreError
 
@@ -20,7 +20,7 @@ def run(settings: Settings, path: Path) -> int:
             "PostgreSQL is backed up with its own tools (pg_dump --format=custom, or an archive of its WAL): "
             "docs/reliability.md says how; FLOWBRIDGE_SECRET_KEY has to be kept, too"
         )
-    files.check(file)
+    file_check.check(file)
     if path.is_dir():
         path /= f"{file.stem}-{datetime.now(UTC):%Y-%m-%dT%H%M%SZ}{file.suffix}"
     try:

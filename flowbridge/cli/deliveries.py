@@ -27,7 +27,7 @@ from flowbridge.errors import BadRequest, MatrixError
 from flowbridge.homeserver import paths
 from flowbridge.services.deliveries import detail, moment, new_txn_id, states, summary
 from flowbridge.settings import Settings
-from flowbridge.store import Database, abandoned, delivery_log, outbox
+from flowbridge.store import Database, abandoned, clock, delivery_log, retention
 from flowbridge.store.delivery_log import Selection, Whose
 
 T = TypeVar("T")
@@ -207,7 +207,7 @@ def _remove_queued(
     gone, deadline = 0, time.monotonic() + patience
     while True:
         with database.engine.connect().execution_options(reads=True) as connection:
-            held = abandoned.holders(connection, chosen)
+            held = abandoned.owners(connection, chosen)
         free = [lane for lane, owner in held.items() if owner is None]
         for some in (free[start : start + LANES] for start in range(0, len(free), LANES)):
             while number := _remove_batch(database, some, chosen):
@@ -301,13 +301,13 @@ def _accepted(why: str) -> bool:
 
 def _purge_batch(database: Database, sent: int, dead: int) -> int:
     with database.engine.begin() as connection:
-        return outbox.purge(connection, sent, dead)
+        return retention.purge(connection, sent, dead)
 
 
 def _ago(text: str, option: str, *, ages_only: bool = False) -> int:
     """A time, or how long ago it is (`90m`, `7d`), as ms since 1970. Raises Usage."""
     if found := _AGE.fullmatch(text):
-        return outbox.now_ms() - int(found[1]) * _SECONDS[found[2]] * 1000
+        return clock.now_ms() - int(found[1]) * _SECONDS[found[2]] * 1000
     if ages_only:
         raise Usage(f"{option}: {text[:80]!r} is not an age: write it like 90m, 12h or 7d")
     try:

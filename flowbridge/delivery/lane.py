@@ -22,10 +22,12 @@ from flowbridge.delivery.suspects import Suspects, Suspicion, is_failure, must_b
 from flowbridge.delivery.write_queue import Outcome, Ticket, WriteQueue
 from flowbridge.errors import GatewayTimeout, HomeserverError
 from flowbridge.homeserver.answers import Verdict
-from flowbridge.store import Database, Row, outbox
+from flowbridge.store import Database, Row, clock, leases, outbox
+from flowbridge.store.clock import CLOCK_SKEW_MS
 from flowbridge.store.engine import reason
 from flowbridge.store.errors import StoreFull
-from flowbridge.store.outbox import CLOCK_SKEW_MS, Claim
+from flowbridge.store.json_columns import history_to_json
+from flowbridge.store.leases import Claim
 
 DAY_SECONDS = 86_400.0
 DEAD_SECONDS = 7 * DAY_SECONDS  # after which an event is given up, whatever it waits for
@@ -71,13 +73,13 @@ class Lane:
         self.uncertain_since = claim.uncertain_since / 1000 if claim.uncertain_since else None  # as time.time()
         # Whoever held the lane before may have sent more than its head: each event that was accepted until now (ms),
         # by the clock of another replica perhaps.
-        self._doubtful_until = outbox.now_ms() + CLOCK_SKEW_MS if claim.uncertain_since else 0
+        self._doubtful_until = clock.now_ms() + CLOCK_SKEW_MS if claim.uncertain_since else 0
         # Of a backup, an event that is missing proves nothing: it may have been deleted later, and the next one sent.
-        self._restored = outbox.is_restored(claim.uncertain_since)
+        self._restored = leases.is_restored(claim.uncertain_since)
         # The digest of the token that all that is in doubt was sent with; "" unknown, or several. It is in the store
         # before anything is sent: whoever claims the lane after a crash looks into the room unless it has the same.
         self._sent_with = claim.sent_with
-        self._merged = outbox.MERGED if claim.sent_with == outbox.MERGED else ""
+        self._merged = leases.MERGED if claim.sent_with == leases.MERGED else ""
         self._sends_with: str | None = None  # another one that is yet to be written
         self._missing = False  # the head was looked for, and is not in the room
         self.is_fresh = False  # it was idle, or is claimed for a caller: its next event goes before long queues
@@ -283,7 +285,7 @@ class Lane:
             return
         try:
             held = await self._shared.database.run(
-                lambda connection: outbox.use_token(connection, self.fence, digest), alone=True
+                lambda connection: leases.use_token(connection, self.fence, digest), alone=True
             )
         except Exception as error:
             log.warning("store_away", error=reason(error))
@@ -302,7 +304,7 @@ class Lane:
 
     def _note(self, ticket: Ticket) -> None:
         """Write down what has been tried, for the delivery log and for whoever goes on; nobody waits for it."""
-        delivery, attempts, history = ticket.row.delivery, ticket.attempts, outbox.dumps(ticket.history)
+        delivery, attempts, history = ticket.row.delivery, ticket.attempts, history_to_json(ticket.history)
         with contextlib.suppress(StoreFull):  # it is a record only
             noting = self._shared.database.run(
                 lambda connection: outbox.note(connection, delivery, attempts, history), lingers=True
@@ -437,7 +439,7 @@ class Lane:
 
     def _close(self, ticket: Ticket, found: Verdict) -> None:
         """Write down how an event ended, and tell who waits."""
-        ticket.settled_at = outbox.now_ms()  # before the outcome, which the writer may see at once
+        ticket.settled_at = clock.now_ms()  # before the outcome, which the writer may see at once
         if found.kind == "sent":
             ticket.outcome = Outcome("sent", found.event_id)
         else:
@@ -480,7 +482,7 @@ def _wait_for_invitation(history: Sequence[Mapping[str, Any]], entry: dict[str, 
     Notes in the entry of this attempt which of the waits it is, and when that ends (ms): a caller who waits may have
     the lane tried in between, which must not use the waits up.
     """
-    now = outbox.now_ms()
+    now = clock.now_ms()
     since = takewhile(lambda earlier: "replayed" not in earlier, reversed(history))
     absences = [earlier["absent"] for earlier in since if "absent" in earlier]
     number, until = -1, 0

@@ -13,8 +13,8 @@ from typing import Any
 from flowbridge.errors import HomeserverError
 from flowbridge.homeserver import Homeserver
 from flowbridge.homeserver.client import REDACTION
-from flowbridge.store import Database, Row, outbox
-from flowbridge.store.outbox import CLOCK_SKEW_MS
+from flowbridge.store import Database, Row, clock, retention
+from flowbridge.store.clock import CLOCK_SKEW_MS
 
 PAGE = 100
 PEEK = 10  # events whose time is asked for behind an empty page
@@ -28,7 +28,7 @@ class _Place:
     before: str = ""  # where the next page begins; "" is at the newest event
     newest: str | None = None  # the id of the newest event that was looked at
     mark: str | None = None  # likewise of anybody's, where a page was empty
-    seen_at: int = field(default_factory=outbox.now_ms)  # what was in the room by then (ms) was, or will be, looked at
+    seen_at: int = field(default_factory=clock.now_ms)  # what was in the room by then (ms) was, or will be, looked at
     alike: list[str] = field(default_factory=list)  # events that it may be, by their content
 
 
@@ -78,7 +78,7 @@ class Looks:
 
     async def _newer(self, looking: "_Looking", place: _Place) -> str | None:
         """What came since the look began: the request that nobody heard of may have been late."""
-        before, alike, now = "", list[str](), outbox.now_ms()
+        before, alike, now = "", list[str](), clock.now_ms()
         newest: str | None = None
         mark: str | None = None
         while True:
@@ -105,7 +105,7 @@ class Looks:
         if not alike:
             return None
         others = await self._database.run(
-            lambda connection: outbox.sent_before(connection, row.lane, since - CLOCK_SKEW_MS, alike)
+            lambda connection: retention.sent_before(connection, row.lane, since - CLOCK_SKEW_MS, alike)
         )
         return next((event_id for event_id in reversed(alike) if event_id not in others), None)
 

@@ -21,9 +21,10 @@ from flowbridge.delivery.suspects import Suspects
 from flowbridge.delivery.write_queue import Outcome, Ticket, WriteQueue
 from flowbridge.homeserver.answers import Verdict
 from flowbridge.limits.shares import Share
-from flowbridge.store import Database, Fence, Row, StoreFull, StoreUnsure, abandoned, outbox
+from flowbridge.store import Database, Fence, Row, StoreFull, StoreUnsure, abandoned, leases, outbox
 from flowbridge.store.engine import reason
-from flowbridge.store.outbox import ASKED, BATCH, Claim
+from flowbridge.store.leases import ASKED, Claim
+from flowbridge.store.outbox import BATCH
 
 POLL_SECONDS = 0.5
 IDLE_SECONDS = 20.0  # after which a lane is given back
@@ -214,7 +215,7 @@ class Courier:
             why=f"it was not delivered within {self._keep_days:g} days",
             reasons=dict(self._carrier.distrusted),
             mine=[lane.fence for lane in lanes],
-            but=set(self._write_queue.unwritten),
+            exclude=set(self._write_queue.unwritten),
         )
         errors = await self._database.run(work, alone=True)
         for delivery, error in errors.items():
@@ -250,7 +251,7 @@ class Courier:
     async def joined(self, user_id: str, room_id: str) -> None:
         """A user has joined a room: what waits for that is tried at once."""
         with contextlib.suppress(Exception):  # then it is tried when its time comes
-            names = await self._database.read(lambda connection: outbox.lanes_in(connection, user_id, room_id))
+            names = await self._database.read(lambda connection: leases.lanes_in(connection, user_id, room_id))
             self._rouse_all(names)
             if not self._database.is_sqlite:
                 # A replica that was told just before that the user is not in the room lets its lane rest by then.
@@ -317,7 +318,7 @@ class Courier:
         self._write_queue.hurry()  # outcomes that the store has refused so far: nobody tries to write them later
         if not await self._unsettled(self._write_queue.unsettled_lanes()):  # else the leases run out: all is in doubt
             with contextlib.suppress(Exception):
-                await self._database.run(lambda connection: outbox.release_all(connection, self._owner), alone=True)
+                await self._database.run(lambda connection: leases.release_all(connection, self._owner), alone=True)
 
     @property
     def _lease_ms(self) -> int:
@@ -433,8 +434,8 @@ class Courier:
         asked = time.monotonic()
         batch = max(1, min(BATCH, self._most_held // (len(self._lanes) + limit)))
         claims = await self._database.run(
-            lambda connection: outbox.claim(
-                connection, self._owner, limit, self._lease_ms, batch=batch, but=but, only=only
+            lambda connection: leases.claim(
+                connection, self._owner, limit, self._lease_ms, batch=batch, exclude=but, only=only
             ),
             alone=True,
         )
@@ -533,7 +534,7 @@ class Courier:
             unsettled = await self._unsettled({fence.lane for fence in fences})
             fences = [fence for fence in fences if fence.lane not in unsettled]
             await self._database.run(
-                lambda connection: outbox.release(connection, fences, int(rest * 1000)), alone=True
+                lambda connection: leases.release(connection, fences, int(rest * 1000)), alone=True
             )
             if not rest:
                 self._wake.set()
@@ -578,7 +579,7 @@ class Courier:
         if now < self._rotated_at + ROTATE_SECONDS:
             return
         self._rotated_at = now
-        waiting = await self._database.read(lambda connection: outbox.free(connection, accounts, ROTATED))
+        waiting = await self._database.read(lambda connection: leases.free(connection, accounts, ROTATED))
         fences: list[Fence] = []
         for lane in list(self._lanes.values()):  # as they were claimed
             if len(fences) >= waiting:
@@ -603,7 +604,7 @@ class Courier:
     async def _renew_all(self) -> None:
         asked = time.monotonic()
         held = await self._database.run(
-            lambda connection: outbox.renew(connection, self._owner, self._lease_ms), alone=True
+            lambda connection: leases.renew(connection, self._owner, self._lease_ms), alone=True
         )
         for name, lane in list(self._lanes.items()):
             number, dirty = held.pop(name, (-1, 0))

@@ -1,7 +1,6 @@
 """Acceptances and outcomes on their way to the disk, each group in one commit."""
 
 import asyncio
-import json
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -9,10 +8,12 @@ from typing import Any, Literal
 from sqlalchemy import Connection
 
 from flowbridge.limits.shares import Share
-from flowbridge.store import accounts, outbox
+from flowbridge.store import accounts, leases, outbox
 from flowbridge.store.database import Database
 from flowbridge.store.errors import MISSING_RETRY_MS, ShareTaken, StoreFull, StoreUnavailable
-from flowbridge.store.outbox import ROW_BYTES, Fence, Row
+from flowbridge.store.json_columns import history_to_json, to_json
+from flowbridge.store.leases import Fence
+from flowbridge.store.outbox import ROW_BYTES, Row
 
 AGAIN_SECONDS = 1.0
 WAIT_MS = 1_000  # until a caller with many requests under way should come again
@@ -84,9 +85,9 @@ class Ticket:
             "fingerprint": self.fingerprint,
             "state": outcome.state if outcome else "queued",
             "attempts": self.attempts,
-            "history": outbox.dumps(self.history),
+            "history": history_to_json(self.history),
             "event_id": outcome.event_id if outcome else None,
-            "error": json.dumps(outcome.error) if outcome and outcome.error else None,
+            "error": to_json(outcome.error) if outcome and outcome.error else None,
             "api_key": row.api_key,
             "accepted_at": row.accepted_at,
             "settled_at": self.settled_at if outcome else None,
@@ -222,7 +223,7 @@ class _Batch:
             self.refused = self._append(connection)
         outbox.settle(connection, self.outcomes)
         for fence, since in self.doubts:
-            outbox.doubt(connection, fence, since)
+            leases.doubt(connection, fence, since)
         self._ran = True
 
     def found_nothing(self) -> bool:
@@ -250,7 +251,7 @@ class _Batch:
         marked = {lane for lane, _ in pairs}
         held = {fence.lane for fence, _ in self.doubts} - marked
         pairs.update((lane, lane.partition("|")[0]) for lane in held)
-        outbox.mark_dirty(connection, pairs, but=held)
+        leases.mark_dirty(connection, pairs, exclude=held)
 
     def done(self, future: "asyncio.Future[None]") -> None:
         self._take()  # the store may be so far away that nothing was even begun
@@ -284,7 +285,7 @@ class _Batch:
         self._join(connection)
         if self._write_queue._database.is_sqlite:
             fresh = [ticket for ticket in self.new if ticket.existing is None]
-            outbox.mark_dirty(connection, [(ticket.row.lane, ticket.row.account) for ticket in fresh if ticket.dirty])
+            leases.mark_dirty(connection, [(ticket.row.lane, ticket.row.account) for ticket in fresh if ticket.dirty])
         return refused
 
     def _insert_first(self, connection: Connection) -> bool:
@@ -328,8 +329,8 @@ def _settlement(ticket: Ticket, fence: Fence) -> dict[str, Any]:
         "b_fence": fence.number,
         "b_state": outcome.state,
         "b_attempts": ticket.attempts,
-        "b_history": json.dumps(ticket.history),
+        "b_history": history_to_json(ticket.history),
         "b_event_id": outcome.event_id,
-        "b_error": json.dumps(outcome.error) if outcome.error else None,
+        "b_error": to_json(outcome.error) if outcome.error else None,
         "b_settled_at": ticket.settled_at,
     }

@@ -26,7 +26,7 @@ from flowbridge.homeserver import paths
 from flowbridge.limits.processor import Account, Aside
 from flowbridge.models import Caller, Event, Payload, Surface
 from flowbridge.services import room_upgrades
-from flowbridge.store import Row, outbox
+from flowbridge.store import Row, clock, outbox
 from flowbridge.store.errors import ShareTaken
 
 P = ParamSpec("P")
@@ -209,7 +209,7 @@ class Acceptance:
             state_key=event.state_key,
             content=event.content,
             txn_id=delivery,
-            accepted_at=outbox.now_ms(),
+            accepted_at=clock.now_ms(),
             api_key=caller.key.id if caller.key else None,
         )
         ticket = Ticket(row, loop.create_future(), loop.create_future(), waiters=int(how.waits))

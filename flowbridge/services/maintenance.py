@@ -15,7 +15,7 @@ from flowbridge.auth.tokens import KEEP_SECONDS
 from flowbridge.delivery import Courier
 from flowbridge.delivery.backpressure import FILLED, Backpressure
 from flowbridge.settings import Settings
-from flowbridge.store import Database, abandoned, accounts, outbox, resolved
+from flowbridge.store import Database, abandoned, accounts, clock, leases, resolved, retention
 from flowbridge.store.engine import reason
 
 AGAIN_SECONDS = 10.0  # after work that failed
@@ -61,10 +61,10 @@ class Maintenance:
         return max(COUNT_SECONDS, COUNT_SHARE * await self._backpressure.census())
 
     async def _purge(self) -> float:
-        now = outbox.now_ms()
+        now = clock.now_ms()
         sent = now - int(self._settings.keep_sent_hours * HOUR_MS)
         dead = now - int(self._settings.keep_dead_days * 24 * HOUR_MS)
-        gone = await self._repeat(lambda: self._database.run(lambda connection: outbox.purge(connection, sent, dead)))
+        gone = await self._repeat(lambda: self._database.run(partial(retention.purge, sent=sent, dead=dead)))
         if self._backpressure.pressed.is_set():
             await self._backpressure.refresh()
         while self._backpressure.is_crowded and (early := await self._backpressure.drop_dead()):
@@ -84,7 +84,7 @@ class Maintenance:
 
     async def _give_up(self) -> float:
         """Whatever is not delivered in time is a dead letter, also where nothing was even tried."""
-        before = outbox.now_ms() - int(self._settings.keep_queued_days * 24 * HOUR_MS)
+        before = clock.now_ms() - int(self._settings.keep_queued_days * 24 * HOUR_MS)
         oldest, gone = self._backpressure.oldest_at, 0
         after: int | None = 0
         while oldest is not None and oldest * 1000 < before and after is not None:
@@ -98,11 +98,11 @@ class Maintenance:
         return GIVE_UP_SECONDS
 
     async def _forget_idle(self) -> float:
-        before = outbox.now_ms() - int(KEEP_SECONDS * 1000)
-        await self._repeat(lambda: self._database.run(outbox.forget_idle_lanes, alone=True))
-        await self._repeat(lambda: self._database.run(outbox.forget_ids))
+        before = clock.now_ms() - int(KEEP_SECONDS * 1000)
+        await self._repeat(lambda: self._database.run(leases.forget_idle, alone=True))
+        await self._repeat(lambda: self._database.run(retention.forget_ids))
         await self._database.run(lambda connection: accounts.drop_idle_tokens(connection, before))
-        await self._database.run(partial(_forget_unseen, seen_before=outbox.now_ms() - int(names.KEEP_SECONDS * 1000)))
+        await self._database.run(partial(_forget_unseen, seen_before=clock.now_ms() - int(names.KEEP_SECONDS * 1000)))
         return IDLE_SECONDS
 
     async def _repeat(self, work: Callable[[], Awaitable[int]]) -> int:

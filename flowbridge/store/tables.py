@@ -10,7 +10,7 @@ outbox = Table(
     "outbox",
     metadata,
     Column("id", _Id, primary_key=True, autoincrement=True),  # the order of acceptance
-    Column("delivery", Text, nullable=False, unique=True),  # what callers know it by
+    Column("delivery", Text, nullable=False, unique=True),  # the id that callers know
     Column("lane", Text, nullable=False),
     Column("account", Text, nullable=False),
     Column("room_id", Text, nullable=False),
@@ -48,7 +48,7 @@ Index("outbox_settled", outbox.c.settled_at, sqlite_where=_SETTLED, postgresql_w
 _DEAD = text("state = 'dead'")
 Index("outbox_dead", outbox.c.id, sqlite_where=_DEAD, postgresql_where=_DEAD)
 
-gone = Table(  # of what was sent and is not in the outbox any more: for as long as it tells what another one is not
+gone = Table(  # ids of events that were sent and whose rows are deleted: see `retention`
     "gone",
     metadata,
     Column("event_id", Text, primary_key=True),
@@ -65,11 +65,11 @@ lanes = Table(
     Column("owner", Text),
     Column("fence", BigInteger, nullable=False, server_default="0"),
     Column("lease_until", BigInteger, nullable=False, server_default="0"),
-    Column("dirty", Integer, nullable=False, server_default="0"),  # has events that its owner may not know
-    # The head may have been sent then, and nobody heard. Below 0: a backup was restored then, and all may have been.
+    Column("dirty", Integer, nullable=False, server_default="0"),  # 1: has events that its owner may not know; or ASKED
+    # The head may have been sent then, without an answer. Below 0: a backup was restored then, and all may have been.
     Column("uncertain_since", BigInteger),
     # The SHA-256 of the token that all that is in doubt was sent with; "" when that is unknown, or several ("merged":
-    # outbox.MERGED). Without a default: a replica of a version that does not know it can write nothing.
+    # leases.MERGED). Without a default: a replica of a version that does not know it can write nothing.
     Column("sent_with", Text, nullable=False),
 )
 _WAITING = text("dirty = 1 OR owner IS NOT NULL")

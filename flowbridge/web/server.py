@@ -18,6 +18,7 @@ from flowbridge import __version__, log
 from flowbridge.auth import first_key
 from flowbridge.bridge import Core
 from flowbridge.limits.proxies import Proxies
+from flowbridge.models.timing import Timing
 from flowbridge.settings import Settings, SettingsError
 from flowbridge.web import file_limit
 from flowbridge.web.app import create_app
@@ -32,8 +33,8 @@ STOP_SECONDS = 10
 class Server(uvicorn.Server):
     """uvicorn's server with our application. Raises AddressError or SchemaError when made."""
 
-    def __init__(self, settings: Settings) -> None:
-        self.core = Core(settings)
+    def __init__(self, settings: Settings, *, timing: Timing | None = None) -> None:
+        self.core = Core(settings, timing=timing)
         self._middleware = create_app(settings, self.core)
         files = file_limit.limit()
         self._doors = Doors(
@@ -147,9 +148,11 @@ def serve(settings: Settings, host: str, port: int) -> None:
 
 
 @contextlib.contextmanager
-def background(settings: Settings, host: str = "127.0.0.1", port: int = 0) -> Iterator[str]:
+def background(
+    settings: Settings, host: str = "127.0.0.1", port: int = 0, *, timing: Timing | None = None
+) -> Iterator[str]:
     """Serve in a thread while the context lasts; gives the URL. Raises as `serve` does."""
-    server = Server(settings)
+    server = Server(settings, timing=timing)
     with (
         contextlib.closing(listen(host, port)) as listener,
         _operations(settings, host) as operations,

@@ -20,6 +20,7 @@ import pytest
 from pydantic import SecretStr
 
 from flowbridge.delivery import lane
+from flowbridge.models.timing import Timing
 from flowbridge.settings import Settings
 from flowbridge.web.protocol import Protocol
 from flowbridge.web.routes import operations
@@ -242,9 +243,9 @@ def settings_for(url: str, folder: Path, **values: Any) -> Settings:
 
 
 @contextmanager
-def running(upstream: Upstream, folder: Path, **values: Any) -> Iterator[Bridge]:
+def running(upstream: Upstream, folder: Path, *, timing: Timing | None = None, **values: Any) -> Iterator[Bridge]:
     """A bridge of its own, which knows what an earlier one left behind in this folder."""
-    with background(settings_for(upstream.url, folder, **values)) as url:
+    with background(settings_for(upstream.url, folder, **values), timing=timing) as url:
         yield Bridge(url, upstream)
 
 
@@ -332,7 +333,7 @@ def hasty(shared_hasty_bridge: Bridge, upstream: Upstream, monkeypatch: pytest.M
 def impatient(upstream: Upstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bridge]:
     """For a homeserver that does not answer: it gives an attempt up soon, too."""
     monkeypatch.setattr(lane, "FIRST_PAUSE", FIRST_PAUSE)
-    seconds = {"wait_seconds": HASTE_SECONDS, "request_seconds": SHORT_REQUEST_SECONDS}
+    seconds: dict[str, Any] = {"wait_seconds": HASTE_SECONDS, "request_seconds": SHORT_REQUEST_SECONDS}
     with running(upstream, tmp_path, **seconds) as bridge:
         yield from _lent(bridge)
 

@@ -13,8 +13,8 @@ from sqlalchemy import NullPool, create_engine, make_url, text
 from flowbridge.delivery import lane
 from flowbridge.delivery import worker as courier
 from flowbridge.delivery.write_queue import Outcome
+from flowbridge.models.timing import Timing
 from flowbridge.store import StoreUnavailable, delivery_log
-from flowbridge.store import database as database_module
 from tests.patience import PATIENCE
 from tests.postgres import LocalPostgres
 from tests.worker import ALICE, ROOM, Rooms, Worker, after, error, refuse_connection, slow, soon, until
@@ -294,11 +294,10 @@ def unreachable_database(url: str, postgres: LocalPostgres) -> Iterator[None]:
 
 
 async def test_worker_goes_on_when_a_database_that_was_away_is_back(
-    make: MakeWorker, rooms: Rooms, url: str, postgres: LocalPostgres, monkeypatch: pytest.MonkeyPatch
+    make: MakeWorker, rooms: Rooms, url: str, postgres: LocalPostgres
 ) -> None:
     """Also when it was away for so long that those who waited were told: nothing hangs on for ever."""
-    monkeypatch.setattr(database_module, "RETRY_SECONDS", 0.1)
-    async with make() as worker:
+    async with make(timing=Timing(store_retry_seconds=0.1)) as worker:
         await worker.send("a")
         await worker.settled()
         with unreachable_database(url, postgres):

@@ -13,8 +13,8 @@ from sqlalchemy import NullPool, create_engine, make_url, text
 
 from flowbridge import log
 from flowbridge.delivery import lane
+from flowbridge.models.timing import Timing
 from flowbridge.store import backup
-from flowbridge.store import database as database_module
 from tests.postgres import LocalPostgres
 from tests.worker import ROOM, SERVICE, Rooms, Worker, accept, cut, error, unreachable, until
 
@@ -357,14 +357,11 @@ async def test_role_that_does_not_own_the_table_looks_each_time(
 
 
 @pytest.mark.parametrize("store", ["sqlite: copied by hand"], indirect=True)
-async def test_copy_that_sqlite_made_is_known_by_its_epoch(
-    make: Make, store: Store, rooms: Rooms, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_copy_that_sqlite_made_is_known_by_its_epoch(make: Make, store: Store, rooms: Rooms) -> None:
     """Put back into the very same file, after an end that could write nothing down."""
-    monkeypatch.setattr(database_module, "LOOK_SECONDS", 0.02)
     assert isinstance(store, File)
     copy = store.folder.with_name("copy.db")
-    async with make() as worker:
+    async with make(timing=Timing(file_check_seconds=0.02)) as worker:
         rooms.always(error(503, "M_UNKNOWN"))
         await worker.accept("a")
         vacuum(store.path, copy)
@@ -372,9 +369,9 @@ async def test_copy_that_sqlite_made_is_known_by_its_epoch(
         await worker.settled()
         files = worker.database.files
         assert files is not None
-        before = files._noted
+        before = files.state
         await worker.accept("b", OTHER)
-        await until(lambda: files._noted != before)
+        await until(lambda: files.state != before)
         await worker.crash()
     rooms.forget()
     store.path.write_bytes(copy.read_bytes())

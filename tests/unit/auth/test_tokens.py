@@ -18,7 +18,7 @@ from flowbridge.auth.tokens import KEEP_SECONDS, NOTE_SECONDS, cipher
 from flowbridge.models import Caller
 from flowbridge.settings import Settings, SettingsError
 from flowbridge.store import StoreUnavailable, accounts, tables
-from flowbridge.store.outbox import now_ms
+from flowbridge.store.clock import now_ms
 from tests.worker import ALICE, BOB, KEY, SERVICE, Rooms, Worker, refuse_connection, soon, until
 
 NEW = replace(ALICE, token="new")

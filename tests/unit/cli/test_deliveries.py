@@ -14,7 +14,7 @@ from sqlalchemy import Connection
 
 from flowbridge import log
 from flowbridge.cli import main as command_line
-from flowbridge.store import Database, outbox, tables
+from flowbridge.store import Database, clock, leases, outbox, tables
 from tests.integration.store.events import event
 
 ROOM, OTHER = "!room:example.org", "!other:example.org"
@@ -79,7 +79,7 @@ def put(cli: Cli, *names: str, room: str = ROOM, lane: str = "", **values: Any) 
 
 
 def put_dead(cli: Cli, *names: str, **values: Any) -> None:
-    put(cli, *names, **{"state": "dead", "error": REFUSED, "settled_at": outbox.now_ms(), **values})
+    put(cli, *names, **{"state": "dead", "error": REFUSED, "settled_at": clock.now_ms(), **values})
 
 
 # list and show
@@ -98,7 +98,7 @@ def test_list_is_a_line_for_each_the_newest_first(cli: Cli) -> None:
 
 
 def test_list_is_chosen_by_options(cli: Cli) -> None:
-    now = outbox.now_ms()
+    now = clock.now_ms()
     put(cli, "old", accepted_at=now - 3 * HOUR)
     put(cli, "topic", event_type="m.room.topic", accepted_at=now - HOUR)
     put_dead(cli, "dead", room=OTHER, accepted_at=now)
@@ -206,7 +206,7 @@ def test_state_whose_room_cannot_be_asked_is_replayed_only_with_overwrite(
 
 
 def test_purge_takes_what_is_settled_and_old(cli: Cli) -> None:
-    now = outbox.now_ms()
+    now = clock.now_ms()
     put(cli, "queued", accepted_at=1)
     for age, number in ((3, "old"), (0, "new")):
         put_dead(cli, f"dead-{number}", settled_at=now - age * HOUR)
@@ -270,12 +270,12 @@ def test_purge_of_the_queued_leaves_what_a_running_bridge_does_not_let_go_of(
     monkeypatch.setattr("flowbridge.cli.deliveries.MARGIN_SECONDS", -4.9)
     put(cli, "held", lane=f"hog|{ROOM}")
     put(cli, "free", lane=f"hog|{OTHER}")
-    hold(cli, f"hog|{ROOM}", outbox.now_ms() + HOUR)
+    hold(cli, f"hog|{ROOM}", clock.now_ms() + HOUR)
     done = cli("purge", "--queued", "--all", "--yes")
     assert (done.code, done.out) == (1, "1 queued events are deleted\n")
     assert done.err == "flowbridge: 1 stay: a running bridge is sending them, or has not let go of their rooms\n"
     assert cli.list() == ["held"]
-    hold(cli, f"hog|{ROOM}", outbox.now_ms() - 1)  # whoever held it is dead
+    hold(cli, f"hog|{ROOM}", clock.now_ms() - 1)  # whoever held it is dead
     assert cli("purge", "--queued", "--all", "--yes").code == 0
     assert cli.list() == []
 
@@ -287,7 +287,7 @@ def know(cli: Cli, account: str, user_id: str) -> None:
 
 def hold(cli: Cli, lane: str, until: int) -> None:
     with working(cli) as connection:
-        outbox.mark_dirty(connection, [(lane, lane.partition("|")[0])])
+        leases.mark_dirty(connection, [(lane, lane.partition("|")[0])])
         chosen = tables.lanes.update().where(tables.lanes.c.lane == lane)
         connection.execute(chosen.values(owner="other", fence=3, lease_until=until))
 

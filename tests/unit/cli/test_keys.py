@@ -9,7 +9,7 @@ from flowbridge import log
 from flowbridge.cli import keys
 from flowbridge.models import ApiKey
 from flowbridge.settings import Settings
-from flowbridge.store import StoreError, engine
+from flowbridge.store import StoreError
 
 pytestmark = pytest.mark.usefixtures("nothing_set")
 
@@ -97,7 +97,6 @@ def test_database_that_stays_locked_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(log, "setup", lambda *_: None)
-    monkeypatch.setattr(engine, "BUSY_MS", 20)
     assert create("--name", "one") == 0
     locked = sqlite3.connect(tmp_path / "flowbridge.db", isolation_level=None)
     locked.execute("BEGIN IMMEDIATE")

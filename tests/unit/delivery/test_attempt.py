@@ -21,7 +21,7 @@ from flowbridge.homeserver.answers import Verdict
 from flowbridge.homeserver.pool import Answer
 from flowbridge.models import Caller
 from flowbridge.store import Row, accounts, tables
-from flowbridge.store.outbox import now_ms
+from flowbridge.store.clock import now_ms
 from tests.worker import (
     ALICE,
     BOB,

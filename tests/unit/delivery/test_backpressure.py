@@ -14,8 +14,8 @@ from sqlalchemy import Connection, insert, update
 from flowbridge.delivery.backpressure import Backpressure, Limits
 from flowbridge.delivery.write_queue import Outcome, Ticket
 from flowbridge.store import StoreFull, holdings, outbox, tables
+from flowbridge.store.clock import now_ms
 from flowbridge.store.errors import RoomShareTaken, ShareTaken
-from flowbridge.store.outbox import now_ms
 from tests.patience import PATIENCE
 from tests.worker import BOB, ROOM, Rooms, Worker, soon
 

@@ -18,9 +18,9 @@ from flowbridge.delivery import attempt, lane
 from flowbridge.delivery import worker as courier
 from flowbridge.delivery.backpressure import Limits
 from flowbridge.delivery.write_queue import Outcome
-from flowbridge.store import StoreFull, StoreUnavailable, abandoned, delivery_log, engine, outbox, tables
-from flowbridge.store import database as database_module
-from flowbridge.store.outbox import ASKED
+from flowbridge.models.timing import Timing
+from flowbridge.store import StoreFull, StoreUnavailable, abandoned, delivery_log, leases, outbox, tables
+from flowbridge.store.leases import ASKED
 from tests.patience import PATIENCE
 from tests.unit.delivery.test_lane import sent_but_not_written, tell
 from tests.worker import (
@@ -188,7 +188,7 @@ async def blocked(worker: Worker, number: int, room: str = ROOM) -> None:
         rows.append({**template.values(), "delivery": name, "txn_id": name, "content": content})
     await worker.database.run(lambda connection: outbox.insert_rows(connection, rows))
     pair = (template.row.lane, template.row.account)
-    await worker.database.run(lambda connection: outbox.mark_dirty(connection, [pair]))
+    await worker.database.run(lambda connection: leases.mark_dirty(connection, [pair]))
     worker.courier.wake()
 
 
@@ -426,11 +426,8 @@ async def test_event_that_the_store_refuses_is_not_half_accepted(make: MakeWorke
         assert worker.backpressure.queued == 0
 
 
-@pytest.fixture
-def impatient_store(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that gives a locked file up soon."""
-    monkeypatch.setattr(engine, "BUSY_MS", 20)
-    monkeypatch.setattr(database_module, "RETRY_SECONDS", 0.1)
+# A store that soon stops waiting for a locked file.
+IMPATIENT_STORE = Timing(sqlite_busy_seconds=0.02, store_retry_seconds=0.1)
 
 
 @contextlib.contextmanager
@@ -441,9 +438,8 @@ def locked(path: Path) -> Iterator[None]:
         connection.execute("ROLLBACK")
 
 
-@pytest.mark.usefixtures("impatient_store")
 async def test_event_that_is_sent_but_cannot_be_written_was_sent(make: MakeWorker, rooms: Rooms, path: Path) -> None:
-    async with make() as worker:
+    async with make(timing=IMPATIENT_STORE) as worker:
         await worker.send("a")
         await worker.settled()
         with locked(path):
@@ -459,11 +455,10 @@ async def test_event_that_is_sent_but_cannot_be_written_was_sent(make: MakeWorke
         assert worker.backpressure.queued == 0
 
 
-@pytest.mark.usefixtures("impatient_store")
 async def test_event_that_may_be_in_the_room_and_cannot_be_written_is_not_taken_back(
     make: MakeWorker, rooms: Rooms, path: Path
 ) -> None:
-    async with make() as worker:
+    async with make(timing=IMPATIENT_STORE) as worker:
         await worker.send("a")
         await worker.settled()
         answered = asyncio.Event()
@@ -495,10 +490,9 @@ async def test_event_that_was_cut_off_and_cannot_be_written_is_not_taken_back(
         assert tell_when_written.tried
 
 
-@pytest.mark.usefixtures("impatient_store")
 async def test_nothing_goes_past_a_store_that_is_in_trouble(make: MakeWorker, rooms: Rooms, path: Path) -> None:
     """Sent first it could only be said that it may be in the room; so it is said that it was not accepted."""
-    async with make() as worker:
+    async with make(timing=IMPATIENT_STORE) as worker:
         await worker.send("a")
         await worker.settled()
         with locked(path):
@@ -511,18 +505,17 @@ async def test_nothing_goes_past_a_store_that_is_in_trouble(make: MakeWorker, ro
         assert rooms.tries() == ["a", "c"]
 
 
-@pytest.mark.usefixtures("impatient_store")
 async def test_worker_starts_on_a_store_that_cannot_be_written_and_recovers_later(
     make: MakeWorker, rooms: Rooms, path: Path
 ) -> None:
     """A disk may be full; what a dead process held is taken over once there is space."""
-    async with make() as worker:
+    async with make(timing=IMPATIENT_STORE) as worker:
         rooms.always(refuse_connection)
         await worker.accept("a")
         await until(lambda: rooms.sends)
         await worker.crash()
     rooms.always(None)
-    worker = make()
+    worker = make(timing=IMPATIENT_STORE)
     worker.database.open()
     with locked(path):
         worker.database.start()
@@ -634,10 +627,9 @@ async def test_event_that_is_taken_back_is_not_read_from_the_store_in_that_momen
         await until(lambda: worker.remembered == 0)
 
 
-@pytest.mark.usefixtures("impatient_store")
 async def test_event_that_cannot_be_taken_back_is_sent_after_all(make: MakeWorker, rooms: Rooms, path: Path) -> None:
     """Whether its turn comes before or after the store has said no."""
-    async with make() as worker:
+    async with make(timing=IMPATIENT_STORE) as worker:
         for turn in ("before", "after"):
             rooms.timeline.clear()
             rooms.sends.clear()
@@ -796,9 +788,8 @@ async def test_delivery_that_was_settled_a_moment_ago_is_joined(make: MakeWorker
         await until(lambda: worker.remembered == 0)
 
 
-@pytest.mark.usefixtures("impatient_store")
 async def test_joining_that_fails_leaves_nothing_behind(make: MakeWorker, path: Path) -> None:
-    async with make() as worker:
+    async with make(timing=IMPATIENT_STORE) as worker:
         ticket = await worker.accept("a")
         await worker.settled()
         await until(lambda: worker.remembered == 0)

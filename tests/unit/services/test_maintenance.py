@@ -14,8 +14,8 @@ from flowbridge.auth.callers import Callers
 from flowbridge.services import maintenance as module
 from flowbridge.services.maintenance import Maintenance
 from flowbridge.settings import Settings
-from flowbridge.store import outbox, tables
-from flowbridge.store.outbox import now_ms
+from flowbridge.store import retention, tables
+from flowbridge.store.clock import now_ms
 from tests.worker import (
     ALICE,
     BOB,
@@ -129,7 +129,7 @@ async def test_what_a_lane_in_doubt_has_sent_is_known_when_it_is_gone(worker: Wo
     async with running(worker, callers, **settings):
         await until(lambda: worker.states() == ["queued"])
         await rounds(worker, callers)
-        known = await worker.database.read(lambda connection: outbox.sent_before(connection, lane, 0, ["$0", "$1"]))
+        known = await worker.database.read(lambda connection: retention.sent_before(connection, lane, 0, ["$0", "$1"]))
         assert known == {"$0"}
     await worker.crash()
 
@@ -198,18 +198,18 @@ async def test_counts_are_refreshed(worker: Worker) -> None:
 @pytest.mark.parametrize("trouble", [RuntimeError(), RuntimeError("two\nlines"), AssertionError()])
 async def test_no_trouble_ends_it(worker: Worker, monkeypatch: pytest.MonkeyPatch, trouble: Exception) -> None:
     """Also such as says nothing of itself."""
-    callers, work = FakeCallers(), outbox.purge
+    callers, work = FakeCallers(), retention.purge
 
     def fail(*_: Any, **__: Any) -> int:
         raise trouble
 
     callers.broken = trouble
-    monkeypatch.setattr(outbox, "purge", fail)
+    monkeypatch.setattr(retention, "purge", fail)
     await put(worker, "sent", state="sent", settled_at=1)
     async with running(worker, callers):
         await until(lambda: callers.refreshed >= 3)
         assert names(worker) == {"sent"}
-        monkeypatch.setattr(outbox, "purge", work)
+        monkeypatch.setattr(retention, "purge", work)
         callers.broken = None
         await until(lambda: names(worker) == set())
 

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from flowbridge.store import StoreUnsure, database
+from flowbridge.models.timing import Timing
+from flowbridge.store import StoreUnsure
 from tests.integration.store.test_database import failing
 from tests.worker import MakeWorker, Rooms, refuse_connection, soon, until
 
@@ -15,11 +16,10 @@ LOST = sqlite3.OperationalError("disk I/O error")
 @pytest.mark.parametrize("is_done", [True, False])
 @pytest.mark.parametrize("how", [{"waits": False}, {"waits": True}, {"key": "k"}], ids=["async", "waits", "keyed"])
 async def test_acceptance_in_doubt_is_sent_where_it_was_done(
-    make: MakeWorker, rooms: Rooms, monkeypatch: pytest.MonkeyPatch, how: dict[str, Any], is_done: bool
+    make: MakeWorker, rooms: Rooms, how: dict[str, Any], is_done: bool
 ) -> None:
     """In a lane that is held, and busy with an older event, so that this one is not on its way."""
-    monkeypatch.setattr(database, "RETRY_SECONDS", 0.1)
-    async with make() as worker:
+    async with make(timing=Timing(store_retry_seconds=0.1)) as worker:
         rooms.always(refuse_connection)
         await worker.accept("first")
         await until(lambda: rooms.sends)
