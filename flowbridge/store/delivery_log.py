@@ -75,16 +75,8 @@ class Standing:
 
 MAX_OLDER = 1_000  # events that are counted before one
 
-_LISTED = (
-    *(
-        outbox.c[name]
-        for name in (
-            *("id", "delivery", "room_id", "event_type", "state_key", "state", "txn_id", "attempts", "event_id"),
-            *("error", "api_key", "accepted_at", "settled_at"),
-        )
-    ),
-    accounts.c.user_id,
-)
+_UNLISTED = ("lane", "account", "content", "request", "idem", "fingerprint", "history")
+_LISTED = (*(column for column in outbox.c if column.name not in _UNLISTED), accounts.c.user_id)
 _WITH_USER = outbox.outerjoin(accounts, accounts.c.account == outbox.c.account)
 
 

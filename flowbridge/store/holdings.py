@@ -5,8 +5,9 @@ cores), 300,000 of 1 kB as long.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import Connection, LargeBinary, cast, func, literal, select, tuple_
+from sqlalchemy import Connection, LargeBinary, Select, cast, func, literal, select, tuple_
 from sqlalchemy.sql import ColumnElement
 
 from flowbridge.store.outbox import ROW_BYTES
@@ -41,36 +42,30 @@ def newest(connection: Connection) -> int:
 
 def queued(connection: Connection, after: Place, last: int, limit: int) -> Piece:
     """The next `limit` queued events with ids up to `last`; by lane, as the index has them."""
-    inner = (
-        select(outbox.c.lane, _ID, _caller.label("caller"), _weight(connection).label("weight"))
-        .where(QUEUED, last >= _ID, tuple_(outbox.c.lane, _ID) > tuple_(literal(after[0]), literal(after[1])))
-        .order_by(outbox.c.lane, _ID)
-        .limit(limit)
-        .subquery()
-    )
+    is_next = tuple_(outbox.c.lane, _ID) > tuple_(literal(after[0]), literal(after[1]))
+    events = select(outbox.c.lane, *_weighed(connection)).where(QUEUED, last >= _ID, is_next)
+    return _piece(connection, events.order_by(outbox.c.lane, _ID).limit(limit))
+
+
+def dead(connection: Connection, after: Place, last: int, limit: int) -> Piece:
+    """The next dead letters, by id."""
+    events = select(literal("").label("lane"), *_weighed(connection)).where(DEAD, last >= _ID, after[1] < _ID)
+    return _piece(connection, events.order_by(_ID).limit(limit))
+
+
+def _piece(connection: Connection, events: Select[Any]) -> Piece:
+    inner = events.subquery()
     columns = (inner.c.lane, inner.c.caller)
     query = select(*columns, func.count(), func.sum(inner.c.weight), func.max(inner.c.id)).group_by(*columns)
     rows = connection.execute(query.order_by(inner.c.lane)).all()
     if not rows:
         return Piece([], None)
-    lane = rows[-1][0]
-    end = (lane, max(row[4] for row in rows if row[0] == lane))
+    end = (rows[-1][0], max(row[4] for row in rows if row[0] == rows[-1][0]))
     return Piece([(lane, caller, number, int(weight)) for lane, caller, number, weight, _ in rows], end)
 
 
-def dead(connection: Connection, after: Place, last: int, limit: int) -> Piece:
-    """The next dead letters, by id."""
-    inner = (
-        select(_ID, _caller.label("caller"), _weight(connection).label("weight"))
-        .where(DEAD, last >= _ID, after[1] < _ID)
-        .order_by(_ID)
-        .limit(limit)
-        .subquery()
-    )
-    query = select(inner.c.caller, func.count(), func.sum(inner.c.weight), func.max(inner.c.id))
-    rows = connection.execute(query.group_by(inner.c.caller)).all()
-    end = ("", max(row[3] for row in rows)) if rows else None
-    return Piece([("", caller, number, int(weight)) for caller, number, weight, _ in rows], end)
+def _weighed(connection: Connection) -> tuple[ColumnElement[Any], ...]:
+    return _ID, _caller.label("caller"), _weight(connection).label("weight")
 
 
 def sent(connection: Connection, after: Place, last: int, limit: int) -> Piece:

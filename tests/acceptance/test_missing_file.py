@@ -47,7 +47,7 @@ class Bridge:
         assert self.send(body, **ASYNC).status_code == 202
 
     def must_refuse(self, reason: str, body: str = "refused") -> None:
-        """Nothing is accepted, and whoever watches it is told why."""
+        """Nothing is accepted, and the callers and the operator are told why."""
         refused = self.send(body, **ASYNC)
         assert refused.status_code == 503, refused.text
         assert reason in refused.json()["error"]

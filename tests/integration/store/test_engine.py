@@ -1,4 +1,4 @@
-"""Opening the database: what is wrong is one line without secrets, and who may read the files."""
+"""Opening the database: errors are one line without secrets, and the files are closed to others."""
 
 import os
 import pwd
@@ -70,8 +70,8 @@ class Lines:
 
 @pytest.fixture
 def ordinary_user(tmp_path: Path) -> Iterator[Path]:
-    """Root may do everything: be nobody for this test. Gives a directory of that user's own."""
-    opened(f"sqlite:///{tmp_path}/first.db")  # all is imported by then: nobody may not get to the packages
+    """Run the test as the user `nobody`, since root may do everything. Yields a directory of that user."""
+    opened(f"sqlite:///{tmp_path}/first.db")  # imports everything: `nobody` may not be able to
     root = os.geteuid() == 0
     if root:
         os.seteuid(pwd.getpwnam("nobody").pw_uid)

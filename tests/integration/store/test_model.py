@@ -143,7 +143,7 @@ class Outbox(RuleBasedStateMachine):
         again=st.booleans(),
     )
     def settle(self, fence: Fence, zombie: bool, many: int, state: str, again: bool) -> None:
-        """By whoever has, or once had, the lane; perhaps a second time, and with another outcome."""
+        """By the owner of the lane, or an earlier one; perhaps a second time, and with another outcome."""
         now = self.lanes.get(fence.lane)
         if now is not None and now.owner is not None and not zombie:
             fence = Fence(fence.lane, now.owner, now.fence)

@@ -202,7 +202,7 @@ async def test_same_key_in_a_later_group_is_the_event_that_was_accepted(database
 async def test_same_key_at_two_replicas_at_once_is_one_event(
     database: Database, replica: Database, writer: WriteQueue
 ) -> None:
-    """The second one finds the first in its transaction, and only learns after its own look who was first."""
+    """The second one finds the first's row in its transaction, after its own search for the key."""
     here, there = keyed("here"), keyed("there")
     async with busy(replica, lambda connection: outbox.insert_rows(connection, [there.values()])):
         writer.append(here)

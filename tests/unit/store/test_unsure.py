@@ -1,4 +1,4 @@
-"""An acceptance whose commit nobody heard of, for longer than the store is tried: it is sent where it was done."""
+"""An acceptance whose commit got no answer until the retries ended: it is sent when it was committed."""
 
 import sqlite3
 from typing import Any
