@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, and_, case, delete, func, or_, select, update
 from sqlalchemy.sql import ColumnElement
 
+from flowbridge.store import outbox
 from flowbridge.store.clock import lease_clock
-from flowbridge.store.outbox import BATCH, Row, fetch
 from flowbridge.store.statements import HAS_QUEUED, insert
 from flowbridge.store.tables import accounts, lanes, tokens
 
@@ -31,7 +31,7 @@ class Claim:
     account: str
     uncertain_since: int | None
     sent_with: str  # digest of the token that everything in doubt was sent with; "" when unknown, or several
-    rows: list[Row]
+    rows: list[outbox.Row]
 
 
 def mark_dirty(connection: Connection, pairs: Iterable[tuple[str, str]], *, exclude: Collection[str] = ()) -> None:
@@ -67,7 +67,7 @@ def claim(
     limit: int,
     lease_ms: int,
     *,
-    batch: int = BATCH,
+    batch: int = outbox.BATCH,
     exclude: Iterable[str] = (),
     only: Iterable[str] = (),
 ) -> list[Claim]:
@@ -113,7 +113,7 @@ def claim(
         .returning(lanes.c.lane, lanes.c.fence, lanes.c.account, lanes.c.uncertain_since, lanes.c.sent_with)
     ).all()
     return [
-        Claim(Fence(lane, owner, fence), account, uncertain, sent_with, fetch(connection, lane, batch))
+        Claim(Fence(lane, owner, fence), account, uncertain, sent_with, outbox.fetch(connection, lane, batch))
         for lane, fence, account, uncertain, sent_with in taken
     ]
 
