@@ -63,7 +63,7 @@ class Core:
         self.locator = Locator(settings.base_url, tls, allow_http=settings.allow_http, timing=self.timing)
         self.homeserver = Homeserver(self.locator, tls, deadline=settings.request_seconds, timing=self.timing)
         self.relay = Relay(self.locator, tls, timing=self.timing)
-        self.database = Database(settings.database_url.get_secret_value())
+        self.database = Database(settings.database_url.get_secret_value(), timing=self.timing)
         self.write_queue = WriteQueue(
             self.database, max_waiting=settings.max_waiting, share=settings.max_share, timing=self.timing
         )

@@ -37,7 +37,7 @@ from flowbridge.homeserver.answers import Verdict
 from flowbridge.homeserver.pool import Answer
 from flowbridge.models import Caller, Event
 from flowbridge.models.timing import Timing
-from flowbridge.store import Database, Row, outbox, tables
+from flowbridge.store import Database, Row, clock, outbox, tables
 from flowbridge.store.accounts import account_of
 from tests.patience import PATIENCE as PATIENCE
 
@@ -180,7 +180,7 @@ class Rooms(Homeserver):
 
     def _put(self, room: str, event: dict[str, Any]) -> str:
         event_id = f"${next(self._numbers)}"
-        self.timeline[room].append({"origin_server_ts": outbox.now_ms(), **event, "event_id": event_id})
+        self.timeline[room].append({"origin_server_ts": clock.now_ms(), **event, "event_id": event_id})
         return event_id
 
 
@@ -283,7 +283,7 @@ class Rig:
     database: Database = field(init=False)
 
     def __post_init__(self) -> None:
-        self.database = Database(self.url)
+        self.database = Database(self.url, timing=self.timing)
         self.write_queue = WriteQueue(self.database, timing=self.timing)
         self.backpressure = Backpressure(self.database, self.limits, timing=self.timing)
         self.tokens = Tokens(
@@ -400,7 +400,7 @@ class Rig:
             state_key=state_key,
             content=text.encode(),
             txn_id=delivery,
-            accepted_at=outbox.now_ms(),
+            accepted_at=clock.now_ms(),
             api_key=api_key,
         )
         idem, fingerprint = (None, None) if key is None else (f"{account}|{room}|{key}", text)

@@ -12,7 +12,7 @@ from flowbridge.limits.tasks import Once, ignore_result
 from flowbridge.models import ApiKey
 from flowbridge.models.timing import Timing
 from flowbridge.settings import Settings
-from flowbridge.store import Database, api_keys, outbox
+from flowbridge.store import Database, api_keys, clock
 
 LOOK_UP_SECONDS = 5.0  # at most, for one key that is not known: a read that is in flight may have begun too early
 NOTE_SECONDS = 60.0
@@ -52,7 +52,7 @@ class ApiKeys:
             if hmac.compare_digest(digest, known):
                 found = key  # no early return: the time taken must reveal nothing about the keys
         if found is not None and not self._is_fixed:
-            self._used[found.id] = outbox.now_ms()
+            self._used[found.id] = clock.now_ms()
         return found
 
     async def look_up(self, secret: str) -> ApiKey | None:

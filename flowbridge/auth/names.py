@@ -7,7 +7,7 @@ from sqlalchemy import Connection
 
 from flowbridge.limits.cache import Cache
 from flowbridge.limits.tasks import ignore_result
-from flowbridge.store import Database, StoreFull, StoreUnavailable, outbox, resolved
+from flowbridge.store import Database, StoreFull, StoreUnavailable, clock, resolved
 
 NOTE_SECONDS = 3_600.0  # a name in use is written again this often
 KEEP_SECONDS = 90 * 86_400.0  # how long an unused name is kept
@@ -38,7 +38,7 @@ class Names:
         """Write what a name leads to, in the background."""
         if self._begun and self._noted.get(name) != value:
             self._noted.put(name, value)
-            self._write(lambda connection: resolved.note(connection, name, value, outbox.now_ms()))
+            self._write(lambda connection: resolved.note(connection, name, value, clock.now_ms()))
 
     def forget(self, name: str) -> None:
         """Remove a name that does not lead there any more, in the background."""

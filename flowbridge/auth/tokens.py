@@ -16,7 +16,7 @@ from flowbridge.limits.tasks import Once
 from flowbridge.models import Caller
 from flowbridge.models.timing import Timing
 from flowbridge.settings import Settings, SettingsError
-from flowbridge.store import Database, accounts, outbox
+from flowbridge.store import Database, accounts, clock
 
 V = TypeVar("V")
 Known = tuple[str, str | None, str]  # user id, device id, token
@@ -143,7 +143,7 @@ class Tokens:
                 "device_id": caller.device_id,
                 "token": self._fernet.encrypt(token.encode()).decode(),
                 "token_hash": digest_of(token),
-                "seen_at": outbox.now_ms(),
+                "seen_at": clock.now_ms(),
             }
         self._write(whose)
 
@@ -153,7 +153,7 @@ class Tokens:
         self._noted.pop(token, None)
         if token not in self._refused:
             self._keep(self._refused, token, None)
-            self._write({"account": account, "token_hash": digest_of(token), "refused_at": outbox.now_ms()})
+            self._write({"account": account, "token_hash": digest_of(token), "refused_at": clock.now_ms()})
 
     def doubt(self, user_id: str) -> None:
         """Some tokens of a user may have ended: in the store all count as refused until they are seen again.
@@ -163,7 +163,7 @@ class Tokens:
         account = _account_of(user_id)
         for token in (account, *self._known.get(account, ())):
             self._noted.pop(token, None)
-        self._write({"account": account, "refused_at": outbox.now_ms()})
+        self._write({"account": account, "refused_at": clock.now_ms()})
 
     def is_refused(self, token: str) -> bool:
         return token in self._refused

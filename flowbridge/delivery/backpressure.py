@@ -17,7 +17,7 @@ from flowbridge import log
 from flowbridge.delivery.pending import PendingDelivery
 from flowbridge.limits.shares import Share
 from flowbridge.models.timing import Timing
-from flowbridge.store import holdings, outbox
+from flowbridge.store import holdings, outbox, retention
 from flowbridge.store.database import Database
 from flowbridge.store.errors import MISSING_RETRY_MS, RoomShareTaken, ShareTaken, StoreFull, StoreUnavailable
 from flowbridge.store.holdings import Piece, Place
@@ -324,7 +324,7 @@ class Backpressure:
         return (
             await self.drop_dead()
             or await self._drop(self._sent, "sent", lambda _: -math.inf)
-            or await self._database.run(outbox.purge_oldest)  # what no census has counted yet
+            or await self._database.run(retention.purge_oldest)  # what no census has counted yet
             or await self._drop(self._dead, "dead", self._rest)
         )
 

@@ -25,10 +25,11 @@ from flowbridge.errors import GatewayTimeout, HomeserverError
 from flowbridge.homeserver.answers import Verdict
 from flowbridge.limits.tasks import ignore_result
 from flowbridge.models.timing import Timing
-from flowbridge.store import Database, Row, outbox
+from flowbridge.store import Database, Row, clock, leases, outbox
 from flowbridge.store.engine import reason
 from flowbridge.store.errors import StoreFull
-from flowbridge.store.outbox import CLOCK_SKEW_MS, Claim
+from flowbridge.store.json_columns import history_to_json
+from flowbridge.store.leases import Claim
 
 DAY_SECONDS = 86_400.0
 TOLD = 50  # waiting callers that are told of a refusal in one go
@@ -72,13 +73,13 @@ class Lane:
         self.uncertain_since = claim.uncertain_since / 1000 if claim.uncertain_since else None  # as time.time()
         # An earlier holder may have sent more than the head: any event accepted until now (ms), perhaps by the clock of
         # another replica.
-        self._doubtful_until = outbox.now_ms() + CLOCK_SKEW_MS if claim.uncertain_since else 0
+        self._doubtful_until = clock.now_ms() + clock.CLOCK_SKEW_MS if claim.uncertain_since else 0
         # After a restored backup, a missing event proves nothing: it may have been deleted, and the next one sent.
-        self._restored = outbox.is_restored(claim.uncertain_since)
+        self._restored = leases.is_restored(claim.uncertain_since)
         # The digest of the token that sent all events in doubt; "" for an unknown one, or several. It is in the store
         # before anything is sent: after a crash, a holder with another token looks into the room first.
         self._sent_with = claim.sent_with
-        self._merged = outbox.MERGED if claim.sent_with == outbox.MERGED else ""
+        self._merged = leases.MERGED if claim.sent_with == leases.MERGED else ""
         self._sends_with: str | None = None  # another digest that is yet to be stored
         self._missing = False  # the head was looked for and not found
         self.is_fresh = False  # it was idle, or a caller waits: its next event is not queued behind a backlog
@@ -300,7 +301,7 @@ class Lane:
             return
         try:
             held = await self._shared.database.run(
-                lambda connection: outbox.use_token(connection, self.fence, digest), alone=True
+                lambda connection: leases.use_token(connection, self.fence, digest), alone=True
             )
         except Exception as error:
             log.warning("store_away", error=reason(error))
@@ -319,7 +320,11 @@ class Lane:
 
     def _note(self, pending: PendingDelivery) -> None:
         """Store the attempts so far, for the delivery log and a later holder. It is not waited for."""
-        delivery, attempts, history = pending.row.delivery, pending.attempts, outbox.dumps(pending.history)
+        delivery, attempts, history = (
+            pending.row.delivery,
+            pending.attempts,
+            history_to_json(pending.history),
+        )
         with contextlib.suppress(StoreFull):  # it is only a record
             noting = self._shared.database.run(
                 lambda connection: outbox.note(connection, delivery, attempts, history), lingers=True
@@ -465,7 +470,7 @@ class Lane:
         else:
             assert error is not None
             outcome = Outcome("dead", error={"status": error.status, **error.body()})
-        pending.settle(outcome, outbox.now_ms())
+        pending.settle(outcome, clock.now_ms())
         if error is not None:  # of a verdict that is not "sent"
             log.warning(
                 "event_dead",
@@ -493,7 +498,7 @@ def _wait_for_invitation(
     The attempt's entry says which pause it is and when that ends (ms): attempts in between, which waiting callers
     cause, must not use the pauses up.
     """
-    now = outbox.now_ms()
+    now = clock.now_ms()
     since = takewhile(lambda earlier: "replayed" not in earlier, reversed(history))
     absences = [earlier["absent"] for earlier in since if "absent" in earlier]
     number, until = -1, 0

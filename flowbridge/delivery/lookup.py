@@ -13,8 +13,8 @@ from typing import Any
 from flowbridge.errors import HomeserverError
 from flowbridge.homeserver import Homeserver
 from flowbridge.homeserver.client import REDACTION
-from flowbridge.store import Database, Row, outbox
-from flowbridge.store.outbox import CLOCK_SKEW_MS
+from flowbridge.store import Database, Row, clock, retention
+from flowbridge.store.clock import CLOCK_SKEW_MS
 
 PAGE = 100
 PEEK = 10  # events behind an empty page that are read for their time
@@ -28,7 +28,7 @@ class _Place:
     before: str = ""  # where the next page begins; "": at the newest event
     newest: str | None = None  # the id of the newest event that was checked
     mark: str | None = None  # likewise of any sender's, where a page was empty
-    seen_at: int = field(default_factory=outbox.now_ms)  # older events (ms) were checked, or will be
+    seen_at: int = field(default_factory=clock.now_ms)  # older events (ms) were checked, or will be
     alike: list[str] = field(default_factory=list)  # events with the same content
 
 
@@ -79,7 +79,7 @@ class Lookup:
 
     async def _newer(self, looking: "_Search", place: _Place) -> str | None:
         """Events since the look-up began: the request whose answer was lost may have been late."""
-        before, alike, now = "", list[str](), outbox.now_ms()
+        before, alike, now = "", list[str](), clock.now_ms()
         newest: str | None = None
         mark: str | None = None
         while True:
@@ -106,7 +106,7 @@ class Lookup:
         if not alike:
             return None
         others = await self._database.run(
-            lambda connection: outbox.sent_before(connection, row.lane, since - CLOCK_SKEW_MS, alike)
+            lambda connection: retention.sent_before(connection, row.lane, since - CLOCK_SKEW_MS, alike)
         )
         return next((event_id for event_id in reversed(alike) if event_id not in others), None)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from flowbridge.limits.tasks import ignore_result
-from flowbridge.store import Row, outbox
+from flowbridge.store import Row, json_columns, outbox
 from flowbridge.store.outbox import ROW_BYTES
 
 
@@ -157,7 +157,7 @@ class PendingDelivery:
             "fingerprint": self.fingerprint,
             "state": outcome.state if outcome else "queued",
             "attempts": self._attempts,
-            "history": outbox.dumps(self._history),
+            "history": json_columns.history_to_json(self._history),
             "event_id": outcome.event_id if outcome else None,
             "error": json.dumps(outcome.error) if outcome and outcome.error else None,
             "api_key": row.api_key,

@@ -26,9 +26,10 @@ from flowbridge.homeserver.answers import Verdict
 from flowbridge.limits.shares import Share
 from flowbridge.limits.tasks import Once
 from flowbridge.models.timing import Timing
-from flowbridge.store import Database, Fence, Row, StoreFull, StoreUnsure, abandoned, outbox
+from flowbridge.store import Database, Fence, Row, StoreFull, StoreUnsure, abandoned, clock, leases, outbox
 from flowbridge.store.engine import reason
-from flowbridge.store.outbox import ASKED, BATCH, Claim
+from flowbridge.store.leases import ASKED, Claim
+from flowbridge.store.outbox import BATCH
 
 PAUSED_SECONDS = 2.0  # an account that pauses for longer makes room for others
 MAX_WANTED = 10_000  # lanes to be claimed before others
@@ -231,7 +232,7 @@ class Worker:
             why=f"it was not delivered within {self._keep_days:g} days",
             reasons=dict(self._limits.distrusted),
             mine=[lane.fence for lane in lanes],
-            but=set(self._write_queue.unwritten),
+            exclude=set(self._write_queue.unwritten),
         )
         errors = await self._database.run(work, alone=True)
         for delivery, error in errors.items():
@@ -239,7 +240,7 @@ class Worker:
             pending = self._deliveries.get(delivery)
             if pending is not None and not pending.settled.done():
                 outcome = Outcome("dead", error=error)
-                pending.settle(outcome, outbox.now_ms())
+                pending.settle(outcome, clock.now_ms())
                 self._backpressure.remove(pending)
                 pending.answer(outcome)
         self._wake.set()
@@ -267,7 +268,7 @@ class Worker:
     async def joined(self, user_id: str, room_id: str) -> None:
         """A user has joined a room: try the events that wait for that at once."""
         with contextlib.suppress(Exception):  # else they are tried when their pause ends
-            names = await self._database.read(lambda connection: outbox.lanes_in(connection, user_id, room_id))
+            names = await self._database.read(lambda connection: leases.lanes_in(connection, user_id, room_id))
             self._rouse_all(names)
             if not self._database.is_sqlite:
                 # A replica whose attempt failed just before the join lets its lane rest only now.
@@ -331,7 +332,7 @@ class Worker:
         self._write_queue.hurry()  # the last chance for outcomes that the store has refused so far
         if not await self._unsettled(self._write_queue.unsettled_lanes()):  # else the leases run out: all is in doubt
             with contextlib.suppress(Exception):
-                await self._database.run(lambda connection: outbox.release_all(connection, self._owner), alone=True)
+                await self._database.run(lambda connection: leases.release_all(connection, self._owner), alone=True)
 
     @property
     def _lease_ms(self) -> int:
@@ -441,8 +442,8 @@ class Worker:
         asked = time.monotonic()
         batch = max(1, min(self._bounds.batch, self._most_held // (len(self._lanes) + limit)))
         claims = await self._database.run(
-            lambda connection: outbox.claim(
-                connection, self._owner, limit, self._lease_ms, batch=batch, but=but, only=only
+            lambda connection: leases.claim(
+                connection, self._owner, limit, self._lease_ms, batch=batch, exclude=but, only=only
             ),
             alone=True,
         )
@@ -544,7 +545,7 @@ class Worker:
             unsettled = await self._unsettled({fence.lane for fence in fences})
             fences = [fence for fence in fences if fence.lane not in unsettled]
             await self._database.run(
-                lambda connection: outbox.release(connection, fences, int(rest * 1000)), alone=True
+                lambda connection: leases.release(connection, fences, int(rest * 1000)), alone=True
             )
             if not rest:
                 self._wake.set()
@@ -589,7 +590,7 @@ class Worker:
         if now < self._rotated_at + ROTATE_SECONDS:
             return
         self._rotated_at = now
-        waiting = await self._database.read(lambda connection: outbox.free(connection, accounts, ROTATED))
+        waiting = await self._database.read(lambda connection: leases.free(connection, accounts, ROTATED))
         fences: list[Fence] = []
         for lane in list(self._lanes.values()):  # in the order of their claims
             if len(fences) >= waiting:
@@ -612,7 +613,7 @@ class Worker:
     async def _renew_all(self) -> None:
         asked = time.monotonic()
         held = await self._database.run(
-            lambda connection: outbox.renew(connection, self._owner, self._lease_ms), alone=True
+            lambda connection: leases.renew(connection, self._owner, self._lease_ms), alone=True
         )
         for name, lane in list(self._lanes.items()):
             number, dirty = held.pop(name, (-1, 0))

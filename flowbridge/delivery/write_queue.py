@@ -9,10 +9,10 @@ from sqlalchemy import Connection
 from flowbridge.delivery.pending import PendingDelivery
 from flowbridge.limits.shares import Share
 from flowbridge.models.timing import Timing
-from flowbridge.store import accounts, outbox
+from flowbridge.store import accounts, leases, outbox
 from flowbridge.store.database import Database
 from flowbridge.store.errors import MISSING_RETRY_MS, ShareTaken, StoreFull, StoreUnavailable
-from flowbridge.store.outbox import Fence
+from flowbridge.store.leases import Fence
 
 WAIT_MS = 1_000  # until a caller with many requests in flight should come again
 
@@ -151,7 +151,7 @@ class _Batch:
             self.refused = self._append(connection)
         outbox.settle(connection, self.outcomes)
         for fence, since in self.doubts:
-            outbox.doubt(connection, fence, since)
+            leases.doubt(connection, fence, since)
         self._ran = True
 
     def found_nothing(self) -> bool:
@@ -178,7 +178,7 @@ class _Batch:
         marked = {lane for lane, _ in pairs}
         held = {fence.lane for fence, _ in self.doubts} - marked
         pairs.update((lane, lane.partition("|")[0]) for lane in held)
-        outbox.mark_dirty(connection, pairs, but=held)
+        leases.mark_dirty(connection, pairs, exclude=held)
 
     def done(self, future: "asyncio.Future[None]") -> None:
         self._take()  # if the store was not reached, the work was never called
@@ -206,7 +206,7 @@ class _Batch:
         self._join(connection)
         if self._write_queue._database.is_sqlite:
             fresh = [pending for pending in self.new if pending.existing is None]
-            outbox.mark_dirty(
+            leases.mark_dirty(
                 connection, [(pending.row.lane, pending.row.account) for pending in fresh if pending.dirty]
             )
         return refused

@@ -24,7 +24,7 @@ from flowbridge.homeserver import identifiers
 from flowbridge.limits.processor import Account, Aside
 from flowbridge.models import Caller, Event, Payload, Surface
 from flowbridge.services import room_upgrades
-from flowbridge.store import Row, outbox
+from flowbridge.store import Row, clock, outbox
 from flowbridge.store.errors import ShareTaken
 
 MAX_CONTENT_BYTES = 62_000  # of the 65,536 that a whole event may have (specification, "Size limits")
@@ -200,7 +200,7 @@ class Acceptance:
             state_key=event.state_key,
             content=event.content,
             txn_id=delivery,
-            accepted_at=outbox.now_ms(),
+            accepted_at=clock.now_ms(),
             api_key=caller.key.id if caller.key else None,
         )
         is_same = how.request == event.content

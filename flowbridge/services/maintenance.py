@@ -12,7 +12,7 @@ from flowbridge.delivery import Worker
 from flowbridge.delivery.backpressure import FILLED, Backpressure
 from flowbridge.models.timing import Timing
 from flowbridge.settings import Settings
-from flowbridge.store import Database, abandoned, accounts, outbox, resolved
+from flowbridge.store import Database, abandoned, accounts, clock, leases, resolved, retention
 from flowbridge.store.engine import reason
 
 COUNT_SHARE = 50  # counting takes at most one of so many seconds
@@ -75,10 +75,10 @@ class Maintenance:
         return max(self._timing.count_seconds, self._count_share * await self._backpressure.census())
 
     async def _purge(self) -> float:
-        now = outbox.now_ms()
+        now = clock.now_ms()
         sent = now - int(self._settings.keep_sent_hours * HOUR_MS)
         dead = now - int(self._settings.keep_dead_days * 24 * HOUR_MS)
-        gone = await self._repeat(lambda: self._database.run(lambda connection: outbox.purge(connection, sent, dead)))
+        gone = await self._repeat(lambda: self._database.run(partial(retention.purge, sent=sent, dead=dead)))
         if self._backpressure.pressed.is_set():
             await self._backpressure.refresh()
         while self._backpressure.is_crowded and (early := await self._backpressure.drop_dead()):
@@ -98,7 +98,7 @@ class Maintenance:
 
     async def _give_up(self) -> None:
         """Make a dead letter of each event that was not delivered in time, also where nothing was even tried."""
-        before = outbox.now_ms() - int(self._settings.keep_queued_days * 24 * HOUR_MS)
+        before = clock.now_ms() - int(self._settings.keep_queued_days * 24 * HOUR_MS)
         oldest, gone = self._backpressure.oldest_at, 0
         after: int | None = 0
         while oldest is not None and oldest * 1000 < before and after is not None:
@@ -111,10 +111,10 @@ class Maintenance:
             await self._backpressure.refresh()
 
     async def _forget_idle(self) -> None:
-        idle = outbox.now_ms() - int(self._timing.token_idle_seconds * 1000)
-        unseen = outbox.now_ms() - int(names.KEEP_SECONDS * 1000)  # what is needed again is asked for again
-        await self._repeat(lambda: self._database.run(outbox.forget_idle_lanes, alone=True))
-        await self._repeat(lambda: self._database.run(outbox.forget_ids))
+        idle = clock.now_ms() - int(self._timing.token_idle_seconds * 1000)
+        unseen = clock.now_ms() - int(names.KEEP_SECONDS * 1000)  # what is needed again is asked for again
+        await self._repeat(lambda: self._database.run(leases.forget_idle, alone=True))
+        await self._repeat(lambda: self._database.run(retention.forget_ids))
         await self._database.run(lambda connection: accounts.drop_idle_tokens(connection, idle))
         await self._database.run(lambda connection: accounts.forget_tokens(connection, unseen))
         await self._database.run(lambda connection: resolved.forget(connection, unseen))

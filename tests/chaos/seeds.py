@@ -59,7 +59,7 @@ def new_txn_id() -> None:
 
 def no_fence() -> None:
     """settle, release and renew ignore the fence"""
-    from flowbridge.store import outbox
+    from flowbridge.store import clock
     from flowbridge.store.tables import lanes
 
     held: dict[str, int] = {}
@@ -71,7 +71,7 @@ def no_fence() -> None:
 
     def renew(_: Any, connection: Any, owner: str, lease_ms: int) -> dict[str, tuple[int, bool]]:
         mine = lanes.c.lane.in_(list(held))
-        until = outbox._clock(connection) + lease_ms
+        until = clock.lease_clock(connection) + lease_ms
         dirty = dict(connection.execute(select(lanes.c.lane, lanes.c.dirty).where(mine)).all())
         connection.execute(update(lanes).where(mine).values(owner=owner, lease_until=until, dirty=0))
         return {lane: (number, bool(dirty.get(lane))) for lane, number in held.items()}
@@ -87,20 +87,20 @@ def no_fence() -> None:
             held.pop(fence.lane, None)
         original(connection, fences, *rest)
 
-    _wrap("flowbridge.store.outbox.claim", claim)
-    _wrap("flowbridge.store.outbox.renew", renew)
-    _wrap("flowbridge.store.outbox.release", release)
-    _wrap("flowbridge.store.outbox._holds", lambda _, fence: lanes.c.lane == fence.lane)
+    _wrap("flowbridge.store.leases.claim", claim)
+    _wrap("flowbridge.store.leases.renew", renew)
+    _wrap("flowbridge.store.leases.release", release)
+    _wrap("flowbridge.store.leases.holds", lambda _, fence: lanes.c.lane == fence.lane)
     _wrap("flowbridge.store.outbox.settle", settle)
 
 
 def dirty_only() -> None:
     """a claim without `owner is not null`"""
-    from flowbridge.store import outbox
+    from flowbridge.store import clock
     from flowbridge.store.tables import lanes
 
     def claim(original: Any, connection: Any, *arguments: Any, **named: Any) -> Any:
-        now = outbox._clock(connection)
+        now = clock.lease_clock(connection)
         left = lanes.c.owner.is_not(None) & (lanes.c.dirty == 0) & (lanes.c.lease_until <= now)
         rows = connection.execute(select(lanes.c.lane, lanes.c.lease_until).where(left).with_for_update()).all()
         hide = update(lanes).where(lanes.c.lane.in_([row.lane for row in rows]))
@@ -110,7 +110,7 @@ def dirty_only() -> None:
             connection.execute(update(lanes).where(lanes.c.lane == row.lane).values(lease_until=row.lease_until))
         return claims
 
-    _wrap("flowbridge.store.outbox.claim", claim)
+    _wrap("flowbridge.store.leases.claim", claim)
 
 
 def short_lease() -> None:
@@ -139,7 +139,7 @@ def by_timestamp() -> None:
 def skewed_clock() -> None:
     """nothing: each bridge has another clock, wrong by up to ten seconds"""
     skew_ms = random.randint(-10_000, 10_000)
-    _wrap("flowbridge.store.outbox.now_ms", lambda original: original() + skew_ms)
+    _wrap("flowbridge.store.clock.now_ms", lambda original: original() + skew_ms)
 
 
 def slow() -> None:
@@ -185,7 +185,7 @@ def one_token() -> None:
 
 def sure_503() -> None:
     """503 for what the store may have taken"""
-    _wrap("flowbridge.store.database._may_be_done", lambda *_: False)
+    _wrap("flowbridge.store.jobs.may_be_committed", lambda *_: False)
 
 
 SEEDS = {

@@ -12,8 +12,8 @@ from flowbridge.cli.demo.synapse import Account, LocalSynapse
 from flowbridge.delivery import lookup
 from flowbridge.homeserver import Homeserver, Locator, tls_context
 from flowbridge.store import Row
+from flowbridge.store.clock import now_ms
 from flowbridge.store.database import Database
-from flowbridge.store.outbox import now_ms
 from tests.conftest import MakeAccount
 from tests.integration.conftest import KEY, Room
 from tests.integration.test_waiting import ASYNC, MATRIX, accepted, as_caller, send, text, wait_until

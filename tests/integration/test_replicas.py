@@ -12,7 +12,6 @@ from sqlalchemy import NullPool, create_engine, make_url, text
 
 from flowbridge.delivery.pending import Outcome
 from flowbridge.store import StoreUnavailable, delivery_log
-from flowbridge.store import database as database_module
 from tests.patience import PATIENCE
 from tests.postgres import LocalPostgres
 from tests.rig import ALICE, ROOM, MakeRig, Rig, Rooms, after, error, refuse_connection, slow, soon, until
@@ -282,10 +281,10 @@ def unreachable_database(url: str, postgres: LocalPostgres) -> Iterator[None]:
 
 
 async def test_worker_goes_on_when_a_database_that_was_away_is_back(
-    make: MakeRig, rooms: Rooms, url: str, postgres: LocalPostgres, monkeypatch: pytest.MonkeyPatch
+    make: MakeRig, rooms: Rooms, url: str, postgres: LocalPostgres
 ) -> None:
     """Also when it was away for so long that those who waited were told: nothing hangs on for ever."""
-    monkeypatch.setattr(database_module, "RETRY_SECONDS", 0.1)
+    make.tune(store_retry_seconds=0.1)
     async with make() as rig:
         await rig.send("a")
         await rig.settled()

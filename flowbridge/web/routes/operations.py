@@ -89,7 +89,7 @@ class Operations:
     async def _look_at_store(self) -> None:
         """Once a second at most: /readyz needs no token. Raises StoreUnavailable for a database that is malformed."""
         if time.monotonic() >= self._look_at:
-            await self._core.database.look()
+            await self._core.database.check()
             self._look_at = time.monotonic() + KEEP_SECONDS
 
     def _paused(self) -> dict[str, str]:

@@ -12,7 +12,6 @@ from sqlalchemy import NullPool, create_engine, make_url, text
 
 from flowbridge import log
 from flowbridge.store import backup
-from flowbridge.store import database as database_module
 from tests.postgres import LocalPostgres
 from tests.rig import ROOM, SERVICE, MakeRig, Rig, Rooms, accept, cut, error, unreachable, until
 
@@ -354,13 +353,11 @@ async def test_role_that_does_not_own_the_table_looks_each_time(
 
 
 @pytest.mark.parametrize("store", ["sqlite: copied by hand"], indirect=True)
-async def test_copy_that_sqlite_made_is_known_by_its_epoch(
-    make: Make, store: Store, rooms: Rooms, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_copy_that_sqlite_made_is_known_by_its_epoch(make: Make, store: Store, rooms: Rooms) -> None:
     """Put back into the very same file, after an end that could write nothing down."""
-    monkeypatch.setattr(database_module, "LOOK_SECONDS", 0.02)
     assert isinstance(store, File)
     copy = store.folder.with_name("copy.db")
+    make.tune(file_check_seconds=0.02)
     async with make() as rig:
         rooms.always(error(503, "M_UNKNOWN"))
         await rig.accept("a")
@@ -369,9 +366,9 @@ async def test_copy_that_sqlite_made_is_known_by_its_epoch(
         await rig.settled()
         files = rig.database.files
         assert files is not None
-        before = files._noted
+        before = files.state
         await rig.accept("b", OTHER)
-        await until(lambda: files._noted != before)
+        await until(lambda: files.state != before)
         await rig.crash()
     rooms.forget()
     store.path.write_bytes(copy.read_bytes())

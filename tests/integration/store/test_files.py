@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Connection
 
+from flowbridge.models.timing import Timing
 from flowbridge.store import Database, StoreError, StoreUnavailable, files
-from flowbridge.store import database as module
 from tests.integration.store import events as rows
 from tests.integration.store.events import states
 from tests.rig import PATIENCE, MakeRig, Rooms, soon, until
@@ -118,7 +118,7 @@ async def database(path: Path) -> AsyncIterator[Database]:
     database.open()
     database.start()
     yield database
-    if database._thread.is_alive():  # else the test has stopped it
+    if database.is_open:  # else the test has stopped it
         await database.stop()
 
 
@@ -211,8 +211,13 @@ async def test_end_overwrites_nothing_that_is_in_its_place(database: Database, p
 
 
 @pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "LOOK_SECONDS", 0.02)
+async def quick(path: Path) -> AsyncIterator[Database]:
+    """A database that checks its files all the time."""
+    database = Database(f"sqlite:///{path}", timing=Timing(file_check_seconds=0.02))
+    database.open()
+    database.start()
+    yield database
+    await database.stop()
 
 
 def put(connection: Connection, name: str) -> None:
@@ -227,27 +232,26 @@ def version(path: Path) -> int:
         connection.close()
 
 
-@pytest.mark.usefixtures("quick")
-async def test_epoch_changes_with_what_is_committed_and_not_without(database: Database, path: Path) -> None:
+async def test_epoch_changes_with_what_is_committed_and_not_without(quick: Database, path: Path) -> None:
     seen = version(path)
     for name in "abc":
-        await database.run(partial(put, name=name))
+        await quick.run(partial(put, name=name))
         deadline = time.monotonic() + PATIENCE
         while (now := version(path)) == seen:
             assert time.monotonic() < deadline
             await asyncio.sleep(0.01)
         seen = now
-    before = database.files
+    before = quick.files
     assert before is not None
-    looks = 0
+    checks = 0
 
-    def look() -> str:
-        nonlocal looks
-        looks += 1
+    def check() -> str:
+        nonlocal checks
+        checks += 1
         return ""
 
-    before.look = look  # type: ignore[method-assign]
-    await until(lambda: looks > 5)
+    before.check = check  # type: ignore[method-assign]
+    await until(lambda: checks > 5)
     assert version(path) == seen
 
 

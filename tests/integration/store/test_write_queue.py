@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 import pytest
+import sqlalchemy
 from sqlalchemy import Connection, select
 
 from flowbridge.delivery.pending import Outcome, PendingDelivery
@@ -20,6 +21,7 @@ from flowbridge.store import (
     StoreUnsure,
     accounts,
     delivery_log,
+    leases,
     outbox,
 )
 from flowbridge.store.tables import lanes
@@ -92,7 +94,7 @@ async def test_all_that_comes_together_is_one_piece_of_work(database: Database, 
     async with busy(database):
         for one in deliveries:
             writer.append(one)
-        assert database._jobs.qsize() == 1
+        assert database.waiting == 1
     await asyncio.gather(*[one.committed for one in deliveries])
     assert list(await database.read(states)) == [one.row.delivery for one in deliveries]
 
@@ -143,9 +145,9 @@ async def test_outcome_and_doubt_of_a_zombie_are_not_written(database: Database,
     fence = await held(database)
     one = pending("one")
     await accepted(writer, one)
-    await database.run(lambda connection: outbox.recover(connection, 30_000))
+    await database.run(lambda connection: leases.recover(connection, 30_000))
     new = (await database.run(lambda connection: claim(connection, "other")))[0].fence
-    await database.run(lambda connection: outbox.doubt(connection, new, 7))
+    await database.run(lambda connection: leases.doubt(connection, new, 7))
     writer.settle(end(one), fence)
     writer.doubt(fence, None)
     await accepted(writer, pending("two"))
@@ -167,7 +169,7 @@ async def test_account_is_written_before_the_event_that_needs_it(database: Datab
     async with busy(database):
         writer.remember(test_accounts.account("alice", "token"))
         writer.append(one := pending("one"))
-        assert database._jobs.qsize() == 1
+        assert database.waiting == 1
     await one.committed
     assert await database.read(lambda c: accounts.by_token(c, "token")) == ("@alice:example.org", "DEVICE")
 
@@ -205,7 +207,7 @@ async def test_same_key_in_a_later_group_is_the_event_that_was_accepted(database
 async def test_same_key_at_two_replicas_at_once_is_one_event(
     database: Database, replica: Database, writer: WriteQueue
 ) -> None:
-    """The second one finds the first in its transaction, and only learns after its own look who was first."""
+    """The second one finds the first's row in its transaction, after its own search for the key."""
     here, there = keyed("here"), keyed("there")
     async with busy(replica, lambda connection: outbox.insert_rows(connection, [there.values()])):
         writer.append(here)
@@ -230,7 +232,7 @@ async def test_replicas_that_write_the_same_key_wait_in_no_circle(
 ) -> None:
     """One writes to a single lane, the other to two, and both have the same event for the lane that they share."""
     if not lanes_are_new:
-        await database.run(lambda connection: outbox.mark_dirty(connection, [(LANE, "account"), (OTHER, "account")]))
+        await database.run(lambda connection: leases.mark_dirty(connection, [(LANE, "account"), (OTHER, "account")]))
     here, there = keyed("here", dirty=True), keyed("there", dirty=True)
     beside = keyed("beside", "another key", dirty=True, row={"lane": OTHER})
     inserted, errors = threading.Event(), list[Exception]()
@@ -243,13 +245,9 @@ async def test_replicas_that_write_the_same_key_wait_in_no_circle(
             patience.until(lambda: waits_for_a_lock(database))
         return refused
 
-    def failed(self: Database, group: Any, error: Exception) -> None:
-        errors.append(error)
-        one_by_one(self, group, error)
-
-    one_by_one = Database._one_by_one
+    for each in (database, replica):
+        sqlalchemy.event.listen(each.engine, "handle_error", lambda failure: errors.append(failure.original_exception))
     monkeypatch.setattr(outbox, "insert_rows", slowly)
-    monkeypatch.setattr(Database, "_one_by_one", failed)
     writer.append(here)
     await until(inserted.is_set)
     await accepted(WriteQueue(replica), beside, there)

@@ -17,7 +17,7 @@ from flowbridge.models import Caller
 from flowbridge.models.timing import Timing
 from flowbridge.settings import Settings, SettingsError
 from flowbridge.store import StoreUnavailable, accounts, tables
-from flowbridge.store.outbox import now_ms
+from flowbridge.store.clock import now_ms
 from tests.rig import ALICE, BOB, KEY, SERVICE, MakeRig, Rig, Rooms, refuse_connection, soon, until
 from tests.unit import Clock
 

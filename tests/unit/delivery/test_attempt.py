@@ -24,7 +24,7 @@ from flowbridge.homeserver.pool import Answer
 from flowbridge.models import Caller
 from flowbridge.models.timing import Timing
 from flowbridge.store import Row, accounts, tables
-from flowbridge.store.outbox import now_ms
+from flowbridge.store.clock import now_ms
 from tests.rig import (
     ALICE,
     BOB,

@@ -15,8 +15,8 @@ from flowbridge.delivery.backpressure import Backpressure, Limits
 from flowbridge.delivery.pending import Outcome, PendingDelivery
 from flowbridge.models.timing import Timing
 from flowbridge.store import StoreFull, holdings, outbox, tables
+from flowbridge.store.clock import now_ms
 from flowbridge.store.errors import RoomShareTaken, ShareTaken
-from flowbridge.store.outbox import now_ms
 from tests.patience import PATIENCE
 from tests.rig import BOB, ROOM, Rig, Rooms, soon
 

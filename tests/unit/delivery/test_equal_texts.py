@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, func, select, update
 
-from flowbridge.store import delivery_log, holdings, outbox, tables
-from flowbridge.store.outbox import NEEDED_MS, now_ms
+from flowbridge.store import delivery_log, holdings, retention, tables
+from flowbridge.store.clock import now_ms
+from flowbridge.store.retention import NEEDED_MS
 from tests.rig import SERVICE, MakeRig, Rig, Rooms, accept, lose, silence, soon, until
 
 ALWAYS = 2**62
@@ -25,7 +26,7 @@ def _no_txn_ids(rooms: Rooms) -> None:
 
 
 def purge(connection: Connection) -> int:
-    return outbox.purge(connection, ALWAYS, ALWAYS)
+    return retention.purge(connection, ALWAYS, ALWAYS)
 
 
 def drop(connection: Connection) -> int:
@@ -54,7 +55,7 @@ async def check_that_it_comes(make: MakeRig, rooms: Rooms) -> None:
         assert rig.rows("state", "event_id") == [("sent", "$2")]
 
 
-@pytest.mark.parametrize("forget", [purge, outbox.purge_oldest, drop, remove])
+@pytest.mark.parametrize("forget", [purge, retention.purge_oldest, drop, remove])
 async def test_event_is_sent_after_a_crash_when_the_row_of_an_equal_one_is_gone(
     make: MakeRig, rooms: Rooms, forget: Callable[[Connection], int]
 ) -> None:
@@ -116,7 +117,7 @@ async def test_ids_are_kept_for_as_long_as_they_tell_something(make: MakeRig, ro
         assert await work(purge) == 3
         assert await work(remembered) == ["$2", "$3"]
         await age(tables.gone, "$2")
-        assert await work(outbox.forget_ids) == 1
+        assert await work(retention.forget_ids) == 1
         # An event that has waited for a long time is told from what was sent before it, and while it waited.
         blocked = asyncio.Event()
         rooms.always(lambda *_: soon(blocked.wait()))
@@ -124,8 +125,8 @@ async def test_ids_are_kept_for_as_long_as_they_tell_something(make: MakeRig, ro
         waiting = update(tables.outbox).values(accepted_at=now_ms() - 10 * NEEDED_MS)
         await work(lambda connection: connection.execute(waiting))
         await age(tables.gone, "$3", by=11 * NEEDED_MS - 1_000)
-        assert await work(outbox.forget_ids) == 0
+        assert await work(retention.forget_ids) == 0
         await age(tables.gone, "$3", by=11 * NEEDED_MS + 10_000)
-        assert await work(outbox.forget_ids) == 1
+        assert await work(retention.forget_ids) == 1
         assert await work(lambda connection: connection.scalar(select(func.count()).select_from(tables.gone))) == 0
         await rig.crash()

@@ -8,7 +8,7 @@ from sqlalchemy import Connection, insert
 
 from flowbridge.homeserver.pool import Answer
 from flowbridge.store import tables
-from flowbridge.store.outbox import now_ms
+from flowbridge.store.clock import now_ms
 from tests.patience import PATIENCE
 from tests.rig import ALICE, Behaviour, MakeRig, Rig, Rooms, Sent, accept, until
 

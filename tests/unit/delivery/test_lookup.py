@@ -13,7 +13,7 @@ from flowbridge.delivery.attempt import Attempt
 from flowbridge.errors import HomeserverError
 from flowbridge.homeserver.answers import Verdict
 from flowbridge.store import Row
-from flowbridge.store.outbox import CLOCK_SKEW_MS, now_ms
+from flowbridge.store.clock import CLOCK_SKEW_MS, now_ms
 from tests.patience import PATIENCE
 from tests.rig import ALICE, ROOM, MakeRig, Rig, Rooms, until
 

@@ -18,9 +18,8 @@ from flowbridge.delivery.backpressure import Limits
 from flowbridge.delivery.limiter import WIDEST
 from flowbridge.delivery.pending import Outcome
 from flowbridge.delivery.worker import Bounds
-from flowbridge.store import StoreFull, StoreUnavailable, abandoned, delivery_log, engine, outbox, tables
-from flowbridge.store import database as database_module
-from flowbridge.store.outbox import ASKED
+from flowbridge.store import StoreFull, StoreUnavailable, abandoned, delivery_log, leases, outbox, tables
+from flowbridge.store.leases import ASKED
 from tests.patience import PATIENCE
 from tests.rig import (
     ALICE,
@@ -186,7 +185,7 @@ async def blocked(rig: Rig, number: int, room: str = ROOM) -> None:
         rows.append({**template.values(), "delivery": name, "txn_id": name, "content": content})
     await rig.database.run(lambda connection: outbox.insert_rows(connection, rows))
     pair = (template.row.lane, template.row.account)
-    await rig.database.run(lambda connection: outbox.mark_dirty(connection, [pair]))
+    await rig.database.run(lambda connection: leases.mark_dirty(connection, [pair]))
     rig.worker.wake()
 
 
@@ -415,10 +414,9 @@ async def test_event_that_the_store_refuses_is_not_half_accepted(make: MakeRig, 
 
 
 @pytest.fixture
-def impatient_store(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that gives a locked file up soon."""
-    monkeypatch.setattr(engine, "BUSY_MS", 20)
-    monkeypatch.setattr(database_module, "RETRY_SECONDS", 0.1)
+def impatient_store(make: MakeRig) -> None:
+    """It soon stops waiting for a locked file."""
+    make.tune(sqlite_busy_seconds=0.02, store_retry_seconds=0.1)
 
 
 @contextlib.contextmanager
@@ -447,7 +445,6 @@ async def test_event_that_is_sent_but_cannot_be_written_was_sent(make: MakeRig, 
         assert rig.backpressure.queued == 0
 
 
-@pytest.mark.usefixtures("impatient_store")
 async def test_event_that_may_be_in_the_room_and_cannot_be_written_is_not_taken_back(
     make: MakeRig, rooms: Rooms, path: Path
 ) -> None:
@@ -499,7 +496,6 @@ async def test_nothing_goes_past_a_store_that_is_in_trouble(make: MakeRig, rooms
         assert rooms.tries() == ["a", "c"]
 
 
-@pytest.mark.usefixtures("impatient_store")
 async def test_worker_starts_on_a_store_that_cannot_be_written_and_recovers_later(
     make: MakeRig, rooms: Rooms, path: Path
 ) -> None:

@@ -11,8 +11,8 @@ from sqlalchemy import Connection
 
 from flowbridge.delivery.pending import PendingDelivery
 from flowbridge.delivery.write_queue import WriteQueue
-from flowbridge.store import Database, Row, StoreFull, StoreUnavailable, engine
-from flowbridge.store import database as database_module
+from flowbridge.models.timing import Timing
+from flowbridge.store import Database, Row, StoreFull, StoreUnavailable
 from tests.rig import PATIENCE, soon, until
 from tests.unit.delivery.test_worker import locked
 
@@ -60,12 +60,9 @@ async def test_event_is_written_however_fast_the_writer_is(quick: WriteQueue) ->
         await soon(one.committed)
 
 
-async def test_full_queue_of_other_work_does_not_keep_the_journal_from_writing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_full_queue_of_other_work_does_not_keep_the_journal_from_writing(tmp_path: Path) -> None:
     """What has been sent must be written down, whoever else waits."""
-    monkeypatch.setattr(database_module, "MAX_WAITING", 3)
-    database = Database(f"sqlite:///{tmp_path}/flowbridge.db")
+    database = Database(f"sqlite:///{tmp_path}/flowbridge.db", max_waiting=3)
     database.open()
     database.start()
     write_queue = WriteQueue(database)
@@ -88,13 +85,10 @@ async def test_full_queue_of_other_work_does_not_keep_the_journal_from_writing(
     await database.stop()
 
 
-async def test_store_that_could_not_even_be_reached_is_told_and_later_written_to(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_store_that_could_not_even_be_reached_is_told_and_later_written_to(tmp_path: Path) -> None:
     """BEGIN itself failed: the work was never called, and who waits must hear of it all the same."""
-    monkeypatch.setattr(engine, "BUSY_MS", 20)
-    monkeypatch.setattr(database_module, "RETRY_SECONDS", 0.05)
-    database = Database(f"sqlite:///{tmp_path}/flowbridge.db")
+    impatient = Timing(sqlite_busy_seconds=0.02, store_retry_seconds=0.05)
+    database = Database(f"sqlite:///{tmp_path}/flowbridge.db", timing=impatient)
     database.open()
     database.start()
     write_queue = WriteQueue(database)

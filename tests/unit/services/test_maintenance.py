@@ -15,8 +15,8 @@ from flowbridge.auth.api_keys import ApiKeys
 from flowbridge.models.timing import Timing
 from flowbridge.services.maintenance import Maintenance
 from flowbridge.settings import Settings
-from flowbridge.store import outbox, tables
-from flowbridge.store.outbox import now_ms
+from flowbridge.store import retention, tables
+from flowbridge.store.clock import now_ms
 from tests.rig import (
     ALICE,
     BOB,
@@ -143,7 +143,7 @@ async def test_what_a_lane_in_doubt_has_sent_is_known_when_it_is_gone(rig: Rig, 
     async with running(rig, callers, **settings):
         await until(lambda: rig.states() == ["queued"])
         await rounds(rig, callers)
-        known = await rig.database.read(lambda connection: outbox.sent_before(connection, lane, 0, ["$0", "$1"]))
+        known = await rig.database.read(lambda connection: retention.sent_before(connection, lane, 0, ["$0", "$1"]))
         assert known == {"$0"}
     await rig.crash()
 
@@ -214,18 +214,18 @@ async def test_counts_are_refreshed(rig: Rig) -> None:
 @pytest.mark.parametrize("trouble", [RuntimeError(), RuntimeError("two\nlines"), AssertionError()])
 async def test_no_trouble_ends_it(rig: Rig, monkeypatch: pytest.MonkeyPatch, trouble: Exception) -> None:
     """Also such as says nothing of itself."""
-    callers, work = FakeCallers(), outbox.purge
+    callers, work = FakeCallers(), retention.purge
 
     def fail(*_: Any, **__: Any) -> int:
         raise trouble
 
     callers.broken = trouble
-    monkeypatch.setattr(outbox, "purge", fail)
+    monkeypatch.setattr(retention, "purge", fail)
     await put(rig, "sent", state="sent", settled_at=1)
     async with running(rig, callers):
         await until(lambda: callers.refreshed >= 3)
         assert names(rig) == {"sent"}
-        monkeypatch.setattr(outbox, "purge", work)
+        monkeypatch.setattr(retention, "purge", work)
         callers.broken = None
         await until(lambda: names(rig) == set())
 

@@ -1,11 +1,11 @@
-"""An acceptance whose commit nobody heard of, for longer than the store is tried: it is sent where it was done."""
+"""An acceptance whose commit got no answer until the retries ended: it is sent when it was committed."""
 
 import sqlite3
 from typing import Any
 
 import pytest
 
-from flowbridge.store import StoreUnsure, database
+from flowbridge.store import StoreUnsure
 from tests.integration.store.test_database import failing
 from tests.rig import MakeRig, Rooms, refuse_connection, soon, until
 
@@ -15,10 +15,10 @@ LOST = sqlite3.OperationalError("disk I/O error")
 @pytest.mark.parametrize("is_done", [True, False])
 @pytest.mark.parametrize("how", [{"waits": False}, {"waits": True}, {"key": "k"}], ids=["async", "waits", "keyed"])
 async def test_acceptance_in_doubt_is_sent_where_it_was_done(
-    make: MakeRig, rooms: Rooms, monkeypatch: pytest.MonkeyPatch, how: dict[str, Any], is_done: bool
+    make: MakeRig, rooms: Rooms, how: dict[str, Any], is_done: bool
 ) -> None:
     """In a lane that is held, and busy with an older event, so that this one is not on its way."""
-    monkeypatch.setattr(database, "RETRY_SECONDS", 0.1)
+    make.tune(store_retry_seconds=0.1)
     async with make() as rig:
         rooms.always(refuse_connection)
         await rig.accept("first")
