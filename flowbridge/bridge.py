@@ -24,11 +24,13 @@ from flowbridge.live import Live
 from flowbridge.models import Caller
 from flowbridge.models.timing import Timing
 from flowbridge.services.acceptance import Acceptance
+from flowbridge.services.accounts import Accounts
 from flowbridge.services.history import History
 from flowbridge.services.maintenance import Maintenance
 from flowbridge.services.media.files import Media
 from flowbridge.services.readings import Readings
 from flowbridge.services.replays import Replays
+from flowbridge.services.rooms import Rooms
 from flowbridge.services.sending import Sender
 from flowbridge.settings import Settings
 from flowbridge.store import Database
@@ -97,6 +99,8 @@ class Core:
         self.sender = Sender(
             self.acceptance, self.callers, self.room_access, self.homeserver, self.courier, self.carrier
         )
+        self.accounts = Accounts(settings, self.homeserver, self.callers)
+        self.rooms = Rooms(self.homeserver, self.callers, self.room_access, joined=self.courier.joined)
         self.history = History(self.callers, self.room_access, self.homeserver)
         self.media = Media(self.callers, self.homeserver, self.relay)
         self.live = Live(self.homeserver, self.callers)

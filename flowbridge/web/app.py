@@ -54,8 +54,8 @@ def create_app(settings: Settings, core: Core | None = None) -> middleware.Middl
     relaying = passthrough.Relaying(core)
     endpoints = [
         *send.routes(core, relaying),
-        *accounts.routes(core),
-        *rooms.routes(core),
+        *accounts.routes,
+        *rooms.routes,
         *reading.routes(core, relaying),
         *deliveries.routes(core),
         *media.routes(core),

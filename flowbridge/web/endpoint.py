@@ -38,6 +38,15 @@ class Endpoint(APIRoute):
     FastAPI documents it; neither its dependencies nor its validation of bodies stand in the way of a send.
     """
 
+    @property
+    def paths(self) -> tuple[str, ...]:
+        return (self.path,)
+
+    @property
+    def handler(self) -> Handler:
+        handler: Handler = self.endpoint
+        return handler
+
     def get_route_handler(self) -> Callable[[Request], Any]:
         return self.endpoint
 

@@ -35,6 +35,7 @@ from flowbridge.limits.proxies import Proxies
 from flowbridge.web import streaming
 from flowbridge.web.endpoint import ANSWER, FORWARDED, LOG, Endpoint, Handler, Headers, error_answer
 from flowbridge.web.event_stream import EventStream
+from flowbridge.web.routing import Route
 
 Tree = dict[str, Any]
 
@@ -76,7 +77,7 @@ class Middleware:
     def __init__(
         self,
         app: FastAPI,
-        endpoints: Iterable[Endpoint],
+        endpoints: Iterable[Endpoint | Route],
         relay: Handler,
         *,
         proxies: Proxies | None = None,
@@ -232,23 +233,30 @@ async def _respond(request: Request, methods: dict[str, Handler] | None, path: s
         return error_answer(MatrixError("flowbridge made a mistake; its log says which"))
 
 
-def _grow(endpoints: Iterable[Endpoint]) -> Tree:
+def _grow(endpoints: Iterable[Endpoint | Route]) -> Tree:
     tree: Tree = {}
     for endpoint in endpoints:
-        node = tree
-        for segment in endpoint.path.split("/")[1:]:
-            if segment.startswith("{"):
-                child = node.setdefault(_ANY, {})
-                child[_NAME] = segment[1:-1]
-            else:
-                child = node.setdefault(segment, {})
-            node = child
-        handlers = node.setdefault(_HANDLERS, {})
-        for method in endpoint.methods or ():
-            handlers[method] = endpoint.endpoint
-            if method == "GET":
-                handlers["HEAD"] = endpoint.endpoint
+        for path in endpoint.paths:
+            handlers = _plant(tree, path)
+            for method in endpoint.methods or ():
+                handlers[method] = endpoint.handler
+                if method == "GET":
+                    handlers["HEAD"] = endpoint.handler
     return tree
+
+
+def _plant(tree: Tree, path: str) -> dict[str, Handler]:
+    """The handlers of a path, which has its place in the tree from now on."""
+    node = tree
+    for segment in path.split("/")[1:]:
+        if segment.startswith("{"):
+            child = node.setdefault(_ANY, {})
+            child[_NAME] = segment[1:-1]
+        else:
+            child = node.setdefault(segment, {})
+        node = child
+    found: dict[str, Handler] = node.setdefault(_HANDLERS, {})
+    return found
 
 
 def _find(tree: Tree, path: str) -> tuple[dict[str, Handler] | None, dict[str, str]]:

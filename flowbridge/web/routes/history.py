@@ -16,7 +16,7 @@ from flowbridge.web import parameters, streaming
 from flowbridge.web.endpoint import Endpoint, endpoint, headers_of
 from flowbridge.web.routes import describe_reading
 from flowbridge.web.routes.passthrough import Relaying
-from flowbridge.web.routes.send import DIALECTS
+from flowbridge.web.routing import DIALECTS
 
 T = TypeVar("T")
 
@@ -41,10 +41,6 @@ class Reading:
         self._callers = core.callers
         self._history = core.history
         self._old = old
-
-    async def rooms(self, request: Request) -> Response:
-        """GET /rooms"""
-        return _answer(await self._history.rooms(await self._credential(request)))
 
     async def initial_sync(self, request: Request) -> Response:
         """GET …/initialSync?limit=&archived="""
@@ -203,7 +199,6 @@ def routes(core: Core, relaying: Relaying) -> list[Endpoint]:
     """Both surfaces. Of the Matrix dialects only v3 is documented: but for the old fields the others are the same."""
     flow = Reading(core, None, old=False)
     table = [
-        ("/rooms", flow.rooms),
         ("/initialSync", flow.initial_sync),
         ("/events", flow.events),
         ("/rooms/{roomId}/initialSync", flow.room_initial_sync),

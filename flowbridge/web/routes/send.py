@@ -30,9 +30,9 @@ from flowbridge.web.endpoint import (
 )
 from flowbridge.web.routes.passthrough import Relaying
 from flowbridge.web.routes.state import State
+from flowbridge.web.routing import DIALECTS
 
 MAX_WAIT_SECONDS = 300
-DIALECTS = ("v3", "r0", "v1", "api/v1", "unstable")
 
 
 class Sending:
