@@ -5,6 +5,7 @@ import contextlib
 import math
 import time
 from collections.abc import AsyncIterator
+from functools import partial
 
 from flowbridge import log
 from flowbridge.auth.api_keys import ApiKeys
@@ -15,6 +16,7 @@ from flowbridge.auth.tokens import Tokens, cipher
 from flowbridge.delivery import Beside, Courier
 from flowbridge.delivery.attempt import Carrier
 from flowbridge.delivery.backpressure import Backpressure, Limits
+from flowbridge.delivery.waiting import waiting
 from flowbridge.delivery.write_queue import WriteQueue
 from flowbridge.errors import MatrixError
 from flowbridge.events import Catalogue
@@ -25,6 +27,7 @@ from flowbridge.models import Caller
 from flowbridge.models.timing import Timing
 from flowbridge.services.acceptance import Acceptance
 from flowbridge.services.accounts import Accounts
+from flowbridge.services.deliveries import Deliveries
 from flowbridge.services.history import History
 from flowbridge.services.maintenance import Maintenance
 from flowbridge.services.media.files import Media
@@ -98,6 +101,18 @@ class Core:
         )
         self.sender = Sender(
             self.acceptance, self.callers, self.room_access, self.homeserver, self.courier, self.carrier
+        )
+        self.deliveries = Deliveries(
+            self.database,
+            self.callers,
+            self.tokens,
+            self.room_access,
+            self.replays,
+            cancel=self.courier.cancel,
+            wake=self.courier.wake,
+            amended=self.write_queue.amended,
+            waiting=partial(waiting, self.carrier),
+            readings=self.readings,
         )
         self.accounts = Accounts(settings, self.homeserver, self.callers)
         self.rooms = Rooms(self.homeserver, self.callers, self.room_access, joined=self.courier.joined)

@@ -18,6 +18,11 @@ from flowbridge.web.endpoint import Headers as RawHeaders
 ROOM = "!CvcvRuDYDzTOzfKKgh:localhost"
 
 
+def segment(name: str, description: str, example: str, **schema: Any) -> Any:
+    """A path segment, documented; `schema`: what else a client has to know."""
+    return Path(alias=name, description=description, examples=[example], json_schema_extra=schema or None)
+
+
 async def core(request: Request) -> Core:
     found: Core = request.app.core
     return found
@@ -42,14 +47,24 @@ async def forwarded(request: Request) -> RawHeaders:
 async def room(
     raw: Annotated[
         str,
-        Path(
-            alias="roomId",
-            description="A room id, with or without `:server`, or an alias `#name:server`. Percent-encoded or raw.",
-            examples=[ROOM],
+        segment(
+            "roomId", "A room id, with or without `:server`, or an alias `#name:server`. Percent-encoded or raw.", ROOM
         ),
     ],
 ) -> str:
     return paths.room(raw)
+
+
+async def event_type(
+    raw: Annotated[str, segment("eventType", "The event type, e.g. one of `GET /schemas`.", "m.room.message")],
+) -> str:
+    return paths.event_type(raw)
+
+
+async def is_first_api(request: Request) -> bool:
+    """Whether it came under `api/v1`, whose clients know the first Matrix API."""
+    path: str = request.scope["path"]
+    return path.startswith("/_matrix/client/api/v1/")
 
 
 async def passed_on(request: Request, credential: Annotated[Credential, Depends(credential)]) -> str:
@@ -60,6 +75,8 @@ async def passed_on(request: Request, credential: Annotated[Credential, Depends(
 TheCore = Annotated[Core, Depends(core)]
 Caller = Annotated[Credential, Depends(credential)]
 Room = Annotated[str, Depends(room)]
+EventType = Annotated[str, Depends(event_type)]
 PassedOn = Annotated[str, Depends(passed_on)]
+IsFirstApi = Annotated[bool, Depends(is_first_api)]
 LogLine = Annotated[dict[str, Any], Depends(log_line)]
 Forwarded = Annotated[RawHeaders, Depends(forwarded)]

@@ -6,9 +6,11 @@ ours does not use goes on to the homeserver. A blank value means that the parame
 """
 
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import parse_qsl, urlencode
 
+from fastapi import Query
+from pydantic import AfterValidator, BeforeValidator, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -25,6 +27,28 @@ MAX_VALUE = 4_096  # characters
 
 _OF_SENDS = IDENTITY | {"ts"}
 _MATRIX_SURFACE = "; a Matrix client can say it to /_matrix/client/v3/…, whence it goes on to the homeserver"
+
+
+def _whole(text: str) -> int:
+    if not (text.isascii() and text.isdigit()):
+        raise ValueError(f"{text[:80]!r} is not a whole number")
+    return int(text[:12])
+
+
+def _printable(text: str) -> str:
+    if len(text) > MAX_VALUE or not text.isprintable():
+        raise ValueError(f"is longer than {MAX_VALUE} characters, or holds a control character")
+    return text
+
+
+DIGITS = BeforeValidator(_whole)  # pydantic's own int takes " 1", "1_0" and "1.0", too
+WholeNumber = Annotated[int, Field(ge=0), DIGITS]
+Text = Annotated[str, AfterValidator(_printable)]
+
+
+def query(description: str, example: object = None, *, alias: str | None = None, **more: Any) -> Any:
+    """A query parameter, documented."""
+    return Query(alias=alias, description=description, examples=None if example is None else [example], **more)
 
 
 def known_to(operation: Mapping[str, Any]) -> frozenset[str]:

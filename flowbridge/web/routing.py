@@ -23,6 +23,7 @@ from fastapi.utils import create_model_field
 from starlette.datastructures import QueryParams
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
+from typing_extensions import is_typeddict
 
 from flowbridge.errors import BadRequest
 from flowbridge.models import Surface
@@ -64,20 +65,20 @@ _UNCHANGED = {"description": "`If-None-Match` names the ETag of what would be an
 class Route(APIRoute):
     """One operation of the OpenAPI document. The endpoint's docstring is its summary and, below it, its description.
 
-    `aliases`: further paths that the endpoint serves, undocumented. `answers`: the type of a success, which is not
-    enforced: answers of the homeserver pass as they came. `errors`: those that the dependencies do not tell.
-    `lenient`: unknown query parameters are ignored on the flow surface, too. `kept`: answers have an ETag.
+    `paths`: where it is served; the first is documented. `answers`: the type of a success; it is not enforced, since
+    the homeserver's answers pass as they came. `ok`: what a success is, else the type's docstring says it. `errors`:
+    those that do not follow from the dependencies. `uses`: dependencies without a value. `lenient`: unknown query
+    parameters are ignored on the flow surface, too. `kept`: answers have an ETag.
     """
 
     def __init__(
         self,
         method: str,
-        path: str,
+        paths: Sequence[str],
         endpoint: Callable[..., Any],
         operation: str,
         *,
         tag: str,
-        aliases: Sequence[str] = (),
         answers: Any = None,
         ok: str = "",
         status: int = 200,
@@ -89,7 +90,7 @@ class Route(APIRoute):
         documented: bool = True,
         extra: Json | None = None,
     ) -> None:
-        self.paths = (path, *aliases)
+        self.paths, path = paths, paths[0]
         summary, _, description = cleandoc(endpoint.__doc__ or "").partition("\n")
         super().__init__(
             path,
@@ -102,7 +103,7 @@ class Route(APIRoute):
             dependencies=[Depends(use) for use in uses],
             response_model=answers,
             response_class=response_class,
-            response_description=ok,
+            response_description=ok or (is_typeddict(answers) and answers.__doc__) or "Success.",
             status_code=status,
             include_in_schema=documented,
         )
@@ -147,27 +148,37 @@ class RawRoute(Route):
 class Routes(list[Route]):
     """The endpoints of a file, registered by decorators, which leave the function as it is."""
 
+    def __init__(self, tag: str = "") -> None:
+        """`tag`: their section of the document; without it each surface has its own."""
+        super().__init__()
+        self._tag = tag
+
     def flow(self, method: str, path: str, operation: str, **more: Any) -> Callable[[F], F]:
-        """On the flow surface."""
         return self._on("flow", method, path, operation, **more)
 
     def matrix(self, method: str, path: str, operation: str, **more: Any) -> Callable[[F], F]:
-        """On the Matrix surface, below `/_matrix/client/v3` and, undocumented, each other dialect."""
-        first, *others = (f"{MATRIX}{dialect}{path}" for dialect in DIALECTS)
-        return self._on("matrix", method, first, operation, aliases=others, **more)
+        return self._on("matrix", method, path, operation, **more)
 
     def both(self, method: str, path: str, operation: str, **more: Any) -> Callable[[F], F]:
-        """On both surfaces; `operation` follows `flow_` and `matrix_`."""
+        """On both surfaces: the operations are `flow_` and `matrix_` and this name."""
         flow = self.flow(method, path, f"flow_{operation}", **more)
         matrix = self.matrix(method, path, f"matrix_{operation}", **more)
         return lambda endpoint: flow(matrix(endpoint))
 
-    def _on(self, surface: Surface, method: str, path: str, operation: str, **more: Any) -> Callable[[F], F]:
+    def _on(
+        self, surface: Surface, method: str, path: str, operation: str, *, tag: str = "", **more: Any
+    ) -> Callable[[F], F]:
         def register(endpoint: F) -> F:
-            self.append(Route(method, path, endpoint, operation, **{"tag": TAGS[surface], **more}))
+            tag_ = tag or self._tag or TAGS[surface]
+            self.append(Route(method, served(surface, path), endpoint, operation, tag=tag_, **more))
             return endpoint
 
         return register
+
+
+def served(surface: Surface, path: str) -> tuple[str, ...]:
+    """The paths below which a surface serves this one; the first is documented."""
+    return (path,) if surface == "flow" else tuple(f"{MATRIX}{dialect}{path}" for dialect in DIALECTS)
 
 
 class _Request(Request):
@@ -176,6 +187,11 @@ class _Request(Request):
     @cached_property
     def query_params(self) -> QueryParams:
         return QueryParams(parameters.given(self.scope["query_string"]))
+
+
+def header(description: str, **schema: Any) -> Json:
+    """A header of a response."""
+    return {"description": description, "schema": {"type": "string", **schema}}
 
 
 def error_response(status: int) -> Json:

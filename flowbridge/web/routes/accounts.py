@@ -17,7 +17,7 @@ from flowbridge.homeserver import paths
 from flowbridge.services.accounts import PAGE
 from flowbridge.web import parameters
 from flowbridge.web.body import JsonBody, matrix_object
-from flowbridge.web.dependencies import Caller, Forwarded, LogLine, PassedOn, TheCore, credential
+from flowbridge.web.dependencies import Caller, Forwarded, IsFirstApi, LogLine, PassedOn, TheCore, credential
 from flowbridge.web.endpoint import PAGE_HEADERS, headers_of, json_answer, read_body
 from flowbridge.web.public_url import public_url
 from flowbridge.web.routes.passthrough import NO_REGISTRATION
@@ -157,6 +157,7 @@ async def register(
     body: Annotated[Json, Depends(JsonBody(Registration))],
     forwarded: Forwarded,
     line: LogLine,
+    is_first_api: IsFirstApi,
 ) -> Response:
     """Register an account
 
@@ -164,9 +165,11 @@ async def register(
     stage, this is a 403 that names it. On the Matrix surface that is so on `api/v1`, and for a body with `user_id` and
     without `username` and `auth`; everything else goes to the homeserver as it is.
     """
-    path = request.scope["path"]
-    in_one_call = not path.startswith(MATRIX) or path.startswith(f"{MATRIX}api/v1/")
-    if in_one_call or ("user_id" in body and not body.keys() & {"username", "auth"}):
+    if (
+        is_first_api
+        or not request.scope["path"].startswith(MATRIX)
+        or ("user_id" in body and not body.keys() & {"username", "auth"})
+    ):
         status, found = 200, await core.accounts.register_at_once(body, forwarded)
     else:
         status, found = await core.accounts.register(body, _kind(request), token, forwarded)
@@ -175,13 +178,13 @@ async def register(
     return json_answer(found, status, _HEADERS)
 
 
-@routes.both("GET", "/login", "get_login", errors=UPSTREAM, answers=LoginFlows, ok="The homeserver's own answer.")
+@routes.both("GET", "/login", "get_login", errors=UPSTREAM, answers=LoginFlows)
 async def flows(core: TheCore) -> Response:
     """The ways to log in"""
     return json_answer(await core.accounts.flows())
 
 
-@routes.both("POST", "/login", "post_login", errors=UPSTREAM, answers=Account, ok="The account.")
+@routes.both("POST", "/login", "post_login", errors=UPSTREAM, answers=Account)
 async def login(
     request: Request,
     core: TheCore,
@@ -202,7 +205,6 @@ async def login(
     "get_fallback",
     errors=UPSTREAM,
     response_class=HTMLResponse,
-    ok="The homeserver's own page.",
     lenient=True,  # its parameters are for the script in the page
 )
 async def page(request: Request, core: TheCore) -> Response:
@@ -218,7 +220,7 @@ async def page(request: Request, core: TheCore) -> Response:
     return Response(_HEAD.sub(lambda head: head[0] + base, answer.body, count=1), answer.status, headers)
 
 
-@routes.both("POST", "/logout", "post_logout", errors=BODY, answers=Json, ok="It is done.")
+@routes.both("POST", "/logout", "post_logout", errors=BODY, answers=Json)
 async def logout(request: Request, core: TheCore, credential: Caller, query: PassedOn) -> Response:
     """Log out: end this token
 
@@ -227,7 +229,7 @@ async def logout(request: Request, core: TheCore, credential: Caller, query: Pas
     return await _logout(request, core, credential, query, everywhere=False)
 
 
-@routes.both("POST", "/logout/all", "post_logout_all", errors=BODY, answers=Json, ok="It is done.")
+@routes.both("POST", "/logout/all", "post_logout_all", errors=BODY, answers=Json)
 async def logout_all(request: Request, core: TheCore, credential: Caller, query: PassedOn) -> Response:
     """Log out: end all tokens of the user
 
@@ -236,8 +238,8 @@ async def logout_all(request: Request, core: TheCore, credential: Caller, query:
     return await _logout(request, core, credential, query, everywhere=True)
 
 
-@routes.matrix("GET", "/account/whoami", "matrix_get_whoami", answers=User, ok="The account.")
-@routes.flow("GET", "/whoami", "flow_get_whoami", answers=User, ok="The account.")
+@routes.matrix("GET", "/account/whoami", "matrix_get_whoami", answers=User)
+@routes.flow("GET", "/whoami", "flow_get_whoami", answers=User)
 async def whoami(core: TheCore, credential: Caller, query: PassedOn, line: LogLine) -> Response:
     """Whose token this is
 

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Required
 
-from fastapi import Depends, Path, Query
+from fastapi import Depends
 from pydantic import AfterValidator, FailFast, Field
 from starlette.responses import Response
 from typing_extensions import TypedDict
@@ -11,8 +11,9 @@ from flowbridge.homeserver import paths
 from flowbridge.models import Caller as Account
 from flowbridge.services.rooms import Action
 from flowbridge.web.body import JsonBody, Texts, matrix_object
-from flowbridge.web.dependencies import ROOM, Caller, LogLine, PassedOn, Room, TheCore
+from flowbridge.web.dependencies import ROOM, Caller, LogLine, PassedOn, Room, TheCore, segment
 from flowbridge.web.endpoint import json_answer
+from flowbridge.web.parameters import query
 from flowbridge.web.routing import Routes
 
 Json = dict[str, Any]
@@ -94,6 +95,8 @@ class RoomId(TypedDict):
 
 
 class CreatedRoom(RoomId, total=False):
+    """The room, and its alias when one was asked for."""
+
     room_alias: Annotated[str, Field(examples=["#tutorial:localhost"])]
 
 
@@ -103,12 +106,13 @@ class JoinedRoom(RoomId, total=False):
 
 
 class JoinedRooms(TypedDict):
+    """The rooms that the caller has joined, by name; of an API key with rooms, those."""
+
     rooms: list[JoinedRoom]
 
 
 routes = Routes()
 
-_CREATED = "The room, and its alias when one was asked for."
 _KEYS = "An API key acts as the bot, in the rooms of its scopes; membership is the event type `m.room.member`."
 _CHANGES: dict[Action, str] = {
     "join": "Join a room",
@@ -123,10 +127,10 @@ _CHANGES: dict[Action, str] = {
 async def room_or_alias(
     raw: Annotated[
         str,
-        Path(
-            alias="roomIdOrAlias",
-            description="A room id, with or without `:server`, or an alias `#name:server`. Percent-encoded or raw.",
-            examples=["#tutorial:localhost"],
+        segment(
+            "roomIdOrAlias",
+            "A room id, with or without `:server`, or an alias `#name:server`. Percent-encoded or raw.",
+            "#tutorial:localhost",
         ),
     ],
 ) -> str:
@@ -135,36 +139,21 @@ async def room_or_alias(
 
 async def servers(
     server_name: Annotated[
-        list[str],
-        Query(
-            description="A server to join by; may be there several times.",
-            examples=[["example.org"]],
-            default_factory=list,
-        ),
+        list[str], query("A server to join by; may be there several times.", ["example.org"], default_factory=list)
     ],
-    via: Annotated[
-        list[str],
-        Query(description="The same, by its newer name.", examples=[["example.org"]], default_factory=list),
-    ],
+    via: Annotated[list[str], query("The same, by its newer name.", ["example.org"], default_factory=list)],
 ) -> None:
     """For the document: the homeserver reads them."""
 
 
-@routes.flow(
-    "GET",
-    "/rooms",
-    "flow_read_rooms",
-    errors=[413],
-    answers=JoinedRooms,
-    ok="The rooms that it has joined, by name; of an API key with rooms, those.",
-)
+@routes.flow("GET", "/rooms", "flow_read_rooms", errors=[413], answers=JoinedRooms)
 async def joined(core: TheCore, credential: Caller) -> Response:
     """Where the caller is"""
     return Response(await core.history.rooms(credential), media_type="application/json")
 
 
-@routes.flow("POST", "/rooms", "flow_createRooms", answers=CreatedRoom, ok=_CREATED)
-@routes.both("POST", "/createRoom", "createRoom", answers=CreatedRoom, ok=_CREATED)
+@routes.flow("POST", "/rooms", "flow_createRooms", answers=CreatedRoom)
+@routes.both("POST", "/createRoom", "createRoom", answers=CreatedRoom)
 async def create(
     core: TheCore, credential: Caller, query: PassedOn, body: Annotated[Json, Depends(JsonBody(NewRoom))], line: LogLine
 ) -> Response:
@@ -175,7 +164,7 @@ async def create(
     return _answer(line, *await core.rooms.create(credential, body, query))
 
 
-@routes.both("POST", "/join/{roomIdOrAlias}", "join", uses=[servers], answers=RoomId, ok="The room.")
+@routes.both("POST", "/join/{roomIdOrAlias}", "join", uses=[servers], answers=RoomId)
 async def join(
     core: TheCore,
     credential: Caller,
@@ -213,7 +202,6 @@ def _change(action: Action, summary: str) -> None:
         f"room_{action}",
         uses=[servers] if action == "join" else [],
         answers=RoomId if action == "join" else Json,
-        ok="It is done.",
     )
     register(change)
 

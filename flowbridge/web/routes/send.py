@@ -4,10 +4,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from json.encoder import encode_basestring_ascii
+from typing import Annotated, Any
 from urllib.parse import urlencode
 
+from fastapi import Header
+from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
+from typing_extensions import TypedDict
 
 from flowbridge.auth.callers import Credential
 from flowbridge.bridge import Core
@@ -17,22 +21,21 @@ from flowbridge.homeserver import paths
 from flowbridge.models import Event, Payload, Surface
 from flowbridge.services.acceptance import How
 from flowbridge.services.sending import Told
-from flowbridge.web import describe, parameters
-from flowbridge.web.endpoint import (
-    LOG,
-    Endpoint,
-    JsonAnswer,
-    endpoint,
-    error_answer,
-    headers_of,
-    json_answer,
-    read_body,
-)
+from flowbridge.web import parameters
+from flowbridge.web.dependencies import credential, event_type, room, segment
+from flowbridge.web.endpoint import LOG, Handler, JsonAnswer, error_answer, headers_of, json_answer, read_body
+from flowbridge.web.routes.deliveries import LOCATION
 from flowbridge.web.routes.passthrough import Relaying
-from flowbridge.web.routes.state import State
-from flowbridge.web.routing import DIALECTS
+from flowbridge.web.routes.state import State, format_, state_key
+from flowbridge.web.routing import BODY, TAGS, RawRoute, Route, header, served
+
+Json = dict[str, Any]
 
 MAX_WAIT_SECONDS = 300
+
+
+class EventId(TypedDict):
+    event_id: Annotated[str, Field(examples=["$YUwRidLecu:example.com"])]
 
 
 class Sending:
@@ -49,7 +52,11 @@ class Sending:
         self._wait_seconds = core.settings.wait_seconds
 
     async def send(self, request: Request) -> Response:
-        """POST/PUT …/rooms/{roomId}/send/{eventType}[/{txnId}]"""
+        """Send an event
+
+        The payload is checked against the schema of its event type, stored, then sent. State event types of the
+        catalogue (`m.room.name`, `m.room.topic`, …) become room state.
+        """
         headers = headers_of(request)
         credential = await self._callers.credential(headers, request.scope["query_string"])
         self._acceptance.check_share(credential)
@@ -68,7 +75,11 @@ class Sending:
         return await self._accept(request, headers, credential, event, body, txn_id)
 
     async def put_state(self, request: Request) -> Response:
-        """PUT …/rooms/{roomId}/state/{eventType}[/{stateKey}]"""
+        """Set room state
+
+        `{}` clears most state; a name and a topic are cleared by an empty string, pinned events by an empty list.
+        Setting what is already set answers the old event id.
+        """
         headers = headers_of(request)
         credential = await self._callers.credential(headers, request.scope["query_string"])
         self._acceptance.check_share(credential)
@@ -187,31 +198,115 @@ def _keyed(found: Payload, state_key: str, *, named: bool) -> Payload:
     return found
 
 
-def routes(core: Core, relaying: Relaying) -> list[Endpoint]:
-    """Both surfaces. Of the Matrix dialects only v3 is documented: the others are the same."""
-    found = _routes("", Sending("flow", core, relaying), State("flow", core), documented=True)
-    handlers = Sending("matrix", core, relaying), State("matrix", core)
-    for name in DIALECTS:
-        found += _routes(f"/_matrix/client/{name}", *handlers, documented=name == "v3")
-    return found
+async def txn_id(
+    raw: Annotated[str, segment("txnId", "The caller's transaction id: the same id sends the same event once.", "m1")],
+) -> None: ...
 
 
-def _routes(prefix: str, sending: Sending, reading: State, *, documented: bool) -> list[Endpoint]:
-    send, state = (
-        f"{prefix}/rooms/{{roomId}}/send/{{eventType}}",
-        f"{prefix}/rooms/{{roomId}}/state/{{eventType}}",
-    )
-    table = [
-        ("POST", send, sending.send),
-        ("PUT", send, sending.send),
-        ("POST", f"{send}/{{txnId}}", sending.send),
-        ("PUT", f"{send}/{{txnId}}", sending.send),
-        ("PUT", state, sending.put_state),
-        ("PUT", f"{state}/{{stateKey}}", sending.put_state),
-        ("GET", state, reading.get),
-        ("GET", f"{state}/{{stateKey}}", reading.get),
-    ]
+async def prefer(
+    raw: Annotated[
+        str,
+        Header(
+            alias="Prefer",
+            description="RFC 7240. `wait=N`: wait for N seconds, instead of the bridge's own 10, for the event to be "
+            "in the room. `respond-async`, on the flow surface: answer 202 as soon as the event is on the disk.",
+            examples=["respond-async"],
+        ),
+    ] = "",
+) -> None: ...
+
+
+async def idempotency_key(
+    raw: Annotated[
+        str,
+        Header(
+            alias="Idempotency-Key",
+            description="Any text. The same key with the same content is the same delivery: its answer is given again, "
+            "with `Idempotent-Replayed: true`. Wins over a `txnId` in the path.",
+            min_length=1,
+            max_length=255,
+            examples=["order-17-shipped"],
+        ),
+    ] = "",
+) -> None: ...
+
+
+def _body(surface: Surface, *, text: bool) -> Json:
+    """`text`: a bare string is taken, too."""
+    name = "FlowBody" if surface == "flow" else "MatrixBody"
+    content: Json = {"application/json": {"schema": {"$ref": f"#/components/schemas/{name}"}}}
+    if text:
+        content["text/plain"] = {"schema": {"type": "string"}, "example": "the backup is done"}
+    return {"required": True, "description": _SHAPES[surface], "content": content}
+
+
+_SHAPES: dict[Surface, str] = {
+    "flow": "The event's content; or a flow message whose `payload` is the content or a string; or a whole event, "
+    "whose `content` and `state_key` are used; or, for `m.room.message`, a bare string. Content-Type is not looked at, "
+    "but for text/plain.",
+    "matrix": "The event's content; or a whole event, whose `content` and `state_key` are used.",
+}
+_DELIVERY = {
+    "Flowbridge-Delivery": header("The delivery's id, in every answer to an event that was accepted."),
+    "Idempotent-Replayed": header("The answer is that of an earlier request with the same key.", const="true"),
+}
+_ACCEPTED: Json = {
+    "description": "The event is on the disk, and will be in the room.",
+    "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Accepted"}}},
+    "headers": {
+        "Location": LOCATION,
+        "Preference-Applied": header("What was granted of `Prefer`.", const="respond-async"),
+        **_DELIVERY,
+    },
+}
+FLOW_BODY = _body("flow", text=True)
+
+
+def routes(core: Core, relaying: Relaying) -> list[Route]:
+    return [*_routes("flow", core, relaying), *_routes("matrix", core, relaying)]
+
+
+def _routes(surface: Surface, core: Core, relaying: Relaying) -> list[Route]:
+    is_flow = surface == "flow"
+    sending, reading = Sending(surface, core, relaying), State(surface, core)
+    prefers = [prefer, idempotency_key] if is_flow else [prefer]
+    responses = {"200": {"headers": _DELIVERY}, **({"202": _ACCEPTED} if is_flow else {})}
+
+    def write(method: str, path: str, handler: Handler, name: str, *uses: Any) -> Route:
+        is_send = handler == sending.send
+        return RawRoute(
+            method,
+            served(surface, path),
+            handler,
+            f"{surface}_{name}",
+            tag=TAGS[surface],
+            uses=[credential, room, event_type, *uses, *prefers],
+            answers=EventId,
+            ok="The event is in the room." if is_send else "The state is set.",
+            errors=(*BODY, 422) if is_flow else BODY,
+            extra={"responses": responses, "requestBody": _body(surface, text=is_flow and is_send)},
+        )
+
+    def read(path: str, name: str, *uses: Any) -> Route:
+        return RawRoute(
+            "GET",
+            served(surface, path),
+            reading.get,
+            f"{surface}_{name}",
+            tag=TAGS[surface],
+            uses=[credential, room, event_type, *uses, format_],
+            answers=Json,
+            ok="The content of the state event, or the whole event with `format=event`.",
+        )
+
+    send, state = "/rooms/{roomId}/send/{eventType}", "/rooms/{roomId}/state/{eventType}"
     return [
-        endpoint(method, path, handler, describe.event(method, path), documented=documented)
-        for method, path, handler in table
+        write("POST", send, sending.send, "post_send"),
+        write("PUT", send, sending.send, "put_send"),
+        write("POST", f"{send}/{{txnId}}", sending.send, "post_sendTxn", txn_id),
+        write("PUT", f"{send}/{{txnId}}", sending.send, "put_sendTxn", txn_id),
+        write("PUT", state, sending.put_state, "put_state"),
+        write("PUT", f"{state}/{{stateKey}}", sending.put_state, "put_stateKey", state_key),
+        read(state, "get_state"),
+        read(f"{state}/{{stateKey}}", "get_stateKey", state_key),
     ]
