@@ -19,3 +19,10 @@ class Timing:
     # store
 
     # web
+    keep_alive_seconds: int = 75  # nginx's; with uvicorn's 5 s one in 12 requests of a Node agent each 5.0 s failed
+    stop_seconds: int = 10  # for requests in flight when the bridge stops
+    head_seconds: float = 10.0  # for a request line and its headers to arrive
+    body_seconds: float = 20.0  # for a body to arrive, or for each further part of it
+    hang_up_poll_seconds: float = 5.0  # between two checks for a hang-up, while a connection is not read
+    answer_stall_seconds: float = 60.0  # for the caller to take a piece of a streamed answer
+    answer_silence_seconds: float = 300.0  # for the homeserver to say anything: a join across servers takes minutes

@@ -9,7 +9,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -20,7 +20,9 @@ import pytest
 from pydantic import SecretStr
 
 from flowbridge.delivery import lane
+from flowbridge.models.timing import Timing
 from flowbridge.settings import Settings
+from flowbridge.web.connections import MAX_CONNECTIONS
 from flowbridge.web.protocol import Protocol
 from flowbridge.web.routes import operations
 from flowbridge.web.server import background
@@ -93,7 +95,7 @@ class RawClient:
     def answer(self, method: str = "") -> Answer:
         """The next answer, without interim ones. `method`: a HEAD is answered without a body."""
         while True:
-            head = self._until(b"\r\n\r\n").decode("latin-1")
+            head = self.read_until(b"\r\n\r\n").decode("latin-1")
             first, *lines = head.split("\r\n")
             headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
             status = int(first.split(" ")[1])
@@ -108,7 +110,7 @@ class RawClient:
 
     def head(self) -> str:
         """The status line and headers of the next answer, for one that has neither a length nor a body."""
-        return self._until(b"\r\n\r\n").decode("latin-1")
+        return self.read_until(b"\r\n\r\n").decode("latin-1")
 
     def rest(self, seconds: float) -> bytes | None:
         """All that the bridge still says before it hangs up; None when it has not by then."""
@@ -145,7 +147,8 @@ class RawClient:
             self._socket.settimeout(PATIENCE)
         return False
 
-    def _until(self, end: bytes) -> bytes:
+    def read_until(self, end: bytes) -> bytes:
+        """What the bridge says before `end`; what comes behind is kept for the next look."""
         while end not in self._buffer:
             assert self._fill(), f"the bridge hung up; it had said {self._buffer!r}"
         found, _, self._buffer = self._buffer.partition(end)
@@ -242,9 +245,17 @@ def settings_for(url: str, folder: Path, **values: Any) -> Settings:
 
 
 @contextmanager
-def running(upstream: Upstream, folder: Path, **values: Any) -> Iterator[Bridge]:
-    """A bridge of its own, which knows what an earlier one left behind in this folder."""
-    with background(settings_for(upstream.url, folder, **values)) as url:
+def running(
+    upstream: Upstream,
+    folder: Path,
+    *,
+    timing: Timing | None = None,
+    max_connections: int = MAX_CONNECTIONS,
+    **values: Any,
+) -> Iterator[Bridge]:
+    """A bridge of its own, which knows what an earlier one left behind in this folder. `values`: settings."""
+    settings = settings_for(upstream.url, folder, **values)
+    with background(settings, timing=timing, max_connections=max_connections) as url:
         yield Bridge(url, upstream)
 
 
@@ -321,6 +332,16 @@ def bridge(shared_bridge: Bridge, upstream: Upstream) -> Iterator[Bridge]:
     yield from _lent(shared_bridge)
 
 
+Timed = Callable[..., Bridge]
+
+
+@pytest.fixture
+def timed(upstream: Upstream, tmp_path: Path) -> Iterator[Timed]:
+    """`timed(head_seconds=1.0)`: a bridge of this test's own with these durations, fields of `Timing`."""
+    with ExitStack() as stack:
+        yield lambda **durations: stack.enter_context(running(upstream, tmp_path, timing=Timing(**durations)))
+
+
 @pytest.fixture
 def hasty(shared_hasty_bridge: Bridge, upstream: Upstream, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bridge]:
     """For what does not become well: it does not wait for long, and tries again soon."""
@@ -332,7 +353,7 @@ def hasty(shared_hasty_bridge: Bridge, upstream: Upstream, monkeypatch: pytest.M
 def impatient(upstream: Upstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bridge]:
     """For a homeserver that does not answer: it gives an attempt up soon, too."""
     monkeypatch.setattr(lane, "FIRST_PAUSE", FIRST_PAUSE)
-    seconds = {"wait_seconds": HASTE_SECONDS, "request_seconds": SHORT_REQUEST_SECONDS}
+    seconds: dict[str, Any] = {"wait_seconds": HASTE_SECONDS, "request_seconds": SHORT_REQUEST_SECONDS}
     with running(upstream, tmp_path, **seconds) as bridge:
         yield from _lent(bridge)
 

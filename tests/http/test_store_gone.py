@@ -28,7 +28,7 @@ def url(postgres: LocalPostgres) -> str:
 @pytest.fixture
 def own(upstream: Upstream, tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bridge]:
     monkeypatch.setattr(database_module, "RETRY_SECONDS", 0.5)
-    secrets = {"database_url": SecretStr(url), "secret_key": SecretStr(Fernet.generate_key().decode())}
+    secrets: dict[str, Any] = {"database_url": SecretStr(url), "secret_key": SecretStr(Fernet.generate_key().decode())}
     with running(upstream, tmp_path, **secrets) as bridge:
         yield bridge
 

@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from flowbridge.delivery import lane
-from flowbridge.web import server
+from flowbridge.models.timing import Timing
 from tests import upstream as scripted
 from tests.http.conftest import (
     BOT_TOKEN,
@@ -491,13 +491,12 @@ def test_full_room_is_a_503_and_other_rooms_are_not(
 
 
 def test_bridge_that_ends_answers_who_waits(
-    upstream: Upstream, rooms: Rooms, go: threading.Event, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    upstream: Upstream, rooms: Rooms, go: threading.Event, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(server, "STOP_SECONDS", 3)
     upstream.script(held(go, rooms))
     with (
         ThreadPoolExecutor(2) as callers,
-        running(upstream, tmp_path, request_seconds=SHORT_REQUEST_SECONDS) as bridge,
+        running(upstream, tmp_path, timing=Timing(stop_seconds=3), request_seconds=SHORT_REQUEST_SECONDS) as bridge,
     ):
         flow, matrix = (
             callers.submit(bridge.post, target, json.dumps(text(name)).encode(), f"Authorization: Bearer {name}")
@@ -577,8 +576,8 @@ def test_bridge_that_is_told_to_end_under_load_breaks_no_promise(
         ends.set()
         process.terminate()
         for done in loading:
-            done.result(PATIENCE + server.STOP_SECONDS)
-        assert process.wait(PATIENCE + server.STOP_SECONDS) == 0
+            done.result(PATIENCE + Timing().stop_seconds)
+        assert process.wait(PATIENCE + Timing().stop_seconds) == 0
     assert {answer.status for _, answer in answers} <= {200, 202, 503}
     accepted = [body for body, answer in answers if answer.status in (200, 202)]
     assert len(accepted) >= 100

@@ -3,28 +3,29 @@
 from flowbridge.web.describe import PARAMETERS, UPSTREAM, Operation, operation, query
 
 _ABOUT = (
-    "Server-Sent Events. Each message is one event of a room, as today's client-server API gives it with its "
-    "`room_id`, in one line of JSON, and its `id` is a position: sent back in `Last-Event-ID`, which an EventSource "
-    "does by itself, the stream goes on there without gap or repeat, after a restart of the bridge, too. Messages and "
-    "state events come in the homeserver's order within a room; between rooms there is none. A comment comes at least "
-    "every 15 s. However many listen, the homeserver sees one long poll per access token; while it is away, the stream "
-    "stays open. A message of the type `error` is the last one and says why: `M_UNKNOWN_TOKEN`, or "
-    "`M_LIMIT_EXCEEDED` for who does not read fast enough and may connect again. An API key needs `types=` when it is "
-    "for some event types only. A client that decrypts messages needs a token of its own: with one token both are one "
-    "device to the homeserver, and the keys that are sent to it go to whoever asks first."
+    "Server-Sent Events. Each message is one event of a room in the form of the current client-server API with its "
+    "`room_id`, as one line of JSON. Its `id` is a position: sent back in `Last-Event-ID`, which an EventSource does "
+    "by itself, it resumes the stream there without gap or repeat, even after a restart of the bridge. Within a room, "
+    "messages and state events come in the homeserver's order; between rooms there is no order. A comment comes at "
+    "least every 15 s. However many listen, the homeserver sees one long poll per access token; while it is away, the "
+    "stream stays open. A message of the type `error` is the last one and says why the stream ends: "
+    "`M_UNKNOWN_TOKEN`, or `M_LIMIT_EXCEEDED` for a listener that reads too slowly, and may connect again. An API key "
+    "that is for some event types only needs `types=`. A client that decrypts messages needs an access token of its "
+    "own: with a shared one both are the same device to the homeserver, and the first to ask gets the keys that are "
+    "sent to it."
 )
 _STREAM = {"text/event-stream": {"schema": {"type": "string"}}}
 _LAST_EVENT_ID: Operation = {
     "name": "Last-Event-ID",
     "in": "header",
-    "description": "The `id` of the last message that was read. Wins over `last_event_id`.",
+    "description": "The `id` of the last message that was read. Takes precedence over `last_event_id`.",
     "schema": {"type": "string", "maxLength": 8192},
 }
 _CHOICE = [
-    query("types", "Only these event types; `m.room.*` are all that begin so. With commas.", "m.room.message"),
-    query("not_senders", "Nothing of these users. With commas.", "@noisy:localhost"),
-    query("own", "`false`: nothing that the account itself sent, so that a bot does not answer itself.", "false"),
-    query("last_event_id", "As `Last-Event-ID`, for who cannot set headers.", ""),
+    query("types", "Only these event types, separated by commas; `m.room.*` stands for a prefix.", "m.room.message"),
+    query("not_senders", "No events of these users, separated by commas.", "@noisy:localhost"),
+    query("own", "`false`: no events of the account itself, so that a bot does not answer itself.", "false"),
+    query("last_event_id", "As `Last-Event-ID`, for a client that cannot set headers.", ""),
     _LAST_EVENT_ID,
 ]
 _ERRORS = (400, *UPSTREAM)
@@ -33,7 +34,7 @@ LIVE = operation(
     "live",
     "Flow surface",
     "Listen to all rooms",
-    description="The rooms that the account is in, those too that it joins later; with an API key that is for some "
+    description="The rooms that the account is in, including those that it joins later; with an API key for some "
     f"rooms, those. {_ABOUT}",
     ok="A stream without end.",
     answers=_STREAM,

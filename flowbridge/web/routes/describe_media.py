@@ -1,6 +1,6 @@
-"""The OpenAPI operations of flowbridge.web.routes.media, in words."""
+"""The OpenAPI operations of uploads and downloads, in words."""
 
-from flowbridge.web.describe import UPSTREAM, Operation, as_json, operation, parameter
+from flowbridge.web.describe import UPSTREAM, Operation, as_json, operation, parameter, query
 
 _BYTES: Operation = {"schema": {"type": "string", "format": "binary"}}
 _BASE64: Operation = {
@@ -10,7 +10,7 @@ _BASE64: Operation = {
     "properties": {
         "data": {"type": "string", "description": "Base64 (either alphabet), or a `data:` URL."},
         "filename": {"type": "string"},
-        "content_type": {"type": "string", "description": "May be written `contentType`, too."},
+        "content_type": {"type": "string", "description": "May also be written `contentType`."},
         "contentType": {"type": "string"},
     },
 }
@@ -27,12 +27,12 @@ _BUFFER: Operation = {
 _DATA_URL: Operation = {"type": "string", "pattern": "^data:"}
 _FLOW_MESSAGE: Operation = {
     "type": "object",
-    "description": "A message of a flow tool; what else it holds is not looked at.",
+    "description": "A message of a flow tool; its other properties are ignored.",
     "required": ["payload"],
     "properties": {
         "payload": {"anyOf": [_BUFFER, _BASE64, _DATA_URL]},
         "filename": {"type": "string"},
-        "contentType": {"type": "string", "description": "May be written `content_type`, too."},
+        "contentType": {"type": "string", "description": "May also be written `content_type`."},
     },
 }
 _FORM: Operation = {
@@ -43,45 +43,41 @@ _FORM: Operation = {
 _MEDIA_ID = "ascERGshawAWawugaAcauga"
 _HELLO = "aGVsbG8="
 _OLD = (
-    "With a token the file comes from the homeserver's authenticated endpoints; without one it is what the homeserver "
-    "gives to anybody: files from before its media became private."
+    "With a token, the file comes from the homeserver's authenticated endpoints. Without one, only files from before "
+    "the homeserver made its media private are served."
 )
 
 _PATH = [
     parameter("serverName", "The server of an `mxc://server/mediaId` address.", "localhost"),
-    parameter(
-        "mediaId", "The media id of an `mxc://server/mediaId` address.", "ascERGshawAWawugaAcauga", maxLength=255
-    ),
+    parameter("mediaId", "The media id of an `mxc://server/mediaId` address.", _MEDIA_ID, maxLength=255),
 ]
-_FILENAME = parameter("filename", "The name under which it is to be saved.", "cat.png", maxLength=255)
-_TIMEOUT = parameter(
-    "timeout_ms", "How long to wait for a file that is not there yet.", 20000, "query", type="integer", minimum=0
+_FILENAME = parameter("filename", "The name to save it under.", "cat.png", maxLength=255)
+_TIMEOUT = query(
+    "timeout_ms", "How long to wait for a file that is not uploaded yet.", 20000, type="integer", minimum=0
 )
 _REMOTE = [
-    parameter(name, f"Whether {what}.", "true", "query", enum=["true", "false"])
+    query(name, f"Whether {what}.", "true", enum=["true", "false"])
     for name, what in (
         ("allow_remote", "the homeserver may fetch it from another server"),
-        ("allow_redirect", "it may answer where the file is"),
+        ("allow_redirect", "it may redirect to the file"),
     )
 ]
-_SIZES = [
-    parameter(name, "In pixels.", 64, "query", type="integer", minimum=1, maximum=99_999)
-    for name in ("width", "height")
-]
-_METHOD = parameter("method", "How it is made to fit.", "scale", "query", enum=["scale", "crop"])
-_ANIMATED = parameter("animated", "Whether it may move.", "false", "query", enum=["true", "false"])
+_SIZES = [query(name, "In pixels.", 64, type="integer", minimum=1, maximum=99_999) for name in ("width", "height")]
+_METHOD = query("method", "Scale or crop the picture to this size.", "scale", enum=["scale", "crop"])
+_ANIMATED = query("animated", "Whether the picture may be animated.", "false", enum=["true", "false"])
 
 UPLOAD = operation(
     "upload",
     "Flow surface",
     "Upload a file",
     description="The body is the file, and its Content-Type the file's type; or a form (`multipart/form-data`), whose "
-    "first part with a filename is the file; or JSON that holds one. A body labelled as JSON, as curl labels "
-    "everything (`application/x-www-form-urlencoded`) or not at all is taken as JSON when it has exactly one of the "
-    "shapes, else it is the file itself: to upload a JSON file that looks like a shape, send it as a form. Without a "
-    "type, or with curl's label, the type is guessed from the filename. What begins like JSON, so labelled, may be "
-    "32 MiB long; how large a file may be, the homeserver says.",
-    ok="It is there.",
+    "first part with a filename is the file; or JSON that contains the file. A body is read as JSON when it has "
+    "exactly one of the shapes below, and its Content-Type is JSON, curl's default "
+    "(`application/x-www-form-urlencoded`) or missing; otherwise it is the file itself. To upload a JSON file that "
+    "looks like one of the shapes, send it as a form. Without a type, or with curl's default, the type is guessed from "
+    "the filename. A body with one of these types that begins like JSON may be 32 MiB long; for any other file the "
+    "homeserver's limit counts.",
+    ok="The file is uploaded.",
     answers=as_json(
         {
             "type": "object",
@@ -90,9 +86,7 @@ UPLOAD = operation(
         }
     ),
     errors=(400, 408, 413, 415, *UPSTREAM),
-    parameters=[
-        parameter("filename", "The file's name; wins over one in the body.", "cat.png", "query", maxLength=255)
-    ],
+    parameters=[query("filename", "The file's name. Overrides one in the body.", "cat.png", maxLength=255)],
     body={
         "required": True,
         "content": {
@@ -119,10 +113,8 @@ UPLOAD = operation(
 )
 
 
-def media(method: str, path: str) -> Operation:
-    """The operation of one of the media routes."""
-    if method == "POST":
-        return UPLOAD
+def download(path: str) -> Operation:
+    """The operation of one of the routes that serve a file, or its thumbnail."""
     old = path.startswith("/_matrix/")
     is_thumbnail = "thumbnail" in path
     name = "Filename" if "{filename}" in path else ""
@@ -131,9 +123,9 @@ def media(method: str, path: str) -> Operation:
     return operation(
         id_,
         "Matrix surface" if old else "Flow surface",
-        "A small picture of a file" if is_thumbnail else "Download a file",
+        "Download a thumbnail" if is_thumbnail else "Download a file",
         description=_OLD if old else "",
-        ok="The file as it streams; headers keep a browser from running it.",
+        ok="The file, streamed, with headers that keep a browser from running it.",
         answers={"*/*": _BYTES},
         errors=(400, *UPSTREAM),
         parameters=[*_PATH, *own, *_REMOTE, _TIMEOUT],

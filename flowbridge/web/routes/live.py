@@ -17,7 +17,7 @@ from flowbridge.web.endpoint import LOG, Endpoint, endpoint, headers_of
 from flowbridge.web.event_stream import HEADERS, MEDIA_TYPE, EventStream
 from flowbridge.web.routes import describe_live
 
-MAX_NAMES = 100  # types, or senders, of a filter
+MAX_NAMES = 100  # event types, or senders, in a filter
 
 
 class Listening:
@@ -28,7 +28,7 @@ class Listening:
         self._homeserver = core.homeserver
 
     async def everywhere(self, request: Request) -> Response:
-        """GET /live: the rooms that the account is in; of an API key with rooms, those."""
+        """GET /live: all rooms of the account, or those of an API key that is for some rooms only."""
         credential = await self._callers.credential(headers_of(request), request.scope["query_string"])
         types, since = self._types(request, credential), _position(request)
         caller = await self._callers.identify(credential)
@@ -49,14 +49,14 @@ class Listening:
         except (BadGateway, GatewayTimeout):
             if since is None:
                 raise
-            # who resumes waits for the homeserver with an open stream
+            # A caller that resumes waits for the homeserver with an open stream.
         except MatrixError as error:
             raise self._callers.refused(caller, error) from None
         wish = _wish(request, caller, types, frozenset({room_id}))
         return await self._stream(request, credential, caller, wish, since)
 
     def _types(self, request: Request, credential: Credential) -> tuple[str, ...]:
-        """The event types that are wanted. Raises Forbidden when an API key is not for all of them."""
+        """The event types to filter by. Raises Forbidden when an API key is not for all of them."""
         types = _names(request, "types")
         for type_ in types:
             paths.identifier(type_, "event type")
@@ -70,7 +70,7 @@ class Listening:
             self._callers.permit(credential, type_, *rooms)
 
     async def _enter(self, caller: Caller, room_id: str) -> None:
-        """Raises what the homeserver says, or Forbidden, when the caller is not in the room."""
+        """Check that the caller is in the room. Raises Forbidden, or what the homeserver says."""
         answer = await self._homeserver.read_state(caller.token, room_id, "m.room.member", caller.user_id, "")
         if answers.success(answer).get("membership") != "join":
             raise Forbidden(f"{caller.user_id} is not in this room: join it first")
@@ -96,16 +96,16 @@ def _wish(request: Request, caller: Caller, types: tuple[str, ...], rooms: froze
 
 
 def _names(request: Request, name: str) -> tuple[str, ...]:
-    """The names of a list with commas; blank ones do not count."""
-    given = ",".join(request.query_params.getlist(name)).split(",")
-    names = tuple(word for part in given if (word := part.strip()))
+    """The names in a list that is separated by commas; blank ones do not count."""
+    parts = ",".join(request.query_params.getlist(name)).split(",")
+    names = tuple(stripped for part in parts if (stripped := part.strip()))
     if len(names) > MAX_NAMES:
         raise BadRequest(f"{name}: at most {MAX_NAMES} can be named")
     return names
 
 
 def _position(request: Request) -> Position | None:
-    """Where to go on: a browser that connects again says it in a header, which wins over the query it began with."""
+    """Where to resume. A browser that reconnects sends a header, which wins over the query that it began with."""
     text = request.headers.get("last-event-id", "").strip() or request.query_params.get("last_event_id", "").strip()
     if not text:
         return None

@@ -1,6 +1,5 @@
-"""Uploads and downloads: the flow surface's short paths, and the download paths of older Matrix clients."""
+"""Uploads and downloads: the flow surface's paths, and the download paths of older Matrix clients."""
 
-import asyncio
 import contextlib
 import re
 from collections.abc import Mapping
@@ -8,7 +7,6 @@ from functools import partial
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
 
 from flowbridge.auth.callers import Credential
 from flowbridge.bridge import Core
@@ -18,11 +16,11 @@ from flowbridge.homeserver.relay import Relayed
 from flowbridge.services.media import attachment
 from flowbridge.services.media.attachment import Label
 from flowbridge.services.media.files import Kind, Upload, Wanted
-from flowbridge.web import streaming
-from flowbridge.web.endpoint import Endpoint, Handler, endpoint, headers_of, json_answer
+from flowbridge.web.endpoint import Endpoint, endpoint, headers_of, json_answer
 from flowbridge.web.routes import describe_media
+from flowbridge.web.streaming import StreamedAnswer
 
-VERSIONS = ("v3", "r0", "v1")  # of the old download paths
+VERSIONS = ("v3", "r0", "v1")  # in the old download paths
 
 _QUERY: Mapping[Kind, frozenset[str]] = {
     "download": frozenset({"allow_remote", "allow_redirect", "timeout_ms"}),
@@ -32,12 +30,12 @@ _NUMBERS = frozenset({"width", "height", "timeout_ms"})
 _NUMBER = re.compile(r"[0-9]{1,5}")
 _SERVER = re.compile(r"[A-Za-z0-9.-]{1,230}(?::[0-9]{1,5})?|\[[0-9A-Fa-f:.]{2,45}\](?::[0-9]{1,5})?")
 _MEDIA_ID = re.compile(r"[A-Za-z0-9_-]{1,255}")
-_ASKED = frozenset({b"accept", b"range", b"if-range", b"if-none-match", b"if-modified-since"})
-_TOLD = frozenset(
+_SENT_ON = frozenset({b"accept", b"range", b"if-range", b"if-none-match", b"if-modified-since"})
+_KEPT = frozenset(
     b"content-type content-length content-range accept-ranges etag last-modified cache-control expires location "
     b"x-robots-tag".split()
 )
-# What the specification lets a browser show (client-server API, "Serving inline content"); the rest is to be saved.
+# What a browser may show (client-server API, "Serving inline content"); anything else is to be saved.
 _INLINE = frozenset(
     f"{kind}/{name}"
     for kind, names in {
@@ -67,6 +65,7 @@ class Files:
     def __init__(self, core: Core) -> None:
         self._callers = core.callers
         self._media = core.media
+        self._stall_seconds = core.timing.answer_stall_seconds
 
     async def upload(self, request: Request) -> Response:
         """POST /media"""
@@ -80,59 +79,39 @@ class Files:
         upload = Upload(request.stream(), None if length is None else int(length), label)
         return json_answer({"content_uri": await self._media.upload(credential, upload)})
 
-    async def fetch(self, kind: Kind, request: Request) -> Response:
-        """GET /media/{server}/{mediaId}[/{filename}] and …/thumbnail"""
-        credential = await self._callers.credential(headers_of(request), request.scope["query_string"])
-        return await self._answer(credential, _wanted(kind, request))
+    async def fetch(self, kind: Kind, is_open: bool, request: Request) -> Response:
+        """GET /media/{server}/{mediaId}[/{filename}] and …/thumbnail, and the old paths, which are open to all.
 
-    async def fetch_old(self, kind: Kind, request: Request) -> Response:
-        """GET /_matrix/media/{version}/{kind}/{server}/{mediaId}[/{filename}]
-
-        With a token from the authenticated endpoints; without one as the homeserver answers it.
+        Without a token, an old path gives what the homeserver gives to anybody.
         """
         credential: Credential | None = None
         try:
             credential = await self._callers.credential(headers_of(request), request.scope["query_string"])
         except Unauthorized as error:
-            if error.errcode != Errcode.MISSING_TOKEN:
+            if not is_open or error.errcode != Errcode.MISSING_TOKEN:
                 raise
-        return await self._answer(credential, _wanted(kind, request))
-
-    async def _answer(self, credential: Credential | None, wanted: Wanted) -> Response:
         stack = contextlib.AsyncExitStack()
-        answer = await stack.enter_async_context(self._media.fetch(credential, wanted))
-        return Streamed(answer, stack)
+        answer = await stack.enter_async_context(self._media.fetch(credential, _wanted(kind, request)))
+        return FileAnswer(answer, stack, self._stall_seconds)
 
 
-class Streamed(Response):
-    """A file on its way down, with the headers that keep a browser from running it."""
+class FileAnswer(StreamedAnswer):
+    """A file from the homeserver, with the headers that keep a browser from running it. `stack` holds the exchange."""
 
-    def __init__(self, answer: Relayed, stack: contextlib.AsyncExitStack) -> None:  # the base class would want the body
-        self.status_code = answer.status
-        told = [pair for pair in proxy_rules.answer_headers(answer.headers, answer.status) if pair[0] in _TOLD]
-        self._head = [*told, (b"content-disposition", _disposition(answer)), *_SAFE]
+    def __init__(self, answer: Relayed, stack: contextlib.AsyncExitStack, stall_seconds: float) -> None:
+        super().__init__(answer.status, stall_seconds)
+        kept = [pair for pair in proxy_rules.answer_headers(answer.headers, answer.status) if pair[0] in _KEPT]
+        self._head = [*kept, (b"content-disposition", _disposition(answer)), *_SAFE]
         self._answer = answer
         self._stack = stack
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        giving = asyncio.create_task(self._give(send))
-        leaving = asyncio.create_task(streaming.left(receive))
-        try:
-            await asyncio.wait({giving, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            giving.cancel()
-            leaving.cancel()
-            await asyncio.wait({giving, leaving})
-            await self._stack.aclose()
-        error = None if giving.cancelled() else giving.exception()
-        if error is not None:
-            streaming.broken(scope, error)
+    async def write(self) -> None:
+        await self.start(self.status_code, self._head)
+        async for piece in self._answer.chunks():
+            await self.give(piece)
 
-    async def _give(self, send: Send) -> None:
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self._head})
-        async for chunk in self._answer.chunks():
-            await streaming.give(send, chunk)
-        await send({"type": "http.response.body", "body": b""})
+    async def release(self) -> None:
+        await self._stack.aclose()
 
 
 def _wanted(kind: Kind, request: Request) -> Wanted:
@@ -150,7 +129,7 @@ def _wanted(kind: Kind, request: Request) -> Wanted:
         _filename(path.get("filename", "")),
         query,
         request.method,
-        [(name, value) for name, value in request.scope["headers"] if name in _ASKED],
+        [(name, value) for name, value in request.scope["headers"] if name in _SENT_ON],
     )
 
 
@@ -169,35 +148,28 @@ def _filename(raw: str) -> str:
 
 
 def _disposition(answer: Relayed) -> bytes:
-    """The homeserver's, or what is safe: nothing is shown that could run."""
-    said = answer.header(b"content-disposition")
-    kind, semicolon, parameters = said.partition(";")
+    """The homeserver's Content-Disposition, but nothing inline that a browser could run."""
+    disposition = answer.header(b"content-disposition")
+    kind, semicolon, parameters = disposition.partition(";")
     if kind.strip().lower() == "inline" and attachment.essence(answer.header(b"content-type")) not in _INLINE:
-        said = f"attachment{semicolon}{parameters}"
-    return (said or "attachment").encode("latin-1")
+        disposition = f"attachment{semicolon}{parameters}"
+    return (disposition or "attachment").encode("latin-1")
 
 
 def routes(core: Core) -> list[Endpoint]:
-    """Both surfaces. Of the old paths' versions only v3 is documented: the others are the same."""
+    """Both surfaces. Of the old paths only v3 is documented, since the other versions are the same."""
     files = Files(core)
-    download, thumbnail = partial(files.fetch, "download"), partial(files.fetch, "thumbnail")
-    file = "/media/{serverName}/{mediaId}"
-    table: list[tuple[str, str, Handler, bool]] = [
-        ("POST", "/media", files.upload, True),
-        ("GET", file, download, True),
-        ("GET", f"{file}/{{filename}}", download, True),
-        ("GET", f"{file}/thumbnail", thumbnail, True),
-    ]
-    download, thumbnail = partial(files.fetch_old, "download"), partial(files.fetch_old, "thumbnail")
-    for version in VERSIONS:
-        base = f"/_matrix/media/{version}"
-        file = f"{base}/download/{{serverName}}/{{mediaId}}"
-        table += [
-            ("GET", file, download, version == "v3"),
-            ("GET", f"{file}/{{filename}}", download, version == "v3"),
-            ("GET", f"{base}/thumbnail/{{serverName}}/{{mediaId}}", thumbnail, version == "v3"),
+    found = [endpoint("POST", "/media", files.upload, describe_media.UPLOAD)]
+    for version in ("", *VERSIONS):
+        base = f"/_matrix/media/{version}/download" if version else "/media"
+        file = f"{base}/{{serverName}}/{{mediaId}}"
+        thumbnail = file.replace("/download/", "/thumbnail/") if version else f"{file}/thumbnail"
+        paths: list[tuple[Kind, str]] = [
+            ("download", file),
+            ("download", f"{file}/{{filename}}"),
+            ("thumbnail", thumbnail),
         ]
-    return [
-        endpoint(method, path, handler, describe_media.media(method, path), documented=documented)
-        for method, path, handler, documented in table
-    ]
+        for kind, path in paths:
+            handler, described = partial(files.fetch, kind, bool(version)), describe_media.download(path)
+            found.append(endpoint("GET", path, handler, described, documented=version in ("", "v3")))
+    return found
