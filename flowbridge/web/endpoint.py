@@ -1,17 +1,15 @@
-"""What every endpoint is made of: a route, a body that is read within bounds, a JSON answer."""
+"""What endpoints are made of: headers, bodies that are read within bounds, JSON answers."""
 
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from fastapi.routing import APIRoute
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from flowbridge.errors import BadRequest, MatrixError, TooLarge, Unavailable, UnsupportedMedia
-from flowbridge.web import parameters
 
 Handler = Callable[[Request], Awaitable[Response]]
 Headers = list[tuple[bytes, bytes]]
@@ -30,53 +28,6 @@ HANG_UP = "flowbridge.hang_up"  # in the scope: a function that ends the connect
 
 
 _ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
-
-
-class Endpoint(APIRoute):
-    """A route whose handler takes the request as it came: path segments undecoded, body unread.
-
-    FastAPI documents it; neither its dependencies nor its validation of bodies stand in the way of a send.
-    """
-
-    @property
-    def paths(self) -> tuple[str, ...]:
-        return (self.path,)
-
-    @property
-    def handler(self) -> Handler:
-        handler: Handler = self.endpoint
-        return handler
-
-    def get_route_handler(self) -> Callable[[Request], Any]:
-        return self.endpoint
-
-
-def endpoint(
-    method: str,
-    path: str,
-    handler: Handler,
-    operation: Mapping[str, Any],
-    *,
-    documented: bool = True,
-    lenient: bool = False,
-) -> Endpoint:
-    """`operation`: the OpenAPI operation object, as flowbridge.web.describe writes it.
-
-    On the flow surface a query parameter that it does not list is a 400, unless the endpoint is `lenient`.
-    """
-    is_strict = not lenient and not path.startswith(("/_matrix/", "/.well-known/"))
-    return Endpoint(
-        path,
-        parameters.only(parameters.known_to(operation), handler) if is_strict else handler,
-        methods=[method],
-        status_code=int(min(operation["responses"])),
-        response_model=None,
-        operation_id=operation["operationId"],
-        summary=operation["summary"],
-        description=operation.get("description") or "\f",  # else FastAPI takes the handler's docstring, up to a \f
-        openapi_extra=dict(operation),
-        include_in_schema=documented,
-    )
 
 
 def headers_of(request: Request) -> dict[str, str]:

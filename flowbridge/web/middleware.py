@@ -34,7 +34,7 @@ from flowbridge.limits.processor import (
 )
 from flowbridge.limits.proxies import Proxies
 from flowbridge.web import streaming
-from flowbridge.web.endpoint import ANSWER, FORWARDED, LOG, Endpoint, Handler, Headers, error_answer
+from flowbridge.web.endpoint import ANSWER, FORWARDED, LOG, Handler, Headers, error_answer
 from flowbridge.web.event_stream import EventStream
 from flowbridge.web.routing import Route
 
@@ -78,7 +78,7 @@ class Middleware:
     def __init__(
         self,
         app: FastAPI,
-        endpoints: Iterable[Endpoint | Route],
+        endpoints: Iterable[Route],
         relay: Handler,
         *,
         proxies: Proxies | None = None,
@@ -235,7 +235,7 @@ async def _respond(request: Request, methods: dict[str, Handler] | None, path: s
         return error_answer(MatrixError("flowbridge made a mistake; its log says which"))
 
 
-def _tree_of(endpoints: Iterable[Endpoint | Route]) -> Tree:
+def _tree_of(endpoints: Iterable[Route]) -> Tree:
     tree: Tree = {}
     for endpoint in endpoints:
         for path in endpoint.paths:

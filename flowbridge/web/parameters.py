@@ -5,7 +5,7 @@ Matrix surface clients send what the specification, or a proposal that we do not
 ours does not use goes on to the homeserver. A blank value means that the parameter is absent (contract §4, 7).
 """
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from typing import Annotated, Any
 from urllib.parse import parse_qsl, urlencode
 
@@ -49,11 +49,6 @@ Text = Annotated[str, AfterValidator(_printable)]
 def query(description: str, example: object = None, *, alias: str | None = None, **more: Any) -> Any:
     """A query parameter, documented."""
     return Query(alias=alias, description=description, examples=None if example is None else [example], **more)
-
-
-def known_to(operation: Mapping[str, Any]) -> frozenset[str]:
-    """The query parameters that an OpenAPI operation lists."""
-    return frozenset(each["name"] for each in operation.get("parameters", ()) if each["in"] == "query")
 
 
 def only(known: frozenset[str], handler: Handler) -> Handler:

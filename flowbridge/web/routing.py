@@ -66,9 +66,10 @@ class Route(APIRoute):
     """One operation of the OpenAPI document. The endpoint's docstring is its summary and, below it, its description.
 
     `paths`: where it is served; the first is documented. `answers`: the type of a success; it is not enforced, since
-    the homeserver's answers pass as they came. `ok`: what a success is, else the type's docstring says it. `errors`:
-    those that do not follow from the dependencies. `uses`: dependencies without a value. `lenient`: unknown query
-    parameters are ignored on the flow surface, too. `kept`: answers have an ETag.
+    the homeserver's answers pass as they came. `ok`: what a success is, else the type's docstring says it. `body`: the
+    type of one that a raw handler reads. `errors`: those that do not follow from the dependencies. `uses`: dependencies
+    without a value. `lenient`: unknown query parameters are ignored on the flow surface, too. `kept`: answers have an
+    ETag.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class Route(APIRoute):
         *,
         tag: str,
         answers: Any = None,
+        body: Any = None,
         ok: str = "",
         status: int = 200,
         errors: Iterable[int] = (),
@@ -111,11 +113,14 @@ class Route(APIRoute):
         is_strict = not lenient and not path.startswith(("/_matrix/", "/.well-known/"))
         self.handler: Handler = parameters.only(_query_names(self.dependant), handler) if is_strict else handler
         calls, said = _calls(self.dependant), dict(extra or {})
-        if body := next((call for call in calls if isinstance(call, JsonBody)), None):
-            # Set after the handler was made: FastAPI would read the body before it solves any dependency.
-            self.body_field = create_model_field("body", body.shape, field_info=Body(None, annotation=body.shape))
+        # Set after the handler was made: FastAPI would read the body before it solves any dependency.
+        if body is not None:
+            self.body_field = create_model_field("body", body, field_info=Body(annotation=body))
+        elif json_body := next((call for call in calls if isinstance(call, JsonBody)), None):
+            shape, errors = json_body.shape, (*errors, *BODY)
+            self.body_field = create_model_field("body", shape, field_info=Body(None, annotation=shape))
             said["requestBody"] = {"description": "May be empty, or `null`. Content-Type is not looked at."}
-        statuses = {404, 405, *errors, *(UPSTREAM if credential in calls else ()), *(BODY if body else ())}
+        statuses = {404, 405, *errors, *(UPSTREAM if credential in calls else ())}
         self.responses = {status: error_response(status) for status in sorted(statuses)}
         if kept:
             self.responses[304] = _UNCHANGED
