@@ -178,10 +178,12 @@ bounded = settings(
 
 
 def is_to_be_expected(response: Response) -> bool:
-    """Whether it is one of the two ways in which this upstream makes the bridge itself answer a 5xx."""
+    """Whether it is one of the ways in which this upstream makes the bridge itself answer a 5xx."""
     refused = response.status_code == 502 and "own account" in response.text  # the upstream's 401, for a key
     unsettled = response.status_code == 504 and "the same txnId" in response.text
-    return refused or unsettled
+    # The upstream's 400 to the question whether the room is encrypted: the event waits, which Matrix has no answer for.
+    unasked = response.status_code == 502 and "nothing was sent: Cannot do this" in response.text
+    return refused or unsettled or unasked
 
 
 def check(case: schemathesis.Case[Any], url: str, session: requests.Session, headers: dict[str, str]) -> None:
