@@ -14,10 +14,12 @@ from flowbridge.errors import BadRequest, MatrixError, TooLarge, Unavailable, Un
 Handler = Callable[[Request], Awaitable[Response]]
 Headers = list[tuple[bytes, bytes]]
 
-MAX_BODY_BYTES = 512 * 1024  # 62,000 bytes of content can be written in six times as many, as \\u escapes
+MAX_BODY_BYTES = 512 * 1024  # 62,000 bytes of content, written as \\u escapes, are six times as many
 LOG = "flowbridge.log"  # in the scope: fields that a handler adds to its request's log line
-FORWARDED = "flowbridge.forwarded"  # in the scope: headers that tell the homeserver who calls; only behind proxies
-# On our own pages: no other page may show them in a frame, and so have them clicked.
+FORWARDED = (
+    "flowbridge.forwarded"  # in the scope, behind proxies: headers that tell the homeserver the caller's address
+)
+# Of our own pages: no other page may show them in a frame, against clickjacking.
 PAGE_HEADERS = {
     "X-Frame-Options": "DENY",
     "Content-Security-Policy": "frame-ancestors 'none'",
@@ -31,9 +33,9 @@ _ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 
 
 def headers_of(request: Request) -> dict[str, str]:
-    """The request's headers by lower-case name, decoded once: Starlette searches a list at every look.
+    """The request's headers by lower-case name, decoded once: Starlette searches a list at each access.
 
-    Raises BadRequest for two different credentials in headers of one name: proxies differ in which of them counts.
+    Raises BadRequest for two different credentials in headers of one name: proxies differ in which one they use.
     """
     headers = request.scope["headers"]
     found = {name.decode("latin-1"): value.decode("latin-1") for name, value in headers}
@@ -45,7 +47,7 @@ def headers_of(request: Request) -> dict[str, str]:
 
 
 def forwarded_of(request: Request) -> Headers:
-    """The headers that tell the homeserver who calls: none, unless FLOWBRIDGE_TRUSTED_PROXIES is set."""
+    """The headers that tell the homeserver the caller's address, if FLOWBRIDGE_TRUSTED_PROXIES is set."""
     found: Headers = request.scope.get(FORWARDED, [])
     return found
 
@@ -53,7 +55,7 @@ def forwarded_of(request: Request) -> Headers:
 async def read_body(request: Request, headers: Mapping[str, str], limit: int = MAX_BODY_BYTES) -> bytes:
     """The whole body; the server bounds the time.
 
-    Raises TooLarge, UnsupportedMedia when it is compressed, Unavailable when the bridge stops before it has come.
+    Raises TooLarge, UnsupportedMedia when it is compressed, Unavailable when the bridge stops before it has arrived.
     """
     if headers.get("content-encoding", "identity").lower() not in ("identity", ""):
         raise UnsupportedMedia("compressed bodies are not read: send the JSON as it is")
@@ -64,7 +66,7 @@ async def read_body(request: Request, headers: Mapping[str, str], limit: int = M
     while True:
         try:
             message = await request.receive()
-        except asyncio.CancelledError:  # the server has waited for as long as it does when it stops
+        except asyncio.CancelledError:  # the server stops, and has waited for long enough
             raise Unavailable("the bridge stops") from None
         if message["type"] == "http.disconnect":
             raise ClientDisconnect
@@ -76,12 +78,12 @@ async def read_body(request: Request, headers: Mapping[str, str], limit: int = M
 
 
 def json_bytes(value: Any) -> bytes:
-    """JSON as flowbridge answers it; a lone surrogate becomes a question mark."""
+    """JSON as flowbridge writes it; a lone surrogate becomes a question mark."""
     return _ENCODER.encode(value).encode("utf-8", "replace")
 
 
 class JsonAnswer(Response):
-    """JSON in bytes. Its headers are written once: Starlette writes them, then searches them, 5 µs of each send."""
+    """Encoded JSON. Its headers are written once: Starlette's write and search cost 5 µs of each send."""
 
     media_type = "application/json"
 
@@ -99,7 +101,7 @@ class JsonAnswer(Response):
             await super().__call__(scope, receive, send)
 
     def add(self, name: bytes, value: str) -> None:
-        """One header more; `name` is lower case."""
+        """Add a header; `name` is lower case."""
         self.raw_headers.append((name, value.encode("latin-1")))
 
 

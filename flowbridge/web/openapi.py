@@ -1,4 +1,4 @@
-"""openapi.json: the endpoints that FastAPI knows, with the catalogue's schemas and examples in it."""
+"""openapi.json: what FastAPI derives from the endpoints, with the catalogue's schemas and examples."""
 
 from typing import Annotated, Any, NotRequired
 
@@ -18,7 +18,8 @@ One HTTP call puts an event into a Matrix room. flowbridge checks the payload ag
 tells you exactly what is wrong with it, stores it, and brings it to the homeserver once and in order.
 
 Two surfaces over one core: short paths for flow tools, and the Matrix client-server API. On the Matrix surface each
-path is served under `/_matrix/client/v3`, `r0`, `api/v1` and `unstable` alike; only v3 is listed here.
+path is served under `/_matrix/client/v3`, `r0`, `api/v1` and `unstable` alike; only v3 is listed here. A blank query
+parameter counts as absent.
 """
 
 _SECURITY = {
@@ -111,9 +112,6 @@ def _finish(operation: Json, catalogue: Catalogue) -> None:
     for parameter in operation.get("parameters", ()):
         parameter["schema"] = _terse(parameter["schema"])
         parameter["schema"].pop("description", None)  # it is the parameter's own
-    answers = operation["responses"].get("200", {}).get("content", {})
-    if len(answers) > 1 and answers.get("application/json") == {"schema": {}}:
-        del answers["application/json"]  # FastAPI's guess, beside what we say
     body = operation.get("requestBody", {}).get("content", {}).get("application/json")
     if body is not None:
         kind = body["schema"].get("$ref", "").rpartition("/")[2]

@@ -1,7 +1,7 @@
 """Typed endpoints: FastAPI solves their dependencies, validates what comes, and documents them.
 
 They hang in one tree of raw paths with the raw endpoints (middleware.py), so that `%2F`, 404, 405 and HEAD are the same
-for both. A typed endpoint costs 0.2 ms of the event loop, a raw one 0.05 ms: that matters for a send alone.
+for both. Typed endpoints take 15 to 30 µs more of the event loop than raw ones: that matters for a send alone.
 
 What operations have in common follows from their dependencies: who may call them, the errors that they answer, the
 query parameters that they know. A raw endpoint does by hand what its dependencies say; they are its documentation.

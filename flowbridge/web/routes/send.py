@@ -1,4 +1,7 @@
-"""Sending events and setting state, on both surfaces: parse, let the service send, say how it ended."""
+"""Sending events and setting state, on both surfaces.
+
+The handlers are raw: as typed ones they would take some 30 µs more of the 500 of a send.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -94,16 +97,16 @@ class Sending:
         return await self._accept(request, headers, credential, event, body, None)
 
     def _others(self, request: Request, credential: Credential) -> list[tuple[str, str]]:
-        """On the Matrix surface the query parameters that are the homeserver's to understand."""
+        """The query parameters that only the homeserver understands: there are none on the flow surface."""
         return parameters.others(request, credential) if self._surface == "matrix" else []
 
     async def _pass_on(
         self, request: Request, credential: Credential, event: Event, others: Sequence[tuple[str, str]]
     ) -> Response:
-        """A checked event whose parameters say more of it than we can keep: another sender, a time, a delay.
+        """Send a checked event whose parameters are more than the store keeps: another sender, a time, a delay.
 
-        It goes to the homeserver now, with its own transaction id, and is not stored: what is promised of it, the
-        homeserver promises.
+        It goes to the homeserver immediately, with its own transaction id, and is not stored: all promises are the
+        homeserver's.
         """
         permit = partial(self._callers.permit, credential, event.type)
         caller, room_id = await self._room_access.enter(credential, event.room, permit)
@@ -117,15 +120,14 @@ class Sending:
             raise self._callers.refused(caller, error) from None
         return await self._relaying.pass_on(request, event.content, caller)
 
-    def _wishes(self, request: Request, headers: Mapping[str, str]) -> tuple[float | None, bool]:
-        """What a caller prefers (RFC 7240): for how many seconds it waits, None for not at all; and `respond-async`.
+    def _preference(self, request: Request, headers: Mapping[str, str]) -> tuple[float | None, bool]:
+        """The caller's preference (RFC 7240): the seconds to wait, or None, and whether it said `respond-async`.
 
-        With both, it is answered asynchronously once it has waited. A Matrix client must be told how it ended, so that
-        it can only say for how long it would wait.
+        With both, it gets a 202 after that time. A Matrix client has to learn the outcome: it can only set the time.
         """
-        wished = _preferences(request.headers.getlist("prefer")) if "prefer" in headers else {}
-        is_async = self._surface == "flow" and "respond-async" in wished
-        seconds = wished.get("wait", "")
+        preferred = _preferences(request.headers.getlist("prefer")) if "prefer" in headers else {}
+        is_async = self._surface == "flow" and "respond-async" in preferred
+        seconds = preferred.get("wait", "")
         if seconds.isascii() and seconds.isdigit():
             return float(min(int(seconds[:9]), MAX_WAIT_SECONDS)), is_async
         return None if is_async else self._wait_seconds, is_async
@@ -147,7 +149,7 @@ class Sending:
         key = txn_id
         if self._surface == "flow" and "idempotency-key" in headers:
             key = _idempotency_key(request.headers.getlist("idempotency-key"))
-        patience, is_async = self._wishes(request, headers)
+        patience, is_async = self._preference(request, headers)
         how = How(self._surface, key, body, waits=patience is not None)
         told = await self._sender.send(credential, event, how, patience or 0.0)
         request.scope[LOG] = fields = {"user": told.user_id, "delivery": told.delivery}
@@ -180,7 +182,7 @@ def _idempotency_key(lines: Sequence[str]) -> str:
 
 
 def _preferences(lines: Sequence[str]) -> dict[str, str]:
-    """The preferences of all Prefer headers, without their parameters; of two with the same name the first counts."""
+    """The preferences of all Prefer headers, without their parameters; the first of a name counts."""
     found: dict[str, str] = {}
     for preference in ",".join(lines).split(","):
         name, _, value = preference.partition(";")[0].partition("=")
@@ -189,7 +191,7 @@ def _preferences(lines: Sequence[str]) -> dict[str, str]:
 
 
 def _keyed(found: Payload, state_key: str, *, named: bool) -> Payload:
-    """The state key of the path, or of the body where the path has none; a body that differs is refused."""
+    """The payload with the state key of the path, or else of the body. Raises BadContent when they differ."""
     if found.state_key is None or found.state_key == state_key:
         return Payload(found.content, state_key)
     if named:

@@ -30,7 +30,7 @@ async def format_(
 
 
 class State:
-    """The handler of one surface. On the Matrix surface query parameters are the homeserver's to understand."""
+    """The handler of one surface. On the Matrix surface unknown query parameters go on to the homeserver."""
 
     def __init__(self, surface: Surface, core: Core) -> None:
         self._surface: Surface = surface
