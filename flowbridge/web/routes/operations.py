@@ -28,8 +28,6 @@ from flowbridge.web.routing import TAGS, Routes
 
 Json = dict[str, Any]
 
-KEEP_SECONDS = 1.0  # what the homeserver says of its versions, and a look at the store's file
-
 _ASSETS = {
     "swagger-ui-bundle.js": "text/javascript",
     "swagger-ui.css": "text/css",
@@ -56,8 +54,9 @@ class Ready(TypedDict):
 class Versions:
     """The homeserver's versions, asked for once a second at most: neither /readyz nor /versions needs a token."""
 
-    def __init__(self, homeserver: Homeserver) -> None:
+    def __init__(self, homeserver: Homeserver, keep_seconds: float) -> None:
         self._homeserver = homeserver
+        self._keep_seconds = keep_seconds
         self._asking: asyncio.Task[Answer] | None = None
         self._until = 0.0
 
@@ -72,7 +71,7 @@ class Versions:
         try:
             return await self._homeserver.versions()
         finally:
-            self._until = time.monotonic() + KEEP_SECONDS
+            self._until = time.monotonic() + self._keep_seconds
 
 
 class Readiness:
@@ -81,7 +80,7 @@ class Readiness:
     def __init__(self, core: Core) -> None:
         self._core = core
         self._look_at = 0.0  # monotonic
-        self.versions = Versions(core.homeserver)
+        self.versions = Versions(core.homeserver, core.timing.readiness_seconds)
 
     async def answer(self) -> Response:
         """200, or 503 and which part fails, and why."""
@@ -110,7 +109,7 @@ class Readiness:
         """Raises StoreUnavailable for a database that is malformed."""
         if time.monotonic() >= self._look_at:
             await self._core.database.look()
-            self._look_at = time.monotonic() + KEEP_SECONDS
+            self._look_at = time.monotonic() + self._core.timing.readiness_seconds
 
     def paused(self) -> dict[str, str]:
         """The accounts of which something waits, since the homeserver refuses them or their token: what it says.
