@@ -112,21 +112,22 @@ class Route(APIRoute):
         handler = self.get_route_handler()
         is_strict = not lenient and not path.startswith(("/_matrix/", "/.well-known/"))
         self.handler: Handler = parameters.only(_query_names(self.dependant), handler) if is_strict else handler
-        calls, said = _calls(self.dependant), dict(extra or {})
+        calls, self.openapi_extra = _calls(self.dependant), dict(extra or {})
         # Set after the handler was made: FastAPI would read the body before it solves any dependency.
         if body is not None:
             self.body_field = create_model_field("body", body, field_info=Body(annotation=body))
         elif json_body := next((call for call in calls if isinstance(call, JsonBody)), None):
             shape, errors = json_body.shape, (*errors, *BODY)
             self.body_field = create_model_field("body", shape, field_info=Body(None, annotation=shape))
-            said["requestBody"] = {"description": "May be empty, or `null`. Content-Type is not looked at."}
+            self.openapi_extra["requestBody"] = {
+                "description": "May be empty, or `null`. Content-Type is not looked at."
+            }
         statuses = {404, 405, *errors, *(UPSTREAM if credential in calls else ())}
         self.responses = {status: error_response(status) for status in sorted(statuses)}
         if kept:
             self.responses[304] = _UNCHANGED
         if credential not in calls:
-            said["security"] = []
-        self.openapi_extra = said
+            self.openapi_extra["security"] = []
 
     def get_route_handler(self) -> Callable[[Request], Any]:
         solve = super().get_route_handler()

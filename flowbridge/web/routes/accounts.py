@@ -1,7 +1,7 @@
 """Registering, logging in and out, and whose token it is, on both surfaces."""
 
 import re
-from typing import Annotated, Any
+from typing import Annotated, Any, NotRequired
 from urllib.parse import urlencode
 
 from fastapi import Depends
@@ -87,6 +87,8 @@ class User(TypedDict):
 
 
 class Account(User, total=False):
+    """The account."""
+
     access_token: Annotated[str, Field(examples=["QGV4YW1wbGU6bG9jYWxob3N0.AqdSzFmFYrLrTmteXc"])]
     device_id: str
     home_server: Annotated[str, Field(examples=["localhost"])]
@@ -95,13 +97,10 @@ class Account(User, total=False):
     ]
 
 
-class _Flows(TypedDict):
+class LoginFlows(TypedDict):
     flows: list[Json]
-
-
-class LoginFlows(_Flows, total=False):
-    session: str
-    params: Json
+    session: NotRequired[str]
+    params: NotRequired[Json]
 
 
 routes = Routes()
@@ -140,12 +139,7 @@ async def token_if_any(request: Request, core: TheCore) -> str:
 
 
 Token = Annotated[str, Depends(token_if_any)]
-_REGISTER: Json = {
-    "uses": [registration_allowed],
-    "errors": (*UPSTREAM, *BODY),
-    "answers": Account,
-    "ok": "The account.",
-}
+_REGISTER: Json = {"uses": [registration_allowed], "errors": UPSTREAM, "answers": Account}
 
 
 @routes.matrix("POST", "/register", "matrix_register", extra={"responses": {"401": _CHALLENGE}}, **_REGISTER)
@@ -165,11 +159,8 @@ async def register(
     stage, this is a 403 that names it. On the Matrix surface that is so on `api/v1`, and for a body with `user_id` and
     without `username` and `auth`; everything else goes to the homeserver as it is.
     """
-    if (
-        is_first_api
-        or not request.scope["path"].startswith(MATRIX)
-        or ("user_id" in body and not body.keys() & {"username", "auth"})
-    ):
+    as_the_guide = "user_id" in body and not body.keys() & {"username", "auth"}
+    if is_first_api or as_the_guide or not request.scope["path"].startswith(MATRIX):
         status, found = 200, await core.accounts.register_at_once(body, forwarded)
     else:
         status, found = await core.accounts.register(body, _kind(request), token, forwarded)
@@ -199,14 +190,8 @@ async def login(
     return json_answer(found, headers=_HEADERS)
 
 
-@routes.both(
-    "GET",
-    "/login/fallback",
-    "get_fallback",
-    errors=UPSTREAM,
-    response_class=HTMLResponse,
-    lenient=True,  # its parameters are for the script in the page
-)
+# lenient: its parameters are for the script in the page
+@routes.both("GET", "/login/fallback", "get_fallback", errors=UPSTREAM, response_class=HTMLResponse, lenient=True)
 async def page(request: Request, core: TheCore) -> Response:
     """Log in with a browser"""
     answer = await core.accounts.page()
