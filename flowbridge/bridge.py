@@ -5,6 +5,7 @@ import contextlib
 import math
 import time
 from collections.abc import AsyncIterator
+from functools import partial
 
 from flowbridge import log
 from flowbridge.auth.api_keys import ApiKeys
@@ -22,6 +23,7 @@ from flowbridge.delivery.backpressure import Backpressure, Limits
 from flowbridge.delivery.breaker import Breaker
 from flowbridge.delivery.encryption import EncryptionCheck
 from flowbridge.delivery.lookup import Lookup
+from flowbridge.delivery.waiting import waiting
 from flowbridge.delivery.write_queue import WriteQueue
 from flowbridge.errors import MatrixError
 from flowbridge.events import Catalogue
@@ -31,11 +33,14 @@ from flowbridge.live import Live
 from flowbridge.models import Caller
 from flowbridge.models.timing import Timing
 from flowbridge.services.acceptance import Acceptance
+from flowbridge.services.accounts import Accounts
+from flowbridge.services.deliveries import Deliveries
 from flowbridge.services.history import History
 from flowbridge.services.maintenance import Maintenance
 from flowbridge.services.media.files import Media
 from flowbridge.services.readings import Readings
 from flowbridge.services.replays import Replays
+from flowbridge.services.rooms import Rooms
 from flowbridge.services.sending import Sender
 from flowbridge.settings import Settings
 from flowbridge.store import Database
@@ -135,6 +140,20 @@ class Core:
             self.account_limits,
             self.breaker,
         )
+        self.deliveries = Deliveries(
+            self.database,
+            self.callers,
+            self.tokens,
+            self.room_access,
+            self.replays,
+            cancel=self.worker.cancel,
+            wake=self.worker.wake,
+            amended=self.write_queue.amended,
+            waiting=partial(waiting, self.account_limits, self.breaker),
+            readings=self.readings,
+        )
+        self.accounts = Accounts(settings, self.homeserver, self.callers)
+        self.rooms = Rooms(self.homeserver, self.callers, self.room_access, joined=self.worker.joined)
         self.history = History(self.callers, self.room_access, self.homeserver)
         self.media = Media(self.callers, self.homeserver, self.relay)
         self.live = Live(self.homeserver, self.callers, timing=self.timing)

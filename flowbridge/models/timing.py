@@ -77,4 +77,5 @@ class Timing:
     body_seconds: float = 20.0  # for a body to arrive, or for each further part of it
     hang_up_poll_seconds: float = 5.0  # between two checks for a hang-up, while a connection is not read
     answer_stall_seconds: float = 60.0  # for the caller to take a piece of a streamed answer
+    readiness_seconds: float = 1.0  # that /readyz and /versions keep what the homeserver and the store's file said
     answer_silence_seconds: float = 300.0  # for the homeserver to say anything: a join across servers takes minutes

@@ -23,7 +23,6 @@ from flowbridge.models.timing import Timing
 from flowbridge.settings import Settings
 from flowbridge.web.connections import MAX_CONNECTIONS
 from flowbridge.web.protocol import Protocol
-from flowbridge.web.routes import operations
 from flowbridge.web.server import background
 from tests.upstream import PATIENCE, Rooms, Upstream
 
@@ -249,10 +248,15 @@ def running(
     folder: Path,
     *,
     timing: Timing | None = None,
+    readiness_seconds: float = 0.0,
     max_connections: int = MAX_CONNECTIONS,
     **values: Any,
 ) -> Iterator[Bridge]:
-    """A bridge of its own, on what an earlier one left in this folder. `values`: settings."""
+    """A bridge of its own, on what an earlier one left in this folder. `values`: settings.
+
+    `readiness_seconds`: none, so that no test hears what the homeserver said to the one before.
+    """
+    timing = replace(timing or Timing(), readiness_seconds=readiness_seconds)
     settings = settings_for(upstream.url, folder, **values)
     with background(settings, timing=timing, max_connections=max_connections) as url:
         yield Bridge(url, upstream)
@@ -275,12 +279,6 @@ def shared_hasty_bridge(shared_upstream: Upstream, tmp_path_factory: pytest.Temp
     folder = tmp_path_factory.mktemp("hasty")
     with running(shared_upstream, folder, wait_seconds=HASTE_SECONDS, timing=QUICK) as bridge:
         yield bridge
-
-
-@pytest.fixture(autouse=True)
-def _nothing_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test gets an answer that the homeserver gave in an earlier one."""
-    monkeypatch.setattr(operations, "KEEP_SECONDS", 0.0)
 
 
 @pytest.fixture

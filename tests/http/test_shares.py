@@ -18,7 +18,6 @@ from flowbridge.live import feeds
 from flowbridge.models.timing import Timing
 from flowbridge.services import rooms
 from flowbridge.web import middleware
-from flowbridge.web.routes import operations
 from tests import upstream as scripted
 from tests.http.conftest import KEY, ROOM, SEND, Answer, Bridge, RawClient, new_token, post, running
 from tests.http.sends import UNKNOWN_TOKEN
@@ -227,11 +226,10 @@ def test_refused_requests_of_a_known_caller_take_a_part_of_the_processor(bridge:
 
 
 def test_readiness_and_versions_ask_the_homeserver_once_a_second(
-    upstream: Upstream, tmp_path: Path, go: threading.Event, monkeypatch: pytest.MonkeyPatch
+    upstream: Upstream, tmp_path: Path, go: threading.Event
 ) -> None:
-    monkeypatch.setattr(operations, "KEEP_SECONDS", 60.0)
     upstream.script(slow("/versions", go, scripted.answer({"versions": ["v1.11"]})))
-    with running(upstream, tmp_path) as bridge, ExitStack() as stack:
+    with running(upstream, tmp_path, readiness_seconds=60.0) as bridge, ExitStack() as stack:
         paths = ["/readyz", "/_matrix/client/versions"] * 20
         clients = flood(stack, bridge, lambda: post(paths.pop(), method="GET"))
         arrived(upstream, "/versions", 1)

@@ -2,7 +2,9 @@
 
 from dataclasses import replace
 from functools import partial
+from typing import Annotated, Any
 
+from fastapi import Header
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -14,9 +16,11 @@ from flowbridge.homeserver import answers, identifiers
 from flowbridge.live import EventFilter, position
 from flowbridge.live.position import Position
 from flowbridge.models import Caller
-from flowbridge.web.endpoint import LOG, Endpoint, endpoint, headers_of
+from flowbridge.web.dependencies import credential, room
+from flowbridge.web.endpoint import LOG, Handler, headers_of
 from flowbridge.web.event_stream import HEADERS, MEDIA_TYPE, EventStream
-from flowbridge.web.routes import describe_live
+from flowbridge.web.parameters import query
+from flowbridge.web.routing import TAGS, RawRoute, Route
 
 MAX_NAMES = 100  # event types, or senders, in a filter
 
@@ -29,7 +33,21 @@ class Listening:
         self._homeserver = core.homeserver
 
     async def everywhere(self, request: Request) -> Response:
-        """GET /live: all rooms of the account, or those of an API key that is for some rooms only."""
+        """Listen to all rooms
+
+        The rooms that the account is in, including those that it joins later; with an API key for some rooms, those.
+
+        Server-Sent Events. Each message is one event of a room in the form of the current client-server API with its
+        `room_id`, as one line of JSON. Its `id` is a position: sent back in `Last-Event-ID`, which an EventSource does
+        by itself, it resumes the stream there without gap or repeat, even after a restart of the bridge. Within a room,
+        messages and state events come in the homeserver's order; between rooms there is no order. A comment comes at
+        least every 15 s. However many listen, the homeserver sees one long poll per access token; while it is away, the
+        stream stays open. A message of the type `error` is the last one and says why the stream ends:
+        `M_UNKNOWN_TOKEN`, or `M_LIMIT_EXCEEDED` for a listener that reads too slowly, and may connect again. An API key
+        that is for some event types only needs `types=`. A client that decrypts messages needs an access token of its
+        own: with a shared one both are the same device to the homeserver, and the first to ask gets the keys that are
+        sent to it.
+        """
         credential = await self._callers.credential(headers_of(request), request.scope["query_string"])
         types, since = self._types(request, credential), _position(request)
         caller = await self._callers.identify(credential)
@@ -39,7 +57,10 @@ class Listening:
         return await self._stream(request, credential, caller, _filter(request, caller, types, rooms), since)
 
     async def room(self, request: Request) -> Response:
-        """GET /rooms/{roomId}/live"""
+        """Listen to a room
+
+        As `GET /live`, for one room, which the account must be in.
+        """
         credential = await self._callers.credential(headers_of(request), request.scope["query_string"])
         room = identifiers.room(request.path_params["roomId"])
         types, since = self._types(request, credential), _position(request)
@@ -117,9 +138,43 @@ def _position(request: Request) -> Position | None:
     return replace(found, since=since, until=until)
 
 
-def routes(core: Core) -> list[Endpoint]:
+async def choice(
+    types: Annotated[
+        str, query("Only these event types, separated by commas; `m.room.*` stands for a prefix.", "m.room.message")
+    ] = "",
+    not_senders: Annotated[str, query("No events of these users, separated by commas.", "@noisy:localhost")] = "",
+    own: Annotated[
+        str, query("`false`: no events of the account itself, so that a bot does not answer itself.", "false")
+    ] = "",
+    last_event_id: Annotated[str, query("As `Last-Event-ID`, for a client that cannot set headers.")] = "",
+    last: Annotated[
+        str,
+        Header(
+            alias="Last-Event-ID",
+            description="The `id` of the last message that was read. Takes precedence over `last_event_id`.",
+            max_length=8192,
+        ),
+    ] = "",
+) -> None: ...
+
+
+def routes(core: Core) -> list[Route]:
     handlers = Listening(core)
+
+    def get(path: str, handler: Handler, operation: str, *uses: Any) -> Route:
+        return RawRoute(
+            "GET",
+            (path,),
+            handler,
+            operation,
+            tag=TAGS["flow"],
+            uses=[credential, *uses, choice],
+            ok="A stream without end.",
+            response_class=Response,
+            extra={"responses": {"200": {"content": {MEDIA_TYPE: {"schema": {"type": "string"}}}}}},
+        )
+
     return [
-        endpoint("GET", "/live", handlers.everywhere, describe_live.LIVE),
-        endpoint("GET", "/rooms/{roomId}/live", handlers.room, describe_live.ROOM_LIVE),
+        get("/live", handlers.everywhere, "live"),
+        get("/rooms/{roomId}/live", handlers.room, "roomLive", room),
     ]

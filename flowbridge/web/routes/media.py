@@ -3,23 +3,31 @@
 import contextlib
 import re
 from collections.abc import Mapping
-from functools import partial
+from typing import Annotated, Any, Literal, NotRequired
 
+from pydantic import Field, with_config
 from starlette.requests import Request
 from starlette.responses import Response
+from typing_extensions import TypedDict
 
 from flowbridge.auth.callers import Credential
 from flowbridge.bridge import Core
 from flowbridge.errors import BadRequest, Errcode, Unauthorized, UnsupportedMedia
 from flowbridge.homeserver import identifiers, proxy_rules
 from flowbridge.homeserver.relay import Relayed
+from flowbridge.models import Surface
 from flowbridge.services.media import attachment
 from flowbridge.services.media.attachment import Label
 from flowbridge.services.media.files import Kind, Upload, Wanted
-from flowbridge.web.endpoint import Endpoint, endpoint, headers_of, json_answer
-from flowbridge.web.routes import describe_media
+from flowbridge.web.dependencies import credential, segment
+from flowbridge.web.endpoint import headers_of, json_answer
+from flowbridge.web.parameters import query
+from flowbridge.web.routing import BODY, TAGS, UPSTREAM, RawRoute, Route
 from flowbridge.web.streaming import StreamedAnswer
 
+Json = dict[str, Any]
+
+MEDIA_ID = "ascERGshawAWawugaAcauga"  # an example
 VERSIONS = ("v3", "r0", "v1")  # in the old download paths
 
 _QUERY: Mapping[Kind, frozenset[str]] = {
@@ -59,6 +67,68 @@ _SAFE = [
 ]
 
 
+Flag = Literal["true", "false"]
+
+
+@with_config(extra="forbid")
+class Base64File(TypedDict):
+    data: Annotated[str, Field(description="Base64 (either alphabet), or a `data:` URL.")]
+    filename: NotRequired[str]
+    content_type: NotRequired[Annotated[str, Field(description="May also be written `contentType`.")]]
+    contentType: NotRequired[str]
+
+
+@with_config(extra="forbid")
+class Buffer(TypedDict):
+    """A Node-RED Buffer."""
+
+    type: Literal["Buffer"]
+    data: list[Annotated[int, Field(ge=0, le=255)]]
+
+
+DataUrl = Annotated[str, Field(pattern="^data:")]
+
+
+class FileMessage(TypedDict):
+    """A message of a flow tool; its other properties are ignored."""
+
+    payload: Buffer | Base64File | DataUrl
+    filename: NotRequired[str]
+    contentType: NotRequired[Annotated[str, Field(description="May also be written `content_type`.")]]
+
+
+UploadBody = Base64File | Buffer | DataUrl | FileMessage
+
+
+class Uploaded(TypedDict):
+    """The file is uploaded."""
+
+    content_uri: Annotated[str, Field(examples=[f"mxc://localhost/{MEDIA_ID}"])]
+
+
+_BYTES: Json = {"schema": {"type": "string", "format": "binary"}}
+_FORM: Json = {"type": "object", "required": ["file"], "properties": {"file": _BYTES["schema"]}}
+_CONTENT: Json = {
+    "application/octet-stream": _BYTES,
+    "multipart/form-data": {"schema": _FORM},
+    "application/json": {
+        "examples": {
+            "base64": {"value": {"data": "aGVsbG8=", "filename": "hello.txt"}},
+            "data URL": {"value": {"data": "data:text/plain;base64,aGVsbG8="}},
+            "Buffer": {"value": {"type": "Buffer", "data": [104, 105]}},
+            "flow message": {
+                "value": {
+                    "payload": {"type": "Buffer", "data": [104, 105]},
+                    "filename": "hi.txt",
+                    "contentType": "text/plain",
+                    "_msgid": "f1",
+                }
+            },
+        }
+    },
+}
+
+
 class Files:
     """The handlers of both surfaces."""
 
@@ -68,7 +138,15 @@ class Files:
         self._stall_seconds = core.timing.answer_stall_seconds
 
     async def upload(self, request: Request) -> Response:
-        """POST /media"""
+        """Upload a file
+
+        The body is the file, and its Content-Type the file's type; or a form (`multipart/form-data`), whose first part
+        with a filename is the file; or JSON that contains the file. A body is read as JSON when it has exactly one of
+        the shapes below, and its Content-Type is JSON, curl's default (`application/x-www-form-urlencoded`) or missing;
+        otherwise it is the file itself. To upload a JSON file that looks like one of the shapes, send it as a form.
+        Without a type, or with curl's default, the type is guessed from the filename. A body with one of these types
+        that begins like JSON may be 32 MiB long; for any other file the homeserver's limit counts.
+        """
         headers = headers_of(request)
         credential = await self._callers.credential(headers, request.scope["query_string"])
         if headers.get("content-encoding", "identity").lower() not in ("identity", ""):
@@ -79,16 +157,26 @@ class Files:
         upload = Upload(request.stream(), None if length is None else int(length), label)
         return json_answer({"content_uri": await self._media.upload(credential, upload)})
 
-    async def fetch(self, kind: Kind, is_open: bool, request: Request) -> Response:
-        """GET /media/{server}/{mediaId}[/{filename}] and …/thumbnail, and the old paths, which are open to all.
+    async def download(self, request: Request) -> Response:
+        """Download a file
 
-        Without a token, an old path gives what the homeserver gives to anybody.
+        On the Matrix surface, without a token, only files from before the homeserver made its media private are served.
         """
+        return await self._fetch("download", request)
+
+    async def thumbnail(self, request: Request) -> Response:
+        """Download a thumbnail
+
+        On the Matrix surface, without a token, only files from before the homeserver made its media private are served.
+        """
+        return await self._fetch("thumbnail", request)
+
+    async def _fetch(self, kind: Kind, request: Request) -> Response:
         credential: Credential | None = None
         try:
             credential = await self._callers.credential(headers_of(request), request.scope["query_string"])
         except Unauthorized as error:
-            if not is_open or error.errcode != Errcode.MISSING_TOKEN:
+            if not request.scope["path"].startswith("/_matrix/") or error.errcode != Errcode.MISSING_TOKEN:
                 raise
         stack = contextlib.AsyncExitStack()
         answer = await stack.enter_async_context(self._media.fetch(credential, _wanted(kind, request)))
@@ -156,20 +244,73 @@ def _disposition(answer: Relayed) -> bytes:
     return (disposition or "attachment").encode("latin-1")
 
 
-def routes(core: Core) -> list[Endpoint]:
-    """Both surfaces. Of the old paths only v3 is documented, since the other versions are the same."""
+async def file(
+    server: Annotated[str, segment("serverName", "The server of an `mxc://server/mediaId` address.", "localhost")],
+    media_id: Annotated[
+        str, segment("mediaId", "The media id of an `mxc://server/mediaId` address.", MEDIA_ID, maxLength=255)
+    ],
+    allow_remote: Annotated[Flag, query("Whether the homeserver may fetch it from another server.")] = "true",
+    allow_redirect: Annotated[Flag, query("Whether it may redirect to the file.")] = "false",
+    timeout_ms: Annotated[int, Field(ge=0), query("How long to wait for a file that is not uploaded yet.")] = 20_000,
+) -> None: ...
+
+
+async def name(
+    filename: Annotated[str, segment("filename", "The name to save it under.", "cat.png", maxLength=255)],
+) -> None: ...
+
+
+async def size(
+    width: Annotated[int, Field(ge=1, le=99_999), query("In pixels.", 64, default_factory=int)],
+    height: Annotated[int, Field(ge=1, le=99_999), query("In pixels.", 64, default_factory=int)],
+    method: Annotated[Literal["scale", "crop"], query("Scale or crop the picture to this size.")] = "scale",
+    animated: Annotated[Flag, query("Whether the picture may be animated.")] = "false",
+) -> None: ...
+
+
+async def upload_name(
+    filename: Annotated[
+        str, query("The file's name. Overrides one in the body.", "cat.png", json_schema_extra={"maxLength": 255})
+    ] = "",
+) -> None: ...
+
+
+def routes(core: Core) -> list[Route]:
     files = Files(core)
-    found = [endpoint("POST", "/media", files.upload, describe_media.UPLOAD)]
-    for version in ("", *VERSIONS):
-        base = f"/_matrix/media/{version}/download" if version else "/media"
-        file = f"{base}/{{serverName}}/{{mediaId}}"
-        thumbnail = file.replace("/download/", "/thumbnail/") if version else f"{file}/thumbnail"
-        paths: list[tuple[Kind, str]] = [
-            ("download", file),
-            ("download", f"{file}/{{filename}}"),
-            ("thumbnail", thumbnail),
-        ]
-        for kind, path in paths:
-            handler, described = partial(files.fetch, kind, bool(version)), describe_media.download(path)
-            found.append(endpoint("GET", path, handler, described, documented=version in ("", "v3")))
-    return found
+    address = "/{serverName}/{mediaId}"
+
+    def get(surface: Surface, kind: Kind, operation: str, path: str, *uses: Any) -> Route:
+        served = tuple(f"/_matrix/media/{version}{path}" for version in VERSIONS)
+        return RawRoute(
+            "GET",
+            (path,) if surface == "flow" else served,
+            files.download if kind == "download" else files.thumbnail,
+            f"{surface}_{operation}",
+            tag=TAGS[surface],
+            uses=[credential, file, *uses] if surface == "flow" else [file, *uses],
+            errors=UPSTREAM,
+            ok="The file, streamed, with headers that keep a browser from running it.",
+            response_class=Response,
+            extra={"responses": {"200": {"content": {"*/*": _BYTES}}}},
+        )
+
+    return [
+        RawRoute(
+            "POST",
+            ("/media",),
+            files.upload,
+            "upload",
+            tag=TAGS["flow"],
+            uses=[credential, upload_name],
+            errors=BODY,
+            answers=Uploaded,
+            body=UploadBody,
+            extra={"requestBody": {"content": _CONTENT}},
+        ),
+        get("flow", "download", "download", f"/media{address}"),
+        get("flow", "download", "downloadFilename", f"/media{address}/{{filename}}", name),
+        get("flow", "thumbnail", "thumbnail", f"/media{address}/thumbnail", size),
+        get("matrix", "download", "download", f"/download{address}"),
+        get("matrix", "download", "downloadFilename", f"/download{address}/{{filename}}", name),
+        get("matrix", "thumbnail", "thumbnail", f"/thumbnail{address}", size),
+    ]

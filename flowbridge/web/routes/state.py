@@ -1,6 +1,7 @@
 """Reading the state of a room, on both surfaces."""
 
 from functools import partial
+from typing import Annotated, Literal
 from urllib.parse import urlencode
 
 from starlette.requests import Request
@@ -12,11 +13,25 @@ from flowbridge.errors import MatrixError
 from flowbridge.homeserver import identifiers
 from flowbridge.models import Surface
 from flowbridge.web import parameters
+from flowbridge.web.dependencies import segment
 from flowbridge.web.endpoint import headers_of
+from flowbridge.web.parameters import query
+
+
+async def state_key(
+    raw: Annotated[str, segment("stateKey", "The state key; may be empty.", "", maxLength=255)],
+) -> None: ...
+
+
+async def format_(
+    value: Annotated[
+        Literal["content", "event"], query("`event` answers the whole event instead of its content.", alias="format")
+    ] = "content",
+) -> None: ...
 
 
 class State:
-    """The handler of one surface. On the Matrix surface query parameters are the homeserver's to understand."""
+    """The handler of one surface. On the Matrix surface unknown query parameters go on to the homeserver."""
 
     def __init__(self, surface: Surface, core: Core) -> None:
         self._surface: Surface = surface
@@ -25,7 +40,7 @@ class State:
         self._homeserver = core.homeserver
 
     async def get(self, request: Request) -> Response:
-        """GET …/rooms/{roomId}/state/{eventType}[/{stateKey}]"""
+        """Read room state"""
         credential = await self._callers.credential(headers_of(request), request.scope["query_string"])
         path = request.path_params
         room, event_type = identifiers.room(path["roomId"]), identifiers.event_type(path["eventType"])
