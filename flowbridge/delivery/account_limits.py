@@ -7,9 +7,9 @@ from collections.abc import Awaitable, Callable
 
 from flowbridge import log, metrics
 from flowbridge.auth.tokens import Tokens
+from flowbridge.delivery.fairness import Places
 from flowbridge.delivery.halts import Halts
 from flowbridge.delivery.limiter import WIDEST, RateLimiter
-from flowbridge.delivery.places import Places
 from flowbridge.homeserver.answers import Verdict
 from flowbridge.models.timing import Timing
 

@@ -7,7 +7,6 @@ windowful. So a homeserver that allows ten messages a second gets about ten, and
 
 import asyncio
 from collections import OrderedDict
-from typing import Self
 
 WIDEST = 64  # requests in flight, of all accounts
 LIMITED_SECONDS = 60.0  # for which the window grows slowly after a 429
@@ -33,20 +32,16 @@ class RateLimiter:
         self._queue: OrderedDict[asyncio.Future[None], None] = OrderedDict()
         self._front: OrderedDict[asyncio.Future[None], None] = OrderedDict()
         self._was_ahead = False  # the last request that a queue let in
-        self._ahead = _Ahead(self)
+        self._in_turn, self._ahead = _Passage(self, self._queue), _Passage(self, self._front)
         self._timer: asyncio.TimerHandle | None = None
 
-    def passage(self, *, ahead: bool = False) -> "Self | _Ahead":
+    def passage(self, *, ahead: bool = False) -> "_Passage":
         """`async with limiter.passage():` waits for a place in the window, and holds it."""
-        return self._ahead if ahead else self
-
-    async def __aenter__(self) -> None:
-        if not self._enters():
-            await self._wait_in(self._queue)
+        return self._ahead if ahead else self._in_turn
 
     def _enters(self) -> bool:
         """Take a place if there is one at once; whether there was."""
-        if self._queue or self._front or not self._free():
+        if self._waits or not self._free():
             return False
         self._under_way += 1
         return True
@@ -62,9 +57,6 @@ class RateLimiter:
             if turn.done() and not turn.cancelled():
                 self._leave()
             raise
-
-    async def __aexit__(self, *_: object) -> None:
-        self._leave()
 
     def _leave(self) -> None:
         self._under_way -= 1
@@ -93,7 +85,7 @@ class RateLimiter:
 
     def went_well(self) -> None:
         """An answer other than 429 came. The window grows only while requests wait."""
-        if not (self._queue or self._front) or self._window >= self._widest:
+        if not self._waits or self._window >= self._widest:
             return
         step = 1.0 if self._window < self._known_good else 1 / self._window
         if self._limited_until and (now := asyncio.get_running_loop().time()) < self._limited_until:
@@ -130,9 +122,7 @@ class RateLimiter:
         return not self._shut and self._under_way < int(self._window) and self.closed_for == 0
 
     def _pump(self) -> None:
-        if not (self._queue or self._front):
-            return
-        while (self._queue or self._front) and self._free():
+        while self._waits and self._free():
             self._was_ahead = bool(self._front) and not (self._was_ahead and self._queue)
             turn, _ = (self._front if self._was_ahead else self._queue).popitem(last=False)
             if not turn.done():
@@ -150,15 +140,16 @@ class RateLimiter:
         self._pump()
 
 
-class _Ahead:
-    """The entrance for requests that come ahead."""
+class _Passage:
+    """A way through a limiter, with its queue."""
 
-    def __init__(self, limiter: RateLimiter) -> None:
+    def __init__(self, limiter: RateLimiter, queue: "OrderedDict[asyncio.Future[None], None]") -> None:
         self._limiter = limiter
+        self._queue = queue
 
     async def __aenter__(self) -> None:
         if not self._limiter._enters():
-            await self._limiter._wait_in(self._limiter._front)
+            await self._limiter._wait_in(self._queue)
 
     async def __aexit__(self, *_: object) -> None:
         self._limiter._leave()

@@ -34,7 +34,7 @@ class PendingDelivery:
     writer sets `written` and then reads the outcome, the loop sets the outcome and then reads `written`. Whichever is
     second sees what the other has set, so the outcome reaches the disk with the row, or by a statement of its own, or
     by both, which does no harm. `settle` sets the outcome last: what belongs to it is complete by then. The history is
-    replaced, and never changed.
+    replaced, and never changed; the row is replaced when it was read from the store, where the writer is done with it.
     """
 
     _row: Row

@@ -18,6 +18,7 @@ from flowbridge import log, metrics
 from flowbridge.delivery.account_limits import AccountLimits
 from flowbridge.delivery.attempt import Attempts
 from flowbridge.delivery.backpressure import Backpressure
+from flowbridge.delivery.fairness import share_of_lanes
 from flowbridge.delivery.lane import DAY_SECONDS, Lane, LeaseLost, Shared
 from flowbridge.delivery.pending import Outcome, PendingDeliveries, PendingDelivery
 from flowbridge.delivery.suspects import Suspects
@@ -418,7 +419,7 @@ class Worker:
             return []
         now = time.monotonic()
         held = Counter(lane.account for lane in self._lanes.values())
-        most = self._bounds.lanes // (len(held) + 1) + self._bounds.claims // 2
+        most = share_of_lanes(held, self._bounds.lanes) + self._bounds.claims // 2
         room = min(self._bounds.claims, self._bounds.lanes + self._bounds.claims - len(self._lanes))
         due: list[str] = []
         for name in list(self._wanted):
@@ -578,7 +579,7 @@ class Worker:
             asyncio.ensure_future(self._release(fences, rest))  # noqa: RUF006 (the leases expire if it fails)
         self._end_longest_idle(len(self._lanes) - self._bounds.lanes // 2)
         held = Counter(lane.account for lane in self._lanes.values())
-        share = self._bounds.lanes // (len(held) + 1)
+        share = share_of_lanes(held, self._bounds.lanes)
         many = [account for account, number in held.items() if number > share and account not in paused]
         if many:
             await self._rotate(many)

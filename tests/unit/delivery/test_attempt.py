@@ -5,31 +5,23 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import pairwise
 from typing import Any
 
 import pytest
-from cryptography.fernet import Fernet
 from sqlalchemy import insert
 
 from flowbridge.auth.tokens import digest_of
-from flowbridge.delivery import encryption
 from flowbridge.delivery.account_limits import FIRST
 from flowbridge.delivery.attempt import Attempt
-from flowbridge.delivery.breaker import FAILURES
 from flowbridge.errors import HomeserverError, MatrixError
-from flowbridge.homeserver import answers as verdicts
 from flowbridge.homeserver.answers import Verdict
 from flowbridge.homeserver.pool import Answer
-from flowbridge.models import Caller
-from flowbridge.models.timing import Timing
 from flowbridge.store import Row, accounts, tables
 from flowbridge.store.clock import now_ms
 from tests.rig import (
     ALICE,
     BOB,
     DESK,
-    KEY,
     PATIENCE,
     ROOM,
     SERVICE,
@@ -47,7 +39,6 @@ from tests.rig import (
     reply,
     silence,
     slow,
-    soon,
     unreachable,
     until,
 )
@@ -177,104 +168,6 @@ async def test_no_request_goes_out_between_a_429_and_the_end_of_its_pause(make: 
 # tokens
 
 
-async def test_account_goes_on_at_once_with_a_new_token(make: MakeRig) -> None:
-    make.tune(token_pause=2 * PATIENCE)
-    async with make() as rig:
-        rig.rooms.script(lambda sent: None if sent.token == "new" else error(401, "M_UNKNOWN_TOKEN"))
-        assert (await verdict(rig)).kind == "token"
-        waiting = asyncio.ensure_future(carry(rig, rig.pending("a").row))
-        await asyncio.sleep(0)
-        rig.tokens.remember(replace(ALICE, token="new"))
-        found = await soon(waiting)
-        assert found.kind == "sent"
-        assert rig.account_limits.distrusted == {}
-
-
-async def test_token_that_another_process_was_given_is_used_after_the_pause(make: MakeRig) -> None:
-    async def forget(account: str, token: str) -> None:
-        rig.tokens.forget(account)
-
-    make.tune(token_pause=0.05)
-    async with make(on_distrust=forget) as rig:
-        rig.rooms.script(lambda sent: None if sent.token == "new" else error(401, "M_UNKNOWN_TOKEN"))
-        row = rig.pending("a").row
-        assert (await carry(rig, row) or Verdict("dead")).kind == "token"
-        await write_token(rig, replace(ALICE, token="new"))
-        assert (await carry(rig, row) or Verdict("dead")).kind == "sent"
-
-
-async def write_token(rig: Rig, caller: Caller) -> None:
-    """As another process does that shares the store."""
-    account = {
-        "account": accounts.account_of(caller.user_id),
-        "user_id": caller.user_id,
-        "device_id": caller.device_id,
-        "token": Fernet(KEY).encrypt(caller.token.encode()).decode(),
-        "token_hash": accounts.token_hash(caller.token),
-        "seen_at": now_ms(),
-    }
-    await rig.database.run(lambda connection: accounts.remember(connection, account))
-
-
-async def test_account_whose_token_is_not_in_the_store_is_paused(make: MakeRig) -> None:
-    async with make() as rig:
-        row = rig.pending("a").row._replace(account="nobody")
-        found = await carry(rig, row)
-        assert found is not None
-        assert (found.kind, rig.rooms.sends) == ("token", [])
-        assert list(rig.account_limits.distrusted) == ["nobody"]
-
-
-async def test_refused_token_is_told_once_a_pause_and_not_at_each_answer(make: MakeRig) -> None:
-    """Whoever is told logs in anew; if that is refused just so, it must not become a storm of logins."""
-    make.tune(token_pause=0.2)
-    told: list[float] = []
-    numbers = iter(range(10_000))
-
-    async def log_in(account: str, token: str) -> None:
-        told.append(time.monotonic())
-        rig.tokens.forget(account)
-        rig.tokens.remember(replace(ALICE, token=f"new-{next(numbers)}"))
-
-    async with make(on_distrust=log_in) as rig:
-        rig.rooms.always(error(401, "M_USER_LOCKED"))
-        row = rig.pending("a").row
-        answers = 0
-        while len(told) < 4:
-            await carry(rig, row)
-            answers += 1
-        pauses = [later - earlier for earlier, later in pairwise(told)]
-        assert min(pauses) > 0.2 / 4, pauses
-        assert answers > len(told)
-
-
-async def test_refused_token_is_not_tried_again_until_the_homeserver_has_said_whose_it_is(make: MakeRig) -> None:
-    make.tune(token_pause=0.01)
-    refused: list[str] = []
-    async with make(on_refused=refused.append) as rig:
-        rig.rooms.then(error(401, "M_USER_LOCKED", "it is locked"))
-        row = rig.pending("a").row
-        for _ in range(3):
-            assert (await carry(rig, row) or Verdict("dead")).kind == "token"
-        assert (len(rig.rooms.sends), refused) == (1, ["alice"])
-        assert rig.account_limits.waits_for(row.account) == "no access token of its account is accepted: it is locked"
-        rig.tokens.remember(ALICE)  # as whoever asks the homeserver does
-        assert (await carry(rig, row) or Verdict("dead")).kind == "sent"
-        assert rig.account_limits.waits_for(row.account) == ""
-
-
-async def test_another_token_of_the_user_sends_what_one_that_is_refused_cannot(make: MakeRig) -> None:
-    async with make() as rig:
-        row = rig.pending("a").row
-        rig.tokens.remember(DESK)
-        rig.rooms.script(lambda sent: error(401, "M_UNKNOWN_TOKEN") if sent.token == "desk" else None)
-        assert (await carry(rig, row) or Verdict("dead")).kind == "token"
-        assert rig.account_limits.distrusted == {}
-        assert rig.account_limits.pause_of(row.account) == 0
-        assert (await carry(rig, row) or Verdict("dead")).kind == "sent"
-        assert [sent.token for sent in rig.rooms.sends] == ["desk", "alice"]
-
-
 async def test_event_is_sent_with_the_token_that_its_caller_came_with(make: MakeRig) -> None:
     async with make() as rig:
         row = rig.pending("a").row
@@ -316,92 +209,6 @@ async def test_store_that_does_not_answer_is_a_reason_to_try_again(make: MakeRig
         assert found is not None
         assert (found.kind, found.error and found.error.sent) == ("again", False)
         assert rig.rooms.sends == []
-
-
-# the circuit
-
-
-@pytest.fixture
-def quick_probe(make: MakeRig) -> None:
-    make.tune(first_probe_pause=0.01, max_probe_pause=0.01)
-
-
-@pytest.mark.usefixtures("quick_probe")
-async def test_after_five_failures_to_connect_only_versions_are_asked_for(make: MakeRig) -> None:
-    async with make() as rig:
-        rooms = rig.rooms
-        rooms.always(refuse_connection)
-        rooms.version = unreachable()
-        for number in range(FAILURES):
-            assert not rig.breaker.is_open, number
-            await verdict(rig)
-        assert rig.breaker.is_open
-        assert rig.account_limits.pause_of("anybody") == float("inf")
-        tasks = [asyncio.ensure_future(carry(rig, rig.pending("a", caller=BOB).row)) for _ in range(10)]
-        await until(lambda: rooms.looks.count(("versions", "")) >= 3)
-        assert len(rooms.sends) == FAILURES
-        rooms.always(None)
-        rooms.version = None
-        for task in tasks:
-            assert (await soon(task)).kind == "sent"
-        assert not rig.breaker.is_open
-
-
-@pytest.mark.usefixtures("quick_probe")
-async def test_after_an_outage_the_first_goes_alone(make: MakeRig) -> None:
-    async with make() as rig:
-        rooms = rig.rooms
-        rooms.always(refuse_connection)
-        for _ in range(FAILURES):
-            await verdict(rig)
-        answered = asyncio.Event()
-        rooms.script(lambda _: after(answered))
-        rooms.sends.clear()
-        tasks = [asyncio.ensure_future(carry(rig, rig.pending("a").row)) for _ in range(50)]
-        await until(lambda: rooms.sends)
-        await until(lambda: not rig.breaker.is_open)
-        assert len(rooms.sends) == 1
-        answered.set()
-        for task in tasks:
-            assert (await soon(task)).kind == "sent"
-
-
-@pytest.mark.parametrize("answer", ["429", "500", "a proxy's", "a timeout"])
-async def test_any_answer_shows_that_the_homeserver_is_there(make: MakeRig, answer: str) -> None:
-    behaviours = {"429": slow(1), "500": error(500, "M_UNKNOWN"), "a proxy's": raw(HTML), "a timeout": cut}
-    async with make() as rig:
-        for _ in range(FAILURES - 1):
-            rig.rooms.then(refuse_connection)
-            await verdict(rig)
-        rig.rooms.then(behaviours[answer], refuse_connection)
-        await verdict(rig)
-        await verdict(rig)
-        assert not rig.breaker.is_open
-
-
-async def test_proxy_that_refuses_a_look_up_does_not_make_the_homeserver_be_away(make: MakeRig) -> None:
-    """One room that a firewall does not like must not stop all others."""
-    async with make(refuse_encrypted=True) as rig:
-        rig.rooms.encrypted["!bad:hs"] = verdicts.error(HTML)
-        for _ in range(2 * FAILURES):
-            assert (await verdict(rig, room="!bad:hs")).kind == "again"
-        assert not rig.breaker.is_open
-
-
-@pytest.mark.usefixtures("quick_probe")
-@pytest.mark.parametrize("odd", [HomeserverError("slow", errcode="M_LIMIT_EXCEEDED", status=429), RuntimeError("")])
-async def test_probing_ends_whatever_the_probe_brings(make: MakeRig, odd: Exception) -> None:
-    async with make() as rig:
-        rooms = rig.rooms
-        rooms.always(refuse_connection)
-        rooms.version = odd  # type: ignore[assignment]
-        for _ in range(FAILURES):
-            await verdict(rig)
-        await until(lambda: rooms.looks)
-        rooms.always(None)
-        if not isinstance(odd, MatrixError):
-            rooms.version = None
-        assert (await verdict(rig)).kind == "sent"
 
 
 # was it sent already?
@@ -602,121 +409,6 @@ async def test_nothing_is_sent_when_the_lease_is_lost_during_the_look_ups(make: 
         assert rig.rooms.sends == []
 
 
-# encrypted rooms
-
-
-async def test_plain_text_does_not_go_into_an_encrypted_room(make: MakeRig) -> None:
-    async with make(refuse_encrypted=True) as rig:
-        rig.rooms.encrypted[ROOM] = True
-        found = await verdict(rig)
-        assert found.kind == "dead"
-        assert found.error is not None
-        assert (found.error.status, found.error.errcode) == (403, "M_FORBIDDEN")
-        assert "FLOWBRIDGE_ENCRYPTED_ROOMS=allow" in found.error.error
-        assert rig.rooms.sends == []
-
-
-async def test_what_was_sent_before_its_room_was_encrypted_is_sent(make: MakeRig) -> None:
-    make.tune(plain_seconds=0.0)
-    async with make(refuse_encrypted=True) as rig:
-        row = rig.pending("a").row
-        rig.rooms.then(lose)
-        assert (await carry(rig, row) or Verdict("dead")).kind == "again"
-        rig.rooms.encrypted[ROOM] = True
-        assert await carry(rig, row, 0.0) == Verdict("sent", "$1")
-        assert (await verdict(rig, "b", since=0.0)).kind == "dead"
-        assert rig.rooms.tries() == ["a"]
-
-
-async def test_encrypted_room_may_be_allowed(make: MakeRig) -> None:
-    async with make() as rig:
-        rig.rooms.encrypted[ROOM] = True
-        assert (await verdict(rig)).kind == "sent"
-        assert rig.rooms.looks == []
-
-
-@pytest.mark.parametrize(
-    ("type_", "state_key"),
-    [("m.room.encrypted", None), ("m.room.redaction", None), ("m.reaction", None), ("m.room.topic", "")],
-)
-async def test_what_is_never_encrypted_or_is_so_already_passes_without_a_look(
-    make: MakeRig, type_: str, state_key: str | None
-) -> None:
-    async with make(refuse_encrypted=True) as rig:
-        rig.rooms.encrypted[ROOM] = True
-        assert (await verdict(rig, type_=type_, state_key=state_key)).kind == "sent"
-        assert rig.rooms.looks == []
-
-
-@pytest.mark.parametrize(
-    ("trouble", "kind"),
-    [
-        (HomeserverError("no", errcode="M_FORBIDDEN", status=403), "again"),
-        (HomeserverError("no", errcode="M_INVALID_PARAM", status=400), "again"),
-        (HomeserverError("no", errcode="M_UNKNOWN", status=404), "again"),
-        (HomeserverError("no", errcode="M_UNKNOWN", status=500), "again"),
-        (HomeserverError("no", errcode="M_UNRECOGNIZED", status=404), "again"),
-        (verdicts.error(HTML), "again"),
-        (cut_off(), "again"),
-        (unreachable(), "again"),
-    ],
-)
-async def test_room_is_not_plain_because_nobody_can_tell(make: MakeRig, trouble: MatrixError, kind: str) -> None:
-    async with make(refuse_encrypted=True) as rig:
-        rig.rooms.encrypted[ROOM] = trouble
-        for _ in range(2):
-            assert (await verdict(rig)).kind == kind
-        assert rig.rooms.sends == []
-
-
-async def test_room_is_taken_to_be_plain_for_ten_seconds_at_most(
-    make: MakeRig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert Timing().plain_seconds <= 10
-    async with make(refuse_encrypted=True) as rig:
-        for _ in range(3):
-            await verdict(rig)
-        await verdict(rig, room="!other:hs")
-        assert rig.rooms.looks == [("encrypted", ROOM), ("encrypted", "!other:hs")]
-        rig.rooms.encrypted[ROOM] = True
-        now = time.monotonic()
-        monkeypatch.setattr(encryption, "time", Later(now + 9.9))
-        assert (await verdict(rig)).kind == "sent"
-        monkeypatch.setattr(encryption, "time", Later(now + 10.1))
-        assert (await verdict(rig)).kind == "dead"
-
-
-class Later:
-    """Stands in for `time`, at another moment."""
-
-    time = staticmethod(time.time)
-
-    def __init__(self, now: float) -> None:
-        self._now = now
-
-    def monotonic(self) -> float:
-        return self._now
-
-
-async def test_ten_seconds_begin_with_the_question_and_not_with_its_answer(
-    make: MakeRig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    make.tune(plain_seconds=0.05)
-    async with make(refuse_encrypted=True) as rig:
-        answers = iter([0.06])
-        told = rig.rooms.is_encrypted
-
-        async def late(token: str, room_id: str, query: str = "") -> bool:
-            found = await told(token, room_id, query)
-            await asyncio.sleep(next(answers, 0.0))
-            return found
-
-        monkeypatch.setattr(rig.rooms, "is_encrypted", late)
-        await verdict(rig)
-        await verdict(rig)
-        assert len(rig.rooms.looks) == 2
-
-
 # the deadline
 
 
@@ -767,30 +459,6 @@ async def test_paging_through_a_room_is_within_the_deadline(make: MakeRig, monke
         found = await verdict(rig, since=LONG_AGO)
         assert (found.kind, found.error and found.error.sent) == ("again", False)
         assert len(rooms.looks) <= 10
-
-
-# memory
-
-
-async def test_accounts_that_send_no_more_are_forgotten(make: MakeRig, monkeypatch: pytest.MonkeyPatch) -> None:
-    async with make(max_accounts=10) as rig:
-        rig.rooms.script(lambda sent: error(401, "M_UNKNOWN_TOKEN") if sent.body == "bad" else None)
-        await verdict(rig, "bad")
-        for number in range(100):
-            await verdict(rig, caller=Caller(f"@user-{number}:hs", "PHONE", f"token-{number}"))
-        assert len(rig.account_limits._limiters) <= 11
-        assert rig.account_limits.pause_of(accounts.account_of(ALICE.user_id)) > 0  # a pause is not forgotten
-        rig.account_limits._limiters[accounts.account_of(ALICE.user_id)].open()
-        for number in range(20):
-            await verdict(rig, caller=Caller(f"@other-{number}:hs", "PHONE", f"token-{number}"))
-        assert rig.account_limits.distrusted == {}
-
-
-async def test_rooms_known_to_be_plain_are_bounded(make: MakeRig, monkeypatch: pytest.MonkeyPatch) -> None:
-    async with make(refuse_encrypted=True, max_plain=10) as rig:
-        for number in range(50):
-            await verdict(rig, room=f"!{number}:hs")
-        assert len(rig.encryption._plain_until) <= 10
 
 
 async def test_content_goes_out_as_it_was_accepted(make: MakeRig) -> None:

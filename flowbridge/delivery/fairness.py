@@ -1,11 +1,16 @@
-"""Fairness: the places for requests to the homeserver, which accounts share.
+"""Fairness between accounts, which share the places for requests to the homeserver, and the lanes that a worker holds.
 
 First come, first served would let an account with a thousand rooms take every place, a thousand requests before another
 account's first one. Here waiting accounts take turns, and none may hold all places: the next account finds one at once.
 """
 
 import asyncio
-from collections import OrderedDict
+from collections import Counter, OrderedDict
+
+
+def share_of_lanes(held: Counter[str], lanes: int) -> int:
+    """How many of all lanes one account may hold, which leaves as many for the next account that comes."""
+    return lanes // (len(held) + 1)
 
 
 class Places:
