@@ -148,8 +148,12 @@ class Connection(asyncio.Protocol):
         return self.body()
 
     def usable(self, idle_seconds: float = math.inf) -> bool:
-        """Whether the next exchange may begin, and the last one ended no longer ago than that."""
-        if not self._keep or not self._is_done or self._transport is None or self._transport.is_closing():
+        """Whether the next exchange may begin, and the last one ended no longer ago than that.
+
+        Not after a body that nobody took: reading is paused behind a long one.
+        """
+        is_over = self._keep and self._is_done and not self._pieces
+        if not is_over or self._transport is None or self._transport.is_closing():
             return False
         return idle_seconds == math.inf or self._loop.time() - self._idle_since < idle_seconds
 

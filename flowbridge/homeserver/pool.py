@@ -66,6 +66,8 @@ class Pool:
         `target` is the path and query as they go onto the wire, `head` further header lines, each ended by CRLF.
         Raises NoAnswer.
         """
+        if self._address is None:
+            await self.locate()
         ends = asyncio.get_running_loop().time() + deadline
         lines = b"content-length: %d\r\n%b\r\n%b" % (len(body), head, body)
 
@@ -76,6 +78,13 @@ class Pool:
         answer = Answer(connection.status, tuple(connection.headers), connection.body())
         self.release(connection)
         return answer
+
+    async def locate(self) -> None:
+        """Learn where the homeserver is. Raises Unreachable."""
+        try:
+            self._address = await self._locator.address()
+        except (AddressError, AddressUnknown) as error:
+            raise Unreachable(f"the homeserver's address is not known: {error}", sent=False) from None
 
     async def ask(
         self, question: Callable[[Connection], Awaitable[None]], ends: float, *, may_repeat: bool
@@ -106,15 +115,12 @@ class Pool:
         if self._closed or connection.address is not self._address or not connection.usable():
             connection.abort()
             return
-        while self._queue:
-            turn = self._queue.popleft()
-            if not turn.done():
-                turn.set_result(connection)
-                return
-        if len(self._idle) >= self._most_idle:
-            connection.abort()
+        if self._give_turn(connection):
             return
-        self._idle.append(connection)
+        if len(self._idle) < self._most_idle:
+            self._idle.append(connection)
+        else:
+            connection.abort()
 
     def close(self) -> None:
         """Drop the idle connections; those in use end with their exchange."""
@@ -140,8 +146,11 @@ class Pool:
                 async with asyncio.timeout_at(ends):
                     connection = await turn
             except BaseException as error:
-                if turn.done() and not turn.cancelled():
-                    self._pass_on(turn.result())
+                if turn.done() and not turn.cancelled():  # this caller goes away: the turn is the next one's
+                    if (given := turn.result()) is not None:
+                        self.release(given)
+                    else:
+                        self._give_turn(None)
                 if isinstance(error, TimeoutError):
                     raise TimedOut(f"all {self._most} connections to the homeserver are taken", sent=False) from None
                 raise
@@ -153,11 +162,11 @@ class Pool:
 
     async def _connect(self, ends: float) -> Connection:
         """A new connection, within the time for one and until `ends`. Raises Unreachable or TimedOut."""
-        loop = asyncio.get_running_loop()
+        loop, address = asyncio.get_running_loop(), self._address
+        assert address is not None
+        origin = address.origin
         self._open += 1
         try:
-            address = self._address or await self._locate()
-            origin = address.origin
             try:
                 async with asyncio.timeout_at(min(ends, loop.time() + self._connect_seconds)):
                     _, connection = await loop.create_connection(
@@ -173,49 +182,40 @@ class Pool:
             except OSError as error:
                 raise Unreachable(f"cannot connect to {origin}: {_reason(error)}", sent=False) from None
         except BaseException:
-            self._freed()
+            self._freed(address)
             raise
         return connection
 
-    async def _locate(self) -> Address:
-        try:
-            self._address = await self._locator.address()
-        except (AddressError, AddressUnknown) as error:
-            raise Unreachable(f"the homeserver's address is not known: {error}", sent=False) from None
-        return self._address
-
     def _move(self, address: Address) -> None:
-        """The homeserver has another address: exchanges in flight end where they began."""
+        """The homeserver has another address: exchanges in flight end where they began, and count no longer."""
         self._address = address
         self._drop_idle()
+        self._open = 0
+        while self._give_turn(None):
+            pass
 
     def _drop_idle(self) -> None:
         while self._idle:
             self._idle.pop().abort()
 
-    def _pass_on(self, connection: Connection | None) -> None:
-        """A caller was given a turn and went away: it is the next one's."""
-        if connection is not None:
-            self.release(connection)
-        else:
-            self._give_turn()
-
     def _lost(self, connection: Connection) -> None:
         if connection in self._idle:
             self._idle.remove(connection)
-        self._freed()
+        self._freed(connection.address)
 
-    def _freed(self) -> None:
-        """There is room for one more connection: the next caller in the queue may make it."""
-        self._open -= 1
-        self._give_turn()
+    def _freed(self, address: Address) -> None:
+        if address is self._address:
+            self._open -= 1
+            self._give_turn(None)
 
-    def _give_turn(self) -> None:
+    def _give_turn(self, connection: Connection | None) -> bool:
+        """Give the next caller in the queue this connection, or the room for a new one. Whether there is a caller."""
         while self._queue:
             turn = self._queue.popleft()
             if not turn.done():
-                turn.set_result(None)
-                return
+                turn.set_result(connection)
+                return True
+        return False
 
 
 def first(headers: Sequence[tuple[bytes, bytes]], name: bytes) -> str:

@@ -114,8 +114,9 @@ class Relay:
                     await _give(connection, body, length, self._timing.upload_stall_seconds)
                 await connection.head(silence)
 
-            ends = asyncio.get_running_loop().time() + self._timing.connect_seconds
             try:
+                await self._pool.locate()
+                ends = asyncio.get_running_loop().time() + self._timing.connect_seconds
                 may_repeat = method in IDEMPOTENT and isinstance(body, bytes)
                 connection = await self._pool.ask(ask, ends, may_repeat=may_repeat)
             except NoAnswer as failure:

@@ -14,8 +14,6 @@ Json = dict[str, Any]
 NOTHING: Final[Json] = {"types": []}
 ROOMS_ALONE: Final[Json] = {"presence": NOTHING, "account_data": NOTHING}
 
-EVENT_BYTES: Final = 160 * 1024  # of an event in a page, at most: 64 KiB, and what homeservers add to it
-
 
 class Read(Protocol):
     """GET JSON from the homeserver within `seconds`, of `limit` bytes at most: `Homeserver.read` and its like."""
@@ -103,7 +101,7 @@ class SyncClient:
         if only:
             query["filter"] = large_json.write(only).decode()
         target = paths.room_target(room_id, "messages", query)
-        body, value = await self._read(target, token=token, limit=limit * EVENT_BYTES)
+        body, value = await self._read(target, token=token)
         if not isinstance(value, dict):
             raise BadGateway("the homeserver's answer to /messages is not a JSON object")
         end = value.get("end")

@@ -523,6 +523,34 @@ async def test_close_lets_those_at_work_end(upstream: Upstream, single: Pool) ->
     await until(lambda: upstream.wait_for_open(0))
 
 
+async def test_moved_homeserver_is_asked_although_all_connections_wait_for_the_old_one(
+    upstream: Upstream, tmp_path: Path
+) -> None:
+    file = tmp_path / "address"
+    file.write_text(upstream.url)
+    locator = Locator(file.as_uri(), TLS)
+    pool = Pool(locator, TLS, most=1)
+    go = threading.Event()
+    upstream.always(scripted.when(go, OK))
+    first = asyncio.create_task(ask(pool))
+    await until(lambda: upstream.wait_for_requests(1))
+    queued = asyncio.create_task(ask(pool))
+    await asyncio.sleep(0)
+    with Upstream(lambda _: OK) as other:
+        file.write_text(other.url)
+        await locator.refresh()
+        assert (await queued).status == 200
+        assert (await ask(pool)).status == 200
+        assert len(other.requests) == 2
+        assert other.accepted == 1
+        go.set()
+        assert (await first).status == 200
+        await until(lambda: upstream.wait_for_open(0))
+        assert (await ask(pool)).status == 200
+        assert (len(pool), other.accepted) == (1, 1)
+    pool.close()
+
+
 Authority = Callable[[str], tuple[Path, ssl.SSLContext]]
 
 

@@ -313,6 +313,30 @@ async def test_leaving_early_ends_the_exchange_at_once() -> None:
         await ended.wait()
 
 
+async def test_connection_whose_answer_was_not_taken_serves_nobody_else() -> None:
+    """Reading was paused behind 64 KiB of it, and the next answer would never have been seen."""
+
+    sent = asyncio.Event()
+
+    async def serve(reader: Reader, writer: Writer) -> None:
+        writer.transport.set_write_buffer_limits(0)
+        while True:
+            await head_of(reader)
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n" + b"x" * 100_000)
+            await writer.drain()
+            sent.set()
+
+    async with homeserver(serve) as made, asyncio.timeout(PATIENCE):
+        for _ in range(3):
+            async with made.open("GET", "/", []) as answer:
+                await sent.wait()
+                sent.clear()
+                for _ in range(10):
+                    await asyncio.sleep(0)  # all of it is read from the socket
+            assert answer.status == 200
+        assert await ask(made) == (200, b"x" * 100_000)
+
+
 async def test_nobody_there_is_a_bad_gateway() -> None:
     made = Relay(Locator("http://127.0.0.1:1", TLS), TLS)
     with pytest.raises(BadGateway, match="cannot connect"):
