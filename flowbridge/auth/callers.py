@@ -1,6 +1,7 @@
 """Who may call: Matrix tokens and bridge API keys (contract §1, "Who may call")."""
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from urllib.parse import parse_qs
 
@@ -119,6 +120,14 @@ class Callers:
     def _identified(self, token: str, identity: Identity) -> Caller:
         peer.identified(identity[0])
         return Caller(*identity, token)
+
+    @contextlib.contextmanager
+    def as_(self, caller: Caller) -> Iterator[None]:
+        """Call the homeserver as this caller. Raises its errors, and forgets a token that it does not accept."""
+        try:
+            yield
+        except MatrixError as error:
+            raise self.refused(caller, error) from None
 
     def refused(self, caller: Caller, error: MatrixError) -> MatrixError:
         """The error to raise after the homeserver refused a caller's call. Forgets a token that it does not accept."""

@@ -98,11 +98,9 @@ class Accounts:
         `query`: the user that an application service acts as.
         """
         caller = await self._callers.identify(credential)
-        try:
-            target = f"{paths.CLIENT}/account/whoami{query}"
+        target = f"{paths.CLIENT}/account/whoami{query}"
+        with self._callers.as_(caller):
             found = answers.success(await self._homeserver.call("GET", target, token=caller.token))
-        except MatrixError as error:
-            raise self._callers.refused(caller, error) from None
         if (key := credential.key) is not None:
             scopes = {"rooms": key.rooms, "event_types": key.event_types, "admin": key.admin, "users": key.users}
             found["flowbridge"] = {"key": {"name": key.name, **scopes}}

@@ -10,7 +10,6 @@ from typing import Any, Literal
 from flowbridge.auth import scopes
 from flowbridge.auth.callers import Callers, Credential
 from flowbridge.auth.room_access import RoomAccess
-from flowbridge.errors import MatrixError
 from flowbridge.events import canonical_json
 from flowbridge.homeserver import Homeserver, answers, paths
 from flowbridge.limits import peer
@@ -80,11 +79,9 @@ class Rooms:
 
     async def _post(self, caller: Caller, target: str, body: Json) -> Json:
         async with self._turns.turn(peer.who(), self._homeserver.deadline):
-            try:
+            with self._callers.as_(caller):
                 request = canonical_json.write(body)
                 answer = await self._homeserver.call(
                     "POST", target, token=caller.token, body=request, deadline=PATIENCE_SECONDS
                 )
                 return answers.success(answer)
-            except MatrixError as error:
-                raise self._callers.refused(caller, error) from None

@@ -84,10 +84,8 @@ class Media:
     async def upload(self, credential: Credential, upload: Upload) -> str:
         """Upload a file and return its `mxc://` address. Raises BadRequest, TooLarge, or the homeserver's error."""
         caller = await self._callers.identify(credential)
-        try:
+        with self._callers.as_(caller):
             return await self._receive(caller, upload, await self._limit(caller))
-        except MatrixError as error:
-            raise self._callers.refused(caller, error) from None
 
     @contextlib.asynccontextmanager
     async def fetch(self, credential: Credential | None, wanted: Wanted) -> AsyncIterator[Relayed]:

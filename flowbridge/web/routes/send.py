@@ -20,7 +20,7 @@ from flowbridge.auth import scopes
 from flowbridge.auth.callers import Credential
 from flowbridge.bridge import Core
 from flowbridge.delivery.encryption import IN_PLAIN_TEXT
-from flowbridge.errors import BadContent, BadRequest, Forbidden, MatrixError, Problem
+from flowbridge.errors import BadContent, BadRequest, Forbidden, Problem
 from flowbridge.homeserver import identifiers
 from flowbridge.models import Event, Payload, Surface
 from flowbridge.services.acceptance import How
@@ -114,11 +114,9 @@ class Sending:
         request.scope[LOG] = {"user": caller.user_id}
         identity = [pair for pair in others if pair[0] in parameters.IDENTITY]
         query = f"?{urlencode(identity)}" if identity else ""
-        try:
+        with self._callers.as_(caller):
             if await self._encryption.refuses(caller.token, replace(event, room=room_id), query=query):
                 raise Forbidden(IN_PLAIN_TEXT)
-        except MatrixError as error:
-            raise self._callers.refused(caller, error) from None
         return await self._relaying.pass_on(request, event.content, caller)
 
     def _preference(self, request: Request, headers: Mapping[str, str]) -> tuple[float | None, bool]:

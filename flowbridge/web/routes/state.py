@@ -9,7 +9,6 @@ from starlette.responses import Response
 
 from flowbridge.auth import scopes
 from flowbridge.bridge import Core
-from flowbridge.errors import MatrixError
 from flowbridge.homeserver import identifiers
 from flowbridge.models import Surface
 from flowbridge.web import parameters
@@ -50,8 +49,6 @@ class State:
             query += parameters.others(request, credential, "format")
         permit = partial(scopes.permit, credential.key, event_type)
         caller, room_id = await self._room_access.enter(credential, room, permit)
-        try:
+        with self._callers.as_(caller):
             answer = await self._homeserver.read_state(caller.token, room_id, event_type, state_key, urlencode(query))
-        except MatrixError as error:
-            raise self._callers.refused(caller, error) from None
         return Response(answer.body, answer.status, media_type="application/json")
