@@ -85,7 +85,7 @@ class Rooms(Homeserver):
         self.version: MatrixError | None = None
         self.reading: MatrixError | None = None
         self._script: Callable[[Sent], Behaviour | None] = lambda _: None
-        self._next: dict[str, deque[Behaviour]] = defaultdict(deque)
+        self.following: dict[str, deque[Behaviour]] = defaultdict(deque)
         self._known: dict[tuple[str, ...], str] = {}
         self._numbers = itertools.count(1)
 
@@ -100,7 +100,7 @@ class Rooms(Homeserver):
 
     def then(self, *behaviours: Behaviour, room: str = ROOM) -> None:
         """Do these, one after the other, with the next sends into a room."""
-        self._next[room].extend(behaviours)
+        self.following[room].extend(behaviours)
 
     def forget(self) -> None:
         """Know no transaction id any more."""
@@ -128,7 +128,7 @@ class Rooms(Homeserver):
     async def send(self, token: str, event: Event, txn_id: str) -> Answer:
         sent = Sent(token, event.room, event.type, event.state_key, json.loads(event.content), txn_id)
         self.sends.append(sent)
-        following = self._next[sent.room]
+        following = self.following[sent.room]
         behaviour = following.popleft() if following else self._script(sent)
         return await (behaviour or accept)(self, sent)
 
@@ -331,7 +331,7 @@ class Rig:
         )
         self.tokens.on_change = self.account_limits.trust
         self._name, self._names = secrets.token_hex(4), itertools.count(1)
-        self._ended = False
+        self.ended = False
 
     async def __aenter__(self) -> Self:
         self.database.open()
@@ -343,18 +343,18 @@ class Rig:
     async def __aexit__(
         self, kind: type[BaseException] | None, failure: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if not self._ended:
+        if not self.ended:
             await (self.stop() if failure is None else self.crash())
 
     async def stop(self, seconds: float = 10.0) -> None:
-        self._ended = True
+        self.ended = True
         await self.worker.stop(seconds)
         self.breaker.stop()
         await self.database.stop()
 
     async def crash(self) -> None:
         """End as by kill -9, but for what waits for a commit: that is written. Nothing is given back."""
-        self._ended = True
+        self.ended = True
         await self.database.stop()
         with contextlib.suppress(TimeoutError):  # what it asks of the store from here on is never done
             await asyncio.wait_for(self.worker.stop(0.0), 0.02)

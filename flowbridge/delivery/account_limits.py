@@ -174,6 +174,10 @@ class AccountLimits:
         for retry in self._retries.values():
             retry.cancel()
 
+    def __len__(self) -> int:
+        """How many accounts are remembered."""
+        return len(self._limiters)
+
     def limiter(self, account: str) -> RateLimiter:
         limiter = self._limiters.get(account)
         if limiter is None:

@@ -70,12 +70,12 @@ class Attempts:
         self._breaker = breaker
         self._encryption = encryption
         self._lookup = lookup
-        self._deadline = deadline
+        self.deadline = deadline
 
     async def prepare(self, attempt: Attempt) -> Verdict | None:
         """Ask all that has to be known before the event is sent. None: it is to be sent."""
         if attempt.must_look or not self._asks_nothing(attempt):  # else the request's own deadline is enough
-            attempt.ends_at = asyncio.get_running_loop().time() + self._deadline
+            attempt.ends_at = asyncio.get_running_loop().time() + self.deadline
         return await self._within_deadline(attempt, self._prepare)
 
     async def send(self, attempt: Attempt) -> Verdict:

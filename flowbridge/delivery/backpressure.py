@@ -68,7 +68,7 @@ class Backpressure:
         self._piece_rows = piece_rows
         self._piece_seconds = timing.piece_seconds
         self._limits = limits
-        self._lanes: dict[str, int] = {}
+        self.queued_by_lane: dict[str, int] = {}
         self._counting = asyncio.Lock()
         self._changed: dict[str, _Change] | None = None  # by delivery, while `refresh` reads the store
         self._added: dict[str, PendingDelivery] | None = None  # likewise, while `census` learns where it ends
@@ -80,11 +80,11 @@ class Backpressure:
         self.pressed = asyncio.Event()
         self._tight = TIGHT * limits.database_bytes
         self._grown = 0  # bytes accepted since `used_bytes` was read
-        self._rows = Share(limits.queued, limits.share)
-        self._bytes = Share(FILLED * limits.database_bytes, limits.share)  # of queued events
-        self._dead, self._sent = Share(math.inf, 1.0), Share(math.inf, 1.0)  # bytes; they only count
+        self.rows = Share(limits.queued, limits.share)
+        self.bytes = Share(FILLED * limits.database_bytes, limits.share)  # of queued events
+        self.dead_bytes, self.sent_bytes = Share(math.inf, 1.0), Share(math.inf, 1.0)  # bytes; they only count
         # All API keys share the bot's lane of a room. What each has in it, by `_in`, and what it may have:
-        self._in_lanes = Share(math.inf, 1.0)
+        self.rows_in_lanes = Share(math.inf, 1.0)
         self._of_lane = Share(limits.per_lane, limits.share)
         self._told: dict[str, float] = {}
 
@@ -103,17 +103,17 @@ class Backpressure:
             self._spare(caller)
         if self.queued >= self._limits.queued:
             raise StoreFull(f"{self.queued} events are queued already", retry_after_ms=FULL_RETRY_MS)
-        if (number := self._lanes.get(lane, 0)) >= self._of_lane.easy:
+        if (number := self.queued_by_lane.get(lane, 0)) >= self._of_lane.easy:
             self._share_lane(lane, caller, number)
-        if not self._rows.takes(caller) or not self._bytes.takes(caller, size):
+        if not self.rows.takes(caller) or not self.bytes.takes(caller, size):
             self._refuse(caller, size)
-        elif self._bytes.reserved and self._bytes.free < (1 - TIGHT) * self._bytes.limit:
+        elif self.bytes.reserved and self.bytes.free < (1 - TIGHT) * self.bytes.limit:
             self._spare(caller)
 
     def _share_lane(self, lane: str, caller: str, number: int) -> None:
         if number >= self._limits.per_lane:
             raise StoreFull(f"{number} events are queued for this room already", retry_after_ms=FULL_RETRY_MS)
-        held = self._in_lanes.of(_in(lane, caller))
+        held = self.rows_in_lanes.of(_in(lane, caller))
         is_own = lane.startswith(f"{caller}|")  # the user's own lane: no other caller needs room in it
         if held and not is_own and held + 1 > self._of_lane.threshold(number - held):
             raise RoomShareTaken(
@@ -128,7 +128,7 @@ class Backpressure:
         limit = self._limits.database_bytes
         if self.used_bytes + self._grown >= limit:
             raise StoreFull(self._too_large(), retry_after_ms=FULL_RETRY_MS)
-        held = self._bytes.of(caller) + self._dead.of(caller) + self._sent.of(caller)
+        held = self.bytes.of(caller) + self.dead_bytes.of(caller) + self.sent_bytes.of(caller)
         if held > (1 - FILLED) * limit:
             raise ShareTaken(
                 f"the store holds {held} bytes of this API key or account, which is its share while space is short",
@@ -136,11 +136,11 @@ class Backpressure:
             )
 
     def _refuse(self, caller: str, size: int) -> None:
-        rows, used = self._rows.of(caller), self._bytes.of(caller)
-        if self._rows.is_full():
-            raise StoreFull(f"{self._rows.total} events are queued already", retry_after_ms=FULL_RETRY_MS)
-        if self._bytes.is_full(size):
-            taken = self._bytes.total + self._bytes.reserved
+        rows, used = self.rows.of(caller), self.bytes.of(caller)
+        if self.rows.is_full():
+            raise StoreFull(f"{self.rows.total} events are queued already", retry_after_ms=FULL_RETRY_MS)
+        if self.bytes.is_full(size):
+            taken = self.bytes.total + self.bytes.reserved
             raise StoreFull(f"{taken} bytes of events are queued or dead letters", retry_after_ms=FULL_RETRY_MS)
         now = time.monotonic()
         if self._told.get(caller, -math.inf) < now - TOLD_SECONDS:
@@ -156,20 +156,20 @@ class Backpressure:
     @property
     def is_crowded(self) -> bool:
         """Whether dead letters leave too little room for queued events."""
-        return self._bytes.reserved > 0 and self._bytes.free < (1 - FILLED) * self._bytes.limit
+        return self.bytes.reserved > 0 and self.bytes.free < (1 - FILLED) * self.bytes.limit
 
     @property
     def average(self) -> float:
         """Bytes of a queued event, on average."""
-        return self._bytes.total / self._rows.total if self._rows.total else 0.0
+        return self.bytes.total / self.rows.total if self.rows.total else 0.0
 
     def queued_in(self, lane: str) -> int:
         """How many events are known here to be queued in a lane."""
-        return self._lanes.get(lane, 0)
+        return self.queued_by_lane.get(lane, 0)
 
     def accounts(self) -> set[str]:
         """The accounts with queued events."""
-        return {lane.partition("|")[0] for lane in self._lanes}
+        return {lane.partition("|")[0] for lane in self.queued_by_lane}
 
     def add(self, pending: PendingDelivery) -> None:
         """To be called before the writer may take it: a row that is not counted here is taken for another process's."""
@@ -180,10 +180,10 @@ class Backpressure:
             self._added[pending.row.delivery] = pending
         self._count(pending.row.lane, 1)
         caller, size = pending.caller, pending.size()
-        self._rows.add(caller)
+        self.rows.add(caller)
         if pending.row.api_key:
-            self._in_lanes.add(_in(pending.row.lane, caller))
-        self._bytes.add(caller, size)
+            self.rows_in_lanes.add(_in(pending.row.lane, caller))
+        self.bytes.add(caller, size)
         self._grown += size
         limit = self._limits.database_bytes
         if self._grown > GROWN * limit and self.used_bytes + self._grown > FILLED * limit:
@@ -197,25 +197,25 @@ class Backpressure:
             self._changed.setdefault(pending.row.delivery, _Change(pending.row.lane, before=True)).now = False
         self._count(pending.row.lane, -1)
         caller, size = pending.caller, pending.size()
-        self._rows.remove(caller)
+        self.rows.remove(caller)
         if pending.row.api_key:
-            self._in_lanes.remove(_in(pending.row.lane, caller))
-        self._bytes.remove(caller, size)
+            self.rows_in_lanes.remove(_in(pending.row.lane, caller))
+        self.bytes.remove(caller, size)
         outcome = pending.outcome
         if outcome is not None and outcome.state == "dead":
-            self._dead.add(caller, size)
-            self._bytes.reserved = self._dead.total
+            self.dead_bytes.add(caller, size)
+            self.bytes.reserved = self.dead_bytes.total
             if self.is_crowded:
                 self.pressed.set()
         elif outcome is not None:
-            self._sent.add(caller, size)
+            self.sent_bytes.add(caller, size)
 
     def _count(self, lane: str, change: int) -> None:
-        before = self._lanes.pop(lane, 0)
+        before = self.queued_by_lane.pop(lane, 0)
         now = max(0, before + change)
         self.queued += now - before
         if now:
-            self._lanes[lane] = now
+            self.queued_by_lane[lane] = now
 
     async def refresh(self) -> float:
         """Count again, including what other processes did. Returns the seconds that it took."""
@@ -230,8 +230,8 @@ class Backpressure:
         changed = self._changed = {}
         await self._database.flush()  # outcomes linger before they are written
         lanes, oldest_ms, dead, used, found = await self._database.read(partial(self._look, changed=changed))
-        self._lanes = {lane: number for lane, (number, _) in lanes.items()}
-        self.queued = sum(self._lanes.values())
+        self.queued_by_lane = {lane: number for lane, (number, _) in lanes.items()}
+        self.queued = sum(self.queued_by_lane.values())
         for delivery, change in changed.items():
             self._count(change.lane, change.now - found.get(delivery, change.before))
         self.dead, self.used_bytes, self._grown = dead, used, 0
@@ -251,19 +251,19 @@ class Backpressure:
         last = await self._begin()
         in_lanes: Counter[str] = Counter()
         rows, bytes_, seconds = await self._add_up(holdings.queued, last, in_lanes)
-        self._rows.learn(rows)
-        self._in_lanes.learn(in_lanes)
-        self._bytes.learn(bytes_)
-        settled: list[tuple[Callable[..., Piece], Share]] = [(holdings.dead, self._dead)]
+        self.rows.learn(rows)
+        self.rows_in_lanes.learn(in_lanes)
+        self.bytes.learn(bytes_)
+        settled: list[tuple[Callable[..., Piece], Share]] = [(holdings.dead, self.dead_bytes)]
         if self.used_bytes > FILLED / 2 * self._limits.database_bytes:
-            settled.append((holdings.sent, self._sent))
+            settled.append((holdings.sent, self.sent_bytes))
         for work, weights in settled:
             weights.begin()
             await self._database.flush()
             _, bytes_, taken = await self._add_up(work, last)
             seconds += taken
             weights.learn(bytes_)
-        self._bytes.reserved = self._dead.total
+        self.bytes.reserved = self.dead_bytes.total
         return seconds
 
     async def _begin(self) -> int:
@@ -275,18 +275,18 @@ class Backpressure:
         ) -> tuple[int, list[PendingDelivery]]:  # on the writer thread, between two commits
             return holdings.newest(connection), [pending for pending in list(added.values()) if pending.written]
 
-        self._rows.begin()
-        self._in_lanes.begin()
-        self._bytes.begin()
+        self.rows.begin()
+        self.rows_in_lanes.begin()
+        self.bytes.begin()
         try:
             last, written = await self._database.run(until)
         finally:
             self._added = None
         for pending in written:
-            self._rows.found(pending.caller)
+            self.rows.found(pending.caller)
             if pending.row.api_key:
-                self._in_lanes.found(_in(pending.row.lane, pending.caller))
-            self._bytes.found(pending.caller, pending.size())
+                self.rows_in_lanes.found(_in(pending.row.lane, pending.caller))
+            self.bytes.found(pending.caller, pending.size())
         return last
 
     async def _add_up(
@@ -323,28 +323,28 @@ class Backpressure:
         """
         return (
             await self.drop_dead()
-            or await self._drop(self._sent, "sent", lambda _: -math.inf)
+            or await self._drop(self.sent_bytes, "sent", lambda _: -math.inf)
             or await self._database.run(retention.purge_oldest)  # what no census has counted yet
-            or await self._drop(self._dead, "dead", self._rest)
+            or await self._drop(self.dead_bytes, "dead", self._rest)
         )
 
     async def drop_dead(self) -> int:
         """Drop dead letters early of a caller beyond its share of them; returns how many."""
-        return await self._drop(self._dead, "dead", lambda _: self._limits.share * self._bytes.limit) or (
-            await self._drop(self._dead, "dead", self._rest) if self.is_crowded else 0
+        return await self._drop(self.dead_bytes, "dead", lambda _: self._limits.share * self.bytes.limit) or (
+            await self._drop(self.dead_bytes, "dead", self._rest) if self.is_crowded else 0
         )
 
     def _rest(self, held: int) -> float:
         """How many bytes a caller who holds so many may hold of what the others leave."""
-        return self._bytes.threshold(self._bytes.total + self._bytes.reserved - held)
+        return self.bytes.threshold(self.bytes.total + self.bytes.reserved - held)
 
     async def _drop(self, kept: Share, state: str, most: Callable[[int], float]) -> int:
         """Drop the oldest in this state of the largest caller that holds too much, up to that excess."""
 
         def held(caller: str) -> int:
-            return self._bytes.of(caller) + self._dead.of(caller)
+            return self.bytes.of(caller) + self.dead_bytes.of(caller)
 
-        for caller in sorted(kept.callers(), key=lambda one: held(one) + self._sent.of(one), reverse=True):
+        for caller in sorted(kept.callers(), key=lambda one: held(one) + self.sent_bytes.of(one), reverse=True):
             beyond = held(caller) - most(held(caller))
             if beyond <= 0:
                 continue
@@ -354,7 +354,7 @@ class Backpressure:
             ids = [id_ for id_, _ in found]
             gone = await self._database.run(partial(holdings.drop, ids=ids, state=state)) if ids else 0
             kept.remove(caller, sum(weight for _, weight in found) if gone else kept.of(caller))
-            self._bytes.reserved = self._dead.total
+            self.bytes.reserved = self.dead_bytes.total
             if gone and state == "dead":
                 log.warning("dead_letters_dropped", caller=caller, events=gone, hint="they took more than a share")
             if gone:
@@ -385,7 +385,7 @@ class Backpressure:
                 return ""  # the database says that the file is gone
             with contextlib.suppress(OSError):  # a share is one of what the disk really has
                 there_is = file.stat().st_size + free - self._limits.free_disk_bytes
-                self._bytes.limit = FILLED * min(self._limits.database_bytes, max(there_is, 0))
+                self.bytes.limit = FILLED * min(self._limits.database_bytes, max(there_is, 0))
             if free < self._limits.free_disk_bytes:
                 return f"{free} bytes are free on the store's disk: flowbridge stops at {self._limits.free_disk_bytes}"
         return ""

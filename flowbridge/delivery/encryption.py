@@ -29,7 +29,7 @@ class EncryptionCheck:
         self._refuses = refuses
         self._max_plain = max_plain
         self._plain_seconds = timing.plain_seconds
-        self._plain_until: dict[str, float] = {}  # room → monotonic
+        self.plain_until: dict[str, float] = {}  # room → monotonic
 
     async def refuses(self, token: str, event: Event, *, query: str = "") -> bool:
         """Whether this would put plain text into an encrypted room. Raises MatrixError when that cannot be learnt.
@@ -41,13 +41,13 @@ class EncryptionCheck:
         asked = time.monotonic()
         if await self._homeserver.is_encrypted(token, event.room, query):
             return True
-        if len(self._plain_until) >= self._max_plain:
-            self._plain_until.clear()
-        self._plain_until[event.room] = asked + self._plain_seconds
+        if len(self.plain_until) >= self._max_plain:
+            self.plain_until.clear()
+        self.plain_until[event.room] = asked + self._plain_seconds
         return False
 
     def is_known_plain(self, room: str, event_type: str, state_key: str | None) -> bool:
         """Whether this may be sent as it is, without asking."""
         if not self._refuses or state_key is not None or event_type in _ALWAYS_PLAIN:
             return True
-        return self._plain_until.get(room, 0.0) > time.monotonic()
+        return self.plain_until.get(room, 0.0) > time.monotonic()

@@ -26,7 +26,7 @@ class RateLimiter:
         self._limited_seconds = limited_seconds
         self._known_good = float(widest)  # up to where the window may double
         self._limited_until = self._grown_at = 0.0  # the loop's clock
-        self._under_way = 0
+        self.in_flight = 0
         self._closed_until = 0.0  # the loop's clock
         self._shut = False
         self._queue: OrderedDict[asyncio.Future[None], None] = OrderedDict()
@@ -43,7 +43,7 @@ class RateLimiter:
         """Take a place if there is one at once; whether there was."""
         if self._waits or not self._free():
             return False
-        self._under_way += 1
+        self.in_flight += 1
         return True
 
     async def _wait_in(self, queue: "OrderedDict[asyncio.Future[None], None]") -> None:
@@ -59,13 +59,13 @@ class RateLimiter:
             raise
 
     def _leave(self) -> None:
-        self._under_way -= 1
+        self.in_flight -= 1
         self._pump()
 
     @property
     def is_idle(self) -> bool:
         """Whether it is open, with no request in flight or waiting."""
-        return not (self._under_way or self._waits) and self.closed_for == 0
+        return not (self.in_flight or self._waits) and self.closed_for == 0
 
     @property
     def _waits(self) -> bool:
@@ -119,20 +119,20 @@ class RateLimiter:
         self._pump()
 
     def _free(self) -> bool:
-        return not self._shut and self._under_way < int(self._window) and self.closed_for == 0
+        return not self._shut and self.in_flight < int(self._window) and self.closed_for == 0
 
     def _pump(self) -> None:
         while self._waits and self._free():
             self._was_ahead = bool(self._front) and not (self._was_ahead and self._queue)
             turn, _ = (self._front if self._was_ahead else self._queue).popitem(last=False)
             if not turn.done():
-                self._under_way += 1
+                self.in_flight += 1
                 turn.set_result(None)
         self._plan()
 
     def _plan(self) -> None:
         """Wake the queues when the pause is over, which it may be by now."""
-        if self._waits and self._timer is None and not self._shut and self._under_way < int(self._window):
+        if self._waits and self._timer is None and not self._shut and self.in_flight < int(self._window):
             self._timer = asyncio.get_running_loop().call_later(self.closed_for, self._on_time)
 
     def _on_time(self) -> None:

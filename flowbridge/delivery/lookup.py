@@ -39,7 +39,7 @@ class Lookup:
         self._homeserver = homeserver
         self._database = database
         self._max_places = max_places
-        self._places: OrderedDict[str, _Place] = OrderedDict()
+        self.places: OrderedDict[str, _Place] = OrderedDict()
 
     async def find(self, row: Row, token: str, user_id: str) -> str | None:
         """The id of the event, by its transaction id, or by equal content since it was accepted; None: not there.
@@ -47,7 +47,7 @@ class Lookup:
         A state event has no transaction id, but sent once more it would undo later changes.
         """
         looking = _Search(self._homeserver, row, token, user_id)
-        place = self._places.pop(row.delivery, None)
+        place = self.places.pop(row.delivery, None)
         try:
             if place is None:
                 place = _Place()
@@ -111,9 +111,9 @@ class Lookup:
         return next((event_id for event_id in reversed(alike) if event_id not in others), None)
 
     def _keep(self, delivery: str, place: _Place) -> None:
-        self._places[delivery] = place
-        if len(self._places) > self._max_places:
-            self._places.popitem(last=False)
+        self.places[delivery] = place
+        if len(self.places) > self._max_places:
+            self.places.popitem(last=False)
 
 
 class _Search:

@@ -66,7 +66,7 @@ class Suspects:
         """Judge one more try, which began at `started`."""
         if not self._seconds or not is_failure(found):
             return Suspicion()
-        before = _last(history)
+        before = last_failure(history)
         if before is None:
             return Suspicion()
         times, since, was_due = before["failed"]
@@ -108,11 +108,11 @@ def is_failure(found: Verdict) -> bool:
 
 def must_be_looked_for(history: Sequence[Mapping[str, Any]]) -> bool:
     """Whether the next attempt has to look for the event first: if it is not in its room, it may be set aside."""
-    before = _last(history)
+    before = last_failure(history)
     return before is not None and bool(before["failed"][2])
 
 
-def _last(history: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+def last_failure(history: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
     """The last try that the homeserver failed at, since the last replay."""
     since = takewhile(lambda entry: "replayed" not in entry, reversed(history))
     return next((entry for entry in since if "failed" in entry), None)

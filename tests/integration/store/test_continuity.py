@@ -210,7 +210,7 @@ async def test_what_the_backup_holds_and_was_never_sent_is_sent_in_order(
         await until(lambda: len(rooms.timeline[ROOM]) == 3)
         await rig.crash()
     rooms.forget()
-    rooms._next.clear()
+    rooms.following.clear()
     store.restore(copy)
     async with make() as rig:
         await rig.settled()

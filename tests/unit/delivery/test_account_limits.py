@@ -128,9 +128,9 @@ async def test_accounts_that_send_no_more_are_forgotten(make: MakeRig) -> None:
         await verdict(rig, "bad")
         for number in range(100):
             await verdict(rig, caller=Caller(f"@user-{number}:hs", "PHONE", f"token-{number}"))
-        assert len(rig.account_limits._limiters) <= 11
+        assert len(rig.account_limits) <= 11
         assert rig.account_limits.pause_of(accounts.account_of(ALICE.user_id)) > 0  # a pause is not forgotten
-        rig.account_limits._limiters[accounts.account_of(ALICE.user_id)].open()
+        rig.account_limits.limiter(accounts.account_of(ALICE.user_id)).open()
         for number in range(20):
             await verdict(rig, caller=Caller(f"@other-{number}:hs", "PHONE", f"token-{number}"))
         assert rig.account_limits.distrusted == {}

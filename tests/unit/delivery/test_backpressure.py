@@ -63,7 +63,7 @@ async def test_what_is_added_and_removed_is_counted_at_once(rig: Rig, make: Call
     for pending in deliveries:
         backpressure.remove(pending)
     assert backpressure.queued == 0
-    assert backpressure._lanes == {}
+    assert backpressure.queued_by_lane == {}
 
 
 async def test_what_others_accepted_counts_from_the_next_refresh_on(
@@ -148,7 +148,8 @@ async def test_share_of_a_room_counts_what_other_processes_accepted(
     backpressure.add(rig.pending("meanwhile", api_key="third"))
     await soon(counting)
     held = {
-        name: backpressure._in_lanes.of(f"{name} {rig.pending('a').row.lane}") for name in ("hog", "second", "third")
+        name: backpressure.rows_in_lanes.of(f"{name} {rig.pending('a').row.lane}")
+        for name in ("hog", "second", "third")
     }
     assert held == {"hog": 20, "second": 20, "third": 1}
     for name in ("hog", "second"):
@@ -228,10 +229,10 @@ async def test_what_changes_while_it_is_counted_counts_once(
 
     await step("long ago")
     await counting.refresh(partial(step, "before"), partial(step, "after"))
-    assert backpressure._lanes == {other.row.lane: 1} | ({pending.row.lane: 1} if settled == "not" else {})
-    assert backpressure.queued == len(backpressure._lanes)
+    assert backpressure.queued_by_lane == {other.row.lane: 1} | ({pending.row.lane: 1} if settled == "not" else {})
+    assert backpressure.queued == len(backpressure.queued_by_lane)
     await counting.refresh(nothing, nothing)
-    assert backpressure.queued == len(backpressure._lanes) == (2 if settled == "not" else 1)
+    assert backpressure.queued == len(backpressure.queued_by_lane) == (2 if settled == "not" else 1)
 
 
 async def test_what_is_refused_or_withdrawn_while_it_is_counted_counts_no_more(
@@ -409,7 +410,7 @@ async def test_characters_of_four_bytes_count_as_four(rig: Rig, make: Callable[.
     await put(rig, 3, content=f'{{"body":"{text}"}}')
     await backpressure.census()
     account = rig.pending("a").caller
-    assert backpressure._bytes.of(account) > 3 * 60_000
+    assert backpressure.bytes.of(account) > 3 * 60_000
     pending = PendingDelivery(rig.pending("a").row, request=text)
     assert pending.size() > 60_000
 
@@ -426,11 +427,11 @@ async def test_census_adds_up_what_each_caller_holds_in_pieces(rig: Rig, make: C
     backpressure.add(rig.pending("a", api_key="one"))
     await backpressure.census()
     account = rig.pending("a").caller
-    assert {caller: backpressure._rows.of(caller) for caller in backpressure._rows.callers()} == {"one": 10, account: 8}
-    sizes = {tuple(share.callers()): share.total for share in (backpressure._dead, backpressure._sent)}
+    assert {caller: backpressure.rows.of(caller) for caller in backpressure.rows.callers()} == {"one": 10, account: 8}
+    sizes = {tuple(share.callers()): share.total for share in (backpressure.dead_bytes, backpressure.sent_bytes)}
     assert list(sizes) == [("one",), ("two",)]
     assert all(size > 7 * 600 for size in sizes.values())
-    assert backpressure._bytes.reserved == backpressure._dead.total
+    assert backpressure.bytes.reserved == backpressure.dead_bytes.total
 
 
 async def test_census_keeps_what_changes_meanwhile(rig: Rig, make: Callable[..., Backpressure]) -> None:
@@ -440,7 +441,7 @@ async def test_census_keeps_what_changes_meanwhile(rig: Rig, make: Callable[...,
     await asyncio.sleep(0)
     take(backpressure, rig, 3, api_key="one")
     await soon(counting)
-    assert backpressure._rows.of("one") == 7
+    assert backpressure.rows.of("one") == 7
 
 
 async def test_what_is_written_with_the_last_that_a_census_sees_counts_once(
@@ -461,11 +462,11 @@ async def test_what_is_written_with_the_last_that_a_census_sees_counts_once(
     backpressure.add(three)
     rig.write_queue.append(three)
     await soon(counting)
-    assert backpressure._rows.of("one") == 3
-    assert backpressure._bytes.of("one") - len("[][]") == sum(pending.size() for pending in (one, two, three))
+    assert backpressure.rows.of("one") == 3
+    assert backpressure.bytes.of("one") - len("[][]") == sum(pending.size() for pending in (one, two, three))
     await soon(three.committed)
     await soon(backpressure.census())
-    assert backpressure._rows.of("one") == 3
+    assert backpressure.rows.of("one") == 3
 
 
 async def test_letter_that_dies_while_others_are_added_up_counts_once(
@@ -492,7 +493,7 @@ async def test_letter_that_dies_while_others_are_added_up_counts_once(
 
     monkeypatch.setattr("flowbridge.store.holdings.queued", watched)
     await soon(backpressure.census())
-    assert backpressure._dead.of("one") == pending.size() + len("[]")  # its history
+    assert backpressure.dead_bytes.of("one") == pending.size() + len("[]")  # its history
 
 
 async def test_share_is_one_of_what_the_disk_really_has(
@@ -514,7 +515,7 @@ async def test_dead_letters_leave_less_for_all_but_refuse_no_caller(
     for pending in take(backpressure, rig, 7, content={"body": "x" * 60_000}):
         pending.settle(Outcome("dead", error={}), now_ms())
         backpressure.remove(pending)
-    assert backpressure._bytes.reserved > 420_000
+    assert backpressure.bytes.reserved > 420_000
     assert len(take(backpressure, rig, 100, content={"body": "x" * 60_000})) == 2
     admit(backpressure, rig.pending("a", caller=BOB))
 

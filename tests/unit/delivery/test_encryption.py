@@ -136,4 +136,4 @@ async def test_rooms_known_to_be_plain_are_bounded(make: MakeRig) -> None:
     async with make(refuse_encrypted=True, max_plain=10) as rig:
         for number in range(50):
             await verdict(rig, room=f"!{number}:hs")
-        assert len(rig.encryption._plain_until) <= 10
+        assert len(rig.encryption.plain_until) <= 10

@@ -15,31 +15,31 @@ class Crowd:
 
     def __init__(self, places: Places) -> None:
         self._places = places
-        self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._ends: dict[str, asyncio.Event] = {}
+        self.tasks: dict[str, asyncio.Task[None]] = {}
+        self.ends: dict[str, asyncio.Event] = {}
         self.came: list[str] = []
         self.inside: list[str] = []
 
     async def come(self, account: str, *names: str) -> None:
         for name in names:
-            self._ends[name] = asyncio.Event()
-            self._tasks[name] = asyncio.create_task(self._pass(account, name))
+            self.ends[name] = asyncio.Event()
+            self.tasks[name] = asyncio.create_task(self._pass(account, name))
         await settle()
 
     async def go(self, *names: str) -> None:
         for name in names:
-            self._ends[name].set()
+            self.ends[name].set()
         await settle()
 
     async def give_up(self, *names: str) -> None:
         for name in names:
-            self._tasks[name].cancel()
+            self.tasks[name].cancel()
         await settle()
 
     async def scatter(self) -> None:
-        for task in self._tasks.values():
+        for task in self.tasks.values():
             task.cancel()
-        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+        await asyncio.gather(*self.tasks.values(), return_exceptions=True)
 
     async def _pass(self, account: str, name: str) -> None:
         if not self._places.finds(account):
@@ -47,7 +47,7 @@ class Crowd:
         self.came.append(name)
         self.inside.append(name)
         try:
-            await self._ends[name].wait()
+            await self.ends[name].wait()
         finally:
             self.inside.remove(name)
             self._places.leave(account)
@@ -106,10 +106,10 @@ async def test_request_that_gives_up_just_when_its_turn_comes_passes_it_on() -> 
         await people.come("one", "a")
         await people.come("two", "b")
         await people.come("three", "c")
-        people._ends["a"].set()
+        people.ends["a"].set()
         for _ in range(2):  # until b has been given the place, and does not know it
             await asyncio.sleep(0)
-        people._tasks["b"].cancel()
+        people.tasks["b"].cancel()
         await settle()
         assert people.inside == ["c"]
 

@@ -119,7 +119,7 @@ async def test_look_goes_on_where_the_last_attempt_ended(
         assert crowded.bodies().count("a") == 1
         if is_there:
             assert found.event_id == event_id
-        assert len(rig.lookup._places) == 0
+        assert len(rig.lookup.places) == 0
 
 
 class Restarted(Crowded):
@@ -145,8 +145,8 @@ async def test_place_that_the_homeserver_does_not_know_any_more_is_forgotten(tmp
         crowd(rooms, 5_000)
         rooms.page_seconds = 0.01
         assert (await carry(rig, row)).kind == "again"
-        assert rig.lookup._places[row.delivery].before
-        rooms.forgets, rooms.page_seconds, rig.attempts._deadline = True, 0.0, PATIENCE
+        assert rig.lookup.places[row.delivery].before
+        rooms.forgets, rooms.page_seconds, rig.attempts.deadline = True, 0.0, PATIENCE
         assert (await carry(rig, row)).kind == "again"
         assert await carry(rig, row) == Verdict("sent", event_id)
         assert rooms.sends == []
@@ -169,9 +169,9 @@ async def test_request_that_was_late_is_found_although_the_look_had_begun(make: 
 async def begun(rig: Rig, rooms: Crowded, row: Row) -> None:
     """A look that was cut off on its way back through the room."""
     rooms.page_seconds = 0.01
-    while not (found := rig.lookup._places.get(row.delivery)) or not found.before:
+    while not (found := rig.lookup.places.get(row.delivery)) or not found.before:
         assert (await carry(rig, row)).kind == "again"
-    rooms.page_seconds, rig.attempts._deadline = 0.0, PATIENCE
+    rooms.page_seconds, rig.attempts.deadline = 0.0, PATIENCE
 
 
 async def test_request_that_was_late_is_found_behind_pages_that_are_empty(make: MakeRig, crowded: Crowded) -> None:
@@ -195,7 +195,7 @@ async def test_what_came_since_a_look_began_ends_where_it_began(make: MakeRig, c
         looks, row = rig.lookup, rig.pending("a").row
         crowd(crowded, 5_000)
         await begun(rig, crowded, row)
-        place = looks._places[row.delivery]
+        place = looks.places[row.delivery]
         if by == "time":
             place.mark = None
             for event in crowded.timeline[ROOM]:
@@ -238,7 +238,7 @@ async def test_places_are_bounded(make: MakeRig, crowded: Crowded) -> None:
     async with make(deadline=0.01, max_places=3) as rig:
         for _ in range(6):
             assert (await carry(rig, rig.pending("a").row)).kind == "again"
-        assert len(rig.lookup._places) == 3
+        assert len(rig.lookup.places) == 3
 
 
 REDACTIONS: dict[str, Callable[[str], dict[str, Any]]] = {
@@ -265,8 +265,8 @@ async def test_place_is_dropped_when_the_event_is_settled(make: MakeRig, crowded
         crowd(crowded, 1_000)
         crowded.page_seconds = 0.02
         assert (await carry(rig, row)).kind == "again"
-        assert list(rig.lookup._places) == [row.delivery]
+        assert list(rig.lookup.places) == [row.delivery]
         crowded.page_seconds = 0.0
         assert (await carry(rig, row)).kind == "sent"
-        await until(lambda: not rig.lookup._places)
+        await until(lambda: not rig.lookup.places)
         assert crowded.bodies(ROOM)[-1] == "a"

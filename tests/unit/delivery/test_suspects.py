@@ -209,8 +209,8 @@ def test_history_of_a_replayed_event_begins_again() -> None:
     entries: list[dict[str, Any]] = [{"at": 1, "ms": 1, "failed": [4, 1, 1]}, {"at": 2, "replayed": {}}, {"at": 3}]
     assert not suspects.must_be_looked_for(entries)
     assert suspects.must_be_looked_for(entries[:1])
-    assert suspects._last(entries) is None
-    assert suspects._last([*entries, {"at": 4, "ms": 0, "failed": [0, 0, 0]}]) == {
+    assert suspects.last_failure(entries) is None
+    assert suspects.last_failure([*entries, {"at": 4, "ms": 0, "failed": [0, 0, 0]}]) == {
         "at": 4,
         "ms": 0,
         "failed": [0, 0, 0],

@@ -306,7 +306,7 @@ async def test_account_that_pauses_with_many_rooms_does_not_stand_in_the_way(
         assert held(rig) <= few_lanes
         rooms.always(None)
         rig.tokens.remember(replace(ALICE, token="new"))
-        rig.account_limits._limiters[rig.tokens.remember(ALICE)].open()
+        rig.account_limits.limiter(rig.tokens.remember(ALICE)).open()
         tell(Path(str(rig.database.url.database)), "UPDATE lanes SET lease_until = 0 WHERE owner IS NULL")
         await rig.settled()
 
@@ -901,7 +901,7 @@ async def test_event_that_comes_during_the_stop_is_found_by_the_next_start(
         late = rig.offer("b", waits=False)
         await soon(late.committed)
         await rig.database.stop()
-        rig._ended = True
+        rig.ended = True
     async with make() as rig:
         await until(lambda: rooms.bodies() == ["a", "b"])
         await rig.settled()
@@ -1001,7 +1001,7 @@ async def test_lane_that_a_command_asks_for_is_given_back_for_a_moment(make: Mak
         rig.worker.wake()
         await until(lambda: not rig.lane().owner)
         assert await rig.database.run(lambda c: abandoned.remove(c, [lane], chosen)) == 2
-        rig.account_limits._limiters[lane.partition("|")[0]]._closed_until = 0.0
+        rig.account_limits.limiter(lane.partition("|")[0]).open()
         assert await rig.send("after") is not None
     assert rooms.tries() == ["first", "a", "after"]
     assert rig.states() == ["sent", "sent"]

@@ -16,6 +16,7 @@ from flowbridge.models.timing import Timing
 from flowbridge.services.maintenance import Maintenance
 from flowbridge.settings import Settings
 from flowbridge.store import retention, tables
+from flowbridge.store.accounts import account_of
 from flowbridge.store.clock import now_ms
 from tests.rig import (
     ALICE,
@@ -314,8 +315,9 @@ async def test_event_is_dead_after_seven_days_in_whatever_state_its_account_or_r
         rooms.always(None)
         rooms.version = None
         rig.account_limits.trust(rig.tokens.remember(ALICE))
-        for gate in (rig.breaker.limiter, *rig.account_limits._limiters.values()):
-            gate._closed_until = 0.0
+        rig.breaker.limiter.open()
+        for caller in (ALICE, BOB):
+            rig.account_limits.limiter(account_of(caller.user_id)).open()
     await rig.database.run(lambda connection: connection.execute(update(tables.lanes).values(lease_until=0)))
     rig.worker.wake()
     await until(lambda: rooms.bodies() == ["young"])
