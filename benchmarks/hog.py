@@ -1,4 +1,4 @@
-"""A client that asks for one thing over and over: `python -m benchmarks.hog NAME URL RATE`, until it is terminated.
+"""A client that requests one thing repeatedly: `python -m benchmarks.hog NAME URL RATE`, until it is terminated.
 
 RATE is requests/s in all, 0 for as fast as they are answered. It takes no notice of a 429. At the end it prints how
 many answers it had, by status, in the time that it ran.

@@ -58,7 +58,7 @@ class Sender:
 
 def latency(run: Run) -> Section:
     """Medians of both ways and their ratio."""
-    # Synapse is an extra: who has not got it can still run the other benchmarks.
+    # Synapse is an extra: without it, the other benchmarks still run.
     from flowbridge.cli.demo.synapse import LocalSynapse
 
     say("  starting Synapse")

@@ -141,7 +141,7 @@ async def _open(bridge: Server, token: str, audience: Audience) -> list[asyncio.
 
 
 async def _poll(client: httpx.AsyncClient, since: str, marker: str) -> tuple[float, str]:
-    """When a client of the homeserver itself has the message, and where it goes on."""
+    """When a client of the homeserver itself has the message, and where it continues."""
     ends = time.perf_counter() + PATIENCE
     while time.perf_counter() < ends:
         answer = await client.get(f"{API}/sync", params={"timeout": 30_000, "since": since})

@@ -1,4 +1,4 @@
-"""The load: wrk with keep-alive connections that post one message over and over, into rooms in turns."""
+"""The load: wrk with keep-alive connections that post one message repeatedly, into rooms in turn."""
 
 import http.client
 import json

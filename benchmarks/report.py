@@ -1,4 +1,4 @@
-"""What a benchmark hands back, and how it is told: on the terminal and in docs/benchmarks.md alike."""
+"""The result of a benchmark, and how it is shown on the terminal and in docs/benchmarks.md."""
 
 import os
 import platform
@@ -78,7 +78,7 @@ Benchmark = Callable[[Run], Section]
 
 
 def say(text: str) -> None:
-    """Progress for the person who waits."""
+    """Progress, for people."""
     print(text, flush=True)
 
 

@@ -85,12 +85,12 @@ def machine_cpu_seconds() -> float:
     """What all processes, and the hypervisor for other guests, have used of this machine's CPUs so far."""
     ticks = [int(word) for word in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]]
     idle, waiting = ticks[3], ticks[4]
-    # interrupts count: the kernel charges them to whoever runs, so the processes' own times hold them
+    # interrupts count: the kernel charges them to the running process, so the processes' own times include them
     return (sum(ticks[:8]) - idle - waiting) / TICKS_PER_SECOND
 
 
 def free_port() -> int:
-    """A port that nobody listens on now; the race until it is used is the caller's to lose."""
+    """A port that is free now; another process may still take it before the caller does."""
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         port: int = probe.getsockname()[1]

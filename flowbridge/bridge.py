@@ -5,16 +5,25 @@ import contextlib
 import math
 import time
 from collections.abc import AsyncIterator
+from functools import partial
 
 from flowbridge import log
 from flowbridge.auth.api_keys import ApiKeys
+from flowbridge.auth.bot import Bot
 from flowbridge.auth.callers import Callers, Credential
+from flowbridge.auth.identities import Identities
 from flowbridge.auth.names import Names
+from flowbridge.auth.refusals import Refusals
 from flowbridge.auth.room_access import RoomAccess
 from flowbridge.auth.tokens import Tokens, cipher
-from flowbridge.delivery import Beside, Courier
-from flowbridge.delivery.attempt import Carrier
+from flowbridge.delivery import Beside, Worker
+from flowbridge.delivery.account_limits import AccountLimits
+from flowbridge.delivery.attempt import Attempts
 from flowbridge.delivery.backpressure import Backpressure, Limits
+from flowbridge.delivery.breaker import Breaker
+from flowbridge.delivery.encryption import EncryptionCheck
+from flowbridge.delivery.lookup import Lookup
+from flowbridge.delivery.waiting import waiting
 from flowbridge.delivery.write_queue import WriteQueue
 from flowbridge.errors import MatrixError
 from flowbridge.events import Catalogue
@@ -24,11 +33,14 @@ from flowbridge.live import Live
 from flowbridge.models import Caller
 from flowbridge.models.timing import Timing
 from flowbridge.services.acceptance import Acceptance
+from flowbridge.services.accounts import Accounts
+from flowbridge.services.deliveries import Deliveries
 from flowbridge.services.history import History
 from flowbridge.services.maintenance import Maintenance
 from flowbridge.services.media.files import Media
 from flowbridge.services.readings import Readings
 from flowbridge.services.replays import Replays
+from flowbridge.services.rooms import Rooms
 from flowbridge.services.sending import Sender
 from flowbridge.settings import Settings
 from flowbridge.store import Database
@@ -53,59 +65,102 @@ class Core:
         tls = tls_context(settings.ca_file)
         self.settings = settings
         self.catalogue = Catalogue.load(settings.schemas_dir)
-        self.locator = Locator(settings.base_url, tls, allow_http=settings.allow_http)
-        self.homeserver = Homeserver(self.locator, tls, deadline=settings.request_seconds)
-        self.relay = Relay(self.locator, tls)
-        self.database = Database(settings.database_url.get_secret_value())
-        self.write_queue = WriteQueue(self.database, max_waiting=settings.max_waiting, share=settings.max_share)
-        self.backpressure = Backpressure(self.database, _limits(settings))
-        self.tokens = Tokens(self.database, self.write_queue.remember)
+        self.locator = Locator(settings.base_url, tls, allow_http=settings.allow_http, timing=self.timing)
+        self.homeserver = Homeserver(self.locator, tls, deadline=settings.request_seconds, timing=self.timing)
+        self.relay = Relay(self.locator, tls, timing=self.timing)
+        self.database = Database(settings.database_url.get_secret_value(), timing=self.timing)
+        self.write_queue = WriteQueue(
+            self.database, max_waiting=settings.max_waiting, share=settings.max_share, timing=self.timing
+        )
+        self.backpressure = Backpressure(self.database, _limits(settings), timing=self.timing)
+        self.tokens = Tokens(self.database, self.write_queue.remember, timing=self.timing)
         self.names = Names(self.database)
-        keyring = ApiKeys(settings, self.database)
-        self.callers = Callers(settings, self.homeserver, self.tokens.identity, keyring, self.names)
-        self.room_access = RoomAccess(self.callers, self.homeserver, self.names)
+        refusals = Refusals(settings.wrong_keys_per_minute, timing=self.timing)
+        self.identities = Identities(
+            self.homeserver,
+            self.tokens.identity,
+            refusals,
+            on_seen=self._seen,
+            on_revoked=self._revoked,
+            timing=self.timing,
+        )
+        self.bot = Bot(settings, self.homeserver, self.identities, self.names, timing=self.timing)
+        self.keys = ApiKeys(settings, self.database, timing=self.timing)
+        self.callers = Callers(self.identities, self.keys, self.bot, refusals)
+        self.room_access = RoomAccess(self.callers, self.homeserver, self.names, timing=self.timing)
         self.readings = Readings(self.database)
         self.replays = Replays(self.readings, self.homeserver, self.callers, self.tokens)
-        self.carrier = Carrier(
-            self.homeserver,
-            self.tokens,
-            self.database,
-            refuse_encrypted=settings.encrypted_rooms == "refuse",
-            deadline=settings.request_seconds,
+        self.encryption = EncryptionCheck(
+            self.homeserver, refuses=settings.encrypted_rooms == "refuse", timing=self.timing
         )
-        self.courier = (Beside if beside else Courier)(
+        self.breaker = Breaker(self.homeserver, timing=self.timing)
+        self.account_limits = AccountLimits(
+            self.tokens,
+            self.breaker.limiter,
+            on_refused=self.identities.forget,
+            on_distrust=self._distrusted,
+            timing=self.timing,
+        )
+        self.worker = (Beside if beside else Worker)(
             self.database,
             self.write_queue,
             self.backpressure,
-            self.carrier,
+            self.account_limits,
+            Attempts(
+                self.homeserver,
+                self.tokens,
+                self.account_limits,
+                self.breaker,
+                self.encryption,
+                Lookup(self.homeserver, self.database),
+                deadline=settings.request_seconds,
+            ),
             deadline=settings.request_seconds,
             lease=settings.lease_seconds,
             set_aside=settings.set_aside_seconds,
             share=settings.max_share,
             keep_days=settings.keep_queued_days,
+            timing=self.timing,
         )
         self.guests = Account(BODIES_SHARE)  # pays for the bodies that callers send who have not been authenticated
         self.acceptance = Acceptance(
             self.catalogue,
-            self.callers,
             self.room_access,
             self.tokens,
-            self.courier,
+            self.worker,
             reused_txn_id=settings.reused_txn_id,
             guests=self.guests,
         )
         self.sender = Sender(
-            self.acceptance, self.callers, self.room_access, self.homeserver, self.courier, self.carrier
+            self.acceptance,
+            self.callers,
+            self.room_access,
+            self.homeserver,
+            self.worker,
+            self.account_limits,
+            self.breaker,
         )
+        self.deliveries = Deliveries(
+            self.database,
+            self.callers,
+            self.tokens,
+            self.room_access,
+            self.replays,
+            cancel=self.worker.cancel,
+            wake=self.worker.wake,
+            amended=self.write_queue.amended,
+            waiting=partial(waiting, self.account_limits, self.breaker),
+            readings=self.readings,
+        )
+        self.accounts = Accounts(settings, self.homeserver, self.callers)
+        self.rooms = Rooms(self.homeserver, self.callers, self.room_access, joined=self.worker.joined)
         self.history = History(self.callers, self.room_access, self.homeserver)
         self.media = Media(self.callers, self.homeserver, self.relay)
-        self.live = Live(self.homeserver, self.callers)
-        self.maintenance = Maintenance(settings, self.database, self.backpressure, self.callers, self.courier)
-        self.tokens.on_change = self.carrier.trust
-        self.callers.on_seen = self._seen
-        self.callers.on_revoked = self._revoked
-        self.carrier.on_refused = self.callers.forget
-        self.carrier.on_distrust = self._distrusted
+        self.live = Live(self.homeserver, self.callers, timing=self.timing)
+        self.maintenance = Maintenance(
+            settings, self.database, self.backpressure, self.keys, self.worker, timing=self.timing
+        )
+        self.tokens.on_change = self.account_limits.trust
         # By account: when its refused tokens are tried again, and the pause after that.
         self._rechecks: dict[str, tuple[float, float]] = {}
 
@@ -136,10 +191,10 @@ class Core:
             await self.locate()
         self.database.start()
         self.names.begin()
-        self.callers.on_bot = self.tokens.remember
+        self.bot.on_new = self.tokens.remember
         await self.backpressure.refresh()
-        await self.callers.refresh()
-        await self.courier.start()
+        await self.keys.refresh()
+        await self.worker.start()
         tasks = [asyncio.create_task(self.locator.keep_fresh())]
         if not self._beside:
             tasks.append(asyncio.create_task(self.maintenance.run()))
@@ -149,7 +204,8 @@ class Core:
             for task in tasks:
                 task.cancel()
             self.live.stop()
-            await self.courier.stop()
+            await self.worker.stop()
+            self.breaker.stop()
             await self.database.stop()
             self.homeserver.close()
             self.relay.close()
@@ -157,31 +213,31 @@ class Core:
     async def reload(self) -> None:
         """Learn the homeserver's address again, and the bot's token or password where they are in files."""
         await self.locator.refresh()
-        await self.callers.reload_bot()
+        await self.bot.reload()
 
     def _seen(self, caller: Caller) -> None:
-        """A token is good: what waits for one of its user's is sent with it, whatever it came for."""
-        if account_of(caller.user_id) in self.carrier.distrusted:
+        """A token is good: events that wait for a token of its user are sent with it, whatever it came for."""
+        if account_of(caller.user_id) in self.account_limits.distrusted:
             self.tokens.remember(caller)
 
     def _revoked(self, user_id: str) -> None:
-        """A user has ended tokens of its own: what was seen of the others does not count any more."""
+        """A user has ended tokens of its own: what was seen of its others does not count any more."""
         self.tokens.doubt(user_id)
         self.live.end(user_id)
 
     async def _distrusted(self, account: str, token: str) -> None:
         """The homeserver accepts no token of an account: log the bot in again, try those that it has once more."""
-        known = self.callers.bot_user_id
+        known = self.bot.user_id
         if known is None or account_of(known) == account:
             with contextlib.suppress(MatrixError):  # who the bot is may not be known, and the account another one
-                bot = await self.callers.renew_bot(token) if token else await self.callers.bot()
+                bot = await self.bot.renew(token) if token else await self.bot.caller()
                 if bot is not None:
                     self.tokens.remember(bot)
         if await self.tokens.of(account) is not None:  # perhaps one that another process was given
-            self.carrier.trust(account)
+            self.account_limits.trust(account)
             return
         if not self.tokens.knows(account):
-            await self.callers.ask_again(lambda user_id: account_of(user_id) == account, but=token)
+            await self.identities.ask_again(lambda user_id: account_of(user_id) == account, but=token)
         if not self.tokens.knows(account):
             await self._recheck(account)
 

@@ -1,19 +1,19 @@
-"""What a caller is told when a request cannot be served.
+"""The errors that a caller is answered with.
 
     MatrixError
       · BadRequest          400  (M_BAD_JSON, M_NOT_JSON, M_INVALID_PARAM)
       · Unauthorized        401
-      · Forbidden           403  an API key that is not for this
+      · Forbidden           403  an API key that does not cover this
       · NotFound            404
       · MethodNotAllowed    405
-      · WrongState          409  a delivery that cannot be replayed, or deleted, as things stand
+      · WrongState          409  a delivery that cannot be replayed, or deleted, at present
       · Conflict            422
       · TooLarge            413
       · UnsupportedMedia    415
       · TooMany             429  one caller's share of a bound is taken
       · HomeserverError          the homeserver's own status and errcode
       · Unavailable         503  the store is full, or away
-      · BadGateway          502  the homeserver is away, or is no homeserver
+      · BadGateway          502  the homeserver is away, or is not a homeserver
       · GatewayTimeout      504
 
 Every answer has the one shape of the Matrix client-server API, "Standard error response":
@@ -29,10 +29,10 @@ MAX_RETRY_SECONDS = 86_400
 
 
 class Errcode(StrEnum):
-    """The errcodes that flowbridge itself gives; a homeserver's own pass through untouched."""
+    """The errcodes of flowbridge itself; a homeserver's own pass through unchanged."""
 
-    BAD_JSON = "M_BAD_JSON"  # JSON, but not what this event type may hold
-    BAD_STATE = "M_BAD_STATE"  # what is asked for cannot be done as things stand
+    BAD_JSON = "M_BAD_JSON"  # JSON, but not valid for this event type
+    BAD_STATE = "M_BAD_STATE"  # the request cannot be served in the present state
     FORBIDDEN = "M_FORBIDDEN"
     INVALID_PARAM = "M_INVALID_PARAM"  # a path segment, query value or header is malformed
     INVALID_USERNAME = "M_INVALID_USERNAME"
@@ -50,8 +50,8 @@ class Errcode(StrEnum):
 class Problem:
     """One thing that is wrong with a payload.
 
-    `pointer` is an RFC 6901 JSON Pointer into the event's content (a missing key is pointed at where it should
-    be), `schema` names the schema that objects (`m.room.message$m.image`), or the general rule (`json`).
+    `pointer` is an RFC 6901 JSON Pointer into the event's content, for a missing key to where it should be. `schema`
+    names the schema that is violated (`m.room.message$m.image`), or the general rule (`json`).
     """
 
     pointer: str
@@ -64,7 +64,7 @@ class MatrixError(Exception):
 
     status = 500
     errcode: str = Errcode.UNKNOWN
-    sent = False  # whether the homeserver may have done what was asked, all the same
+    sent = False  # whether the homeserver may have served the request nevertheless
 
     def __init__(self, error: str, *, errcode: str | None = None, status: int | None = None, **extra: Any) -> None:
         super().__init__(error)
@@ -74,11 +74,11 @@ class MatrixError(Exception):
         self.extra: Mapping[str, Any] = extra
 
     def body(self) -> dict[str, Any]:
-        """The JSON object to answer."""
+        """The JSON object of the answer."""
         return {"errcode": self.errcode, "error": self.error, **self.extra}
 
     def headers(self) -> dict[str, str]:
-        """Headers that belong to the answer: `Retry-After` (seconds, rounded up) beside `retry_after_ms`."""
+        """The headers of the answer: `Retry-After` (seconds, rounded up) beside `retry_after_ms`."""
         pause = self.extra.get("retry_after_ms")
         return {"Retry-After": str(min(max(0, -(-pause // 1000)), MAX_RETRY_SECONDS))} if isinstance(pause, int) else {}
 
@@ -89,7 +89,7 @@ class BadRequest(MatrixError):
 
 
 class BadContent(BadRequest):
-    """400 for a payload, with every problem that was found."""
+    """400 for a payload, with all problems that were found."""
 
     errcode = Errcode.BAD_JSON
 
@@ -135,14 +135,14 @@ class WrongState(MatrixError):
 
 
 class Conflict(MatrixError):
-    """The same key, with other content."""
+    """A key that was used before, with other content."""
 
     status = 422
     errcode = Errcode.INVALID_PARAM
 
 
 class Unavailable(MatrixError):
-    """Nothing is accepted just now; try again."""
+    """Nothing is accepted at the moment; the caller should try again."""
 
     status = 503
 
@@ -171,7 +171,7 @@ class UnsupportedMedia(MatrixError):
 
 
 class HomeserverError(MatrixError):
-    """The homeserver's own answer, passed on as it came."""
+    """The homeserver's own answer, passed on unchanged."""
 
 
 class BadGateway(MatrixError):

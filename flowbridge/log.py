@@ -1,4 +1,4 @@
-"""Log lines: an `action` word that never changes, and the ids one greps by. On standard error, text or JSON."""
+"""Log lines: a stable `action` word, and the ids to grep for. On standard error, as text or JSON."""
 
 import json
 import logging
@@ -24,14 +24,14 @@ def setup(style: Literal["text", "json"], level: str) -> None:
 
 
 def begin() -> dict[str, Any]:
-    """The fields that `note` adds to from now on, in this task and those that it starts: of one request's line."""
+    """Returns the fields of one request's line: `note` adds to them, in this task and those that it starts."""
     fields: dict[str, Any] = {}
     _noted.set(fields)
     return fields
 
 
 def note(**fields: Any) -> None:
-    """Add to the line of the request that is being answered, if there is one."""
+    """Add fields to the line of the current request, if there is one."""
     noted = _noted.get()
     if noted is not None:
         noted.update(fields)
@@ -58,7 +58,7 @@ def _say(level: int, action: str, fields: dict[str, Any], exc_info: BaseExceptio
 class _Record(logging.LogRecord):
     """A record without the caller's file, line, thread and process.
 
-    A line per send is on the hot path, finding these is half of what it costs, and the action says where it comes from.
+    A line per send is on the hot path; finding these would double its cost, and the action says where it comes from.
     """
 
     def __init__(self, level: int, action: str, fields: dict[str, Any], exc_info: Any) -> None:
@@ -82,10 +82,10 @@ class _Text(logging.Formatter):
             head += f"{record.name} message={json.dumps(record.getMessage())}"
         else:
             texts = [str(value) for value in fields.values()]
-            if not _is_bare("".join(texts)):  # looked at together: a line per send is on the hot path
+            if not _is_bare("".join(texts)):  # checked together: a line per send is on the hot path
                 texts = [text if _is_bare(text) else json.dumps(text) for text in texts]
             head += record.msg + "".join([f" {name}={text}" for name, text in zip(fields, texts, strict=True)])
-        if record.exc_info:  # indented, so that no text in it can pass for a line of its own
+        if record.exc_info:  # indented, so that no text in it looks like another record
             head += "".join(f"\n    {line}" for line in self.formatException(record.exc_info).splitlines())
         return head
 
@@ -114,5 +114,5 @@ def _second(seconds: int) -> str:
 
 
 def _is_bare(text: str) -> bool:
-    """Whether a value needs no quotes in a text line: it can neither be taken for more than one, nor break the line."""
+    """Whether a value needs no quotes in a text line: it can neither look like two values nor break the line."""
     return text.isascii() and text.isprintable() and " " not in text

@@ -1,4 +1,4 @@
-"""The figures of /metrics: what is counted as it happens, and what is looked up when it is asked for."""
+"""The metrics of /metrics: counters that are updated as things happen, and gauges that are set on request."""
 
 from functools import cache
 
@@ -53,10 +53,10 @@ def _labelled(counter: Counter, label: str) -> Counter:
 
 
 def count(counter: Counter, label: str) -> None:
-    """One more. There are few labels of each: finding theirs again would cost more than counting."""
+    """Count one more. Counters have few labels, so they are cached: looking one up costs more than counting."""
     _labelled(counter, label).inc()
 
 
 def render() -> bytes:
-    """All figures in Prometheus' text format."""
+    """All metrics in Prometheus' text format."""
     return generate_latest(_registry)

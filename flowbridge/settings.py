@@ -24,21 +24,21 @@ from flowbridge.models import macaroons
 
 Network = IPv4Network | IPv6Network
 
-LEASE_MARGIN_SECONDS = 5.0  # else a request could still be under way when somebody else takes the room over
+LEASE_MARGIN_SECONDS = 5.0  # otherwise a request could still be in flight when another process takes the room over
 
 _BASE_URL = re.compile(r"https?://(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+)(?::[0-9]{1,5})?(?:/[A-Za-z0-9._~/-]*)?")
 _KEY = re.compile(r"fb_[\x21-\x7e]{32,1000}")
-_FILES = "SECRET=FILES"  # no variable of the environment can be called so
+_FILES = "SECRET=FILES"  # not a possible name of an environment variable
 _TOKEN_RULE = "a token is visible ASCII without spaces, and not `None` or the like"  # noqa: S105 (a sentence, not a secret)
 _VISIBLE = frozenset(string.ascii_letters + string.digits + string.punctuation)
 
 
 class SettingsError(Exception):
-    """A setting that cannot be used; the message is one line that names it, and holds no secret."""
+    """A setting that cannot be used; the message is one line that names it, without secrets."""
 
 
 def _name(name: str, default: Any = None) -> Any:
-    """A field that is read from the environment variable `name`, and from no other."""
+    """A field that is read from the environment variable `name` only."""
     return Field(default=default, validation_alias=name)
 
 
@@ -84,11 +84,11 @@ class Settings(BaseSettings):
     operations_port: Annotated[int, Field(ge=0, le=65_535)] | None = _name("FLOWBRIDGE_OPERATIONS_PORT")
     log_format: Literal["text", "json"] = _name("FLOWBRIDGE_LOG_FORMAT", "text")
     log_level: Literal["debug", "info", "warning", "error"] = _name("FLOWBRIDGE_LOG_LEVEL", "info")
-    secret_files: dict[str, Path] = _name(_FILES, {})  # the secrets that were read from files, by variable
+    secret_files: dict[str, Path] = _name(_FILES, {})  # of the secrets read from files, by variable
 
     @classmethod
     def load(cls, **values: Any) -> Self:
-        """Read the settings; `values`, by field name, win over the environment. Raises SettingsError."""
+        """Read the settings; `values`, by field name, override the environment. Raises SettingsError."""
         try:
             return cls(**{_variable(cls.model_fields[name]): value for name, value in values.items()})
         except ValidationError as error:
@@ -97,7 +97,7 @@ class Settings(BaseSettings):
             raise SettingsError(".env: the file is not UTF-8") from None
 
     def read_again(self, field: str) -> str | None:
-        """What the file of a secret holds now; None when the secret did not come from a file. Raises SettingsError."""
+        """The present content of a secret's file; None for a secret that has none. Raises SettingsError."""
         name = _variable(type(self).model_fields[field])
         path = self.secret_files.get(name)
         if path is None:
@@ -226,7 +226,7 @@ class _SecretFiles(PydanticBaseSettingsSource):
 
 
 def _read_secret(name: str, path: Path) -> str:
-    """What a file of a secret holds. Raises SettingsError."""
+    """The content of a secret's file. Raises SettingsError."""
     try:
         secret = path.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
@@ -238,7 +238,7 @@ def _read_secret(name: str, path: Path) -> str:
 
 
 def is_token(text: str) -> bool:
-    """Whether this can be an access token at all: homeservers answer 500 to some of what cannot."""
+    """Whether this can be an access token at all: homeservers answer 500 to some texts that cannot."""
     return 0 < len(text) <= 4096 and _VISIBLE.issuperset(text) and not macaroons.breaks(text)
 
 

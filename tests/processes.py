@@ -1,31 +1,39 @@
-"""flowbridge as a process of its own."""
+"""Processes that tests start: the bridge, its commands, and the judge's programs, all on loopback."""
 
+import asyncio
 import os
+import random
+import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
 
-from tests.chaos.processes import free_port as free_port
 from tests.patience import PATIENCE
 
+REPOSITORY = Path(__file__).parents[1]
 FLOWBRIDGE = str(Path(sys.executable).with_name("flowbridge"))
-SETTINGS = ("BASE_URL", "ACCESS_TOKEN", "FLOWBRIDGE_")
+TIED = str(Path(__file__).with_name("tied.py"))
+# Children get only these of our variables: no setting of this shell may leak into a bridge.
+KEPT_ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "TMPDIR")
 
 
-def _environment(settings: Mapping[str, str]) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(SETTINGS)}
-    return {**kept, **settings}
+def environment(settings: Mapping[str, str]) -> dict[str, str]:
+    """A child's environment: these settings, and what every program needs."""
+    kept = {name: os.environ[name] for name in KEPT_ENVIRONMENT if name in os.environ}
+    return {**kept, "PYTHONPATH": str(REPOSITORY), **settings}
 
 
 def run(*arguments: str, stdin: str = "", **settings: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
         [FLOWBRIDGE, *arguments],
-        env=_environment(settings),
+        env=environment(settings),
         input=stdin,
         text=True,
         capture_output=True,
@@ -46,10 +54,10 @@ def serving(
 def serving_at(
     port: int, settings: Mapping[str, str], *, log: Path | None = None, cwd: Path | None = None
 ) -> Iterator[tuple[str, "subprocess.Popen[str]"]]:
-    """The same on a port that the test chooses."""
+    """The same, on a port that the test chooses."""
     command = [FLOWBRIDGE, "serve", "--port", str(port)]
     with (log or Path(os.devnull)).open("w") as errors:
-        process = subprocess.Popen(command, env=_environment(settings), cwd=cwd, stderr=errors, text=True)
+        process = subprocess.Popen(command, env=environment(settings), cwd=cwd, stderr=errors, text=True)
     try:
         yield _answering(f"http://127.0.0.1:{port}", process), process
     finally:
@@ -58,7 +66,9 @@ def serving_at(
 
 
 def _answering(url: str, process: "subprocess.Popen[str]") -> str:
-    deadline = time.monotonic() + 2 * PATIENCE  # a start takes one second of work: 35 s were seen on a busy machine
+    deadline = (
+        time.monotonic() + 2 * PATIENCE
+    )  # a start takes one second of processor time, and took 35 s on a busy machine
     while time.monotonic() < deadline and process.poll() is None:
         try:
             httpx.get(f"{url}/healthz", trust_env=False).raise_for_status()
@@ -69,8 +79,97 @@ def _answering(url: str, process: "subprocess.Popen[str]") -> str:
     raise AssertionError("flowbridge serve does not answer")
 
 
+@dataclass
+class Process:
+    """A command that can be started repeatedly; its output is appended to one log.
+
+    `prefix`: words before the command, for instance another mount namespace's; no process in between.
+    """
+
+    name: str
+    argv: list[str]
+    environment: dict[str, str]
+    directory: Path
+    prefix: tuple[str, ...] = ()
+    starts: int = 0
+    child: "subprocess.Popen[bytes] | None" = field(default=None, repr=False)
+
+    @property
+    def log(self) -> Path:
+        return self.directory / f"{self.name}.log"
+
+    @property
+    def pid(self) -> int:
+        assert self.child is not None
+        return self.child.pid
+
+    def start(self) -> None:
+        with self.log.open("ab") as log:
+            self.child = subprocess.Popen(
+                [*self.prefix, sys.executable, "-I", "-S", TIED, str(os.getpid()), *self.argv],
+                env=environment(self.environment),
+                cwd=self.directory,  # where there is no .env
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,  # Ctrl-C reaches only us, and we end it below
+            )
+        self.starts += 1
+
+    @property
+    def exit_code(self) -> int | None:
+        """That of the last run; None while it runs."""
+        return self.child.poll() if self.child is not None else None
+
+    def running(self) -> bool:
+        return self.child is not None and self.child.poll() is None
+
+    def send(self, number: signal.Signals) -> None:
+        if self.running():
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """kill -9, and wait until it is gone."""
+        if self.child is not None:
+            self.child.kill()
+            self.child.wait()
+
+    async def gone(self, seconds: float) -> bool:
+        """Whether it ends by itself in time."""
+        assert self.child is not None
+        try:
+            await asyncio.to_thread(self.child.wait, seconds)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
+    def rss_mb(self) -> float:
+        """Resident memory in MB of 10^6 bytes; 0.0 where there is no /proc."""
+        try:
+            pages = int(Path(f"/proc/{self.pid}/statm").read_text().split()[1])
+        except (OSError, AssertionError):
+            return 0.0
+        return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+    def last_words(self) -> str:
+        lines = self.log.read_text(errors="replace").strip().splitlines() if self.log.exists() else []
+        return lines[-1][:200] if lines else "it said nothing"
+
+
+def free_port() -> int:
+    """A port that stays free while its server is away: none that outgoing connections are given (32768 and up)."""
+    for port in random.sample(range(18_000, 32_000), 200):
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise RuntimeError("no free port on loopback")
+
+
 def cpu_seconds(pid: int) -> float:
-    """Processor time that a process has used: unlike the clock, no other process takes part in it."""
+    """Processor time that a process has used. Unlike the clock, other load does not change it."""
     stat = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(stat[11]) + int(stat[12])) / os.sysconf("SC_CLK_TCK")
 

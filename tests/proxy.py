@@ -1,4 +1,4 @@
-"""A wire to a homeserver that knows what is asked over it, and can be cut."""
+"""A TCP proxy in front of a homeserver: it notes what is requested, and can be cut."""
 
 import asyncio
 import re
@@ -10,7 +10,7 @@ _REQUEST = re.compile(rb"^[A-Z]+ (\S+) HTTP/1\.1\r$", re.MULTILINE)
 
 
 class Proxy:
-    """Carries connections to this URL. `targets`: what was asked for, in order."""
+    """Carries connections to this URL. `targets`: what was requested, in order."""
 
     def __init__(self, url: str) -> None:
         self._far = urlsplit(url)
@@ -34,16 +34,16 @@ class Proxy:
 
     @property
     def polls(self) -> int:
-        """How many long polls were begun."""
+        """How many long polls began."""
         return sum("/sync?" in target and "timeout=30000" in target for target in self.targets)
 
     async def plug(self) -> None:
-        """Take connections, on the same port as before."""
+        """Accept connections, on the same port as before."""
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", self._port)
         self._port = self._server.sockets[0].getsockname()[1]
 
     def unplug(self) -> None:
-        """Hang up on everybody, and take no more connections."""
+        """Hang up on every client, and accept no more connections."""
         if self._server is not None:
             self._server.close()
             self._server = None

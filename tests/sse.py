@@ -1,4 +1,4 @@
-"""A listener: Server-Sent Events read as WHATWG HTML says."""
+"""A listener: reads Server-Sent Events as WHATWG HTML specifies."""
 
 import asyncio
 import json
@@ -33,14 +33,14 @@ class Stream:
             return await self._next()
 
     async def message(self) -> dict[str, Any]:
-        """The next message, which has to be an event of a room."""
+        """The next message, which must be an event of a room."""
         found = await self.next()
         assert found is not None, "the stream has ended"
         assert found.event == "message", found
         return dict(found.data)
 
     async def body(self) -> str:
-        """What the next message of a room says."""
+        """The text of the next message of a room."""
         return str((await self.message())["content"]["body"])
 
     async def until_id(self) -> str:

@@ -1,7 +1,8 @@
 """A homeserver that does what a test tells it to: for the faults that a real one does not show when asked.
 
 A script is a function from a request to a behaviour, and a behaviour does something to the connection that the
-request came on. Where a script gives None, the upstream answers as a homeserver in good health would.
+request came on. Where a script gives None, the upstream answers as a healthy homeserver does. The judge's homeserver
+(`tests/chaos/faulty_homeserver.py`) is an upstream with a script of chance faults.
 """
 
 import contextlib
@@ -10,23 +11,41 @@ import json
 import socket
 import ssl
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
-from urllib.parse import unquote
+from urllib.parse import parse_qs, unquote, urlsplit
 
+from tests.chaos import rooms
 from tests.patience import PATIENCE as PATIENCE
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A request as it came. `connection`: the number of the connection that it came on, from 1."""
+    """A request as it came. `connection`: the number of the connection that it came on, from 1; `port`: where to."""
 
     connection: int
     method: str
     target: str
     headers: tuple[tuple[str, str], ...]
     body: bytes
+    port: int
+
+    @property
+    def path(self) -> str:
+        return self.target.partition("?")[0]
+
+    @property
+    def parts(self) -> list[str]:
+        """The segments of the path, decoded."""
+        return [unquote(part) for part in self.path.split("/")[1:]]
+
+    @property
+    def token(self) -> str:
+        return self.header("authorization").partition(" ")[2]
+
+    def query(self, name: str) -> str | None:
+        return parse_qs(urlsplit(self.target).query).get(name, [None])[0]
 
     def header(self, name: str) -> str:
         """All values of a header, joined by commas."""
@@ -43,6 +62,7 @@ class Connection:
         self.number = number
         self.stopping = stopping
         self._socket = sock
+        self._port: int = sock.getsockname()[1]
         self._buffer = b""
 
     def send(self, data: bytes) -> None:
@@ -54,8 +74,8 @@ class Connection:
             pass
 
     def close(self) -> None:
-        """End it now; whoever reads from it notices."""
-        with contextlib.suppress(OSError):  # when the other side was faster
+        """End it now; a thread that reads from it notices."""
+        with contextlib.suppress(OSError):  # the other side was faster
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
 
@@ -73,7 +93,7 @@ class Connection:
             body = self._chunks()
         else:
             body = self._read(int(dict(headers).get("content-length", "0")))
-        return None if body is None else Request(self.number, method, target, headers, body)
+        return None if body is None else Request(self.number, method, target, headers, body, self._port)
 
     def _read(self, length: int) -> bytes | None:
         while len(self._buffer) < length:
@@ -105,22 +125,33 @@ Script = Callable[[Request], Behaviour | None]
 
 
 class Upstream:
-    """A scripted HTTP server on a loopback port, with a thread for each connection."""
+    """A scripted HTTP server on loopback, with a thread for each connection. `keep=False`: it forgets the requests.
 
-    def __init__(self, script: Script | None = None, tls: ssl.SSLContext | None = None) -> None:
+    `ports`: where it listens; 0: any free port.
+    """
+
+    def __init__(
+        self,
+        script: Script | None = None,
+        tls: ssl.SSLContext | None = None,
+        *,
+        ports: Sequence[int] = (0,),
+        keep: bool = True,
+    ) -> None:
         self._script = script
         self._tls = tls
+        self._keep = keep
         self._changed = threading.Condition()
         self._stopping = threading.Event()
         self._requests: list[Request] = []
         self._open: dict[int, Connection] = {}
         self._accepted = 0
         self._threads: list[threading.Thread] = []
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=512)
-        self.port: int = self._listener.getsockname()[1]
+        self._listeners = [_listen(port) for port in ports]
+        self.ports: list[int] = [listener.getsockname()[1] for listener in self._listeners]
 
     def __enter__(self) -> Self:
-        self._start(self._accept)
+        self._accept_on_all()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -137,6 +168,10 @@ class Upstream:
     @property
     def url(self) -> str:
         return f"{'https' if self._tls else 'http'}://127.0.0.1:{self.port}"
+
+    @property
+    def port(self) -> int:
+        return self.ports[0]
 
     @property
     def requests(self) -> list[Request]:
@@ -172,21 +207,26 @@ class Upstream:
 
     def refuse(self) -> None:
         """Accept no more connections."""
-        with contextlib.suppress(OSError):  # when it does so already
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
+        for listener in self._listeners:
+            with contextlib.suppress(OSError):  # it does so already
+                listener.shutdown(socket.SHUT_RDWR)
+            listener.close()
 
     def listen(self) -> None:
-        """Accept connections again, on the same port."""
-        self._listener = socket.create_server(("127.0.0.1", self.port), backlog=512)
-        self._start(self._accept)
+        """Accept connections again, on the same ports."""
+        self._listeners = [_listen(port) for port in self.ports]
+        self._accept_on_all()
 
     def drop(self) -> None:
-        """Hang up on everybody."""
+        """Hang up on every client."""
         with self._changed:
             connections = list(self._open.values())
         for connection in connections:
             connection.close()
+
+    def go_away(self, seconds: float) -> None:
+        """Be gone for this long, in a thread of its own."""
+        self._start(self._be_away, seconds)
 
     def wait_for_requests(self, number: int) -> list[Request]:
         """Until this many have come."""
@@ -209,15 +249,30 @@ class Upstream:
         return [request for request in self._requests if request.method != "GET"]
 
     def _start(self, target: Callable[..., None], *args: Any) -> None:
-        thread = threading.Thread(target=target, args=args, daemon=True)
+        thread = threading.Thread(target=self._run, args=(target, *args), daemon=True)
         with self._changed:
             self._threads.append(thread)
         thread.start()
 
-    def _accept(self) -> None:
+    def _run(self, target: Callable[..., None], *args: Any) -> None:
+        target(*args)
+        with self._changed:
+            self._threads.remove(threading.current_thread())
+
+    def _be_away(self, seconds: float) -> None:
+        self.refuse()
+        self.drop()
+        if not self._stopping.wait(seconds):
+            self.listen()
+
+    def _accept_on_all(self) -> None:
+        for listener in self._listeners:
+            self._start(self._accept, listener)
+
+    def _accept(self, listener: socket.socket) -> None:
         while True:
             try:
-                sock, _ = self._listener.accept()
+                sock, _ = listener.accept()
             except OSError:
                 return
             with self._changed:
@@ -238,8 +293,9 @@ class Upstream:
             self._changed.notify_all()
         try:
             while (request := connection.request()) is not None:
-                with self._changed:  # who has waited for the request may give another script, which is not for it
-                    self._requests.append(request)
+                with self._changed:  # a test that has waited for the request may set another script, not meant for it
+                    if self._keep:
+                        self._requests.append(request)
                     behaviour = self._script(request) if self._script else None
                     self._changed.notify_all()
                 (behaviour or healthy(request))(connection)
@@ -252,16 +308,20 @@ class Upstream:
                 self._changed.notify_all()
 
 
+def _listen(port: int) -> socket.socket:
+    return socket.create_server(("127.0.0.1", port), backlog=1024)
+
+
 def user_of(token: str) -> str:
-    """Who has this token: another one for each, so that what one caller leaves behind is in nobody else's way."""
+    """The user with this token: a different one for each token, so that callers do not get in each other's way."""
     return f"@{hashlib.sha256(token.encode()).hexdigest()[:12]}:upstream"
 
 
 def healthy(request: Request) -> Behaviour:
     """What a homeserver would answer."""
-    path = request.target.partition("?")[0]
+    path = request.path
     if path.endswith("/account/whoami"):
-        return answer({"user_id": user_of(_token(request)), "device_id": "DEVICE"})
+        return answer({"user_id": user_of(request.token), "device_id": "DEVICE"})
     if path.endswith("/versions"):
         return answer({"versions": ["v1.11"]})
     if "/join/" in path:
@@ -277,69 +337,39 @@ def healthy(request: Request) -> Behaviour:
     return matrix_error(404, "M_UNRECOGNIZED", "Unrecognized request")
 
 
-def _token(request: Request) -> str:
-    return request.header("authorization").partition(" ")[2]
-
-
-@dataclass(frozen=True, slots=True)
-class Kept:
-    """An event that is in a room."""
-
-    event_id: str
-    sender: str
-    room_id: str
-    type: str
-    state_key: str | None
-    content: Any
-
-
-class Rooms:
-    """A script: a homeserver that keeps what it is sent, and knows a transaction id again (by user and room)."""
+class Rooms(rooms.Rooms):
+    """A script: a homeserver that keeps what it is sent, and recognises a transaction id (by user and room)."""
 
     def __init__(self) -> None:
-        self._lock = threading.Condition()
-        self._events: list[Kept] = []
-        self._txn_ids: dict[tuple[str, ...], Kept] = {}
+        super().__init__()
+        self._changed = threading.Condition()
 
     def __call__(self, request: Request) -> Behaviour | None:
-        match [unquote(part) for part in request.target.partition("?")[0].split("/")[4:]]:
-            case ["rooms", room_id, "send", type_, txn_id] if request.method == "PUT":
-                return answer({"event_id": self._keep(request, room_id, type_, None, txn_id).event_id})
-            case ["rooms", room_id, "redact", _, txn_id] if request.method == "PUT":
-                return answer({"event_id": self._keep(request, room_id, "m.room.redaction", None, txn_id).event_id})
-            case ["rooms", room_id, "state", type_, *key] if request.method == "PUT":
-                return answer({"event_id": self._keep(request, room_id, type_, "".join(key), "").event_id})
-        return None
-
-    @property
-    def events(self) -> list[Kept]:
-        """All that is in the rooms, in order."""
-        with self._lock:
-            return list(self._events)
+        by = rooms.Device(user_of(request.token), "DEVICE")
+        with self._changed:
+            match (request.method, *request.parts[3:]):
+                case ("PUT", "rooms", room, "send", type_, txn_id):
+                    event_id = self.send(by, room, type_, txn_id, request.json())
+                case ("PUT", "rooms", room, "redact", _, txn_id):
+                    event_id = self.send(by, room, "m.room.redaction", txn_id, request.json())
+                case ("PUT", "rooms", room, "state", type_, *key):
+                    event_id = self.put_state(by, room, type_, "".join(key), request.json())
+                case _:
+                    return None
+            self._changed.notify_all()
+        return answer({"event_id": event_id})
 
     @property
     def bodies(self) -> list[Any]:
         """What the messages say, in order."""
-        return [event.content.get("body") for event in self.events]
+        with self._changed:
+            return [event.content.get("body") for event in self.events]
 
-    def wait_for(self, number: int) -> list[Kept]:
+    def wait_for(self, number: int) -> list[rooms.Event]:
         """Until there are this many events."""
-        with self._lock:
-            assert self._lock.wait_for(lambda: len(self._events) >= number, PATIENCE), self._events
-            return list(self._events)
-
-    def _keep(self, request: Request, room_id: str, type_: str, state_key: str | None, txn_id: str) -> Kept:
-        sender = user_of(_token(request))
-        with self._lock:
-            known = self._txn_ids.get((sender, room_id, txn_id)) if txn_id else None
-            if known is not None:
-                return known
-            event_id = f"${len(self._events) + 1}"
-            event = Kept(event_id, sender, room_id, type_, state_key, request.json())
-            self._events.append(event)
-            self._txn_ids[(sender, room_id, txn_id)] = event
-            self._lock.notify_all()
-            return event
+        with self._changed:
+            assert self._changed.wait_for(lambda: len(self.events) >= number, PATIENCE), self.events
+            return list(self.events)
 
 
 def encoded(status: int, body: bytes, *headers: str) -> bytes:
@@ -377,7 +407,7 @@ def raw(*parts: bytes) -> Behaviour:
 
 
 def then_close(behaviour: Behaviour) -> Behaviour:
-    """First that, then hang up without having said so."""
+    """First that, then hang up without having announced it."""
 
     def behave(connection: Connection) -> None:
         behaviour(connection)
@@ -387,7 +417,7 @@ def then_close(behaviour: Behaviour) -> Behaviour:
 
 
 def hang_up(connection: Connection) -> None:
-    """No answer, and no connection any more."""
+    """No answer, and the connection ends."""
     connection.close()
 
 
@@ -426,5 +456,5 @@ def chunked(chunks: Iterable[bytes], *, complete: bool = True) -> Behaviour:
 
 
 def until_close(body: bytes) -> Behaviour:
-    """An answer whose length only its end tells."""
+    """An answer that ends with its connection."""
     return then_close(raw(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n", body))

@@ -1,7 +1,7 @@
 """A homeserver and a bridge in front of it, for tests in other languages: `python -m tests.world`.
 
-It says where everything is in one line of JSON, then obeys lines on stdin: `kill` (the bridge, with -9) and `start` (it
-again, on the same port and store), each answered with `{"done": …}`. It ends when stdin does.
+It prints where everything is as one line of JSON, then obeys lines on stdin: `kill` (the bridge, with -9) and `start`
+(the bridge again, on the same port and store), each answered with `{"done": …}`. It ends when stdin does.
 """
 
 import json

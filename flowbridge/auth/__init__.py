@@ -1,1 +1,1 @@
-"""Who calls, what they may do, and with which token it is sent."""
+"""Who the caller is, what it may do, and with which token its events are sent."""

@@ -1,132 +1,163 @@
-"""The bridge's own account."""
+"""The bridge's own account, as which API keys act: who it is, and whether its token is accepted."""
 
 import asyncio
-import hashlib
-import re
-import socket
-import time
+import math
+from collections.abc import Callable
+from dataclasses import replace
 
 from flowbridge import log
-from flowbridge.errors import MatrixError
+from flowbridge.auth.bot_token import BotToken
+from flowbridge.auth.identities import RETRY_SECONDS, Identities, Identity
+from flowbridge.auth.names import Names
+from flowbridge.errors import BadGateway, MatrixError, Unavailable
 from flowbridge.homeserver import Homeserver
-from flowbridge.settings import Settings, SettingsError
-
-LOGIN_PAUSE_SECONDS = 10.0
-
-_USER_ID = re.compile(r"@[a-z0-9._=/+-]+:[^\s\x00]+")  # as homeservers make them: another one may be spelt otherwise
+from flowbridge.limits import peer
+from flowbridge.limits.tasks import Once
+from flowbridge.models import ApiKey, Caller
+from flowbridge.models.timing import Timing
+from flowbridge.settings import Settings
 
 
 class Bot:
-    """The bridge's own account: a token from the settings, or one from logging in with the password.
+    """`on_new`: called with the bot each time it has another token."""
 
-    A token or password from a file is read again when it is refused, and when `candidate` is asked.
-    """
-
-    def __init__(self, settings: Settings, homeserver: Homeserver) -> None:
-        self._settings = settings
-        self._homeserver = homeserver
-        self._user = settings.user
-        self._password = settings.password.get_secret_value() if settings.password else None
-        self._token = settings.access_token.get_secret_value() if settings.access_token else None
-        self._logging_in: asyncio.Task[str] | None = None
-        self._refused: MatrixError | None = None
-        self._retry_at = 0.0
-
-    @property
-    def current(self) -> str | None:
-        """The token that is used; None when there is none before the next login."""
-        return self._token
+    def __init__(
+        self,
+        settings: Settings,
+        homeserver: Homeserver,
+        identities: Identities,
+        names: Names,
+        *,
+        timing: Timing = Timing(),
+    ) -> None:
+        self.is_configured = settings.has_bot
+        self._token = BotToken(settings, homeserver, timing)
+        self._identities = identities
+        self._names = names
+        self._patience = timing.patience_seconds
+        self._clock = timing.clock
+        self._asking = Once[None, Caller]()
+        self._last_token = ""  # with which it was last accepted
+        self._last_identity: Identity | None = None
+        self._trouble_until = 0.0  # monotonic: until then events are accepted without another question
+        self._checked_at = -math.inf
+        self.on_new: Callable[[Caller], object] = lambda _: None
 
     @property
     def user_id(self) -> str | None:
-        """Who it is, as far as the settings say."""
-        return self._user if self._user is not None and _USER_ID.fullmatch(self._user) else None
+        """Its user id, as far as that is known without a question."""
+        return self._last_identity[0] if self._last_identity else None
 
-    @property
-    def name(self) -> str:
-        """What its user id is remembered by: the same settings are the same account."""
-        who = self._user if self._user is not None else hashlib.sha256((self._token or "").encode()).hexdigest()
-        return f"bot|{self._settings.base_url}|{who}"
+    async def caller(self) -> Caller | None:
+        """The bot as a caller; None when none is configured. Raises as `identify` does."""
+        return await self.identify() if self.is_configured else None
 
-    async def token(self) -> str:
-        """Whoever comes while it logs in waits for the same answer, also when that is none."""
-        if self._token is not None:
-            return self._token
-        if self._logging_in is None or self._logging_in.done():
-            self._logging_in = asyncio.ensure_future(self._login())
-            self._logging_in.add_done_callback(_heard)
-        return await asyncio.shield(self._logging_in)
-
-    async def _login(self) -> str:
-        """Log in; after a refusal not at once again: homeservers lock accounts that try too often."""
-        if self._refused is not None and time.monotonic() < self._retry_at and not self._has_new_password():
-            raise self._refused.with_traceback(None)
+    async def identify(self, key: ApiKey | None = None) -> Caller:
+        """The bot on behalf of an API key. Raises BadGateway when the homeserver does not accept it, or MatrixError."""
         try:
-            token = await self._try()
+            return replace(await self._accepted(), key=key)
         except MatrixError as error:
-            if error.status < 500:
-                self._refused, self._retry_at = error, time.monotonic() + LOGIN_PAUSE_SECONDS
-            raise
-        self._refused = None
-        self._token = token
-        return token
+            raise _trouble(error) from None
 
-    async def _try(self) -> str:
-        assert self._user is not None
-        assert self._password is not None
-        try:
-            return await self._homeserver.login(self._user, self._password, device_id())
-        except MatrixError as error:
-            if error.status not in (401, 403) or not self._has_new_password():
-                raise
-        return await self._homeserver.login(self._user, self._password, device_id())
+    async def author(self, key: ApiKey | None) -> Caller:
+        """As `identify`, for an event that is kept until it can be sent.
 
-    def _has_new_password(self) -> bool:
-        fresh = self._read_again("password")
-        if fresh is None or fresh == self._password:
-            return False
-        self._password = fresh
-        return True
-
-    def _read_again(self, field: str) -> str | None:
-        try:
-            return self._settings.read_again(field)
-        except SettingsError as error:
-            log.error("secret_unreadable", error=error)
-            return None
-
-    def forget(self, token: str) -> bool:
-        """Replace a token that was refused: by what its file holds now, or by logging in again.
-
-        False where there is no other one.
+        While the bot's token is refused, or the homeserver is away, the bot is known from before, and its token is "".
+        Raises Unavailable when it is not known.
         """
-        if self._token == token:
-            if self._password is not None:
-                self._token = None
-            else:
-                self._token = self.candidate() or token
-        return self._token != token
+        token = self._token.current
+        if token is not None and self._identities.known(token) is not None:
+            return Caller(*await self._identities.of(token), token, bot=True, key=key)
+        known = await self._from_before()
+        if known is not None and self._clock() < self._trouble_until:
+            return Caller(*known, "", bot=True, key=key)
+        asking = self._asking.task(None, self._accepted)
+        await asyncio.wait({asking}, timeout=None if known is None else self._patience)
+        try:
+            if known is None or asking.done():
+                return replace(asking.result(), key=key)
+        except MatrixError as error:
+            if known is None:
+                raise later(_trouble(error)) from None
+        self._trouble_until = self._clock() + RETRY_SECONDS
+        return Caller(*known, "", bot=True, key=key)
 
-    def candidate(self) -> str | None:
-        """Another token that its file holds now; a new password is used from the next login on."""
-        if self._password is not None:
-            if self._has_new_password():
-                self._retry_at = 0.0
+    async def _from_before(self) -> Identity | None:
+        """Who the bot is: as last seen, here or by an earlier process, or as the settings say."""
+        if self._last_identity is None:
+            user_id = await self._names.find(self._token.name) or self._token.user_id
+            self._last_identity = (user_id, None) if user_id else None
+        return self._last_identity
+
+    @peer.own_work
+    async def _accepted(self) -> Caller:
+        """The bot with a token that the homeserver accepts. Raises what it says."""
+        token = await self._token.get()
+        try:
+            identity = await self._identities.of(token)
+        except MatrixError as error:
+            if error.status != 401 or not self._token.forget(token):
+                raise
+            token = await self._token.get()
+            identity = await self._identities.of(token)
+        found = Caller(*identity, token, bot=True)
+        if token != self._last_token:
+            self._last_token, self._last_identity = token, identity
+            self._trouble_until = 0.0
+            self._names.note(self._token.name, found.user_id)
+            self.on_new(found)
+        return found
+
+    async def check(self) -> Caller | None:
+        """As `caller`, after the homeserver has been asked, a few seconds ago at most."""
+        token = self._token.current
+        if token is not None and self._clock() >= self._checked_at + RETRY_SECONDS:
+            try:
+                await self._identities.ask(token)
+            except MatrixError as error:
+                if error.status != 401:
+                    raise
+            self._checked_at = self._clock()
+        return await self.caller()
+
+    async def reload(self) -> None:
+        """Read its secrets again where they are in files. A new token is used once the homeserver accepts it."""
+        if (token := self._token.candidate()) is None:
+            return
+        try:
+            await self._identities.of(token)
+        except MatrixError as error:
+            log.error("bot_token_not_taken", error=error.error)
+            return
+        log.info("bot_token_taken")
+        self._token.current = token
+        await self.caller()
+
+    async def renew(self, token: str) -> Caller | None:
+        """The bot with another token than this, which is refused; None where there is no other. Raises as `identify`.
+
+        It logs in unless that has been done since.
+        """
+        if not self.is_configured or not self._token.forget(token):
             return None
-        fresh = self._read_again("access_token")
-        return fresh if fresh != self._token else None
+        self._identities.forget(token)
+        return await self.caller()
 
-    def adopt(self, token: str) -> None:
-        """Use this token from now on."""
-        self._token = token
-
-
-def device_id() -> str:
-    """The same device at each start on this machine, so that logging in again leaves no row of dead devices."""
-    return f"FLOWBRIDGE_{hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8].upper()}"
+    def refused(self, token: str, error: MatrixError) -> MatrixError:
+        """The homeserver does not accept this token of the bot: the error for the API key's holder."""
+        self._token.forget(token)
+        return _trouble(error)
 
 
-def _heard(done: "asyncio.Task[str]") -> None:
-    """The end of a login that perhaps nobody waits for any more."""
-    if not done.cancelled():
-        done.exception()
+def later(error: MatrixError) -> MatrixError:
+    """The error for a caller whose event cannot be accepted because of the homeserver: it should try again."""
+    if error.status < 500 or isinstance(error, Unavailable):
+        return error
+    return Unavailable(f"nothing of the event is kept: {error.error}")
+
+
+def _trouble(error: MatrixError) -> MatrixError:
+    """A caller with the right key must not read that *its* token is wrong."""
+    if error.status not in (401, 403):
+        return error
+    return BadGateway(f"the homeserver does not accept the bridge's own account: {error.error}")

@@ -14,10 +14,10 @@ from flowbridge.store.engine import reason
 
 
 def make(settings: Settings, database: Database) -> None:
-    """Make a key that may do all, when there is a bot account to act as and never was a key.
+    """Make a key with all rights, when there is a bot account to act as and there never was a key.
 
-    It is shown once on a terminal, else written to a 0600 file that the log names. Where that cannot be done no key
-    is made, and the log says so.
+    It is shown once on a terminal, otherwise written to a 0600 file that the log names. Where that fails no key is
+    made, and the log says so.
     """
     if settings.api_keys or not settings.has_bot:
         return
@@ -30,14 +30,14 @@ def make(settings: Settings, database: Database) -> None:
 
 
 def path_beside(settings: Settings) -> Path:
-    """The file for the key: beside an SQLite database, else in the working directory."""
+    """The file for the key: beside an SQLite database, otherwise in the working directory."""
     return Path(f"{settings.database_file or 'flowbridge'}.first-key")
 
 
 def _make(database: Database, path: Path) -> None:
     secret = api_keys.new_secret()
     with contextlib.ExitStack() as undo:
-        with database.engine.begin() as connection:  # what is shown before the commit cannot be lost after it
+        with database.engine.begin() as connection:  # shown before the commit: a committed key cannot be lost
             if not api_keys.add_first(connection, secret):
                 return
             if sys.stderr.isatty():

@@ -1,24 +1,20 @@
-"""Wrong keys and tokens: each costs a look-up once, and an address that brings many of them has to slow down.
+"""Wrong keys and tokens: each costs one look-up, and an address that brings many of them is slowed down.
 
-A key or token that is known in memory is accepted before any of this is asked: behind a NAT others go on working.
+Keys and tokens that are known in memory are accepted before this is checked: others behind the same NAT go on working.
 """
 
-import time
 from dataclasses import dataclass
-from typing import TypeVar
 
 from flowbridge.errors import MatrixError, TooMany
+from flowbridge.limits.cache import Cache
+from flowbridge.models.timing import Timing
 
-K = TypeVar("K")
-V = TypeVar("V")
-
-KEEP_SECONDS = 5.0  # how long a refusal is given again without another look-up
 MAX_KEPT = 10_000  # refusals, and addresses
 
 
 @dataclass(slots=True)
 class _Allowance:
-    """Refusals that an address may still cause: of any secret, and of one that was not refused a moment ago."""
+    """Refusals that an address may still cause: of any secret, and of one that was not refused shortly before."""
 
     any: float
     new: float
@@ -28,59 +24,47 @@ class _Allowance:
 class Refusals:
     """`per_minute`: refusals that one address may cause; they come back one by one (a token bucket)."""
 
-    def __init__(self, per_minute: int) -> None:
+    def __init__(self, per_minute: int, *, timing: Timing = Timing(), max_kept: int = MAX_KEPT) -> None:
         self._most = float(per_minute)
-        self._kept: dict[bytes, tuple[MatrixError, float]] = {}
-        self._allowances: dict[str, _Allowance] = {}
+        self._seconds = timing.refusal_seconds
+        self._clock = timing.clock
+        self._kept = Cache[bytes, tuple[MatrixError, float]](max_kept)
+        self._allowances = Cache[str, _Allowance](max_kept)
 
     def check(self, address: str, digest: bytes) -> None:
-        """Raises the refusal of this secret again, or TooMany. "" is the bridge itself."""
+        """Raises the last refusal of this secret, or TooMany. Address "" is the bridge itself."""
         if not address:
             return
-        allowance = self._allowances.get(address)
-        if allowance is not None:
-            self._refill(allowance)
+        allowance = self._allowance(address)
         refusal, until = self._kept.get(digest, (None, 0.0))
-        is_repeated = refusal is not None and time.monotonic() < until
-        left = self._most if allowance is None else allowance.any if is_repeated else allowance.new
+        is_repeated = refusal is not None and self._clock() < until
+        left = allowance.any if is_repeated else allowance.new
         if left < 1:
             raise TooMany(
                 f"more than {self._most:g} wrong keys or tokens a minute come from {address}",
                 retry_after_ms=max(1_000, round((1 - left) * 60_000 / self._most)),
             )
         if refusal is not None and is_repeated:
-            self._allowance(address).any -= 1
+            allowance.any -= 1
+            self._allowances.put(address, allowance)
             raise type(refusal)(refusal.error, errcode=refusal.errcode, status=refusal.status, **refusal.extra)
 
     def note(self, address: str, digest: bytes, refusal: MatrixError) -> None:
-        """This secret was looked up, and refused: for some seconds a repeat is refused without another look-up."""
+        """Remember a refusal: for some seconds a repeat is refused without another look-up."""
         if not address:
             return
-        _put(self._kept, digest, (refusal, time.monotonic() + KEEP_SECONDS))
-        allowance = self._allowance(address)
-        allowance.any = max(0.0, allowance.any - 1)  # a burst that was under way delays nobody for longer than it takes
-        allowance.new = max(0.0, allowance.new - 1)  # to earn one
+        self._kept.put(digest, (refusal, self._clock() + self._seconds))
+        allowance = self._allowances.put(address, self._allowance(address))
+        # Not below 0: a burst that was in flight causes no longer wait than it takes to earn one refusal.
+        allowance.any = max(0.0, allowance.any - 1)
+        allowance.new = max(0.0, allowance.new - 1)
 
     def _allowance(self, address: str) -> _Allowance:
-        found = self._allowances.get(address)
-        if found is None:
-            found = _Allowance(self._most, self._most, time.monotonic())
-        else:
-            self._refill(found)
-        _put(self._allowances, address, found)
+        """What this address may still cause, refilled until now."""
+        now = self._clock()
+        found = self._allowances.get(address) or _Allowance(self._most, self._most, now)
+        more = (now - found.at) * self._most / 60
+        found.any = min(self._most, found.any + more)
+        found.new = min(self._most, found.new + more)
+        found.at = now
         return found
-
-    def _refill(self, allowance: _Allowance) -> None:
-        now = time.monotonic()
-        more = (now - allowance.at) * self._most / 60
-        allowance.any = min(self._most, allowance.any + more)
-        allowance.new = min(self._most, allowance.new + more)
-        allowance.at = now
-
-
-def _put(kept: dict[K, V], key: K, value: V) -> None:
-    """As the newest entry, in place of the oldest where there are too many."""
-    kept.pop(key, None)
-    if len(kept) >= MAX_KEPT:
-        del kept[next(iter(kept))]
-    kept[key] = value

@@ -1,36 +1,35 @@
-"""`flowbridge backup`: a copy of the SQLite database, and of the key that the tokens in it are encrypted with."""
+"""`flowbridge backup`: copy the SQLite database, and the key that the tokens in it are encrypted with."""
 
-import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
+from flowbridge.cli import FAILED
+from flowbridge.cli.terminal import say
 from flowbridge.settings import Settings
-from flowbridge.store import files
+from flowbridge.store import file_check
 from flowbridge.store.backup import copy_database, copy_key
 from flowbridge.store.errors import StoreError
 
-FAILED = 1
-
 
 def run(settings: Settings, path: Path) -> int:
-    """Make the copies and print their names; returns the exit code. Raises StoreError without a database."""
+    """Copy, and print the names of the copies; returns the exit code. Raises StoreError without a database."""
     file = settings.database_file
     if file is None:
         raise StoreError(
             "PostgreSQL is backed up with its own tools (pg_dump --format=custom, or an archive of its WAL): "
             "docs/reliability.md says how; FLOWBRIDGE_SECRET_KEY has to be kept, too"
         )
-    files.check(file)
+    file_check.check(file)
     if path.is_dir():
         path /= f"{file.stem}-{datetime.now(UTC):%Y-%m-%dT%H%M%SZ}{file.suffix}"
     try:
-        made = _copy(file, path, with_key=settings.secret_key is None)
+        copies = _copy(file, path, with_key=settings.secret_key is None)
     except StoreError as error:
-        print(f"flowbridge: {error}", file=sys.stderr)
+        say(str(error))
         return FAILED
-    print(*made, sep="\n")
+    print(*copies, sep="\n")
     if settings.secret_key is not None:
-        print("flowbridge: FLOWBRIDGE_SECRET_KEY is not in it: keep that, too", file=sys.stderr)
+        say("FLOWBRIDGE_SECRET_KEY is not in it: keep that, too")
     return 0
 
 

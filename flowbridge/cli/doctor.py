@@ -1,4 +1,4 @@
-"""`flowbridge doctor`: the settings against the real homeserver, one line a check."""
+"""`flowbridge doctor`: check the settings against the real homeserver, one line per check."""
 
 import asyncio
 import contextlib
@@ -13,6 +13,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from flowbridge import log
 from flowbridge.auth.tokens import cipher
 from flowbridge.bridge import Core
+from flowbridge.cli import FAILED
 from flowbridge.errors import MatrixError
 from flowbridge.homeserver import AddressError, AddressUnknown
 from flowbridge.homeserver.pool import Answer
@@ -20,13 +21,12 @@ from flowbridge.settings import Settings, SettingsError
 from flowbridge.store import StoreAbsent, StoreError, accounts, api_keys, outbox
 from flowbridge.store.engine import name, reason
 
-FAILED = 1
 MAX_CLOCK_SECONDS = 60
-MAX_ASKED = 20  # accounts whose tokens are tried: those with the most events
+MAX_ASKED = 20  # accounts whose tokens are checked: those with the most events
 
 
 class Finding(NamedTuple):
-    """`good` is None where nobody can tell, or nothing is set up."""
+    """`good` is None where it is unknown, or nothing is set up."""
 
     what: str
     good: bool | None
@@ -34,7 +34,7 @@ class Finding(NamedTuple):
 
 
 def run(settings: Settings) -> int:
-    """Print the findings; returns 1 when one of them is bad."""
+    """Print the findings; returns the exit code: 1 when one of them is bad."""
     log.setup(settings.log_format, "error")
     findings = asyncio.run(_examine(Core(settings)))
     marks = {True: "ok", False: "BAD", None: "--"}
@@ -62,11 +62,11 @@ async def _examine(core: Core) -> list[Finding]:
 
 
 def _store(core: Core) -> Finding:
-    """The database, beside a server that may run on it."""
+    """The database; a server may be running on it."""
     try:
         core.database.open(shared=True)
         core.tokens.unlock(cipher(core.settings))
-        with core.database.engine.connect().execution_options(reads=True) as connection:
+        with core.database.reading() as connection:
             queued = sum(number for number, _ in outbox.queued(connection).values())
             dead = outbox.dead(connection)
     except StoreAbsent as error:
@@ -98,7 +98,7 @@ def _versions(answer: Answer) -> Iterator[Finding]:
 
 
 def _clock(date: str) -> Finding:
-    """Token life times and webhook signatures go by the clock."""
+    """Token lifetimes and webhook signatures depend on the clock."""
     try:
         away = time.time() - parsedate_to_datetime(date).timestamp()
     except (ValueError, TypeError):
@@ -111,7 +111,7 @@ def _clock(date: str) -> Finding:
 
 async def _account(core: Core) -> list[Finding]:
     try:
-        bot = await core.callers.bot()
+        bot = await core.bot.caller()
     except MatrixError as error:
         return [Finding("token", False, error.error)]
     if bot is None:
@@ -127,13 +127,13 @@ async def _account(core: Core) -> list[Finding]:
 
 
 async def _waiting(core: Core) -> list[Finding]:
-    """The users of whom events are queued that no token sends: none in the store is accepted, nor is the bot's."""
+    """The users whose queued events no token can send: neither one in the store nor the bot's is accepted."""
     if not core.database.is_open:
         return []
     with contextlib.suppress(MatrixError):
-        if (bot := await core.callers.bot()) is not None:
+        if (bot := await core.bot.caller()) is not None:
             core.tokens.trust(bot)
-    with core.database.engine.connect().execution_options(reads=True) as connection:
+    with core.database.reading() as connection:
         queued = accounts.queued(connection)
         kept = {account: accounts.tokens_of(connection, account) for account, _, _ in queued[:MAX_ASKED]}
     findings = []
@@ -152,7 +152,7 @@ async def _waiting(core: Core) -> list[Finding]:
 
 
 async def _has_good(core: Core, kept: list[accounts.Stored]) -> bool:
-    """Whether the homeserver accepts one of these tokens. Raises MatrixError when it cannot say."""
+    """Whether the homeserver accepts one of these tokens. Raises MatrixError when it does not answer that."""
     for stored in kept:
         known = core.tokens.opened(stored)
         try:
@@ -169,7 +169,7 @@ def _keys(core: Core) -> Finding:
     if number := len(core.settings.api_keys):
         where = "in FLOWBRIDGE_API_KEYS"
     elif core.database.is_open:
-        with core.database.engine.connect().execution_options(reads=True) as connection:
+        with core.database.reading() as connection:
             number = len(api_keys.valid(connection))
         where = "in the store"
     else:
@@ -180,7 +180,7 @@ def _keys(core: Core) -> Finding:
 
 
 async def _rate_limit(core: Core, token: str, user_id: str) -> Finding:
-    """Synapse tells an admin whether an account is exempt; no other homeserver, and nobody else, is told."""
+    """Synapse tells administrators whether an account is exempt; other homeservers have no such request."""
     from urllib.parse import quote
 
     target = f"/_synapse/admin/v1/users/{quote(user_id, safe='')}/override_ratelimit"

@@ -1,18 +1,17 @@
-"""`flowbridge keys`: API keys in the store, made, listed and revoked, also beside a running `serve`."""
+"""`flowbridge keys`: create, list and revoke API keys in the store, also beside a running `serve`."""
 
-import sys
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
+from flowbridge.cli import FAILED, UNUSABLE
 from flowbridge.cli.store import opened
+from flowbridge.cli.terminal import note, say
 from flowbridge.errors import BadRequest
-from flowbridge.homeserver import paths
+from flowbridge.homeserver import identifiers
 from flowbridge.models import ApiKey
+from flowbridge.models.timing import Timing
 from flowbridge.settings import Settings
 from flowbridge.store import api_keys
-
-FAILED = 1
-USAGE = 2
 
 
 def create(
@@ -23,36 +22,37 @@ def create(
     users: Sequence[str] = (),
     *,
     admin: bool,
+    timing: Timing = Timing(),
 ) -> int:
-    """Make a key and print it, alone, on standard output; returns the exit code: 2 for scopes that can be none."""
+    """Create a key and print it, alone, on standard output; returns the exit code: 2 for scopes that are not valid."""
     try:
         key = ApiKey(
             api_keys.new_id(),
             _each("--name", [name], _name)[0],
-            _each("--room", rooms, _room),
-            _each("--event-type", event_types, _event_type),
+            _each("--room", rooms, room_scope),
+            _each("--event-type", event_types, event_type_scope),
             admin,
             _each("--user", users, _user),
         )
     except BadRequest as error:
-        return _fail(error.error, USAGE)
+        return _fail(error.error, UNUSABLE)
     secret = api_keys.new_secret()
-    with opened(settings, make=True) as database, database.engine.begin() as connection:
+    with opened(settings, make=True, timing=timing) as database, database.engine.begin() as connection:
         api_keys.add(connection, key, secret)
     print(secret, flush=True)
-    _say(f"Key {key.id} is made: {_scopes(key)}. It is not shown again; callers send it as `X-API-Key`.")
+    note(f"Key {key.id} is made: {describe(key)}. It is not shown again; callers send it as `X-API-Key`.")
     _warn_of_fixed_keys(settings)
     return 0
 
 
 def show(settings: Settings) -> int:
     """Print all keys, the oldest first, without their secrets; returns the exit code."""
-    with opened(settings) as database, database.engine.connect().execution_options(reads=True) as connection:
+    with opened(settings) as database, database.reading() as connection:
         found = api_keys.every(connection)
     rows = [("ID", "NAME", "CREATED", "LAST USED", "REVOKED", "SCOPES")]
     for entry in found:
-        times = (_time(entry.created_at), _time(entry.used_at), _time(entry.revoked_at))
-        rows.append((entry.key.id, entry.key.name or "-", *times, _scopes(entry.key)))
+        times = (moment(entry.created_at), moment(entry.used_at), moment(entry.revoked_at))
+        rows.append((entry.key.id, entry.key.name or "-", *times, describe(entry.key)))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
@@ -60,22 +60,22 @@ def show(settings: Settings) -> int:
     return 0
 
 
-def revoke(settings: Settings, id_: str) -> int:
-    """Revoke a key; once more does no harm. Returns the exit code: 1 when there is no such key."""
+def revoke(settings: Settings, id_: str, *, timing: Timing = Timing()) -> int:
+    """Revoke a key, which may be repeated. Returns the exit code: 1 when there is no such key."""
     if id_.startswith(api_keys.PREFIX):
         return _fail("this is a key, not the id of one: `flowbridge keys list` shows the ids", FAILED)
     revoked_at = None
     if id_.isprintable():
-        with opened(settings) as database, database.engine.begin() as connection:
+        with opened(settings, timing=timing) as database, database.engine.begin() as connection:
             revoked_at = api_keys.revoke(connection, id_)
     if revoked_at is None:
         return _fail(f"there is no key {id_!r}: `flowbridge keys list` shows the ids", FAILED)
-    _say(f"Key {id_} is revoked since {_time(revoked_at)}. A running bridge refuses it within 2 s.")
+    note(f"Key {id_} is revoked since {moment(revoked_at)}. A running bridge refuses it within 2 s.")
     return 0
 
 
 def _each(option: str, texts: Sequence[str], check: Callable[[str], str]) -> tuple[str, ...]:
-    """What an option was given, each once. Raises BadRequest that names the option."""
+    """The values of an option, without repetitions. Raises BadRequest that names the option."""
     try:
         return tuple(check(text) for text in dict.fromkeys(texts))
     except BadRequest as error:
@@ -85,18 +85,18 @@ def _each(option: str, texts: Sequence[str], check: Callable[[str], str]) -> tup
 
 
 def _name(text: str) -> str:
-    return paths.identifier(text, "name", empty=True)
+    return identifiers.identifier(text, "name", empty=True)
 
 
-def _room(text: str) -> str:
-    found = paths.room(_unencoded(text))
+def room_scope(text: str) -> str:
+    found = identifiers.room(_unencoded(text))
     if ",!" in found or ",#" in found or " " in found:
         raise BadRequest("it names one room: repeat it for more")
     return found
 
 
-def _event_type(text: str) -> str:
-    found = paths.event_type(_unencoded(text))
+def event_type_scope(text: str) -> str:
+    found = identifiers.event_type(_unencoded(text))
     if "," in found or " " in found:
         raise BadRequest("it names one event type: repeat it for more")
     if "*" in found[:-1]:
@@ -105,7 +105,7 @@ def _event_type(text: str) -> str:
 
 
 def _user(text: str) -> str:
-    found = paths.identifier(text, "user id")
+    found = identifiers.identifier(text, "user id")
     localpart, colon, server = found[1:].partition(":")
     if found[0] != "@" or not (localpart and colon and server) or "," in found or " " in found:
         raise BadRequest(f"{found[:80]!r} is not a user id, which has the form @name:server; repeat it for more")
@@ -117,26 +117,22 @@ def _unencoded(text: str) -> str:
     return text.replace("%", "%25")
 
 
-def _scopes(key: ApiKey) -> str:
+def describe(key: ApiKey) -> str:
     scopes = [", ".join(key.rooms) or "all rooms", ", ".join(key.event_types) or "all event types"]
     scopes += ["admin"] if key.admin else []
     return "; ".join([*scopes, f"for {', '.join(key.users)}"] if key.users else scopes)
 
 
-def _time(ms: int | None) -> str:
+def moment(ms: int | None) -> str:
     """ISO 8601, UTC."""
     return "-" if ms is None else f"{datetime.fromtimestamp(ms // 1000, UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 
 def _warn_of_fixed_keys(settings: Settings) -> None:
     if settings.api_keys:
-        _say("flowbridge: FLOWBRIDGE_API_KEYS is set: while it is, `serve` takes those keys and none of the store")
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr)
+        say("FLOWBRIDGE_API_KEYS is set: while it is, `serve` takes those keys and none of the store")
 
 
 def _fail(line: str, code: int) -> int:
-    _say(f"flowbridge: {line}")
+    say(line)
     return code

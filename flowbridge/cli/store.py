@@ -1,4 +1,4 @@
-"""The store as a command uses it: opened for a moment, perhaps beside a server."""
+"""The store as commands use it: opened for a moment, perhaps beside a running server."""
 
 import contextlib
 from collections.abc import Iterator
@@ -6,16 +6,17 @@ from collections.abc import Iterator
 from sqlalchemy.exc import SQLAlchemyError
 
 from flowbridge import log
+from flowbridge.models.timing import Timing
 from flowbridge.settings import Settings
 from flowbridge.store import Database, StoreError
 from flowbridge.store.engine import name, reason
 
 
 @contextlib.contextmanager
-def opened(settings: Settings, *, make: bool = False) -> Iterator[Database]:
-    """The store. `make`: also when there is none yet. Raises StoreError."""
+def opened(settings: Settings, *, make: bool = False, timing: Timing = Timing()) -> Iterator[Database]:
+    """The store. `make`: create it when there is none. Raises StoreError."""
     log.setup(settings.log_format, "warning")
-    database = Database(settings.database_url.get_secret_value())
+    database = Database(settings.database_url.get_secret_value(), timing=timing)
     database.open(shared=True, make=make)
     try:
         yield database

@@ -1,6 +1,6 @@
-"""The worker: every accepted event reaches its room once, in order."""
+"""Delivery: every accepted event reaches its room once, in order."""
 
 from flowbridge.delivery.beside import Beside
-from flowbridge.delivery.worker import Courier
+from flowbridge.delivery.worker import Worker
 
-__all__ = ["Beside", "Courier"]
+__all__ = ["Beside", "Worker"]

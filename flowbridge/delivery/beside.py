@@ -1,14 +1,14 @@
-"""Accepting beside the process that delivers: an event goes into its store, and the outcome is read from there."""
+"""Accept events beside the process that delivers them: by way of its store, which also has their outcomes."""
 
 import asyncio
 
 from flowbridge import log
-from flowbridge.delivery.worker import POLL_SECONDS, Courier
+from flowbridge.delivery.worker import Worker
 from flowbridge.store.engine import reason
 
 
-class Beside(Courier):
-    """Claims no lane: each event that is offered goes by way of the store, as between replicas."""
+class Beside(Worker):
+    """Claims no lane: each event goes by way of the store, as between replicas."""
 
     async def start(self) -> None:
         self._keeper = asyncio.create_task(self._listen())
@@ -16,7 +16,7 @@ class Beside(Courier):
     async def _listen(self) -> None:
         while True:
             try:
-                await self._hear(self._tickets.waited_for())
+                await self._learn_outcomes(self._deliveries.held_elsewhere())
             except Exception as error:
                 log.warning("store_away", error=reason(error))
-            await asyncio.sleep(POLL_SECONDS)
+            await asyncio.sleep(self._timing.poll_seconds)

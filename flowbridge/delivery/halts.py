@@ -1,22 +1,19 @@
 """Accounts that the homeserver refuses: for how long each pauses, and why.
 
-A suspended user, a homeserver over its limit, terms that are not agreed to: the answer would be the same to any event.
-So the account pauses, longer each time, until one of its events is answered in another way. A caller who waits may have
-it tried earlier.
+A suspended user, a homeserver over its limit, terms that are not agreed to: any event would get the same answer. So the
+account pauses, longer each time, until one of its events gets another answer. A waiting caller may have it tried early.
 """
 
 import time
 from dataclasses import dataclass
 
 from flowbridge.homeserver.answers import Verdict
-
-PAUSES = (5.0, 15.0, 60.0, 300.0, 600.0)  # seconds, one after the other
-KNOCK_SECONDS = 2.0  # between two tries for callers who wait
+from flowbridge.models.timing import Timing
 
 
 @dataclass(slots=True)
 class _Halt:
-    found: Verdict
+    verdict: Verdict
     times: int = 0
     tried_at: float = 0.0  # monotonic
 
@@ -24,53 +21,52 @@ class _Halt:
 class Halts:
     """For one event loop."""
 
-    def __init__(self) -> None:
+    def __init__(self, timing: Timing = Timing()) -> None:
+        self._pauses = timing.halt_pauses
+        self._retry_seconds = timing.halt_retry_seconds
         self._by_account: dict[str, _Halt] = {}
 
     def __bool__(self) -> bool:
         return bool(self._by_account)
 
-    def refuse(self, account: str, found: Verdict, *, again: bool) -> float:
+    def refuse(self, account: str, verdict: Verdict, *, again: bool) -> float:
         """The homeserver refuses the account; returns for how many seconds it pauses.
 
-        `again`: all that is under way in the same moment is refused, too, and counts once.
+        `again`: what was in flight in the same moment is refused, too, and counts once.
         """
-        halt = self._by_account.setdefault(account, _Halt(found))
-        halt.found, halt.tried_at = found, time.monotonic()
-        pause = PAUSES[min(halt.times, len(PAUSES) - 1)]
-        if again:
-            pause = PAUSES[min(max(0, halt.times - 1), len(PAUSES) - 1)]
-        else:
+        halt = self._by_account.setdefault(account, _Halt(verdict))
+        halt.verdict, halt.tried_at = verdict, time.monotonic()
+        if not again:
             halt.times += 1
-        return max(pause, found.pause_ms / 1000)
+        pause = self._pauses[min(max(0, halt.times - 1), len(self._pauses) - 1)]
+        return max(pause, verdict.pause_ms / 1000)
 
     def lift(self, account: str) -> bool:
         """One of its events was answered in another way. Whether it was refused before."""
         return self._by_account.pop(account, None) is not None
 
-    def found(self, account: str) -> Verdict | None:
+    def verdict(self, account: str) -> Verdict | None:
         """The last refusal, while the account pauses."""
         halt = self._by_account.get(account)
-        return halt.found if halt else None
+        return halt.verdict if halt else None
 
-    def may_knock(self, account: str) -> float:
-        """In how many seconds it may be tried for a caller who waits; 0: at once."""
+    def may_retry_in(self, account: str) -> float:
+        """Seconds until it may be tried for a caller who waits."""
         halt = self._by_account.get(account)
-        return max(0.0, halt.tried_at + KNOCK_SECONDS - time.monotonic()) if halt else 0.0
+        return max(0.0, halt.tried_at + self._retry_seconds - time.monotonic()) if halt else 0.0
 
     def reasons(self) -> dict[str, str]:
         """Account → what the homeserver says."""
-        return {account: _words(halt.found) for account, halt in self._by_account.items()}
+        return {account: _words(halt.verdict) for account, halt in self._by_account.items()}
 
     def reason(self, account: str) -> str:
-        found = self.found(account)
-        return _words(found) if found else ""
+        verdict = self.verdict(account)
+        return _words(verdict) if verdict else ""
 
-    def forget(self, keep: set[str]) -> None:
-        """Drop all accounts but these."""
-        for account in self._by_account.keys() - keep:
+    def keep_only(self, accounts: set[str]) -> None:
+        for account in self._by_account.keys() - accounts:
             del self._by_account[account]
 
 
-def _words(found: Verdict) -> str:
-    return f"{found.error.error} ({found.error.errcode})" if found.error else ""
+def _words(verdict: Verdict) -> str:
+    return f"{verdict.error.error} ({verdict.error.errcode})" if verdict.error else ""

@@ -1,53 +1,49 @@
-"""How many requests may be under way at once, and when none may.
+"""Rate limiter: how many requests may be in flight at once, and when none may.
 
-The window halves when the other side says that it is too much, and grows by one for each windowful that went well, but
-for a while by no more than one a second: all that is under way when the next limit is met is refused, too. At first,
-and after an outage, it doubles for each windowful. So a homeserver that allows ten messages a second is asked about as
-often as it answers, and not by sixty callers at once.
+The window halves at a 429 and grows by one for each windowful of answers, but for a while by one a second at most: all
+that is in flight when the next limit is met is refused, too. At first, and after an outage, it doubles for each
+windowful. So a homeserver that allows ten messages a second gets about ten, and not sixty at once.
 """
 
 import asyncio
 from collections import OrderedDict
-from typing import Self
 
-LIMITED_SECONDS = 60.0  # for which the window grows slowly after it was too much
+WIDEST = 64  # requests in flight, of all accounts
+LIMITED_SECONDS = 60.0  # for which the window grows slowly after a 429
 SLOWLY = 1.0  # a second
 
 
 class RateLimiter:
-    """Lets callers through in the order they came. To be used on one event loop.
+    """Lets requests through in the order they came. For one event loop.
 
-    `widest`: how wide the window ever gets; `first`: how wide it is at first. Those who come `ahead` have a queue of
-    their own, and take turns with the others: they wait for no long queue, and cannot hold it up.
+    `widest`, `first`: the bound of the window, and its width at first. Requests that come `ahead` have a queue of their
+    own, which takes turns with the other one: they wait behind no backlog, and cannot hold it up.
     """
 
-    def __init__(self, widest: int, first: int | None = None) -> None:
+    def __init__(self, widest: int, first: int | None = None, *, limited_seconds: float = LIMITED_SECONDS) -> None:
         self._widest = widest
         self._window = float(first or widest)
+        self._limited_seconds = limited_seconds
         self._known_good = float(widest)  # up to where the window may double
         self._limited_until = self._grown_at = 0.0  # the loop's clock
-        self._under_way = 0
+        self.in_flight = 0
         self._closed_until = 0.0  # the loop's clock
         self._shut = False
         self._queue: OrderedDict[asyncio.Future[None], None] = OrderedDict()
         self._front: OrderedDict[asyncio.Future[None], None] = OrderedDict()
-        self._was_ahead = False  # the last one that was let in from a queue
-        self._ahead = _Ahead(self)
+        self._was_ahead = False  # the last request that a queue let in
+        self._in_turn, self._ahead = _Passage(self, self._queue), _Passage(self, self._front)
         self._timer: asyncio.TimerHandle | None = None
 
-    def passage(self, *, ahead: bool = False) -> "Self | _Ahead":
-        """`async with gate.passage():` waits for a place, and holds it."""
-        return self._ahead if ahead else self
-
-    async def __aenter__(self) -> None:
-        if not self._enters():
-            await self._wait_in(self._queue)
+    def passage(self, *, ahead: bool = False) -> "_Passage":
+        """`async with limiter.passage():` waits for a place in the window, and holds it."""
+        return self._ahead if ahead else self._in_turn
 
     def _enters(self) -> bool:
         """Take a place if there is one at once; whether there was."""
-        if self._queue or self._front or not self._free():
+        if self._waits or not self._free():
             return False
-        self._under_way += 1
+        self.in_flight += 1
         return True
 
     async def _wait_in(self, queue: "OrderedDict[asyncio.Future[None], None]") -> None:
@@ -62,17 +58,14 @@ class RateLimiter:
                 self._leave()
             raise
 
-    async def __aexit__(self, *_: object) -> None:
-        self._leave()
-
     def _leave(self) -> None:
-        self._under_way -= 1
+        self.in_flight -= 1
         self._pump()
 
     @property
     def is_idle(self) -> bool:
-        """Whether it is open, and nobody is in it or waits."""
-        return not (self._under_way or self._waits) and self.closed_for == 0
+        """Whether it is open, with no request in flight or waiting."""
+        return not (self.in_flight or self._waits) and self.closed_for == 0
 
     @property
     def _waits(self) -> bool:
@@ -80,7 +73,7 @@ class RateLimiter:
 
     @property
     def closed_for(self) -> float:
-        """Seconds until it opens; 0 when it is open. Shut for no known time: infinity."""
+        """Seconds until it opens: 0 when it is open, infinity when it is shut for no known time."""
         if self._shut:
             return float("inf")
         if not self._closed_until:
@@ -91,8 +84,8 @@ class RateLimiter:
         return max(0.0, left)
 
     def went_well(self) -> None:
-        """An answer came that was no refusal. The window grows only when somebody waits for it to."""
-        if not (self._queue or self._front) or self._window >= self._widest:
+        """An answer other than 429 came. The window grows only while requests wait."""
+        if not self._waits or self._window >= self._widest:
             return
         step = 1.0 if self._window < self._known_good else 1 / self._window
         if self._limited_until and (now := asyncio.get_running_loop().time()) < self._limited_until:
@@ -101,47 +94,45 @@ class RateLimiter:
         self._window = min(self._widest, self._window + step)
 
     def too_much(self, seconds: float) -> None:
-        """Close for a time, and be slower from then on."""
+        """Close for a time, with half the window from then on."""
         loop = asyncio.get_running_loop()
-        if self._closed_until <= loop.time():  # the others that were under way say the same once more
+        if self._closed_until <= loop.time():  # one 429 halves it, and not all those in flight
             self._window = self._known_good = max(1.0, self._window / 2)
         self._closed_until = self._grown_at = max(self._closed_until, loop.time() + seconds)
-        self._limited_until = self._closed_until + LIMITED_SECONDS
+        self._limited_until = self._closed_until + self._limited_seconds
         self._plan()
 
     def pause(self, seconds: float) -> None:
-        """Close for a time that has nothing to do with how fast it went before."""
+        """Close for a time, without changing the window."""
         self._closed_until = max(self._closed_until, asyncio.get_running_loop().time() + seconds)
         self._plan()
 
     def shut(self) -> None:
-        """Let nobody through until `open`."""
+        """Let no request through until `open`."""
         self._shut = True
 
     def open(self) -> None:
-        """Let callers through again, at first one at a time."""
+        """Let requests through again, at first one at a time."""
         self._shut = False
         self._window = 1.0
         self._closed_until = 0.0
         self._pump()
 
     def _free(self) -> bool:
-        return not self._shut and self._under_way < int(self._window) and self.closed_for == 0
+        return not self._shut and self.in_flight < int(self._window) and self.closed_for == 0
 
     def _pump(self) -> None:
-        if not (self._queue or self._front):
-            return
-        while (self._queue or self._front) and self._free():
+        while self._waits and self._free():
             self._was_ahead = bool(self._front) and not (self._was_ahead and self._queue)
             turn, _ = (self._front if self._was_ahead else self._queue).popitem(last=False)
             if not turn.done():
-                self._under_way += 1
+                self.in_flight += 1
                 turn.set_result(None)
         self._plan()
 
     def _plan(self) -> None:
-        """Come back when the time is over, for those who wait; it may have ended since `_free` was asked."""
-        if self._waits and self._timer is None and not self._shut and self._under_way < int(self._window):
+        """Wake the queues when the pause is over, which it may be by now."""
+        if self._waits and self._timer is None and not self._shut and self.in_flight < int(self._window):
             self._timer = asyncio.get_running_loop().call_later(self.closed_for, self._on_time)
 
     def _on_time(self) -> None:
@@ -149,15 +140,16 @@ class RateLimiter:
         self._pump()
 
 
-class _Ahead:
-    """The other way into a gate."""
+class _Passage:
+    """A way through a limiter, with its queue."""
 
-    def __init__(self, limiter: RateLimiter) -> None:
+    def __init__(self, limiter: RateLimiter, queue: "OrderedDict[asyncio.Future[None], None]") -> None:
         self._limiter = limiter
+        self._queue = queue
 
     async def __aenter__(self) -> None:
         if not self._limiter._enters():
-            await self._limiter._wait_in(self._limiter._front)
+            await self._limiter._wait_in(self._queue)
 
     async def __aexit__(self, *_: object) -> None:
         self._limiter._leave()

@@ -1,8 +1,8 @@
-"""Looking for an event in its room, since nobody knows whether it was sent.
+"""Look-up: is an event in its room already, when it is not known whether it was sent.
 
-Only the account's own events of that type are asked for: without a filter a room with 100,000 newer events by others
-took 1,256 pages, again and again from the start. A homeserver may take no notice of the filter. So each event is looked
-at, and the place that was reached is kept: an attempt has its deadline, and the next one goes on where it ended.
+Only the account's own events of that type are asked for: without a filter, a room with 100,000 newer events by others
+took 1,256 pages, again and again from the start. A homeserver may ignore the filter. So each event is checked, and the
+place that was reached is kept: an attempt has a deadline, and the next one goes on where it ended.
 """
 
 import json
@@ -13,40 +13,41 @@ from typing import Any
 from flowbridge.errors import HomeserverError
 from flowbridge.homeserver import Homeserver
 from flowbridge.homeserver.client import REDACTION
-from flowbridge.store import Database, Row, outbox
-from flowbridge.store.outbox import CLOCK_SKEW_MS
+from flowbridge.store import Database, Row, clock, retention
+from flowbridge.store.clock import CLOCK_SKEW_MS
 
 PAGE = 100
-PEEK = 10  # events whose time is asked for behind an empty page
-MAX_PLACES = 1_000  # looks that did not come to an end
+PEEK = 10  # events behind an empty page that are read for their time
+MAX_PLACES = 1_000  # look-ups that hit their deadline
 
 
 @dataclass(slots=True)
 class _Place:
-    """How far a look has come."""
+    """How far a look-up has come."""
 
-    before: str = ""  # where the next page begins; "" is at the newest event
-    newest: str | None = None  # the id of the newest event that was looked at
-    mark: str | None = None  # likewise of anybody's, where a page was empty
-    seen_at: int = field(default_factory=outbox.now_ms)  # what was in the room by then (ms) was, or will be, looked at
-    alike: list[str] = field(default_factory=list)  # events that it may be, by their content
+    before: str = ""  # where the next page begins; "": at the newest event
+    newest: str | None = None  # the id of the newest event that was checked
+    mark: str | None = None  # likewise of any sender's, where a page was empty
+    seen_at: int = field(default_factory=clock.now_ms)  # older events (ms) were checked, or will be
+    alike: list[str] = field(default_factory=list)  # events with the same content
 
 
-class Looks:
-    """For one event loop. Every method raises MatrixError when the homeserver does not tell."""
+class Lookup:
+    """For one event loop. Raises MatrixError when the homeserver does not answer."""
 
-    def __init__(self, homeserver: Homeserver, database: Database) -> None:
+    def __init__(self, homeserver: Homeserver, database: Database, *, max_places: int = MAX_PLACES) -> None:
         self._homeserver = homeserver
         self._database = database
-        self._places: OrderedDict[str, _Place] = OrderedDict()
+        self._max_places = max_places
+        self.places: OrderedDict[str, _Place] = OrderedDict()
 
     async def find(self, row: Row, token: str, user_id: str) -> str | None:
         """The id of the event, by its transaction id, or by equal content since it was accepted; None: not there.
 
-        Also for a state, which has no transaction id: once more it would undo what was set after it.
+        A state event has no transaction id, but sent once more it would undo later changes.
         """
-        looking = _Looking(self._homeserver, row, token, user_id)
-        place = self._places.pop(row.delivery, None)
+        looking = _Search(self._homeserver, row, token, user_id)
+        place = self.places.pop(row.delivery, None)
         try:
             if place is None:
                 place = _Place()
@@ -59,8 +60,8 @@ class Looks:
             raise
         return found or await self._by_content(row, looking.since, place.alike)
 
-    async def _older(self, looking: "_Looking", place: _Place) -> str | None:
-        """From the place backwards, to where the event was accepted."""
+    async def _older(self, looking: "_Search", place: _Place) -> str | None:
+        """From the place backwards, to the time when the event was accepted."""
         while True:
             events, before = await looking.page(place.before)
             if found := looking.match(events, place.alike):
@@ -76,9 +77,9 @@ class Looks:
                 return None
             place.before = before
 
-    async def _newer(self, looking: "_Looking", place: _Place) -> str | None:
-        """What came since the look began: the request that nobody heard of may have been late."""
-        before, alike, now = "", list[str](), outbox.now_ms()
+    async def _newer(self, looking: "_Search", place: _Place) -> str | None:
+        """Events since the look-up began: the request whose answer was lost may have been late."""
+        before, alike, now = "", list[str](), clock.now_ms()
         newest: str | None = None
         mark: str | None = None
         while True:
@@ -105,18 +106,18 @@ class Looks:
         if not alike:
             return None
         others = await self._database.run(
-            lambda connection: outbox.sent_before(connection, row.lane, since - CLOCK_SKEW_MS, alike)
+            lambda connection: retention.sent_before(connection, row.lane, since - CLOCK_SKEW_MS, alike)
         )
         return next((event_id for event_id in reversed(alike) if event_id not in others), None)
 
     def _keep(self, delivery: str, place: _Place) -> None:
-        self._places[delivery] = place
-        if len(self._places) > MAX_PLACES:
-            self._places.popitem(last=False)
+        self.places[delivery] = place
+        if len(self.places) > self._max_places:
+            self.places.popitem(last=False)
 
 
-class _Looking:
-    """One event that is looked for."""
+class _Search:
+    """The event that is looked for."""
 
     def __init__(self, homeserver: Homeserver, row: Row, token: str, user_id: str) -> None:
         self._homeserver = homeserver
@@ -131,7 +132,7 @@ class _Looking:
         return await self._homeserver.recent(self._token, self._row.room_id, before, only=only)
 
     def match(self, events: list[dict[str, Any]], alike: list[str]) -> str | None:
-        """The id of the event, if it is told by its transaction id; those that are alike are put to `alike`."""
+        """The id of the event with its transaction id; events with the same content are added to `alike`."""
         row = self._row
         for event in events:
             if event.get("sender") != self._user_id or event.get("type") != row.event_type:
@@ -155,16 +156,16 @@ class _Looking:
         return bool(content == self._content)
 
     async def behind(self, before: str, limit: int) -> list[dict[str, Any]]:
-        """Anybody's events behind an empty page, which does not tell how far in the room it is.
+        """Events of any sender behind an empty page, which does not show how far back it is.
 
-        It may be empty since the homeserver has looked at a hundred events of others.
+        It may be empty because the homeserver has filtered a hundred events of others out.
         """
         events, _ = await self._homeserver.recent(self._token, self._row.room_id, before, limit=limit)
         return events
 
 
 def _are_older(events: list[dict[str, Any]], since: int) -> bool:
-    """Whether all that is left is older than this (ms): not at the first old one, any homeserver may give any time."""
+    """Whether all are older than this (ms): a single old one proves nothing, since homeservers choose the time."""
     return bool(events) and all(sent_at(event) < since for event in events)
 
 
@@ -173,7 +174,7 @@ def _id(event: dict[str, Any]) -> str:
 
 
 def _is_refused(error: BaseException) -> bool:
-    """Whether it may be the place itself that the homeserver does not know any more."""
+    """Whether the homeserver may not know the place itself any more."""
     return isinstance(error, HomeserverError) and error.status in (400, 404)
 
 

@@ -1,97 +1,320 @@
-"""The tickets of this process: those that lie in a lane, and those that somebody waits with."""
+"""Deliveries in flight: each accepted event on its way through this process, and the registry of them all."""
 
 import asyncio
 import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from operator import attrgetter
+from typing import Any, ClassVar, Literal
 
-from flowbridge.delivery.write_queue import Ticket
-from flowbridge.store import Row
+from flowbridge.limits.tasks import ignore_result
+from flowbridge.store import Row, outbox
+from flowbridge.store.json_columns import history_to_json, to_json
+from flowbridge.store.outbox import ROW_BYTES
 
 
-class Tickets:
-    """One ticket for each delivery, so that whoever waits hears of what a lane does. For one event loop."""
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a delivery ended. `error` is the Matrix error of a dead one: {"status", "errcode", "error", …}."""
+
+    state: Literal["sent", "dead"]
+    event_id: str | None = None
+    error: dict[str, Any] | None = None
+
+
+def _read_only(slot: str) -> Any:
+    """A property of which Python runs no function: a send reads about sixty of them."""
+    return property(attrgetter(slot))
+
+
+@dataclass(eq=False, slots=True)
+class PendingDelivery:
+    """An accepted event until it is settled. `committed` and `settled` are what callers await.
+
+    `committed`: its row is on the disk. `settled`: how it ended; None when this process ends before the delivery does.
+    `token`: the caller's own, which sends it rather than another one of the account. `request`: the body as it came,
+    where it was not the content.
+
+    Two threads touch it. The event loop owns it, and makes every transition but two: `begin_write` and `set_existing`
+    are the writer thread's. What `set_existing` writes is read only after `committed` is done, which the writer's
+    future orders. The outcome is the one value that both need at the same moment, and neither waits for a lock: the
+    writer sets `written` and then reads the outcome, the loop sets the outcome and then reads `written`. Whichever is
+    second sees what the other has set, so the outcome reaches the disk with the row, or by a statement of its own, or
+    by both, which does no harm. `settle` sets the outcome last: what belongs to it is complete by then. The history is
+    replaced, and never changed; the row is replaced when it was read from the store, where the writer is done with it.
+    """
+
+    _row: Row
+    token: str = ""
+    request: str | None = None
+    idem: str | None = None
+    fingerprint: str | None = None
+    # Whose share of the store it takes: the API key's, or that of the account which sent it with its own token. Many
+    # keys share the bot's account: one of them must not take what the others need.
+    caller: str = field(init=False)
+    committed: "asyncio.Future[None]" = field(init=False)
+    settled: "asyncio.Future[Outcome | None]" = field(init=False)
+    _waiters: int = field(default=0, init=False)
+    _dirty: bool = field(default=False, init=False)
+    _written: bool = field(default=False, init=False)
+    _existing: dict[str, Any] | None = field(default=None, init=False)
+    _counted: bool = field(default=False, init=False)
+    _held: bool = field(default=False, init=False)
+    _maybe_sent: bool = field(default=False, init=False)
+    _withdrawn: bool = field(default=False, init=False)
+    _attempts: int = field(default=0, init=False)
+    _history: list[dict[str, Any]] = field(default_factory=list, init=False)
+    _outcome: Outcome | None = field(default=None, init=False)
+    _settled_at: int = field(default=0, init=False)
+    _size: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        loop = asyncio.get_running_loop()
+        self.caller = self._row.api_key or self._row.account
+        self.committed = loop.create_future()
+        self.committed.add_done_callback(ignore_result)  # not every caller awaits the commit
+        self.settled = loop.create_future()
+
+    @classmethod
+    def stored(cls, row: Row) -> "PendingDelivery":
+        """The delivery of a queued row that was read from the store."""
+        pending = cls(row)
+        pending._counted = pending._written = True
+        pending.renew(row)
+        return pending
+
+    # What the other modules read.
+    row: ClassVar[Row] = _read_only("_row")
+    waiters: ClassVar[int] = _read_only("_waiters")  # how many callers want to know the outcome
+    dirty: ClassVar[bool] = _read_only("_dirty")  # its row marks the lane for whichever process holds it
+    written: ClassVar[bool] = _read_only("_written")
+    existing: ClassVar[dict[str, Any] | None] = _read_only("_existing")  # the row accepted under the same key before
+    held: ClassVar[bool] = _read_only("_held")  # it is in the queue of a lane of this process
+    maybe_sent: ClassVar[bool] = _read_only("_maybe_sent")  # the homeserver may have it
+    withdrawn: ClassVar[bool] = _read_only("_withdrawn")
+    attempts: ClassVar[int] = _read_only("_attempts")
+    history: ClassVar[list[dict[str, Any]]] = _read_only("_history")
+    outcome: ClassVar[Outcome | None] = _read_only("_outcome")
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether a caller waits for an outcome that is not known yet."""
+        return self._waiters > 0 and not self.settled.done()
+
+    def size(self) -> int:
+        """Its bytes in the store, about."""
+        if not self._size:
+            request = self.request or ""
+            bytes_ = len(request) if request.isascii() else len(request.encode())
+            self._size = ROW_BYTES + len(self._row.content) + bytes_
+        return self._size
+
+    def values(self) -> dict[str, Any]:
+        """The row as it is inserted; with its outcome when it has one by then."""
+        row, outcome = self._row, self._outcome
+        return {
+            "delivery": row.delivery,
+            "lane": row.lane,
+            "account": row.account,
+            "room_id": row.room_id,
+            "event_type": row.event_type,
+            "state_key": row.state_key,
+            "content": row.content.decode(),
+            "request": self.request,
+            "txn_id": row.txn_id,
+            "idem": self.idem,
+            "fingerprint": self.fingerprint,
+            "state": outcome.state if outcome else "queued",
+            "attempts": self._attempts,
+            "history": history_to_json(self._history),
+            "event_id": outcome.event_id if outcome else None,
+            "error": to_json(outcome.error) if outcome and outcome.error else None,
+            "api_key": row.api_key,
+            "accepted_at": row.accepted_at,
+            "settled_at": self._settled_at if outcome else None,
+        }
+
+    def settlement(self) -> dict[str, Any]:
+        """The outcome as a statement of its own writes it."""
+        outcome = self._outcome
+        assert outcome is not None
+        return {
+            "b_delivery": self._row.delivery,
+            "b_state": outcome.state,
+            "b_attempts": self._attempts,
+            "b_history": history_to_json(self._history),
+            "b_event_id": outcome.event_id,
+            "b_error": to_json(outcome.error) if outcome.error else None,
+            "b_settled_at": self._settled_at,
+        }
+
+    # accepted, and committed
+
+    def mark_dirty(self) -> None:
+        """Its lane is not held here: say so with the row."""
+        self._dirty = True
+
+    def begin_write(self) -> dict[str, Any]:
+        """The writer thread inserts this row."""
+        self._written = True  # before the outcome is read
+        return self.values()
+
+    def set_existing(self, row: dict[str, Any] | None) -> None:
+        """The writer thread has found the row that was accepted under the same key before, or none."""
+        self._existing = row
+
+    def end_write(self, error: BaseException | None) -> None:
+        """The row is on the disk, or `error` says why not."""
+        if self.committed.done():
+            return
+        if error is None:
+            self.committed.set_result(None)
+        else:
+            self.committed.set_exception(error)
+
+    def count(self) -> bool:
+        """It is among what is queued from now on; whether it was before."""
+        before, self._counted = self._counted, True
+        return before
+
+    def uncount(self) -> bool:
+        """It is not among what is queued any more; whether it was before."""
+        before, self._counted = self._counted, False
+        return before
+
+    def add_waiter(self) -> None:
+        self._waiters += 1
+
+    def remove_waiter(self) -> None:
+        self._waiters -= 1
+
+    # begun
+
+    def hold(self) -> None:
+        """It is in the queue of a lane."""
+        self._held = True
+
+    def release(self) -> None:
+        """The lane has let go of it."""
+        self._held = False
+
+    def begin(self) -> None:
+        """A request went out whose result is not known."""
+        self._maybe_sent = True
+
+    def record(self, attempt: dict[str, Any]) -> None:
+        """Add an attempt to the history: the last ones stay, and all replays, which are the audit."""
+        history = [*self._history, attempt]
+        first = len(history) - outbox.HISTORY
+        self._history = [entry for index, entry in enumerate(history) if index >= first or "replayed" in entry]
+
+    def count_attempt(self) -> None:
+        """The last attempt was one at this event: it did not fail for its account, or a pause."""
+        self._attempts += 1
+
+    def renew(self, row: Row) -> None:
+        """Take over the state of its row: another process may have carried it, and it may have been replayed since.
+
+        Under the transaction id of then nothing would be sent. Its waiters stay: it is the same delivery.
+        """
+        if row.txn_id != self._row.txn_id:
+            self._outcome, self._withdrawn = None, False
+        self._row = row
+        self._attempts, self._maybe_sent, self._history = row.attempts, row.attempts > 0, json.loads(row.history)
+
+    # settled, or withdrawn
+
+    def settle(self, outcome: Outcome, at: int) -> None:
+        """It has ended (ms). To be followed by `answer`, once the outcome is on its way to the disk."""
+        self._settled_at = at
+        self._outcome = outcome  # last: the writer thread may read it at once
+
+    def answer(self, outcome: Outcome | None) -> None:
+        """Tell its waiters; None: this process will not know how it ends."""
+        if not self.settled.done():
+            self.settled.set_result(outcome)
+
+    def withdraw(self) -> None:
+        """It is not to be sent: the lane passes over it."""
+        self._withdrawn = True
+
+    def restore(self) -> None:
+        """It could not be withdrawn: it is queued still."""
+        self._withdrawn = False
+
+    def refuse(self, error: BaseException | None) -> None:
+        """It was not accepted after all; None: its waiters wait with the delivery that has the same key."""
+        if self.settled.done():
+            return
+        if error is None:
+            self.settled.cancel()
+        else:
+            self.settled.set_exception(error)
+            self.settled.exception()  # retrieved: perhaps no caller waits
+
+
+class PendingDeliveries:
+    """One PendingDelivery for each delivery, so that its waiters hear of what a lane does. For one event loop."""
 
     def __init__(self) -> None:
-        self._by_delivery: dict[str, Ticket] = {}
-        self._by_lane: dict[str, dict[str, Ticket]] = {}  # the same; of a lane's, those who wait are told at once
+        self._by_delivery: dict[str, PendingDelivery] = {}
+        self._by_lane: dict[str, dict[str, PendingDelivery]] = {}  # the same: all waiters of a lane are told at once
 
-    def get(self, delivery: str) -> Ticket | None:
+    def __len__(self) -> int:
+        return len(self._by_delivery)
+
+    def get(self, delivery: str) -> PendingDelivery | None:
         return self._by_delivery.get(delivery)
 
-    def know(self, ticket: Ticket) -> Ticket:
-        row = ticket.row
-        self._by_delivery[row.delivery] = ticket
+    def add(self, pending: PendingDelivery) -> PendingDelivery:
+        row = pending.row
+        self._by_delivery[row.delivery] = pending
         lane = self._by_lane.get(row.lane)
         if lane is None:
-            self._by_lane[row.lane] = {row.delivery: ticket}
+            self._by_lane[row.lane] = {row.delivery: pending}
         else:
-            lane[row.delivery] = ticket
-        ticket.settled.add_done_callback(lambda _: self._forget(ticket))
-        return ticket
+            lane[row.delivery] = pending
+        pending.settled.add_done_callback(lambda _: self._forget(pending))
+        return pending
 
-    def of(self, row: Row) -> Ticket:
-        """The ticket of an event that is in the store."""
+    def of(self, row: Row) -> PendingDelivery:
+        """The delivery of an event that is in the store."""
         known = self._by_delivery.get(row.delivery)
         if known is not None:
             if known.held or (row.txn_id == known.row.txn_id and row.attempts <= known.attempts):
                 return known
             self._forget(known)
             if not known.settled.done():
-                _renew(known, row)
-                return self.know(known)
-        loop = asyncio.get_running_loop()
-        return self.know(
-            Ticket(
-                row,
-                loop.create_future(),
-                loop.create_future(),
-                attempts=row.attempts,
-                tried=row.attempts > 0,
-                history=json.loads(row.history),
-                counted=True,
-                written=True,
-            )
-        )
+                known.renew(row)
+                return self.add(known)
+        return self.add(PendingDelivery.stored(row))
 
-    def leave(self, ticket: Ticket) -> None:
-        """Forget a ticket that neither a lane holds nor a caller waits with: the store has it."""
-        if not ticket.held and not ticket.waiters:
-            self._forget(ticket)
+    def leave(self, pending: PendingDelivery) -> None:
+        """Forget a delivery that neither a lane holds nor a caller waits with: the store has it."""
+        if not pending.held and not pending.waiters:
+            self._forget(pending)
 
-    def _forget(self, ticket: Ticket) -> None:
-        row = ticket.row
-        if self._by_delivery.get(row.delivery) is ticket:
+    def _forget(self, pending: PendingDelivery) -> None:
+        row = pending.row
+        if self._by_delivery.get(row.delivery) is pending:
             del self._by_delivery[row.delivery]
             lane = self._by_lane[row.lane]
             del lane[row.delivery]
             if not lane:
                 del self._by_lane[row.lane]
 
-    def waited_for(self) -> list[str]:
-        """The deliveries that somebody waits for and that no lane of ours holds."""
-        return [delivery for delivery, ticket in self._by_delivery.items() if ticket.waiters and not ticket.held]
+    def held_elsewhere(self) -> list[str]:
+        """The ids of deliveries with waiters that no lane of this process holds."""
+        return [delivery for delivery, pending in self._by_delivery.items() if pending.waiters and not pending.held]
 
-    def waiting(self) -> list[Ticket]:
-        """The deliveries that somebody waits for, in the order in which they came."""
-        return [ticket for ticket in self._by_delivery.values() if ticket.waiters and not ticket.settled.done()]
+    def awaited(self, lane: str | None = None) -> list[PendingDelivery]:
+        """The deliveries that callers wait for, of one lane or of all, in the order in which they came."""
+        known: Iterable[PendingDelivery] = (
+            self._by_delivery.values() if lane is None else self._by_lane.get(lane, {}).values()
+        )
+        return [pending for pending in known if pending.is_awaited]
 
-    def waiting_in(self, lane: str) -> list[Ticket]:
-        """Those of a lane."""
-        known = self._by_lane.get(lane)
-        return [ticket for ticket in known.values() if ticket.waiters and not ticket.settled.done()] if known else []
-
-    def hush(self) -> None:
-        """Send all who wait away, without an outcome."""
-        for ticket in list(self._by_delivery.values()):
-            if ticket.waiters and not ticket.settled.done():
-                ticket.settled.set_result(None)
-
-
-def _renew(ticket: Ticket, row: Row) -> None:
-    """Another replica has carried it meanwhile, perhaps to its end, and it was replayed since.
-
-    Under the transaction id of then nothing would be sent. Who waits with the ticket waits on: it is the same delivery.
-    """
-    if row.txn_id != ticket.row.txn_id:
-        ticket.outcome, ticket.withdrawn = None, False
-    ticket.row = row
-    ticket.attempts, ticket.tried, ticket.history = row.attempts, row.attempts > 0, json.loads(row.history)
+    def release_waiters(self) -> None:
+        """Send all callers who wait away, without an outcome."""
+        for pending in self.awaited():
+            pending.answer(None)

@@ -1,16 +1,16 @@
-"""One event that the homeserver answers 5xx to again and again, while it takes others.
+"""Suspects: events that the homeserver answers 5xx to again and again, while it takes others.
 
-Such an event holds up its lane for a week: it is set aside as a dead letter after minutes. An outage must not look like
-it, so that only what tells the two apart counts:
+Such an event would hold up its lane for a week, and becomes a dead letter after minutes. An outage must not look like
+that, so only what tells the two apart counts:
 
-- tries that the homeserver itself answered with a Matrix error (no timeout, no page of a proxy), when an event of
-  another lane was sent since the try before. During a total outage no try counts;
+- tries that the homeserver itself answered with a Matrix error (no timeout, no page of a proxy), if an event of another
+  lane was sent since the previous try. During a total outage no try counts;
 - at least TRIES of them, over the seconds of FLOWBRIDGE_SET_ASIDE_SECONDS;
-- of the events that were sent meanwhile most at their first try. A homeserver that fails at random makes them try, too;
-- a look into the room has not found the event: a 5xx may come after it was stored.
+- most events sent meanwhile were sent at their first try, which they are not where a homeserver fails at random;
+- a look-up has not found the event: a 5xx may come after it was stored.
 
-What was sent is read from the store, so that all of it survives restarts and counts over replicas. The next event of a
-lane that is set aside has to fail for twice as long, since the fault may be the room's.
+Sent events are read from the store, so that the judgement survives restarts and spans replicas. The lane's next event
+has to fail for twice as long, since the fault may be the room's.
 """
 
 import asyncio
@@ -22,13 +22,13 @@ from typing import Any
 
 from flowbridge.errors import HomeserverError
 from flowbridge.homeserver.answers import Verdict
+from flowbridge.models.timing import Timing
 from flowbridge.store import Database, outbox
 
 TRIES = 5
-PASSES = 3  # events that were sent meanwhile, at least
+PASSES = 3  # events sent meanwhile, at least
 SHARE = 0.75  # of them at their first try
-RECENT = 200  # of those that were sent are looked at
-FRESH_SECONDS = 1.0  # for which what was read counts
+RECENT = 200  # sent events that are read
 MAX_FACTOR = 4
 MAX_REPEATS = 10_000  # lanes that are remembered
 
@@ -37,7 +37,7 @@ MAX_REPEATS = 10_000  # lanes that are remembered
 class Suspicion:
     """`times`: tries that count; `since`: when the first of them began (ms); `counts`: whether this one does.
 
-    `is_due`: it is to be set aside, once it was looked for and not found, and then failed in a try that counts.
+    `is_due`: set it aside once it was looked for and not found, and then failed in a try that counts.
     """
 
     times: int = 0
@@ -46,26 +46,27 @@ class Suspicion:
     counts: bool = False
 
     def entry(self) -> list[int]:
-        """As the history of the event keeps it."""
+        """As the event's history stores it."""
         return [self.times, self.since, int(self.is_due)]
 
 
 class Suspects:
-    """`seconds`: for how long an event has to fail; 0: none is ever set aside. For one event loop."""
+    """`seconds`: for how long an event has to fail; 0: none is set aside. For one event loop."""
 
-    def __init__(self, database: Database, seconds: float) -> None:
+    def __init__(self, database: Database, seconds: float, *, timing: Timing = Timing()) -> None:
         self._database = database
         self._seconds = seconds
-        self._factors: dict[str, int] = {}  # lanes whose last event was set aside
+        self._recent_seconds = timing.recent_seconds
+        self._factors: dict[str, int] = {}  # by lane whose last event was set aside
         self._recent: list[tuple[int, int]] = []  # when events were sent (ms), the newest first, and their attempts
         self._read_at = 0.0  # monotonic
         self._reading = asyncio.Lock()
 
     async def weigh(self, lane: str, history: Sequence[Mapping[str, Any]], started: float, found: Verdict) -> Suspicion:
-        """What is to be made of one more try, which began at `started`."""
+        """Judge one more try, which began at `started`."""
         if not self._seconds or not is_failure(found):
             return Suspicion()
-        before = _last(history)
+        before = last_failure(history)
         if before is None:
             return Suspicion()
         times, since, was_due = before["failed"]
@@ -88,34 +89,31 @@ class Suspects:
             self._factors.pop(lane, None)
 
     async def _sent(self) -> list[tuple[int, int]]:
-        """What was sent last; nothing when the store cannot be read."""
+        """The events sent last; none if the store cannot be read."""
         async with self._reading:
-            if time.monotonic() - self._read_at >= FRESH_SECONDS:
+            if time.monotonic() - self._read_at >= self._recent_seconds:
                 try:
                     self._recent = await self._database.read(lambda connection: outbox.sent_last(connection, RECENT))
-                except Exception:  # then nothing speaks against the event
+                except Exception:  # no evidence against the event
                     self._recent = []
                 self._read_at = time.monotonic()
             return self._recent
 
 
 def is_failure(found: Verdict) -> bool:
-    """Whether the homeserver itself failed at an event: a 5xx with a Matrix error.
-
-    To the send, that is, and not to what was asked before it.
-    """
+    """Whether the homeserver itself failed at the send, not at a question before it: a 5xx with a Matrix error."""
     error = found.error
     return found.kind == "again" and isinstance(error, HomeserverError) and error.status >= 500 and error.sent
 
 
 def must_be_looked_for(history: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether the event is to be looked for before it is tried again: it will be set aside if it is not in its room."""
-    before = _last(history)
+    """Whether the next attempt has to look for the event first: if it is not in its room, it may be set aside."""
+    before = last_failure(history)
     return before is not None and bool(before["failed"][2])
 
 
-def _last(history: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
-    """The last try that the homeserver failed at, since the event was replayed if it was."""
+def last_failure(history: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """The last try that the homeserver failed at, since the last replay."""
     since = takewhile(lambda entry: "replayed" not in entry, reversed(history))
     return next((entry for entry in since if "failed" in entry), None)
 

@@ -1,27 +1,28 @@
-"""What a queued event waits for, in words: for the delivery log."""
+"""What a queued event waits for, in words, for the delivery log."""
 
 import json
 import time
 from typing import NamedTuple
 
-from flowbridge.delivery.attempt import Carrier
+from flowbridge.delivery.account_limits import AccountLimits
+from flowbridge.delivery.breaker import Breaker
 from flowbridge.store.delivery_log import Standing
 
 
 class Waiting(NamedTuple):
-    """`until`: when that ends, or the event is tried again (ms); None when that is not known."""
+    """`until`: when that ends or the event is tried again (ms), if it is known."""
 
     reason: str
     until: int | None = None
 
 
-def waiting(carrier: Carrier, account: str, standing: Standing) -> Waiting:
-    """What the worker knows of an event: of its homeserver, its account, its lane, and the events before it."""
-    if carrier.is_away:
+def waiting(limits: AccountLimits, breaker: Breaker, account: str, standing: Standing) -> Waiting:
+    """Why an event is not sent yet: its homeserver, its account, its lane, or the events before it."""
+    if breaker.is_open:
         return Waiting("the homeserver cannot be reached")
-    pause = carrier.pause_of(account)
+    pause = limits.pause_of(account)
     until = _in(pause) if 0 < pause < float("inf") else None
-    if refusal := carrier.refusal_of(account):
+    if refusal := limits.refusal_of(account):
         return Waiting(f"the homeserver refuses the account: {refusal}", until)
     if pause:
         return Waiting("the homeserver limits how much this account may send", until)
@@ -33,15 +34,15 @@ def waiting(carrier: Carrier, account: str, standing: Standing) -> Waiting:
 
 
 def _of_the_first(standing: Standing) -> tuple[str, int | None]:
-    """Why the first event of the lane is not in its room yet, after its last attempt."""
+    """Why the first event of the lane is still queued, after its last attempt."""
     history = json.loads(standing.history)
     last = history[-1] if history else {}
     if "error" not in last or last.get("status") == 200:
         return "", None
     until = standing.rests_until
-    if "absent" in last:  # its own time, since a caller may have it tried in between
+    if "absent" in last:  # its own time: a waiting caller may cause attempts in between
         return str(last["error"]), until if last["absent"] is True else last["absent"][1]
-    if standing.before:  # it may be another key's, whose business this is
+    if standing.before:  # it may be another key's event, whose errors are private
         return "its last attempt failed", until
     return f"the last attempt failed: {last['error']}", until
 

@@ -1,13 +1,14 @@
-"""JSON as Matrix has it: strict to read, canonical to write.
+"""JSON as Matrix defines it: read strictly, written canonically.
 
-Matrix events hold no floats and no integers beyond ±(2^53-1), have unique keys and are UTF-8 (Matrix
-specification, appendix "Canonical JSON"). Python's own reader lets all of these through, and dies from deep nesting.
+Matrix events hold no floats and no integers beyond ±(2^53-1), have unique keys and are UTF-8 (Matrix specification,
+appendix "Canonical JSON"). Python's own reader accepts all of these, and fails on deep nesting.
 """
 
 import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, NoReturn
 
 from flowbridge.errors import BadContent, NotJson, Problem
@@ -22,14 +23,14 @@ _STRING = re.compile(r'"(?:[^"\\]|\\.)*"?', re.DOTALL)
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A body that was read. When it is not `clean`, some value in it breaks a rule: `problems()` says which."""
+    """A body that was read. When it is not `clean`, some value in it may break a rule: `problems()` says which."""
 
     value: Any
     clean: bool
 
 
 def read(raw: bytes) -> Document:
-    """Read a JSON text. Raises NotJson with the place, or BadContent when it is nested too deeply."""
+    """Read a JSON text. Raises NotJson with the position, or BadContent when it is nested too deeply."""
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -52,39 +53,34 @@ def write(value: Any) -> bytes:
 
 
 def problems(value: Any) -> list[Problem]:
-    """All values in a marked tree that break a rule, in document order (the first 100)."""
-    found: list[Problem] = []
-    for problem in _walk(value, ""):
-        found.append(problem)
-        if len(found) == MAX_REPORTED:
-            break
-    return found
+    """The values in a marked tree that break a rule, in document order (the first 100)."""
+    return list(islice(_walk(value, ""), MAX_REPORTED))
 
 
 def duplicates(value: Any) -> list[Problem]:
-    """The keys that this object itself names twice; what it holds is not looked at."""
+    """The keys that this object itself names twice; its values are not checked."""
     return [_duplicate("", key) for key in getattr(value, "repeated", ())]
 
 
 def pointer(parent: str, key: str | int) -> str:
-    """RFC 6901: `parent` extended by one escaped step."""
+    """An RFC 6901 pointer: `parent` extended by one escaped step."""
     step = str(key).replace("~", "~0").replace("/", "~1").encode("utf-8", "replace").decode()
     return f"{parent}/{step}"
 
 
 class _BreaksRuleError(Exception):
-    """The strict reader met something that only the marking reader can name."""
+    """The strict reader met a value whose position only the marking reader can tell."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Marked:
-    """Stands in a tree where a value breaks a rule."""
+    """Stands in a tree for a value that breaks a rule."""
 
     message: str
 
 
 class _Repeating(dict[str, Any]):
-    """An object that named some keys twice (the last one counts, as in every reader)."""
+    """An object that names some keys twice (the last one counts, as in every reader)."""
 
     repeated: tuple[str, ...] = ()
 

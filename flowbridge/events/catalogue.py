@@ -3,6 +3,11 @@
 A schema describes an event's content. Annotations at its top say what the event is: `x-kind` ("message" or
 "state"), `x-state-key` (a schema for the state key) and `x-empty` (whether `{}` clears this state). One keyword is
 ours: `x-max-bytes`, the longest UTF-8 form of a string.
+
+Some rules hold for the content of every event, whether its type has a schema or not. Homeservers read some keys in
+events of all types, and Synapse 1.163 always answers 500 to some of their values, to
+`{"m.mentions": {"user_ids": [null]}}` for one: such an event would hold up everything behind it in its room. The values
+were found by sending the examples of the catalogue, mutated, to a real Synapse (tests/integration/test_poison.py).
 """
 
 import json
@@ -10,23 +15,31 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import jsonschema_rs
 
 from flowbridge.errors import MatrixError, Problem
 from flowbridge.events import canonical_json
-from flowbridge.events.general import EVENT, KEPT, UNLISTED, General
 from flowbridge.events.schema_lint import SchemaError, lint, lint_references
 from flowbridge.models import Kind
 
 BASE_URI = "https://flowbridge.invalid/schemas/"
 COMPONENTS = "components/"
+GENERAL: Final[Mapping[str, Any]] = {"$ref": "components/event.json"}  # for events of every type
+GENERAL_KEYS: Final = ("m.mentions", "m.relates_to", "org.matrix.labels", "redacts")  # the properties of that schema
+# Types that a client has no reason to send, and that therefore have no schema in the catalogue.
+UNLISTED: Final[Mapping[str, Mapping[str, Any]]] = {
+    "m.room.aliases": {"properties": {"aliases": {"type": "array", "items": {"type": "string"}}}},
+    "m.room.create": {"properties": {"type": {"type": "string"}}},
+}
+KEPT: Final = ("m.room.redaction",)  # whose own schema holds even when a folder of the user's replaces it
 
 if TYPE_CHECKING:
-    from flowbridge.events.problems import Wording
+    from flowbridge.events.problems import Explainer
 
 _PACKAGE = Path(__file__).parent.parent
+_GENERAL_KEYS: Final = frozenset(GENERAL_KEYS)
 
 
 def built_in() -> Path:
@@ -51,6 +64,7 @@ class Entry:
     """One schema: of an event type, or of one msgtype of m.room.message (`name` is then `type$msgtype`)."""
 
     name: str
+    kind: Kind
     schema: dict[str, Any]
     required: frozenset[str]
     documents: Mapping[str, Any]
@@ -62,20 +76,15 @@ class Entry:
         return self.name.partition("$")[0]
 
     @property
-    def kind(self) -> Kind:
-        kind: Kind = self.schema["x-kind"]
-        return kind
-
-    @property
     def clears_by_empty(self) -> bool:
-        """Whether `PUT …/state/` takes `{}`, as clients remove an avatar, a space child, an invitation."""
+        """Whether `PUT …/state/` accepts `{}`, as clients remove an avatar, a space child, an invitation."""
         return self.kind == "state" and self.schema.get("x-empty", True)
 
     def problems(self, content: Any) -> list[Problem]:
-        """Everything that is wrong with this content, by pointer; empty when it is valid."""
+        """All problems of this content, by pointer; none when it is valid."""
         if self.validator.is_valid(content):
             return []
-        return self._wording.problems(content)
+        return self.explainer.problems(content)
 
     def state_key_problem(self, state_key: str) -> Problem | None:
         if self.state_key_validator.is_valid(state_key):
@@ -85,24 +94,29 @@ class Entry:
         return Problem("/state_key", f"must be {expected} for {self.event_type}", self.name)
 
     @cached_property
-    def _wording(self) -> "Wording":
+    def explainer(self) -> "Explainer":
         # jsonschema takes long to import: only a caller with a wrong payload waits for it, once.
-        from flowbridge.events.problems import Wording
+        from flowbridge.events.problems import Explainer
 
-        return Wording(self.name, self.schema, self.validator, BASE_URI, self.documents)
+        return Explainer(self.name, self.schema, self.validator, BASE_URI, self.documents)
 
 
 class Catalogue(Mapping[str, Entry]):
-    """All entries by name. Immutable: read once at start."""
+    """All entries by name. Immutable: read once at start.
+
+    `general`: the rules for every type; `by_type`: those that a type keeps whatever a folder of the user's replaces.
+    """
 
     def __init__(
         self,
         entries: Mapping[str, Entry],
         documents: Mapping[str, dict[str, Any]],
         folders: tuple[Path, ...],
-        general: General,
+        general: Entry,
+        by_type: Mapping[str, Entry],
     ) -> None:
-        self.general = general
+        self._general = general
+        self._by_type = by_type
         self._entries = dict(sorted(entries.items()))
         self._documents = documents
         self._folders = folders
@@ -118,7 +132,7 @@ class Catalogue(Mapping[str, Entry]):
         entries = {name: _entry(name, documents, registry) for name in names}
         if extra:
             _lint_recursion(documents)
-        return cls(entries, documents, folders, _general(ours))
+        return cls(entries, documents, folders, *_general(ours))
 
     def __getitem__(self, name: str) -> Entry:
         return self._entries[name]
@@ -138,6 +152,14 @@ class Catalogue(Mapping[str, Entry]):
             return entry
         return self._entries.get(event_type)
 
+    def general_problems(self, event_type: str, content: Mapping[str, Any]) -> list[Problem]:
+        """What breaks the rules for all types, by pointer; empty for nearly all events, which hold none of the keys."""
+        found: list[Problem] = []
+        if not _GENERAL_KEYS.isdisjoint(content):
+            found = self._general.problems({key: content[key] for key in GENERAL_KEYS if key in content})
+        entry = self._by_type.get(event_type)
+        return found if entry is None else [*found, *entry.problems(content)]
+
     def document(self, name: str) -> dict[str, Any] | None:
         """A schema as its file has it: of an event type, of a msgtype, or `components/…`."""
         return self._documents.get(name)
@@ -151,7 +173,7 @@ class Catalogue(Mapping[str, Entry]):
         return entry.required if entry else frozenset()
 
     def examples(self, name: str) -> list[dict[str, Any]]:
-        """The valid example events beside the schemas, as they lie on disk."""
+        """The valid example events beside the schemas, as their files have them."""
         found: dict[str, dict[str, Any]] = {}
         for folder in self._folders:
             for path in sorted((folder / "examples").glob("*.json")):
@@ -192,18 +214,18 @@ def _entry(name: str, documents: Mapping[str, Any], registry: jsonschema_rs.Regi
     except ValueError as error:
         raise SchemaError(f"{name}.json: {str(error).splitlines()[0]}") from None
     required = frozenset(_required(schema, documents))
-    return Entry(name, schema, required, documents, validator, state_key_validator)
+    return Entry(name, schema.get("x-kind"), schema, required, documents, validator, state_key_validator)
 
 
-def _general(ours: Mapping[str, Any]) -> General:
+def _general(ours: Mapping[str, Any]) -> tuple[Entry, dict[str, Entry]]:
     registry = _registry(ours)
     documents = {**UNLISTED, **{name: ours[name] for name in KEPT}}
-    found = {name: _entry(name, {**ours, name: schema}, registry) for name, schema in documents.items()}
-    return General(_entry("event", {**ours, "event": EVENT}, registry), found)
+    by_type = {name: _entry(name, {**ours, name: schema}, registry) for name, schema in documents.items()}
+    return _entry("event", {**ours, "event": GENERAL}, registry), by_type
 
 
 def _registry(documents: Mapping[str, Any]) -> jsonschema_rs.Registry:
-    """All documents by URI. They refer to nothing else: lint_references has seen to it."""
+    """All documents by URI. lint_references ensures that they refer to nothing else."""
     for name in documents:
         lint_references(name, documents)
     try:
@@ -213,7 +235,7 @@ def _registry(documents: Mapping[str, Any]) -> jsonschema_rs.Registry:
 
 
 def _lint_recursion(documents: Mapping[str, Any]) -> None:
-    """Of our own schemas a test does it: who has no others need not wait for it at each start, 0.2 s."""
+    """A test does it for our own schemas: a start without others need not take the 0.2 s."""
     from flowbridge.events.recursion import Recursion
 
     recursion = Recursion(documents, BASE_URI)
@@ -233,7 +255,7 @@ def _compile(schema: Any, registry: jsonschema_rs.Registry) -> jsonschema_rs.Val
 
 
 def _required(schema: Any, documents: Mapping[str, Any]) -> Iterator[str]:
-    """The keys that a content must have, also those that an `allOf` or a `$ref` to a file asks for."""
+    """The keys that a content must have, those required by an `allOf` or a `$ref` to a file included."""
     if isinstance(schema, dict):
         yield from schema.get("required", ())
         for part in schema.get("allOf", ()):

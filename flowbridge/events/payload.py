@@ -1,13 +1,12 @@
 """The shapes a body may have, read into one Payload (contract §1, "What a body may be").
 
-1. the event's content                        {"msgtype": "m.text", "body": "hi"}
-2. a flow message (flow surface)              {"payload": …, "topic": …, "_msgid": …}
-3. a whole event, as the seed documents       {"type": …, "content": {…}, "state_key": …, …}
-   print it
-4. a bare string, for m.room.message          "hi", or text/plain
-   (flow surface)
+1. the event's content                                {"msgtype": "m.text", "body": "hi"}
+2. a flow message (flow surface)                      {"payload": …, "topic": …, "_msgid": …}
+3. a whole event, as the seed documents print it      {"type": …, "content": {…}, "state_key": …, …}
+4. a bare string, for m.room.message (flow surface)   "hi", or text/plain
 """
 
+from collections.abc import Callable
 from collections.abc import Set as AbstractSet
 from email.message import Message
 from typing import Any
@@ -15,6 +14,8 @@ from typing import Any
 from flowbridge.errors import BadContent, NotJson, Problem, UnsupportedMedia
 from flowbridge.events import canonical_json
 from flowbridge.models import Payload, Surface
+
+Required = Callable[[str], AbstractSet[str]]
 
 RULE = "body"  # what Problem.schema says for these rules
 MESSAGE = "m.room.message"
@@ -25,16 +26,16 @@ _TEXT_CODECS = frozenset({"utf-8", "utf8", "us-ascii", "ascii", "iso-8859-1", "l
 _NEVER_JSON = ("multipart/", "application/x-www-form-urlencoded", "application/xml", "text/xml")
 
 
-def read(body: bytes, content_type: str, event_type: str, required: AbstractSet[str], surface: Surface) -> Payload:
-    """Read a request body. `required`: the keys that this event type's content must have.
+def read(body: bytes, content_type: str, event_type: str, required: Required, surface: Surface) -> Payload:
+    """Read a request body. `required`: the keys that the content of an event type must have.
 
-    Content-Type decides nothing but text/plain: curl labels JSON as a form, and many flow tools label nothing.
+    Of Content-Type only text/plain counts: curl labels JSON as a form, and many flow tools label nothing.
     Raises NotJson, BadContent, or UnsupportedMedia for a real form, multipart or XML body.
     """
     if not body.strip():
         raise NotJson("the body is empty: send the event's content as a JSON object")
     flow = surface == "flow"
-    may_be_text = flow and event_type == MESSAGE and _is_text(content_type)
+    may_be_text = flow and event_type == MESSAGE and content_type[:10].lower() == "text/plain"
     try:
         document = canonical_json.read(body)
     except (NotJson, BadContent):
@@ -50,13 +51,16 @@ def read(body: bytes, content_type: str, event_type: str, required: AbstractSet[
     return payload
 
 
-def _unwrap(value: Any, event_type: str, required: AbstractSet[str], flow: bool) -> Payload:
-    if flow and _is_flow_message(value, required):
+def _unwrap(value: Any, event_type: str, required: Required, flow: bool) -> Payload:
+    if isinstance(value, dict) and "payload" not in value and "content" not in value:
+        return Payload(value)  # most bodies
+    keys = required(event_type)
+    if flow and _is_flow_message(value, keys):
         _check_envelope(value)
         value = value["payload"]
         if not isinstance(value, dict | str):
             _refuse("/payload", "must be the event's content (an object) or a string")
-    if _is_whole_event(value, event_type, required):
+    if _is_whole_event(value, event_type, keys):
         _check_envelope(value)
         return _from_event(value, event_type)
     if isinstance(value, str) and flow and event_type == MESSAGE:
@@ -67,9 +71,9 @@ def _unwrap(value: Any, event_type: str, required: AbstractSet[str], flow: bool)
 
 
 def _is_flow_message(value: Any, required: AbstractSet[str]) -> bool:
-    """A body with `payload` that is not plainly the content itself.
+    """Whether this is a body with `payload` that is not clearly the content itself.
 
-    Node-RED's own keys count for nothing: a flow message for m.room.topic has a `topic`, too, and it is another one.
+    Node-RED's own keys prove nothing: a flow message for m.room.topic has a `topic`, too, and it is another one.
     """
     if not isinstance(value, dict) or "payload" not in value or "payload" in required:
         return False
@@ -77,7 +81,7 @@ def _is_flow_message(value: Any, required: AbstractSet[str]) -> bool:
 
 
 def _is_whole_event(value: Any, event_type: str, required: AbstractSet[str]) -> bool:
-    """A body with `type` and `content`, unless the type is another one and all that a content needs is there, too."""
+    """A body with `type` and `content`, unless it names another type and has all keys that a content requires."""
     if not isinstance(value, dict) or not isinstance(value.get("content"), dict):
         return False
     named = value.get("type")
@@ -91,7 +95,7 @@ def _from_event(event: dict[str, Any], event_type: str) -> Payload:
     if state_key is not None and not isinstance(state_key, str):
         _refuse("/state_key", "must be a string")
     content = event["content"]
-    if event_type == REDACTION and "redacts" in event:  # where room versions before 11 have it
+    if event_type == REDACTION and "redacts" in event:  # its place before room version 11
         content = {"redacts": event["redacts"], **content}
     return Payload(content, state_key)
 
@@ -107,10 +111,6 @@ def _message(text: str) -> dict[str, str]:
 
 def _refuse(pointer: str, message: str) -> None:
     raise BadContent([Problem(pointer, message, RULE)])
-
-
-def _is_text(content_type: str) -> bool:
-    return content_type[:10].lower() == "text/plain"
 
 
 def _text(body: bytes, content_type: str) -> str:

@@ -1,4 +1,4 @@
-"""Says in words, and with a JSON Pointer each, what is wrong with a content. The authority is jsonschema."""
+"""Explains what is wrong with a content, each problem with a JSON Pointer. The authority is jsonschema."""
 
 import json
 import math
@@ -20,9 +20,9 @@ from referencing.jsonschema import DRAFT202012
 from flowbridge.errors import Problem
 from flowbridge.events import canonical_json
 
-SECONDS = 0.25  # of processor time: a caller with thousands of mistakes is told those that were found by then
+SECONDS = 0.25  # of processor time: a caller with thousands of mistakes hears of those that were found by then
 MAX_STEPS = 20_000  # keywords applied: a tenth of a second. One mistake may take many, since every branch is tried
-CLOCK_STEPS = 64  # between two looks at the clock
+CLOCK_STEPS = 64  # between two checks of the clock
 
 Errors = Iterator[ValidationError]
 Keyword = Callable[[Any, Any, Any, Any], "Errors | None"]
@@ -38,8 +38,11 @@ _TYPES = {
 }
 
 
-class Wording:
-    """The slow half of one catalogue entry, made when the first wrong payload arrives."""
+class Explainer:
+    """The slow half of one catalogue entry, made when the first wrong payload arrives.
+
+    `fast`: the validator whose verdict is explained. `max_steps`: the budget of one payload.
+    """
 
     def __init__(
         self,
@@ -48,9 +51,12 @@ class Wording:
         fast: jsonschema_rs.Validator,
         base_uri: str,
         documents: Mapping[str, Any],
+        *,
+        max_steps: int = MAX_STEPS,
     ) -> None:
         self.name = name
         self._fast = fast
+        self._max_steps = max_steps
         resources = [
             (f"{base_uri}{key}.json", DRAFT202012.create_resource(_undeclared(value)))
             for key, value in documents.items()
@@ -58,9 +64,14 @@ class Wording:
         registry: Registry[Any] = Registry().with_resources(resources)  # retrieves nothing by itself
         self._validator = _Validator({"$id": f"{base_uri}{name}.json", **_undeclared(schema)}, registry=registry)
 
+    def is_valid(self, content: Any) -> bool:
+        """jsonschema's own verdict, without a budget."""
+        _budget.begin(sys.maxsize, math.inf)
+        return bool(self._validator.is_valid(content))
+
     def problems(self, content: Any) -> list[Problem]:
-        """All problems by pointer: at most 100, and no search beyond MAX_STEPS or a quarter of a second."""
-        _budget.begin()
+        """All problems by pointer: at most 100, and no search beyond `max_steps` or a quarter of a second."""
+        _budget.begin(self._max_steps, SECONDS)
         found: dict[tuple[str, str], Problem] = {}
         try:
             for error in self._validator.iter_errors(content):
@@ -74,7 +85,7 @@ class Wording:
         return sorted(found.values(), key=lambda problem: problem.pointer) or self._fast_problems(content)
 
     def _fast_problems(self, content: Any) -> list[Problem]:
-        """The two engines disagree: refuse all the same, in the fast one's words."""
+        """The engines disagree: refuse all the same, in the words of the fast one."""
         errors = islice(self._fast.iter_errors(content), canonical_json.MAX_REPORTED)
         return [self._problem(list(error.instance_path), error.message[:200]) for error in errors]
 
@@ -90,17 +101,17 @@ class _Exhausted(Exception):
 
 
 class _Budget(threading.local):
-    """What the wording of one payload may still cost; each thread words one at a time."""
+    """What the explanation of one payload may still cost; each thread explains one at a time."""
 
     steps = sys.maxsize
     ends = math.inf
 
-    def begin(self) -> None:
-        self.steps = MAX_STEPS
-        self.ends = time.thread_time() + SECONDS
+    def begin(self, steps: int, seconds: float) -> None:
+        self.steps = steps
+        self.ends = time.thread_time() + seconds
 
     def spend(self) -> None:
-        """One keyword is applied. Raises _Exhausted; in the middle of one error, too."""
+        """Called for each keyword applied. Raises _Exhausted, also in the middle of one error."""
         self.steps -= 1
         if self.steps < 0 or (self.steps % CLOCK_STEPS == 0 and time.thread_time() > self.ends):
             raise _Exhausted
@@ -110,7 +121,7 @@ _budget = _Budget()
 
 
 def _counted(keyword: Keyword) -> Keyword:
-    """The keyword, at a cost. It is lazy, as jsonschema's own are: nothing is spent on an error nobody asks for."""
+    """The keyword, at a cost. It is lazy, as jsonschema's own are: an error that is not asked for costs nothing."""
 
     def apply(validator: Any, value: Any, instance: Any, schema: Any) -> Errors:
         _budget.spend()
@@ -148,16 +159,8 @@ def _words(error: ValidationError) -> str:
 
 
 def _kind_of(value: Any) -> str:
-    names = {
-        bool: "boolean",
-        int: "integer",
-        str: "string",
-        list: "array",
-        dict: "object",
-        type(None): "null",
-    }
-    name = names.get(type(value), "")
-    return _TYPES.get(name, name) if name != "boolean" else json.dumps(value)
+    names = {int: "integer", str: "string", list: "array", dict: "object", type(None): "null"}
+    return json.dumps(value) if isinstance(value, bool) else _TYPES.get(names.get(type(value), ""), "")
 
 
 def _quote(value: Any) -> str:
@@ -182,7 +185,7 @@ def _dependent_required(validator: Any, dependents: Mapping[str, list[str]], ins
 
 
 def _any_of(validator: Any, branches: list[Any], instance: Any, schema: Any) -> Errors:
-    """A choice between required keys is said as one; any other choice by the branch that comes closest."""
+    """Report a choice between required keys as one problem, any other choice by the closest branch."""
     attempts = [list(validator.descend(instance, branch, schema_path=i)) for i, branch in enumerate(branches)]
     if not all(attempts):
         return
@@ -194,12 +197,12 @@ def _any_of(validator: Any, branches: list[Any], instance: Any, schema: Any) -> 
 
 
 def _closeness(errors: list[ValidationError]) -> tuple[int, int]:
-    """A branch whose errors lie deeper in the content was nearer to what the caller meant."""
+    """The deeper a branch's errors lie in the content, the nearer it was to what the caller meant."""
     return min(len(error.relative_path) for error in errors), -len(errors)
 
 
 def _pattern(validator: Any, pattern: str, instance: Any, schema: Any) -> Errors:
-    """In the fast engine's dialect: Python's own `$` also matches before a final newline, and it backtracks."""
+    """In the fast engine's dialect: Python's `$` also matches before a final newline, and its engine backtracks."""
     if isinstance(instance, str) and not _compiled(pattern).is_valid(instance):
         yield ValidationError(f"does not match {pattern!r}")
 

@@ -1,11 +1,11 @@
 """How often one value may be checked: schemas whose recursion multiplies are refused when they are loaded.
 
-`anyOf: [{properties: {a: {$ref: "#"}}}, {properties: {a: {$ref: "#"}}}]` checks a value that lies `d` levels deep
-2^d times: 741 bytes to /validate stopped everything. A tree (`children: {items: {$ref: "#"}}`) recurses, too, but
-checks each value once, and loads.
+`anyOf: [{properties: {a: {$ref: "#"}}}, {properties: {a: {$ref: "#"}}}]` checks a value at depth `d` 2^d times: 741
+bytes to /validate stopped everything. A tree (`children: {items: {$ref: "#"}}`) recurses, too, but checks each value
+once, and is accepted.
 
 The measure: along the worst path through a payload of MAX_DEPTH levels, how many times is a schema applied to a value?
-No branch is taken to end early, so the figure is an upper bound.
+It is an upper bound, since every branch is assumed to be followed to its end.
 """
 
 import json
@@ -49,7 +49,7 @@ class Recursion:
         self._registry: Registry[Any] = Registry().with_resources(resources).crawl()
 
     def lint(self, name: str) -> None:
-        """Raise SchemaError, with file and pointer, when a payload can make a schema check it too often."""
+        """Raises SchemaError, with file and pointer, when a payload can make a schema check it too often."""
         document = self._documents[name]
         if not isinstance(document, dict):
             return
@@ -59,7 +59,7 @@ class Recursion:
 
 
 class _Graph:
-    """The schemas that a document leads to, which of them hold for the same value, and which for its children."""
+    """The schemas that a document leads to: which of them apply to the same value, and which to its children."""
 
     def __init__(self, pointers: Mapping[_Id, str], anchors: Mapping[str, list[dict[str, Any]]]) -> None:
         self._pointers = pointers
@@ -86,7 +86,7 @@ class _Graph:
             self.visit(part, resolver)
 
     def measure(self) -> None:
-        """Raise SchemaError when it is too much. A level deeper in each round, until nothing changes."""
+        """Raises SchemaError when it is too much. Each round goes a level deeper, until nothing changes."""
         moves = {key: list(self._moves(key)) for key in self._schemas}
         checks = dict.fromkeys(self._schemas, 0)
         for _ in range(canonical_json.MAX_DEPTH):
@@ -108,13 +108,13 @@ class _Graph:
             raise SchemaError(f"{self._pointers[key]} {_WHY}")
 
     def _multiplies(self, key: _Id, moves: list[Counter[_Id]], checks: Mapping[_Id, int]) -> bool:
-        """Whether here is where one way becomes several: else the schemas below it are to blame."""
+        """Whether one path becomes several here; otherwise the schemas below are to blame."""
         if self._closures[key].total() >= MAX_CHECKS:
             return True
         return any(sum(times for child, times in move.items() if checks[child] >= MAX_CHECKS) > 1 for move in moves)
 
     def _moves(self, key: _Id) -> Iterator[Counter[_Id]]:
-        """For each kind of child of a value: the schemas that are applied to it, and how often."""
+        """For each kind of child of a value, the schemas that are applied to it, and how often."""
         closure = self._closure(key, [])
         steps = {step for found in closure for step in _steps(self._schemas[found])} | {_OTHER, _REST}
         for step in steps:
@@ -152,7 +152,7 @@ class _Graph:
             return
         anchor = reference.rpartition("#")[2]
         if keyword == "$dynamicRef" and target.get("$dynamicAnchor") == anchor:
-            # Which one it is depends on the way there; one of the document that is checked is always the outermost.
+            # Which one it is depends on the path; one in the checked document is always the outermost.
             yield from ((other, found.resolver) for other in self._anchors.get(anchor, [target]))
         else:
             yield target, found.resolver
@@ -169,7 +169,7 @@ def _sum(move: Mapping[_Id, int], checks: Mapping[_Id, int]) -> int:
 
 
 def _in_place(schema: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """The schemas inside that hold for the same value; booleans cost nothing."""
+    """The subschemas that apply to the same value; booleans cost nothing."""
     found = [schema.get(keyword) for keyword in _IN_PLACE]
     for keyword in _IN_PLACE_LISTS:
         found += value if isinstance(value := schema.get(keyword), list) else []
@@ -184,14 +184,14 @@ def _of_children(schema: Mapping[str, Any]) -> Iterator[Any]:
 
 
 def _steps(schema: Mapping[str, Any]) -> Iterator[_Step]:
-    """The kinds of children that a schema tells apart."""
+    """The kinds of children that a schema distinguishes."""
     yield from (("name", name) for name in _dict(schema, "properties"))
     yield from (("pattern", pattern) for pattern in _dict(schema, "patternProperties"))
     yield from (("index", index) for index in range(len(_list(schema, "prefixItems"))))
 
 
 def _applied(schema: Mapping[str, Any], step: _Step) -> list[dict[str, Any]]:
-    """The schemas inside that hold for a child of this kind."""
+    """The subschemas that apply to a child of this kind."""
     kind, value = step
     if kind in ("index", "rest"):
         prefix = _list(schema, "prefixItems")
@@ -209,7 +209,7 @@ def _applied(schema: Mapping[str, Any], step: _Step) -> list[dict[str, Any]]:
 
 
 def _may_match(pattern: str, step: _Step) -> bool:
-    """Whether a name of this kind may match a pattern; two patterns are told apart by what they begin with."""
+    """Whether a name of this kind may match a pattern; two patterns are distinguished by how they begin."""
     kind, value = step
     if kind == "name":
         try:

@@ -1,4 +1,4 @@
-"""What a schema file must be, checked when it is loaded: a bad one stops the start, not a request."""
+"""What a schema file must look like, checked when it is loaded: a bad one stops the start, not a request."""
 
 import json
 import re
@@ -20,7 +20,7 @@ class SchemaError(Exception):
 
 
 def lint(path: Path, schema: Any, *, is_event: bool) -> dict[str, Any]:
-    """Give the schema back, or raise SchemaError with all that is wrong in one line."""
+    """Returns the schema. Raises SchemaError with all problems in one line."""
     found = list(_complaints(schema, is_event))
     if found:
         raise SchemaError(f"{path}: {'; '.join(found)}")
@@ -29,9 +29,9 @@ def lint(path: Path, schema: Any, *, is_event: bool) -> dict[str, Any]:
 
 
 def lint_references(name: str, documents: Mapping[str, Any]) -> None:
-    """Raise SchemaError when a document refers to a file that is not there, or leads back to itself for ever.
+    """Raises SchemaError when a document refers to a missing file, or back to itself in an endless circle.
 
-    Such a circle through keywords that apply to the same value (`allOf`, `$ref`, `if`, …) would never end.
+    A circle is endless when all of its keywords apply to the same value (`allOf`, `$ref`, `if`, …).
     """
     for part in _subschemas(documents[name]):
         file = _file(name, part)
@@ -82,28 +82,20 @@ def _annotations(schema: dict[str, Any]) -> Iterator[str]:
 
 
 def _costs(part: dict[str, Any]) -> Iterator[str]:
-    if part.get("uniqueItems") is True and not _bounded(part):
+    most = part.get("maxItems")
+    if part.get("uniqueItems") is True and not (isinstance(most, int) and most <= MAX_UNIQUE_ITEMS):
         yield f"uniqueItems needs maxItems of at most {MAX_UNIQUE_ITEMS}: comparing all pairs takes seconds beyond"
     limit = part.get("x-max-bytes")
     if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 0):
         yield f"x-max-bytes is a number of bytes, not {json.dumps(limit)}"
-    patterns = [part.get("pattern"), *_keys(part.get("patternProperties"))]
-    for pattern in patterns:
+    by_name = part.get("patternProperties")
+    for pattern in (part.get("pattern"), *(by_name if isinstance(by_name, dict) else ())):
         if isinstance(pattern, str) and _NESTED_REPEAT.search(pattern):
             yield f"the pattern {pattern!r} repeats a repeated group, which can take minutes: write it without"
     for keyword in ("$ref", "$dynamicRef"):
         reference = part.get(keyword)
         if isinstance(reference, str) and re.match(r"[a-z][a-z0-9+.-]*:|//", reference, re.IGNORECASE):
             yield f"{keyword} {json.dumps(reference)} leaves the folder: refer to a file beside it"
-
-
-def _bounded(part: dict[str, Any]) -> bool:
-    limit = part.get("maxItems")
-    return isinstance(limit, int) and limit <= MAX_UNIQUE_ITEMS
-
-
-def _keys(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, dict) else []
 
 
 def _subschemas(value: Any) -> Iterator[dict[str, Any]]:

@@ -1,8 +1,7 @@
-"""Matrix out: where the homeserver is, how it is spoken to, and what its answers mean."""
+"""Matrix out: where the homeserver is, how it is called, and what its answers mean."""
 
-from flowbridge.homeserver import paths
 from flowbridge.homeserver.address import Address, AddressError, AddressUnknown, Locator, tls_context
 from flowbridge.homeserver.client import Homeserver
 from flowbridge.homeserver.relay import Relay
 
-__all__ = ["Address", "AddressError", "AddressUnknown", "Homeserver", "Locator", "Relay", "paths", "tls_context"]
+__all__ = ["Address", "AddressError", "AddressUnknown", "Homeserver", "Locator", "Relay", "tls_context"]

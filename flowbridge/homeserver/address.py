@@ -21,14 +21,13 @@ from urllib.parse import unquote, urlsplit
 import certifi
 
 from flowbridge import log
-from flowbridge.homeserver.pool import Origin
+from flowbridge.models.timing import Timing
 
 MAX_ADDRESS_BYTES = 2_048
 MAX_WELL_KNOWN_BYTES = 64 * 1024
 WELL_KNOWN_SECONDS = 10.0
-REFRESH_SECONDS = 60.0  # s3:// and file://
 WELL_KNOWN_REFRESH_SECONDS = 3_600.0
-RETRY_SECONDS = 2.0  # after a failure, nobody asks again before
+RETRY_SECONDS = 2.0  # after a failure, before the next attempt
 
 _HOST = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_-]*[A-Za-z0-9])?(?:\.[A-Za-z0-9](?:[A-Za-z0-9_-]*[A-Za-z0-9])?)*\.?")
 
@@ -36,11 +35,29 @@ _HOST_AND_PORT = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([^\[\]:]+))(?::([0-9]{1,5
 
 
 class AddressError(Exception):
-    """BASE_URL, or what it points to, is wrong: somebody has to mend it. One line."""
+    """BASE_URL, or what it points to, is wrong, and has to be corrected. One line."""
 
 
 class AddressUnknown(Exception):
-    """The address cannot be learnt just now: it may be known in a moment."""
+    """The address cannot currently be learnt; a later attempt may succeed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where to connect. `host` is a name, or an address without brackets."""
+
+    host: str
+    port: int
+    tls: bool
+
+    @property
+    def authority(self) -> str:
+        """What goes into `Host`."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return host if self.port == (443 if self.tls else 80) else f"{host}:{self.port}"
+
+    def __str__(self) -> str:
+        return f"{'https' if self.tls else 'http'}://{self.authority}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +85,7 @@ def tls_context(ca_file: Path | None) -> ssl.SSLContext:
 
 def parse_url(text: str, *, allow_http: bool) -> Address:
     """Read an http or https base URL. Raises AddressError."""
-    if not _is_plain(text):  # urlsplit drops tabs and line breaks without a word
+    if not _is_plain(text):  # urlsplit drops tabs and line breaks silently
         raise AddressError(f"{_shown(text)} is not an address")
     try:
         url = urlsplit(text)
@@ -101,9 +118,11 @@ def parse_host(text: str) -> str:
 
 
 class Locator:
-    """Knows the homeserver's address, and learns it anew."""
+    """Knows the homeserver's address, and learns it again. Each of `on_change` is called with a new one."""
 
-    def __init__(self, base_url: str, tls: ssl.SSLContext, *, allow_http: bool = False) -> None:
+    def __init__(
+        self, base_url: str, tls: ssl.SSLContext, *, allow_http: bool = False, timing: Timing = Timing()
+    ) -> None:
         self._tls = tls
         self._allow_http = allow_http
         self._base_url = base_url.strip()
@@ -111,7 +130,8 @@ class Locator:
         self._lock = asyncio.Lock()
         self._failed = ""
         self._retry_at = 0.0
-        self.on_change: Callable[[Address], None] = lambda _: None
+        self._refresh_seconds = timing.address_refresh_seconds
+        self.on_change: list[Callable[[Address], None]] = []
         self._find = self._finder(self._base_url)
 
     @property
@@ -120,10 +140,10 @@ class Locator:
 
     @property
     def refresh_seconds(self) -> float | None:
-        """How often the address is worth asking for again; None when it stands in the settings."""
+        """How often to ask for the address again; None when the settings hold it."""
         if "://" not in self._base_url:
             return WELL_KNOWN_REFRESH_SECONDS
-        return REFRESH_SECONDS if self._base_url.startswith(("s3://", "file://")) else None
+        return self._refresh_seconds if self._base_url.startswith(("s3://", "file://")) else None
 
     async def address(self) -> Address:
         """The address, learnt at the first call. Raises AddressError or AddressUnknown."""
@@ -138,7 +158,7 @@ class Locator:
         return self._address
 
     async def refresh(self) -> None:
-        """Ask again; what cannot be learnt leaves the address as it was, with a line in the log."""
+        """Ask again. When that fails the address stays, and the log says why."""
         async with self._lock:
             try:
                 await self._learn()
@@ -146,7 +166,7 @@ class Locator:
                 log.warning("address_not_refreshed", error=error, address=self._address)
 
     async def keep_fresh(self) -> None:
-        """Refresh on the interval, for ever."""
+        """Refresh on the interval, forever."""
         while (pause := self.refresh_seconds) is not None:
             await asyncio.sleep(pause)
             await self.refresh()
@@ -160,10 +180,11 @@ class Locator:
         if address != self._address:
             log.info("homeserver_address", address=address, was=self._address)
             self._address = address
-            self.on_change(address)
+            for follow in self.on_change:
+                follow(address)
 
     def _finder(self, text: str) -> Callable[[], Awaitable[Address]]:
-        """How this address is learnt. What is malformed raises AddressError here, before anything is asked."""
+        """How this address is learnt. A malformed one raises AddressError here, before any request."""
         if not _is_plain(text):
             raise AddressError(f"{_shown(text)} is not an address")
         if text.startswith("s3://"):
@@ -182,10 +203,10 @@ class Locator:
         if "://" in text:
             address = parse_url(text, allow_http=self._allow_http)
 
-            async def stands() -> Address:
+            async def known() -> Address:
                 return address
 
-            return stands
+            return known
         host = parse_host(text)
         return lambda: self._well_known(host)
 
@@ -200,7 +221,7 @@ class Locator:
 
     async def _well_known(self, host: str) -> Address:
         """Server discovery (specification, "Well-known URI")."""
-        import httpx  # most settings are URLs and never need it
+        import httpx  # here, since most settings are URLs and never need it
 
         own = parse_url(f"https://{host}", allow_http=False)
         url = f"{own}/.well-known/matrix/client"

@@ -1,24 +1,25 @@
 """What an answer of the homeserver means. Pure: an answer in, an event id or an error out."""
 
-import json
 import time
 from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 from flowbridge.errors import BadGateway, Errcode, GatewayTimeout, HomeserverError, MatrixError
-from flowbridge.homeserver.pool import Answer, TimedOut, WireError
+from flowbridge.homeserver import large_json
+from flowbridge.homeserver.connection import NoAnswer, TimedOut
+from flowbridge.homeserver.pool import Answer
 
 MIN_PAUSE_MS = 500  # a 429 that names no time
 MAX_PAUSE_MS = 600_000
-MAX_ERROR_BYTES = 64 * 1024  # what is longer is no Matrix error, and reading it would hold up the event loop
+MAX_ERROR_BYTES = 64 * 1024  # a longer body is not a Matrix error, and reading it would hold up the event loop
 
 
 def event_id(answer: Answer) -> str:
     """The event id of a send that was accepted. Raises MatrixError for every other answer."""
     if answer.status == 200:
         value = (_object(answer) or {}).get("event_id")
-        if isinstance(value, str) and value and value.isprintable():  # what is not, no database may be able to hold
+        if isinstance(value, str) and value and value.isprintable():  # else a database may refuse it
             return value
         raise _strange("the homeserver answered 200 without an event_id: is BASE_URL a Matrix homeserver?")
     raise error(answer)
@@ -33,13 +34,13 @@ def success(answer: Answer) -> dict[str, Any]:
 
 
 def challenge(answer: Answer) -> dict[str, Any] | None:
-    """What a 401 asks for before it can be a 200 (specification, "User-Interactive Authentication API")."""
+    """The stages that a 401 asks for (specification, "User-Interactive Authentication API")."""
     found = _object(answer) if answer.status == 401 else None
     return found if found is not None and isinstance(found.get("flows"), list) else None
 
 
 def error(answer: Answer) -> MatrixError:
-    """The homeserver's own error as it came; a 502 for what no homeserver would say."""
+    """The homeserver's own error as it came; a 502 for an answer that no homeserver would give."""
     found = (_object(answer) if len(answer.body) <= MAX_ERROR_BYTES else None) or {}
     errcode = found.pop("errcode", None)
     text = found.pop("error", None)
@@ -58,13 +59,13 @@ def error(answer: Answer) -> MatrixError:
 
 
 def _strange(text: str) -> MatrixError:
-    """An answer that no homeserver would give: somebody is there, and may have passed the request on."""
+    """An answer that no homeserver would give: a server is there, and may have passed the request on."""
     error = BadGateway(text)
     error.sent = True
     return error
 
 
-def no_answer(failure: WireError) -> MatrixError:
+def no_answer(failure: NoAnswer) -> MatrixError:
     """The error for an exchange that brought no answer."""
     error = GatewayTimeout(str(failure)) if isinstance(failure, TimedOut) else BadGateway(str(failure))
     error.sent = failure.sent
@@ -88,17 +89,10 @@ def _retry_after_ms(value: str) -> int:
         return 0
 
 
-def _refuse(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")
-
-
-_DECODER = json.JSONDecoder(parse_constant=_refuse)
-
-
 def _object(answer: Answer) -> dict[str, Any] | None:
     """The JSON object that the answer holds; None when it holds none."""
     try:
-        value = _DECODER.decode(answer.body.decode())
+        value = large_json.read(answer.body)
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
@@ -109,11 +103,12 @@ class Verdict:
     """What to do with an event after an attempt (design "Verdicts": only a Matrix errcode may kill an event).
 
     sent: `event_id` is its id. dead: the homeserver refuses it for good. forbidden: likewise, by 403 M_FORBIDDEN.
-    absent: forbidden since the account is not in the room. again: nobody knows, or not now. slow: the account has to
-    pause for `pause_ms`. token: the account's token is not accepted. account: the homeserver refuses the account, or
-    everything for the moment, and not this event; `pause_ms` is how long it asks to wait, 0 when it does not say.
+    absent: forbidden because the account is not in the room. again: the outcome is unknown, or a later attempt may
+    succeed. slow: the account has to pause for `pause_ms`. token: the account's token is not accepted. account: the
+    homeserver refuses the account, or currently everything, and not this event; `pause_ms` is how long it asks to wait,
+    0 when it does not say.
 
-    `beforehand`: this came to a question that was asked before the event was to be sent.
+    `beforehand`: this answered a question that came before the send itself.
     """
 
     kind: Literal["sent", "dead", "forbidden", "absent", "again", "slow", "token", "account"]
@@ -131,7 +126,7 @@ def _named_ms(refusal: MatrixError) -> int:
 
 _TOKEN_ERRCODES = frozenset({"M_UNKNOWN_TOKEN", "M_MISSING_TOKEN", "M_USER_LOCKED"})
 
-# Whatever the event, these would be the answer. In 12 s they killed 50 of 50 queued events once.
+# These would be the answer to any event. They once killed 50 of 50 queued events in 12 s.
 _ACCOUNT_ERRCODES = _TOKEN_ERRCODES | {
     "M_CONSENT_NOT_GIVEN",
     "M_RESOURCE_LIMIT_EXCEEDED",
@@ -147,7 +142,7 @@ _ACCOUNT_STATUSES = frozenset({401, 408, 409, 425})  # not authenticated, too sl
 
 
 def judge(answer: Answer) -> Verdict:
-    """The verdict over the answer to a send."""
+    """The verdict on the answer to a send."""
     try:
         return Verdict("sent", event_id(answer))
     except MatrixError as refusal:
@@ -158,7 +153,7 @@ def judge(answer: Answer) -> Verdict:
 
 
 def refused(refusal: MatrixError) -> Verdict:
-    """The verdict over what came instead of a success, or over that nothing came."""
+    """The verdict on an error: the homeserver's, or that it gave no answer."""
     if refusal.status == 429 or (refusal.errcode == Errcode.LIMIT_EXCEEDED and 400 <= refusal.status < 500):
         return Verdict("slow", error=refusal, pause_ms=_named_ms(refusal) or MIN_PAUSE_MS)
     if not isinstance(refusal, HomeserverError) or refusal.status >= 500 or refusal.errcode == Errcode.UNRECOGNIZED:

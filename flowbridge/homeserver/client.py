@@ -1,30 +1,35 @@
 """The calls that flowbridge makes to a homeserver. Every one raises MatrixError when it does not succeed."""
 
-import json
+import contextlib
 import ssl
-from collections.abc import Mapping
-from typing import Any, Final, NamedTuple
+from collections.abc import Iterable, Mapping
+from functools import partial
+from typing import Any, Final
 
 from flowbridge import __version__
 from flowbridge.errors import BadGateway, Errcode, HomeserverError, TooLarge
 from flowbridge.homeserver import answers, large_json, paths
-from flowbridge.homeserver.address import Address, AddressError, AddressUnknown, Locator
-from flowbridge.homeserver.pool import Answer, Oversize, Wire, WireError
-from flowbridge.homeserver.proxy_rules import Headers
+from flowbridge.homeserver.address import Locator
+from flowbridge.homeserver.connection import NoAnswer, Oversize
+from flowbridge.homeserver.pool import Answer, Pool
+from flowbridge.homeserver.sync import Read, SyncClient
 from flowbridge.limits import peer
 from flowbridge.limits.concurrency import Limiter
 from flowbridge.models import Event
+from flowbridge.models.timing import Timing
 
-SEND_LIMIT: Final = 64 * 1024  # bytes of an answer to a send
-HISTORY_LIMIT: Final = 8 * 1024 * 1024  # bytes of a page of 100 events
-READ_LIMIT: Final = 1024 * 1024  # bytes of an answer to a read: an event has at most 64 KiB, its state form a few more
-BULK_LIMIT: Final = 64 * 1024 * 1024  # bytes of an answer to a read that may be large: all state of all rooms
+# Bytes of an answer.
+SEND_LIMIT: Final = 64 * 1024
+READ_LIMIT: Final = 1024 * 1024  # an event has at most 64 KiB, its state form a few more
+BULK_LIMIT: Final = 64 * 1024 * 1024  # all state of all rooms
 REDACTION: Final = "m.room.redaction"
-READERS: Final = 256  # connections for reads that may be large or slow, so that no send waits for one
-POLLS: Final = 1_024  # connections for the long polls of live streams
-GUESTS: Final = 32  # connections for calls without a token: to log in takes a homeserver half a second of hashing
+# Connections, apart for each purpose: what takes long holds up nothing else.
+CALLS: Final = 128  # for sends and other short calls
+READERS: Final = 256  # for reads that may be large or slow, so that no send waits for one
+POLLS: Final = 1_024  # for the long polls of live streams
+GUESTS: Final = 32  # for calls without a token: a login costs the homeserver half a second of hashing
 GUESTS_OF_ONE: Final = 8  # of one address
-QUESTIONS: Final = 64  # calls that a request makes before it is accepted, at once: half of the connections for sends
+QUESTIONS: Final = 64  # calls at once that requests make before they are accepted: half of the connections for sends
 QUESTIONS_OF_ONE: Final = 16
 
 _HEAD: Final = f"User-Agent: flowbridge/{__version__}\r\nAccept: application/json\r\n".encode()
@@ -32,17 +37,20 @@ _JSON_HEAD: Final = _HEAD + b"Content-Type: application/json\r\n"
 
 
 class Homeserver:
-    """One homeserver, wherever it is just now. `deadline`: seconds for a whole call."""
+    """One homeserver, wherever it currently is. `deadline`: seconds for a whole call."""
 
-    def __init__(self, locator: Locator, tls: ssl.SSLContext, *, deadline: float) -> None:
-        self.locator = locator
+    def __init__(self, locator: Locator, tls: ssl.SSLContext, *, deadline: float, timing: Timing = Timing()) -> None:
         self.deadline = deadline
-        self._tls = tls
-        self._wires: _Wires | None = None
-        self._prefix = ""
+        pool = partial(Pool, locator, tls, timing=timing)
+        self._calls = pool(most=CALLS)
+        self._guest_calls = pool(most=GUESTS)
+        self._reads = pool(most=READERS)
+        self._polls = pool(most=POLLS)
+        self.read: Read = partial(self._read, self._reads)
+        self.poll: Read = partial(self._read, self._polls)  # for live streams
+        self._pages = SyncClient(partial(self._read, self._calls))  # a delivery waits for them
         self._guests = Limiter("calls without a token", GUESTS, GUESTS_OF_ONE)
         self._questions = Limiter("questions to the homeserver", QUESTIONS, QUESTIONS_OF_ONE)
-        locator.on_change = self._move
 
     async def send(self, token: str, event: Event, txn_id: str) -> Answer:
         """One attempt at a send: a state event to `/state/`, any other with its txnId. The answer as it came.
@@ -71,7 +79,7 @@ class Homeserver:
         return True
 
     async def is_joined(self, token: str, room_id: str, user_id: str) -> bool:
-        """Whether a user is in a room, as far as this user may know. Raises MatrixError when nobody can tell."""
+        """Whether a user is in a room, as far as this token may know. Raises MatrixError when that is unknown."""
         answer = await self.call("GET", paths.state_target(room_id, "m.room.member", user_id), token=token)
         if answer.status in (403, 404) and isinstance(answers.error(answer), HomeserverError):
             return False
@@ -85,11 +93,8 @@ class Homeserver:
         `only`: a room event filter (specification, "RoomEventFilter"). With one a page may be empty although it is not
         the last; the last one names no `end`, or the one before it again.
         """
-        target = paths.messages_target(room_id, before, only, limit)
-        page = await success(await self.call("GET", target, token=token, limit=HISTORY_LIMIT))
-        chunk, end = page.get("chunk"), page.get("end")
-        events = [event for event in chunk if isinstance(event, dict)] if isinstance(chunk, list) else []
-        return events, end if isinstance(end, str) and (events or only) else ""
+        page = await self._pages.messages(token, room_id, since=before, backwards=True, only=only, limit=limit)
+        return page.events, page.end if page.events or only else ""
 
     async def read_state(
         self, token: str, room_id: str, type_: str, state_key: str, query: str, *, any_status: bool = False
@@ -100,29 +105,8 @@ class Homeserver:
             return await self.call("GET", target, token=token, limit=READ_LIMIT)
         return await self._get(target, token=token)
 
-    async def read(self, target: str, *, token: str, seconds: float | None = None) -> tuple[bytes, Any]:
-        """GET what may be large, or long in coming: the bytes of a 200, and their JSON value.
-
-        `seconds` (default: the deadline of all calls) may be as many as a long poll needs: these calls have connections
-        of their own. Raises TooLarge for an answer of more than BULK_LIMIT bytes.
-        """
-        wire = (self._wires or await self._connect()).reads
-        deadline = self.deadline if seconds is None else seconds
-        try:
-            answer = await self._exchange(wire, "GET", target, token, b"", deadline, BULK_LIMIT)
-        except Oversize:
-            raise TooLarge(f"the homeserver's answer is larger than {BULK_LIMIT} bytes: ask for less") from None
-        except WireError as failure:
-            raise answers.no_answer(failure) from None
-        if answer.status == 200:
-            try:
-                return answer.body, await large_json.aside(len(answer.body), large_json.read, answer.body)
-            except (ValueError, RecursionError):
-                pass
-        raise answers.error(answer)
-
     async def resolve(self, token: str, alias: str) -> str:
-        """The room id of an alias; nobody joins it."""
+        """The room id of an alias, without joining the room."""
         room_id = answers.success(await self._question("GET", paths.alias_target(alias), token)).get("room_id")
         if not isinstance(room_id, str) or not room_id.startswith("!"):
             raise BadGateway("the homeserver's answer for an alias names no room_id")
@@ -143,12 +127,12 @@ class Homeserver:
         user_id, device_id = answer.get("user_id"), answer.get("device_id")
         if not isinstance(user_id, str) or not isinstance(device_id, str | None):
             raise BadGateway("the homeserver's /account/whoami names no user_id")
-        if not f"{user_id}{device_id or ''}".isprintable():  # users name their devices, and databases do not hold all
+        if not f"{user_id}{device_id or ''}".isprintable():  # users name devices, and not every name fits a database
             raise BadGateway("the homeserver's /account/whoami names a user or device with control characters")
         return user_id, device_id
 
     async def join(self, token: str, room_or_alias: str) -> str:
-        """Join a room (nothing happens when one is in it) and return its room id."""
+        """Join a room, if not joined yet, and return its room id."""
         answer = answers.success(await self._question("POST", paths.join_target(room_or_alias), token, b"{}"))
         room_id = answer.get("room_id")
         if not isinstance(room_id, str) or not room_id.startswith("!"):
@@ -164,8 +148,8 @@ class Homeserver:
             "device_id": device_id,
             "initial_device_display_name": "flowbridge",
         }
-        body = json.dumps(request).encode()
-        token = answers.success(await self.call("POST", f"{paths.CLIENT}/login", body=body)).get("access_token")
+        answer = await self.call("POST", f"{paths.CLIENT}/login", body=large_json.write(request))
+        token = answers.success(answer).get("access_token")
         if not isinstance(token, str):
             raise BadGateway("the homeserver's answer to a login names no access_token")
         return token
@@ -179,16 +163,21 @@ class Homeserver:
         body: bytes = b"",
         limit: int = SEND_LIMIT,
         deadline: float | None = None,
-        forwarded: Headers | None = None,
+        forwarded: Iterable[tuple[bytes, bytes]] = (),
+        pool: Pool | None = None,
     ) -> Answer:
         """Any call; the answer whatever its status. Raises BadGateway or GatewayTimeout when there is none.
 
-        `deadline`: seconds for this call, where they are not the usual ones. `forwarded`: headers that say for whom.
+        `deadline`, `pool`: seconds for this call, or connections, where they are not the usual ones. `forwarded`:
+        headers that name the caller.
         """
-        wire = (self._wires or await self._connect()).calls
+        head = _head(token, _JSON_HEAD if body else _HEAD)
+        for pair in forwarded:
+            head += b"%b: %b\r\n" % pair
+        pool = self._calls if pool is None else pool
         try:
-            return await self._exchange(wire, method, target, token, body, deadline or self.deadline, limit, forwarded)
-        except WireError as failure:
+            return await pool.exchange(method, target, head, body, deadline=deadline or self.deadline, limit=limit)
+        except NoAnswer as failure:
             raise answers.no_answer(failure) from None
 
     async def guest_call(
@@ -199,51 +188,39 @@ class Homeserver:
         token: str = "",
         body: bytes = b"",
         limit: int = SEND_LIMIT,
-        forwarded: Headers | None = None,
+        forwarded: Iterable[tuple[bytes, bytes]] = (),
     ) -> Answer:
-        """As `call`, for a caller that has not been authenticated: on connections apart, with a share per address."""
+        """As `call`, for a caller that has not been authenticated: on connections of its own, a share per address."""
         async with self._guests.turn(peer.who(), self.deadline):
-            wire = (self._wires or await self._connect()).guests
-            try:
-                return await self._exchange(wire, method, target, token, body, self.deadline, limit, forwarded)
-            except WireError as failure:
-                raise answers.no_answer(failure) from None
-
-    async def poll(self, target: str, *, token: str, deadline: float, limit: int) -> Answer:
-        """A GET that may take long, within `deadline` seconds; on connections of its own. Raises as `call` does."""
-        wire = (self._wires or await self._connect()).polls
-        try:
-            return await self._exchange(wire, "GET", target, token, b"", deadline, limit)
-        except WireError as failure:
-            raise answers.no_answer(failure) from None
+            pool = self._guest_calls
+            return await self.call(method, target, token=token, body=body, limit=limit, forwarded=forwarded, pool=pool)
 
     def close(self) -> None:
-        if self._wires is not None:
-            for wire in self._wires:
-                wire.close()
+        for pool in (self._calls, self._reads, self._polls, self._guest_calls):
+            pool.close()
 
-    async def _exchange(
-        self,
-        wire: Wire,
-        method: str,
-        target: str,
-        token: str,
-        body: bytes,
-        deadline: float,
-        limit: int,
-        forwarded: Headers | None = None,
-    ) -> Answer:
-        head = _JSON_HEAD if body else _HEAD
-        for pair in forwarded or ():
-            head += b"%b: %b\r\n" % pair
-        if token:
-            head = b"Authorization: Bearer %b\r\n%b" % (token.encode("ascii"), head)
-        return await wire.exchange(method, self._prefix + target, head, body, deadline=deadline, limit=limit)
+    async def _read(
+        self, pool: Pool, target: str, *, token: str, seconds: float | None = None, limit: int | None = None
+    ) -> tuple[bytes, Any]:
+        """GET what may be large, or long in coming: the bytes of a 200, and their JSON value.
+
+        `seconds` (default: the deadline of all calls) may be as many as a long poll needs. Raises TooLarge for an
+        answer of more than `limit` (at most BULK_LIMIT) bytes.
+        """
+        most = min(limit or BULK_LIMIT, BULK_LIMIT)
+        deadline = self.deadline if seconds is None else seconds
+        try:
+            answer = await pool.exchange("GET", target, _head(token), b"", deadline=deadline, limit=most)
+        except Oversize:
+            raise TooLarge(f"the homeserver's answer is larger than {most} bytes: ask for less") from None
+        except NoAnswer as failure:
+            raise answers.no_answer(failure) from None
+        return answer.body, await json_of(answer)
 
     async def _question(
         self, method: str, target: str, token: str, body: bytes = b"", limit: int = SEND_LIMIT
     ) -> Answer:
-        """A call on behalf of a request, which keeps to its caller's share of the connections."""
+        """A call for a request, within its caller's share of the connections."""
         async with self._questions.turn(peer.who(), self.deadline):
             return await self.call(method, target, token=token, body=body, limit=limit)
 
@@ -252,24 +229,9 @@ class Homeserver:
         await success(answer)
         return answer
 
-    async def _connect(self) -> "_Wires":
-        try:
-            await self.locator.address()
-        except (AddressError, AddressUnknown) as error:
-            raise BadGateway(f"the homeserver's address is not known: {error}") from None
-        assert self._wires is not None
-        return self._wires
 
-    def _move(self, address: Address) -> None:
-        """The homeserver is elsewhere now: what is under way ends where it began."""
-        self.close()
-        self._wires = _Wires(
-            Wire(address.origin, self._tls),
-            Wire(address.origin, self._tls, most=READERS),
-            Wire(address.origin, self._tls, most=POLLS),
-            Wire(address.origin, self._tls, most=GUESTS),
-        )
-        self._prefix = address.prefix
+def _head(token: str, rest: bytes = _HEAD) -> bytes:
+    return b"Authorization: Bearer %b\r\n%b" % (token.encode("ascii"), rest) if token else rest
 
 
 def _redaction(content: bytes) -> tuple[str, bytes] | None:
@@ -277,30 +239,27 @@ def _redaction(content: bytes) -> tuple[str, bytes] | None:
 
     From room version 11 on the homeserver puts `redacts` into the content itself, before it beside the content.
     """
-    rest = json.loads(content)
+    rest = large_json.read(content)
     event_id = rest.pop("redacts", None)
     if not isinstance(event_id, str) or not event_id.startswith("$"):
         return None
-    return event_id, json.dumps(rest, ensure_ascii=False, separators=(",", ":")).encode()
+    return event_id, large_json.write(rest)
+
+
+async def json_of(answer: Answer) -> Any:
+    """The JSON value of a 200, which is read without holding up the event loop: 10 MB took 0.2 s.
+
+    Raises MatrixError for every other answer.
+    """
+    if answer.status == 200:
+        with contextlib.suppress(ValueError, RecursionError):
+            return await large_json.aside(len(answer.body), large_json.read, answer.body)
+    raise answers.error(answer)
 
 
 async def success(answer: Answer) -> dict[str, Any]:
-    """As `verdict.success`; a large answer is read without holding up the event loop: 10 MB took 0.2 s."""
-    if answer.status != 200 or len(answer.body) < large_json.LARGE_BYTES:
-        return answers.success(answer)
-    try:
-        found = await large_json.aside(len(answer.body), large_json.read, answer.body)
-    except (ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict):
+    """As `json_of`, for an answer that has to be an object."""
+    value = await json_of(answer)
+    if not isinstance(value, dict):
         raise answers.error(answer)
-    return found
-
-
-class _Wires(NamedTuple):
-    """Connections apart, so that what takes long holds up nothing else."""
-
-    calls: Wire
-    reads: Wire
-    polls: Wire
-    guests: Wire
+    return value

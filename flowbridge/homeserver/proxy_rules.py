@@ -1,6 +1,6 @@
-"""What changes in a request, and in an answer, that passes through to and from the homeserver. Pure.
+"""How requests and answers change that pass through to and from the homeserver. Pure.
 
-Everything else stays byte for byte: the path (`%2F`, trailing slashes), the query but for `;`, the bodies.
+Everything else stays byte for byte: the path (`%2F`, trailing slashes), the query except `;`, the bodies.
 """
 
 import math
@@ -20,12 +20,12 @@ _HOP_BY_HOP: Final = frozenset(
     b"connection keep-alive proxy-authenticate proxy-authorization proxy-connection te trailer transfer-encoding "
     b"upgrade".split()
 )
-# Made anew (host, authorization, content-length), answered here (expect), or nobody else's business. Referer: it may
-# hold an access token.
+# Written again (host, authorization, content-length), answered here (expect), or private to this hop. Referer may hold
+# an access token.
 _NOT_UP: Final = _HOP_BY_HOP | frozenset(
     b"host authorization content-length expect cookie x-api-key referer forwarded x-real-ip".split()
 )
-# date: the server's own. The others are about the connection's origin, which is another one here.
+# date: the server writes its own. The others are about the origin of the connection, which is another one here.
 _NOT_DOWN: Final = _HOP_BY_HOP | frozenset(b"date set-cookie alt-svc strict-transport-security".split())
 
 _OLD_DIALECT: Final = re.compile(r"/_matrix/(?:(client)/(?:api/v1|r0)|(media)/(?:v1(?!/create)|r0))/")
@@ -33,16 +33,16 @@ _ENDS_TOKENS: Final = re.compile(
     r"/_matrix/client/(?:api/v1|r0|v[0-9]+|unstable)/"
     r"(?:account/(?:password|deactivate)|delete_devices|devices/[^/]+|logout/all)/?"
 )
-# `;` is a character of a value (URL standard), and was a separator once: Twisted, and so Synapse, still splits at it. A
-# parameter behind it would be seen there, and by nothing that is checked here.
+# `;` is part of a value (URL standard), but was once a separator: Twisted, and so Synapse, still splits at it. Synapse
+# would see a parameter behind it that nothing here has checked.
 _NOT_ON_THE_WIRE: Final = re.compile(rb"[^\x21-\x7e]|;")
-# Where a float may be too large, or a surrogate alone: nearly no body has it. One by one: together they take 10 times
-# as long, since a search for alternatives has no set of first bytes to look for.
+# Where a float may be too large, or a surrogate alone: hardly any body has it. Three patterns, since one with
+# alternatives takes 10 times as long: it has no set of first bytes to search for.
 _SUSPICIOUS: Final = (re.compile(rb"[eE]\+?[0-9]{3}"), re.compile(rb"[0-9]{200}"), re.compile(rb"\\u[dD]"))
 _QUOTE: Final = ord('"')
-_PIECE: Final = 64 * 1024  # bytes looked into in one go: 2 ms, in which no other thread has its turn
-# Without going back (`++`): a string that does not end takes its length in time, and no memory. One match is of 256 KiB
-# at most, in which no other thread has its turn. Pairs of surrogates, and numbers below 1e308, are right.
+_PIECE: Final = 64 * 1024  # bytes searched in one go: 2 ms, in which no other thread runs
+# Possessive (`++`): a string that does not end takes time in proportion to its length, and no memory. One match covers
+# 256 KiB at most, during which no other thread runs. Pairs of surrogates, and numbers below 1e308, are right.
 _HEX: Final = "[0-9a-fA-F]"
 _PAIR: Final = rf"\\u[dD][89abAB]{_HEX}{{2}}\\u[dD][c-fC-F]{_HEX}{{2}}"
 _STRICT_ESCAPE: Final = rf"\\(?!u[dD][89a-fA-F]).|{_PAIR}"
@@ -54,7 +54,7 @@ _ANY_ESCAPE: Final = r"\\."
 _ANY_NUMBER: Final = r"-?[0-9]++(?:\.[0-9]++)?+(?:[eE][+-]?[0-9]++)?+"
 _NUMBER: Final = re.compile(_ANY_NUMBER.encode())
 _LONE: Final = re.compile(rf"\\u[dD][89a-fA-F]{_HEX}{{2}}".encode())
-MAX_NEAR_THE_LIMIT: Final = 10_000  # numbers that are looked at one by one
+MAX_NEAR_THE_LIMIT: Final = 10_000  # numbers that are checked one by one
 
 
 class _Grammar:
@@ -77,8 +77,8 @@ def target(path: str, query: bytes) -> str:
     """Path and query for the homeserver. Raises BadRequest.
 
     `api/v1` and `r0`, of media `v1` and `r0`, become v3, which has all that they had: current homeservers do not answer
-    every path in the old dialects. `unstable`, the client API's `v1` and `media/v1/create` name other things, and stay.
-    A step that would climb out of `/_matrix/` behind some proxy is refused, and so is what is no text.
+    every path in the old versions. `unstable`, the client API's `v1` and `media/v1/create` name other things, and stay.
+    A path that would climb out of `/_matrix/` behind some proxy is refused, and so is one that is not text.
     """
     decoded = unquote_to_bytes(path)
     try:
@@ -98,7 +98,7 @@ def target(path: str, query: bytes) -> str:
 
 
 def ends_tokens(method: str, path: str) -> bool:
-    """Whether a request that succeeds may end tokens of its user: all, or those of other devices."""
+    """Whether a request, if it succeeds, may end tokens of its user: all, or those of other devices."""
     if method not in ("POST", "DELETE"):
         return False
     return bool(_ENDS_TOKENS.fullmatch(unquote_to_bytes(path).decode("utf-8", "replace")))
@@ -114,7 +114,7 @@ def poll_seconds(query: bytes) -> float:
 
 
 def request_headers(headers: Iterable[tuple[bytes, bytes]], token: str | None, *, has_body: bool) -> Headers:
-    """The headers for the homeserver; names come and go in lower case. Host is the client's to set.
+    """The headers for the homeserver; names are in lower case. The HTTP client adds Host.
 
     Raises BadRequest for a media type that is not ASCII.
     """
@@ -131,10 +131,10 @@ def request_headers(headers: Iterable[tuple[bytes, bytes]], token: str | None, *
 
 
 def answer_headers(headers: Iterable[tuple[bytes, bytes]], status: int = 200) -> Headers:
-    """The headers for the caller; names come in lower case.
+    """The headers for the caller; names are in lower case.
 
-    Without a length where there is no body: a 304 may say how long the body would be (RFC 9110 §8.6), and the server
-    would wait for it.
+    Without a length where there is no body: a 304 may name the length that the body would have (RFC 9110 §8.6), and the
+    server would wait for it.
     """
     headers = list(headers)
     dropped = _NOT_DOWN | _named(headers)
@@ -144,7 +144,7 @@ def answer_headers(headers: Iterable[tuple[bytes, bytes]], status: int = 200) ->
 
 
 def is_suspicious(body: bytes) -> bool:
-    """Whether `check_body` has to read the body; nearly none."""
+    """Whether `check_body` has to read the body, as for hardly any."""
     pieces = range(0, len(body), _PIECE)
     return any(pattern.search(body, at, at + _PIECE + 200) for at in pieces for pattern in _SUSPICIOUS)
 
@@ -152,15 +152,15 @@ def is_suspicious(body: bytes) -> bool:
 def check_body(body: bytes) -> None:
     """Raises NotJson for JSON to which a homeserver answers 500: `1e400`, lone surrogates (contract §4, 14).
 
-    What is wrong in other ways the homeserver says itself, and better; what is no JSON may be what it asks for. The
-    regular expressions do the work: token by token in Python 8 MB took up to 38 s, so 0.2 s at most.
+    The homeserver reports other faults itself, and better; a body that is not JSON may be what it asks for. Regular
+    expressions do the work: 8 MB take 0.2 s at most, and took up to 38 s token by token in Python.
     """
     if is_suspicious(body) and (fault := _fault(body)):
         raise NotJson(f"the body holds {fault}")
 
 
 def _fault(body: bytes) -> str:
-    """What is wrong with a body, if it consists of tokens of JSON to its end."""
+    """What is wrong with a body that consists of JSON tokens to its end; "" for any other body, or for no fault."""
     grammar, fault, near = _STRICT, "", 0
     at, is_inside = 0, False
     while at < len(body):
@@ -169,7 +169,7 @@ def _fault(body: bytes) -> str:
             at = found.end()
         elif body[at] == _QUOTE:
             at, is_inside = at + 1, not is_inside
-        elif is_inside:  # a backslash: the last byte, or what is no pair of surrogates
+        elif is_inside:  # a backslash: the last byte, or before something that is not a pair of surrogates
             if at + 1 == len(body):
                 return ""
             if _LONE.match(body, at):
@@ -185,12 +185,12 @@ def _fault(body: bytes) -> str:
 
 
 def _named(headers: Headers) -> set[bytes]:
-    """What `Connection` says is for the next hop only."""
+    """The headers that `Connection` reserves for the next hop."""
     return {name.strip().lower() for key, value in headers if key == b"connection" for name in value.split(b",")}
 
 
 def _is_kept(part: bytes) -> bool:
-    """A token goes as a header only; a blank value means that the parameter is absent."""
+    """A token is sent in a header only; a blank value means that the parameter is absent."""
     name, equals, value = part.partition(b"=")
     if not name or (equals and not value):
         return False

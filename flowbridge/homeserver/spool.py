@@ -1,4 +1,4 @@
-"""Bytes on their way whose number is not known yet: few stay in memory, many go to a file without a name."""
+"""A body whose length is not known yet: a short one stays in memory, a long one goes to an unnamed temporary file."""
 
 import asyncio
 import tempfile
@@ -11,14 +11,14 @@ CHUNK = 64 * 1024
 
 
 class Spool:
-    """Write, then read; `close` lets go of the file."""
+    """Written first, read then; `close` deletes the file."""
 
     def __init__(self) -> None:
         self._file = tempfile.SpooledTemporaryFile(max_size=IN_MEMORY)  # noqa: SIM115 (closed by `close`)
         self.size = 0
 
     async def write(self, data: bytes) -> None:
-        """Raises Unavailable when there is no room for it."""
+        """Raises Unavailable when the disk is full."""
         self.size += len(data)
         try:
             if self.size <= IN_MEMORY:
@@ -29,13 +29,13 @@ class Spool:
             raise Unavailable(f"the file cannot be kept on its way: {error.strerror}") from None
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        """All that was written."""
+        """What was written."""
         self._file.seek(0)
         while data := await asyncio.to_thread(self._file.read, CHUNK):
             yield data
 
     async def read(self) -> bytes:
-        """All that was written, in one piece."""
+        """What was written, in one piece."""
         return b"".join([data async for data in self.chunks()])
 
     def close(self) -> None:

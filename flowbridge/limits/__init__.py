@@ -1,1 +1,1 @@
-"""What one caller may take: shares of bounds, places, processor time; and who that caller is."""
+"""What one caller may take: shares of bounds, places, processor time; and which caller that is."""

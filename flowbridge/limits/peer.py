@@ -1,11 +1,11 @@
-"""Whose request is being worked on: the name under which its share of a bound is counted.
+"""The caller whose request is being served: the name under which its share of a bound is counted.
 
-An API key, a Matrix user or, for what has not been authenticated, the client's address. It travels with the request's
-task, so that a bound deep inside (connections to the homeserver, reading of large answers) needs no further argument.
-Work that no request asked for has no name, and no share to keep to.
+It is an API key, a Matrix user or, before authentication, the client's address. It travels with the request's task, so
+that a bound deep inside (connections to the homeserver, parsing of large answers) needs no further argument. Work that
+no request asked for has no name, and no share.
 """
 
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
 from contextvars import ContextVar
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 _address: ContextVar[str] = ContextVar("address", default="")
 _who: ContextVar[str] = ContextVar("who", default="")
-_spent: ContextVar[list[float] | None] = ContextVar("spent", default=None)  # one number; for its tasks, too
+_spent: ContextVar[list[float] | None] = ContextVar("spent", default=None)  # one number, for its tasks, too
 
 
 def enter(scope: MutableMapping[str, Any]) -> None:
@@ -30,7 +30,7 @@ def enter(scope: MutableMapping[str, Any]) -> None:
 
 
 def identified(name: str) -> None:
-    """The request is this user's, or this API key's."""
+    """The request belongs to this user, or to this API key."""
     if _who.get():
         _who.set(name)
 
@@ -41,7 +41,7 @@ def who() -> str:
 
 
 def is_guest() -> bool:
-    """Whether the request is, so far, of a caller that has not been authenticated."""
+    """Whether the request's caller has not been authenticated so far."""
     found = _address.get()
     return bool(found) and found == _who.get()
 
@@ -52,19 +52,19 @@ def address() -> str:
 
 
 def spend(seconds: float) -> None:
-    """The request has taken so much of the processor, beside the event loop."""
+    """Add processor seconds that the request has used outside the event loop."""
     if (found := _spent.get()) is not None:
         found[0] += seconds
 
 
 def spent() -> float:
-    """What the request has taken of the processor so far, beside the event loop."""
+    """The processor seconds that the request has used outside the event loop so far."""
     found = _spent.get()
     return found[0] if found is not None else 0.0
 
 
-def own_work(function: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T]]:
-    """What this does serves every caller, whichever of them needs it first: it counts in the share of none."""
+def own_work(function: Callable[P, Awaitable[T]]) -> Callable[P, Coroutine[Any, Any, T]]:
+    """Work that serves every caller, whichever needs it first: it counts in no caller's share."""
 
     @wraps(function)
     async def work(*args: P.args, **kwargs: P.kwargs) -> T:

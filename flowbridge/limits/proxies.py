@@ -1,4 +1,4 @@
-"""Which address a request comes from, also through proxies in front: X-Forwarded-For, believed from proxies we know."""
+"""Which address a request comes from, also through proxies: X-Forwarded-For is believed from known proxies."""
 
 from collections.abc import Iterable
 from functools import lru_cache
@@ -8,11 +8,11 @@ from typing import Final
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 
-MAX_HOPS: Final = 32  # more would be an attempt to keep us busy
+MAX_HOPS: Final = 32  # more would be an attempt to keep the bridge busy
 
 
 class Proxies:
-    """The proxies that may say whom they speak for (FLOWBRIDGE_TRUSTED_PROXIES); none: only the peer counts."""
+    """The proxies whose X-Forwarded-For counts (FLOWBRIDGE_TRUSTED_PROXIES); with none only the peer's address does."""
 
     def __init__(self, networks: tuple[Network, ...]) -> None:
         self._networks = networks
@@ -28,9 +28,9 @@ class Proxies:
     def client(self, peer: str, forwarded: Iterable[bytes]) -> str:
         """The address of the caller. `forwarded`: the values of X-Forwarded-For, in order.
 
-        Each proxy adds at the end who asked it. So the right-most address that is not ours is the caller's: what is
-        left of it the caller may have made up. When all are ours, it is the first. What is malformed counts for
-        nothing: the peer it is then.
+        Each proxy appends the address that called it. So the right-most address that is not a trusted proxy is the
+        caller's: the caller may have made up everything to the left of it. When all are trusted, it is the first. A
+        malformed header is ignored: then it is the peer's.
         """
         if not self.trusts(peer):
             return peer
@@ -51,7 +51,7 @@ class Proxies:
 
 @lru_cache(maxsize=4_096)
 def network_of(address: str) -> str:
-    """Whose connections are counted together: one IPv4 address, or one IPv6 /64."""
+    """The unit whose connections are counted together: one IPv4 address, or one IPv6 /64."""
     found = _parse(address)
     if not isinstance(found, IPv6Address):
         return str(found) if found is not None else address
@@ -60,7 +60,7 @@ def network_of(address: str) -> str:
 
 @lru_cache(maxsize=4_096)
 def _parse(text: str) -> Address | None:
-    """An address; one of IPv4 that is written as IPv6 (`::ffff:192.0.2.1`) as IPv4."""
+    """The address; an IPv4 address that is written as IPv6 (`::ffff:192.0.2.1`) becomes IPv4."""
     if len(text) > 64:
         return None
     try:

@@ -1,8 +1,8 @@
-"""How much of a bound one caller may take, so that the rest of it stays for others.
+"""How much of a bound one caller may take, so that the rest stays for others.
 
 A fixed quarter would leave nothing to a fifth caller, and an account costs nothing where anyone may register. So each
-may take a part of what the others have left, and a smaller part the less that is: with `most` = 1/2 the first takes
-half of the bound, the second a sixth, the third a twelfth, and n of them leave 1/(n + 1) of it free.
+caller may take a part of what the others have left, and a smaller part the less that is: with `most` = 1/2 the first
+takes half of the bound, the second a sixth, the third a twelfth, and n of them leave 1/(n + 1) of it free.
 """
 
 import math
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 
 class Share:
-    """One bound. `most`: the fraction of it that one caller may take when there is no other; 1: all of it.
+    """One bound. `most`: the fraction of it that one caller may take while there is no other; 1: all of it.
 
     `reserved`: what is taken and counts for no caller. For one event loop.
     """
@@ -49,11 +49,11 @@ class Share:
         return self._held.get(caller, 0)
 
     def callers(self) -> list[str]:
-        """Those who hold something."""
+        """The callers that hold something."""
         return list(self._held)
 
     def threshold(self, others: float) -> float:
-        """What one caller may hold when so much is taken by others."""
+        """What one caller may hold while others hold this much."""
         left = max(0.0, self._limit - others)
         if self._weight is math.inf or not left:
             return left
@@ -64,7 +64,7 @@ class Share:
         return amount > self.free
 
     def takes(self, caller: str, amount: int = 1) -> bool:
-        """Whether a caller may take so much more. A caller who holds nothing may, as long as it fits."""
+        """Whether a caller may take this much more. One that holds nothing may, as long as it fits."""
         taken = self.reserved + self.total
         if taken + amount <= self.easy:
             return True
@@ -90,16 +90,16 @@ class Share:
             self._changes[caller] -= amount
 
     def begin(self) -> None:
-        """The truth is being looked up: remember what changes from here on, for `learn`."""
+        """What is held is about to be counted: remember what changes from here on, for `learn`."""
         self._changes = Counter()
 
     def found(self, caller: str, amount: int = 1) -> None:
-        """This was taken since `begin`, and will be in what is learned all the same."""
+        """This was taken since `begin`, and is in the count all the same."""
         if self._changes is not None:
             self._changes[caller] -= amount
 
     def learn(self, held: Mapping[str, int]) -> None:
-        """This was held when the look-up began, and what was `found`."""
+        """Take over a count: what was held at `begin`, and what was `found` since."""
         changes, self._changes = self._changes or Counter(), None
         self._held = {caller: amount for caller, amount in held.items() if amount > 0}
         self.total = sum(self._held.values())

@@ -1,7 +1,7 @@
-"""Live events: one long poll per account, told to any number of listeners."""
+"""Live events: one long poll per account, for any number of listeners."""
 
 from flowbridge.live.feeds import Live
-from flowbridge.live.frames import Wish
+from flowbridge.live.frames import EventFilter
 from flowbridge.live.listener import Listener
 
-__all__ = ["Listener", "Live", "Wish"]
+__all__ = ["EventFilter", "Listener", "Live"]

@@ -14,43 +14,44 @@ from flowbridge.live import frames
 from flowbridge.live.listener import Listener
 from flowbridge.live.position import Position
 from flowbridge.live.reader import Item, Reader
+from flowbridge.models.timing import Timing
 
-LINGER_SECONDS: Final = 10.0  # after the last listener: most come back
-FIRST_PAUSE: Final = 0.25  # after an attempt that failed; doubled while none gets any further
 MAX_PAUSE: Final = 5.0
-MIN_POLL_SECONDS: Final = 0.5  # a homeserver that says at once that nothing is new is not asked at once again
-TELL_SECONDS: Final = 0.005  # of telling what is new, before others have their turn
+TURN_SECONDS: Final = 0.005  # of publishing events, before other tasks have their turn
 MISTAKE: Final = "flowbridge made a mistake; its log says which"
 
-Refused = Callable[[Listener, MatrixError], MatrixError]  # what this listener is told of a refusal
+Refused = Callable[[Listener, MatrixError], MatrixError]  # the error that this listener sees for a refusal
 
 
 class Feed:
     """Runs from the first listener until some seconds after the last. `on_end`: it is over, or about to be."""
 
-    def __init__(self, user_id: str, reader: Reader, refused: Refused, on_end: Callable[[], None]) -> None:
+    def __init__(
+        self, user_id: str, reader: Reader, refused: Refused, on_end: Callable[[], None], *, timing: Timing = Timing()
+    ) -> None:
         self.user_id = user_id
         self._reader = reader
         self._refused = refused
         self._on_end = on_end
+        self._timing = timing
         self._listeners: set[Listener] = set()
-        self._attached: set[Listener] = set()  # those of them that are told what is new
-        self._audience: frozenset[Listener] = frozenset()  # those of them that were there when the batch began
-        self._head = ""  # behind the batch that is told just now
+        self._attached: set[Listener] = set()  # the listeners that are notified of new events
+        self._audience: frozenset[Listener] = frozenset()  # the listeners that were attached when the batch began
+        self._head = ""  # the token behind the current batch
         self._at: Position | None = None
         self._trouble: MatrixError | None = None
         self._tried = asyncio.Event()
         self._begun = asyncio.Event()
-        self._missing: set[asyncio.Task[None]] = set()
+        self._catching_up: set[asyncio.Task[None]] = set()
         self._lingering: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = asyncio.ensure_future(self._run())
         metrics.live_accounts.inc()
 
     async def join(self, listener: Listener, position: Position | None) -> None:
-        """Tell a listener what comes and, with a position, what has come since.
+        """Notify a listener of new events and, with a position, of all events since then.
 
         Raises MatrixError when the homeserver refuses the account or the position, or, without a position, when it is
-        away: nobody knows where to begin then.
+        away: then it is not known where to begin.
         """
         self._add(listener)
         try:
@@ -58,7 +59,7 @@ class Feed:
             if self._trouble is not None and (_is_final(self._trouble) or not (self._head or position)):
                 raise self._refused(listener, self._trouble)
             if position is not None and self._head not in ("", position.until):
-                await self._look_up(listener, position)
+                await self._check(listener, position)
         except BaseException:
             self.leave(listener)
             raise
@@ -67,7 +68,7 @@ class Feed:
             listener.reach(Position(self._head))
         else:
             task = asyncio.ensure_future(self._catch_up(listener, position))
-            self._missing.add(task)
+            self._catching_up.add(task)
             task.add_done_callback(partial(self._caught_up, listener))
 
     def leave(self, listener: Listener) -> None:
@@ -78,15 +79,16 @@ class Feed:
             self._listeners.discard(listener)
             metrics.live_listeners.dec()
             if not self._listeners:
-                self._lingering = asyncio.get_running_loop().call_later(LINGER_SECONDS, self.stop)
+                linger = self._timing.linger_seconds
+                self._lingering = asyncio.get_running_loop().call_later(linger, self.stop)
 
     def stop(self, error: MatrixError | None = None) -> None:
-        """End all streams. Whoever comes from now on needs another feed."""
+        """End all streams. A listener that comes from now on needs another feed."""
         if self._task is None:
             return
         for listener in list(self._listeners):
             listener.end(self._refused(listener, error) if error else None)
-        for task in (self._task, *self._missing):
+        for task in (self._task, *self._catching_up):
             if task is not asyncio.current_task():
                 task.cancel()
         self._task = None
@@ -101,23 +103,22 @@ class Feed:
             self._lingering.cancel()
             self._lingering = None
 
-    # the loop
+    # new events
 
     async def _run(self) -> None:
-        pause = FIRST_PAUSE
+        backoff = _Backoff(self._timing.live_retry_seconds)
         try:
             while True:
                 before = self._at
                 try:
                     await self._round()
-                    pause = FIRST_PAUSE
+                    backoff.reset()
                 except MatrixError as error:
-                    self._worse(error)
+                    self._failed(error)
                     if _is_final(error):
                         self.stop(error)
                         return
-                    pause = min(pause * 2, MAX_PAUSE) if self._at == before else FIRST_PAUSE
-                    await asyncio.sleep(max(pause, _asked_pause(error)))
+                    await backoff.wait(error, has_progress=self._at != before)
         except Exception as error:
             log.error("live_failed", exc_info=error, user=self.user_id)
             self._trouble = MatrixError(MISTAKE)
@@ -133,8 +134,8 @@ class Feed:
         elif self._at.between:
             await self._poll(self._at.until)
         else:
-            await self._tell(self._reader.rest(self._at))
-        self._better()
+            await self._publish(self._reader.rest(self._at))
+        self._recovered()
 
     async def _poll(self, since: str) -> None:
         began = asyncio.get_running_loop().time()
@@ -142,41 +143,41 @@ class Feed:
         news = await self._reader.poll(since, cautious=cautious)
         self._head, self._audience = news.until, frozenset(self._attached)
         self._at = Position(news.until, since)
-        await self._tell(self._reader.items(news))
-        is_idle = news.until == since and not cautious
-        if is_idle and asyncio.get_running_loop().time() - began < MIN_POLL_SECONDS:
-            await asyncio.sleep(MIN_POLL_SECONDS)
+        await self._publish(self._reader.items(news))
+        pause = self._timing.empty_poll_seconds
+        if news.until == since and not cautious and asyncio.get_running_loop().time() - began < pause:
+            await asyncio.sleep(pause)
 
-    async def _tell(self, items: AsyncGenerator[Item, None]) -> None:
-        """To everybody who was there when the batch began; all who are there now have it behind them then."""
-        ends = time.monotonic() + TELL_SECONDS
+    async def _publish(self, items: AsyncGenerator[Item, None]) -> None:
+        """Notify every listener of the batch's audience; then all attached listeners have the batch behind them."""
+        ends = time.monotonic() + TURN_SECONDS
         async for item in items:
             frame = frames.event(item.position, item.room, item.event)
             for listener in self._audience:
-                listener.tell(frame)
+                listener.notify(frame)
             self._at = item.position
-            if time.monotonic() > ends:  # a batch of 10 MB is 10,000 events: others have their turn, and listeners read
+            if time.monotonic() > ends:  # a batch of 10 MB is 10,000 events: other tasks run, and listeners read
                 await asyncio.sleep(0)
-                ends = time.monotonic() + TELL_SECONDS
+                ends = time.monotonic() + TURN_SECONDS
         self._at = Position(self._head)
         for listener in self._attached:
             listener.reach(self._at)
 
-    def _worse(self, error: MatrixError) -> None:
+    def _failed(self, error: MatrixError) -> None:
         if self._trouble is None:
             log.warning("live_waits", user=self.user_id, errcode=str(error.errcode), error=error.error[:300])
         self._trouble = error
         self._tried.set()
 
-    def _better(self) -> None:
+    def _recovered(self) -> None:
         if self._trouble is not None:
             log.info("live_goes_on", user=self.user_id)
             self._trouble = None
 
-    # what was missed
+    # missed events
 
-    async def _look_up(self, listener: Listener, position: Position) -> None:
-        """Whether the homeserver knows this position. When it cannot tell, that is found out later."""
+    async def _check(self, listener: Listener, position: Position) -> None:
+        """Raise when the homeserver does not know this position. When it cannot tell, `_catch_up` finds out later."""
         try:
             if position.between:
                 await self._reader.changed(position.until, self._head)
@@ -190,11 +191,12 @@ class Feed:
             raise BadRequest(f"Last-Event-ID: the homeserver does not take it: {error.error}") from None
 
     async def _catch_up(self, listener: Listener, at: Position) -> None:
-        """Tell a listener what it missed, and let it listen from there.
+        """Replay what a listener missed, and attach it there.
 
-        First without what is new in the meantime, which may be long; that is read, too, while the next is kept.
+        The first round ends at the head as it is then, which may be long ago when the round is over. What comes from
+        then on is held back while a second round replays the events between.
         """
-        pause, rounds, target = FIRST_PAUSE, 0, ""
+        backoff, rounds, target = _Backoff(self._timing.live_retry_seconds), 0, ""
         while not listener.ended:
             if at.between:
                 await self._begun.wait()
@@ -209,34 +211,42 @@ class Feed:
             try:
                 async with contextlib.aclosing(self._reader.rest(at)) as items:
                     async for item in items:
-                        await listener.retell(frames.event(item.position, item.room, item.event))
+                        await listener.replay(frames.event(item.position, item.room, item.event))
                         if listener.ended:
                             return
                         at = item.position
                 at = Position(at.until)
                 listener.reach(at)
-                pause = FIRST_PAUSE
+                backoff.reset()
             except MatrixError as error:
                 if _is_final(error):
                     listener.end(self._refused(listener, error))
                     return
-                pause = min(pause * 2, MAX_PAUSE) if at == before else FIRST_PAUSE
-                await asyncio.sleep(max(pause, _asked_pause(error)))
+                await backoff.wait(error, has_progress=at != before)
         self._attached.add(listener)
         listener.release()
 
     def _caught_up(self, listener: Listener, task: "asyncio.Task[None]") -> None:
-        self._missing.discard(task)
+        self._catching_up.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("live_failed", exc_info=error, user=self.user_id)
             listener.end(MatrixError(MISTAKE))
 
 
+class _Backoff:
+    """The pause after an attempt that failed: doubled while no attempt gets any further."""
+
+    def __init__(self, first: float) -> None:
+        self._first = self._pause = first
+
+    def reset(self) -> None:
+        self._pause = self._first
+
+    async def wait(self, error: MatrixError, *, has_progress: bool) -> None:
+        self._pause = self._first if has_progress else min(self._pause * 2, MAX_PAUSE)
+        await asyncio.sleep(max(self._pause, float(error.extra.get("retry_after_ms", 0)) / 1000))
+
+
 def _is_final(error: MatrixError) -> bool:
     """Whether asking again would bring the same answer."""
     return answers.refused(error).kind not in ("again", "slow")
-
-
-def _asked_pause(error: MatrixError) -> float:
-    """For how many seconds the homeserver wants to be left alone."""
-    return float(error.extra.get("retry_after_ms", 0)) / 1000

@@ -1,4 +1,4 @@
-"""The accounts that are listened to just now."""
+"""The feeds of the accounts that are listened to."""
 
 from functools import partial
 from typing import Final
@@ -9,11 +9,12 @@ from flowbridge.homeserver import Homeserver
 from flowbridge.limits import peer
 from flowbridge.limits.concurrency import Limiter, Place
 from flowbridge.live.feed import Feed
-from flowbridge.live.frames import Wish
+from flowbridge.live.frames import EventFilter
 from flowbridge.live.listener import Listener
 from flowbridge.live.position import Position
 from flowbridge.live.reader import Reader
 from flowbridge.models import Caller
+from flowbridge.models.timing import Timing
 
 MAX_STREAMS: Final = 3_072  # three quarters of the connections that the server takes
 MAX_STREAMS_OF_ONE: Final = 768  # of one API key, or one user
@@ -22,24 +23,25 @@ MAX_FEEDS_OF_ONE: Final = 32  # of one user
 
 
 class Live:
-    """One feed for each token that is listened with, however many listen."""
+    """One feed for each access token, however many listeners it has."""
 
-    def __init__(self, homeserver: Homeserver, callers: Callers) -> None:
+    def __init__(self, homeserver: Homeserver, callers: Callers, *, timing: Timing = Timing()) -> None:
         self._homeserver = homeserver
         self._callers = callers
+        self._timing = timing
         self._feeds: dict[str, Feed] = {}
         self._streams = Limiter("live streams", MAX_STREAMS, MAX_STREAMS_OF_ONE)
         self._polls = Limiter("devices that are listened with", MAX_FEEDS, MAX_FEEDS_OF_ONE)
 
-    async def listen(self, caller: Caller, wish: Wish, position: Position | None) -> Listener:
-        """A listener that is told what comes, and with a position what has come since.
+    async def listen(self, caller: Caller, wanted: EventFilter, position: Position | None) -> Listener:
+        """A listener that is notified of new events and, with a position, of all events since then.
 
-        Raises TooMany, or as `Feed.join`.
+        Raises TooMany, or what `Feed.join` raises.
         """
         place = self._streams.hold(peer.who())
         try:
             feed = self._feeds.get(caller.token) or self._feed(caller)
-            listener = Listener(caller, wish, partial(_leave, feed, place))
+            listener = Listener(caller, wanted, partial(_leave, feed, place))
             await feed.join(listener, position)
         except BaseException:
             place.free()
@@ -47,19 +49,21 @@ class Live:
         return listener
 
     def stop(self) -> None:
-        """End all streams: the bridge ends."""
+        """The bridge stops: end all streams."""
         for feed in list(self._feeds.values()):
             feed.stop()
 
     def _feed(self, caller: Caller) -> Feed:
         place = self._polls.hold(caller.user_id)
         reader = Reader(self._homeserver, caller.user_id, caller.token)
-        feed = Feed(caller.user_id, reader, self._refused, partial(self._forget, caller.token, place))
+        feed = Feed(
+            caller.user_id, reader, self._refused, partial(self._forget, caller.token, place), timing=self._timing
+        )
         self._feeds[caller.token] = feed
         return feed
 
     def end(self, user_id: str) -> None:
-        """End a user's streams: those who may listen come back. A token that is refused shows at its next poll only."""
+        """End a user's streams: listeners that may listen come back. A refused token shows only at its next poll."""
         for feed in list(self._feeds.values()):
             if feed.user_id == user_id:
                 feed.stop()

@@ -1,20 +1,19 @@
-"""What goes over a live stream, and to whom. Pure (WHATWG HTML, "Server-sent events")."""
+"""What is written on a live stream, and which events a listener gets. Pure (WHATWG HTML, "Server-sent events")."""
 
-import json
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
+from flowbridge.auth.scopes import covers
 from flowbridge.errors import MatrixError
+from flowbridge.homeserver import large_json
+from flowbridge.homeserver.sync import Json
 from flowbridge.live.position import Position
-
-Event = dict[str, Any]
 
 RETRY_MS: Final = 3_000
 HELLO: Final = b"retry: %d\n\n" % RETRY_MS
 COMMENT: Final = b":\n\n"
 
-_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
-# What homeservers add to the events of /messages, in the old form, beside today's.
+# Fields of the old form that homeservers add to the events of /messages.
 _OLD_FORM = frozenset(
     {"user_id", "age", "prev_content", "replaces_state", "redacted_because", "invite_room_state", "knock_room_state"}
 )
@@ -22,7 +21,7 @@ _OLD_FORM = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """An event as bytes, the same for all listeners, and what a listener chooses by."""
+    """An event as bytes, the same for all listeners, and the values that filters go by."""
 
     data: bytes
     room: str
@@ -31,39 +30,34 @@ class Frame:
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
-    """Which events a listener wants. `rooms`: None for all. `types`: none for all; `m.room.*` begins with `m.room.`"""
+class EventFilter:
+    """`rooms`: None for all. `types`: empty for all; `m.room.*` stands for all types that begin with `m.room.`"""
 
     rooms: frozenset[str] | None = None
     types: tuple[str, ...] = ()
     not_senders: frozenset[str] = frozenset()
 
-    def holds(self, frame: Frame) -> bool:
+    def matches(self, frame: Frame) -> bool:
         return (
             (self.rooms is None or frame.room in self.rooms)
             and frame.sender not in self.not_senders
-            and (not self.types or any(_covers(type_, frame.type) for type_ in self.types))
+            and (not self.types or any(covers(type_, frame.type) for type_ in self.types))
         )
 
 
-def event(position: Position, room: str, found: Event) -> Frame:
-    """An event of this room, with the position behind it."""
+def event(at: Position, room: str, found: Json) -> Frame:
+    """An event of this room; `at` is the position behind it."""
     data = {key: value for key, value in found.items() if key not in _OLD_FORM}
     data["room_id"] = room
-    text = _ENCODER.encode(data).encode("utf-8", "replace")
-    frame = b"id: %b\ndata: %b\n\n" % (str(position).encode(), text)
+    frame = b"id: %b\ndata: %b\n\n" % (str(at).encode(), large_json.write(data, levels=0))
     return Frame(frame, room, str(found.get("type")), str(found.get("sender")))
 
 
-def here(position: Position) -> bytes:
-    """A position without an event: a browser keeps it, and tells its script nothing."""
-    return b"id: %b\n\n" % str(position).encode()
+def position(at: Position) -> bytes:
+    """A position without an event: a browser keeps it, and its script sees nothing."""
+    return b"id: %b\n\n" % str(at).encode()
 
 
 def error(reason: MatrixError) -> bytes:
-    """Why the stream ends: the last that is said on it."""
-    return b"event: error\ndata: %b\n\n" % _ENCODER.encode(reason.body()).encode("utf-8", "replace")
-
-
-def _covers(wanted: str, type_: str) -> bool:
-    return type_.startswith(wanted[:-1]) if wanted.endswith("*") else type_ == wanted
+    """Why the stream ends: its last message."""
+    return b"event: error\ndata: %b\n\n" % large_json.write(reason.body())

@@ -1,4 +1,4 @@
-"""What one listener has still to be told: bounded, so that one who does not read costs nobody else anything."""
+"""What is queued for one listener: bounded, so that a listener that does not read costs no other one anything."""
 
 import asyncio
 import contextlib
@@ -9,78 +9,92 @@ from typing import Final
 from flowbridge import metrics
 from flowbridge.errors import Errcode, MatrixError
 from flowbridge.live import frames
-from flowbridge.live.frames import Frame, Wish
+from flowbridge.live.frames import EventFilter, Frame
 from flowbridge.live.position import Position
 from flowbridge.models import Caller
 
 MAX_FRAMES: Final = 1_000
 MAX_BYTES: Final = 4 * 1024 * 1024
-SLOW_BYTES: Final = 64 * 1024  # from here on, who reads what was missed waits for the listener
+SLOW_BYTES: Final = 64 * 1024  # when so many are queued, the replay of missed events waits for the listener
 CHUNK_BYTES: Final = 64 * 1024
 
 
 class Listener:
-    """A queue of bytes for one stream. `caller`: whose stream it is; `on_leave` is told when that is closed."""
+    """A queue of bytes for one stream of this caller's. `on_leave` is called when the stream is closed."""
 
-    def __init__(self, caller: Caller, wish: Wish, on_leave: "Callable[[Listener], None]") -> None:
+    def __init__(
+        self,
+        caller: Caller,
+        wanted: EventFilter,
+        on_leave: "Callable[[Listener], None]",
+        *,
+        max_frames: int = MAX_FRAMES,
+        max_bytes: int = MAX_BYTES,
+        slow_bytes: int = SLOW_BYTES,
+    ) -> None:
         self.caller = caller
-        self._on_leave = on_leave
         self.over = asyncio.Event()
         self.why: MatrixError | None = None
-        self._wish = wish
+        self._on_leave = on_leave
+        self._wanted = wanted
+        self._max_frames = max_frames
+        self._max_bytes = max_bytes
+        self._slow_bytes = slow_bytes
         self._ready: deque[bytes] = deque()
-        self._later: deque[bytes] | None = None  # what is new, while what was missed goes first
+        self._held: deque[bytes] | None = None  # new events, while missed ones go first
         self._bytes = 0
-        self._here: Position | None = None  # when it is not the one of the last event that was told
+        self._reached: Position | None = None  # unless it is the position of the last event
         self._wake = asyncio.Event()
         self._space = asyncio.Event()
 
     @property
     def ended(self) -> bool:
-        """Whether it is told nothing any more."""
+        """Whether nothing more is queued."""
         return self.over.is_set()
 
-    # for who tells
+    # for the feed
 
-    def tell(self, frame: Frame) -> None:
-        """What is new. One who has not read far too much is told nothing any more, but for why."""
-        if self.ended or not self._wish.holds(frame):
+    def notify(self, frame: Frame) -> None:
+        """Queue a new event. A listener that falls too far behind is dropped; its last message says why."""
+        if self.ended or not self._wanted.matches(frame):
             return
-        queue = self._ready if self._later is None else self._later
-        queue.append(frame.data)
-        self._bytes += len(frame.data)
-        self._here = None
-        self._wake.set()
-        if self._bytes > MAX_BYTES or len(queue) > MAX_FRAMES:
-            self._drop()
+        queue = self._ready if self._held is None else self._held
+        self._queue(queue, frame)
+        if self._bytes > self._max_bytes or len(queue) > self._max_frames:
+            metrics.live_dropped.inc()
+            self.drop(
+                MatrixError(
+                    f"this listener was dropped, being more than {self._max_frames} events or "
+                    f"{self._max_bytes // 1024**2} MiB behind: connect again with the last id in Last-Event-ID, and "
+                    "nothing is lost",
+                    errcode=Errcode.LIMIT_EXCEEDED,
+                )
+            )
 
-    async def retell(self, frame: Frame) -> None:
-        """What was missed: waits until there is room for it."""
-        while self._bytes > SLOW_BYTES and not self.ended:
+    async def replay(self, frame: Frame) -> None:
+        """Queue a missed event, once there is room for it."""
+        while self._bytes > self._slow_bytes and not self.ended:
             self._space.clear()
             await self._space.wait()
-        if not self.ended and self._wish.holds(frame):
-            self._ready.append(frame.data)
-            self._bytes += len(frame.data)
-            self._here = None
-            self._wake.set()
+        if not self.ended and self._wanted.matches(frame):
+            self._queue(self._ready, frame)
 
     def hold(self) -> None:
-        """From now on what is new waits until what was missed is told."""
-        self._later = deque()
+        """Hold new events back until the missed ones are replayed."""
+        self._held = deque()
 
     def release(self) -> None:
-        """Everything that was missed is told."""
-        later, self._later = self._later, None
-        self._ready.extend(later or ())
+        """All missed events are replayed: queue the new ones that were held back."""
+        held, self._held = self._held, None
+        self._ready.extend(held or ())
         self._wake.set()
 
     def reach(self, position: Position) -> None:
-        """Everything up to here is told."""
-        self._here = position
+        """Every event up to this position is queued."""
+        self._reached = position
 
     def end(self, error: MatrixError | None = None) -> None:
-        """Say no more than why."""
+        """Queue nothing more but why it ends."""
         if self.ended:
             return
         self.over.set()
@@ -91,10 +105,17 @@ class Listener:
         self._wake.set()
         self._space.set()
 
-    # for who writes
+    def drop(self, why: MatrixError) -> None:
+        """End with this message in place of what is queued."""
+        self._ready.clear()
+        self._held = None
+        self._bytes = 0
+        self.end(why)
+
+    # for the stream
 
     async def take(self, seconds: float) -> bytes:
-        """What is to be written next: at least a comment every so many seconds; nothing once it is over."""
+        """The bytes to write next: at least a comment after so many seconds; nothing once the listener has ended."""
         if not self._ready and not self.ended:
             self._wake.clear()
             with contextlib.suppress(TimeoutError):
@@ -108,32 +129,21 @@ class Listener:
         self._space.set()
         if found or self.ended:
             return b"".join(found)
-        return self._idle()
+        return self._sign_of_life()
 
     def close(self) -> None:
-        """Nobody reads it any more."""
+        """The stream is closed."""
         self._on_leave(self)
 
-    def _idle(self) -> bytes:
-        """A sign of life and, when there is a newer one, the position: then a later resumption has less to look at."""
-        if self._here is None or self._later is not None:
+    def _queue(self, queue: deque[bytes], frame: Frame) -> None:
+        queue.append(frame.data)
+        self._bytes += len(frame.data)
+        self._reached = None
+        self._wake.set()
+
+    def _sign_of_life(self) -> bytes:
+        """A comment or, when there is a newer one, the position: a later resumption then has less to look through."""
+        if self._reached is None or self._held is not None:
             return frames.COMMENT
-        here, self._here = self._here, None
-        return frames.here(here)
-
-    def drop(self, why: MatrixError) -> None:
-        """Forget what it has not read, and say why."""
-        self._ready.clear()
-        self._later = None
-        self._bytes = 0
-        self.end(why)
-
-    def _drop(self) -> None:
-        metrics.live_dropped.inc()
-        self.drop(
-            MatrixError(
-                f"this listener was dropped, being more than {MAX_FRAMES} events or {MAX_BYTES // 1024**2} MiB behind: "
-                "connect again with the last id in Last-Event-ID, and nothing is lost",
-                errcode=Errcode.LIMIT_EXCEEDED,
-            )
-        )
+        reached, self._reached = self._reached, None
+        return frames.position(reached)

@@ -2,9 +2,9 @@
 
 A position is made of the homeserver's own tokens, so that nothing of it has to be remembered here. Between two batches
 it is the token of the last one (`until`). Inside the batch that leads from `since` to `until` the rooms go one after
-another, sorted by id: all before `room` are done, none behind it is begun, and of `room` the events whose marks are
-in `done` have been given. Which events lie between two tokens in a room never changes. Their order may, between /sync
-and /messages, and does not matter, since the marks name them: so whoever resumes gets exactly the rest.
+another, sorted by id: all before `room` are done, and none behind it is begun. Of `room`, the events whose marks are in
+`done` have been given. Which events lie between two tokens in a room never changes. Their order may, between /sync and
+/messages, and does not matter, since the marks name them: a resumed listener gets exactly the rest.
 A room with many events is read page by page: then `page` is the homeserver's token of the page, the pages before it are
 done, and `done` is about those from it on.
 """

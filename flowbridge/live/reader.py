@@ -1,49 +1,41 @@
-"""What an account's rooms have new, read from the homeserver: by long poll, and between any two positions.
+"""The new events of an account's rooms, read from the homeserver: by long poll, and between any two positions.
 
-/sync names a room's events unless there are too many of them, or the room was joined in between (`limited`): those are
-read by /messages, page by page from one position to the other, as is all that somebody missed.
+/sync lists a room's events unless there are too many of them, or the room was joined in between (`limited`). Those are
+read by /messages, page by page from one position to the other, as is everything that a listener missed.
 """
 
-import json
-from collections.abc import AsyncGenerator, Iterator
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
-from flowbridge.errors import BadGateway, Errcode, MatrixError
-from flowbridge.homeserver import Homeserver, paths
-from flowbridge.homeserver.cache import Memo
-from flowbridge.homeserver.client import success
-from flowbridge.live.frames import Event
+from flowbridge.errors import Errcode, MatrixError
+from flowbridge.homeserver import Homeserver, large_json
+from flowbridge.homeserver.sync import NOTHING, ROOMS_ALONE, Json, SyncClient, listed, section
+from flowbridge.limits.cache import Cache
+from flowbridge.limits.tasks import Once
 from flowbridge.live.position import Position, mark
+
+T = TypeVar("T")
 
 POLL_SECONDS: Final = 30.0
 MARGIN_SECONDS: Final = 15.0  # that an answer may be late
 SYNC_LIMIT: Final = 32 * 1024 * 1024  # bytes
-TIMELINE = 100  # events of a room that one poll names
-PAGE = 100
-PAGE_LIMIT: Final = 16 * 1024 * 1024  # bytes of 100 events of 64 KiB, and what homeservers add to them
+TIMELINE: Final = 100  # events of a room in one poll
+PAGE: Final = 100  # events of a room in one page
+MAX_KEPT_BYTES: Final = 2 * 1024 * 1024  # of answers that stay true
+MAX_ASKING: Final = 4  # questions at once: listeners that catch up must not be a burden on the homeserver
 
 
-def _filter(room: dict[str, Any]) -> str:
-    """A /sync filter that leaves out all but rooms."""
-    nothing = {"not_types": ["*"]}
-    return json.dumps({"room": room, "presence": nothing, "account_data": nothing}, separators=(",", ":"))
-
-
-def _timeline(limit: int, nonce: str = "") -> str:
-    """A filter: nothing but the last events of rooms.
-
-    Synapse keeps its answer to a sync for two minutes and gives it again (`sync_response_cache_duration`); a nonce, the
-    name of a room that is nowhere, makes another question of the same.
-    """
-    nothing = {"not_types": ["*"]}
+def _timeline(limit: int) -> Json:
+    """A filter: nothing but the last events of rooms."""
     room = {
         "timeline": {"limit": limit, "lazy_load_members": True},
-        "state": {**nothing, "lazy_load_members": True},
-        "ephemeral": nothing,
-        "account_data": nothing,
+        "state": {**NOTHING, "lazy_load_members": True},
+        "ephemeral": NOTHING,
+        "account_data": NOTHING,
     }
-    return _filter({**room, "not_rooms": [nonce]} if nonce else room)
+    return {"room": room, **ROOMS_ALONE}
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +44,7 @@ class Item:
 
     position: Position
     room: str
-    event: Event
+    event: Json
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,34 +53,52 @@ class News:
 
     since: str
     until: str
-    rooms: dict[str, list[Event] | None]
+    rooms: dict[str, list[Json] | None]
 
 
 class Reader:
     """One account's view of its rooms. Every method raises MatrixError when the homeserver does not answer well."""
 
-    def __init__(self, homeserver: Homeserver, user_id: str, token: str) -> None:
-        self._homeserver = homeserver
+    def __init__(
+        self, homeserver: Homeserver, user_id: str, token: str, *, timeline: int = TIMELINE, page: int = PAGE
+    ) -> None:
+        self._sync = SyncClient(homeserver.poll)
         self._user_id = user_id
         self._token = token
-        self._memo = Memo()
+        self._timeline = timeline
+        self._page_size = page
+        # Answers that stay true: after a broken connection all listeners ask for the same at once.
+        self._kept = Cache[str, Any](MAX_KEPT_BYTES)
+        self._asking = Once[str, Any]()
+        self._turns = asyncio.Semaphore(MAX_ASKING)
 
     async def now(self) -> str:
         """The position behind all that has happened so far."""
-        return _until(await self._sync("", _filter({"rooms": [], "not_rooms": [paths.nowhere()]}), 0))
+        batch = await self._sync.sync(self._token, {"room": {"rooms": []}, **ROOMS_ALONE}, patience=MARGIN_SECONDS)
+        return batch.next_batch
 
     async def poll(self, since: str, *, cautious: bool) -> News:
-        """Wait for what is new. `cautious`: ask for little, since there may be much, or nobody there."""
-        answer = await self._sync(since, _timeline(1 if cautious else TIMELINE), 0 if cautious else POLL_SECONDS)
-        rooms: dict[str, list[Event] | None] = {}
-        for room_id, room in sorted(_rooms(answer).items()):
-            timeline = room.get("timeline")
-            timeline = timeline if isinstance(timeline, dict) else {}
-            if timeline.get("limited"):
+        """Wait for what is new. `cautious`: ask for little, since there may be much, or the homeserver may be away."""
+        batch = await self._sync.sync(
+            self._token,
+            _timeline(1 if cautious else self._timeline),
+            since=since,
+            wait=0 if cautious else POLL_SECONDS,
+            patience=MARGIN_SECONDS,
+            fresh=False,
+            limit=SYNC_LIMIT,
+        )
+        rooms = await large_json.aside(batch.size, self._rooms, batch.value)
+        return News(since, batch.next_batch, rooms)
+
+    def _rooms(self, sync: Json) -> dict[str, list[Json] | None]:
+        rooms: dict[str, list[Json] | None] = {}
+        for room_id, room in sorted(_rooms(sync).items()):
+            if section(room, "timeline").get("limited"):
                 rooms[room_id] = None
-            elif events := [event for event in _events(timeline.get("events")) if self._counts(event)]:
+            elif events := [event for event in listed(room, "timeline") if self._counts(event)]:
                 rooms[room_id] = events
-        return News(since, _until(answer), rooms)
+        return rooms
 
     async def items(self, news: News) -> AsyncGenerator[Item, None]:
         """The events of a poll in their order."""
@@ -117,10 +127,13 @@ class Reader:
         """The rooms, sorted, that have events between two positions, and perhaps some that have not."""
 
         async def ask() -> tuple[list[str], int]:
-            found = sorted(_rooms(await self._sync(since, _timeline(1, paths.nowhere()), 0)))
+            batch = await self._sync.sync(
+                self._token, _timeline(1), since=since, patience=MARGIN_SECONDS, limit=SYNC_LIMIT
+            )
+            found = sorted(_rooms(batch.value))
             return found, 1_000 + 100 * len(found)
 
-        return await self._memo.get(f"{since} {until}", ask)
+        return await self._remembered(f"{since} {until}", ask)
 
     async def _pages(self, position: Position) -> AsyncGenerator[Item, None]:
         """The events of the position's room that are not done yet."""
@@ -138,36 +151,34 @@ class Reader:
                 return
             page, done = end, tuple(missing)
 
-    async def _page(self, room_id: str, since: str, until: str) -> tuple[list[Event], str]:
-        """Up to 100 events of a room, and where the next page begins ("" at the end). None in a room that is closed."""
-        query = {"dir": "f", "limit": str(PAGE), "from": since, "to": until}
-        target = paths.room_target(room_id, "messages", query)
+    async def _page(self, room_id: str, since: str, until: str) -> tuple[list[Json], str]:
+        """Some events of a room, and where the next page begins ("" at the end). None in a room that is closed."""
 
-        async def ask() -> tuple[tuple[list[Event], str], int]:
-            answer = await self._homeserver.poll(
-                target, token=self._token, deadline=self._homeserver.deadline, limit=PAGE_LIMIT
-            )
+        async def ask() -> tuple[tuple[list[Json], str], int]:
             try:
-                page = await success(answer)
+                page = await self._sync.messages(self._token, room_id, since=since, until=until, limit=self._page_size)
             except MatrixError as error:
                 if error.errcode in (Errcode.FORBIDDEN, Errcode.NOT_FOUND):  # left and forgotten, or banned
-                    return ([], ""), len(target)
+                    return ([], ""), 100
                 raise
-            events = [event for event in _events(page.get("chunk")) if self._counts(event)]
-            end = page.get("end")
-            return (events, end if isinstance(end, str) else ""), len(answer.body)
+            return ([event for event in page.events if self._counts(event)], page.end), page.size
 
-        return await self._memo.get(target, ask)
+        return await self._remembered(f"{room_id} {since} {until}", ask)
 
-    async def _sync(self, since: str, filter_: str, seconds: float) -> dict[str, Any]:
-        query = {"set_presence": "offline", "timeout": str(round(seconds * 1000)), "filter": filter_}
-        target = paths.sync_target({**query, "since": since} if since else query)
-        deadline = seconds + MARGIN_SECONDS
-        return await success(
-            await self._homeserver.poll(target, token=self._token, deadline=deadline, limit=SYNC_LIMIT)
-        )
+    async def _remembered(self, name: str, ask: Callable[[], Awaitable[tuple[T, int]]]) -> T:
+        """The answer to a question that is asked once. `ask` gives it, and its size in bytes."""
 
-    def _counts(self, event: Event) -> bool:
+        async def look() -> T:
+            async with self._turns:
+                found, size = await ask()
+            self._kept.put(name, found, weight=size)
+            return found
+
+        kept = self._kept.get(name)
+        answer: T = await self._asking.get(name, look) if kept is None else kept
+        return answer
+
+    def _counts(self, event: Json) -> bool:
         """Whether the account was in the room when it happened; how it went out of the room counts, too.
 
         Without `unsigned.membership` (specification v1.11, MSC4115) every event counts.
@@ -180,29 +191,13 @@ class Reader:
         return is_own and isinstance(content, dict) and content.get("membership") in ("leave", "ban")
 
 
-def _listed(position: Position, events: list[Event]) -> Iterator[Item]:
+def _listed(position: Position, events: list[Json]) -> Iterator[Item]:
     done: tuple[str, ...] = ()
     for event in events:
         done = (*done, mark(str(event.get("event_id"))))
         yield Item(replace(position, done=done), position.room, event)
 
 
-def _rooms(answer: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def _rooms(sync: Json) -> dict[str, Any]:
     """The rooms that the account is in, or was in until just now."""
-    found: dict[str, dict[str, Any]] = {}
-    rooms = answer.get("rooms")
-    for kind in ("leave", "join"):
-        named = rooms.get(kind) if isinstance(rooms, dict) else None
-        found |= {id_: room for id_, room in named.items() if isinstance(room, dict)} if isinstance(named, dict) else {}
-    return found
-
-
-def _events(found: Any) -> list[Event]:
-    return [event for event in found if isinstance(event, dict)] if isinstance(found, list) else []
-
-
-def _until(answer: dict[str, Any]) -> str:
-    until = answer.get("next_batch")
-    if not isinstance(until, str) or not until:
-        raise BadGateway("the homeserver's answer to a sync names no next_batch")
-    return until
+    return section(sync, "rooms", "leave") | section(sync, "rooms", "join")

@@ -1,4 +1,4 @@
-"""The values that the rooms of the house hand to each other."""
+"""The values that the packages hand to each other."""
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -9,18 +9,18 @@ Kind = Literal["message", "state"]
 
 @dataclass(frozen=True, slots=True)
 class Payload:
-    """What a body asked to send: the content, and the state key when the body named one."""
+    """What a body holds: the content, and the state key when the body names one."""
 
     content: Any
     state_key: str | None = None
-    size: int = field(default=0, compare=False)  # bytes of the body that it was read from
+    size: int = field(default=0, compare=False)  # of the body, in bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """An event as it goes to the homeserver. `state_key` is None for a message event.
+    """An event as it is sent to the homeserver. `state_key` is None for a message event.
 
-    `content` is the canonical JSON (UTF-8) that was validated: what is checked is what is sent.
+    `content` is the canonical JSON (UTF-8) that was validated: what was checked is what is sent.
     """
 
     room: str
@@ -31,10 +31,10 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class ApiKey:
-    """What a bridge API key may do. No rooms, or no event types, named: all of them.
+    """A bridge API key and its scopes. Without `rooms`, or without `event_types`, it covers all of them.
 
     `admin` widens whose deliveries the key sees, never its rooms and event types. `users`: Matrix users whose own
-    events it may send again.
+    events it may replay.
     """
 
     id: str
@@ -47,7 +47,7 @@ class ApiKey:
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Whose request it is: the account and the token to act with. `bot`: the bridge acts, for `key` if a key asked."""
+    """The account and the token of a request. `bot`: the bridge's own account, on behalf of `key` if there is one."""
 
     user_id: str
     device_id: str | None

@@ -1,8 +1,8 @@
 """Access tokens that Synapse answers 500 to. Pure.
 
-A token that is in no table of Synapse's is read as a macaroon, which guests have (its `verify_guest_token`, with
-pymacaroons 0.13): in base64, a version, then packets. Where that library trips over its own feet instead of refusing,
-Synapse answers 500: to `None`, which a script without a token says, as to what an attacker makes up.
+Synapse reads a token that it does not know as a macaroon, as guests have (its `verify_guest_token`, with pymacaroons
+0.13): in base64, a version, then packets. Where that library raises another error than a refusal, Synapse answers
+500: to `None`, which a script without a token sends, as well as to tokens that an attacker makes up.
 """
 
 import base64
@@ -13,13 +13,13 @@ _HEX: Final = b"0123456789abcdef"  # a macaroon of version 1 begins with the len
 _VERSION_2: Final = b"\2"
 _OF_CAVEAT: Final = frozenset((b"vid", b"cl"))
 _KEYS: Final = frozenset((b"location", b"identifier", b"cid", b"signature")) | _OF_CAVEAT
-# What base64 of a byte of _HEX begins with; and what is not of base64, and may stand before it.
+# The first characters of a byte of _HEX in base64; and those outside base64, which may precede it.
 _BEGINS: Final = frozenset("MNOYZ")
 _SKIPPED: Final = frozenset(map(chr, range(33, 127))) - set(ascii_letters + digits + "-_+/")
 
 
 def breaks(token: str) -> bool:
-    """Whether Synapse answers 500 to this, if it knows no such token. Never to what any homeserver gives out."""
+    """Whether Synapse answers 500 to this unknown token. False for every token that a homeserver issues."""
     if token[:1] not in _BEGINS and token[:1] not in _SKIPPED:
         return False
     data = _decoded(token)
@@ -29,13 +29,13 @@ def breaks(token: str) -> bool:
 
 
 def may_break(token: str) -> bool:
-    """Whether Synapse may answer 500 to this; 1 of 3,000 random tokens, which may be good ones, are such, too."""
+    """Whether Synapse may answer 500 to this; true of 1 in 3,000 random tokens, which may be valid."""
     data = _decoded(token)
     return data is not None and data[:1] == _VERSION_2 and _breaks_version_2(data[1:])
 
 
 def _decoded(token: str) -> bytes | None:
-    """As Python's base64 reads it, which skips what is not of its alphabet; None where it cannot."""
+    """Decoded as by Python's base64, which skips other characters; None where that fails."""
     try:
         return base64.urlsafe_b64decode(token + "=" * (-len(token) % 4))
     except ValueError:
@@ -51,7 +51,7 @@ def _breaks_version_1(data: bytes) -> bool:
             length = int(data[at : at + 4], 16)
         except ValueError:
             return False
-        if length <= 0:  # back to where it has been: a 401 at best, and perhaps for ever
+        if length <= 0:  # back to where it was: a 401 at best, and perhaps an endless loop
             return True
         key = data[at + 4 : at + length].split(b" ")[0]
         if key not in _KEYS:

@@ -1,50 +1,45 @@
-"""An event comes in, is checked, and is written down for its room.
-
-Nothing is asked of the homeserver before the payload is known to be right.
-"""
+"""Check an event, and write it down for its room. The homeserver is asked nothing before the payload is valid."""
 
 import asyncio
 import hashlib
 import json
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
-from typing import Any, Literal, ParamSpec, TypeVar
+from typing import Any, Literal
 
 from flowbridge import log, metrics
-from flowbridge.auth.callers import Callers, Credential
+from flowbridge.auth import scopes
+from flowbridge.auth.callers import Credential
 from flowbridge.auth.room_access import RoomAccess
 from flowbridge.auth.tokens import Tokens
-from flowbridge.delivery import Courier
-from flowbridge.delivery.write_queue import Outcome, Ticket
+from flowbridge.delivery import Worker
+from flowbridge.delivery.pending import Outcome, PendingDelivery
 from flowbridge.errors import BadContent, Conflict, Problem, TooLarge
 from flowbridge.events import Catalogue, Entry, canonical_json, payload
-from flowbridge.homeserver import paths
+from flowbridge.homeserver import identifiers
 from flowbridge.limits.processor import Account, Aside
 from flowbridge.models import Caller, Event, Payload, Surface
 from flowbridge.services import room_upgrades
-from flowbridge.store import Row, outbox
+from flowbridge.store import Row, clock, outbox
 from flowbridge.store.errors import ShareTaken
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 MAX_CONTENT_BYTES = 62_000  # of the 65,536 that a whole event may have (specification, "Size limits")
 LARGE_BYTES = 16_384  # a larger body is read and checked outside the event loop
 MAX_TXN_IDS = 10_000
 MEMBER = "m.room.member"
 MAX_HELD_BACK = 10_000
-HELD_BACK = 0.1  # of the time after which a caller with more than its share should come again
+HELD_BACK = 0.1  # of the time after which a caller beyond its share should try again
 
 
 @dataclass(frozen=True, slots=True)
 class How:
-    """How an event came: by which surface, under which key (Idempotency-Key or txnId), with which body.
+    """How an event came: on which surface, under which key (Idempotency-Key or txnId), in which body.
 
-    `waits`: the caller wants to know how it ends, and will ask the courier once.
+    `waits`: the caller wants its outcome, and will ask the worker for it once.
     """
 
     surface: Surface
@@ -55,13 +50,13 @@ class How:
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """An accepted event. `replayed`: the same had been accepted before, under the same key.
+    """An accepted event. `replayed`: it had been accepted before, under the same key.
 
-    `waits`: the caller may ask the courier, once, how it ends.
+    `waits`: the caller may ask the worker for its outcome, once.
     """
 
     caller: Caller
-    ticket: Ticket
+    pending: PendingDelivery
     replayed: bool = False
     waits: bool = True
 
@@ -72,30 +67,28 @@ class Acceptance:
     def __init__(
         self,
         catalogue: Catalogue,
-        callers: Callers,
-        aliases: RoomAccess,
+        room_access: RoomAccess,
         tokens: Tokens,
-        courier: Courier,
+        worker: Worker,
         *,
         reused_txn_id: Literal["send", "replay"] = "send",
         guests: Account | None = None,
     ) -> None:
         self.catalogue = catalogue
-        self._callers = callers
-        self._room_access = aliases
-        self._thread = Aside("check", "bodies that are being checked", guests)
+        self._room_access = room_access
+        # Callers take turns with its threads: fifty hostile bodies of one caller share the time of one.
+        self._aside = Aside("check", "bodies that are being checked", guests).run
         self._tokens = tokens
-        self._instance, self._numbers = secrets.token_urlsafe(16), count()
-        self._courier = courier
+        self._worker = worker
         self._reused_txn_id = reused_txn_id
-        self._txn_ids: dict[str, str] = {}  # key → fingerprint of what was sent under it last
-        self._deliveries = _names()
+        self._txn_ids: dict[str, str] = {}  # key → fingerprint of the content last sent under it
+        self._deliveries = _ids()
         self._held_back: dict[Credential, tuple[float, ShareTaken]] = {}
 
     def check_share(self, credential: Credential) -> None:
-        """Raises ShareTaken, before a body is read, for a caller that was told so a moment ago.
+        """Raises ShareTaken, before a body is read, for a caller that was refused with it shortly before.
 
-        To read and check 60 kB takes ten times as long as to refuse them.
+        Reading and checking 60 kB takes ten times as long as refusing them.
         """
         found = self._held_back.get(credential) if self._held_back else None
         if found is None:
@@ -106,11 +99,11 @@ class Acceptance:
         del self._held_back[credential]
 
     def read(self, body: bytes, content_type: str, event_type: str, surface: Surface) -> Payload:
-        """Any of the body shapes. Raises a 4xx MatrixError."""
-        return payload.read(body, content_type, event_type, self.catalogue.required(event_type), surface)
+        """Read a body of any shape. Raises a 4xx MatrixError."""
+        return payload.read(body, content_type, event_type, self.catalogue.required, surface)
 
     async def receive(self, body: bytes, content_type: str, event_type: str, surface: Surface) -> Payload:
-        """As `read`; a large body does not hold up the event loop."""
+        """As `read`, in a thread for a large body."""
         if len(body) < LARGE_BYTES:
             return self.read(body, content_type, event_type, surface)
         found = await self._aside(self.read, body, content_type, event_type, surface)
@@ -119,14 +112,12 @@ class Acceptance:
     async def check(self, room: str, event_type: str, found: Payload, *, as_state: bool) -> Event:
         """The event that would be sent. Raises BadContent with every problem, or TooLarge.
 
-        `as_state`: the path says that it is a state event. Else the catalogue does, or the body by a state key.
+        `as_state`: the path says that it is a state event. Otherwise the catalogue, or a state key in the body, does.
         """
         entry = self.catalogue.select(event_type, found.content)
-        if found.size >= LARGE_BYTES:
-            return await self._aside(self._check, room, event_type, entry, found, as_state)
-        if entry is None or entry.validator.is_valid(found.content):
+        if found.size < LARGE_BYTES and (entry is None or entry.validator.is_valid(found.content)):
             return self._check(room, event_type, entry, found, as_state, is_valid=True)
-        # To find words for what is wrong takes 1,000 times as long as to see that it is.
+        # It is large, or wrong: explaining what is takes 1,000 times as long as seeing that something is.
         return await self._aside(self._check, room, event_type, entry, found, as_state)
 
     def _check(
@@ -144,10 +135,10 @@ class Acceptance:
                 f"the content is {len(content)} bytes of canonical JSON: an event holds at most {MAX_CONTENT_BYTES}"
             )
         if state_key:
-            paths.identifier(state_key, "state key")
+            identifiers.identifier(state_key, "state key")
         problems = [] if entry is None else _problems(entry, found, state_key, as_state, is_valid=is_valid)
-        if general := self.catalogue.general.problems(event_type, found.content):
-            known = {problem.pointer for problem in problems}  # a schema of the type says it more exactly
+        if general := self.catalogue.general_problems(event_type, found.content):
+            known = {problem.pointer for problem in problems}  # the type's own schema is more precise
             problems = [*problems, *(problem for problem in general if problem.pointer not in known)]
         if problems:
             raise BadContent(problems)
@@ -156,31 +147,32 @@ class Acceptance:
     async def accept(self, credential: Credential, event: Event, how: How) -> Receipt:
         """Write a checked event down, and hand it to the worker.
 
-        Raises Forbidden for a key that is not for this, Conflict for an Idempotency-Key that was used with other
-        content, StoreFull and StoreUnavailable.
+        Raises Forbidden for an API key that does not cover it, Conflict for an Idempotency-Key that was used with
+        other content, StoreFull and StoreUnavailable.
         """
-        permit = partial(self._callers.permit, credential, event.type)
+        permit = partial(scopes.permit, credential.key, event.type)
         caller, room_id = await self._room_access.enter(credential, event.room, permit, joins=True, writes=True)
         if event.type == MEMBER:
             _check_member(event, caller)
-        ticket = self._ticket(caller, room_id, event, how)
-        if how.waits and not self._courier.may_wait(ticket.caller):
+        pending = self._pending(caller, room_id, event, how)
+        if how.waits and not self._worker.may_wait(pending.caller):
             how = _unwaited(how)
-            ticket.waiters = 0
+        if how.waits:
+            pending.add_waiter()
         try:
-            self._courier.offer(ticket)
+            self._worker.offer(pending)
         except ShareTaken as error:
             self._hold_back(credential, error)
             raise
         if event.room.startswith("#"):
-            ticket.settled.add_done_callback(partial(self._doubt, caller, event.room, room_id))
-            self._courier.rouse(ticket.row.lane)  # the room has just been joined, perhaps
-        if ticket.idem is not None:
-            await ticket.committed
-            if ticket.existing is not None:
-                return await self._replayed(caller, ticket, ticket.existing, how)
+            pending.settled.add_done_callback(partial(self._doubt, caller, event.room, room_id))
+            self._worker.rouse(pending.row.lane)  # its caller may have joined the room a moment ago
+        if pending.idem is not None:
+            await pending.committed
+            if pending.existing is not None:
+                return await self._replayed(caller, pending, pending.existing, how)
         metrics.count(metrics.accepted, how.surface)
-        return Receipt(caller, ticket, waits=how.waits)
+        return Receipt(caller, pending, waits=how.waits)
 
     def _hold_back(self, credential: Credential, error: ShareTaken) -> None:
         if len(self._held_back) >= MAX_HELD_BACK:
@@ -189,17 +181,16 @@ class Acceptance:
         self._held_back[credential] = (time.monotonic() + seconds, error)
 
     def _doubt(self, caller: Caller, alias: str, room_id: str, settled: "asyncio.Future[Outcome | None]") -> None:
-        """A room that refuses what came by its alias may have been upgraded: the next event is not to go there."""
+        """A room that refuses an event that came by its alias may have been upgraded: send the next one elsewhere."""
         if settled.cancelled() or settled.exception() is not None:
             return
         outcome = settled.result()
         if outcome is not None and room_upgrades.is_forbidden(outcome.error):
             self._room_access.doubt(caller, alias, room_id)
 
-    def _ticket(self, caller: Caller, room_id: str, event: Event, how: How) -> Ticket:
+    def _pending(self, caller: Caller, room_id: str, event: Event, how: How) -> PendingDelivery:
         account = self._tokens.remember(caller)
         delivery = next(self._deliveries)
-        loop = asyncio.get_running_loop()
         row = Row(
             delivery=delivery,
             lane=f"{account}|{room_id}",
@@ -209,58 +200,58 @@ class Acceptance:
             state_key=event.state_key,
             content=event.content,
             txn_id=delivery,
-            accepted_at=outbox.now_ms(),
+            accepted_at=clock.now_ms(),
             api_key=caller.key.id if caller.key else None,
         )
-        ticket = Ticket(row, loop.create_future(), loop.create_future(), waiters=int(how.waits))
-        ticket.token = caller.token
-        ticket.committed.add_done_callback(_heard)  # who does not wait for the commit need not hear of its failure
-        if how.request != event.content:
-            ticket.request = how.request.decode("utf-8", "replace").replace("\0", "\ufffd")
-        if how.key is not None:
-            self._mark(ticket, caller, how, how.key)
-        return ticket
+        is_same = how.request == event.content
+        idem, fingerprint = self._idem(row, caller, how, how.key) if how.key is not None else (None, None)
+        return PendingDelivery(
+            row,
+            token=caller.token,
+            request=None if is_same else how.request.decode("utf-8", "replace").replace("\0", "\ufffd"),
+            idem=idem,
+            fingerprint=fingerprint,
+        )
 
-    def _mark(self, ticket: Ticket, caller: Caller, how: How, key: str) -> None:
-        """Under which key it was accepted: by user, device (or API key), room and event type."""
-        row = ticket.row
-        ticket.fingerprint = _digest(row.content, (row.state_key or "").encode())
+    def _idem(self, row: Row, caller: Caller, how: How, key: str) -> tuple[str, str]:
+        """What its key stands for in the store, by user, device (or API key), room and event type; its fingerprint."""
+        fingerprint = _digest(row.content, (row.state_key or "").encode())
         who = row.api_key or caller.device_id or ""  # a bot may have another device at each replica
         scope = (caller.user_id, who, row.room_id, row.event_type)
-        ticket.idem = _digest(*(part.encode() for part in (*scope, how.surface, key)))
+        idem = _digest(*(part.encode() for part in (*scope, how.surface, key)))
         if how.surface == "matrix" and self._reused_txn_id == "send":
             # Real clients use a transaction id again for something else, and lose messages by it.
-            before = self._txn_ids.pop(ticket.idem, ticket.fingerprint)
-            if before != ticket.fingerprint:
-                log.warning("txn_id_reused", was=before, now=ticket.fingerprint, delivery=row.delivery)
+            before = self._txn_ids.pop(idem, fingerprint)
+            if before != fingerprint:
+                log.warning("txn_id_reused", was=before, now=fingerprint, delivery=row.delivery)
             elif len(self._txn_ids) >= MAX_TXN_IDS:
                 del self._txn_ids[next(iter(self._txn_ids))]
-            self._txn_ids[ticket.idem] = ticket.fingerprint
-            ticket.idem = _digest(ticket.idem.encode(), ticket.fingerprint.encode())
+            self._txn_ids[idem] = fingerprint
+            idem = _digest(idem.encode(), fingerprint.encode())
+        return idem, fingerprint
 
-    async def _replayed(self, caller: Caller, ticket: Ticket, existing: Mapping[str, Any], how: How) -> Receipt:
+    async def _replayed(
+        self, caller: Caller, pending: PendingDelivery, existing: Mapping[str, Any], how: How
+    ) -> Receipt:
         """The delivery that was accepted under the same key before."""
-        if existing["fingerprint"] != ticket.fingerprint and how.surface == "flow":
+        if existing["fingerprint"] != pending.fingerprint and how.surface == "flow":
             log.warning(
-                "key_reused", was=existing["fingerprint"], now=ticket.fingerprint, delivery=existing["delivery"]
+                "key_reused", was=existing["fingerprint"], now=pending.fingerprint, delivery=existing["delivery"]
             )
             raise Conflict("this Idempotency-Key was used before, with other content")
         row = outbox.row_of(existing)
         if existing["state"] == "queued":
-            joined = await self._courier.join(row, waits=how.waits)
+            joined = await self._worker.join(row, waits=how.waits)
             return Receipt(caller, joined, replayed=True, waits=how.waits)
         error = json.loads(existing["error"]) if existing["error"] else None
-        settled = replace(ticket, row=row, settled=asyncio.get_running_loop().create_future(), waiters=1)
-        settled.settled.set_result(Outcome(existing["state"], existing["event_id"], error))
+        settled = PendingDelivery(row)
+        settled.add_waiter()
+        settled.answer(Outcome(existing["state"], existing["event_id"], error))
         return Receipt(caller, settled, replayed=True)
-
-    async def _aside(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Work in a thread, in turns with other callers, so that fifty hostile bodies of one share its time."""
-        return await self._thread.run(work, *args, **kwargs)
 
 
 def _unwaited(how: How) -> How:
-    """For a caller that waits for many outcomes already: it hears that the event is queued, where there is a 202."""
+    """For a caller that waits for many outcomes already: on a surface with a 202 it hears that the event is queued."""
     if how.surface == "matrix":
         raise ShareTaken(
             "too many requests of this account wait for an outcome already: nothing was sent", retry_after_ms=1_000
@@ -285,20 +276,15 @@ def _problems(entry: Entry, found: Payload, state_key: str | None, as_state: boo
 
 
 def _check_member(event: Event, caller: Caller) -> None:
-    """Nobody joins, or knocks, for another user: to a join of a user of another server Synapse 1.163 answers 500."""
+    """No user joins, or knocks, for another: Synapse 1.163 answers 500 to a join of another server's user."""
     membership = json.loads(event.content).get("membership")
     if membership in ("join", "knock") and event.state_key != caller.user_id:
         message = f"is {membership!r}, which a user says of itself only: the state key is not {caller.user_id}"
         raise BadContent([Problem("/membership", message, MEMBER)])
 
 
-def _heard(future: "asyncio.Future[None]") -> None:
-    if not future.cancelled():
-        future.exception()
-
-
-def _names() -> Iterator[str]:
-    """Names of deliveries that nobody else gives. Chance once: for each it would be a system call."""
+def _ids() -> Iterator[str]:
+    """Unique delivery ids: a random prefix per process, then a counter (urandom per id costs a system call)."""
     prefix = secrets.token_urlsafe(12)
     return (f"{prefix}{number:x}" for number in count(1))
 

@@ -1,7 +1,7 @@
-"""Accounts: register, log in and out, and say whose token it is.
+"""Accounts: register, log in and out, and tell whose a token is.
 
-The guide registers in one call. Today's homeservers first answer 401 with a session and the stages that they ask for
-(specification, "User-Interactive Authentication API"); `register_at_once` goes through them for the caller.
+The guide registers in one call. Today's homeservers first answer 401 with a session and the stages that they require
+(specification, "User-Interactive Authentication API"); `register_at_once` completes them for the caller.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ from flowbridge.auth.callers import Callers, Credential
 from flowbridge.errors import BadRequest, Errcode, Forbidden, MatrixError
 from flowbridge.events import canonical_json
 from flowbridge.homeserver import Homeserver, answers, paths
-from flowbridge.homeserver.client import READ_LIMIT
+from flowbridge.homeserver.client import READ_LIMIT, success
 from flowbridge.homeserver.pool import Answer
 from flowbridge.homeserver.proxy_rules import Headers
 from flowbridge.settings import Settings
@@ -24,22 +24,22 @@ DUMMY = "m.login.dummy"
 PAGE = "/_matrix/static/client/login/"
 MAX_NAMED = 500  # characters of the stages that an error names
 
-_WISHES = ("device_id", "initial_device_display_name", "inhibit_login", "refresh_token")
+_OPTIONS = ("device_id", "initial_device_display_name", "inhibit_login", "refresh_token")
 
 
 class Accounts:
-    """Every method raises MatrixError with what the homeserver says, or that it says nothing."""
+    """Every method raises MatrixError with what the homeserver says, or that it does not answer."""
 
     def __init__(self, settings: Settings, homeserver: Homeserver, callers: Callers) -> None:
         self._homeserver = homeserver
         self._callers = callers
-        # A bare host is a server name; of an address nobody knows whose users are there.
+        # A bare host is a server name; an address does not tell whose users are there.
         self._server_name = "" if "://" in settings.base_url else settings.base_url
 
     async def register(self, body: Json, query: str, token: str, forwarded: Headers) -> tuple[int, Json]:
-        """200 and the account, or 401 and what the homeserver asks for. `token`: that of an application service.
+        """200 and the account, or 401 and what the homeserver requires. `token`: that of an application service.
 
-        `forwarded`, here and elsewhere: headers that tell the homeserver who calls.
+        `forwarded`, here and below: headers that tell the homeserver who calls.
         """
         target = f"{paths.CLIENT}/register{query}"
         request = canonical_json.write(body)
@@ -48,17 +48,17 @@ class Accounts:
             return 401, challenge
         return 200, self._with_server(answers.success(answer))
 
-    async def register_at_once(self, wish: Mapping[str, Any], forwarded: Headers) -> Json:
+    async def register_at_once(self, given: Mapping[str, Any], forwarded: Headers) -> Json:
         """The old way: `{"user_id"?, "password"?}` → access_token, device_id, home_server, user_id.
 
-        Without a name the homeserver chooses one; without a password nobody knows it. Raises Forbidden when the
-        homeserver asks for a stage that only the caller could complete.
+        Without a name the homeserver chooses one; without a password a random one is set, and not told. Raises
+        Forbidden when the homeserver requires a stage that only the caller could complete.
         """
-        body = {key: wish[key] for key in _WISHES if key in wish}
-        name = wish.get("user_id", wish.get("username", wish.get("user")))
+        body = {key: given[key] for key in _OPTIONS if key in given}
+        name = given.get("user_id", given.get("username", given.get("user")))
         if name is not None:
             body["username"] = await self._localpart(name)
-        body["password"] = wish.get("password", secrets.token_urlsafe(32))
+        body["password"] = given.get("password", secrets.token_urlsafe(32))
         status, found = await self.register(body, "", "", forwarded)
         if status == 401:
             status, found = await self.register({**body, "auth": _completed(found)}, "", "", forwarded)
@@ -68,10 +68,10 @@ class Accounts:
 
     async def flows(self) -> Json:
         """The ways to log in."""
-        return answers.success(await self._homeserver.guest_call("GET", f"{paths.CLIENT}/login", limit=READ_LIMIT))
+        return await success(await self._homeserver.guest_call("GET", f"{paths.CLIENT}/login", limit=READ_LIMIT))
 
     async def login(self, body: Json, token: str, public_url: str, forwarded: Headers) -> Json:
-        """Log in; `user` is what `identifier` was before 2018. Clients are told to come back to `public_url`."""
+        """Log in; before 2018 `user` stood for `identifier`. The answer points clients at `public_url`."""
         if "user" in body and "identifier" not in body:
             body = {**body, "identifier": {"type": "m.id.user", "user": body["user"]}}
         request, target = canonical_json.write(body), f"{paths.CLIENT}/login"
@@ -82,41 +82,39 @@ class Accounts:
         return found
 
     async def logout(self, token: str, query: str = "", *, everywhere: bool) -> None:
-        """End this token or, `everywhere`, all of its user's. `query`: as whom an application service does."""
+        """End this token or, `everywhere`, all of its user's. `query`: the user that an application service acts as."""
         target = f"{paths.CLIENT}/logout{'/all' if everywhere else ''}{query}"
-        user = await self._callers.user_of(token) if everywhere else None
+        user = await self._callers.identities.user_of(token) if everywhere else None
         answer = await self._homeserver.call("POST", target, token=token, body=b"{}")
         if answer.status in (200, 401):
-            self._callers.forget(token)
+            self._callers.identities.forget(token)
         if answer.status == 200 and everywhere:
-            self._callers.forget_user(user)
+            self._callers.identities.forget_user(user)
         answers.success(answer)
 
     async def whoami(self, credential: Credential, query: str = "") -> Json:
-        """user_id, device_id and is_guest, from the homeserver itself; and what the API key may do, if it is one.
+        """user_id, device_id and is_guest, from the homeserver itself; and the scopes of an API key.
 
-        `query`: as whom an application service asks.
+        `query`: the user that an application service acts as.
         """
         caller = await self._callers.identify(credential)
-        try:
-            target = f"{paths.CLIENT}/account/whoami{query}"
+        target = f"{paths.CLIENT}/account/whoami{query}"
+        with self._callers.as_(caller):
             found = answers.success(await self._homeserver.call("GET", target, token=caller.token))
-        except MatrixError as error:
-            raise self._callers.refused(caller, error) from None
         if (key := credential.key) is not None:
             scopes = {"rooms": key.rooms, "event_types": key.event_types, "admin": key.admin, "users": key.users}
             found["flowbridge"] = {"key": {"name": key.name, **scopes}}
         return found
 
     async def page(self) -> Answer:
-        """The homeserver's page for logging in with a browser; or where it says that there is one."""
+        """The homeserver's page for logging in with a browser, or its redirect to one."""
         answer = await self._homeserver.guest_call("GET", PAGE, limit=READ_LIMIT)
         if not 200 <= answer.status < 400:
             raise answers.error(answer)
         return answer
 
     async def _localpart(self, name: str) -> str:
-        """A user's name, which may have come as a whole user id."""
+        """A user's name, which may be given as a whole user id."""
         if not name.startswith("@"):
             return name
         localpart, colon, server = name[1:].partition(":")
@@ -128,15 +126,15 @@ class Accounts:
         return localpart
 
     async def _server(self) -> str:
-        """The homeserver's name, as users have it behind the colon; empty when it is not known."""
+        """The homeserver's name, as in its user ids; empty when it is not known."""
         if not self._server_name:
             with contextlib.suppress(MatrixError):
-                if (bot := await self._callers.bot()) is not None:
+                if (bot := await self._callers.bot.caller()) is not None:
                     self._server_name = server_of(bot.user_id)
         return self._server_name
 
     def _with_server(self, found: Json) -> Json:
-        """An account as old clients want it."""
+        """An account as old clients expect it."""
         user_id = found.get("user_id")
         if isinstance(user_id, str) and (server := server_of(user_id)):
             self._server_name = server
@@ -149,14 +147,14 @@ def server_of(user_id: str) -> str:
 
 
 def _ways(challenge: Mapping[str, Any]) -> list[list[str]]:
-    """The stages that are still to be completed, for each way that there is; the shortest first."""
+    """The stages that are still to be completed, for each way to do it, the shortest first."""
     done = _texts(challenge.get("completed"))
     ways = [_texts(flow.get("stages")) for flow in challenge["flows"] if isinstance(flow, dict)]
     return sorted(([stage for stage in way if stage not in done] for way in ways), key=len)
 
 
 def _completed(challenge: Mapping[str, Any]) -> Json:
-    """What to answer where m.login.dummy is all that is asked for. Raises Forbidden."""
+    """The `auth` to send where m.login.dummy is all that is required. Raises Forbidden."""
     ways = _ways(challenge)
     if [DUMMY] not in ways:
         raise _unmet(ways)

@@ -1,4 +1,4 @@
-"""The second use case: what is in rooms, and what happens in them, is read on somebody's behalf.
+"""The second use case: reading what is in rooms, and what happens in them, on a caller's behalf.
 
 Members, messages and state are the homeserver's own answers. `initialSync` and `events`, which few homeservers still
 have, are always made of `/sync` and `/messages`: the same answer in front of each. The tokens are the homeserver's own.
@@ -6,22 +6,23 @@ Nothing here joins a room.
 """
 
 import asyncio
-import json
 import time
 from collections.abc import Awaitable, Mapping
 from functools import partial
 from typing import Any, TypeVar
 
+from flowbridge.auth import scopes
 from flowbridge.auth.callers import Callers, Credential
 from flowbridge.auth.room_access import RoomAccess
-from flowbridge.errors import BadGateway, BadRequest, Errcode, Forbidden, HomeserverError
-from flowbridge.homeserver import Homeserver, large_json, paths
+from flowbridge.errors import BadRequest, Errcode, Forbidden, HomeserverError
+from flowbridge.homeserver import Homeserver, identifiers, large_json, paths
 from flowbridge.homeserver.client import READERS
+from flowbridge.homeserver.sync import NOTHING, ROOMS_ALONE, Batch, Json, Page, SyncClient, section
 from flowbridge.limits import peer
+from flowbridge.limits.cache import Cache
 from flowbridge.limits.concurrency import Limiter
 from flowbridge.models import Caller
 from flowbridge.services import legacy_events
-from flowbridge.services.legacy_events import Json
 
 T = TypeVar("T")
 
@@ -40,38 +41,37 @@ LOOKS_AT_ONCE = 16  # into the room directory, for one snapshot
 VISIBILITY_SECONDS = 60.0  # how long it is remembered whether a room is in the directory
 MAX_VISIBILITIES = 10_000
 
-_NOTHING: Json = {"room": {"rooms": []}, "presence": {"types": []}, "account_data": {"types": []}}
 _NAMES: Json = {
-    **_NOTHING,
     "room": {
         "timeline": {"limit": 1},  # a room without any event would be left out
         "state": {"types": ["m.room.name", "m.room.canonical_alias"]},
-        "ephemeral": {"types": []},
-        "account_data": {"types": []},
+        "ephemeral": NOTHING,
+        "account_data": NOTHING,
     },
+    **ROOMS_ALONE,
 }
 
 
 class History:
     """Every answer is JSON in bytes. Every method raises MatrixError."""
 
-    def __init__(self, callers: Callers, aliases: RoomAccess, homeserver: Homeserver) -> None:
+    def __init__(self, callers: Callers, room_access: RoomAccess, homeserver: Homeserver) -> None:
         self._callers = callers
-        self._room_access = aliases
+        self._room_access = room_access
         self._homeserver = homeserver
         self._snapshots = Limiter("snapshots of rooms that are being made", MAX_SNAPSHOTS, MAX_SNAPSHOTS_OF_ONE)
         self._waiting = Limiter("calls that wait for events", MAX_POLLS, MAX_POLLS_OF_ONE)
         self._reads = Limiter("reads of rooms that are going on", MAX_READS, MAX_READS_OF_ONE)
-        self._polls: set[asyncio.Future[tuple[bytes, Any]]] = set()
-        self._hushed = False
-        self._visibilities: dict[str, tuple[str, float]] = {}
+        self._polls: set[asyncio.Task[Batch]] = set()
+        self._is_stopping = False
+        self._visibilities = Cache[str, str](MAX_VISIBILITIES, VISIBILITY_SECONDS)
 
     async def page(
         self, credential: Credential, room: str, what: str, query: Mapping[str, str], *, old: bool = False
     ) -> bytes:
         """The homeserver's own list of a room's members, messages or state; `old`: with the old fields, too."""
         caller, room_id = await self._enter(credential, room)
-        body, value = await self._get(caller, paths.room_target(room_id, what, query))
+        body, value = await self._read(caller, paths.room_target(room_id, what, query), token=caller.token)
         if not old or not isinstance(value, dict | list):
             return body
         return await large_json.aside(len(body), lambda: large_json.write(legacy_events.page(value)))
@@ -80,8 +80,8 @@ class History:
         """The rooms that the caller is in, of an API key with rooms those: ids, names and aliases, sorted by name."""
         caller = await self._callers.identify(credential)
         async with self._snapshots.turn(peer.who(), SNAPSHOT_SECONDS):
-            _, sync = await self._sync(caller, _NAMES)
-        found = legacy_events.named_rooms(sync)
+            batch = await self._state(caller, _NAMES)
+            found = await large_json.aside(batch.size, legacy_events.named_rooms, batch.value)
         if credential.key is not None and credential.key.rooms:
             scope = await self._room_access.scope(caller, credential.key)
             found = [room for room in found if room["room_id"] in scope]
@@ -92,16 +92,18 @@ class History:
 
         `archived`: and those that it has left.
         """
-        self._callers.permit_reading(credential)
+        scopes.permit_reading(credential.key)
         caller = await self._callers.identify(credential)
         filter_ = {"room": {"timeline": {"limit": min(limit, MAX_TIMELINE)}, "include_leave": archived}}
         async with self._snapshots.turn(peer.who(), SNAPSHOT_SECONDS):
-            size, sync = await self._sync(caller, filter_)
-            rooms = [room_id for _, room_id in legacy_events.rooms_of(sync)]
+            batch = await self._state(caller, filter_)
+            rooms = [room_id for _, room_id in legacy_events.rooms_of(batch.value)]
             visibilities = await self._visibility(caller, rooms)
-            return await large_json.aside(
-                size, lambda: large_json.write(legacy_events.snapshot(sync, caller.user_id, visibilities), levels=4)
-            )
+
+            def made() -> bytes:
+                return large_json.write(legacy_events.snapshot(batch.value, caller.user_id, visibilities), levels=4)
+
+            return await large_json.aside(batch.size, made)
 
     async def room_snapshot(self, credential: Credential, room: str, limit: int) -> bytes:
         """One room: its state and newest events, also when the caller has left it, or when everybody may read it.
@@ -110,90 +112,90 @@ class History:
         leaves the m.room.create of room version 12 out.
         """
         caller, room_id = await self._enter(credential, room)
-        only = {"rooms": [room_id], "timeline": {"limit": 1}, "state": {"types": []}, "include_leave": True}
+        only = {"rooms": [room_id], "timeline": {"limit": 1}, "state": NOTHING, "include_leave": True}
         async with self._snapshots.turn(peer.who(), SNAPSHOT_SECONDS):
-            _, sync = await self._sync(caller, {"room": only})
+            sync = (await self._state(caller, {"room": only})).value
             kind = next((kind for kind, found in legacy_events.rooms_of(sync) if found == room_id), "")
             visibility = (await self._visibility(caller, [room_id]))[room_id]
             if kind == "invite":
                 invited = legacy_events.room(sync, caller.user_id, kind, room_id)
                 return large_json.write({**invited, "visibility": visibility})
-            body, state = await self._get(caller, paths.room_target(room_id, "state", {}))
-            query = {"dir": "b", "from": sync["next_batch"], "limit": str(limit)}
-            page, recent = await self._get(caller, paths.room_target(room_id, "messages", query))
-            return await large_json.aside(
-                len(body) + len(page),
-                lambda: large_json.write(legacy_events.room_snapshot(sync, kind, room_id, state, recent, visibility)),
-            )
+            body, state = await self._read(caller, paths.room_target(room_id, "state", {}), token=caller.token)
+            newest = await self._messages(caller, room_id, sync["next_batch"], limit=limit)
+
+            def made() -> bytes:
+                return large_json.write(legacy_events.room_snapshot(sync, kind, room_id, state, newest, visibility))
+
+            return await large_json.aside(len(body) + newest.size, made)
 
     async def events(self, credential: Credential, since: str, seconds: float, room: str = "") -> bytes:
         """What happened after the token `since` ("": now), in one room or in all; waits for it so many seconds.
 
-        Raises BadRequest for a token that is none, or that so much has happened since that it does not fit.
+        Raises BadRequest for what is not a token, and when too much has happened since then.
         """
         if room:
             caller, room_id = await self._enter(credential, room)
             if not await self._asked(caller, self._homeserver.is_joined(caller.token, room_id, caller.user_id)):
                 raise Forbidden("only a member of a room can listen to it")
         else:
-            self._callers.permit_reading(credential)
+            scopes.permit_reading(credential.key)
             caller, room_id = await self._callers.identify(credential), ""
         ends = time.monotonic() + seconds
-        start = paths.stream_token(since) or (await self._sync(caller, _NOTHING))[1]["next_batch"]
+        start = identifiers.stream_token(since)
+        if not start:
+            start = (await self._state(caller, {"room": {"rooms": []}, **ROOMS_ALONE})).next_batch
         end, size, chunk = start, 0, list[Json]()
-        while not chunk and not self._hushed:
-            size, sync = await self._poll(caller, _listening(room_id), end, max(0.0, ends - time.monotonic()))
-            whole = await self._missed(caller, sync, end)
-            size += EVENT_BYTES * sum(map(len, whole.values()))
-            chunk = await large_json.aside(size, legacy_events.chunk, sync, caller.user_id, whole)
-            before, end = end, sync["next_batch"]
+        while not chunk and not self._is_stopping:
+            batch = await self._poll(caller, _listening(room_id), end, max(0.0, ends - time.monotonic()))
+            whole = await self._missed(caller, batch, end)
+            size = batch.size + EVENT_BYTES * sum(map(len, whole.values()))
+            chunk = await large_json.aside(size, legacy_events.chunk, batch.value, caller.user_id, whole)
+            before, end = end, batch.next_batch
             if end == before or time.monotonic() >= ends:
                 break
         return await large_json.aside(size, large_json.write, {"chunk": chunk, "start": start, "end": end})
 
-    def hush(self) -> None:
-        """Whoever waits for events is answered now: the bridge stops."""
-        self._hushed = True
+    def stop(self) -> None:
+        """The bridge stops: answer every caller that waits for events."""
+        self._is_stopping = True
         for poll in self._polls:
             poll.cancel()
 
     async def _enter(self, credential: Credential, room: str) -> tuple[Caller, str]:
         """Who reads, and the id of the room."""
-        return await self._room_access.enter(credential, room, partial(self._callers.permit_reading, credential))
+        return await self._room_access.enter(credential, room, partial(scopes.permit_reading, credential.key))
 
-    async def _sync(self, caller: Caller, filter_: Json) -> tuple[int, Json]:
-        """How things stand: the size of a sync without a `since`, and the sync. Does not make the caller "online"."""
-        query = {"filter": _once(filter_), "set_presence": "offline", "timeout": "0"}
-        return _checked(*await self._get(caller, paths.sync_target(query), SNAPSHOT_SECONDS))
+    async def _state(self, caller: Caller, filter_: Json) -> Batch:
+        """How things stand: a sync without a `since`."""
+        return await self._client(caller).sync(caller.token, filter_, patience=SNAPSHOT_SECONDS)
 
-    async def _poll(self, caller: Caller, filter_: Json, since: str, seconds: float) -> tuple[int, Json]:
+    async def _poll(self, caller: Caller, filter_: Json, since: str, seconds: float) -> Batch:
         """A sync that waits; nothing new when the bridge stops meanwhile."""
-        query = {"filter": _once(filter_), "since": since, "timeout": str(int(seconds * 1000))}
-        patience = seconds + self._homeserver.deadline
         with self._waiting.hold(peer.who()):
-            asking = self._homeserver.read(paths.sync_target(query), token=caller.token, seconds=patience)
-            poll = asyncio.ensure_future(self._asked(caller, asking))
+            client, patience = SyncClient(self._homeserver.read), self._homeserver.deadline
+            asking = client.sync(caller.token, filter_, since=since, wait=seconds, patience=patience, online=True)
+            poll = asyncio.create_task(self._asked(caller, asking))
             self._polls.add(poll)
             try:
-                return _checked(*await poll)
+                return await poll
             except asyncio.CancelledError:
-                if not self._hushed:
+                if not self._is_stopping:
                     raise
-                return 0, {"next_batch": since}
+                return Batch({"next_batch": since}, since)
             finally:
                 self._polls.discard(poll)
 
-    async def _missed(self, caller: Caller, sync: Json, since: str) -> dict[str, list[Json]]:
+    async def _missed(self, caller: Caller, batch: Batch, since: str) -> dict[str, list[Json]]:
         """All events since then of the rooms whose timeline was cut short, by room id.
 
         From the newest one backwards, and not from where the timeline begins: the timeline of a room that was just
         joined begins before `since`.
         """
         whole: dict[str, list[Json]] = {}
-        for kind, room_id in legacy_events.rooms_of(sync):
-            if legacy_events.section(sync, "rooms", kind, room_id, "timeline").get("limited"):
+        for kind, room_id in legacy_events.rooms_of(batch.value):
+            if section(batch.value, "rooms", kind, room_id, "timeline").get("limited"):
                 try:
-                    whole[room_id] = await self._between(caller, room_id, since, sync["next_batch"])
+                    whole[room_id] = await self._between(caller, room_id, since, batch.next_batch)
                 except HomeserverError as error:
                     if error.status not in (403, 404):  # out of the room by now: there is no more than the timeline
                         raise
@@ -203,13 +205,11 @@ class History:
         found: list[Json] = []
         before = until
         while len(found) <= MAX_MISSED:
-            query = {"dir": "b", "from": before, "to": since, "limit": str(PAGE)}
-            _, page = await self._get(caller, paths.room_target(room_id, "messages", query))
-            chunk, end = legacy_events.events_of(page)
-            found += chunk
-            if not end or end == before:
+            page = await self._messages(caller, room_id, before, since, limit=PAGE)
+            found += page.events
+            if not page.end or page.end == before:
                 return found[::-1]
-            before = end
+            before = page.end
         raise BadRequest(
             f"more than {MAX_MISSED} events since this token in {room_id}: get all state (initialSync), "
             "and go on from its `end`"
@@ -220,49 +220,43 @@ class History:
         looks = asyncio.Semaphore(LOOKS_AT_ONCE)
 
         async def look(room_id: str) -> str:
-            known, until = self._visibilities.get(room_id, ("", 0.0))
-            if time.monotonic() < until:
+            if known := self._visibilities.get(room_id):
                 return known
             async with looks:
                 try:
                     found = "public" if await self._homeserver.is_public(caller.token, room_id) else "private"
                 except HomeserverError:  # it does not know the room, or has no directory
                     found = "private"
-            if len(self._visibilities) >= MAX_VISIBILITIES:
-                del self._visibilities[next(iter(self._visibilities))]
-            self._visibilities[room_id] = (found, time.monotonic() + VISIBILITY_SECONDS)
-            return found
+            return self._visibilities.put(room_id, found)
 
         return dict(zip(room_ids, await asyncio.gather(*map(look, room_ids)), strict=True))
 
-    async def _get(self, caller: Caller, target: str, seconds: float | None = None) -> tuple[bytes, Any]:
+    async def _messages(self, caller: Caller, room_id: str, before: str, since: str = "", *, limit: int) -> Page:
+        """Up to `limit` events, newest first."""
+        client = self._client(caller)
+        return await client.messages(caller.token, room_id, since=before, until=since, backwards=True, limit=limit)
+
+    def _client(self, caller: Caller) -> SyncClient:
+        return SyncClient(partial(self._read, caller))
+
+    async def _read(
+        self, caller: Caller, target: str, *, token: str, seconds: float | None = None, limit: int | None = None
+    ) -> tuple[bytes, Any]:
+        """As `Homeserver.read`, within the caller's share of the reads."""
         async with self._reads.turn(peer.who(), self._homeserver.deadline):
-            return await self._asked(caller, self._homeserver.read(target, token=caller.token, seconds=seconds))
+            asking = self._homeserver.read(target, token=token, seconds=seconds, limit=limit)
+            return await self._asked(caller, asking)
 
     async def _asked(self, caller: Caller, asking: Awaitable[T]) -> T:
         try:
             return await asking
         except HomeserverError as error:
-            if error.status == 400 and error.errcode == Errcode.UNKNOWN:  # Synapse, of a token that is none
+            if error.status == 400 and error.errcode == Errcode.UNKNOWN:  # Synapse, for what is not a token
                 raise BadRequest(error.error) from None
             raise self._callers.refused(caller, error) from None
 
 
 def _listening(room_id: str) -> Json:
-    """What a sync is to tell: all that happens, or what happens in one room."""
-    room: Json = {"timeline": {"limit": MAX_TIMELINE}, "state": {"types": []}}
-    if not room_id:
-        return {"room": room}
-    return {"room": {**room, "rooms": [room_id]}, "presence": {"types": []}, "account_data": {"types": []}}
-
-
-def _checked(body: bytes, sync: Any) -> tuple[int, Json]:
-    if not isinstance(sync, dict) or not isinstance(sync.get("next_batch"), str):
-        raise BadGateway("the homeserver's answer to a sync names no next_batch")
-    return len(body), sync
-
-
-def _once(filter_: Json) -> str:
-    """The filter, unlike any before, so that no sync is answered from memory."""
-    room = {**filter_["room"], "not_rooms": [paths.nowhere()]}
-    return json.dumps({**filter_, "room": room}, separators=(",", ":"))
+    """A filter: all that happens, or what happens in one room."""
+    room: Json = {"timeline": {"limit": MAX_TIMELINE}, "state": NOTHING}
+    return {"room": {**room, "rooms": [room_id]}, **ROOMS_ALONE} if room_id else {"room": room}

@@ -1,20 +1,20 @@
-"""The answers of the first client-server API, made of what homeservers answer today. Pure.
+"""The answers of the first client-server API, made of homeservers' current answers. Pure.
 
-What they look like: the guide "How to use the client-server API" (initialSync, events), and Synapse's own old
-endpoints for what it leaves open. Every event keeps its fields of today; `user_id`, `ts`, `age` and, for members,
-`membership` stand beside them.
+Their form is that of the guide "How to use the client-server API" (initialSync, events), and of Synapse's own old
+endpoints where the guide leaves it open. Every event keeps its current fields; `user_id`, `ts`, `age` and, for members,
+`membership` are added.
 """
 
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-Json = dict[str, Any]
+from flowbridge.homeserver.sync import Json, Page, listed, section
 
 _FROM_UNSIGNED = ("age", "prev_content", "replaces_state", "redacted_because")
 
 
 def event(found: Mapping[str, Any], room_id: str = "") -> Json:
-    """One event with the old fields, too. `room_id`: of a sync's events, which do not name it."""
+    """One event with the old fields, too. `room_id`: for the events of a sync, which do not name it."""
     old = {**found, "room_id": room_id} if room_id else dict(found)
     if "sender" in found:
         old["user_id"] = found["sender"]
@@ -31,8 +31,8 @@ def event(found: Mapping[str, Any], room_id: str = "") -> Json:
 def page(found: Any) -> Any:
     """A list of state events, or a page of members or messages, with the old fields.
 
-    An empty page of messages says nothing of an end any more; clients of that time read it all the same: it is where
-    the page began.
+    Current homeservers leave `end` out of an empty page of messages. Clients of that time read it all the same: it is
+    where the page began.
     """
     if isinstance(found, list):
         return _shaped(found)
@@ -58,21 +58,20 @@ def snapshot(sync: Mapping[str, Any], user_id: str, visibilities: Mapping[str, s
     }
 
 
-def room_snapshot(sync: Json, kind: str, room_id: str, state: Any, recent: Any, visibility: str) -> Json:
-    """`rooms/{roomId}/initialSync`, from the room's state, its newest messages, and what a sync says beside them.
+def room_snapshot(sync: Json, kind: str, room_id: str, state: Any, newest: Page, visibility: str) -> Json:
+    """`rooms/{roomId}/initialSync`, from the room's state, its newest events, and what a sync says beside them.
 
     `kind`: join, leave, or "" for a room that the caller is not in but may read. Presence is that of its members.
     """
     found = _shaped(state) if isinstance(state, list) else []
-    newest, before = events_of(recent)
     joined = {member.get("state_key") for member in found if member.get("membership") == "join"}
     return {
         "room_id": room_id,
         **({"membership": kind} if kind else {}),
         "visibility": visibility,
         "messages": {
-            "chunk": _shaped(newest[::-1]),
-            "start": before or sync["next_batch"],
+            "chunk": _shaped(newest.events[::-1]),
+            "start": newest.end or sync["next_batch"],
             "end": sync["next_batch"],
         },
         "state": found,
@@ -104,9 +103,9 @@ def room(sync: Mapping[str, Any], user_id: str, kind: str, room_id: str) -> Json
 
 
 def chunk(sync: Mapping[str, Any], user_id: str, whole: Mapping[str, list[Json]]) -> list[Json]:
-    """The events of a sync in one list: a room's in its order, rooms merged by time, then what is no room event.
+    """The events of a sync in one list: each room's in their order, rooms merged by time, then all other events.
 
-    `whole`: by room id all events since the sync before, for the rooms whose timeline was cut short.
+    `whole`: by room id, all events since the previous sync of the rooms whose timeline was cut short.
     """
     timed: list[tuple[float, Json]] = []
     others: list[Json] = []
@@ -126,7 +125,7 @@ def chunk(sync: Mapping[str, Any], user_id: str, whole: Mapping[str, list[Json]]
 
 
 def named_rooms(sync: Mapping[str, Any]) -> list[Json]:
-    """`room_id` of each joined room with its `name` and `canonical_alias`, as far as it has them; by name, then id."""
+    """`room_id` of each joined room, with its `name` and `canonical_alias` if it has them; sorted by name, then id."""
     found = []
     for room_id, data in section(sync, "rooms", "join").items():
         current = _current(listed(data, "state"), listed(data, "timeline"))
@@ -141,7 +140,7 @@ def named_rooms(sync: Mapping[str, Any]) -> list[Json]:
 
 
 def presence(found: Mapping[str, Any]) -> Json:
-    """An event of the presence stream; whose it is once stood in its content."""
+    """An event of the presence stream, whose content once named the user."""
     return {**found, "content": {**section(found, "content"), "user_id": found.get("sender")}}
 
 
@@ -150,35 +149,15 @@ def rooms_of(sync: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(kind, room_id) for kind in ("join", "invite", "leave") for room_id in section(sync, "rooms", kind)]
 
 
-def events_of(page: Any) -> tuple[list[Json], str]:
-    """The events of a page of messages, and where the next one begins ("" at the end)."""
-    chunk, end = (page.get("chunk"), page.get("end")) if isinstance(page, dict) else (None, None)
-    events = [found for found in chunk if isinstance(found, dict)] if isinstance(chunk, list) else []
-    return events, end if isinstance(end, str) else ""
-
-
-def section(value: Any, *names: str) -> Json:
-    """The object under these names; an empty one where there is none."""
-    for name in names:
-        value = value.get(name) if isinstance(value, dict) else None
-    return value if isinstance(value, dict) else {}
-
-
-def listed(value: Any, name: str) -> list[Json]:
-    """The `events` of a section of a sync."""
-    found = section(value, name).get("events")
-    return [each for each in found if isinstance(each, dict)] if isinstance(found, list) else []
-
-
 def _current(state: Iterable[Json], timeline: Iterable[Json]) -> Iterable[Json]:
-    """A room's state now: a sync tells that at the beginning of its timeline, and what changed it since."""
+    """A room's current state: a sync has the state before its timeline, and the events that changed it since."""
     now = {(found.get("type"), found.get("state_key")): found for found in state}
     now |= {(found.get("type"), found["state_key"]): found for found in timeline if "state_key" in found}
     return now.values()
 
 
 def _invite(data: Json, user_id: str, room_id: str) -> Json:
-    """The event that invites the caller; what it may know of the room lies beside it."""
+    """The event that invites the caller, with the stripped state of the room beside it."""
     stripped = listed(data, "invite_state")
     mine = next((e for e in stripped if e.get("type") == "m.room.member" and e.get("state_key") == user_id), {})
     return {**event(mine, room_id), "invite_room_state": [found for found in stripped if found is not mine]}

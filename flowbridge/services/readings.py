@@ -1,6 +1,6 @@
-"""Readings of the delivery log on callers' behalf: one at a time and callers in turns, however many each of them wants.
+"""Reads of the delivery log for callers: one at a time, and callers in turns, however many reads each of them wants.
 
-Accepting events must not wait for them, nor must other readers of the store.
+Neither accepting events nor other reads of the store must wait for them.
 """
 
 from collections.abc import Callable
@@ -21,21 +21,18 @@ class Readings:
         self._turn = Limiter("readings of the delivery log", 1, 1)
 
     async def read(self, work: Callable[[Connection], T]) -> T:
-        """What is committed. Raises StoreUnavailable; TooMany for a caller who has too many waiting."""
+        """Read what is committed. Raises StoreUnavailable; TooMany for a caller with too many reads waiting."""
         async with self._turn.turn(peer.who() or "here"):
             return await self._database.read(work)
 
     async def read_last(self, work: Callable[[Connection], T]) -> T:
-        """As `read`, with all that was asked of the writer before: an outcome that was told lingers on its way."""
+        """As `read`, after all writes queued before: an outcome may still be on its way to the disk."""
         async with self._turn.turn(peer.who() or "here"):
-            await self._database.flush(lingers=True)  # without a commit of its own, for which others would pay
+            await self._database.flush(lingers=True)  # without a commit of its own, which others would wait for
             return await self._database.read(work)
 
     async def find(self, work: Callable[[Connection], T | None]) -> T | None:
-        """As `read`, and what is not there is asked of the writer, who may be about to write it.
-
-        A 200 does not wait for the disk.
-        """
+        """As `read`; what is not there is looked up behind the queued writes: a 200 does not wait for the disk."""
         found = await self.read(work)
         if found is None:
             async with self._turn.turn(peer.who() or "here"):

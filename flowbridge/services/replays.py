@@ -1,4 +1,4 @@
-"""What a replay of a state event would overwrite: a room has only one topic, and somebody may have set it since."""
+"""What a replay of a state event would overwrite: a room has one topic, and another user may have set it since."""
 
 import json
 from collections.abc import Mapping
@@ -30,9 +30,9 @@ class Replays:
     async def check(self, row: Row, caller: Caller | None = None) -> None:
         """Raises WrongState when sending this state event again would overwrite what was set since, or is queued.
 
-        Its `flowbridge.current` is what the room holds. WrongState, too, when the account may not see the state;
-        Unavailable while the homeserver cannot be asked. `caller`: whose token to ask with; else that of the account
-        that sent the event, or the bot's. What is set between this look and the replay is overwritten all the same.
+        Its `flowbridge.current` is what the room holds. Raises WrongState, too, when the account may not see the
+        state, and Unavailable while the homeserver cannot be asked. `caller`: whose token to ask with; otherwise the
+        token of the account that sent the event, or the bot's. State set between this check and the replay is lost.
         """
         if newer := await self._readings.read_last(partial(delivery_log.queued_behind, row=row)):
             raise WrongState(
@@ -53,7 +53,7 @@ class Replays:
             )
 
     async def _current(self, row: Row, caller: Caller | None) -> dict[str, Any] | None:
-        """The state event that the room holds now; None where there is none."""
+        """The state event that the room holds now, if any."""
         target = (row["room_id"], row["event_type"], row["state_key"], "format=event")
         answer = await self._homeserver.read_state(await self._token(row, caller), *target, any_status=True)
         if answer.status == 404 and answers.error(answer).errcode == Errcode.NOT_FOUND:
@@ -67,16 +67,16 @@ class Replays:
             return caller.token
         if row["api_key"] is None and (known := await self._tokens.of(row["account"])) is not None:
             return known[2]
-        bot = await self._callers.bot()
+        bot = await self._callers.bot.caller()
         if bot is None:
             raise MatrixError("no token is known that could read the room", status=403)
         return bot.token
 
 
 def overwrites(row: Row, current: Mapping[str, Any]) -> bool:
-    """Whether this differs from what a delivery that is settled would set, and came after it.
+    """Whether the current state differs from a settled delivery's, and is newer than it.
 
-    A dead letter was meant for what was there when it was accepted: only what is newer would be overwritten unseen.
+    A dead letter was meant to replace what was there when it was accepted: only newer state would be lost unseen.
     """
     if current["content"] == json.loads(row["content"]):
         return False

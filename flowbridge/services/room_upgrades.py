@@ -1,4 +1,4 @@
-"""Room upgrades: an old room refuses events for ever, and its tombstone names the room that took its place.
+"""Room upgrades: an old room refuses events for ever, and its tombstone names its replacement.
 
 An alias usually moves to the new room at once (client-server API, "Room upgrades").
 """
@@ -8,20 +8,20 @@ from collections.abc import Mapping
 from typing import Any
 
 from flowbridge.errors import Errcode, MatrixError
-from flowbridge.homeserver import Homeserver, answers, paths
+from flowbridge.homeserver import Homeserver, answers, identifiers
 from flowbridge.models import Caller
 
 TOMBSTONE = "m.room.tombstone"
-SECONDS = 2.0  # for the look into the room: a caller waits for its refusal
+SECONDS = 2.0  # for reading the tombstone: a caller waits for its refusal
 
 
 def is_forbidden(error: Mapping[str, Any] | None) -> bool:
-    """Whether this is how an old room refuses an event."""
+    """Whether an old room refuses events with this error."""
     return error is not None and error.get("status") == 403 and error.get("errcode") == Errcode.FORBIDDEN
 
 
 async def explained(homeserver: Homeserver, caller: Caller, room_id: str, error: dict[str, Any]) -> dict[str, Any]:
-    """A 403 as the caller is told it: with the room that took this one's place, if there is one."""
+    """A 403 for the caller, with the room's replacement if there is one."""
     replacement = await _replacement(homeserver, caller.token, room_id)
     if replacement is None:
         return error
@@ -33,11 +33,11 @@ async def explained(homeserver: Homeserver, caller: Caller, room_id: str, error:
 
 
 async def _replacement(homeserver: Homeserver, token: str, room_id: str) -> str | None:
-    """None, too, when the account may not see it, or the homeserver does not say it in time."""
+    """The replacement; None also when the account may not see it, or the homeserver does not answer in time."""
     try:
         async with asyncio.timeout(SECONDS):
             answer = await homeserver.read_state(token, room_id, TOMBSTONE, "", "")
         found = answers.success(answer).get("replacement_room")
-        return found if isinstance(found, str) and paths.identifier(found, "room").startswith("!") else None
+        return found if isinstance(found, str) and identifiers.identifier(found, "room").startswith("!") else None
     except (MatrixError, TimeoutError):
         return None

@@ -1,4 +1,4 @@
-"""Rooms: make them, and be in them or not.
+"""Rooms: create them, and change who is in them.
 
 An API key acts as the bot, in the rooms of its scopes: membership is the event type `m.room.member`.
 """
@@ -7,9 +7,9 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, Literal
 
+from flowbridge.auth import scopes
 from flowbridge.auth.callers import Callers, Credential
 from flowbridge.auth.room_access import RoomAccess
-from flowbridge.errors import MatrixError
 from flowbridge.events import canonical_json
 from flowbridge.homeserver import Homeserver, answers, paths
 from flowbridge.limits import peer
@@ -24,30 +24,30 @@ Joined = Callable[[str, str], Awaitable[None]]
 MEMBER = "m.room.member"
 PATIENCE_SECONDS = 120.0  # a room of another server may take a minute to join
 MAX_AT_ONCE = 64  # of what may take so long: sends need the connections to the homeserver, too
-MAX_OF_ONE = 16  # of these for one caller
+MAX_OF_ONE = 16  # of one caller
 
 
 class Rooms:
     """Every method answers as the homeserver does, and raises MatrixError with what it says.
 
-    `joined` is told of each user who has joined a room, and its id: events may wait for that.
+    `joined`: called with each user who has joined a room, and the room's id: events may wait for that.
     """
 
     def __init__(
-        self, homeserver: Homeserver, callers: Callers, aliases: RoomAccess, *, joined: Joined | None = None
+        self, homeserver: Homeserver, callers: Callers, room_access: RoomAccess, *, joined: Joined | None = None
     ) -> None:
         self._homeserver = homeserver
         self._callers = callers
-        self._room_access = aliases
+        self._room_access = room_access
         self._turns = Limiter("rooms that are being made, joined or left", MAX_AT_ONCE, MAX_OF_ONE)
         self._joined = joined
 
     async def create(self, credential: Credential, body: Json, query: str = "") -> tuple[Caller, Json]:
-        """Make a room: room_id and, when a `room_alias_name` was asked for, room_alias as the guide prints it.
+        """Create a room. The answer has its room_id and, for a `room_alias_name`, room_alias as the guide prints it.
 
-        `query`: what else the caller says to the homeserver.
+        `query`: further parameters for the homeserver.
         """
-        self._callers.permit_all(credential)
+        scopes.permit_all(credential.key)
         caller = await self._callers.identify(credential)
         found = await self._post(caller, f"{paths.CLIENT}/createRoom{query}", body)
         if "room_alias_name" in body:
@@ -58,14 +58,14 @@ class Rooms:
     async def change(
         self, credential: Credential, room: str, action: Action, body: Json, query: str = ""
     ) -> tuple[Caller, Json]:
-        """Somebody's membership, or with join and leave one's own.
+        """Change a user's membership; with join and leave the caller's own.
 
-        `query`: what else the caller says to the homeserver: the servers to join by, or as whom a service acts.
+        `query`: further parameters for the homeserver: the servers to join by, or the user that a service acts as.
         """
         if action == "join" and credential.key is None:
             caller, room_id = await self._callers.identify(credential), room
         else:
-            permit = partial(self._callers.permit, credential, MEMBER)
+            permit = partial(scopes.permit, credential.key, MEMBER)
             caller, room_id = await self._room_access.enter(credential, room, permit)
         if action == "join" and (query or room.startswith("#")):
             target = paths.join_target(room)
@@ -79,11 +79,9 @@ class Rooms:
 
     async def _post(self, caller: Caller, target: str, body: Json) -> Json:
         async with self._turns.turn(peer.who(), self._homeserver.deadline):
-            try:
+            with self._callers.as_(caller):
                 request = canonical_json.write(body)
                 answer = await self._homeserver.call(
                     "POST", target, token=caller.token, body=request, deadline=PATIENCE_SECONDS
                 )
                 return answers.success(answer)
-            except MatrixError as error:
-                raise self._callers.refused(caller, error) from None

@@ -1,7 +1,7 @@
-"""The use case: an event is taken, waited for, and its caller told how it ended. Knows nothing of HTTP's headers.
+"""Send an event: accept it, wait for its outcome, and report that to the caller. Knows nothing of HTTP's headers.
 
-What a caller is told is the promise (docs/reliability.md): the event is in its room; it is refused, and why; it is
-queued and will be sent; or nobody knows, and how to find out.
+The report is the promise (docs/reliability.md): the event is in its room; it is refused, and why; it is queued and
+will be sent; or its outcome is unknown, and how to find out.
 """
 
 import time
@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from flowbridge import log
 from flowbridge.auth.callers import Callers, Credential
 from flowbridge.auth.room_access import RoomAccess
-from flowbridge.delivery import Courier
-from flowbridge.delivery.attempt import Carrier
-from flowbridge.delivery.write_queue import Outcome, Ticket
+from flowbridge.delivery import Worker
+from flowbridge.delivery.account_limits import AccountLimits
+from flowbridge.delivery.breaker import Breaker
+from flowbridge.delivery.pending import Outcome, PendingDelivery
 from flowbridge.errors import BadGateway, Errcode, GatewayTimeout, MatrixError
 from flowbridge.homeserver import Homeserver
 from flowbridge.models import Event
@@ -22,10 +23,10 @@ from flowbridge.services.acceptance import Acceptance, How, Receipt
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """What a caller is told of an event that was taken: exactly one of `event_id`, `error` and `status`.
+    """What a caller hears of an accepted event: exactly one of `event_id`, `error` and `status`.
 
-    `status`: it is accepted, and this is how far it is (queued, sent, dead); to answer with a 202. `replayed`: the same
-    had been accepted before, under the same key.
+    `status` (queued, sent, dead): how far it is; to be answered with a 202. `replayed`: it had been accepted before,
+    under the same key.
     """
 
     delivery: str
@@ -37,43 +38,45 @@ class Told:
 
 
 class Sender:
-    """Takes events of both surfaces.
+    """Sends events of both surfaces.
 
-    A Matrix client does not know a 202: instead of `status` it is told that nothing was sent, or that it may have been.
+    Matrix clients do not know a 202: instead of `status` they hear that nothing was sent, or that it may have been.
     """
 
     def __init__(
         self,
         acceptance: Acceptance,
         callers: Callers,
-        aliases: RoomAccess,
+        room_access: RoomAccess,
         homeserver: Homeserver,
-        courier: Courier,
-        carrier: Carrier,
+        worker: Worker,
+        limits: AccountLimits,
+        breaker: Breaker,
     ) -> None:
         self._acceptance = acceptance
         self._callers = callers
-        self._room_access = aliases
+        self._room_access = room_access
         self._homeserver = homeserver
-        self._courier = courier
-        self._carrier = carrier
+        self._worker = worker
+        self._limits = limits
+        self._breaker = breaker
 
     async def send(self, credential: Credential, event: Event, how: How, patience: float) -> Told:
-        """Take a checked event, and wait for its outcome for so many seconds, if `how` says that it is waited for.
+        """Accept a checked event and, if `how.waits`, wait for its outcome for `patience` seconds.
 
-        Raises what `Acceptance.accept` does: then nothing was taken.
+        Raises what `Acceptance.accept` does: then nothing was accepted.
         """
         receipt = await self._acceptance.accept(credential, event, how)
         waits = how.waits and receipt.waits
         ends = time.monotonic() + patience
         try:
-            outcome = await self._courier.wait(receipt.ticket, patience) if waits else None
+            outcome = await self._worker.wait(receipt.pending, patience) if waits else None
             if event.room.startswith("#") and outcome is not None and room_upgrades.is_forbidden(outcome.error):
                 receipt, outcome = await self._follow(credential, event, how, receipt, outcome, ends)
             if outcome is not None:
                 return await self._ended(receipt, outcome)
             if waits and how.surface == "matrix":
-                return _told(receipt, error=await self._unsettled(receipt.ticket))
+                return _told(receipt, error=await self._unsettled(receipt.pending))
             return _told(receipt, status=await self._accepted(receipt))
         except MatrixError as error:
             return _told(receipt, error=error)
@@ -81,11 +84,11 @@ class Sender:
     async def _follow(
         self, credential: Credential, event: Event, how: How, receipt: Receipt, outcome: Outcome, ends: float
     ) -> tuple[Receipt, Outcome | None]:
-        """Send an event again that the room of an alias refuses, when the alias leads to another room by now.
+        """Send an event again after its room refused it, when its alias leads to another room by now.
 
-        The refusal stays in the delivery log. It is also the answer where the new room lets nobody in.
+        The refusal stays in the delivery log. It is also the answer where the caller may not join the new room.
         """
-        row = receipt.ticket.row
+        row = receipt.pending.row
         try:
             if not await self._room_access.moved(receipt.caller, event.room, row.room_id):
                 return receipt, outcome
@@ -93,22 +96,22 @@ class Sender:
         except MatrixError as error:
             log.info("alias_not_followed", alias=event.room, room=row.room_id, error=error.error)
             return receipt, outcome
-        log.info("alias_moved", alias=event.room, room=row.room_id, now=again.ticket.row.room_id)
+        log.info("alias_moved", alias=event.room, room=row.room_id, now=again.pending.row.room_id)
         if not again.waits:
             return again, None
-        return again, await self._courier.wait(again.ticket, max(0.0, ends - time.monotonic()))
+        return again, await self._worker.wait(again.pending, max(0.0, ends - time.monotonic()))
 
     async def _accepted(self, receipt: Receipt) -> str:
-        """How far it is, once it is on the disk. Raises GatewayTimeout when the store does not say whether it is."""
-        ticket = receipt.ticket
+        """How far it is, once it is on the disk. Raises GatewayTimeout when the store cannot tell whether it is."""
+        pending = receipt.pending
         if not receipt.replayed:
             try:
-                await ticket.committed
+                await pending.committed
             except MatrixError:
-                if ticket.withdrawn:
+                if pending.withdrawn:
                     raise
                 raise GatewayTimeout("the store cannot be written, and the event may be on its way") from None
-        outcome = ticket.settled.result() if ticket.settled.done() else None
+        outcome = pending.settled.result() if pending.settled.done() else None
         return outcome.state if outcome is not None else "queued"
 
     async def _ended(self, receipt: Receipt, outcome: Outcome) -> Told:
@@ -116,7 +119,7 @@ class Sender:
             return _told(receipt, event_id=outcome.event_id)
         caller, found = receipt.caller, dict(outcome.error or {})
         if room_upgrades.is_forbidden(found):
-            found = await room_upgrades.explained(self._homeserver, caller, receipt.ticket.row.room_id, found)
+            found = await room_upgrades.explained(self._homeserver, caller, receipt.pending.row.room_id, found)
         error = MatrixError(
             found.pop("error", ""),
             errcode=found.pop("errcode", None),
@@ -125,19 +128,19 @@ class Sender:
         error.extra = found
         return _told(receipt, error=self._callers.refused(caller, error))
 
-    async def _unsettled(self, ticket: Ticket) -> MatrixError:
-        """What a Matrix client is told instead of a 202, which it would not know."""
-        account = ticket.row.account
-        pause = self._carrier.pause_of(account)
-        if not await self._courier.withdraw(ticket):
+    async def _unsettled(self, pending: PendingDelivery) -> MatrixError:
+        """The answer for a Matrix client instead of a 202, which it would not know."""
+        account = pending.row.account
+        pause = self._limits.pause_of(account)
+        if not await self._worker.withdraw(pending):
             return GatewayTimeout(
                 "the homeserver has not answered yet: the event may be sent; the same txnId finds out"
             )
-        if ticket.row.api_key is not None and (reason := self._carrier.distrusted.get(account)):
+        if pending.row.api_key is not None and (reason := self._limits.distrusted.get(account)):
             return BadGateway(f"nothing was sent: the homeserver does not accept the bridge's own account: {reason}")
-        if ticket.attempts:
-            return BadGateway(f"nothing was sent: {ticket.history[-1]['error']}")
-        if self._carrier.is_away:
+        if pending.attempts:
+            return BadGateway(f"nothing was sent: {pending.history[-1]['error']}")
+        if self._breaker.is_open:
             return BadGateway("nothing was sent: the homeserver is away")
         return MatrixError(
             "nothing was sent: other events go first",
@@ -148,4 +151,4 @@ class Sender:
 
 
 def _told(receipt: Receipt, *, event_id: str | None = None, error: MatrixError | None = None, status: str = "") -> Told:
-    return Told(receipt.ticket.row.delivery, receipt.caller.user_id, receipt.replayed, event_id, error, status)
+    return Told(receipt.pending.row.delivery, receipt.caller.user_id, receipt.replayed, event_id, error, status)

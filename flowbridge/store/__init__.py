@@ -1,7 +1,8 @@
-"""What is accepted is written down here first, and stays until it is settled."""
+"""The only SQL: accepted events are written down here first, and stay until they are settled."""
 
 from flowbridge.store.database import Database
 from flowbridge.store.errors import StoreAbsent, StoreError, StoreFull, StoreUnavailable, StoreUnsure
-from flowbridge.store.outbox import Fence, Row
+from flowbridge.store.leases import Fence
+from flowbridge.store.outbox import Row
 
 __all__ = ["Database", "Fence", "Row", "StoreAbsent", "StoreError", "StoreFull", "StoreUnavailable", "StoreUnsure"]

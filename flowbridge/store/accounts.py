@@ -1,4 +1,4 @@
-"""Accounts: which user it is, and its tokens, one for each device, encrypted, for as long as a queued event needs them.
+"""Accounts: the user of each, and its tokens, one per device, encrypted, for as long as a queued event needs them.
 
 A token that the homeserver refused is not used again until the homeserver has said whose it is.
 """
@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, and_, delete, func, select, update
-from sqlalchemy.dialects import postgresql, sqlite
 
+from flowbridge.store.statements import QUEUED, insert
 from flowbridge.store.tables import accounts, outbox, tokens
 
 
@@ -22,7 +22,7 @@ class Stored(NamedTuple):
 
 
 def account_of(user_id: str) -> str:
-    """A user, whatever device sends next."""
+    """The account of a user: the same on all of its devices."""
     return hashlib.sha256(user_id.encode()).hexdigest()[:24]
 
 
@@ -31,7 +31,7 @@ def token_hash(token: str) -> str:
 
 
 def write(connection: Connection, note: Mapping[str, Any]) -> None:
-    """Write what was learnt of an account: whose it is, a token of its that was seen, or one, or all, refused."""
+    """Record what was learnt of an account: its user, a token that was seen, or that one, or all, were refused."""
     if "refused_at" in note:
         refused = [tokens.c.account == note["account"]]
         if "token_hash" in note:
@@ -40,7 +40,7 @@ def write(connection: Connection, note: Mapping[str, Any]) -> None:
     elif "token_hash" in note:
         remember(connection, note)
     else:
-        _know(connection, note)
+        _remember_user(connection, note)
 
 
 def remember(connection: Connection, seen: Mapping[str, Any]) -> None:
@@ -48,8 +48,7 @@ def remember(connection: Connection, seen: Mapping[str, Any]) -> None:
 
     The account comes first: its row keeps two replicas from waiting for each other in a circle.
     """
-    _know(connection, seen)
-    build = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+    _remember_user(connection, seen)
     if seen["device_id"] is not None:  # a device has one token
         connection.execute(
             delete(tokens).where(
@@ -60,16 +59,15 @@ def remember(connection: Connection, seen: Mapping[str, Any]) -> None:
         )
     values = {name: seen[name] for name in ("account", "device_id", "token", "seen_at")}
     connection.execute(
-        build(tokens)
+        insert(connection, tokens)
         .values(token_hash=seen["token_hash"], **values)
         .on_conflict_do_update(index_elements=["token_hash"], set_={**values, "refused_at": None})
     )
 
 
-def _know(connection: Connection, whose: Mapping[str, Any]) -> None:
-    build = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
-    user = {"user_id": whose["user_id"]}
-    statement = build(accounts).values(account=whose["account"], **user)
+def _remember_user(connection: Connection, seen: Mapping[str, Any]) -> None:
+    user = {"user_id": seen["user_id"]}
+    statement = insert(connection, accounts).values(account=seen["account"], **user)
     connection.execute(statement.on_conflict_do_update(index_elements=["account"], set_=user))
 
 
@@ -84,7 +82,7 @@ def by_token(connection: Connection, token: str) -> tuple[str, str | None] | Non
 
 
 def tokens_of(connection: Connection, account: str, *, refused: bool = False) -> list[Stored]:
-    """The tokens of an account that may be good, or those that were refused; the one seen last first."""
+    """The tokens of an account that may be good, or those that were refused; the one seen last comes first."""
     wanted = tokens.c.refused_at.is_not(None) if refused else tokens.c.refused_at.is_(None)
     found = connection.execute(
         select(accounts.c.user_id, tokens.c.device_id, tokens.c.token)
@@ -96,12 +94,12 @@ def tokens_of(connection: Connection, account: str, *, refused: bool = False) ->
 
 
 def queued(connection: Connection) -> list[tuple[str, str | None, int]]:
-    """The accounts with queued events: whose each is, if that is known, and how many; those with the most first."""
+    """The accounts with queued events: the user, if it is known, and how many; those with the most first."""
     number = func.count().label("number")
     found = connection.execute(
         select(outbox.c.account, accounts.c.user_id, number)
         .outerjoin(accounts, accounts.c.account == outbox.c.account)
-        .where(outbox.c.state == "queued")
+        .where(QUEUED)
         .group_by(outbox.c.account, accounts.c.user_id)
         .order_by(number.desc(), outbox.c.account)
     )
@@ -110,13 +108,12 @@ def queued(connection: Connection) -> list[tuple[str, str | None, int]]:
 
 def drop_idle_tokens(connection: Connection, seen_before: int) -> int:
     """Blank the tokens that no queued event needs; whose they are stays known."""
-    needed = select(outbox.c.account).where(outbox.c.state == "queued")
+    needed = select(outbox.c.account).where(QUEUED)
     idle = and_(tokens.c.token.is_not(None), tokens.c.seen_at < seen_before, tokens.c.account.not_in(needed))
-    done = connection.execute(update(tokens).where(idle).values(token=None))
-    return done.rowcount
+    return connection.execute(update(tokens).where(idle).values(token=None)).rowcount
 
 
 def forget_tokens(connection: Connection, seen_before: int) -> int:
-    """Forget whose the tokens were that are blank and have not been seen since (ms)."""
+    """Delete blank tokens that have not been seen since (ms)."""
     old = and_(tokens.c.token.is_(None), tokens.c.seen_at < seen_before)
     return connection.execute(delete(tokens).where(old)).rowcount

@@ -1,25 +1,25 @@
-"""Is the database the one that was here before, or a backup of it?
+"""Whether the database is the one that was here before, or a backup of it.
 
 What a backup holds as queued may have been sent since, in any order of what was refused, deleted or replayed after it:
 each such event is looked for in its room before it is sent, however short the homeserver's memory is.
 
 SQLite: the database and a file beside it hold the same epoch, which changes at each start and, while something is
 written, every few seconds; the file beside it also knows the database by its inode. PostgreSQL: a comment on the table
-`outbox` names the server, its timeline, the database and the table, all of which a restored dump has others of.
+`outbox` names the server, its timeline, the database and the table. All of these differ in a restored dump.
 """
 
 from sqlalchemy import Connection, TextClause, exists, func, or_, select, text, update
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.sql import ColumnElement
 
 from flowbridge import log
-from flowbridge.store import outbox
+from flowbridge.store import clock
 from flowbridge.store.engine import reason
 from flowbridge.store.files import Files
+from flowbridge.store.leases import recover
+from flowbridge.store.statements import HAS_QUEUED, QUEUED, head_accepted_at
 from flowbridge.store.tables import lanes
-from flowbridge.store.tables import outbox as events
 
-REMEMBERED_MS = 20 * 60_000  # for how long a homeserver surely knows a transaction id: as the carrier has it
+REMEMBERED_MS = 20 * 60_000  # for which a homeserver surely remembers a transaction id: as delivery/attempt.py has it
 
 LOCK = 0x666C6F77627268  # PostgreSQL's advisory lock of a replica that starts ("flowbrh")
 
@@ -39,11 +39,11 @@ _TABLE = text(
 
 
 def is_continued(connection: Connection, files: Files | None) -> bool:
-    """When it is opened, before anything is accepted: whether nothing in it can have been sent by somebody else since.
+    """When the database is opened, before anything is accepted: whether no other process can have sent what is queued.
 
     `files`: of an SQLite database of our own.
     """
-    if not connection.scalar(select(exists(select(1).where(events.c.state == "queued")))):
+    if not connection.scalar(select(exists(select(1).where(QUEUED)))):
         return True
     if files is not None:
         return files.continues
@@ -52,17 +52,17 @@ def is_continued(connection: Connection, files: Files | None) -> bool:
 
 
 def resume(connection: Connection, files: Files | None, lease_ms: int, *, continued: bool) -> None:
-    """At the start, before anything is sent: what may have been sent already is looked for first."""
+    """At the start, before anything is sent: put lanes in doubt whose events may have been sent already."""
     if files is not None:
-        outbox.recover(connection, lease_ms)  # nobody else holds its lanes any more
+        recover(connection, lease_ms)  # no other process has its lanes any more
         files.new_epoch(connection)
     else:
         connection.execute(select(func.pg_advisory_xact_lock(LOCK)))
         # In the order in which replicas lock lanes.
-        connection.execute(select(lanes.c.lane).where(_has_queued()).order_by(lanes.c.lane).with_for_update())
+        connection.execute(select(lanes.c.lane).where(HAS_QUEUED).order_by(lanes.c.lane).with_for_update())
         marker, known = _markers(connection)
         if marker == known:
-            continued = True  # another replica has seen to it meanwhile
+            continued = True  # another replica has done this meanwhile
         else:
             _mark(connection, marker)
     if continued:
@@ -72,25 +72,19 @@ def resume(connection: Connection, files: Files | None, lease_ms: int, *, contin
 
 
 def _doubt_all(connection: Connection) -> int:
-    """Any queued event may have been sent, or one behind it: told from other doubts by a minus. How many lanes."""
-    done = connection.execute(update(lanes).where(_has_queued()).values(uncertain_since=-outbox.now_ms(), dirty=1))
-    return done.rowcount
+    """Any queued event may have been sent, or one behind it: a minus tells this from other doubts. How many lanes."""
+    doubted = update(lanes).where(HAS_QUEUED).values(uncertain_since=-clock.now_ms(), dirty=1)
+    return connection.execute(doubted).rowcount
 
 
 def _doubt_old(connection: Connection) -> None:
     """What waits for longer than a homeserver remembers: a whole machine may have been put back to an earlier time."""
-    now = outbox.now_ms()
-    accepted_at = (
-        select(events.c.accepted_at)
-        .where(events.c.lane == lanes.c.lane, events.c.state == "queued")
-        .order_by(events.c.id)
-        .limit(1)
-        .scalar_subquery()
-    )
+    now = clock.now_ms()
+    accepted_at = head_accepted_at(lanes.c.lane)
     connection.execute(
         update(lanes)
         .where(
-            _has_queued(),
+            HAS_QUEUED,
             lanes.c.uncertain_since.is_(None),
             or_(lanes.c.owner.is_(None), lanes.c.lease_until < now),
             accepted_at < now - REMEMBERED_MS,
@@ -99,14 +93,10 @@ def _doubt_old(connection: Connection) -> None:
     )
 
 
-def _has_queued() -> ColumnElement[bool]:
-    return exists(select(1).where(events.c.lane == lanes.c.lane, events.c.state == "queued"))
-
-
 def _markers(connection: Connection) -> tuple[str, str | None]:
-    """What PostgreSQL's database should be marked by, and is."""
+    """The marker that PostgreSQL's database should have, and the one that it has."""
     table, known = connection.execute(_TABLE).one()
-    return f"flowbridge {_try(connection, _SERVER)}/{_try(connection, _TIMELINE)}/{table}", known
+    return f"flowbridge {_ask(connection, _SERVER)}/{_ask(connection, _TIMELINE)}/{table}", known
 
 
 def _mark(connection: Connection, marker: str) -> None:
@@ -118,8 +108,8 @@ def _mark(connection: Connection, marker: str) -> None:
         log.warning("store_not_marked", error=reason(error), hint=hint)
 
 
-def _try(connection: Connection, question: TextClause) -> str:
-    """What a server tells, if it does: some keep this to their administrators."""
+def _ask(connection: Connection, question: TextClause) -> str:
+    """The server's answer; empty where only administrators may ask."""
     try:
         with connection.begin_nested():
             return str(connection.scalar(question))

@@ -1,20 +1,24 @@
-"""The only SQL of the delivery log: list, show, replay, remove. Each function is work on a connection."""
+"""The delivery log: list, show, replay, remove. Each function is work on a connection."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, and_, delete, func, insert, literal, or_, select
+from sqlalchemy import Connection, and_, delete, func, insert, or_, select
 from sqlalchemy.sql import ColumnElement
 
-from flowbridge.store.outbox import HISTORY, keep_ids, mark_dirty, now_ms
+from flowbridge.store import clock
+from flowbridge.store.json_columns import from_json, to_json
+from flowbridge.store.leases import mark_dirty
+from flowbridge.store.outbox import HISTORY
+from flowbridge.store.retention import keep_ids
+from flowbridge.store.statements import QUEUED, is_state
 from flowbridge.store.tables import accounts, lanes, outbox
 
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """The rooms (by id) and event types that an API key is for; a type may end in `*`. None, or no types: all."""
+    """The rooms (by id) and event types that an API key is for: all with None, or no types. A type may end in `*`."""
 
     rooms: frozenset[str] | None = None
     event_types: tuple[str, ...] = ()
@@ -25,9 +29,9 @@ EVERYWHERE = Scope()
 
 @dataclass(frozen=True, slots=True)
 class Whose:
-    """Whose events are meant: one user's, from all devices, or one API key's; neither named: everybody's.
+    """The events of one user, from all devices, or of one API key; of all callers with neither.
 
-    `users`: with a key also the events that these users sent with tokens of their own. `scope` limits what others than
+    `users`: with a key, also the events that these users sent with tokens of their own. `scope` limits what others than
     the viewer itself sent: a key sees its own events also where it may no longer send.
     """
 
@@ -42,7 +46,7 @@ ALL = Whose()
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Which events are meant: those for which all holds that is given. Times are ms; `until` itself is left out."""
+    """The events that match everything given. Times are ms; `until` itself is excluded."""
 
     whose: Whose = ALL
     states: tuple[str, ...] = ()
@@ -53,13 +57,13 @@ class Selection:
 
     @property
     def is_quick(self) -> bool:
-        """Whether nothing, or an index that is kept for it, is between this and its rows."""
+        """Whether its rows are found without a search: it selects all events, or has an index of its own."""
         return self.states == ("dead",) or self == Selection()
 
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """How an event stands in its lane: how many are before it, what was tried of the first one (JSON).
+    """The place of an event in its lane: how many are before it, and the history of the first one (JSON).
 
     `rests_until`: when the lane is tried again (ms); None when it does not rest.
     """
@@ -71,48 +75,29 @@ class Standing:
 
 MAX_OLDER = 1_000  # events that are counted before one
 
-_LISTED = (
-    outbox.c.id,
-    outbox.c.delivery,
-    outbox.c.room_id,
-    outbox.c.event_type,
-    outbox.c.state_key,
-    outbox.c.state,
-    outbox.c.txn_id,
-    outbox.c.attempts,
-    outbox.c.event_id,
-    outbox.c.error,
-    outbox.c.api_key,
-    outbox.c.accepted_at,
-    outbox.c.settled_at,
-    accounts.c.user_id,
-)
+_UNLISTED = ("lane", "account", "content", "request", "idem", "fingerprint", "history")
+_LISTED = (*(column for column in outbox.c if column.name not in _UNLISTED), accounts.c.user_id)
 _WITH_USER = outbox.outerjoin(accounts, accounts.c.account == outbox.c.account)
 
 
 def get(connection: Connection, delivery: str, whose: Whose = ALL) -> dict[str, Any] | None:
-    """One event with all that is known of it, and its `user_id`."""
+    """One event with all its columns, and its `user_id`."""
     query = select(outbox, accounts.c.user_id).select_from(_WITH_USER)
     found = connection.execute(query.where(outbox.c.delivery == delivery, *_belongs(whose))).mappings().first()
     return dict(found) if found else None
 
 
 def standing(connection: Connection, delivery: str) -> Standing | None:
-    """How a queued event stands in its lane; None when it is not queued any more."""
-    mine = connection.execute(
-        select(outbox.c.id, outbox.c.lane).where(outbox.c.delivery == delivery, outbox.c.state == "queued")
-    ).first()
+    """The place of a queued event in its lane; None when it is not queued any more."""
+    mine = connection.execute(select(outbox.c.id, outbox.c.lane).where(outbox.c.delivery == delivery, QUEUED)).first()
     if mine is None:
         return None
-    queued = (outbox.c.lane == mine.lane, outbox.c.state == "queued")
+    queued = (outbox.c.lane == mine.lane, QUEUED)
     older = select(outbox.c.id).where(*queued, outbox.c.id < mine.id).limit(MAX_OLDER)
     before = connection.scalar(select(func.count()).select_from(older.subquery())) or 0
     history = connection.scalar(select(outbox.c.history).where(*queued).order_by(outbox.c.id).limit(1))
-    lane = connection.execute(
-        select(lanes.c.owner, lanes.c.lease_until).where(lanes.c.lane == mine.lane, lanes.c.lease_until > now_ms())
-    ).first()
-    rests_until = lane.lease_until if lane is not None and lane.owner is None else None
-    return Standing(before, history or "[]", rests_until)
+    resting = (lanes.c.lane == mine.lane, lanes.c.owner.is_(None), lanes.c.lease_until > clock.now_ms())
+    return Standing(before, history or "[]", connection.scalar(select(lanes.c.lease_until).where(*resting)))
 
 
 def page(
@@ -120,9 +105,9 @@ def page(
 ) -> tuple[list[dict[str, Any]], int | None]:
     """Events as a list shows them, the newest first, and the id before which to go on; None when there are no more.
 
-    Only ids below `before`. `span`: how many ids are looked at, so that a search for what is rare can be cut up.
+    Only ids below `before`. `span`: how many ids are searched, so that a search for rare events can be cut up.
     """
-    query = select(*_LISTED).select_from(_WITH_USER).where(*_chosen(selection)).order_by(outbox.c.id.desc())
+    query = select(*_LISTED).select_from(_WITH_USER).where(*chosen(selection)).order_by(outbox.c.id.desc())
     if before is None:
         before = (connection.scalar(select(func.max(outbox.c.id))) or 0) + 1
     query = query.where(outbox.c.id < before)
@@ -142,7 +127,7 @@ def queued_behind(connection: Connection, row: Mapping[str, Any]) -> str | None:
         select(outbox.c.delivery)
         .where(
             outbox.c.lane == row["lane"],
-            outbox.c.state == literal("queued", literal_execute=True),  # for the index of such events
+            QUEUED,
             outbox.c.event_type == row["event_type"],
             outbox.c.state_key == row["state_key"],
             outbox.c.delivery != row["delivery"],
@@ -157,14 +142,14 @@ def state_events(
     connection: Connection, selection: Selection, after: int, last: int, limit: int
 ) -> list[dict[str, Any]]:
     """State events as `get` gives them, the oldest first. Only ids in `after < id <= last`."""
-    query = select(outbox, accounts.c.user_id).select_from(_WITH_USER).where(*_chosen(selection))
-    query = query.where(outbox.c.state_key.is_not(None), outbox.c.id > after, outbox.c.id <= last)
+    query = select(outbox, accounts.c.user_id).select_from(_WITH_USER).where(*chosen(selection, last))
+    query = query.where(outbox.c.state_key.is_not(None), outbox.c.id > after)
     return [dict(row) for row in connection.execute(query.order_by(outbox.c.id).limit(limit)).mappings()]
 
 
 def extent(connection: Connection, selection: Selection) -> tuple[int, int]:
     """How many events there are, and the id of the newest; 0 when there is none."""
-    found = connection.execute(select(func.count(), func.max(outbox.c.id)).where(*_chosen(selection))).one()
+    found = connection.execute(select(func.count(), func.max(outbox.c.id)).where(*chosen(selection))).one()
     return found[0], found[1] or 0
 
 
@@ -172,22 +157,20 @@ def deliveries(
     connection: Connection, selection: Selection, after: int, last: int, limit: int
 ) -> list[tuple[int, str]]:
     """The ids and names of events, the oldest first, as they are to be replayed. Only ids in `after < id <= last`."""
-    query = select(outbox.c.id, outbox.c.delivery).where(*_chosen(selection), outbox.c.id > after, outbox.c.id <= last)
+    query = select(outbox.c.id, outbox.c.delivery).where(*chosen(selection, last), outbox.c.id > after)
     return [(id_, delivery) for id_, delivery in connection.execute(query.order_by(outbox.c.id).limit(limit))]
 
 
 def settled(connection: Connection, before: int) -> dict[str, int]:
     """How many events there are in each state that were settled before (ms)."""
     found = connection.execute(
-        select(outbox.c.state, func.count())
-        .where(outbox.c.settled_at < before, outbox.c.state != "queued")
-        .group_by(outbox.c.state)
+        select(outbox.c.state, func.count()).where(outbox.c.settled_at < before, ~QUEUED).group_by(outbox.c.state)
     )
     return {str(state): int(number) for state, number in found}
 
 
 def queued_of(connection: Connection, selection: Selection) -> list[tuple[str, int]]:
-    """Of whom there are queued events, and how many: the user, with the API key that sent them if one did."""
+    """How many events are queued for each user, and for each API key that sent them as that user."""
     query = select(accounts.c.user_id, outbox.c.api_key, func.count()).select_from(_WITH_USER)
     rows = connection.execute(
         query.where(*chosen(selection)).group_by(accounts.c.user_id, outbox.c.api_key).order_by(func.count().desc())
@@ -198,19 +181,13 @@ def queued_of(connection: Connection, selection: Selection) -> list[tuple[str, i
     ]
 
 
-def chosen(selection: Selection, last: int | None = None) -> list[ColumnElement[bool]]:
-    """What holds for the events of a selection; only ids up to `last`."""
-    found = _chosen(selection)
-    return found if last is None else [*found, outbox.c.id <= last]
-
-
 def replay(
     connection: Connection, delivery: str, txn_id: str, by: str, *, whose: Whose = ALL, account: str | None = None
 ) -> dict[str, Any] | None:
-    """Queue a settled event anew, at the tail of its lane. Returns the row as it is now; None when it is not settled.
+    """Queue a settled event again, at the tail of its lane. Returns the row as it is now; None when it is not settled.
 
-    `by`: who wants it, for the history. `account`: send it with this account of the same user, if a user sent it.
-    Done again with the same `txn_id`, since nobody heard of the first time, it does nothing more.
+    `by`: who asked for it, for the history. `account`: send it with this account of the same user, if a user sent it.
+    Repeated with the same `txn_id`, because the answer to the first call was lost, it does nothing more.
     """
     settled = [*_settled(delivery, whose), outbox.c.txn_id != txn_id]
     keep_ids(connection, *settled)
@@ -220,8 +197,8 @@ def replay(
         row = connection.execute(mine).mappings().first()
         return None if row is None else dict(row)
     was = {name: row[name] for name in ("state", "txn_id", "event_id", "accepted_at") if row[name] is not None}
-    now = now_ms()
-    history = [*json.loads(row["history"]), {"at": now, "replayed": {"by": by, **was}}]
+    now = clock.now_ms()
+    history = [*from_json(row["history"]), {"at": now, "replayed": {"by": by, **was}}]
     sender = row["account"] if account is None or row["api_key"] is not None else account
     again = {
         **{name: value for name, value in row.items() if name not in ("id", "event_id", "error", "settled_at")},
@@ -230,7 +207,7 @@ def replay(
         "state": "queued",
         "txn_id": txn_id,
         "attempts": 0,
-        "history": json.dumps(history[-HISTORY:]),
+        "history": to_json(history[-HISTORY:]),
         "accepted_at": now,
     }
     connection.execute(insert(outbox), [again])
@@ -245,7 +222,7 @@ def remove(connection: Connection, delivery: str, whose: Whose = ALL) -> bool:
 
 
 def _settled(delivery: str, whose: Whose) -> list[ColumnElement[bool]]:
-    return [outbox.c.delivery == delivery, outbox.c.state != "queued", *_belongs(whose)]
+    return [outbox.c.delivery == delivery, ~QUEUED, *_belongs(whose)]
 
 
 def _belongs(whose: Whose) -> list[ColumnElement[bool]]:
@@ -262,7 +239,7 @@ def _belongs(whose: Whose) -> list[ColumnElement[bool]]:
 
 
 def _of_users(users: tuple[str, ...]) -> ColumnElement[bool]:
-    """What these users sent with tokens of their own."""
+    """Events that these users sent with tokens of their own."""
     theirs = select(accounts.c.account).where(accounts.c.user_id.in_(users))
     return and_(outbox.c.api_key.is_(None), outbox.c.account.in_(theirs))
 
@@ -277,17 +254,19 @@ def _within(scope: Scope) -> list[ColumnElement[bool]]:
 
 
 def _is_type(scope: str) -> ColumnElement[bool]:
-    """`m.room.*` is whatever begins with `m.room.`; LIKE would not do, which SQLite compares without regard to case."""
+    """`m.room.*` is any type that begins with `m.room.`; not by LIKE, which SQLite compares without regard to case."""
     if scope.endswith("*"):
         return func.substr(outbox.c.event_type, 1, len(scope) - 1) == scope[:-1]
     return outbox.c.event_type == scope
 
 
-def _chosen(selection: Selection) -> list[ColumnElement[bool]]:
+def chosen(selection: Selection, last: int | None = None) -> list[ColumnElement[bool]]:
+    """The conditions of a selection; only ids up to `last`."""
     found = _belongs(selection.whose)
-    if selection.states:  # written out, not bound: a plan for any state could not use the index of the dead
-        states = [literal(state, literal_execute=True) for state in selection.states]
-        found.append(outbox.c.state == states[0] if len(states) == 1 else outbox.c.state.in_(states))
+    if last is not None:
+        found.append(outbox.c.id <= last)
+    if selection.states:
+        found.append(or_(*map(is_state, selection.states)))
     if selection.room_id is not None:
         found.append(outbox.c.room_id == selection.room_id)
     if selection.event_type is not None:

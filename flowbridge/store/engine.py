@@ -10,18 +10,14 @@ from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
 
 from flowbridge import log
-from flowbridge.store import files, migrations
+from flowbridge.models.timing import Timing
+from flowbridge.store import file_check, lock_file, migrations, sqlite_file
 from flowbridge.store.errors import StoreError, StoreInUse
 from flowbridge.store.files import Files
 
-WAIT_SECONDS = 30.0  # for a PostgreSQL that starts together with us, as in docker-compose
-AGAIN_SECONDS = 1.0
-BUSY_MS = 5_000  # how long SQLite waits for a lock on the file
-LOCKED_SECONDS = 5.0  # and we, where it does not: while another process makes the same file, say
-
 _FORMS = "sqlite:///file or postgresql+psycopg://user:password@host/database"
 
-# What waiting does not mend. libpq gives no error code for a connection that was not made; a server that says it in
+# What waiting does not repair. libpq gives no error code for a connection that was not made; a server that answers in
 # another language is waited for, and its words are shown all the same.
 _FINAL = ("password", "authentication", "does not exist", "pg_hba.conf", "permission denied", "invalid")
 
@@ -37,10 +33,9 @@ _POSTGRES = {
     "target_session_attrs": "read-write",  # with several hosts: the one that is no standby
 }
 
-# A replica that was stopped in the middle of a transaction must not hold its locks for ever; and what is said to be
-# accepted is on the disk, whatever this server does for others.
+# What is acknowledged is on the disk, whatever this server does for others.
 _SESSION = """
-SELECT set_config('idle_in_transaction_session_timeout', '5s', false),
+SELECT set_config('idle_in_transaction_session_timeout', '{idle_ms}', false),
        CASE current_setting('synchronous_commit') WHEN 'off' THEN set_config('synchronous_commit', 'on', false) END
 """
 
@@ -61,7 +56,7 @@ def parse(url: str) -> URL:
 
 
 def name(url: URL) -> str:
-    """The database, for people to read, without secrets: those may be among the parameters, too."""
+    """The database as people read it, without secrets: those may be among the parameters, too."""
     if is_sqlite(url):
         return str(url.database)
     shown = URL.create("postgresql", url.username, host=url.host, port=url.port, database=url.database)
@@ -72,25 +67,25 @@ def is_sqlite(url: URL) -> bool:
     return url.drivername == "sqlite"
 
 
-def connect(url: URL, *, shared: bool = False, make: bool = True) -> Engine:
-    """Open a database whose schema is up to date by then. Raises StoreError: one line; StoreAbsent.
+def connect(url: URL, timing: Timing, *, shared: bool = False, make: bool = True) -> Engine:
+    """Open a database, and bring its schema up to date. Raises StoreError: one line; StoreAbsent.
 
-    A PostgreSQL that does not answer is waited for, though not with `shared`: a command rather says so at once.
-    `make`: with `shared`, also where there is none yet.
+    A PostgreSQL that does not answer is waited for, but not with `shared`: a command reports that at once.
+    `make`: with `shared`, create the database when there is none.
     """
-    with told(url):
+    with reported(url):
         if is_sqlite(url) and shared and make:
-            files.make_beside(Path(str(url.database)))
-        engine = create_engine(url, **(_sqlite(url, shared=shared) if is_sqlite(url) else _postgres(url)))
-    event.listen(engine, "connect", _set_pragmas if is_sqlite(url) else _set_session)
-    if is_sqlite(url):
-        event.listen(engine, "begin", _begin)
+            file_check.create_for_command(Path(str(url.database)))
+        engine = _sqlite(url, timing, shared=shared) if is_sqlite(url) else _postgres(url, timing)
     try:
-        with told(url):
-            _wait(engine, LOCKED_SECONDS if is_sqlite(url) else 0.0 if shared else WAIT_SECONDS)
+        with reported(url):
+            if is_sqlite(url):
+                _wait(engine, timing.sqlite_locked_seconds, timing)
+            else:
+                _wait(engine, 0.0 if shared else timing.postgres_start_seconds, timing)
             migrations.upgrade(engine, name(url), shared=shared, make=make)
             if is_sqlite(url) and not shared:
-                with engine.begin() as connection:  # a file that may only be read is told now, not with an event
+                with engine.begin() as connection:  # a read-only file fails now, not with the first event
                     connection.exec_driver_sql("DELETE FROM outbox WHERE 0")
     except BaseException:
         engine.dispose()
@@ -101,19 +96,20 @@ def connect(url: URL, *, shared: bool = False, make: bool = True) -> Engine:
 def own(url: URL) -> Files:
     """Keep the SQLite file to this process for as long as the result is open. Raises StoreError: one line.
 
-    A second process fails loudly at its start, not by a race later.
+    A second process fails at its start, not by a race later.
     """
     path = Path(str(url.database)).resolve()
-    with told(url):
+    with reported(url):
         try:
-            held = files.take_lock(Path(f"{path}.lock"), files.LOCK_SECONDS)
+            held = lock_file.take(lock_file.path_of(path), lock_file.LOCK_SECONDS)
         except BlockingIOError:
             raise StoreInUse(
                 f"{name(url)} is in use by another flowbridge: several share one PostgreSQL, not a file"
             ) from None
     try:
-        with told(url):
-            files.make(path)
+        with reported(url):
+            with contextlib.suppress(FileExistsError):
+                sqlite_file.create(path)
             return Files(str(url.database), held)
     except BaseException:
         held.close()
@@ -121,7 +117,7 @@ def own(url: URL) -> Files:
 
 
 def reason(error: Exception) -> str:
-    """What the engine says, in one line, without the statement."""
+    """The engine's message, in one line, without the statement."""
     said = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
     return next(iter(str(said).splitlines()), type(error).__name__)
 
@@ -136,8 +132,8 @@ def _check_file(url: URL) -> None:
 
 
 @contextlib.contextmanager
-def told(url: URL) -> Iterator[None]:
-    """What goes wrong becomes a StoreError: one line, without secrets."""
+def reported(url: URL) -> Iterator[None]:
+    """Turn errors into a StoreError: one line, without secrets."""
     try:
         yield
     except ImportError:
@@ -150,25 +146,48 @@ def told(url: URL) -> Iterator[None]:
         raise StoreError(f"cannot open {name(url)}: {error.strerror or error}") from None
 
 
-def _sqlite(url: URL, *, shared: bool) -> dict[str, Any]:
+def _sqlite(url: URL, timing: Timing, *, shared: bool) -> Engine:
+    path, busy = Path(str(url.database)), timing.sqlite_busy_seconds
+
     def creator() -> Any:
         if shared:  # each time: the file may be another one by then
-            files.check(Path(str(url.database)))
-        return files.connect(str(url.database), BUSY_MS / 1000)
+            file_check.check(path)
+        return sqlite_file.connect(path, busy)
 
-    return {"creator": creator}
+    def set_pragmas(connection: Any, _: Any) -> None:
+        cursor = connection.cursor()
+        for pragma in (f"busy_timeout={int(busy * 1000)}", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+            cursor.execute(f"PRAGMA {pragma}")
+        cursor.close()
+
+    engine = create_engine(url, creator=creator)
+    event.listen(engine, "connect", set_pragmas)
+    event.listen(engine, "begin", _begin)
+    return engine
 
 
-def _postgres(url: URL) -> dict[str, Any]:
+def _begin(connection: Connection) -> None:
+    connection.exec_driver_sql("BEGIN" if connection.get_execution_options().get("reads") else "BEGIN IMMEDIATE")
+
+
+def _postgres(url: URL, timing: Timing) -> Engine:
+    session = _SESSION.format(idle_ms=int(timing.idle_transaction_seconds * 1000))
+
+    def set_session(connection: Any, _: Any) -> None:
+        connection.execute(session)
+        connection.commit()
+
     wanted = {option: value for option, value in _POSTGRES.items() if option not in url.query}
-    # What claims and settles lanes is written for this level, whatever the server's default is.
-    return {"connect_args": wanted, "pool_pre_ping": True, "isolation_level": "READ COMMITTED"}
+    # The statements that claim and settle lanes are written for this level, whatever the server's default is.
+    engine = create_engine(url, connect_args=wanted, pool_pre_ping=True, isolation_level="READ COMMITTED")
+    event.listen(engine, "connect", set_session)
+    return engine
 
 
-def _wait(engine: Engine, seconds: float) -> None:
+def _wait(engine: Engine, seconds: float, timing: Timing) -> None:
     """Until the database answers. Raises OperationalError when it does not in this time, or will not."""
     deadline = time.monotonic() + seconds
-    told = ""
+    logged = ""
     while True:
         try:
             with engine.connect() as connection:
@@ -177,10 +196,10 @@ def _wait(engine: Engine, seconds: float) -> None:
             why = reason(error)
             if _is_final(engine, why) or time.monotonic() >= deadline:
                 raise
-        if why != told:
+        if why != logged:
             log.warning("store_away", database=name(engine.url), error=why, hint=f"waiting up to {seconds:g} s for it")
-            told = why
-        time.sleep(min(AGAIN_SECONDS, seconds / 10))
+            logged = why
+        time.sleep(min(timing.postgres_poll_seconds, seconds / 10))
 
 
 def _is_final(engine: Engine, why: str) -> bool:
@@ -194,20 +213,3 @@ def _check_encoding(connection: Connection) -> None:
     if encoding not in ("UTF8", b"UTF8"):
         shown = encoding.decode() if isinstance(encoding, bytes) else encoding
         raise StoreError(f"the database's encoding is {shown}: create it with ENCODING 'UTF8' TEMPLATE template0")
-
-
-def _set_pragmas(connection: Any, _: Any) -> None:
-    connection.isolation_level = None  # SQLAlchemy's "begin" event says BEGIN itself
-    cursor = connection.cursor()
-    for pragma in (f"busy_timeout={BUSY_MS}", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
-        cursor.execute(f"PRAGMA {pragma}")
-    cursor.close()
-
-
-def _begin(connection: Connection) -> None:
-    connection.exec_driver_sql("BEGIN" if connection.get_execution_options().get("reads") else "BEGIN IMMEDIATE")
-
-
-def _set_session(connection: Any, _: Any) -> None:
-    connection.execute(_SESSION)
-    connection.commit()

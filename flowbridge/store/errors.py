@@ -1,8 +1,8 @@
-"""What can be wrong with the store."""
+"""The store's errors."""
 
 from flowbridge.errors import MatrixError, Unavailable
 
-MISSING_RETRY_MS = 10_000  # somebody has to put the store's file back
+MISSING_RETRY_MS = 10_000  # the operator has to put the store's file back
 
 
 class StoreError(Exception):
@@ -10,25 +10,25 @@ class StoreError(Exception):
 
 
 class StoreAbsent(StoreError):
-    """There is none yet, or it is not here."""
+    """There is no store yet, or it is somewhere else."""
 
 
 class StoreInUse(StoreError):
-    """Another process has it: SQLite's file belongs to one."""
+    """Another process has it: an SQLite file belongs to one."""
 
 
 class StoreFull(Unavailable):
-    """Back-pressure: nothing more is taken just now."""
+    """Back-pressure: nothing more is accepted for now."""
 
 
 class ShareTaken(StoreFull):
-    """A caller has its share of a bound, and has to wait until some of it is settled. Others are not affected."""
+    """A caller holds its share of a bound, and has to wait until some of it is settled. Others are not affected."""
 
     errcode = "M_LIMIT_EXCEEDED"
 
 
 class RoomShareTaken(StoreFull):
-    """Likewise of one room: the same caller may go on in others."""
+    """The same in one room: the caller may go on in others."""
 
     errcode = "M_LIMIT_EXCEEDED"
 
@@ -38,9 +38,9 @@ class StoreUnavailable(Unavailable):
 
 
 class StoreUnsure(StoreUnavailable):
-    """Nor does it say whether it has taken this: its answer to a commit got lost.
+    """The database may have taken this: its answer to a commit was lost.
 
-    Without Retry-After: sent again without a key it may be there twice.
+    Without Retry-After: repeated without a key, the event may be there twice.
     """
 
     status = 504

@@ -1,31 +1,34 @@
-"""The only SQL of who holds how much of the store, and of what goes before its time. Each is work on a connection.
+"""Which caller holds how much of the store, and what of it is deleted before its time. Each is work on a connection.
 
-Whatever adds up bytes is asked in pieces: SQLite reads a text to tell its length, and 15,000 events of 60 kB took 4 s
-(on two busy cores), 300,000 of 1 kB as long.
+Bytes are added up in pieces: SQLite reads a text to tell its length, and 15,000 events of 60 kB took 4 s (on two busy
+cores), 300,000 of 1 kB as long.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import Connection, LargeBinary, cast, func, literal, select, tuple_
+from sqlalchemy import Connection, LargeBinary, Select, cast, func, literal, select, tuple_
 from sqlalchemy.sql import ColumnElement
 
-from flowbridge.store.outbox import ROW_BYTES, forget
+from flowbridge.store.outbox import ROW_BYTES
+from flowbridge.store.retention import forget
+from flowbridge.store.statements import DEAD, QUEUED, SENT, is_state
 from flowbridge.store.tables import outbox
 
-DROP_ROWS = 2_000  # in one transaction, which accepting has to wait for
+DROP_ROWS = 2_000  # in one transaction, for which accepting waits
 DROP_BYTES = 16 * 1024 * 1024
 
 Place = tuple[str, int]  # a lane, and an id
 
-_caller = func.coalesce(outbox.c.api_key, outbox.c.account)  # as in Ticket.caller
+_caller = func.coalesce(outbox.c.api_key, outbox.c.account)  # as in PendingDelivery.caller
 _ID = outbox.c.id
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Of some events: lane, caller, how many, how many bytes. `end`: where the next piece begins; None after the last.
+    """Of some events: lane ("" where it does not matter), caller, how many, how many bytes.
 
-    The lane is "" where it does not matter.
+    `end`: where the next piece begins; None after the last.
     """
 
     held: list[tuple[str, str, int, int]]
@@ -38,53 +41,47 @@ def newest(connection: Connection) -> int:
 
 
 def queued(connection: Connection, after: Place, last: int, limit: int) -> Piece:
-    """What the next `limit` queued events are of; only ids up to `last`. By lane, as the index has them."""
-    inner = (
-        select(outbox.c.lane, _ID, _caller.label("caller"), _weight(connection).label("weight"))
-        .where(_is("queued"), last >= _ID, tuple_(outbox.c.lane, _ID) > tuple_(literal(after[0]), literal(after[1])))
-        .order_by(outbox.c.lane, _ID)
-        .limit(limit)
-        .subquery()
-    )
+    """The next `limit` queued events with ids up to `last`; by lane, as the index has them."""
+    is_next = tuple_(outbox.c.lane, _ID) > tuple_(literal(after[0]), literal(after[1]))
+    events = select(outbox.c.lane, *_weighed(connection)).where(QUEUED, last >= _ID, is_next)
+    return _piece(connection, events.order_by(outbox.c.lane, _ID).limit(limit))
+
+
+def dead(connection: Connection, after: Place, last: int, limit: int) -> Piece:
+    """The next dead letters, by id."""
+    events = select(literal("").label("lane"), *_weighed(connection)).where(DEAD, last >= _ID, after[1] < _ID)
+    return _piece(connection, events.order_by(_ID).limit(limit))
+
+
+def _piece(connection: Connection, events: Select[Any]) -> Piece:
+    inner = events.subquery()
     columns = (inner.c.lane, inner.c.caller)
     query = select(*columns, func.count(), func.sum(inner.c.weight), func.max(inner.c.id)).group_by(*columns)
     rows = connection.execute(query.order_by(inner.c.lane)).all()
     if not rows:
         return Piece([], None)
-    lane = rows[-1][0]
-    end = (lane, max(row[4] for row in rows if row[0] == lane))
+    end = (rows[-1][0], max(row[4] for row in rows if row[0] == rows[-1][0]))
     return Piece([(lane, caller, number, int(weight)) for lane, caller, number, weight, _ in rows], end)
 
 
-def dead(connection: Connection, after: Place, last: int, limit: int) -> Piece:
-    """Likewise the dead letters, by id."""
-    inner = (
-        select(_ID, _caller.label("caller"), _weight(connection).label("weight"))
-        .where(_is("dead"), last >= _ID, after[1] < _ID)
-        .order_by(_ID)
-        .limit(limit)
-        .subquery()
-    )
-    query = select(inner.c.caller, func.count(), func.sum(inner.c.weight), func.max(inner.c.id))
-    rows = connection.execute(query.group_by(inner.c.caller)).all()
-    end = ("", max(row[3] for row in rows)) if rows else None
-    return Piece([("", caller, number, int(weight)) for caller, number, weight, _ in rows], end)
+def _weighed(connection: Connection) -> tuple[ColumnElement[Any], ...]:
+    return _ID, _caller.label("caller"), _weight(connection).label("weight")
 
 
 def sent(connection: Connection, after: Place, last: int, limit: int) -> Piece:
-    """Likewise what was sent, among the next `limit` ids: there is no index of these alone."""
+    """What was sent among the next `limit` ids: there is no index of sent events alone."""
     first = connection.scalar(select(func.min(_ID)).where(after[1] < _ID))
     if first is None or first > last:
         return Piece([], None)
     until = min(first + limit - 1, last)
     query = select(_caller, func.count(), func.sum(_weight(connection)))
-    rows = connection.execute(query.where(first <= _ID, until >= _ID, _is("sent")).group_by(_caller)).all()
+    rows = connection.execute(query.where(first <= _ID, until >= _ID, SENT).group_by(_caller)).all()
     return Piece([("", caller, number, int(weight)) for caller, number, weight in rows], ("", until))
 
 
 def oldest(connection: Connection, caller: str, state: str, most: float = DROP_BYTES) -> list[tuple[int, int]]:
-    """The settled events of a caller that go first: id and bytes, at least one and no more than so many bytes."""
-    query = select(_ID, _weight(connection)).where(_caller == caller, _is(state))
+    """The settled events of a caller that are deleted first: id and bytes; at least one, and up to `most` bytes."""
+    query = select(_ID, _weight(connection)).where(_caller == caller, is_state(state))
     if state == "sent":
         query = query.where(outbox.c.settled_at.is_not(None)).order_by(outbox.c.settled_at)
     found: list[tuple[int, int]] = []
@@ -98,22 +95,16 @@ def oldest(connection: Connection, caller: str, state: str, most: float = DROP_B
 
 
 def drop(connection: Connection, ids: list[int], state: str) -> int:
-    """Forget those of these events that are still in this state; returns how many they were."""
+    """Delete those of these events that are still in this state; returns how many there were."""
     return forget(connection, ids, [state])
-
-
-def _is(state: str) -> ColumnElement[bool]:
-    """Written out, not bound: a plan for any state could not use the index of one."""
-    return outbox.c.state == literal(state, literal_execute=True)
 
 
 def _weight(connection: Connection) -> ColumnElement[int]:
     """Bytes of an event in the store, about. A text's length is characters: 15,000 of them may be 60,000 bytes."""
+    columns = (outbox.c.content, outbox.c.history, outbox.c.request)
     if connection.dialect.name == "postgresql":
-        lengths = [func.octet_length(column) for column in (outbox.c.content, outbox.c.history, outbox.c.request)]
+        content, history, request = (func.octet_length(column) for column in columns)
     else:
-        columns = (outbox.c.content, outbox.c.history, outbox.c.request)
-        lengths = [func.length(cast(column, LargeBinary)) for column in columns]
-    content, history, request = lengths
+        content, history, request = (func.length(cast(column, LargeBinary)) for column in columns)
     weight: ColumnElement[int] = content + history + func.coalesce(request, 0) + ROW_BYTES
     return weight

@@ -1,8 +1,8 @@
 """What names led to: an account's alias to a room id, the bot's login to its user id. Each is work on a connection."""
 
 from sqlalchemy import Connection, delete, select
-from sqlalchemy.dialects import postgresql, sqlite
 
+from flowbridge.store.statements import insert
 from flowbridge.store.tables import resolved
 
 
@@ -13,9 +13,8 @@ def find(connection: Connection, name: str) -> str | None:
 
 def note(connection: Connection, name: str, value: str, seen_at: int) -> None:
     """Insert or update; `seen_at` (ms): when the homeserver said so."""
-    build = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
     values = {"value": value, "seen_at": seen_at}
-    statement = build(resolved).values(name=name, **values)
+    statement = insert(connection, resolved).values(name=name, **values)
     connection.execute(statement.on_conflict_do_update(index_elements=["name"], set_=values))
 
 
@@ -24,5 +23,5 @@ def remove(connection: Connection, name: str) -> None:
 
 
 def forget(connection: Connection, seen_before: int) -> int:
-    """Drop what has not been seen since (ms)."""
+    """Delete what has not been seen since (ms)."""
     return connection.execute(delete(resolved).where(resolved.c.seen_at < seen_before)).rowcount

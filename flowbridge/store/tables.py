@@ -1,16 +1,23 @@
 """The tables, one schema for SQLite and PostgreSQL. Times are milliseconds since 1970, UTC."""
 
+from typing import Any
+
 from sqlalchemy import BigInteger, Column, Index, Integer, MetaData, Table, Text, text
 
 metadata = MetaData()
 
 _Id = BigInteger().with_variant(Integer, "sqlite")
 
+
+def _partial_index(name: str, condition: str, *columns: Column[Any]) -> None:
+    Index(name, *columns, sqlite_where=text(condition), postgresql_where=text(condition))
+
+
 outbox = Table(
     "outbox",
     metadata,
     Column("id", _Id, primary_key=True, autoincrement=True),  # the order of acceptance
-    Column("delivery", Text, nullable=False, unique=True),  # what callers know it by
+    Column("delivery", Text, nullable=False, unique=True),  # the id that callers know
     Column("lane", Text, nullable=False),
     Column("account", Text, nullable=False),
     Column("room_id", Text, nullable=False),
@@ -31,24 +38,16 @@ outbox = Table(
     Column("settled_at", BigInteger),
     sqlite_autoincrement=True,
 )
-_QUEUED = text("state = 'queued'")
-Index("outbox_queued", outbox.c.lane, outbox.c.id, sqlite_where=_QUEUED, postgresql_where=_QUEUED)
-_QUEUED_STATE = text("state = 'queued' AND state_key IS NOT NULL")
-Index(
+_partial_index("outbox_queued", "state = 'queued'", outbox.c.lane, outbox.c.id)
+_partial_index(
     "outbox_queued_states",
-    outbox.c.lane,
-    outbox.c.event_type,
-    outbox.c.state_key,
-    outbox.c.id,
-    sqlite_where=_QUEUED_STATE,
-    postgresql_where=_QUEUED_STATE,
+    "state = 'queued' AND state_key IS NOT NULL",
+    *(outbox.c.lane, outbox.c.event_type, outbox.c.state_key, outbox.c.id),
 )
-_SETTLED = text("settled_at IS NOT NULL")
-Index("outbox_settled", outbox.c.settled_at, sqlite_where=_SETTLED, postgresql_where=_SETTLED)
-_DEAD = text("state = 'dead'")
-Index("outbox_dead", outbox.c.id, sqlite_where=_DEAD, postgresql_where=_DEAD)
+_partial_index("outbox_settled", "settled_at IS NOT NULL", outbox.c.settled_at)
+_partial_index("outbox_dead", "state = 'dead'", outbox.c.id)
 
-gone = Table(  # of what was sent and is not in the outbox any more: for as long as it tells what another one is not
+gone = Table(  # ids of events that were sent and whose rows are deleted: see `retention`
     "gone",
     metadata,
     Column("event_id", Text, primary_key=True),
@@ -65,15 +64,14 @@ lanes = Table(
     Column("owner", Text),
     Column("fence", BigInteger, nullable=False, server_default="0"),
     Column("lease_until", BigInteger, nullable=False, server_default="0"),
-    Column("dirty", Integer, nullable=False, server_default="0"),  # has events that its owner may not know
-    # The head may have been sent then, and nobody heard. Below 0: a backup was restored then, and all may have been.
+    Column("dirty", Integer, nullable=False, server_default="0"),  # 1: has events that its owner may not know; or ASKED
+    # The head may have been sent then, without an answer. Below 0: a backup was restored then, and all may have been.
     Column("uncertain_since", BigInteger),
     # The SHA-256 of the token that all that is in doubt was sent with; "" when that is unknown, or several ("merged":
-    # outbox.MERGED). Without a default: a replica of a version that does not know it can write nothing.
+    # leases.MERGED). Without a default: a replica of a version that does not know it can write nothing.
     Column("sent_with", Text, nullable=False),
 )
-_WAITING = text("dirty = 1 OR owner IS NOT NULL")
-Index("lanes_waiting", lanes.c.lease_until, sqlite_where=_WAITING, postgresql_where=_WAITING)
+_partial_index("lanes_waiting", "dirty = 1 OR owner IS NOT NULL", lanes.c.lease_until)
 
 accounts = Table(
     "accounts",

@@ -1,7 +1,7 @@
 """A short answer in one write.
 
-uvicorn takes an answer in two messages, checks each header with two regular expressions and writes head and body one
-after the other: of a send that is 3 % of the processor's time, and its caller wakes up twice.
+uvicorn takes an answer in two messages, checks each header with two regular expressions, and writes head and body one
+after the other. That is 3 % of the processor time of a send, and wakes its caller twice.
 """
 
 from collections.abc import Sequence
@@ -10,9 +10,9 @@ from uvicorn.protocols.http.httptools_impl import HEADER_VALUE_RE, STATUS_LINE, 
 
 
 def answer(cycle: RequestResponseCycle, status: int, headers: Sequence[tuple[bytes, bytes]], body: bytes) -> bool:
-    """Do what `cycle.send` does with the two messages of an answer whose headers (with its length) are our own.
+    """Do what `cycle.send` does with the two messages of an answer. Its headers are ours, Content-Length included.
 
-    False, and nothing done, where more has to be looked at: then it is to be sent as usual.
+    Returns False, and does nothing, for an answer that needs uvicorn's own way.
     """
     if cycle.response_started or cycle.disconnected or cycle.flow.write_paused or cycle.scope["method"] == "HEAD":
         return False

@@ -17,6 +17,7 @@ from flowbridge.web.routes import (
     accounts,
     deliveries,
     discovery,
+    history,
     live,
     media,
     operations,
@@ -25,13 +26,15 @@ from flowbridge.web.routes import (
     schemas,
     send,
 )
-from flowbridge.web.routes import history as reading
 
 
 class Bridge(FastAPI):
     """FastAPI with an OpenAPI document that is written from the catalogue."""
 
     core: Core
+    relaying: passthrough.Relaying
+    published: schemas.Published
+    readiness: operations.Readiness
 
     @cached_property
     def _document(self) -> dict[str, Any]:
@@ -51,18 +54,20 @@ def create_app(settings: Settings, core: Core | None = None) -> middleware.Middl
     core = core or Core(settings)
     app = Bridge(lifespan=_lifespan, openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.core = core
-    relaying = passthrough.Relaying(core)
+    app.relaying = relaying = passthrough.Relaying(core)
+    app.published = schemas.Published(core.catalogue)
+    app.readiness = operations.Readiness(core)
     endpoints = [
         *send.routes(core, relaying),
-        *accounts.routes(core),
-        *rooms.routes(core),
-        *reading.routes(core, relaying),
-        *deliveries.routes(core),
+        *accounts.routes,
+        *rooms.routes,
+        *history.routes,
+        *deliveries.routes,
         *media.routes(core),
         *live.routes(core),
-        *schemas.routes(core.catalogue, core.acceptance),
-        *operations.routes(core),
-        *discovery.routes(core),
+        *schemas.routes,
+        *operations.routes,
+        *discovery.routes,
     ]
     app.router.routes.extend(endpoints)
     apart, proxies = settings.operations_port is not None, Proxies(settings.trusted_proxies)

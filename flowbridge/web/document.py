@@ -1,7 +1,7 @@
-"""Documents that are the same for every caller: serialized once, compressed once, answered with an ETag.
+"""Documents that are the same for every caller: serialised once, compressed once, answered with an ETag.
 
-Why: these need no token, so anyone may ask for them as often as they like. Serializing the 787 KB of /openapi.json for
-each request took 25 ms of processor time, and 16 callers took 97 % of the sends.
+They need no token, so that anyone may ask for them as often as they like. Serialising the 787 KB that /openapi.json had
+for each request took 25 ms of processor time, and 16 callers took 97 % of the sends.
 """
 
 import asyncio
@@ -13,6 +13,8 @@ from hashlib import sha256
 from starlette.requests import Request
 from starlette.responses import Response
 
+from flowbridge.limits.tasks import Once
+
 GZIP_LEVEL = 6
 MIN_GZIP_BYTES = 512  # below this gzip saves little more than the header that announces it
 
@@ -21,11 +23,11 @@ _CODING = re.compile(r"\s*([^\s;,]+)\s*(?:;\s*q\s*=\s*(0(?:\.[0-9]*)?|1(?:\.0*)?
 
 
 class Document:
-    """`make` gives the bytes, once, when the first caller asks.
+    """`make` returns the bytes; it is called once, for the first caller.
 
     All answers share one bytes object, and neither uvicorn nor uvloop copies it: 1,000 callers that do not read cost no
-    more memory than one. `cache_control`: `no-cache` lets a cache keep the document, and ask whether it still holds.
-    `headers`: further ones, of the 200.
+    more memory than one. `cache_control`: `no-cache` lets a cache keep the document, and revalidate it. `headers`:
+    further ones, of the 200.
     """
 
     def __init__(
@@ -41,7 +43,7 @@ class Document:
         self._cache_control = cache_control
         self._headers = headers or {}
         self._forms: tuple[_Form, _Form] | None = None
-        self._making: asyncio.Future[tuple[_Form, _Form]] | None = None
+        self._once: Once[str, tuple[_Form, _Form]] = Once()
 
     async def answer(self, request: Request) -> Response:
         """200 with the document or, when `If-None-Match` names what the caller would get, 304 without it."""
@@ -53,13 +55,8 @@ class Document:
         return Response(form.body, headers={**form.headers, **self._headers}, media_type=self._media_type)
 
     async def _made(self) -> "tuple[_Form, _Form]":
-        """Outside the event loop, which the OpenAPI document would stop for 0.35 s; callers share one attempt."""
-        if self._making is None:
-            self._making = asyncio.get_running_loop().run_in_executor(None, self._build)
-        try:
-            self._forms = await asyncio.shield(self._making)
-        finally:
-            self._making = None
+        """Outside the event loop, which the OpenAPI document would block for 0.35 s."""
+        self._forms = await self._once.get("", lambda: asyncio.to_thread(self._build))
         return self._forms
 
     def _build(self) -> "tuple[_Form, _Form]":
@@ -70,7 +67,7 @@ class Document:
 
 
 class _Form:
-    """The document in one content coding. Each has an ETag of its own, since a strong one stands for these bytes."""
+    """The document in one content coding. Each has its own ETag, since a strong one stands for exact bytes."""
 
     def __init__(self, body: bytes, coding: str, cache_control: str) -> None:
         self.body = body
@@ -86,7 +83,7 @@ class _Form:
 
 
 def accepts_gzip(header: str) -> bool:
-    """Whether an Accept-Encoding allows gzip (RFC 9110 §12.5.3); what is malformed in it does not count."""
+    """Whether an Accept-Encoding allows gzip (RFC 9110 §12.5.3); malformed parts are ignored."""
     weights: dict[str, float] = {}
     for part in header[:1_000].lower().split(","):
         if found := _CODING.fullmatch(part):
@@ -95,5 +92,5 @@ def accepts_gzip(header: str) -> bool:
 
 
 def matches(if_none_match: str, etag: str) -> bool:
-    """Whether an If-None-Match names this ETag; weak and strong ones compare alike here (RFC 9110 §13.1.2)."""
+    """Whether an If-None-Match names this ETag; weak ones match, too (RFC 9110 §13.1.2)."""
     return if_none_match.strip() == "*" or etag in _TAG.findall(if_none_match[:4_096])

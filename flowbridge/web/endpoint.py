@@ -1,25 +1,25 @@
-"""What every endpoint is made of: a route, a body that is read within bounds, a JSON answer."""
+"""What endpoints are made of: headers, bodies that are read within bounds, JSON answers."""
 
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from fastapi.routing import APIRoute
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from flowbridge.errors import BadRequest, MatrixError, TooLarge, Unavailable, UnsupportedMedia
-from flowbridge.web import parameters
 
 Handler = Callable[[Request], Awaitable[Response]]
 Headers = list[tuple[bytes, bytes]]
 
-MAX_BODY_BYTES = 512 * 1024  # 62,000 bytes of content can be written in six times as many, as \\u escapes
+MAX_BODY_BYTES = 512 * 1024  # 62,000 bytes of content, written as \\u escapes, are six times as many
 LOG = "flowbridge.log"  # in the scope: fields that a handler adds to its request's log line
-FORWARDED = "flowbridge.forwarded"  # in the scope: headers that tell the homeserver who calls; only behind proxies
-# On our own pages: no other page may show them in a frame, and so have them clicked.
+FORWARDED = (
+    "flowbridge.forwarded"  # in the scope, behind proxies: headers that tell the homeserver the caller's address
+)
+# Of our own pages: no other page may show them in a frame, against clickjacking.
 PAGE_HEADERS = {
     "X-Frame-Options": "DENY",
     "Content-Security-Policy": "frame-ancestors 'none'",
@@ -32,48 +32,10 @@ HANG_UP = "flowbridge.hang_up"  # in the scope: a function that ends the connect
 _ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 
 
-class Endpoint(APIRoute):
-    """A route whose handler takes the request as it came: path segments undecoded, body unread.
-
-    FastAPI documents it; neither its dependencies nor its validation of bodies stand in the way of a send.
-    """
-
-    def get_route_handler(self) -> Callable[[Request], Any]:
-        return self.endpoint
-
-
-def endpoint(
-    method: str,
-    path: str,
-    handler: Handler,
-    operation: Mapping[str, Any],
-    *,
-    documented: bool = True,
-    lenient: bool = False,
-) -> Endpoint:
-    """`operation`: the OpenAPI operation object, as flowbridge.web.describe writes it.
-
-    On the flow surface a query parameter that it does not list is a 400, unless the endpoint is `lenient`.
-    """
-    is_strict = not lenient and not path.startswith(("/_matrix/", "/.well-known/"))
-    return Endpoint(
-        path,
-        parameters.only(parameters.known_to(operation), handler) if is_strict else handler,
-        methods=[method],
-        status_code=int(min(operation["responses"])),
-        response_model=None,
-        operation_id=operation["operationId"],
-        summary=operation["summary"],
-        description=operation.get("description") or "\f",  # else FastAPI takes the handler's docstring, up to a \f
-        openapi_extra=dict(operation),
-        include_in_schema=documented,
-    )
-
-
 def headers_of(request: Request) -> dict[str, str]:
-    """The request's headers by lower-case name, decoded once: Starlette searches a list at every look.
+    """The request's headers by lower-case name, decoded once: Starlette searches a list at each access.
 
-    Raises BadRequest for two different credentials in headers of one name: proxies differ in which of them counts.
+    Raises BadRequest for two different credentials in headers of one name: proxies differ in which one they use.
     """
     headers = request.scope["headers"]
     found = {name.decode("latin-1"): value.decode("latin-1") for name, value in headers}
@@ -85,7 +47,7 @@ def headers_of(request: Request) -> dict[str, str]:
 
 
 def forwarded_of(request: Request) -> Headers:
-    """The headers that tell the homeserver who calls: none, unless FLOWBRIDGE_TRUSTED_PROXIES is set."""
+    """The headers that tell the homeserver the caller's address, if FLOWBRIDGE_TRUSTED_PROXIES is set."""
     found: Headers = request.scope.get(FORWARDED, [])
     return found
 
@@ -93,7 +55,7 @@ def forwarded_of(request: Request) -> Headers:
 async def read_body(request: Request, headers: Mapping[str, str], limit: int = MAX_BODY_BYTES) -> bytes:
     """The whole body; the server bounds the time.
 
-    Raises TooLarge, UnsupportedMedia when it is compressed, Unavailable when the bridge stops before it has come.
+    Raises TooLarge, UnsupportedMedia when it is compressed, Unavailable when the bridge stops before it has arrived.
     """
     if headers.get("content-encoding", "identity").lower() not in ("identity", ""):
         raise UnsupportedMedia("compressed bodies are not read: send the JSON as it is")
@@ -104,7 +66,7 @@ async def read_body(request: Request, headers: Mapping[str, str], limit: int = M
     while True:
         try:
             message = await request.receive()
-        except asyncio.CancelledError:  # the server has waited for as long as it does when it stops
+        except asyncio.CancelledError:  # the server stops, and has waited for long enough
             raise Unavailable("the bridge stops") from None
         if message["type"] == "http.disconnect":
             raise ClientDisconnect
@@ -116,12 +78,12 @@ async def read_body(request: Request, headers: Mapping[str, str], limit: int = M
 
 
 def json_bytes(value: Any) -> bytes:
-    """JSON as flowbridge answers it; a lone surrogate becomes a question mark."""
+    """JSON as flowbridge writes it; a lone surrogate becomes a question mark."""
     return _ENCODER.encode(value).encode("utf-8", "replace")
 
 
 class JsonAnswer(Response):
-    """JSON in bytes. Its headers are written once: Starlette writes them, then searches them, 5 µs of each send."""
+    """Encoded JSON. Its headers are written once: Starlette's write and search cost 5 µs of each send."""
 
     media_type = "application/json"
 
@@ -139,7 +101,7 @@ class JsonAnswer(Response):
             await super().__call__(scope, receive, send)
 
     def add(self, name: bytes, value: str) -> None:
-        """One header more; `name` is lower case."""
+        """Add a header; `name` is lower case."""
         self.raw_headers.append((name, value.encode("latin-1")))
 
 

@@ -1,6 +1,6 @@
-"""How many files the process may have open: raised at the start, watched, and told in the log when it is reached.
+"""How many files the process may have open: raised at the start, watched, and logged when it is reached.
 
-Without a limit of our own that is lower, libuv accepts what comes beyond it and hangs up without a word.
+libuv accepts connections beyond it and closes them without a word, so `connections.py` keeps to a lower bound.
 """
 
 import contextlib
@@ -28,14 +28,14 @@ def limit() -> int | None:
     return None if soft == resource.RLIM_INFINITY else soft
 
 
-def lift() -> None:
-    """Allow as many as the system lets us (`ulimit -Hn`): the usual 1,024 are for programs that use select()."""
+def raise_limit() -> None:
+    """Allow as many as the system permits (`ulimit -Hn`): the usual 1,024 are for programs that use select()."""
     if resource is None:
         return
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    for wish in () if soft == hard else (hard, max(soft, WANTED)):  # macOS: the first is "unlimited", and too much
+    for value in () if soft == hard else (hard, max(soft, WANTED)):  # macOS refuses its own "unlimited"
         with contextlib.suppress(OSError, ValueError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (wish, hard))
+            resource.setrlimit(resource.RLIMIT_NOFILE, (value, hard))
             break
     found = limit()
     if found is not None and found < WANTED:
@@ -43,12 +43,12 @@ def lift() -> None:
 
 
 class Watch:
-    """Tells when no file can be opened any more: connections are then neither accepted nor made."""
+    """Logs when no file can be opened: then connections are neither accepted nor made."""
 
     def __init__(self) -> None:
         self._quiet_until = 0.0
 
-    def look(self) -> None:
+    def check(self) -> None:
         """To be called about once a second; takes some microseconds."""
         try:
             os.close(os.open(os.devnull, os.O_RDONLY))

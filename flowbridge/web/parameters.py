@@ -1,14 +1,16 @@
-"""Query parameters: none is dropped without a word (an `?user_id=` or `?ts=` that is, changes what a send means).
+"""Query parameters: none is silently ignored, since a lost `?user_id=` or `?ts=` changes what a send means.
 
-On the flow surface each endpoint takes those that its OpenAPI operation lists, and a 400 names any other. On the
-Matrix surface clients send what the specification, or a proposal that we do not know, gives them: what an endpoint of
-ours does not use goes on to the homeserver. A blank value means that the parameter is absent (contract §4, 7).
+On the flow surface an endpoint takes those of its OpenAPI operation, and a 400 names any other. On the Matrix surface
+clients send what the specification, or a proposal that we do not know, defines: parameters that an endpoint does not
+use go on to the homeserver. A blank value means that the parameter is absent (contract §4, 7).
 """
 
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Any
 from urllib.parse import parse_qsl, urlencode
 
+from fastapi import Query
+from pydantic import AfterValidator, BeforeValidator, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -18,7 +20,7 @@ from flowbridge.errors import BadRequest, Forbidden
 Handler = Callable[[Request], Awaitable[Response]]
 
 ACCESS_TOKEN = "access_token"  # noqa: S105 (a name, not a secret)
-# As whom, and from which device, an application service acts (specification, "Identity assertion"; MSC3202).
+# The user and the device as which an application service acts (specification, "Identity assertion"; MSC3202).
 IDENTITY = frozenset({"user_id", "device_id", "org.matrix.msc3202.device_id"})
 MAX_PARAMETERS = 200
 MAX_VALUE = 4_096  # characters
@@ -27,15 +29,32 @@ _OF_SENDS = IDENTITY | {"ts"}
 _MATRIX_SURFACE = "; a Matrix client can say it to /_matrix/client/v3/…, whence it goes on to the homeserver"
 
 
-def known_to(operation: Mapping[str, Any]) -> frozenset[str]:
-    """The query parameters that an OpenAPI operation lists."""
-    return frozenset(each["name"] for each in operation.get("parameters", ()) if each["in"] == "query")
+def _whole(text: str) -> int:
+    if not (text.isascii() and text.isdigit()):
+        raise ValueError(f"{text[:80]!r} is not a whole number")
+    return int(text[:12])
+
+
+def _printable(text: str) -> str:
+    if len(text) > MAX_VALUE or not text.isprintable():
+        raise ValueError(f"is longer than {MAX_VALUE} characters, or holds a control character")
+    return text
+
+
+DIGITS = BeforeValidator(_whole)  # pydantic's own int takes " 1", "1_0" and "1.0", too
+WholeNumber = Annotated[int, Field(ge=0), DIGITS]
+Text = Annotated[str, AfterValidator(_printable)]
+
+
+def query(description: str, example: object = None, *, alias: str | None = None, **more: Any) -> Any:
+    """A query parameter, documented."""
+    return Query(alias=alias, description=description, examples=None if example is None else [example], **more)
 
 
 def only(known: frozenset[str], handler: Handler) -> Handler:
-    """A handler that answers 400 to a parameter that is not known."""
+    """The handler, which answers 400 to an unknown parameter now."""
 
-    def checked(request: Request) -> Awaitable[Response]:  # no coroutine of its own, which each step would pass through
+    def checked(request: Request) -> Awaitable[Response]:  # no coroutine: each resumption would pass through it
         if query := request.scope["query_string"]:
             for name, _ in given(query):
                 if name not in known:
@@ -46,9 +65,9 @@ def only(known: frozenset[str], handler: Handler) -> Handler:
 
 
 def given(query: bytes) -> list[tuple[str, str]]:
-    """The parameters of a query that are not blank, without the access token. Raises BadRequest.
+    """The parameters of a query, without blank ones and the access token. Raises BadRequest.
 
-    Bytes that are not UTF-8 become surrogates, which no parameter may hold.
+    Bytes that are not UTF-8 become surrogates, which no parameter may contain.
     """
     try:
         pairs = parse_qsl(
@@ -60,9 +79,9 @@ def given(query: bytes) -> list[tuple[str, str]]:
 
 
 def others(request: Request, credential: Credential, *known: str) -> list[tuple[str, str]]:
-    """The parameters that go on to the homeserver: all that are not known.
+    """The parameters that go on to the homeserver: all but the known ones.
 
-    Raises BadRequest for a value that no homeserver could read, Forbidden for an API key that would act as somebody.
+    Raises BadRequest for a value that no homeserver could read, Forbidden for an API key that would act as a user.
     """
     query: bytes = request.scope["query_string"]
     found = [pair for pair in given(query) if pair[0] not in known] if query else []
@@ -81,13 +100,13 @@ def passed_on(request: Request, credential: Credential, *known: str) -> str:
 
 
 def acts_as_another(request: Request) -> bool:
-    """Whether an application service says as whom it acts."""
+    """Whether an application service acts as one of its users."""
     query: bytes = request.scope["query_string"]
     return bool(query) and any(name in IDENTITY for name, _ in given(query))
 
 
 def as_nobody_else() -> Forbidden:
-    """To be told to an API key: the bot may be an application service, and the key be for the bot alone."""
+    """The error for an API key: the bot may be an application service, but the key is for the bot alone."""
     return Forbidden("user_id, device_id: an API key acts as the bridge's own account only")
 
 

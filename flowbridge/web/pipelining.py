@@ -1,28 +1,29 @@
-"""Requests that come before the one ahead of them has been answered: kept as bytes, and read one by one.
+"""Pipelined requests, which arrive before the one ahead of them is answered: kept as bytes, and read one by one.
 
-uvicorn makes a request of each at once and queues them, 2,000 and more of one segment; with every answer it reads on,
-however many are queued; and when the caller hangs up, only the last of them hears of it. As bytes they take no more
-than they came with, what is wrong with one of them is said in its turn, and the one at work is the only one there is.
+uvicorn starts and queues them at once, 2,000 and more of one TCP segment. It reads on with every answer, however many
+are queued, and only the last of them learns that the caller has hung up. As bytes they take no more memory than they
+arrived with, and an error in one of them is reported in its turn.
 """
 
+import re
 import select
 
 from uvicorn.protocols.http.flow_control import FlowControl
 
-MAX_BEHIND = 64 * 1024  # bytes behind a request that has come whole; the caller's system keeps what is beyond
-LOOK_SECONDS = 5.0  # while nothing is read: between two looks whether the caller has hung up
+MAX_BEHIND = 64 * 1024  # bytes behind a complete request; the rest stays in the caller's socket buffer
 
-_LEFT = getattr(select, "POLLRDHUP", 0)  # Linux; elsewhere only a reset is seen
+_HUNG_UP = getattr(select, "POLLRDHUP", 0)  # Linux; elsewhere only a reset is seen
 _END = b"\n\r\n"
 _BREAKS = b"\r\n"
+_BLANKS = re.compile(rb"[\r\n]+")
 
 
 def end_of_piece(data: bytes, at: int) -> int:
-    """Up to where a head or a chunked body may be read on from `at`: no request begins behind another one before there.
+    """How far the parser may read a head or a chunked body from `at` without beginning the request behind it.
 
-    Each of them ends in an empty line, which may have begun in the segment before. Not every empty line is such an end,
-    but that does no harm: a parser may be given its bytes in any pieces. The blank lines that may stand before a
-    request are taken along, else a flood of them were as many pieces.
+    Each of them ends in an empty line, which may have begun in the segment before. An empty line that is not such an
+    end does no harm, since a parser takes its bytes in any pieces. The blank lines that may stand before a request
+    belong to the piece, else a flood of them would be as many pieces.
     """
     if at == 0 and data[0] in _BREAKS:
         end = 0
@@ -30,20 +31,20 @@ def end_of_piece(data: bytes, at: int) -> int:
         end = found + len(_END)
     else:
         return len(data)
-    while end < len(data) and data[end] in _BREAKS:
-        end += 1
+    if end < len(data) and (blanks := _BLANKS.match(data, end)):  # byte by byte, 1 MiB took 0.3 s of the event loop
+        end = blanks.end()
     return end
 
 
 def has_hung_up(file: int) -> bool:
-    """Whether the other side has ended its connection, behind whatever of it has not been read."""
+    """Whether the other side has closed its connection, whatever of it has not been read yet."""
     poll = select.poll()
-    poll.register(file, _LEFT)
+    poll.register(file, _HUNG_UP)
     return bool(poll.poll(0))
 
 
 class Flow(FlowControl):
-    """uvicorn's own. While it is full nothing more is read: each handler that looks for a hang-up asks for that."""
+    """uvicorn's, but reading stays paused while it is full: a handler that waits for a hang-up would resume it."""
 
     is_full = False
 

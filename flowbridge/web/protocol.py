@@ -1,4 +1,4 @@
-"""One connection of a caller: HTTP/1.1 with deadlines and bounds that uvicorn's own protocol does not have."""
+"""One caller's connection: HTTP/1.1 with the deadlines and bounds that uvicorn's own protocol lacks."""
 
 import asyncio
 import json
@@ -11,34 +11,33 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from flowbridge.errors import Errcode
+from flowbridge.models.timing import Timing
 from flowbridge.web import answering, pipelining, upgrade
 from flowbridge.web.connections import Connections
 from flowbridge.web.endpoint import ANSWER, HANG_UP
 
-HEAD_SECONDS = 10.0  # for a request line and its headers to arrive
-BODY_SECONDS = 20.0  # for a body, or for each further part of it:
-BODY_PART_BYTES = 64 * 1024  # so much must come in that time while somebody reads it, which lets an upload take hours
+MIN_BODY_BYTES = 64 * 1024  # that must arrive in each `body_seconds`, so that an upload may take hours
 MAX_HEAD_BYTES = 64 * 1024
 
 
 @dataclass(slots=True)
-class Doors:
-    """The ports, and the connections at each. `operations_port`: where only the operator asks, if there is one."""
+class Ports:
+    """What all connections of a server share. `operations_port`: the operator's own port, if it is apart."""
 
     callers: Connections
     operations: Connections
-    keep_alive: tuple[bytes, bytes]
+    timing: Timing
     operations_port: int | None = None
 
-    def at(self, port: int | None) -> Connections:
+    def connections_at(self, port: int | None) -> Connections:
         return self.callers if port is None or port != self.operations_port else self.operations
 
 
 class Protocol(HttpToolsProtocol):
-    """uvicorn's own, with deadlines for the head and the body of a request, a size, and a number of connections.
+    """uvicorn's protocol with deadlines for a request's head and body, a bound on its head, and one on connections.
 
-    A request is read when those before it on its connection have been answered, so that `cycle` is the only one at
-    work, and uvicorn's `pipeline` is not used.
+    A request is read once those before it on its connection have been answered. So `cycle` is the only one in flight,
+    and uvicorn's `pipeline` stays empty.
     """
 
     flow: pipelining.Flow
@@ -46,66 +45,68 @@ class Protocol(HttpToolsProtocol):
     _timer: TimerHandle | None = None
     _head_bytes = 0
     _body_bytes = 0  # since the timer was set
-    _loose_bytes = 0  # since the last byte of a body: chunk extensions and trailers
-    _left = 0  # bytes of a body that are still to come, if it said how many
+    _overhead_bytes = 0  # since the last byte of a body: chunk extensions and trailers
+    _body_left = 0  # bytes of a body with a Content-Length that have not arrived
     _in_head = True
-    _has_come = False  # a request, whole, that has not been answered
-    _ended_late = False  # the body has come of a request that had been answered before
+    _is_complete = False  # the request in flight has arrived, and is not answered
+    _ended_late = False  # the body arrived after its request had been answered
     _is_connect = False
-    _is_deaf = False  # nothing that still comes is read
-    _behind = b""  # what came behind the request at work: read from `_behind_at` when that has been answered
+    _discards = False  # whatever still arrives is not read
+    _behind = b""  # what arrived behind the request in flight: read from `_behind_at` once that is answered
     _behind_at = 0
 
-    def __init__(self, doors: Doors, *args: Any, **named: Any) -> None:
+    def __init__(self, ports: Ports, *args: Any, **named: Any) -> None:
         super().__init__(*args, **named)
-        self._doors = doors
+        self._ports = ports
+        self._timing = ports.timing
+        self._kept_header = (b"keep-alive", b"timeout=%d" % ports.timing.keep_alive_seconds)
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self.flow = pipelining.Flow(transport)
-        self._connections = self._doors.at(self.server[1] if self.server else None)
+        self._connections = self._ports.connections_at(self.server[1] if self.server else None)
         file = transport.get_extra_info("socket").fileno()
         if refusal := self._connections.admit(self, self.client[0] if self.client else "", file):
             self._refuse(503, Errcode.LIMIT_EXCEEDED, refusal)
         else:
-            self._timer = self.loop.call_later(HEAD_SECONDS, self._too_slow)
+            self._timer = self.loop.call_later(self._timing.head_seconds, self._time_out)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
-        self._unset_keepalive_if_required()  # uvicorn leaves it after a reset, and with it all of this for 75 s
-        self._connections.drop(self)
+        self._unset_keepalive_if_required()  # after a reset uvicorn leaves it, which keeps this object alive for 75 s
+        self._connections.remove(self)
         self._behind = b""
         super().connection_lost(exc)
 
-    def make_room(self) -> None:
-        """Close an idle connection: another one needs its place. One that does not take its answer would not close."""
+    def evict(self) -> None:
+        """Close this idle connection for a new one. With an answer that the caller does not take, it has to abort."""
         self._stop_timer()
-        self._is_deaf = True
+        self._discards = True
         if self.transport.get_write_buffer_size():
             self.transport.abort()
         else:
             self.transport.close()
 
     def data_received(self, data: bytes) -> None:
-        if self._is_deaf:
+        if self._discards:
             return
         self._unset_keepalive_if_required()
-        self._connections.wake(self)
+        self._connections.mark_busy(self)
         self._read(data, 0)
 
     def _read(self, data: bytes, at: int) -> None:
-        """Give the bytes from `at` to the parser, each once and as it came, until a request has come whole."""
+        """Feed the parser the bytes from `at`, each once and unchanged, until a request is complete."""
         size, began = len(data), at
-        while at < size and not self._has_come:
-            end = min(size, at + self._left) if self._left else pipelining.end_of_piece(data, at)
-            self._loose_bytes += end - at
+        while at < size and not self._is_complete:
+            end = min(size, at + self._body_left) if self._body_left else pipelining.end_of_piece(data, at)
+            self._overhead_bytes += end - at
             used = end - at
             try:
                 try:
                     self.parser.feed_data(data[at:end] if used < size else data)
                 except httptools.HttpParserUpgrade as stop:
                     used = stop.args[0]
-                    self._pass_over_offer()
+                    self._ignore_upgrade()
             except httptools.HttpParserError:
                 self._refuse(400, Errcode.UNKNOWN, "this is not an HTTP/1.1 request")
                 return
@@ -115,7 +116,7 @@ class Protocol(HttpToolsProtocol):
             if self._in_head:
                 self._head_bytes += used
             at += used
-        if self._has_come:
+        if self._is_complete:
             self._stop_timer()
             if at < size and self.cycle.keep_alive:  # else its answer ends the connection
                 self._keep(data, at)
@@ -124,15 +125,15 @@ class Protocol(HttpToolsProtocol):
         else:
             self._time_the_body(at - began)
 
-    def _pass_over_offer(self) -> None:
-        """The parser stops behind an offer to upgrade, which is not taken: another one reads on."""
+    def _ignore_upgrade(self) -> None:
+        """The parser stops behind an offer to upgrade, which is declined: another one reads on."""
         if not self._is_connect:
             self.parser = upgrade.successor(self)
             kept = self.cycle.keep_alive
             self.parser.feed_data(upgrade.head(self.scope["method"].encode(), self.headers, keep_alive=kept))
 
     def _keep(self, data: bytes, at: int) -> None:
-        """What is behind a request that has come whole. Reading goes on, or nobody would see the caller hang up."""
+        """Keep what is behind a complete request. Reading goes on, since a hang-up would go unnoticed otherwise."""
         if self._behind:
             self._behind, self._behind_at = self._behind[self._behind_at :] + data[at:], 0
         else:
@@ -140,62 +141,61 @@ class Protocol(HttpToolsProtocol):
         if len(self._behind) - self._behind_at > pipelining.MAX_BEHIND:
             self.flow.is_full = True
             self.flow.pause_reading()
-            self._timer = self.loop.call_later(pipelining.LOOK_SECONDS, self._look)
+            self._timer = self.loop.call_later(self._timing.hang_up_poll_seconds, self._poll_hang_up)
 
-    def _look(self) -> None:
-        """Nothing is read: look whether the caller is still there."""
+    def _poll_hang_up(self) -> None:
+        """Check whether the caller is still there, while nothing is read."""
         if pipelining.has_hung_up(self.transport.get_extra_info("socket").fileno()):
             self._timer = None
             self.transport.abort()
         else:
-            self._timer = self.loop.call_later(pipelining.LOOK_SECONDS, self._look)
+            self._timer = self.loop.call_later(self._timing.hang_up_poll_seconds, self._poll_hang_up)
 
     def _time_the_head(self) -> None:
         if self._head_bytes > MAX_HEAD_BYTES:
             self._refuse(431, Errcode.TOO_LARGE, f"the headers are longer than {MAX_HEAD_BYTES} bytes")
         elif self._timer is None:
-            self._timer = self.loop.call_later(HEAD_SECONDS, self._too_slow)
+            self._timer = self.loop.call_later(self._timing.head_seconds, self._time_out)
 
     def _time_the_body(self, more: int) -> None:
         self._body_bytes += more
         if self._ended_late:
             self._ended_late = False
             self._stop_timer()
-            self.timeout_keep_alive_task = self.loop.call_later(
-                self.timeout_keep_alive, self.timeout_keep_alive_handler
-            )
-            self._connections.rest(self)
-        elif self.cycle.response_complete:  # bytes behind an answer: uvicorn has stopped its own clock for them
+            seconds = self.timeout_keep_alive
+            self.timeout_keep_alive_task = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
+            self._connections.mark_idle(self)
+        elif self.cycle.response_complete:  # bytes behind an answer: they have stopped uvicorn's own timer
             if self._timer is None:
-                self._timer = self.loop.call_later(HEAD_SECONDS, self.transport.close)
-        elif self._loose_bytes > MAX_HEAD_BYTES:
+                self._timer = self.loop.call_later(self._timing.head_seconds, self.transport.close)
+        elif self._overhead_bytes > MAX_HEAD_BYTES:
             self._refuse(431, Errcode.TOO_LARGE, f"the trailers are longer than {MAX_HEAD_BYTES} bytes")
         elif self._timer is None:
-            self._expect_a_part()
+            self._time_a_part()
 
-    def _expect_a_part(self) -> None:
+    def _time_a_part(self) -> None:
         self._body_bytes = 0
-        self._timer = self.loop.call_later(BODY_SECONDS, self._too_slow)
+        self._timer = self.loop.call_later(self._timing.body_seconds, self._time_out)
 
     def on_message_begin(self) -> None:
-        self._in_head, self._head_bytes, self._left, self._ended_late = True, 0, 0, False
+        self._in_head, self._head_bytes, self._body_left, self._ended_late = True, 0, 0, False
         super().on_message_begin()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """uvicorn's own, without blanks at the end of the value (RFC 9110 §5.5), and without trailers.
+        """Collect a header, without the blanks at its end (RFC 9110 §5.5), which llhttp leaves; ignore a trailer.
 
-        llhttp strips only those at its beginning. A trailer is not a header (§6.5.1): a proxy in front checks headers.
+        A trailer is not a header (§6.5.1): a proxy in front checks only headers.
         """
         if self._in_head:
             name, value = name.lower(), value.rstrip(b" \t")
             if name == b"expect" and value.lower() == b"100-continue":
                 self.expect_100_continue = self.parser.get_http_version() != "1.0"  # RFC 9110 §10.1.1
             elif name == b"content-length":
-                self._left = int(value)
+                self._body_left = int(value)
             self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
-        """In place of uvicorn's, which decodes the path, too, and queues what comes behind a request at work."""
+        """Start the request. uvicorn's own method also decodes the path, and queues what arrives behind a request."""
         parser, scope = self.parser, self.scope
         method = parser.get_method()
         if parser.should_upgrade() and method == b"CONNECT":
@@ -208,7 +208,7 @@ class Protocol(HttpToolsProtocol):
         scope["method"] = method.decode("ascii")
         scope["http_version"] = version
         scope["raw_path"] = url.path
-        scope["path"] = url.path.decode("ascii")  # nothing looks at it: `%2F` inside a segment must survive
+        scope["path"] = url.path.decode("ascii")  # never decoded: `%2F` inside a segment must survive
         scope["query_string"] = url.query or b""
         headers = self.server_state.default_headers
         self.cycle = RequestResponseCycle(
@@ -218,7 +218,7 @@ class Protocol(HttpToolsProtocol):
             logger=self.logger,
             access_logger=self.access_logger,
             access_log=self.access_log,
-            default_headers=[*headers, self._doors.keep_alive] if is_kept else headers,
+            default_headers=[*headers, self._kept_header] if is_kept else headers,
             message_event=asyncio.Event(),
             expect_100_continue=self.expect_100_continue,
             keep_alive=is_kept,
@@ -227,25 +227,25 @@ class Protocol(HttpToolsProtocol):
         scope[ANSWER] = partial(answering.answer, self.cycle)  # type: ignore[literal-required]
         scope[HANG_UP] = partial(self._hang_up, self.cycle)  # type: ignore[literal-required]
         self._in_head = False
-        self._loose_bytes = 0
+        self._overhead_bytes = 0
         self._stop_timer()
         self._start_asgi_task(self.cycle, self.app)
 
     def on_body(self, body: bytes) -> None:
-        self._loose_bytes = 0
-        if self._left:
-            self._left -= len(body)
+        self._overhead_bytes = 0
+        if self._body_left:
+            self._body_left -= len(body)
         super().on_body(body)
 
     def on_message_complete(self) -> None:
         if self.parser.should_upgrade():
-            return  # its body is still to come
+            return  # the body is still to come
         self._ended_late = self.cycle.response_complete
-        self._has_come = not self._ended_late
+        self._is_complete = not self._ended_late
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
-        self._has_come = self.flow.is_full = False
+        self._is_complete = self.flow.is_full = False
         super().on_response_complete()
         if self._behind and not self.transport.is_closing():
             behind, self._behind = self._behind, b""
@@ -253,37 +253,36 @@ class Protocol(HttpToolsProtocol):
             self._stop_timer()
             self._read(behind, self._behind_at)
         elif not self._in_head:
-            self._connections.rest(self)
+            self._connections.mark_idle(self)
 
     def shutdown(self) -> None:
-        """A request at work is answered, and what is behind it is not: the answer says so."""
+        """Answer the request in flight, and nothing behind it: the answer says so."""
         super().shutdown()
         if self.cycle is not None:
             self._end_after(self.cycle)
 
     def _end_after(self, cycle: RequestResponseCycle) -> None:
-        """Close the connection behind this answer, which no longer says that it is kept."""
+        """Close the connection after this answer, which no longer says that it is kept."""
         cycle.keep_alive = False
-        cycle.default_headers = [pair for pair in cycle.default_headers if pair is not self._doors.keep_alive]
+        cycle.default_headers = [pair for pair in cycle.default_headers if pair is not self._kept_header]
 
     def _hang_up(self, cycle: RequestResponseCycle) -> None:
-        """End the connection in the middle of an answer: what is missing is seen to be missing."""
-        cycle.disconnected = True  # uvicorn need not wonder why the answer has no end
+        """Abort the connection in the middle of an answer, so that the caller knows that it is incomplete."""
+        cycle.disconnected = True  # else uvicorn logs that the answer has no end
         self.transport.abort()
 
-    def _too_slow(self) -> None:
+    def _time_out(self) -> None:
         self._timer = None
-        if self.flow.read_paused:  # it is we who do not read
-            self._timer = self.loop.call_later(BODY_SECONDS, self._too_slow)
-            return
-        if not self._in_head and self.cycle.response_complete:
-            self.transport.close()  # answered before its body had come: the rest is read by no handler
-            return
-        if not self._in_head and self._body_bytes >= BODY_PART_BYTES:
-            self._expect_a_part()
-            return
-        what, seconds = ("headers", HEAD_SECONDS) if self._in_head else ("body", BODY_SECONDS)
-        self._refuse(408, Errcode.UNKNOWN, f"the {what} did not arrive within {seconds:g} s")
+        if self.flow.read_paused:  # the delay is ours
+            self._timer = self.loop.call_later(self._timing.body_seconds, self._time_out)
+        elif self._in_head:
+            self._refuse(408, Errcode.UNKNOWN, f"the headers did not arrive within {self._timing.head_seconds:g} s")
+        elif self.cycle.response_complete:
+            self.transport.close()  # answered before its body arrived: no handler reads the rest
+        elif self._body_bytes >= MIN_BODY_BYTES:
+            self._time_a_part()
+        else:
+            self._refuse(408, Errcode.UNKNOWN, f"the body did not arrive within {self._timing.body_seconds:g} s")
 
     def _stop_timer(self) -> None:
         if self._timer is not None:
@@ -291,19 +290,19 @@ class Protocol(HttpToolsProtocol):
             self._timer = None
 
     def _refuse(self, status: int, errcode: Errcode, error: str) -> None:
-        """Read nothing more, answer by hand, since no request came to be, and hang up.
+        """Read no more, answer without an ASGI request, since there is none, and hang up.
 
-        Requests before it have been answered. Any web page may read this answer, whatever was asked.
+        Requests before it have been answered. Any web page may read this answer.
         """
         self._stop_timer()
-        self._is_deaf = True
+        self._discards = True
         if self.transport.is_closing():
             return
-        if not self._in_head and self.cycle.response_complete:
-            self.transport.close()  # in the body of a request that has its answer: one more would be taken for the next
-            return
         if not self._in_head and self.cycle.response_started:
-            self._hang_up(self.cycle)  # nothing else can be said in the middle of an answer
+            if self.cycle.response_complete:  # a second answer would be taken for that to the next request
+                self.transport.close()
+            else:
+                self._hang_up(self.cycle)
             return
         body = json.dumps({"errcode": errcode, "error": error}).encode()
         again = b"retry-after: 2\r\n" if status == 503 else b""

@@ -1,4 +1,4 @@
-"""The bridge's own address, as clients are told it."""
+"""The bridge's own address, as clients learn it."""
 
 import re
 

@@ -124,17 +124,12 @@ describe("the examples", function () {
     let room;
 
     before(async () => {
-        const facts = await world.open();
-        room = await world.room();
+        red = await nodeRed.open();
+        room = red.room;
         chromium = await browser.start();
-        // For http-request.json alone: the others take what the user sets in the editor.
-        red = await nodeRed.start({ BASE_URL: facts.bridge, ACCESS_TOKEN: facts.bot.access_token, ROOM: room });
     });
 
-    after(async () => {
-        await chromium?.close();
-        await red?.stop();
-    });
+    after(() => chromium?.close());
 
     it("are all in the table above", () => {
         assert.deepEqual(fs.readdirSync(EXAMPLES).sort(), Object.keys(DOES).sort());

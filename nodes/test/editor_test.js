@@ -18,10 +18,10 @@ describe("the editor", function () {
     let editor;
 
     before(async () => {
-        const facts = await world.open();
+        red = await nodeRed.open();
+        await red.deploy([]);
         await world.room({ name: "Kitchen <b>bold</b>", room_alias_name: `kitchen${Date.now()}` });
         chromium = await browser.start();
-        red = await nodeRed.start({ FLOWBRIDGE_URL: facts.bridge, FLOWBRIDGE_KEY: facts.key, ROOM: "!none:localhost" });
         editor = await chromium.open(red.url);
         await editor.importFlow(fs.readFileSync(path.resolve(__dirname, "../examples/send.json"), "utf8"));
     });
@@ -29,7 +29,6 @@ describe("the editor", function () {
     after(async () => {
         await editor?.close();
         await chromium?.close();
-        await red?.stop();
     });
 
     it("gives a new server to the nodes of an example, and lists its rooms before anything is deployed", async () => {

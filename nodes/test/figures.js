@@ -18,16 +18,15 @@ const say = (text) => process.stderr.write(`  ${text}\n`);
 const median = (times) => [...times].sort((a, b) => a - b)[Math.floor(times.length / 2)];
 
 async function main() {
-    const facts = await world.open();
-    const figures = { ...(await queued(facts)), ...(await latency()) };
+    const figures = { ...(await queued()), ...(await latency()) };
     await world.close();
     process.stdout.write(`${JSON.stringify(figures)}\n`);
 }
 
 /** A flow that is given all messages at once, in a Node-RED of its own; the bridge dies in the middle. */
-async function queued(facts) {
-    const room = await world.room();
-    const red = await nodeRed.start({ FLOWBRIDGE_URL: facts.bridge, FLOWBRIDGE_KEY: facts.key, ROOM: room });
+async function queued() {
+    const red = await nodeRed.open();
+    const { room } = red;
     try {
         await red.deploy(flow());
         await world.until(() => press(red, "warm")); // the flow starts after the deployment has been answered
@@ -56,7 +55,7 @@ async function queued(facts) {
             memoryMb: most - before,
         };
     } finally {
-        await red.stop();
+        await nodeRed.close();
     }
 }
 

@@ -8,7 +8,7 @@ const os = require("node:os");
 const path = require("node:path");
 const { promisify } = require("node:util");
 
-const { until } = require("./world");
+const world = require("./world");
 
 const PACKAGE = path.resolve(__dirname, "..");
 const RED = path.join(path.dirname(require.resolve("node-red/package.json")), "red.js");
@@ -25,6 +25,30 @@ const SETTINGS = {
     logging: { console: { level: "info", metrics: false, audit: false } },
 };
 
+let shared;
+
+/** The one that all tests of a mocha run share, once it runs. Its flows find the bridge, the bot and the new `room`. */
+async function open() {
+    if (shared) return shared;
+    const { bridge, key, bot } = await world.open();
+    const room = await world.room();
+    const environment = {
+        FLOWBRIDGE_URL: bridge,
+        FLOWBRIDGE_KEY: key,
+        BASE_URL: bridge,
+        ACCESS_TOKEN: bot.access_token,
+        ROOM: room,
+    };
+    shared = { ...(await start(environment)), room };
+    return shared;
+}
+
+/** Ends that one. */
+async function close() {
+    await shared?.stop();
+    shared = undefined;
+}
+
 /**
  * Starts it. `environment` is what its flows see: nothing of the test's own environment but what any program needs.
  * Resolves to `{url, pid, deploy(flows), log(), errors(from), stop()}`; `from` is so many characters into the log.
@@ -36,7 +60,7 @@ async function start(environment = {}) {
         await fs.writeFile(path.join(folder, "settings.js"), `module.exports = ${JSON.stringify(SETTINGS)};\n`);
         await install(folder);
         running = run(folder, await freePort(), environment);
-        await until(() => answers(running), START_PATIENCE);
+        await world.until(() => answers(running), START_PATIENCE);
     } catch (error) {
         if (running) await running.stop();
         await fs.rm(folder, { recursive: true, force: true });
@@ -137,4 +161,4 @@ async function freePort() {
     }
 }
 
-module.exports = { start };
+module.exports = { open, close };

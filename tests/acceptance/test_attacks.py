@@ -105,7 +105,7 @@ async def test_unplugged_cable_refuses_and_is_plugged_in_again_at_its_port(cable
 async def test_memory_disk_is_full_until_it_is_emptied(tmp_path: Path) -> None:
     async with memory_disk(tmp_path, 1024 * 1024) as disk:
         if disk is None:
-            pytest.skip("nobody may mount a file system here")
+            pytest.skip("mounting a file system is not allowed here")
         write = f"open({str(disk.path / 'file')!r}, 'ab', 0).write(bytes(65536))"
         command = [*disk.prefix, sys.executable, "-c", write]
         assert await _error(command) == ""

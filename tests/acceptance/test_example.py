@@ -55,7 +55,7 @@ def test_step_that_fails_ends_it_and_is_named() -> None:
 
 
 def test_refusal_of_the_bridge_is_shown(tmp_path: Path) -> None:
-    """Here by a homeserver at which nobody may register."""
+    """Here by a homeserver that allows no registration."""
     with (
         LocalSynapse(config={"enable_registration": False}) as closed,
         serving(BASE_URL=closed.url, FLOWBRIDGE_DATABASE_URL=f"sqlite:///{tmp_path}/flowbridge.db") as (url, _),

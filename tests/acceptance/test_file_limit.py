@@ -68,7 +68,7 @@ def test_callers_who_take_all_files_are_refused_and_the_others_served(
         while True:
             hog = stack.enter_context(RawClient(url))
             hog.try_to_send(IN_FLIGHT)
-            status = hog._until(b"\r\n\r\n").split(b" ")[1]
+            status = hog.read_until(b"\r\n\r\n").split(b" ")[1]
             if status == b"503":
                 break
             assert status == b"100"
@@ -91,14 +91,14 @@ def test_limit_that_others_have_reached_is_a_line_in_the_log(
 ) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     watch = file_limit.Watch()
-    watch.look()
+    watch.check()
     assert caplog.records == []
     with ExitStack() as stack:
         lowest = stack.enter_context(socket.socket()).fileno()
         resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + 1, hard))
         try:
-            watch.look()
-            watch.look()
+            watch.check()
+            watch.check()
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     (record,) = caplog.records
@@ -116,5 +116,5 @@ def test_limit_is_what_is_needed_where_the_system_gives_no_more(monkeypatch: pyt
 
     monkeypatch.setattr(resource, "getrlimit", lambda _: (256, resource.RLIM_INFINITY))
     monkeypatch.setattr(resource, "setrlimit", refuse)
-    file_limit.lift()
+    file_limit.raise_limit()
     assert asked == [(resource.RLIM_INFINITY, resource.RLIM_INFINITY), (file_limit.WANTED, resource.RLIM_INFINITY)]

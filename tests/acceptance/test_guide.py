@@ -12,7 +12,7 @@ GUIDE = Path(__file__).parents[2] / "docs" / "guide.md"
 
 
 def commands() -> list[str]:
-    """What stands behind a `$`, with the lines that go on with it."""
+    """What follows a `$`, with its continuation lines."""
     blocks = re.findall(r"^```console\n(.*?)^```$", GUIDE.read_text(), re.MULTILINE | re.DOTALL)
     return re.findall(r"^\$ (.*(?:(?<=\\)\n.*)*)", "".join(blocks), re.MULTILINE)
 

@@ -22,13 +22,13 @@ from tests.chaos.judge import Accepted, Seen, Verdict, judge, read_accepted, rea
 from tests.chaos.load import Load, Plan
 from tests.chaos.monkey import Bridge, BridgeBroken, Monkey
 from tests.chaos.options import CannotRun, Options
-from tests.chaos.processes import REPOSITORY, Process, free_port
 from tests.chaos.progress import Progress
 from tests.chaos.report import Check, Report, table
 from tests.chaos.scenarios import SCENARIOS
 from tests.chaos.seeds import HARMLESS, SEEDS, SOWN
 from tests.chaos.trial import found_out
 from tests.patience import PATIENCE
+from tests.processes import REPOSITORY, Process, free_port
 
 BOT = "syt_bot"
 ROOM, OTHER = "!room:chaos.test", "!other:chaos.test"
@@ -151,8 +151,8 @@ def test_progress_counts_what_is_queued(tmp_path: Path) -> None:
 
 
 def test_lease_is_told_together_with_a_request_that_fits_into_it() -> None:
-    told = Options().leased(8.0).environment
-    assert told == {"FLOWBRIDGE_LEASE_SECONDS": "8", "FLOWBRIDGE_REQUEST_SECONDS": "3"}
+    settings = Options().leased(8.0).environment
+    assert settings == {"FLOWBRIDGE_LEASE_SECONDS": "8", "FLOWBRIDGE_REQUEST_SECONDS": "3"}
     asked = Options(lease=30, environment={"FLOWBRIDGE_REQUEST_SECONDS": "2"}).leased(8.0).environment
     assert asked == {"FLOWBRIDGE_LEASE_SECONDS": "30", "FLOWBRIDGE_REQUEST_SECONDS": "2"}
 
@@ -170,7 +170,7 @@ def test_every_scenario_says_what_it_does_and_needs_what_it_says() -> None:
 
 
 def test_seeds_find_what_they_break() -> None:
-    """Where the bridge was rewritten, a seed must not go on and break nothing."""
+    """Once the bridge is rewritten, a seed must fail loudly instead of breaking nothing."""
     command = [sys.executable, "-m", "tests.chaos.seeds", *SOWN, "--help"]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert done.returncode == 0, done.stderr
@@ -227,7 +227,7 @@ class FaultyHomeserver:
 @contextmanager
 def faulty(directory: Path, *more_ports: str, **options: float) -> Iterator[FaultyHomeserver]:
     port = free_port()
-    argv = [sys.executable, "-m", "tests.chaos.homeserver", "--log", str(directory / "events")]
+    argv = [sys.executable, "-m", "tests.chaos.faulty_homeserver", "--log", str(directory / "events")]
     argv += ["--port", str(port), *more_ports]
     argv += [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
     process = Process("homeserver", argv, {}, directory)
@@ -495,7 +495,7 @@ async def test_load_repeats_the_same_key_until_it_has_an_answer(tmp_path: Path) 
     numbers = [n for _, _, n in asked]
     assert numbers == sorted(numbers)
     assert all(numbers.count(n) == 3 for n in range(3))
-    # one key for both types, which are two events to a bridge, and one to whoever takes the key for a txnId
+    # one key for both types, which are two events to a bridge, and one if the key is taken for a txnId
     assert len({(path, key) for path, key, n in asked if n in (0, 1)}) == 2
     assert len({key for _, key, n in asked if n in (0, 1)}) == 1
     assert [one.n for one in read_accepted(tmp_path / "accepted")][:3] == [0, 1, 2]
@@ -583,7 +583,7 @@ async def _bridge(answer: Any) -> AsyncIterator[str]:
 
 async def test_monkey_kills_starts_again_and_notes_a_crash(tmp_path: Path) -> None:
     port = free_port()
-    argv = [sys.executable, "-m", "tests.chaos.homeserver", "--port", str(port), "--log", str(tmp_path / "log")]
+    argv = [sys.executable, "-m", "tests.chaos.faulty_homeserver", "--port", str(port), "--log", str(tmp_path / "log")]
     bridge = Bridge(Process("bridge", argv, {}, tmp_path), f"http://127.0.0.1:{port}")
     monkey = Monkey([bridge])
     try:
@@ -594,7 +594,7 @@ async def test_monkey_kills_starts_again_and_notes_a_crash(tmp_path: Path) -> No
         assert await bridge.ready()
         assert bridge.process.rss_mb() > 1
         watch = asyncio.create_task(monkey.watch())
-        bridge.process.send(signal.SIGKILL)  # nobody announced this one
+        bridge.process.send(signal.SIGKILL)  # unannounced
         await asyncio.to_thread(_wait_for, lambda: monkey.counts["crash"] > 0)
         assert await bridge.ready()
         watch.cancel()
@@ -630,7 +630,7 @@ async def test_bridge_that_does_not_start_says_why(tmp_path: Path) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child that its parent ended")
 def test_process_does_not_outlive_a_killed_parent(tmp_path: Path) -> None:
     script = (
-        "import pathlib, sys, time; from tests.chaos.processes import Process;"
+        "import pathlib, sys, time; from tests.processes import Process;"
         "child = Process('child', ['sleep', '60'], {}, pathlib.Path(sys.argv[1]));"
         "child.start(); print(child.pid, flush=True); time.sleep(60)"
     )
@@ -645,7 +645,7 @@ def test_process_does_not_outlive_a_killed_parent(tmp_path: Path) -> None:
 
 
 def _name_of(pid: int) -> str:
-    """The command of a process that is alive; empty for a zombie that nobody has collected yet."""
+    """The command of a process that is alive; empty for a zombie that has not been reaped yet."""
     try:
         name, _, rest = Path(f"/proc/{pid}/stat").read_text().partition("(")[2].rpartition(")")
     except OSError:

@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from flowbridge.auth import api_keys
+from flowbridge.models.timing import Timing
 from tests import upstream as scripted
 from tests.patience import until
 from tests.processes import run, serving
@@ -145,7 +145,7 @@ def test_keys_work_beside_a_running_bridge(tmp_path: Path) -> None:
             assert send(url, "fb_wrong").status_code == 401
             assert run("keys", "revoke", listed()["during"][0]).returncode == 0
             until(lambda: send(url, during).status_code == 401)
-            assert api_keys.REFRESH_SECONDS < 2, "promised are 2 s, which a busy machine need not keep"
+            assert Timing().key_refresh_seconds < 2, "promised are 2 s, which a busy machine need not keep"
             assert send(url, before).status_code == 200
             until(lambda: listed()["before"][2] != "-")
     said = log.read_text()
@@ -221,11 +221,11 @@ def on_a_terminal(folder: Path, **settings: str) -> str:
     import pty
     import subprocess
 
-    from tests.processes import FLOWBRIDGE, _environment
+    from tests.processes import FLOWBRIDGE, environment
 
     ours, theirs = pty.openpty()
     command = [FLOWBRIDGE, "serve", "--port", "0"]
-    with subprocess.Popen(command, env=_environment(settings), cwd=folder, stderr=theirs) as process:
+    with subprocess.Popen(command, env=environment(settings), cwd=folder, stderr=theirs) as process:
         os.close(theirs)
         said = b""
         try:

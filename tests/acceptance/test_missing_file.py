@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 from flowbridge.cli.demo.synapse import Account, LocalSynapse
-from flowbridge.store.files import LOOK_SECONDS
+from flowbridge.models.timing import Timing
 from tests.conftest import MakeRoom
 from tests.integration.conftest import Room
 from tests.patience import PATIENCE
@@ -47,7 +47,7 @@ class Bridge:
         assert self.send(body, **ASYNC).status_code == 202
 
     def must_refuse(self, reason: str, body: str = "refused") -> None:
-        """Nothing is accepted, and whoever watches it is told why."""
+        """Nothing is accepted, and the callers and the operator are told why."""
         refused = self.send(body, **ASYNC)
         assert refused.status_code == 503, refused.text
         assert reason in refused.json()["error"]
@@ -348,7 +348,7 @@ def test_commands_beside_do_not_make_a_bridge_unready(bridge: Bridge) -> None:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     connection.close()
     began = time.monotonic()
-    while time.monotonic() < began + 2 * LOOK_SECONDS:
+    while time.monotonic() < began + 2 * Timing().file_check_seconds:
         bridge.accept("goes on")
     assert bridge.http.get("/readyz").status_code == 200
     assert not bridge.lines("store_missing")

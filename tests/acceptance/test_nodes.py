@@ -32,12 +32,12 @@ def browser() -> str:
 
 @pytest.fixture(scope="module")
 def installed() -> None:
-    """nodes/node_modules is what the lock file says: installed anew only when that has changed."""
+    """nodes/node_modules is what the lock file pins: reinstalled only when that has changed."""
     lock = NODES / "package-lock.json"
     with lock.open("rb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)  # another test process may be at it
         wanted = hashlib.sha256(file.read()).hexdigest()
-        stamp = NODES / "node_modules" / ".installed"  # goes with the folder, which npm ci makes anew
+        stamp = NODES / "node_modules" / ".installed"  # goes with the folder, which npm ci recreates
         if not stamp.exists() or stamp.read_text() != wanted:
             node.install(NODES, "Node-RED")
             stamp.write_text(wanted)
@@ -64,7 +64,7 @@ def test_nodes_pass_their_tests(browser: str, installed: None) -> None:
 
 
 def _end(process: "subprocess.Popen[str]") -> None:
-    """With all that it started: nothing goes on when a test was broken off."""
+    """With all that it started, also when the test is interrupted."""
     try:
         os.killpg(process.pid, signal.SIGKILL)
     except ProcessLookupError:

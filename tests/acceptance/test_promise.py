@@ -10,12 +10,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
-from benchmarks.postgres import LocalPostgres
 from tests.chaos.options import Options
-from tests.chaos.processes import REPOSITORY
 from tests.chaos.report import Report
 from tests.chaos.runner import run
 from tests.chaos.scenarios import SCENARIOS
+from tests.postgres import LocalPostgres
+from tests.processes import REPOSITORY
 
 KILLS = 15
 REPLICAS_KILLS = 6

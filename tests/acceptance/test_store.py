@@ -41,7 +41,7 @@ def test_second_process_on_the_same_file_is_refused_and_the_first_goes_on() -> N
         said = refusal()
         assert said.startswith("FLOWBRIDGE_DATABASE_URL: flowbridge.db is in use by another flowbridge")
         assert httpx.get(f"{url}/healthz", trust_env=False).status_code == 200
-        process.kill()  # what is left of it must not keep anybody out
+        process.kill()  # a process that is left must not keep the next one out
         process.wait(PATIENCE)
         with serving(BASE_URL=NOWHERE):
             pass

@@ -48,7 +48,7 @@ def _arguments() -> argparse.ArgumentParser:
         default=default.mode,
         help="Prefer: respond-async, or not, or both",
     )
-    add("--kills", type=int, help="sqlite: how many kill -9 (one each 1.9 s); replicas: likewise")
+    add("--kills", type=int, help="sqlite: how many kill -9 (one each 1.9 s); replicas: the same")
     add("--every", type=float, default=default.every, help="seconds between two attacks")
     add("--lease", type=float, help="the bridge's lease in seconds (stop, network: 8; others: the bridge's own)")
     add("--latency", type=float, default=default.latency, help="of the scripted homeserver, in milliseconds")

@@ -7,11 +7,11 @@ from typing import cast
 
 from sqlalchemy import make_url
 
-NOW = struct.pack("ii", 1, 0)  # SO_LINGER: what is closed is reset, and nothing more is sent
+NOW = struct.pack("ii", 1, 0)  # SO_LINGER: closing resets, and nothing more is sent
 
 
 class Cable:
-    """Carries connections to `host`:`port`. To be used on one event loop; all it does is done at once."""
+    """Carries connections to `host`:`port`. Use it on one event loop; every method acts at once."""
 
     def __init__(self, host: str, port: int) -> None:
         self._far = (host, port)
@@ -50,24 +50,24 @@ class Cable:
         self.cut()
 
     def cut(self) -> None:
-        """Reset all connections. What is under way is lost in both directions."""
+        """Reset all connections. What is in flight is lost in both directions."""
         for end in list(self._ends):
             end.reset()
 
     def freeze(self) -> None:
-        """Nothing arrives any more, and nobody is told."""
+        """Nothing arrives any more, and neither side is notified."""
         self.frozen = True
         for end in self._ends:
             end.transport.pause_reading()
 
     def thaw(self) -> None:
-        """What was under way arrives now."""
+        """What was in flight arrives now."""
         self.frozen = False
         for end in self._ends:
             end.transport.resume_reading()
 
     def deafen(self) -> None:
-        """Requests arrive, but no answers: a commit is made, and nobody hears of it. Ends with `cut` and `hear`."""
+        """Requests arrive, but no answers: a commit is made and never confirmed. Ends with `cut` and `hear`."""
         self.deaf = True
 
     def deafen_from(self, request: bytes, after: bytes) -> None:

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from tests.chaos.processes import Process
+from tests.processes import Process
 
 BLOCK = bytes(4096)
 # In a mount namespace of its own: as root, or as root of a user namespace. It is gone with the last process in it.
@@ -81,7 +81,7 @@ class SizeLimit(Disk):
 
 @asynccontextmanager
 async def memory_disk(directory: Path, size: int) -> AsyncIterator[MemoryDisk | None]:
-    """One of so many bytes below the directory; None where nobody may mount one."""
+    """A disk of this many bytes below the directory; None where mounting is not allowed."""
     place = directory / "disk"
     place.mkdir()
     for way, entry in NAMESPACES:

@@ -231,7 +231,7 @@ async def talk(url: str, said: Conversation) -> list[tuple[int, bytes]]:
             try:
                 found = await _answers(reader, said)
                 if said.heard < len(said.expected):
-                    await asyncio.sleep(0.003)  # something is said of what nobody waits for
+                    await asyncio.sleep(0.003)  # logs what no caller waits for
                 return found
             finally:
                 saying.cancel()
@@ -305,7 +305,7 @@ async def fuzz(
     until: Callable[[], Awaitable[None]],
     accepted: Callable[[Caller, int, str], None] = lambda _caller, _n, _event: None,
 ) -> Found:
-    """Talk to a bridge, each caller by itself, until `until` returns. `accepted`: told each event's id."""
+    """Talk to a bridge, each caller by itself, until `until` returns. `accepted` is called with each event's id."""
     found, stopping = Found(), asyncio.Event()
 
     async def speak(caller: Caller) -> None:

@@ -13,7 +13,7 @@ SHOWN = 5  # offenders of each kind that a summary names
 class Accepted:
     """An event that the bridge took on: `status` 200 or 202; `event_id` where the answer named one.
 
-    Also, with `status` 503, one that it did not take, and that nobody sent again.
+    Also, with `status` 503, one that it refused and that was not sent again.
     """
 
     room: str

@@ -34,7 +34,7 @@ class Plan:
     `fire`: further rooms whose events have no key and are never repeated: what has no answer may be there or not, what
     has a 503 must not.
     `states`: further rooms that get state events. `matrix`: further rooms that a Matrix client sends to, by PUT and
-    transaction id. `headers`: who calls; the rooms take turns. `real`: ids of rooms that
+    transaction id. `headers`: the callers; the rooms take turns. `real`: ids of rooms that
     there are; else names are made up.
     """
 

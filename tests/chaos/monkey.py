@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 from tests.chaos.client import Client, NoAnswer
-from tests.chaos.processes import Process
+from tests.processes import Process
 
 START_SECONDS = 60.0  # a start takes one second of work, and many on a busy machine
 TERM_SECONDS = 40.0  # a bridge finishes its requests for at most 10 s
@@ -30,10 +30,10 @@ class Bridge:
     process: Process
     url: str
     probe: str = "/healthz"
-    victim: bool = False  # it is ended on purpose just now
+    victim: bool = False  # it is being ended on purpose
 
     async def ready(self, seconds: float = START_SECONDS, *, once: bool = False) -> bool:
-        """Whether it answers anything at all within that time. `once`: nobody starts it again when it has ended."""
+        """Whether it answers anything at all within that time. `once`: it is not restarted when it has ended."""
         client, ends = Client(self.url), time.monotonic() + seconds
         try:
             while time.monotonic() < ends and (self.process.running() or not once):
@@ -50,7 +50,7 @@ class Bridge:
 class Monkey:
     """`counts`: what it did: kill, stop, term; and what no bridge should do.
 
-    `crash`: it ended by itself; `stuck`: it did not end when told to; `unclean`: then its exit code was not 0.
+    `crash`: it ended by itself; `stuck`: it did not end on SIGTERM; `unclean`: then its exit code was not 0.
     `slowest_term`: seconds.
     """
 
@@ -80,7 +80,7 @@ class Monkey:
         self.rss_mb = max([self.rss_mb, *(bridge.process.rss_mb() for bridge in self.bridges)])
 
     async def watch(self) -> None:
-        """Start again whatever ended by itself, and note the memory. Raises BridgeBroken."""
+        """Restart what ended by itself, and note the memory. Raises BridgeBroken."""
         while True:
             self.measure()
             for bridge in self.bridges:
@@ -92,9 +92,9 @@ class Monkey:
             await asyncio.sleep(0.1)
 
     async def kill_often(self, kills: int, seconds: float, *, term: float = 0.05) -> None:
-        """So many kill -9 in about that time, the bridge working in between; `term`: the share of SIGTERMs besides.
+        """This many kill -9 in about that time, the bridge working in between; `term`: the share of SIGTERMs.
 
-        What a start takes is not known beforehand: the spells of work become shorter when starts take long.
+        How long a start takes is not known in advance: when starts are slow, the spells of work get shorter.
         """
         ends = time.monotonic() + seconds
         while self.counts["kill"] < kills:
@@ -113,7 +113,7 @@ class Monkey:
             await (self.term(bridge) if politely else self.kill(bridge))
 
     async def kill_every(self, pause: float, *, at_work: bool = False, kills: float = math.inf) -> None:
-        """One bridge after the other, so many or until cancelled; `at_work`: each that long after it has started."""
+        """One bridge after the other, this many or until cancelled; `at_work`: each that long after it has started."""
         for bridge in self._turns():
             if self.counts["kill"] >= kills:
                 return
@@ -123,7 +123,7 @@ class Monkey:
             await self.kill(bridge)
 
     async def term_every(self, pause: float) -> None:
-        """SIGTERM to one bridge after the other, each well at work, until cancelled."""
+        """SIGTERM to one bridge after the other, each while it works, until cancelled."""
         for bridge in self._turns():
             if not await bridge.ready():
                 raise BridgeBroken(f"{bridge.process.name} does not answer: {bridge.process.last_words()}")
@@ -131,7 +131,7 @@ class Monkey:
             await self.term(bridge)
 
     async def stop_every(self, stopped: float, pause: float) -> None:
-        """Stop one bridge for that long, let it go on, and turn to the next, until cancelled."""
+        """Stop one bridge for that long, let it continue, and turn to the next, until cancelled."""
         for bridge in self._turns():
             await asyncio.sleep(pause)
             with self._a_victim(bridge):

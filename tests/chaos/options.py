@@ -1,4 +1,4 @@
-"""What a whole run is told."""
+"""The options of a run."""
 
 import shlex
 import sys
@@ -6,8 +6,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Self
 
-from benchmarks.postgres import LocalPostgres
 from tests.chaos.load import Mode
+from tests.postgres import LocalPostgres
 
 REQUEST_SECONDS = 10.0  # what a bridge gives a request by default
 MARGIN_SECONDS = 5.0  # by which a lease must outlive a request
@@ -55,14 +55,14 @@ class Options:
     keep: bool = False
 
     def leased(self, seconds: float) -> Self:
-        """With this lease unless another was asked for, told to the bridges along with a request that fits into it."""
+        """With this lease unless another was given; the bridges get it with a request timeout that fits into it."""
         lease = self.lease or seconds
         request = min(REQUEST_SECONDS, max(0.5, lease - MARGIN_SECONDS))
-        told = {"FLOWBRIDGE_LEASE_SECONDS": f"{lease:g}", "FLOWBRIDGE_REQUEST_SECONDS": f"{request:g}"}
-        return replace(self, lease=lease, environment=told | self.environment)
+        settings = {"FLOWBRIDGE_LEASE_SECONDS": f"{lease:g}", "FLOWBRIDGE_REQUEST_SECONDS": f"{request:g}"}
+        return replace(self, lease=lease, environment=settings | self.environment)
 
-    def told(self, **settings: str) -> Self:
-        """With settings that hold unless others were asked for."""
+    def with_settings(self, **settings: str) -> Self:
+        """With settings for the bridges, unless others were given."""
         return replace(self, environment=settings | self.environment)
 
     @property

@@ -1,4 +1,4 @@
-"""A line every few seconds while a run goes on: how far it is, and what was done to the bridge."""
+"""A line every few seconds during a run: its progress, and what was done to the bridge."""
 
 import asyncio
 import time

@@ -12,8 +12,8 @@ from urllib.parse import quote
 
 from flowbridge.cli.demo.synapse import Account, LocalSynapse, SynapseError
 from tests.chaos.client import Client, NoAnswer
+from tests.chaos.homeserver import BY_KEY, Homeserver, bearer
 from tests.chaos.options import CannotRun
-from tests.chaos.upstream import BY_KEY, Upstream, bearer
 
 # All of a room's new events each time: what one page left out would be taken for lost.
 PAGE = 100_000
@@ -26,8 +26,8 @@ FILTER = {
 
 
 @asynccontextmanager
-async def synapse(directory: Path, rooms: int, *, every: float = 0.5) -> AsyncIterator[Upstream]:
-    """One with a bot, a friend and so many rooms that both are in; read every so many seconds. Raises CannotRun."""
+async def synapse(directory: Path, rooms: int, *, every: float = 0.5) -> AsyncIterator[Homeserver]:
+    """One with a bot, a friend and this many rooms that both are in; read every `every` seconds. Raises CannotRun."""
     server = LocalSynapse(rate_limits=False, config={"filter_timeline_limit": PAGE})
     try:
         await asyncio.to_thread(server.__enter__)
@@ -41,7 +41,7 @@ async def synapse(directory: Path, rooms: int, *, every: float = 0.5) -> AsyncIt
             reading = asyncio.create_task(_Timelines(server.url, friend.access_token, file).follow(every))
             callers = (BY_KEY, bearer(friend.access_token))
             try:
-                yield Upstream((server.url,), log, bot.access_token, callers, ids, scripted=False)
+                yield Homeserver((server.url,), log, bot.access_token, callers, ids, scripted=False)
             finally:
                 reading.cancel()
     finally:
@@ -78,7 +78,7 @@ class _Timelines:
         self._since = ""
 
     async def follow(self, every: float) -> None:
-        """For ever, until cancelled."""
+        """Until cancelled."""
         while True:
             with suppress(NoAnswer):
                 await self._read()

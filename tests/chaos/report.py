@@ -1,4 +1,4 @@
-"""What came out of a scenario: the verdict, figures besides it, and both as a table for people."""
+"""The result of a scenario: the verdict, further figures, and both as a table for people."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from tests.chaos.judge import Verdict
 
 @dataclass(frozen=True)
 class Check:
-    """A figure besides the verdict, and whether it is what it must be. `short`: its cell in a table, if it has one."""
+    """A figure beside the verdict, and whether it is as required. `short`: its cell in a table, if it has one."""
 
     name: str
     what: str

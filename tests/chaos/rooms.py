@@ -1,7 +1,8 @@
-"""What the scripted homeserver keeps of its rooms: events in the order they came, and which sends it remembers."""
+"""The rooms of a scripted homeserver: events in the order they came, and the sends that it remembers."""
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ Content = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """Who asks. An application service's token has no device."""
+    """The sender. An application service's token has no device."""
 
     user: str
     device: str | None
@@ -44,7 +45,7 @@ class _Room:
 
 
 def sum_of(data: bytes) -> str:
-    """By which the fuzzer knows again what it sent."""
+    """By this the fuzzer recognises what it sent."""
     return hashlib.sha256(data).hexdigest()
 
 
@@ -61,13 +62,17 @@ def device_of(token: str) -> Device | None:
 
 
 class Rooms:
-    """All rooms exist and everybody is in them. `log` gets one line of JSON for each event, written at once.
+    """All rooms exist and every user is in them. `log` gets one line of JSON for each event, written at once.
 
-    `repeats`: sends that were known already; `stale`: those of them after which the room had gone on. The memory hides
-    both from the rooms' members, so a sender that lost its lease and does not know it shows here.
+    `remember`: for how many seconds a transaction id is known. `repeats`: sends that were known already; `stale`: those
+    of them after which the room had gone on. The memory hides both from the rooms' members, so a sender that lost its
+    lease without noticing shows here.
     """
 
-    def __init__(self, log: RawIOBase, remember: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, log: RawIOBase | None = None, remember: float = math.inf, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.events: list[Event] = []
         self.remember = remember
         self.repeats = 0
         self.stale = 0
@@ -75,15 +80,9 @@ class Rooms:
         self._clock = clock
         self._rooms: dict[str, _Room] = {}
         self._sent: dict[tuple[Device, str, str], _Sent] = {}
-        self._count = 0
-
-    @property
-    def count(self) -> int:
-        """Events stored so far, in all rooms."""
-        return self._count
 
     def send(self, by: Device, room: str, type_: str, txn_id: str, content: Content) -> str:
-        """Store an event and give its id. As Synapse, the txnId counts for user, device and room, never the content."""
+        """Store an event; its id. As in Synapse, the txnId counts for user, device and room, never for the content."""
         key, now = (by, room, txn_id), self._clock()
         known = self._sent.get(key)
         if known is not None and known.until > now:
@@ -95,7 +94,7 @@ class Rooms:
         return event.event_id
 
     def put_state(self, by: Device, room: str, type_: str, state_key: str, content: Content) -> str:
-        """Set a state. What it already is makes no new event."""
+        """Set a state. An unchanged one makes no new event."""
         state = self._room(room).state
         known = state.get((type_, state_key))
         if known is None or known.content != content:
@@ -107,7 +106,7 @@ class Rooms:
         return found.content if found else None
 
     def messages(self, by: Device, room: str, start: str | None, limit: int, *, back: bool) -> dict[str, Any]:
-        """One page of the timeline; `end` is missing when there is nothing further."""
+        """One page of the timeline; `end` is missing on the last one."""
         events = self._room(room).events
         at = _position(start, len(events) if back else 0)
         if back:
@@ -118,7 +117,7 @@ class Rooms:
         return {**page, "end": f"t{end}"} if more else page
 
     def forget(self) -> None:
-        """Remember no send at all from now on, as after the memory's time or a restart that lost it."""
+        """Forget every send, as after the memory's time or a restart that lost it."""
         self._sent.clear()
 
     def _room(self, room: str) -> _Room:
@@ -127,21 +126,26 @@ class Rooms:
     def _store(
         self, by: Device, room: str, type_: str, content: Content, txn_id: str | None, state_key: str | None
     ) -> Event:
-        self._count += 1
-        event = Event(f"${self._count:07d}-chaos", room, type_, content, by, txn_id, state_key, time.time())
+        event = Event(f"${len(self.events) + 1}", room, type_, content, by, txn_id, state_key, time.time())
+        self.events.append(event)
         self._room(room).events.append(event)
-        line = {
-            "room": room,
-            "sender": by.user,
-            "txn_id": txn_id,
-            "n": content.get("n"),
-            "event_id": event.event_id,
-            "at": event.at,
-        }
-        if "sum" in content:  # fuzzer.py's: whether what came is what was sent
-            line["altered"] = content["sum"] != sum_of(str(content.get("body")).encode())
-        self._log.write(json.dumps(line).encode() + b"\n")
+        if self._log is not None:
+            self._log.write(json.dumps(_line(event)).encode() + b"\n")
         return event
+
+
+def _line(event: Event) -> dict[str, Any]:
+    line = {
+        "room": event.room,
+        "sender": event.by.user,
+        "txn_id": event.txn_id,
+        "n": event.content.get("n"),
+        "event_id": event.event_id,
+        "at": event.at,
+    }
+    if "sum" in event.content:  # fuzzer.py's: whether the content arrived as it was sent
+        line["altered"] = event.content["sum"] != sum_of(str(event.content.get("body")).encode())
+    return line
 
 
 def _position(token: str | None, default: int) -> int:
@@ -149,7 +153,7 @@ def _position(token: str | None, default: int) -> int:
 
 
 def _shown(event: Event, by: Device) -> dict[str, Any]:
-    """The event as this device reads it: only the one that sent it learns the transaction id."""
+    """The event as this device reads it: only the device that sent it sees the transaction id."""
     unsigned: dict[str, Any] = {"age": int((time.time() - event.at) * 1000)}
     if event.txn_id is not None and by.device is not None and by == event.by:
         unsigned["transaction_id"] = event.txn_id

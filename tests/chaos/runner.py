@@ -5,12 +5,12 @@ from dataclasses import replace
 
 import uvloop
 
-from benchmarks.postgres import LocalPostgres, PostgresError
 from tests.chaos.client import NoAnswer
 from tests.chaos.monkey import BridgeBroken
 from tests.chaos.options import CannotRun, Options
 from tests.chaos.report import Report
 from tests.chaos.scenarios import Scenario
+from tests.postgres import LocalPostgres, PostgresError
 
 FAILURES = (CannotRun, BridgeBroken, NoAnswer, FileExistsError, PostgresError, TimeoutError)
 

@@ -40,10 +40,10 @@ class Seed:
 def early_202() -> None:
     """202 before the commit"""
 
-    def append(original: Any, write_queue: Any, ticket: Any) -> None:
-        original(write_queue, ticket)
-        if not ticket.committed.done():
-            ticket.committed.set_result(None)
+    def append(original: Any, write_queue: Any, pending: Any, **named: Any) -> None:
+        original(write_queue, pending, **named)
+        if not pending.committed.done():
+            pending.committed.set_result(None)
 
     _wrap("flowbridge.delivery.write_queue.WriteQueue.append", append)
 
@@ -59,7 +59,7 @@ def new_txn_id() -> None:
 
 def no_fence() -> None:
     """settle, release and renew ignore the fence"""
-    from flowbridge.store import outbox
+    from flowbridge.store import clock
     from flowbridge.store.tables import lanes
 
     held: dict[str, int] = {}
@@ -71,7 +71,7 @@ def no_fence() -> None:
 
     def renew(_: Any, connection: Any, owner: str, lease_ms: int) -> dict[str, tuple[int, bool]]:
         mine = lanes.c.lane.in_(list(held))
-        until = outbox._clock(connection) + lease_ms
+        until = clock.lease_clock(connection) + lease_ms
         dirty = dict(connection.execute(select(lanes.c.lane, lanes.c.dirty).where(mine)).all())
         connection.execute(update(lanes).where(mine).values(owner=owner, lease_until=until, dirty=0))
         return {lane: (number, bool(dirty.get(lane))) for lane, number in held.items()}
@@ -87,20 +87,20 @@ def no_fence() -> None:
             held.pop(fence.lane, None)
         original(connection, fences, *rest)
 
-    _wrap("flowbridge.store.outbox.claim", claim)
-    _wrap("flowbridge.store.outbox.renew", renew)
-    _wrap("flowbridge.store.outbox.release", release)
-    _wrap("flowbridge.store.outbox._holds", lambda _, fence: lanes.c.lane == fence.lane)
+    _wrap("flowbridge.store.leases.claim", claim)
+    _wrap("flowbridge.store.leases.renew", renew)
+    _wrap("flowbridge.store.leases.release", release)
+    _wrap("flowbridge.store.leases.holds", lambda _, fence: lanes.c.lane == fence.lane)
     _wrap("flowbridge.store.outbox.settle", settle)
 
 
 def dirty_only() -> None:
     """a claim without `owner is not null`"""
-    from flowbridge.store import outbox
+    from flowbridge.store import clock
     from flowbridge.store.tables import lanes
 
     def claim(original: Any, connection: Any, *arguments: Any, **named: Any) -> Any:
-        now = outbox._clock(connection)
+        now = clock.lease_clock(connection)
         left = lanes.c.owner.is_not(None) & (lanes.c.dirty == 0) & (lanes.c.lease_until <= now)
         rows = connection.execute(select(lanes.c.lane, lanes.c.lease_until).where(left).with_for_update()).all()
         hide = update(lanes).where(lanes.c.lane.in_([row.lane for row in rows]))
@@ -110,7 +110,7 @@ def dirty_only() -> None:
             connection.execute(update(lanes).where(lanes.c.lane == row.lane).values(lease_until=row.lease_until))
         return claims
 
-    _wrap("flowbridge.store.outbox.claim", claim)
+    _wrap("flowbridge.store.leases.claim", claim)
 
 
 def short_lease() -> None:
@@ -122,7 +122,7 @@ def short_lease() -> None:
     def is_held(_: Any, lane: Any) -> bool:
         return bool(time.monotonic() < lane.lease_until)
 
-    _wrap("flowbridge.delivery.worker.Courier.__init__", start)
+    _wrap("flowbridge.delivery.worker.Worker.__init__", start)
     _wrap("flowbridge.delivery.lane.Lane.is_held", is_held)
 
 
@@ -139,7 +139,7 @@ def by_timestamp() -> None:
 def skewed_clock() -> None:
     """nothing: each bridge has another clock, wrong by up to ten seconds"""
     skew_ms = random.randint(-10_000, 10_000)
-    _wrap("flowbridge.store.outbox.now_ms", lambda original: original() + skew_ms)
+    _wrap("flowbridge.store.clock.now_ms", lambda original: original() + skew_ms)
 
 
 def slow() -> None:
@@ -149,13 +149,13 @@ def slow() -> None:
 def key_as_txn_id() -> None:
     """the caller's key as the transaction id"""
 
-    def ticket(original: Any, acceptance: Any, caller: Any, room_id: str, event: Any, sending: Any, *rest: Any) -> Any:
+    def pending(original: Any, acceptance: Any, caller: Any, room_id: str, event: Any, sending: Any, *rest: Any) -> Any:
         made = original(acceptance, caller, room_id, event, sending, *rest)
         if sending.key is not None:
-            made.row = made.row._replace(txn_id=sending.key)
+            made._row = made.row._replace(txn_id=sending.key)
         return made
 
-    _wrap("flowbridge.services.acceptance.Acceptance._ticket", ticket)
+    _wrap("flowbridge.services.acceptance.Acceptance._pending", pending)
 
 
 def proxy_404() -> None:
@@ -176,15 +176,16 @@ def blind_trust() -> None:
 def one_token() -> None:
     """a renewed token is taken for the one that sent what is in doubt"""
 
-    def carry(original: Any, *arguments: Any, **named: Any) -> Any:
-        return original(*arguments, **{**named, "sent_with": None})
+    def prepare(original: Any, attempts: Any, attempt: Any) -> Any:
+        attempt.sent_with = None
+        return original(attempts, attempt)
 
-    _wrap("flowbridge.delivery.attempt.Carrier.carry", carry)
+    _wrap("flowbridge.delivery.attempt.Attempts.prepare", prepare)
 
 
 def sure_503() -> None:
     """503 for what the store may have taken"""
-    _wrap("flowbridge.store.database._may_be_done", lambda *_: False)
+    _wrap("flowbridge.store.jobs.may_be_committed", lambda *_: False)
 
 
 SEEDS = {

@@ -4,6 +4,7 @@ import asyncio
 import json
 import shlex
 import shutil
+import tempfile
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -14,14 +15,14 @@ from typing import Any
 from uuid import uuid4
 
 from tests.chaos.client import NoAnswer
+from tests.chaos.homeserver import API_KEY, Homeserver, scripted
 from tests.chaos.judge import judge, read_accepted, read_seen
 from tests.chaos.load import Load, Plan
 from tests.chaos.monkey import Bridge, Monkey
 from tests.chaos.options import Options
-from tests.chaos.processes import Process, free_port, temporary_directory
 from tests.chaos.progress import Progress
 from tests.chaos.report import Check, Report
-from tests.chaos.upstream import API_KEY, Upstream, scripted
+from tests.processes import Process, free_port
 
 LAST_ANSWERS_SECONDS = 90.0  # for what is under way when the load stops
 SECRET_KEY = "Y2hhb3MtY2hhb3MtY2hhb3MtY2hhb3MtY2hhb3MtY2g="  # of this many bytes, since replicas must share one
@@ -32,17 +33,17 @@ UNKNOWN = "504"  # "it may be in the room": for what was on its way when the sto
 class Stage:
     """The parts of a run, made and ended by `stage()`."""
 
-    def __init__(self, options: Options, directory: Path, upstream: Upstream, monkey: Monkey) -> None:
+    def __init__(self, options: Options, directory: Path, homeserver: Homeserver, monkey: Monkey) -> None:
         self.options = options
         self.directory = directory
-        self.upstream = upstream
+        self.homeserver = homeserver
         self.monkey = monkey
         self.load: Load | None = None
         self.checks: list[Check] = []
         self.notes: list[str] = []
         self.plan = Plan(
             urls=tuple(bridge.url for bridge in monkey.bridges),
-            headers=upstream.callers,
+            headers=homeserver.callers,
             rooms=options.rooms,
             fire=options.fire,
             states=options.states,
@@ -51,10 +52,10 @@ class Stage:
             rate=options.rate or 0.0,
             name=uuid4().hex[:8],
             seed=options.seed,
-            real=upstream.rooms,
+            real=homeserver.rooms,
         )
         self.keep = True  # until all turned out well
-        self.store_fails = False  # then what was sent may not be known as sent, and is sent again by whoever comes next
+        self.store_fails = False  # what was sent may then be unknown to the next bridge, which sends it again
         self._began = time.monotonic()
 
     @property
@@ -71,7 +72,7 @@ class Stage:
 
     async def steer(self, command: str, **faults: Any) -> dict[str, Any]:
         """A command to the scripted homeserver."""
-        return await self.upstream.steer(command, **faults)
+        return await self.homeserver.steer(command, **faults)
 
     @asynccontextmanager
     async def loading(self, plan: Plan | None = None) -> AsyncIterator[Load]:
@@ -105,7 +106,7 @@ class Stage:
     def check_honest(self, load: Load, *, failures: int = 0) -> None:
         """That the flow surface said that it took an event, or that it could not, and when to come again.
 
-        In each failure of the store, one event of each room may have been on its way: nobody can tell then.
+        In each failure of the store, one event of each room may have been in flight: its fate is unknown.
         """
         flow = {status: times for status, times in load.answers.items() if not status.startswith("Matrix")}
         others = {status: times for status, times in flow.items() if status not in HONEST}
@@ -117,7 +118,7 @@ class Stage:
         """Wait until everything accepted is seen, or nothing comes any more; the seconds until the last event."""
         began = last = time.monotonic()
         promised = {(one.room, one.n) for one in read_accepted(self.accepted_log) if one.is_promised}
-        tail = _Tail(self.upstream.log)
+        tail = _Tail(self.homeserver.log)
         watch = asyncio.ensure_future(self.monkey.watch())
         try:
             while True:
@@ -138,12 +139,12 @@ class Stage:
             watch.cancel()
 
     async def report(self, scenario: str, drained: float) -> Report:
-        """Judge, once the bridges have drained, which took so many seconds."""
-        verdict = judge(read_accepted(self.accepted_log), read_seen(self.upstream.log, self.plan.room_ids()))
+        """Judge, once the bridges have drained, which took this many seconds."""
+        verdict = judge(read_accepted(self.accepted_log), read_seen(self.homeserver.log, self.plan.room_ids()))
         self.check("accepted", "something was accepted at all", verdict.accepted > 0)
         self._check_ends()
         self.notes.append(f"    the last event came {drained:.1f} s after the load ended")
-        stats = await self._stats() if self.upstream.scripted else {}
+        stats = await self._stats() if self.homeserver.scripted else {}
         report = Report(
             scenario,
             verdict,
@@ -179,12 +180,12 @@ class Stage:
     def _check_leases(self, stats: dict[str, Any]) -> None:
         """What the homeserver's memory hides from its rooms.
 
-        A process that is stopped may have one send a room in hand, which goes out late. One that is killed may have
+        A stopped process may have one send per room in flight, which goes out late. One that is killed may have
         answered 200 for some before the commit (design, rule 3): they are sent again, too.
         """
         rooms, counts = self.plan.size, self.monkey.counts
         overlaps, stale = stats["overlaps"], stats["stale"]
-        met = rooms * counts["stop"] // 8  # of those few that were in hand, few meet the other bridge at its work
+        met = rooms * counts["stop"] // 8  # of the few in flight, few meet a send of the other bridge
         what = f"two bridges in one room at once: {overlaps} times, most allowed {met}"
         self.check("overlaps", what, overlaps <= met)
         if self.store_fails:
@@ -211,17 +212,21 @@ class _Tail:
         return {(line["room"], line["n"]) for line in map(json.loads, whole.splitlines())}
 
 
+def temporary_directory() -> Path:
+    return Path(tempfile.mkdtemp(prefix="flowbridge-chaos-"))
+
+
 @asynccontextmanager
 async def stage(
     options: Options,
     faults: Mapping[str, float] | None = None,
     *,
-    upstream: Upstream | None = None,
+    homeserver: Homeserver | None = None,
     databases: Sequence[str] = (),
 ) -> AsyncIterator[Stage]:
     """Start a homeserver (`faults`: its options) and bridges; end them, and clear up, whatever happens.
 
-    `upstream`: this homeserver instead. `databases`: one for each bridge; none: one bridge on an SQLite file.
+    `homeserver`: this homeserver instead. `databases`: one for each bridge; none: one bridge on an SQLite file.
     Raises BridgeBroken when one of them does not start, FileExistsError when the run's directory is there already.
     """
     options = options.leased(options.lease) if options.lease else options
@@ -230,14 +235,14 @@ async def stage(
     databases = databases or [f"sqlite:///{directory / 'flowbridge.db'}"]
     made: Stage | None = None
     async with AsyncExitStack() as stack:
-        if upstream is None:
+        if homeserver is None:
             given = {**(faults or {}), **({"latency_ms": options.latency} if options.latency else {})}
             opened = scripted(directory, given, ports=len(databases), seed=options.seed)
-            upstream = await stack.enter_async_context(opened)
-        bridges = [_bridge(options, directory, upstream, index, url) for index, url in enumerate(databases)]
+            homeserver = await stack.enter_async_context(opened)
+        bridges = [_bridge(options, directory, homeserver, index, url) for index, url in enumerate(databases)]
         monkey = Monkey(bridges, options.seed)
         stack.callback(monkey.end)
-        made = Stage(options, directory, upstream, monkey)
+        made = Stage(options, directory, homeserver, monkey)
         await monkey.start()
         showing = asyncio.ensure_future(_show(made, options.progress))
         stack.callback(showing.cancel)
@@ -248,14 +253,14 @@ async def stage(
 
 async def _show(it: Stage, every: float) -> None:
     if every:
-        await Progress(lambda: it.load.accepted if it.load else 0, it.upstream.log, it.monkey).show(every)
+        await Progress(lambda: it.load.accepted if it.load else 0, it.homeserver.log, it.monkey).show(every)
 
 
-def _bridge(options: Options, directory: Path, upstream: Upstream, index: int, database: str) -> Bridge:
+def _bridge(options: Options, directory: Path, homeserver: Homeserver, index: int, database: str) -> Bridge:
     port = free_port()
     environment = {
-        "BASE_URL": upstream.urls[index % len(upstream.urls)],
-        "ACCESS_TOKEN": upstream.bot,
+        "BASE_URL": homeserver.urls[index % len(homeserver.urls)],
+        "ACCESS_TOKEN": homeserver.bot,
         "FLOWBRIDGE_API_KEYS": API_KEY,
         "FLOWBRIDGE_DATABASE_URL": database,
         "FLOWBRIDGE_SECRET_KEY": SECRET_KEY,

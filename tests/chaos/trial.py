@@ -69,6 +69,6 @@ def _evidence(report: Report) -> str:
         "out of order": sum(map(len, verdict.out_of_order.values())),
         "untrue": len(verdict.untrue),
     }
-    told = [f"{number:,} {name}" for name, number in counts.items() if number]
-    told += [check.what.splitlines()[0] for check in report.checks if not check.good]
-    return f"of {verdict.accepted:,} accepted: {'; '.join(told) or 'nothing'}"
+    counted = [f"{number:,} {name}" for name, number in counts.items() if number]
+    counted += [check.what.splitlines()[0] for check in report.checks if not check.good]
+    return f"of {verdict.accepted:,} accepted: {'; '.join(counted) or 'nothing'}"

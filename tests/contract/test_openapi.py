@@ -5,11 +5,15 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 import requests
 import schemathesis
 from hypothesis import HealthCheck, Phase, settings
+from jsonschema import Draft202012Validator
+from referencing import Registry
+from referencing.jsonschema import DRAFT202012
 from schemathesis.checks import CheckFunction
 from schemathesis.core.transport import Response
 from schemathesis.specs.openapi.checks import (
@@ -79,6 +83,35 @@ def test_every_reference_leads_somewhere() -> None:
             node = node[step]
 
 
+def test_every_example_is_valid() -> None:
+    """Of schemas, parameters and bodies."""
+    registry = Registry().with_resource("urn:openapi", DRAFT202012.create_resource(DOCUMENT))
+
+    def examples(value: Any, at: str) -> Iterator[tuple[str, Any]]:
+        """Pointers to schemas, and what is given as an example of them."""
+        if isinstance(value, list):
+            for index, item in enumerate(value):
+                yield from examples(item, f"{at}/{index}")
+        elif isinstance(value, dict):
+            if isinstance(value.get("examples"), list):
+                yield from ((at, example) for example in value["examples"])
+            if "schema" in value:
+                named = value.get("examples", {}) if isinstance(value.get("examples"), dict) else {}
+                found = [each.get("$ref", "") for each in named.values()]
+                shared = [DOCUMENT["components"]["examples"][name.rpartition("/")[2]] for name in found if name]
+                yield from ((f"{at}/schema", each["value"]) for each in (*shared, *named.values()) if "value" in each)
+                yield from ((f"{at}/schema", value["example"]) for _ in range("example" in value))
+            for key, item in value.items():
+                yield from examples(item, f"{at}/{key.replace('~', '~0').replace('/', '~1')}")
+
+    number = 0
+    for at, example in examples(DOCUMENT, ""):
+        schema = {"$ref": f"urn:openapi#{quote(at)}"}
+        Draft202012Validator(schema, registry=registry).validate(example)
+        number += 1
+    assert number > 100
+
+
 def test_every_operation_has_a_name_and_its_errors() -> None:
     names = []
     for path in DOCUMENT["paths"].values():
@@ -145,10 +178,12 @@ bounded = settings(
 
 
 def is_to_be_expected(response: Response) -> bool:
-    """Whether it is one of the two ways in which this upstream makes the bridge itself answer a 5xx."""
+    """Whether it is one of the ways in which this upstream makes the bridge itself answer a 5xx."""
     refused = response.status_code == 502 and "own account" in response.text  # the upstream's 401, for a key
     unsettled = response.status_code == 504 and "the same txnId" in response.text
-    return refused or unsettled
+    # The upstream's 400 to the question whether the room is encrypted: the event waits, which Matrix has no answer for.
+    unasked = response.status_code == 502 and "nothing was sent: Cannot do this" in response.text
+    return refused or unsettled or unasked
 
 
 def check(case: schemathesis.Case[Any], url: str, session: requests.Session, headers: dict[str, str]) -> None:

@@ -9,8 +9,8 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import urlsplit
@@ -19,22 +19,22 @@ import httpx
 import pytest
 from pydantic import SecretStr
 
-from flowbridge.delivery import lane
+from flowbridge.models.timing import Timing
 from flowbridge.settings import Settings
+from flowbridge.web.connections import MAX_CONNECTIONS
 from flowbridge.web.protocol import Protocol
-from flowbridge.web.routes import operations
 from flowbridge.web.server import background
 from tests.upstream import PATIENCE, Rooms, Upstream
 
 KEY = "fb_http-tests-of-32-characters-and-some-more"
 BOT_TOKEN = "bot-token"
 REQUEST_SECONDS = 20.0  # for one attempt upstream: longer than any test needs
-LEASE_SECONDS = 10 * PATIENCE  # the worker looks by itself, too, three times in a lease: no test waits for that
-SHORT_REQUEST_SECONDS = 2.0  # the same, where the time is meant to pass
+LEASE_SECONDS = 10 * PATIENCE  # the worker also polls by itself, three times in a lease: no test waits for that
+SHORT_REQUEST_SECONDS = 2.0  # the same, where it is meant to run out
 WAIT_SECONDS = PATIENCE  # for an event to be in its room: longer than any test needs
-HASTE_SECONDS = 0.3  # the same, where the time is meant to pass
-PATIENT = {"Prefer": f"wait={WAIT_SECONDS:.0f}"}  # of a hasty bridge, where it is not
-FIRST_PAUSE = 0.05  # before the second attempt
+HASTE_SECONDS = 0.3  # the same, where it is meant to run out
+PATIENT = {"Prefer": f"wait={WAIT_SECONDS:.0f}"}  # to a hasty bridge, where it must not run out
+QUICK = Timing(first_pause=0.05)  # before the second attempt
 ROOM = "!room:upstream"
 SEND = f"/rooms/{ROOM}/send/m.room.message"
 HELLO = {"msgtype": "m.text", "body": "hello"}
@@ -54,7 +54,7 @@ class Answer:
 
 
 class RawClient:
-    """A connection to the bridge on which anything may be said. `source`: the address that it comes from."""
+    """A connection to the bridge that can send any bytes. `source`: the address that it comes from."""
 
     def __init__(self, url: str, source: str = "127.0.0.1") -> None:
         address = urlsplit(url)
@@ -74,7 +74,7 @@ class RawClient:
         return self
 
     def try_to_send(self, data: bytes) -> bool:
-        """Whether the connection still took it."""
+        """Whether the connection still accepted it."""
         try:
             self._socket.sendall(data)
         except OSError:
@@ -82,18 +82,18 @@ class RawClient:
         return True
 
     def has_answer(self) -> bool:
-        """Whether the bridge has begun to say something."""
+        """Whether the bridge has begun to answer."""
         return bool(self._buffer or select.select([self._socket], [], [], 0)[0])
 
     def end(self) -> Self:
-        """Say that nothing more will come."""
+        """Close our direction: nothing more will come."""
         self._socket.shutdown(socket.SHUT_WR)
         return self
 
     def answer(self, method: str = "") -> Answer:
         """The next answer, without interim ones. `method`: a HEAD is answered without a body."""
         while True:
-            head = self._until(b"\r\n\r\n").decode("latin-1")
+            head = self.read_until(b"\r\n\r\n").decode("latin-1")
             first, *lines = head.split("\r\n")
             headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
             status = int(first.split(" ")[1])
@@ -108,10 +108,10 @@ class RawClient:
 
     def head(self) -> str:
         """The status line and headers of the next answer, for one that has neither a length nor a body."""
-        return self._until(b"\r\n\r\n").decode("latin-1")
+        return self.read_until(b"\r\n\r\n").decode("latin-1")
 
     def rest(self, seconds: float) -> bytes | None:
-        """All that the bridge still says before it hangs up; None when it has not by then."""
+        """All that the bridge still sends before it hangs up; None when it has not hung up by then."""
         self._socket.settimeout(seconds)
         try:
             while self._fill():
@@ -119,11 +119,11 @@ class RawClient:
         except TimeoutError:
             return None
         except OSError:
-            pass  # hung up on, and not gently
+            pass  # the connection was reset
         return self._buffer
 
     def is_closed(self, seconds: float = PATIENCE) -> bool:
-        """Whether the bridge hangs up, without another word, in this time."""
+        """Whether the bridge hangs up, without another byte, in this time."""
         self._socket.settimeout(seconds)
         try:
             return not self._fill() and not self._buffer
@@ -135,7 +135,7 @@ class RawClient:
             self._socket.settimeout(PATIENCE)
 
     def is_silent(self, seconds: float) -> bool:
-        """Whether the bridge neither says anything nor hangs up in this time."""
+        """Whether the bridge neither sends anything nor hangs up in this time."""
         self._socket.settimeout(seconds)
         try:
             self._fill()
@@ -145,9 +145,10 @@ class RawClient:
             self._socket.settimeout(PATIENCE)
         return False
 
-    def _until(self, end: bytes) -> bytes:
+    def read_until(self, end: bytes) -> bytes:
+        """What the bridge says before `end`; what comes behind is kept for the next look."""
         while end not in self._buffer:
-            assert self._fill(), f"the bridge hung up; it had said {self._buffer!r}"
+            assert self._fill(), f"the bridge hung up; it had sent {self._buffer!r}"
         found, _, self._buffer = self._buffer.partition(end)
         return found
 
@@ -168,16 +169,16 @@ class Bridge:
         return RawClient(self.url)
 
     def ask(self, data: bytes, method: str = "") -> Answer:
-        """Say this on a new connection; the first answer."""
+        """Send this on a new connection; the first answer."""
         with self.connect() as client:
             return client.send(data).answer(method)
 
     def delivery(self, id_: str) -> dict[str, Any]:
-        """All that the bridge knows of a delivery."""
+        """All that the bridge knows about a delivery."""
         return dict(self._operate("GET", f"/deliveries/{id_}").json())
 
     def wait_until(self, id_: str, status: str) -> dict[str, Any]:
-        """The delivery, once it is so."""
+        """The delivery, once it has this status."""
         ending = time.monotonic() + PATIENCE
         while (found := self.delivery(id_))["status"] != status:
             assert time.monotonic() < ending, found
@@ -185,12 +186,12 @@ class Bridge:
         return found
 
     def queued(self) -> list[str]:
-        """The deliveries that are on their way."""
+        """The deliveries in flight."""
         page = self._operate("GET", "/deliveries?state=queued&limit=200").json()
         return [delivery["delivery_id"] for delivery in page["deliveries"]]
 
     def wait_until_idle(self) -> None:
-        """Until nothing is on its way."""
+        """Until nothing is in flight."""
         ending = time.monotonic() + PATIENCE
         while queued := self.queued():
             assert time.monotonic() < ending, queued
@@ -206,7 +207,7 @@ class Bridge:
                     self.upstream.drop()
 
     def _operate(self, method: str, target: str) -> Answer:
-        """As somebody with a key that may do everything."""
+        """With a key that may do everything."""
         return self.ask(post(target, b"", f"X-API-Key: {KEY}", "Authorization: Basic x", method=method))
 
     def post(self, target: str = SEND, body: bytes = b"", *headers: str, method: str = "POST") -> Answer:
@@ -214,7 +215,7 @@ class Bridge:
 
 
 def post(target: str = SEND, body: bytes = b"", *headers: str, method: str = "POST") -> bytes:
-    """A request as it goes over the wire, with a token that no test has used yet unless it brings its own."""
+    """A request as it goes over the wire, with a token that no test has used yet unless one is given."""
     lines = [f"{method} {target} HTTP/1.1", "Host: bridge", *headers]
     names = {header.partition(":")[0].lower() for header in headers}
     if "authorization" not in names:
@@ -229,7 +230,7 @@ def new_token() -> str:
 
 
 def settings_for(url: str, folder: Path, **values: Any) -> Settings:
-    """Settings that no environment changes; the store is in this folder."""
+    """Settings that ignore the environment; the store is in this folder."""
     defaults = {
         "access_token": SecretStr(BOT_TOKEN),
         "api_keys": (SecretStr(KEY),),
@@ -242,9 +243,22 @@ def settings_for(url: str, folder: Path, **values: Any) -> Settings:
 
 
 @contextmanager
-def running(upstream: Upstream, folder: Path, **values: Any) -> Iterator[Bridge]:
-    """A bridge of its own, which knows what an earlier one left behind in this folder."""
-    with background(settings_for(upstream.url, folder, **values)) as url:
+def running(
+    upstream: Upstream,
+    folder: Path,
+    *,
+    timing: Timing | None = None,
+    readiness_seconds: float = 0.0,
+    max_connections: int = MAX_CONNECTIONS,
+    **values: Any,
+) -> Iterator[Bridge]:
+    """A bridge of its own, on what an earlier one left in this folder. `values`: settings.
+
+    `readiness_seconds`: none, so that no test hears what the homeserver said to the one before.
+    """
+    timing = replace(timing or Timing(), readiness_seconds=readiness_seconds)
+    settings = settings_for(upstream.url, folder, **values)
+    with background(settings, timing=timing, max_connections=max_connections) as url:
         yield Bridge(url, upstream)
 
 
@@ -262,19 +276,14 @@ def shared_bridge(shared_upstream: Upstream, tmp_path_factory: pytest.TempPathFa
 
 @pytest.fixture(scope="session")
 def shared_hasty_bridge(shared_upstream: Upstream, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bridge]:
-    with running(shared_upstream, tmp_path_factory.mktemp("hasty"), wait_seconds=HASTE_SECONDS) as bridge:
+    folder = tmp_path_factory.mktemp("hasty")
+    with running(shared_upstream, folder, wait_seconds=HASTE_SECONDS, timing=QUICK) as bridge:
         yield bridge
-
-
-@pytest.fixture(autouse=True)
-def _nothing_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test is told what the homeserver said to the one before."""
-    monkeypatch.setattr(operations, "KEEP_SECONDS", 0.0)
 
 
 @pytest.fixture
 def upstream(shared_upstream: Upstream) -> Iterator[Upstream]:
-    """In good health, remembering only this test's requests."""
+    """Healthy, remembering only this test's requests."""
     shared_upstream.reset()
     yield shared_upstream
     shared_upstream.reset()
@@ -290,7 +299,7 @@ def rooms(upstream: Upstream) -> Rooms:
 
 @pytest.fixture
 def go() -> Iterator[threading.Event]:
-    """For `scripted.when(go, …)`; nobody waits for it after the test."""
+    """For `scripted.when(go, …)`; set at the end of the test."""
     event = threading.Event()
     yield event
     event.set()
@@ -298,7 +307,7 @@ def go() -> Iterator[threading.Event]:
 
 @pytest.fixture
 def most(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """`most["at work"]`: how many requests of one connection have been there at a time, begun and not answered."""
+    """`most["at work"]`: the most requests of one connection that were in flight at a time."""
     found: Counter[str] = Counter()
     begin, end = Protocol.on_headers_complete, Protocol.on_response_complete
 
@@ -321,19 +330,27 @@ def bridge(shared_bridge: Bridge, upstream: Upstream) -> Iterator[Bridge]:
     yield from _lent(shared_bridge)
 
 
+Timed = Callable[..., Bridge]
+
+
 @pytest.fixture
-def hasty(shared_hasty_bridge: Bridge, upstream: Upstream, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bridge]:
-    """For what does not become well: it does not wait for long, and tries again soon."""
-    monkeypatch.setattr(lane, "FIRST_PAUSE", FIRST_PAUSE)
+def timed(upstream: Upstream, tmp_path: Path) -> Iterator[Timed]:
+    """`timed(head_seconds=1.0)`: a bridge of this test's own with these durations, fields of `Timing`."""
+    with ExitStack() as stack:
+        yield lambda **durations: stack.enter_context(running(upstream, tmp_path, timing=Timing(**durations)))
+
+
+@pytest.fixture
+def hasty(shared_hasty_bridge: Bridge, upstream: Upstream) -> Iterator[Bridge]:
+    """For what does not recover: it does not wait for long, and retries soon."""
     yield from _lent(shared_hasty_bridge)
 
 
 @pytest.fixture
-def impatient(upstream: Upstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bridge]:
-    """For a homeserver that does not answer: it gives an attempt up soon, too."""
-    monkeypatch.setattr(lane, "FIRST_PAUSE", FIRST_PAUSE)
-    seconds = {"wait_seconds": HASTE_SECONDS, "request_seconds": SHORT_REQUEST_SECONDS}
-    with running(upstream, tmp_path, **seconds) as bridge:
+def impatient(upstream: Upstream, tmp_path: Path) -> Iterator[Bridge]:
+    """For a homeserver that does not answer: it also gives up an attempt soon."""
+    seconds: dict[str, Any] = {"wait_seconds": HASTE_SECONDS, "request_seconds": SHORT_REQUEST_SECONDS}
+    with running(upstream, tmp_path, timing=QUICK, **seconds) as bridge:
         yield from _lent(bridge)
 
 
@@ -341,6 +358,14 @@ def _lent(bridge: Bridge) -> Iterator[Bridge]:
     yield bridge
     bridge.upstream.reset()
     bridge.clear()
+
+
+@pytest.fixture
+def quick_caller(upstream: Upstream, tmp_path: Path) -> Iterator[httpx.Client]:
+    """A caller of a bridge that tries again soon, and learns of a new token soon."""
+    timing = replace(QUICK, token_pause=HASTE_SECONDS)
+    with running(upstream, tmp_path, timing=timing) as bridge, as_caller(bridge) as client:
+        yield client
 
 
 @pytest.fixture
@@ -375,9 +400,9 @@ def elapsed() -> Elapsed:
 
 @pytest.fixture
 def worked() -> Elapsed:
-    """`worked()`: the seconds that the bridge, and all of this process, have worked since the test began.
+    """`worked()`: the processor seconds that the bridge, and all of this process, used since the test began.
 
-    What is said about speed is said by this: the clock tells how busy the machine is.
+    Tests of speed use this: the clock depends on the load of the machine.
     """
     started = time.process_time()
     return lambda: time.process_time() - started

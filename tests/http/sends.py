@@ -1,4 +1,4 @@
-"""What tests of sends have in common: what goes in, and what an answer says."""
+"""Shared by tests of sends: requests, scripts, and checks of the answers."""
 
 import threading
 import time
@@ -33,7 +33,7 @@ def text(body: str = "hello") -> dict[str, Any]:
 
 
 def check_queued(answer: httpx.Response) -> str:
-    """The delivery, when the answer is that the event is accepted."""
+    """The delivery id, when the answer says that the event is queued."""
     assert answer.status_code == 202, answer.text
     delivery = answer.headers["flowbridge-delivery"]
     assert answer.json() == {"delivery_id": delivery, "status": "queued"}
@@ -50,7 +50,7 @@ def event_id(answer: httpx.Response) -> str:
 
 
 def repeated(call: Callable[[], httpx.Response], good: Callable[[httpx.Response], object]) -> httpx.Response:
-    """The first answer that is good: on a busy machine a short wait is over before the first attempt."""
+    """The first good answer: on a busy machine a short wait can end before the first attempt."""
     ending = time.monotonic() + PATIENCE
     while not good(answer := call()):
         assert time.monotonic() < ending, answer.text
@@ -73,7 +73,7 @@ def first(*faults: Behaviour, then: scripted.Script) -> scripted.Script:
 
 
 def held(event: threading.Event, script: scripted.Script) -> scripted.Script:
-    """What the script does, and no answer to a send before the event."""
+    """The script, but sends are answered only after the event."""
 
     def wait(request: Request) -> Behaviour | None:
         behaviour = script(request)

@@ -5,15 +5,29 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote_to_bytes
 
 import pytest
 
-from flowbridge.web import connections, endpoint, protocol
+from flowbridge.web import endpoint
 from tests import upstream as scripted
-from tests.http.conftest import HELLO, KEY, ROOM, SEND, Answer, Bridge, Elapsed, RawClient, new_token, post, running
+from tests.http.conftest import (
+    HELLO,
+    KEY,
+    ROOM,
+    SEND,
+    Answer,
+    Bridge,
+    Elapsed,
+    RawClient,
+    Timed,
+    new_token,
+    post,
+    running,
+)
 from tests.patience import PATIENCE
 from tests.processes import cpu_seconds, serving
 
@@ -124,17 +138,18 @@ def test_large_body_and_the_next_request_together_are_no_flood_of_headers(bridge
 # Times
 
 
-def test_headers_that_do_not_come_are_a_408(bridge: Bridge, monkeypatch: pytest.MonkeyPatch, elapsed: Elapsed) -> None:
-    monkeypatch.setattr(protocol, "HEAD_SECONDS", SOON)
+def test_headers_that_do_not_come_are_a_408(timed: Timed, elapsed: Elapsed) -> None:
+    bridge = timed(head_seconds=SOON)
+    started = elapsed()
     with bridge.connect() as client:
         client.send(b"POST " + SEND.encode() + b" HTTP/1.1\r\nHost: bridge\r\nX-Slow: ")
         check_error(client.answer(), 408)
         assert client.is_closed()
-    assert elapsed() > SOON * 0.9
+    assert elapsed() - started > SOON * 0.9
 
 
-def test_dripping_headers_are_cut_off(bridge: Bridge, monkeypatch: pytest.MonkeyPatch, elapsed: Elapsed) -> None:
-    monkeypatch.setattr(protocol, "HEAD_SECONDS", SOON)
+def test_dripping_headers_are_cut_off(timed: Timed, elapsed: Elapsed) -> None:
+    bridge = timed(head_seconds=SOON)
     with bridge.connect() as client:
         tick = threading.Event()
         while client.try_to_send(b"X"):
@@ -142,15 +157,15 @@ def test_dripping_headers_are_cut_off(bridge: Bridge, monkeypatch: pytest.Monkey
             tick.wait(0.02)
 
 
-def test_connection_that_says_nothing_is_ended(bridge: Bridge, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol, "HEAD_SECONDS", SOON)
+def test_connection_that_says_nothing_is_ended(timed: Timed) -> None:
+    bridge = timed(head_seconds=SOON)
     with bridge.connect() as client:
         check_error(client.answer(), 408)
         assert client.is_closed()
 
 
-def test_slow_headers_of_a_second_request_are_cut_off_too(bridge: Bridge, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol, "HEAD_SECONDS", SHORT)
+def test_slow_headers_of_a_second_request_are_cut_off_too(timed: Timed) -> None:
+    bridge = timed(head_seconds=SHORT)
     with bridge.connect() as client:
         assert client.send(post("/healthz", method="GET")).answer().status == 200
         client.send(b"GET /heal")
@@ -158,17 +173,18 @@ def test_slow_headers_of_a_second_request_are_cut_off_too(bridge: Bridge, monkey
         assert client.is_closed()
 
 
-def test_slow_body_is_a_408(bridge: Bridge, monkeypatch: pytest.MonkeyPatch, elapsed: Elapsed) -> None:
-    monkeypatch.setattr(protocol, "BODY_SECONDS", SOON)
+def test_slow_body_is_a_408(timed: Timed, elapsed: Elapsed) -> None:
+    bridge = timed(body_seconds=SOON)
+    started = elapsed()
     with bridge.connect() as client:
         client.send(post(SEND, b'{"msg', "Content-Length: 100"))
         check_error(client.answer(), 408)
-    assert elapsed() > SOON * 0.9
+    assert elapsed() - started > SOON * 0.9
     assert bridge.upstream.requests == []
 
 
-def test_dripping_body_is_cut_off(bridge: Bridge, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol, "BODY_SECONDS", SOON)
+def test_dripping_body_is_cut_off(timed: Timed) -> None:
+    bridge = timed(body_seconds=SOON)
     answered = threading.Event()
     with bridge.connect() as client:
         client.send(post(SEND, b"", "Content-Length: 100000"))
@@ -186,16 +202,16 @@ def test_dripping_body_is_cut_off(bridge: Bridge, monkeypatch: pytest.MonkeyPatc
             dripping.join()
 
 
-def test_body_slower_than_the_headers_may_be_is_read(bridge: Bridge, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol, "HEAD_SECONDS", SHORT)
+def test_body_slower_than_the_headers_may_be_is_read(timed: Timed) -> None:
+    bridge = timed(head_seconds=SHORT)
     with bridge.connect() as client:
         client.send(post(SEND, BODY[:5], f"Content-Length: {len(BODY)}"))
         assert not client.is_closed(SHORT * 1.5)
         assert client.send(BODY[5:]).answer().status == 200
 
 
-def test_answer_slower_than_the_headers_may_be_arrives(bridge: Bridge, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol, "HEAD_SECONDS", SHORT)
+def test_answer_slower_than_the_headers_may_be_arrives(timed: Timed) -> None:
+    bridge = timed(head_seconds=SHORT)
     go = threading.Event()
     bridge.upstream.always(scripted.when(go, scripted.answer({"event_id": "$late"})), at="/send/")
     with bridge.connect() as client:
@@ -212,10 +228,8 @@ def test_answer_slower_than_the_headers_may_be_arrives(bridge: Bridge, monkeypat
         pytest.param(b"G", id="a-letter"),
     ],
 )
-def test_used_connection_is_not_held_open_by_a_few_bytes(
-    bridge: Bridge, monkeypatch: pytest.MonkeyPatch, rest: bytes
-) -> None:
-    monkeypatch.setattr(protocol, "HEAD_SECONDS", SHORT)
+def test_used_connection_is_not_held_open_by_a_few_bytes(timed: Timed, rest: bytes) -> None:
+    bridge = timed(head_seconds=SHORT)
     with bridge.connect() as client:
         assert client.send(post("/healthz", method="GET")).answer().status == 200
         client.send(rest)
@@ -232,10 +246,9 @@ def test_used_connection_is_not_held_open_by_a_few_bytes(
     ],
 )
 def test_body_of_an_answered_request_cannot_hold_the_connection_open(
-    bridge: Bridge, monkeypatch: pytest.MonkeyPatch, headers: list[str], status: int
+    timed: Timed, headers: list[str], status: int
 ) -> None:
-    monkeypatch.setattr(protocol, "BODY_SECONDS", SHORT)
-    monkeypatch.setattr(protocol, "HEAD_SECONDS", SHORT)
+    bridge = timed(body_seconds=SHORT, head_seconds=SHORT)
     with bridge.connect() as client:
         client.send(post(SEND, b"x", *headers, f"Content-Length: {10**9}"))
         check_error(client.answer(), status)
@@ -259,25 +272,20 @@ def busy(stack: ExitStack, bridge: Bridge, number: int) -> list[RawClient]:
     return clients
 
 
+MOST = 6  # connections to the next one
+
+
 @pytest.fixture
-def own_bridge(upstream: scripted.Upstream, tmp_path: Path) -> Iterator[Bridge]:
-    """To which no other test has a connection."""
-    with running(upstream, tmp_path) as bridge:
+def narrow_bridge(upstream: scripted.Upstream, tmp_path: Path) -> Iterator[Bridge]:
+    """Few connections, of which one address may have all, as a proxy may."""
+    with running(upstream, tmp_path, max_connections=MOST, trusted_proxies=(ip_network("127.0.0.1"),)) as bridge:
         yield bridge
 
 
-@pytest.fixture
-def few_connections(monkeypatch: pytest.MonkeyPatch) -> int:
-    """How many there may be."""
-    monkeypatch.setattr(connections, "MAX_CONNECTIONS", 6)
-    monkeypatch.setattr(connections, "SHARE", 2.0)
-    return 6
-
-
-def test_connection_too_many_is_a_503(own_bridge: Bridge, few_connections: int) -> None:
+def test_connection_too_many_is_a_503(narrow_bridge: Bridge) -> None:
     with ExitStack() as stack:
-        clients = busy(stack, own_bridge, few_connections)
-        refused = stack.enter_context(own_bridge.connect())
+        clients = busy(stack, narrow_bridge, MOST)
+        refused = stack.enter_context(narrow_bridge.connect())
         answer = refused.answer()
         check_error(answer, 503, "M_LIMIT_EXCEEDED")
         assert answer.headers["retry-after"] == "2"
@@ -285,38 +293,38 @@ def test_connection_too_many_is_a_503(own_bridge: Bridge, few_connections: int) 
         assert clients[0].send(b"lthz HTTP/1.1\r\nHost: bridge\r\n\r\n").answer().status == 200
 
 
-def test_idle_connection_makes_room_for_a_new_one(own_bridge: Bridge, few_connections: int) -> None:
+def test_idle_connection_makes_room_for_a_new_one(narrow_bridge: Bridge) -> None:
     with ExitStack() as stack:
-        idle = [stack.enter_context(own_bridge.connect()) for _ in range(3)]
+        idle = [stack.enter_context(narrow_bridge.connect()) for _ in range(3)]
         for client in idle:
             assert healthz(client) == 200
-        clients = busy(stack, own_bridge, few_connections - 3)
+        clients = busy(stack, narrow_bridge, MOST - 3)
         assert healthz(idle[0]) == 200  # so the second one has been idle for longest
-        assert healthz(stack.enter_context(own_bridge.connect())) == 200
+        assert healthz(stack.enter_context(narrow_bridge.connect())) == 200
         assert idle[1].is_closed()
         assert healthz(idle[0]) == healthz(idle[2]) == 200
         for client in clients:
             assert client.send(b"lthz HTTP/1.1\r\nHost: bridge\r\n\r\n").answer().status == 200
 
 
-def test_answer_that_takes_long_is_no_idle_connection(own_bridge: Bridge, few_connections: int) -> None:
+def test_answer_that_takes_long_is_no_idle_connection(narrow_bridge: Bridge) -> None:
     go = threading.Event()
-    own_bridge.upstream.always(scripted.when(go, scripted.answer({"event_id": "$late"})), at="/send/")
+    narrow_bridge.upstream.always(scripted.when(go, scripted.answer({"event_id": "$late"})), at="/send/")
     with ExitStack() as stack:
-        clients = [stack.enter_context(own_bridge.connect()) for _ in range(few_connections)]
+        clients = [stack.enter_context(narrow_bridge.connect()) for _ in range(MOST)]
         for client in clients:
             client.send(post(SEND, BODY))
-        own_bridge.upstream.wait_for_events(few_connections)
-        assert stack.enter_context(own_bridge.connect()).answer().status == 503
+        narrow_bridge.upstream.wait_for_events(MOST)
+        assert stack.enter_context(narrow_bridge.connect()).answer().status == 503
         go.set()
-        assert [client.answer().status for client in clients] == [200] * few_connections
+        assert [client.answer().status for client in clients] == [200] * MOST
 
 
 def test_address_with_its_share_of_connections_leaves_the_others(
-    own_bridge: Bridge, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    upstream: scripted.Upstream, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(connections, "MAX_CONNECTIONS", 8)
     with ExitStack() as stack:
+        own_bridge = stack.enter_context(running(upstream, tmp_path, max_connections=8))
         busy(stack, own_bridge, 4)
         for _ in range(2):
             refused = stack.enter_context(own_bridge.connect())
@@ -440,10 +448,8 @@ def test_bytes_behind_a_request_do_not_change_its_answer(bridge: Bridge) -> None
         assert client.answer().json() == {"event_id": "$once"}
 
 
-def test_slow_second_head_does_not_change_the_answer_to_the_first(
-    bridge: Bridge, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(protocol, "HEAD_SECONDS", SHORT)
+def test_slow_second_head_does_not_change_the_answer_to_the_first(timed: Timed) -> None:
+    bridge = timed(head_seconds=SHORT)
     go = threading.Event()
     bridge.upstream.always(scripted.when(go, scripted.answer({"event_id": "$once"})), at="/send/")
     with bridge.connect() as client:

@@ -11,14 +11,11 @@ from urllib.parse import quote
 import httpx
 import pytest
 
-from flowbridge.auth import refusals
 from flowbridge.auth.callers import Callers
-from flowbridge.delivery import attempt as carrier
-from flowbridge.delivery import lane
+from flowbridge.models.timing import Timing
 from flowbridge.web.server import background
 from tests import upstream as scripted
 from tests.http.conftest import (
-    FIRST_PAUSE,
     HASTE_SECONDS,
     HELLO,
     KEY,
@@ -305,13 +302,8 @@ def test_delivery_says_what_came_instead_of_an_answer(
     ],
 )
 def test_fault_that_passes_in_time_is_not_heard_of(
-    bridge: Bridge,
-    caller: httpx.Client,
-    upstream: Upstream,
-    behaviour: Behaviour,
-    monkeypatch: pytest.MonkeyPatch,
+    quick_caller: httpx.Client, upstream: Upstream, behaviour: Behaviour
 ) -> None:
-    monkeypatch.setattr(lane, "FIRST_PAUSE", FIRST_PAUSE)
     rooms = Rooms()
     for number, path in enumerate((SEND, MATRIX + SEND), 1):
         left = [behaviour, behaviour]
@@ -320,7 +312,7 @@ def test_fault_that_passes_in_time_is_not_heard_of(
             return left.pop() if left and "/send/" in request.target else rooms(request)
 
         upstream.script(script)
-        answer = caller.post(path, json=HELLO)
+        answer = quick_caller.post(path, json=HELLO)
         assert (answer.status_code, answer.json()) == (200, {"event_id": f"${number}"})
         assert left == []
 
@@ -555,12 +547,13 @@ def test_whoami_that_is_asked_by_many_at_once_is_asked_once(bridge: Bridge) -> N
 
 
 @pytest.mark.parametrize("at", ["/whoami", "/send/", "/state/"])
-def test_401_for_a_callers_token_passes_and_is_asked_again(
-    caller: httpx.Client, upstream: Upstream, at: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(carrier, "TOKEN_PAUSE", HASTE_SECONDS)
-    monkeypatch.setattr(refusals, "KEEP_SECONDS", 0)  # for which the same refusal is given again
+def test_401_for_a_callers_token_passes_and_is_asked_again(upstream: Upstream, tmp_path: Path, at: str) -> None:
+    timing = Timing(token_pause=HASTE_SECONDS, refusal_seconds=0.0)
+    with running(upstream, tmp_path, timing=timing) as bridge, as_caller(bridge) as caller:
+        _check_401(caller, upstream, at)
 
+
+def _check_401(caller: httpx.Client, upstream: Upstream, at: str) -> None:
     def call() -> httpx.Response:
         return caller.get(STATE) if at == "/state/" else caller.post(SEND, json=HELLO)
 
@@ -601,14 +594,11 @@ def test_401_for_the_bot_is_a_502_and_a_503_for_an_event_of_nobody_knows_whom(
         assert caller.post(SEND, json=HELLO).status_code == 200
 
 
-def test_send_of_a_bot_that_is_refused_waits_until_it_is_not(
-    upstream: Upstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_send_of_a_bot_that_is_refused_waits_until_it_is_not(upstream: Upstream, tmp_path: Path) -> None:
     """Its callers can do nothing about it, and whoever can hears of it at /readyz."""
-    monkeypatch.setattr(carrier, "TOKEN_PAUSE", HASTE_SECONDS)
-    rooms = Rooms()
+    rooms, timing = Rooms(), Timing(token_pause=HASTE_SECONDS)
     with (
-        running(upstream, tmp_path, wait_seconds=HASTE_SECONDS) as bridge,
+        running(upstream, tmp_path, wait_seconds=HASTE_SECONDS, timing=timing) as bridge,
         httpx.Client(base_url=bridge.url, headers={"X-API-Key": KEY}, trust_env=False) as caller,
     ):
         upstream.always(UNKNOWN_TOKEN, at="/send/")

@@ -9,12 +9,10 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from flowbridge.delivery import attempt, lane
-from flowbridge.services import maintenance
+from flowbridge.models.timing import Timing
 from tests import upstream as scripted
 from tests.http.conftest import (
     BOT_TOKEN,
-    FIRST_PAUSE,
     HELLO,
     KEY,
     ROOM,
@@ -81,11 +79,9 @@ def figures(caller: httpx.Client) -> Figures:
 def test_figures_show_what_is_stuck(
     upstream: Upstream, rooms: Rooms, go: threading.Event, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(maintenance, "COUNT_SECONDS", 0.05)
-    monkeypatch.setattr(lane, "FIRST_PAUSE", FIRST_PAUSE)
-    monkeypatch.setattr(attempt, "TOKEN_PAUSE", 60.0)
+    timing = Timing(first_pause=0.05, token_pause=60.0, count_seconds=0.05)
     with (
-        running(upstream, tmp_path, request_seconds=2 * PATIENCE) as bridge,
+        running(upstream, tmp_path, request_seconds=2 * PATIENCE, timing=timing) as bridge,
         ExitStack() as stack,
     ):
         before = figures(stack.enter_context(as_caller(bridge)))

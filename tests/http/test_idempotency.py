@@ -11,12 +11,11 @@ import httpx
 import pytest
 from pydantic import SecretStr
 
-from flowbridge.delivery import lane
 from tests import upstream as scripted
 from tests.http.conftest import (
-    FIRST_PAUSE,
     HASTE_SECONDS,
     HELLO,
+    QUICK,
     ROOM,
     SEND,
     Answer,
@@ -211,15 +210,15 @@ def test_key_is_known_after_a_restart(upstream: Upstream, rooms: Rooms, tmp_path
     assert len(rooms.events) == 2
 
 
-def test_key_of_what_is_queued_is_known_after_a_restart(
-    upstream: Upstream, rooms: Rooms, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(lane, "FIRST_PAUSE", FIRST_PAUSE)
+def test_key_of_what_is_queued_is_known_after_a_restart(upstream: Upstream, rooms: Rooms, tmp_path: Path) -> None:
     token = new_token()
     upstream.always(BROKEN, at="/send/")
-    with running(upstream, tmp_path, wait_seconds=HASTE_SECONDS) as bridge, as_caller(bridge, token) as caller:
+    with (
+        running(upstream, tmp_path, wait_seconds=HASTE_SECONDS, timing=QUICK) as bridge,
+        as_caller(bridge, token) as caller,
+    ):
         delivery = check_queued(by_header(caller))
-    with running(upstream, tmp_path) as bridge, as_caller(bridge, token) as caller:
+    with running(upstream, tmp_path, timing=QUICK) as bridge, as_caller(bridge, token) as caller:
         again = by_header(caller, **NOW)
         assert check_queued(again) == delivery
         assert is_replayed(again)

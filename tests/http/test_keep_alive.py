@@ -2,13 +2,10 @@
 
 import json
 import subprocess
-from pathlib import Path
 
 import pytest
 
-from flowbridge.web import protocol, server
-from tests import upstream as scripted
-from tests.http.conftest import HELLO, KEY, SEND, Bridge, post, running
+from tests.http.conftest import HELLO, KEY, SEND, Bridge, Timed, post
 from tests.node import PROGRAMS, environment
 from tests.patience import PATIENCE
 
@@ -58,9 +55,8 @@ def test_node_that_posts_each_five_seconds_meets_no_closed_connection(bridge: Br
     assert json.loads(bridge.upstream.events[0].body) == HELLO
 
 
-def test_idle_connection_ends(upstream: scripted.Upstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "KEEP_ALIVE_SECONDS", 1)
-    with running(upstream, tmp_path) as bridge, bridge.connect() as client:
+def test_idle_connection_ends(timed: Timed) -> None:
+    with timed(keep_alive_seconds=1).connect() as client:
         answer = client.send(post("/healthz", method="GET")).answer()
         assert answer.headers["keep-alive"] == "timeout=1"
         assert client.is_closed()
@@ -97,20 +93,15 @@ def test_last_answer_of_a_connection_does_not_say_that_it_is_kept(bridge: Bridge
         assert "keep-alive" not in answer.headers
 
 
-def test_agent_of_node_gives_a_connection_up_before_it_ends(
-    upstream: scripted.Upstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_agent_of_node_gives_a_connection_up_before_it_ends(timed: Timed) -> None:
     """One with a `timeout`, as the global one has: then it uses none in the last second that the answer promised."""
-    monkeypatch.setattr(server, "KEEP_ALIVE_SECONDS", 2)
-    with running(upstream, tmp_path) as bridge:
-        assert posts_of_node(bridge, seconds=2.0, posts=3, timeout="60000") == {"200": AGENTS * 3}
+    bridge = timed(keep_alive_seconds=2)
+    assert posts_of_node(bridge, seconds=2.0, posts=3, timeout="60000") == {"200": AGENTS * 3}
 
 
-def test_connection_is_kept_when_the_body_comes_after_the_answer(
-    bridge: Bridge, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_connection_is_kept_when_the_body_comes_after_the_answer(timed: Timed) -> None:
     """A refusal need not wait for the body; what then came of it cost the connection, 20 s later."""
-    monkeypatch.setattr(protocol, "BODY_SECONDS", 0.3)
+    bridge = timed(body_seconds=0.3)
     with bridge.connect() as client:
         for _ in range(2):
             client.send(post(SEND, b"{", "Authorization: Basic x", "Content-Length: 10"))

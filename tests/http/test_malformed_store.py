@@ -56,7 +56,7 @@ def test_file_that_is_malformed_under_a_running_bridge_is_said_and_takes_nothing
     ):
         assert caller.get("/readyz").status_code == 200
         spoil(file, where)
-        if where != "all":  # only who reads there can tell
+        if where != "all":  # only a reader of that part can tell
             answer = caller.get("/deliveries?event_type=none")
             assert (answer.status_code, answer.json()["errcode"]) == (503, "M_UNKNOWN")
         answer = caller.get("/readyz")

@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 
 from flowbridge import metrics
-from flowbridge.web import pipelining, server
+from flowbridge.models.timing import Timing
+from flowbridge.web import pipelining
 from flowbridge.web.protocol import Protocol
 from tests import upstream as scripted
-from tests.http.conftest import HELLO, SEND, Bridge, RawClient, post, running
+from tests.http.conftest import HELLO, SEND, Bridge, RawClient, Timed, post, running
 from tests.patience import PATIENCE, until
 from tests.processes import resident_bytes, serving
 
@@ -40,8 +41,9 @@ BEHIND = {
 
 @pytest.fixture
 def fresh(tmp_path: Path) -> Iterator[Bridge]:
-    """A bridge whose connections are this test's."""
-    with scripted.Upstream() as upstream, running(upstream, tmp_path) as bridge:
+    """A bridge whose connections are this test's, and which notices soon that a caller has hung up."""
+    timing = Timing(hang_up_poll_seconds=0.1)
+    with scripted.Upstream() as upstream, running(upstream, tmp_path, timing=timing) as bridge:
         yield bridge
 
 
@@ -148,22 +150,21 @@ def test_requests_behind_a_body_that_nobody_reads_are_answered(
 
 
 def test_connection_with_requests_to_read_is_no_idle_one(
-    upstream: scripted.Upstream, tmp_path: Path, go: threading.Event, monkeypatch: pytest.MonkeyPatch
+    upstream: scripted.Upstream, timed: Timed, go: threading.Event
 ) -> None:
     """Nor does the time for an idle one run while a second request is at work."""
-    monkeypatch.setattr(server, "KEEP_ALIVE_SECONDS", 0.2)
     upstream.always(scripted.when(go, scripted.answer({"event_id": "$one"})), at="/send/")
-    with running(upstream, tmp_path) as bridge, bridge.connect() as client:
+    with timed(keep_alive_seconds=1).connect() as client:
         client.send(HEALTHZ + post(SEND, BODY))
         assert client.answer().status == 200
         upstream.wait_for_events(1)
-        assert not client.is_closed(0.5)
+        assert not client.is_closed(1.5)
         go.set()
         assert client.answer().json() == {"event_id": "$one"}
         assert client.is_closed()
 
 
-def test_connection_that_takes_no_answer_makes_room(fresh: Bridge, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_connection_that_takes_no_answer_is_evicted(fresh: Bridge, monkeypatch: pytest.MonkeyPatch) -> None:
     """It was closed behind the rest of its answer: it stayed, and was not counted."""
     made: list[Protocol] = []
     lost: list[Protocol] = []
@@ -191,7 +192,7 @@ def test_connection_that_takes_no_answer_makes_room(fresh: Bridge, monkeypatch: 
             client.send(b"GET /openapi.json HTTP/1.1\r\nHost: bridge\r\n\r\n")
             asked += 1
             until(are_answered)
-        hog.loop.call_soon_threadsafe(hog.make_room)
+        hog.loop.call_soon_threadsafe(hog.evict)
         until(lambda: lost)
 
 
@@ -203,7 +204,6 @@ def test_connection_that_takes_no_answer_makes_room(fresh: Bridge, monkeypatch: 
 def test_long_poll_ends_with_its_caller_whatever_is_behind_it(
     fresh: Bridge, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, behind: str, together: bool
 ) -> None:
-    monkeypatch.setattr(pipelining, "LOOK_SECONDS", 0.1)
     fresh.upstream.always(scripted.silence, at="/sync")
     with fresh.connect() as client:
         if together:
@@ -223,7 +223,6 @@ def test_live_stream_ends_with_its_caller_whatever_is_behind_it(
     fresh: Bridge, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, behind: str
 ) -> None:
     """It kept its place until the next keep-alive failed, with a traceback in the log."""
-    monkeypatch.setattr(pipelining, "LOOK_SECONDS", 0.1)
     fresh.upstream.script(beginning)
     before = listeners()
     with fresh.connect() as client:

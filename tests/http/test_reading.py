@@ -12,11 +12,11 @@ from typing import Any
 import httpx
 import pytest
 
-from flowbridge.homeserver import client, pool
+from flowbridge.homeserver import client
 from flowbridge.models import ApiKey
+from flowbridge.models.timing import Timing
 from flowbridge.services import history
 from flowbridge.store import Database, api_keys
-from flowbridge.web import server
 from tests import upstream as scripted
 from tests.http.conftest import (
     BOT_TOKEN,
@@ -115,10 +115,9 @@ def test_poll_of_a_revoked_key_ends_with_it(upstream: Upstream, tmp_path: Path) 
 def test_polls_leave_the_connections_to_the_sends(
     upstream: Upstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pool, "MAX_CONNECTIONS", 2)
+    monkeypatch.setattr(client, "CALLS", 2)
     upstream.script(syncing(scripted.silence))
-    monkeypatch.setattr(server, "STOP_SECONDS", 2 * PATIENCE)
-    with running(upstream, tmp_path) as bridge:
+    with running(upstream, tmp_path, timing=Timing(stop_seconds=2 * int(PATIENCE))) as bridge:
         connections = [bridge.connect().send(ask(POLL)) for _ in range(5)]
         polls(upstream, 5)
         assert bridge.post(SEND, json.dumps(HELLO).encode()).status == 200

@@ -15,16 +15,16 @@ import pytest
 from sqlalchemy import Connection
 
 from flowbridge.models import ApiKey
+from flowbridge.models.timing import Timing
 from flowbridge.store import Database, api_keys
-from flowbridge.web import protocol, streaming
 from flowbridge.web.routes import passthrough
 from tests import upstream as scripted
-from tests.http.conftest import BOT_TOKEN, KEY, SEND, TLS, Answer, Bridge, as_caller, new_token, post, running
+from tests.http.conftest import BOT_TOKEN, KEY, SEND, TLS, Answer, Bridge, Timed, as_caller, new_token, post, running
 from tests.http.sends import UNKNOWN_TOKEN, lines
 from tests.http.test_bounds import BODY
 from tests.http.test_errors import check_error
-from tests.http.test_wire import Authority
-from tests.http.test_wire import authority as authority
+from tests.http.test_pool import Authority
+from tests.http.test_pool import authority as authority
 from tests.patience import until
 from tests.upstream import PATIENCE, Behaviour, Request, Upstream
 
@@ -279,21 +279,22 @@ def test_request_that_never_reached_the_homeserver_ends_no_tokens(tmp_path: Path
         pytest.param(scripted.html(502), 502, id="a-proxys-page"),
         pytest.param(scripted.html(404), 502, id="a-web-servers-page"),
         pytest.param(scripted.answer({}, 999), 502, id="status-999"),
-        pytest.param(scripted.silence, 504, id="silence"),
     ],
 )
 def test_fault_is_a_matrix_error(
-    caller: httpx.Client,
-    upstream: Upstream,
-    monkeypatch: pytest.MonkeyPatch,
-    behaviour: scripted.Behaviour,
-    status: int,
+    caller: httpx.Client, upstream: Upstream, behaviour: scripted.Behaviour, status: int
 ) -> None:
-    if behaviour is scripted.silence:
-        monkeypatch.setattr(passthrough, "SILENCE_SECONDS", 0.2)
     upstream.always(behaviour)
     answer = caller.get(ANY)
     check_error(answer, status, "M_UNKNOWN")
+    check_cors(answer)
+
+
+def test_silence_is_a_matrix_error(timed: Timed, upstream: Upstream) -> None:
+    upstream.always(scripted.silence)
+    with as_caller(timed(answer_silence_seconds=0.2)) as caller:
+        answer = caller.get(ANY)
+    check_error(answer, 504, "M_UNKNOWN")
     check_cors(answer)
 
 
@@ -362,18 +363,21 @@ def test_callers_departure_in_the_middle_of_an_upload_ends_it(fresh: Bridge) -> 
     assert fresh.upstream.requests == [], "it never became a whole one"
 
 
-def test_caller_that_reads_nothing_is_given_up(fresh: Bridge, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streaming, "STALL_SECONDS", 0.2)
-    fresh.upstream.always(scripted.raw(scripted.encoded(200, b"x" * 30_000_000)))
-    with fresh.connect() as client:
+def test_caller_that_reads_nothing_is_given_up(tmp_path: Path) -> None:
+    with (
+        Upstream() as upstream,
+        running(upstream, tmp_path, timing=Timing(answer_stall_seconds=0.2)) as bridge,
+        bridge.connect() as client,
+    ):
+        upstream.always(scripted.raw(scripted.encoded(200, b"x" * 30_000_000)))
         client.send(post(ANY, b"", method="GET"))
-        fresh.upstream.wait_for_requests(1)
-        fresh.upstream.wait_for_open(0)
+        upstream.wait_for_requests(1)
+        upstream.wait_for_open(0)
         assert client.rest(PATIENCE) is not None
 
 
-def test_long_poll_may_last_longer_than_any_other_request(bridge: Bridge, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(passthrough, "SILENCE_SECONDS", 0.1)
+def test_long_poll_may_last_longer_than_any_other_request(timed: Timed) -> None:
+    bridge = timed(answer_silence_seconds=0.1)
     go = threading.Event()
     bridge.upstream.always(scripted.when(go, scripted.answer({"next_batch": "s1"})), at="/sync")
     with bridge.connect() as client:
@@ -447,9 +451,8 @@ def test_key_that_is_revoked_ends_an_answer_in_its_middle(tmp_path: Path) -> Non
 # Bodies
 
 
-def test_upload_that_lasts_arrives_as_long_as_bytes_move(bridge: Bridge, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol, "BODY_SECONDS", 2.0)
-    monkeypatch.setattr(protocol, "BODY_PART_BYTES", 1_000)
+def test_upload_that_lasts_arrives_as_long_as_bytes_move(timed: Timed) -> None:
+    bridge = timed(body_seconds=2.0)
     bridge.upstream.always(scripted.answer({"content_uri": "mxc://a/b"}))
     pause = threading.Event()
     with bridge.connect() as client:
@@ -461,12 +464,12 @@ def test_upload_that_lasts_arrives_as_long_as_bytes_move(bridge: Bridge, monkeyp
     assert len(seen(bridge.upstream).body) == 1_000_000
 
 
-def test_upload_that_drips_is_a_408(fresh: Bridge, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol, "BODY_SECONDS", 0.3)
-    with fresh.connect() as client:
-        client.send(post(UPLOAD, b"x", "Content-Length: 1000000"))
-        assert client.answer().status == 408
-    fresh.upstream.wait_for_open(0)
+def test_upload_that_drips_is_a_408(tmp_path: Path) -> None:
+    with Upstream() as upstream, running(upstream, tmp_path, timing=Timing(body_seconds=0.3)) as bridge:
+        with bridge.connect() as client:
+            client.send(post(UPLOAD, b"x", "Content-Length: 1000000"))
+            assert client.answer().status == 408
+        upstream.wait_for_open(0)
 
 
 @pytest.mark.parametrize("body", [b'{"a":1e400}', b'{"reason":"\\ud800"}'])

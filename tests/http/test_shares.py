@@ -5,17 +5,19 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
+from itertools import cycle
 from pathlib import Path
 
 import pytest
 
-from flowbridge.auth import api_keys, callers
+from flowbridge.auth import identities
 from flowbridge.homeserver import client, relay
 from flowbridge.limits import processor
 from flowbridge.live import feeds
+from flowbridge.models.timing import Timing
 from flowbridge.services import rooms
 from flowbridge.web import middleware
-from flowbridge.web.routes import operations
 from tests import upstream as scripted
 from tests.http.conftest import KEY, ROOM, SEND, Answer, Bridge, RawClient, new_token, post, running
 from tests.http.sends import UNKNOWN_TOKEN
@@ -84,11 +86,11 @@ def test_known_tokens_and_keys_do_not_wait_for_look_ups_of_unknown_ones(
         assert bridge.post(SEND, BODY, f"X-API-Key: {KEY}", "Authorization: Basic x").status == 200
         upstream.script(slow("/whoami", go, UNKNOWN_TOKEN))
         clients = flood(stack, bridge, lambda: post(SEND, BODY), 140)  # there are 128 connections for sends
-        arrived(upstream, "/whoami", callers.MAX_LOOKUPS_OF_ONE + 2)
+        arrived(upstream, "/whoami", identities.MAX_LOOKUPS_OF_ONE + 2)
         for _ in range(5):
             assert bridge.post(SEND, BODY, known).status == 200
             assert bridge.post(SEND, BODY, f"X-API-Key: {KEY}", "Authorization: Basic x").status == 200
-        assert arrived(upstream, "/whoami", 1) == callers.MAX_LOOKUPS_OF_ONE + 2
+        assert arrived(upstream, "/whoami", 1) == identities.MAX_LOOKUPS_OF_ONE + 2
         go.set()
         assert {found.answer().status for found in clients} <= {401, 429, 503}
 
@@ -121,14 +123,12 @@ def answered(clients: list[RawClient], number: int) -> list[RawClient]:
 
 @pytest.mark.parametrize("who", ["no token", "wrong token", "known"])
 def test_what_passes_through_of_one_caller_leaves_places_for_others(
-    upstream: Upstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, go: threading.Event, who: str
+    upstream: Upstream, tmp_path: Path, go: threading.Event, who: str
 ) -> None:
     """300 requests of an address without a token had 300 connections to the homeserver."""
-    monkeypatch.setattr(relay, "TURN_SECONDS", 0.2)
-    monkeypatch.setattr(relay, "MAX_OF_ONE", 40)
     known = bearer(new_token())
     hog = {"no token": "Authorization: Basic x", "wrong token": bearer(new_token()), "known": bearer(new_token())}[who]
-    share, beyond = (40, "40 of the 2048") if who == "known" else (relay.GUESTS_OF_ONE, "32 of the 256")
+    share, beyond = (relay.MAX_OF_ONE, "64 of the 2048") if who == "known" else (relay.GUESTS_OF_ONE, "32 of the 256")
 
     def script(request: Request) -> Behaviour | None:
         is_hogs = request.header("authorization") == hog.partition(": ")[2]
@@ -136,7 +136,8 @@ def test_what_passes_through_of_one_caller_leaves_places_for_others(
             return UNKNOWN_TOKEN
         return scripted.when(go, scripted.answer({})) if "/slow" in request.target else None
 
-    with running(upstream, tmp_path, wrong_keys_per_minute=1_000) as bridge, ExitStack() as stack:
+    timing = Timing(relay_turn_seconds=0.2)
+    with running(upstream, tmp_path, timing=timing, wrong_keys_per_minute=1_000) as bridge, ExitStack() as stack:
         for header in {known, hog} if who == "known" else {known}:
             assert bridge.post(SEND, BODY, header).status == 200
         upstream.script(script)
@@ -179,9 +180,9 @@ def test_caller_whose_requests_all_pass_through_is_no_guest_after_the_first(
 
 
 def test_many_users_behind_one_address_have_a_long_poll_each(
-    upstream: Upstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, go: threading.Event
+    upstream: Upstream, tmp_path: Path, go: threading.Event
 ) -> None:
-    monkeypatch.setattr(relay, "GUESTS_OF_ONE", 3)
+    assert relay.GUESTS_OF_ONE < FLOOD
     upstream.script(slow("/sync", go, scripted.answer({"next_batch": "s"})))
     with running(upstream, tmp_path) as bridge, ExitStack() as stack:
         clients = flood(stack, bridge, lambda: passing("sync?timeout=30000&since=s"))
@@ -190,24 +191,21 @@ def test_many_users_behind_one_address_have_a_long_poll_each(
         assert {client.answer().status for client in clients} == {200}
 
 
-def test_uploads_and_downloads_count_in_the_same_share(
-    upstream: Upstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, go: threading.Event
-) -> None:
-    monkeypatch.setattr(relay, "TURN_SECONDS", 0.2)
-    monkeypatch.setattr(relay, "MAX_OF_ONE", 3)
+def test_uploads_and_downloads_count_in_the_same_share(upstream: Upstream, tmp_path: Path, go: threading.Event) -> None:
     hog = bearer(new_token())
     uri = scripted.answer({"content_uri": "mxc://a/b"})
     upstream.script(lambda request: scripted.when(go, uri) if "load" in request.target else None)
-    with running(upstream, tmp_path) as bridge, ExitStack() as stack:
+    with running(upstream, tmp_path, timing=Timing(relay_turn_seconds=0.2)) as bridge, ExitStack() as stack:
         requests = [
             post("/media", b"x", hog, "Content-Type: image/png"),
             post("/media/upstream/abc", b"", hog, method="GET"),
             post("/_matrix/media/v3/download/upstream/abc", b"", hog, method="GET"),
         ]
         assert bridge.post("/whoami", b"", hog, method="GET").status == 200
-        clients = flood(stack, bridge, requests.pop, 3)
-        arrived(upstream, "load", 3)
-        assert "3 of the 2048" in error_of(bridge.ask(passing("quick", hog)), 429)
+        share = relay.MAX_OF_ONE
+        clients = flood(stack, bridge, partial(next, cycle(requests)), share)
+        arrived(upstream, "load", share)
+        assert f"{share} of the 2048" in error_of(bridge.ask(passing("quick", hog)), 429)
         go.set()
         assert {client.answer().status for client in clients} == {200}
 
@@ -228,11 +226,10 @@ def test_refused_requests_of_a_known_caller_take_a_part_of_the_processor(bridge:
 
 
 def test_readiness_and_versions_ask_the_homeserver_once_a_second(
-    upstream: Upstream, tmp_path: Path, go: threading.Event, monkeypatch: pytest.MonkeyPatch
+    upstream: Upstream, tmp_path: Path, go: threading.Event
 ) -> None:
-    monkeypatch.setattr(operations, "KEEP_SECONDS", 60.0)
     upstream.script(slow("/versions", go, scripted.answer({"versions": ["v1.11"]})))
-    with running(upstream, tmp_path) as bridge, ExitStack() as stack:
+    with running(upstream, tmp_path, readiness_seconds=60.0) as bridge, ExitStack() as stack:
         paths = ["/readyz", "/_matrix/client/versions"] * 20
         clients = flood(stack, bridge, lambda: post(paths.pop(), method="GET"))
         arrived(upstream, "/versions", 1)
@@ -387,11 +384,9 @@ def test_reads_of_a_known_caller_wait_for_its_own_share(
         assert waiting.is_silent(0.3), "it is not refused, and not answered yet"
 
 
-def test_a_wrong_key_is_refused_also_where_a_timer_rings_early(
-    upstream: Upstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_wrong_key_is_refused_also_where_a_timer_rings_early(upstream: Upstream, tmp_path: Path) -> None:
     """uvloop counts in whole milliseconds: a wait of 10.4 ms ends after 10, when the store may not be read yet."""
-    monkeypatch.setattr(api_keys, "LOOK_SECONDS", 0.0104)
-    with running(upstream, tmp_path, wrong_keys_per_minute=1_000, api_keys=()) as bridge:
+    timing = Timing(key_lookup_seconds=0.0104)
+    with running(upstream, tmp_path, timing=timing, wrong_keys_per_minute=1_000, api_keys=()) as bridge:
         answers = [bridge.post(SEND, BODY, f"X-API-Key: fb_{number}") for number in range(200)]
         assert Counter(answer.status for answer in answers) == {401: 200}

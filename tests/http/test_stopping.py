@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from flowbridge.web import server
+from flowbridge.models.timing import Timing
 from tests import upstream as scripted
 from tests.http.conftest import HELLO, KEY, SEND, Bridge, RawClient, post, running
 from tests.upstream import PATIENCE, Upstream
@@ -31,18 +31,16 @@ def no_traceback(caplog: pytest.LogCaptureFixture) -> None:
 def test_upload_that_does_not_end_is_told_that_the_bridge_stops(
     upstream: Upstream,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     target: str,
     status: int | None,
 ) -> None:
-    monkeypatch.setattr(server, "STOP_SECONDS", 1)
-    with running(upstream, tmp_path) as bridge:
+    with running(upstream, tmp_path, timing=Timing(stop_seconds=1)) as bridge:
         client = RawClient(bridge.url)
         client.send(
             post(target, BODY, f"X-API-Key: {KEY}", f"Content-Length: {len(BODY) + 100}", "Expect: 100-continue")
         )
-        assert client._until(b"\r\n\r\n").startswith(b"HTTP/1.1 100 ")
+        assert client.read_until(b"\r\n\r\n").startswith(b"HTTP/1.1 100 ")
     with client:
         if status is None:
             said = client.rest(PATIENCE)
@@ -57,9 +55,8 @@ def test_upload_that_does_not_end_is_told_that_the_bridge_stops(
 
 
 def test_download_that_does_not_end_is_cut_without_a_traceback(
-    upstream: Upstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    upstream: Upstream, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(server, "STOP_SECONDS", 1)
     stall = threading.Event()
     head = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 100\r\n\r\nthe beginning"
 
@@ -69,10 +66,10 @@ def test_download_that_does_not_end_is_cut_without_a_traceback(
 
     upstream.always(behave, at="/download/")
     try:
-        with running(upstream, tmp_path) as bridge:
+        with running(upstream, tmp_path, timing=Timing(stop_seconds=1)) as bridge:
             client = RawClient(bridge.url)
             client.send(post("/media/upstream/1", b"", f"X-API-Key: {KEY}", "Authorization: Basic x", method="GET"))
-            assert b"HTTP/1.1 200 " in client._until(b"the beginning")
+            assert b"HTTP/1.1 200 " in client.read_until(b"the beginning")
         with client:
             assert client.is_closed()
     finally:
@@ -93,7 +90,7 @@ def test_answer_without_a_body_that_names_a_length_is_passed_on(
     with bridge.connect() as client:
         for _ in range(2):
             client.send(post(target, b"", 'If-None-Match: "1"', method="GET"))
-            head = client._until(b"\r\n\r\n").lower()
+            head = client.read_until(b"\r\n\r\n").lower()
             assert head.startswith(b"http/1.1 %d " % status)
             assert b'etag: "1"' in head
             assert b"content-length" not in head

@@ -12,7 +12,7 @@ from pydantic import SecretStr
 from sqlalchemy import NullPool, create_engine, make_url, text
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 
-from flowbridge.store import database as database_module
+from flowbridge.models.timing import Timing
 from tests.http.conftest import HELLO, SEND, Bridge, as_caller, running
 from tests.http.sends import ASYNC, KEYED
 from tests.patience import until
@@ -26,10 +26,9 @@ def url(postgres: LocalPostgres) -> str:
 
 
 @pytest.fixture
-def own(upstream: Upstream, tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bridge]:
-    monkeypatch.setattr(database_module, "RETRY_SECONDS", 0.5)
-    secrets = {"database_url": SecretStr(url), "secret_key": SecretStr(Fernet.generate_key().decode())}
-    with running(upstream, tmp_path, **secrets) as bridge:
+def own(upstream: Upstream, tmp_path: Path, url: str) -> Iterator[Bridge]:
+    secrets: dict[str, Any] = {"database_url": SecretStr(url), "secret_key": SecretStr(Fernet.generate_key().decode())}
+    with running(upstream, tmp_path, timing=Timing(store_retry_seconds=0.5), **secrets) as bridge:
         yield bridge
 
 

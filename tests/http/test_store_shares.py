@@ -12,7 +12,7 @@ from pydantic import SecretStr
 from sqlalchemy import select, update
 
 from flowbridge.delivery import worker
-from flowbridge.services import maintenance
+from flowbridge.models.timing import Timing
 from flowbridge.store import Database, tables
 from tests import upstream as scripted
 from tests.http.conftest import KEY, SEND, Bridge, as_caller, running
@@ -27,10 +27,7 @@ DATABASE_BYTES = 8 * 1024 * 1024
 OPERATOR = {"X-API-Key": KEY}
 
 
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("COUNT", "PURGE", "GIVE_UP"):
-        monkeypatch.setattr(maintenance, f"{name}_SECONDS", 0.1)
+QUICK = Timing(count_seconds=0.1, purge_seconds=0.1, give_up_seconds=0.1)
 
 
 @pytest.fixture
@@ -112,7 +109,7 @@ def settings(url: str, **values: Any) -> dict[str, Any]:
 def test_user_who_floods_the_store_gets_a_share_of_it_and_others_notice_nothing(
     upstream: Upstream, rooms: Rooms, tmp_path: Any, empty_url: str
 ) -> None:
-    with running(upstream, tmp_path, **settings(empty_url)) as bridge:
+    with running(upstream, tmp_path, timing=QUICK, **settings(empty_url)) as bridge:
         hog, quiet = as_caller(bridge, "the-hog"), as_caller(bridge, "quiet")
         bot = httpx.Client(base_url=bridge.url, headers=OPERATOR, trust_env=False, timeout=PATIENCE)
         with hog, quiet, bot, Store(empty_url) as store:
@@ -154,7 +151,9 @@ def test_operator_removes_what_one_user_has_queued_beside_the_running_bridge(
     upstream: Upstream, rooms: Rooms, tmp_path: Any, empty_url: str
 ) -> None:
     """What waits in a room that is slow, too: the bridge has it in memory, and lets go of it."""
-    with running(upstream, tmp_path, **settings(empty_url, request_seconds=1.0, lease_seconds=7.0)) as bridge:
+    with running(
+        upstream, tmp_path, timing=QUICK, **settings(empty_url, request_seconds=1.0, lease_seconds=7.0)
+    ) as bridge:
         hog, quiet = as_caller(bridge, "the-hog"), as_caller(bridge, "quiet")
         with hog, quiet, Store(empty_url) as store:
             for number in range(5):
@@ -185,7 +184,7 @@ def test_operator_removes_what_one_user_has_queued_beside_the_running_bridge(
 def test_dead_letters_of_a_flood_do_not_fill_the_store_either(upstream: Upstream, rooms: Rooms, tmp_path: Any) -> None:
     """60 kB events that are refused for good are kept for 30 days: the oldest of them go when space is short."""
     url = f"sqlite:///{tmp_path}/flowbridge.db"
-    with running(upstream, tmp_path, **settings(url)) as bridge:
+    with running(upstream, tmp_path, timing=QUICK, **settings(url)) as bridge:
         hog, quiet = as_caller(bridge, "the-hog"), as_caller(bridge, "quiet")
         with hog, quiet:
             quiet.post("/rooms/!nowhere:upstream/send/m.room.message", json=text("a dead letter"))
@@ -206,7 +205,7 @@ def test_caller_with_many_requests_that_wait_is_answered_202_at_once(
     bridge: Bridge, upstream: Upstream, rooms: Rooms, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A request that waits holds a connection, of which there are 4,096 for all."""
-    monkeypatch.setattr(worker.Courier, "may_wait", lambda self, caller: False)
+    monkeypatch.setattr(worker.Worker, "may_wait", lambda self, caller: False)
     with as_caller(bridge) as caller:
         answer = caller.post(SEND, json=text())
         assert answer.status_code == 202

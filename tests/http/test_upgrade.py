@@ -240,7 +240,7 @@ def test_body_behind_an_offer_is_asked_for(bridge: Bridge, offer: str) -> None:
     request = post(VALIDATE, b"", PLAIN, "Expect: 100-continue", *OFFERS[offer], f"Content-Length: {len(TRICKY)}")
     with bridge.connect() as client:
         client.send(request)
-        assert client._until(b"\r\n\r\n").startswith(b"HTTP/1.1 100 ")
+        assert client.read_until(b"\r\n\r\n").startswith(b"HTTP/1.1 100 ")
         validated(bridge, client.send(TRICKY).answer())
         assert client.send(post("/healthz", method="GET")).answer().status == 200
 

@@ -14,12 +14,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from flowbridge.delivery import lane
-from flowbridge.web import server
+from flowbridge.models.timing import Timing
 from tests import upstream as scripted
 from tests.http.conftest import (
     BOT_TOKEN,
-    FIRST_PAUSE,
     HASTE_SECONDS,
     HELLO,
     KEY,
@@ -385,9 +383,8 @@ def test_what_was_accepted_waits_for_a_token_that_works(
 
 
 def test_events_of_a_room_arrive_in_the_order_of_their_acceptance(
-    bridge: Bridge, caller: httpx.Client, upstream: Upstream, rooms: Rooms, monkeypatch: pytest.MonkeyPatch
+    quick_caller: httpx.Client, upstream: Upstream, rooms: Rooms
 ) -> None:
-    monkeypatch.setattr(lane, "FIRST_PAUSE", FIRST_PAUSE)
     faults = itertools.cycle([None] * 6 + [BROKEN, limited(20), scripted.hang_up, "lost"])
 
     def script(request: Request) -> Behaviour | None:
@@ -399,8 +396,8 @@ def test_events_of_a_room_arrive_in_the_order_of_their_acceptance(
 
     upstream.script(script)
     for number in range(49):
-        assert caller.post(SEND, json=text(str(number)), headers=ASYNC).status_code == 202
-    assert caller.post(SEND, json=text("49")).status_code == 200
+        assert quick_caller.post(SEND, json=text(str(number)), headers=ASYNC).status_code == 202
+    assert quick_caller.post(SEND, json=text("49")).status_code == 200
     assert rooms.bodies == [str(number) for number in range(50)]
 
 
@@ -491,13 +488,12 @@ def test_full_room_is_a_503_and_other_rooms_are_not(
 
 
 def test_bridge_that_ends_answers_who_waits(
-    upstream: Upstream, rooms: Rooms, go: threading.Event, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    upstream: Upstream, rooms: Rooms, go: threading.Event, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(server, "STOP_SECONDS", 3)
     upstream.script(held(go, rooms))
     with (
         ThreadPoolExecutor(2) as callers,
-        running(upstream, tmp_path, request_seconds=SHORT_REQUEST_SECONDS) as bridge,
+        running(upstream, tmp_path, timing=Timing(stop_seconds=3), request_seconds=SHORT_REQUEST_SECONDS) as bridge,
     ):
         flow, matrix = (
             callers.submit(bridge.post, target, json.dumps(text(name)).encode(), f"Authorization: Bearer {name}")
@@ -577,8 +573,8 @@ def test_bridge_that_is_told_to_end_under_load_breaks_no_promise(
         ends.set()
         process.terminate()
         for done in loading:
-            done.result(PATIENCE + server.STOP_SECONDS)
-        assert process.wait(PATIENCE + server.STOP_SECONDS) == 0
+            done.result(PATIENCE + Timing().stop_seconds)
+        assert process.wait(PATIENCE + Timing().stop_seconds) == 0
     assert {answer.status for _, answer in answers} <= {200, 202, 503}
     accepted = [body for body, answer in answers if answer.status in (200, 202)]
     assert len(accepted) >= 100

@@ -26,7 +26,7 @@ def store_in(folder: Path) -> str:
 
 
 def make_key(folder: Path, key: ApiKey) -> str:
-    """The secret of this key, which is put into the store there; no bridge has opened that yet."""
+    """The secret of this key, which is added to the store there, before any bridge opens it."""
     secret = api_keys.new_secret()
     database = Database(store_in(folder))
     database.open(shared=True, make=True)
@@ -38,7 +38,7 @@ def make_key(folder: Path, key: ApiKey) -> str:
 
 @dataclass(frozen=True)
 class Room:
-    """A room on the real homeserver, seen past the bridge."""
+    """A room on the real homeserver, seen without the bridge."""
 
     id: str
     owner: Account
@@ -55,7 +55,7 @@ class Room:
         return self._get(f"state/{event_type}/{quote(state_key, safe='')}")
 
     def messages(self) -> list[dict[str, Any]]:
-        """All messages in the room, the oldest first."""
+        """All messages in the room, oldest first."""
         found: list[dict[str, Any]] = []
         page = self._get("messages?dir=f&limit=500")
         while page["chunk"]:
@@ -66,7 +66,7 @@ class Room:
         return found
 
     def bodies(self) -> list[str]:
-        """What they say."""
+        """Their texts."""
         return [event["content"]["body"] for event in self.messages()]
 
     def _get(self, path: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import httpx
 from cryptography.fernet import Fernet
 from sqlalchemy import update
 
-from flowbridge.cli import deliveries
+from flowbridge.cli import replay
 from flowbridge.cli.demo.synapse import Account, LocalSynapse
 from flowbridge.settings import Settings
 from flowbridge.store import Database
@@ -41,7 +41,7 @@ def test_replay_after_the_bots_token_was_dropped_is_sent(
     with database.engine.begin() as connection:
         connection.execute(update(tokens).values(token=None))  # as `drop_idle_tokens` does after ten minutes
     database.engine.dispose()
-    assert deliveries.replay_dead(settings, Selection(states=("dead",))) == 0
+    assert replay.replay_dead(settings, Selection(states=("dead",))) == 0
     with background(settings) as url:
         deadline = time.monotonic() + PATIENCE
         status = ""

@@ -12,8 +12,8 @@ from flowbridge.cli.demo.synapse import Account, LocalSynapse
 from flowbridge.delivery import lookup
 from flowbridge.homeserver import Homeserver, Locator, tls_context
 from flowbridge.store import Row
+from flowbridge.store.clock import now_ms
 from flowbridge.store.database import Database
-from flowbridge.store.outbox import now_ms
 from tests.conftest import MakeAccount
 from tests.integration.conftest import KEY, Room
 from tests.integration.test_waiting import ASYNC, MATRIX, accepted, as_caller, send, text, wait_until
@@ -116,7 +116,7 @@ async def test_look_for_an_event_behind_hundreds_of_others(
     database.open()
     database.start()
     try:
-        looks = lookup.Looks(homeserver, database)
+        looks = lookup.Lookup(homeserver, database)
         row = Row(
             "delivery",
             "lane",

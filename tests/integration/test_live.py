@@ -7,6 +7,7 @@ import re
 import secrets
 import socket
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -14,10 +15,11 @@ from urllib.parse import quote, urlsplit
 import httpx
 import pytest
 
-from flowbridge.auth import api_keys as keyring
 from flowbridge.cli.demo.synapse import Account, LocalSynapse
-from flowbridge.live import feed, listener, reader
+from flowbridge.live import Listener, feeds
+from flowbridge.live.reader import Reader
 from flowbridge.models import ApiKey
+from flowbridge.models.timing import Timing
 from flowbridge.settings import Settings
 from flowbridge.store import Database
 from flowbridge.store import api_keys as keys
@@ -121,8 +123,7 @@ def dice(seed: float) -> random.Random:
 
 def few_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that some events are many: a sync tells 4 of a room, a page holds 5."""
-    monkeypatch.setattr(reader, "TIMELINE", 4)
-    monkeypatch.setattr(reader, "PAGE", 5)
+    monkeypatch.setattr(feeds, "Reader", partial(Reader, timeline=4, page=5))
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -252,12 +253,10 @@ async def test_two_listeners_share_one_long_poll_which_ends_after_them(
     friend_user: User,
     shared_room: str,
     settings_for: Callable[..., Settings],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(feed, "LINGER_SECONDS", 0.2)
     token = bot_user.account.access_token
     async with Proxy(synapse.url) as proxy:
-        with background(settings_for(proxy.url)) as url:
+        with background(settings_for(proxy.url), timing=Timing(linger_seconds=0.2)) as url:
             async with listening(live(url), token) as one, listening(live(url, shared_room), token) as other:
                 for number in range(3):
                     await until(lambda expected=number + 1: proxy.polls == expected)  # type: ignore[misc]
@@ -455,7 +454,7 @@ async def test_slow_listener_is_dropped_and_may_come_again_while_another_goes_on
         made.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8_192)  # for its connections, too
         return made
 
-    monkeypatch.setattr(listener, "MAX_BYTES", 200_000)
+    monkeypatch.setattr(feeds, "Listener", partial(Listener, max_bytes=200_000))
     monkeypatch.setattr(server, "listen", narrow)
     token, number = bot_user.account.access_token, 0
     with background(settings_for(synapse.url)) as url:
@@ -566,7 +565,7 @@ async def test_key_listens_to_what_it_is_for_and_no_longer_than_it_lives(
                 keys.revoke(connection, "none")
                 keys.revoke(connection, "type")
             for stream in (none, type_):
-                async with asyncio.timeout(keyring.REFRESH_SECONDS + 5):  # a sign of life comes after 15 s
+                async with asyncio.timeout(Timing().key_refresh_seconds + 5):  # a sign of life comes after 15 s
                     last = await stream.next()
                 assert last is not None
                 assert (last.event, last.data["errcode"]) == ("error", "M_UNKNOWN_TOKEN")

@@ -17,10 +17,11 @@ import pytest
 from sqlalchemy import Connection, NullPool, create_engine, make_url, text
 from sqlalchemy.exc import OperationalError
 
-from benchmarks import postgres as postgres_module
-from benchmarks.postgres import LocalPostgres, PostgresError, _free_port, why_unavailable
+from tests import postgres as postgres_module
+from tests.conftest import require_postgres
 from tests.patience import PATIENCE, until
-from tests.postgres import require_postgres
+from tests.postgres import LocalPostgres, PostgresError, why_unavailable
+from tests.processes import free_port
 
 BUSY = "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND pid <> pg_backend_pid()"
 
@@ -195,7 +196,7 @@ def test_ordinary_user_runs_it(place: Path) -> None:
     environment = {"PATH": os.environ["PATH"], "TMPDIR": str(place), "PYTHONPATH": f"{top}{os.pathsep}{packages()}"}
     python = interpreter_for(nobody.pw_uid)
     done = subprocess.run(
-        [python, "-c", "from benchmarks.postgres import LocalPostgres as L\nwith L() as s: print(s.fresh_database())"],
+        [python, "-c", "from tests.postgres import LocalPostgres as L\nwith L() as s: print(s.fresh_database())"],
         user=nobody.pw_uid,
         group=nobody.pw_gid,
         extra_groups=[],
@@ -222,8 +223,8 @@ def test_temporary_directory_closed_to_the_server_is_not_used(tmp_path: Path, mo
 def test_another_port_is_tried_when_somebody_takes_the_chosen_one(monkeypatch: pytest.MonkeyPatch) -> None:
     require_postgres(private=True)
     with socket.create_server(("127.0.0.1", 0)) as other:
-        choices = [_free_port(), other.getsockname()[1]]
-        monkeypatch.setattr(postgres_module, "_free_port", choices.pop)
+        choices = [free_port(), other.getsockname()[1]]
+        monkeypatch.setattr(postgres_module, "free_port", choices.pop)
         with LocalPostgres(private=True) as server:
             assert choices == []
             assert ask(server.url, "SELECT 1") == 1
@@ -265,7 +266,7 @@ def test_given_server_is_not_ours_to_stop(
 
 
 def test_given_server_that_does_not_answer_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TEST_DATABASE_URL", f"postgresql://me:wordpass@127.0.0.1:{_free_port()}/mine")
+    monkeypatch.setenv("TEST_DATABASE_URL", f"postgresql://me:wordpass@127.0.0.1:{free_port()}/mine")
     with pytest.raises(PostgresError, match="refused") as caught:
         LocalPostgres().__enter__()
     assert "wordpass" not in str(caught.value)
@@ -316,7 +317,7 @@ def test_given_server_is_enough_for_ci_though_it_cannot_be_killed(monkeypatch: p
 
 PARENT = """
 import sys, time
-from benchmarks.postgres import LocalPostgres
+from tests.postgres import LocalPostgres
 with LocalPostgres(private=True) as server:
     if sys.argv[1] == "killed":
         server.kill()

@@ -1,7 +1,6 @@
 """An account is its user: what was accepted with one token goes out with the next one, against a real Synapse."""
 
 import signal
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,11 +16,10 @@ from cryptography.fernet import Fernet
 from flowbridge.cli.demo.synapse import Account, LocalSynapse
 from flowbridge.settings import Settings
 from flowbridge.web.server import background
-from tests.chaos.processes import free_port
 from tests.conftest import MakeAccount, MakeRoom
 from tests.integration.conftest import Room
 from tests.patience import until
-from tests.processes import run, serving
+from tests.processes import free_port, run, serving
 from tests.upstream import Behaviour, Request, Upstream, encoded, hang_up
 from tests.upstream import raw as answering
 
@@ -37,10 +35,7 @@ class Door(Upstream):
     """The way to a Synapse: it can be shut, and answers to sends can get lost on it."""
 
     def __init__(self, url: str) -> None:
-        super().__init__(self._pass)
-        self._listener.close()
-        self.port = free_port()  # one that no outgoing connection is given while the door is shut
-        self._listener = socket.create_server(("127.0.0.1", self.port), backlog=512)
+        super().__init__(self._pass, ports=[free_port()])  # one that no outgoing connection gets while the door is shut
         self._far = httpx.Client(base_url=url, trust_env=False, timeout=PATIENCE)
         self.loses = threading.Event()
         self.lost = threading.Event()

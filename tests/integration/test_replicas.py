@@ -10,18 +10,13 @@ from typing import Any
 import pytest
 from sqlalchemy import NullPool, create_engine, make_url, text
 
-from flowbridge.delivery import lane
-from flowbridge.delivery import worker as courier
-from flowbridge.delivery.write_queue import Outcome
+from flowbridge.delivery.pending import Outcome
 from flowbridge.store import StoreUnavailable, delivery_log
-from flowbridge.store import database as database_module
 from tests.patience import PATIENCE
 from tests.postgres import LocalPostgres
-from tests.worker import ALICE, ROOM, Rooms, Worker, after, error, refuse_connection, slow, soon, until
+from tests.rig import ALICE, ROOM, MakeRig, Rig, Rooms, after, error, refuse_connection, slow, soon, until
 
 OTHER = "!other:hs"
-
-MakeWorker = Callable[..., Worker]
 
 
 @pytest.fixture
@@ -35,13 +30,13 @@ def rooms() -> Rooms:
 
 
 @pytest.fixture
-def make(url: str, rooms: Rooms) -> MakeWorker:
+def make(url: str, rooms: Rooms) -> MakeRig:
     """`make()`: one more replica."""
-    return lambda **how: Worker(url, rooms, **how)
+    return MakeRig(url, rooms)
 
 
 @pytest.fixture
-async def pair(make: MakeWorker) -> AsyncIterator[tuple[Worker, Worker]]:
+async def pair(make: MakeRig) -> AsyncIterator[tuple[Rig, Rig]]:
     """Two replicas of which the first has the room."""
     async with make() as one:
         await one.send("first")
@@ -51,10 +46,8 @@ async def pair(make: MakeWorker) -> AsyncIterator[tuple[Worker, Worker]]:
 
 
 @pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lane, "FIRST_PAUSE", 0.002)
-    monkeypatch.setattr(lane, "MAX_PAUSE", 0.01)
-    monkeypatch.setattr(courier, "POLL_SECONDS", 0.03)
+def _quick(make: MakeRig) -> None:
+    make.tune(first_pause=0.002, max_pause=0.01, poll_seconds=0.03)
 
 
 def tell(url: str, *statements: str) -> None:
@@ -63,13 +56,13 @@ def tell(url: str, *statements: str) -> None:
             connection.execute(text(statement))
 
 
-def lanes_of(worker: Worker) -> int:
-    found = worker.courier.lanes()
+def lanes_of(rig: Rig) -> int:
+    found = rig.worker.lanes()
     return found["sending"] + found["pause"] + found["idle"]
 
 
 async def test_event_goes_by_whoever_has_the_room_and_who_waits_elsewhere_hears(
-    pair: tuple[Worker, Worker], rooms: Rooms
+    pair: tuple[Rig, Rig], rooms: Rooms
 ) -> None:
     one, other = pair
     for number in range(5):
@@ -78,7 +71,7 @@ async def test_event_goes_by_whoever_has_the_room_and_who_waits_elsewhere_hears(
     await until(lambda: other.remembered == 0)
 
 
-async def test_order_is_that_of_acceptance_at_whichever_replica(pair: tuple[Worker, Worker], rooms: Rooms) -> None:
+async def test_order_is_that_of_acceptance_at_whichever_replica(pair: tuple[Rig, Rig], rooms: Rooms) -> None:
     for number in range(30):
         await pair[number % 2].accept(str(number))
     await pair[0].settled(31)
@@ -86,30 +79,30 @@ async def test_order_is_that_of_acceptance_at_whichever_replica(pair: tuple[Work
 
 
 async def test_replay_by_a_replica_that_has_heard_of_the_event_before_is_sent(
-    pair: tuple[Worker, Worker], rooms: Rooms
+    pair: tuple[Rig, Rig], rooms: Rooms
 ) -> None:
     """A repeat came there while the other one was at it. The homeserver knows the transaction id of then."""
     one, other = pair
     answered = asyncio.Event()
     rooms.then(after(answered))
-    ticket = await one.accept("a", key="k")
+    pending = await one.accept("a", key="k")
     await until(lambda: len(rooms.sends) == 2)
     await other.accept("a", key="k")
     assert other.remembered == 0
     answered.set()
     await one.settled()
     await one.stop()
-    await other.database.run(lambda connection: delivery_log.replay(connection, ticket.row.delivery, "new", "me"))
-    other.courier.wake()
+    await other.database.run(lambda connection: delivery_log.replay(connection, pending.row.delivery, "new", "me"))
+    other.worker.wake()
     await until(lambda: rooms.bodies() == ["first", "a", "a"])
     assert rooms.sends[-1].txn_id == "new"
 
 
 async def test_join_through_a_replica_wakes_what_another_one_lets_rest_just_now(
-    make: MakeWorker, rooms: Rooms, monkeypatch: pytest.MonkeyPatch
+    make: MakeRig, rooms: Rooms, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """That one has been told that the account is not in the room, by a homeserver that did not know better yet."""
-    monkeypatch.setattr(lane, "ABSENT_SECONDS", (10 * PATIENCE,))
+    make.tune(absent_pauses=(10 * PATIENCE,))
     asked, told = asyncio.Event(), asyncio.Event()
 
     async def late(*_: str) -> bool:
@@ -132,8 +125,8 @@ async def test_join_through_a_replica_wakes_what_another_one_lets_rest_just_now(
         await one.accept("a")
         await soon(asked.wait())
         monkeypatch.setattr(loop, "call_later", hold)
-        await other.courier.joined(ALICE.user_id, ROOM)
-        await until(lambda: not other.courier._wanted)  # it is not to be had
+        await other.worker.joined(ALICE.user_id, ROOM)
+        await until(lambda: not other.worker._wanted)  # it is not to be had
         told.set()
         await until(lambda: one.lane().owner is None)
         for rouse in later:
@@ -141,7 +134,7 @@ async def test_join_through_a_replica_wakes_what_another_one_lets_rest_just_now(
         await until(lambda: rooms.bodies() == ["a"])
 
 
-async def test_room_is_handed_over_at_once_by_a_replica_that_ends(pair: tuple[Worker, Worker], rooms: Rooms) -> None:
+async def test_room_is_handed_over_at_once_by_a_replica_that_ends(pair: tuple[Rig, Rig], rooms: Rooms) -> None:
     one, other = pair
     answered = asyncio.Event()
     rooms.then(after(answered))
@@ -159,23 +152,21 @@ async def test_room_is_handed_over_at_once_by_a_replica_that_ends(pair: tuple[Wo
     assert rooms.looks == []
 
 
-async def test_who_waits_hears_though_the_room_has_become_ones_own(
-    make: MakeWorker, rooms: Rooms, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_who_waits_hears_though_the_room_has_become_ones_own(make: MakeRig, rooms: Rooms) -> None:
     """The other one has settled it and gone, before anybody here has asked what became of it."""
-    monkeypatch.setattr(courier, "POLL_SECONDS", 0.5)
+    make.tune(poll_seconds=0.5)
     async with make() as one, contextlib.AsyncExitStack() as later:
         await one.send("first")
         other = await later.enter_async_context(make())
-        ticket = other.offer("a")
+        pending = other.offer("a")
         await until(lambda: rooms.bodies() == ["first", "a"])
         await one.stop()
         other.offer("b", waits=False)  # so it takes the room at once
         await until(lambda: lanes_of(other))
-        assert await other.courier.wait(ticket, PATIENCE) == Outcome("sent", "$2")
+        assert await other.worker.wait(pending, PATIENCE) == Outcome("sent", "$2")
 
 
-async def test_dead_replicas_rooms_are_taken_over_after_the_lease(make: MakeWorker, rooms: Rooms, url: str) -> None:
+async def test_dead_replicas_rooms_are_taken_over_after_the_lease(make: MakeRig, rooms: Rooms, url: str) -> None:
     answered = asyncio.Event()
     async with make(lease=3.0, deadline=0.2) as one, contextlib.AsyncExitStack() as later:
         rooms.then(after(answered))
@@ -193,7 +184,7 @@ async def test_dead_replicas_rooms_are_taken_over_after_the_lease(make: MakeWork
 
 
 async def test_what_a_dead_replica_may_have_sent_is_looked_for_when_that_is_long_ago(
-    make: MakeWorker, rooms: Rooms, url: str
+    make: MakeRig, rooms: Rooms, url: str
 ) -> None:
     async with make() as one:
         await one.accept("a")
@@ -216,7 +207,7 @@ async def test_what_a_dead_replica_may_have_sent_is_looked_for_when_that_is_long
     assert rooms.bodies() == ["a", "b", "c"]
 
 
-async def test_zombie_sends_nothing_after_its_lease_and_settles_nothing(make: MakeWorker, rooms: Rooms) -> None:
+async def test_zombie_sends_nothing_after_its_lease_and_settles_nothing(make: MakeRig, rooms: Rooms) -> None:
     async with make(lease=1.0, deadline=0.3) as one, contextlib.AsyncExitStack() as later:
         await one.send("first")
         other = await later.enter_async_context(make(lease=1.0, deadline=0.3))
@@ -237,35 +228,31 @@ async def test_zombie_sends_nothing_after_its_lease_and_settles_nothing(make: Ma
     assert rooms.bodies() == ["first", *map(str, range(10)), "last"]
 
 
-async def test_same_key_at_two_replicas_at_the_same_moment_is_one_event(
-    pair: tuple[Worker, Worker], rooms: Rooms
-) -> None:
+async def test_same_key_at_two_replicas_at_the_same_moment_is_one_event(pair: tuple[Rig, Rig], rooms: Rooms) -> None:
     for number in range(6):
         key = f"key-{number}"
-        tickets = await asyncio.gather(*[worker.accept(str(number), key=key, waits=True) for worker in pair])
+        deliveries = await asyncio.gather(*[rig.accept(str(number), key=key, waits=True) for rig in pair])
         outcomes = await asyncio.gather(
-            *[worker.courier.wait(ticket, PATIENCE) for worker, ticket in zip(pair, tickets, strict=True)]
+            *[rig.worker.wait(pending, PATIENCE) for rig, pending in zip(pair, deliveries, strict=True)]
         )
-        assert tickets[0].row.delivery == tickets[1].row.delivery
+        assert deliveries[0].row.delivery == deliveries[1].row.delivery
         assert outcomes[0] == outcomes[1] == Outcome("sent", f"${number + 2}")
     assert rooms.tries() == ["first", *map(str, range(6))]
 
 
-async def test_event_whose_room_another_replica_has_is_not_taken_back(
-    pair: tuple[Worker, Worker], rooms: Rooms
-) -> None:
+async def test_event_whose_room_another_replica_has_is_not_taken_back(pair: tuple[Rig, Rig], rooms: Rooms) -> None:
     one, other = pair
     rooms.always(slow(60_000))
-    ticket = other.offer("a")
+    pending = other.offer("a")
     await until(lambda: len(rooms.sends) == 2)
-    assert not await other.courier.withdraw(ticket)
-    assert not await other.courier.cancel(ticket.row.delivery)
+    assert not await other.worker.withdraw(pending)
+    assert not await other.worker.cancel(pending.row.delivery)
     assert other.states() == ["sent", "queued"]
-    assert await one.courier.cancel(ticket.row.delivery)
+    assert await one.worker.cancel(pending.row.delivery)
     assert other.states() == ["sent"]
 
 
-async def test_rooms_are_shared_out_and_none_has_two_owners(make: MakeWorker, rooms: Rooms) -> None:
+async def test_rooms_are_shared_out_and_none_has_two_owners(make: MakeRig, rooms: Rooms) -> None:
     async with make() as one, make() as other:
         for number in range(10):
             for room in range(20):
@@ -294,27 +281,27 @@ def unreachable_database(url: str, postgres: LocalPostgres) -> Iterator[None]:
 
 
 async def test_worker_goes_on_when_a_database_that_was_away_is_back(
-    make: MakeWorker, rooms: Rooms, url: str, postgres: LocalPostgres, monkeypatch: pytest.MonkeyPatch
+    make: MakeRig, rooms: Rooms, url: str, postgres: LocalPostgres
 ) -> None:
     """Also when it was away for so long that those who waited were told: nothing hangs on for ever."""
-    monkeypatch.setattr(database_module, "RETRY_SECONDS", 0.1)
-    async with make() as worker:
-        await worker.send("a")
-        await worker.settled()
+    make.tune(store_retry_seconds=0.1)
+    async with make() as rig:
+        await rig.send("a")
+        await rig.settled()
         with unreachable_database(url, postgres):
-            ticket = worker.offer("b")
+            pending = rig.offer("b")
             with pytest.raises(StoreUnavailable):
-                await soon(ticket.committed)
+                await soon(pending.committed)
             with pytest.raises(StoreUnavailable):
-                await worker.courier.wait(ticket, PATIENCE)
-        await until(lambda: not worker.database.trouble)
-        assert await worker.send("c")
-        await until(lambda: worker.states() == ["sent", "sent"])
+                await rig.worker.wait(pending, PATIENCE)
+        await until(lambda: not rig.database.trouble)
+        assert await rig.send("c")
+        await until(lambda: rig.states() == ["sent", "sent"])
         assert rooms.bodies() == ["a", "c"]
 
 
 async def test_connections_that_are_cut_again_and_again_lose_and_double_nothing(
-    make: MakeWorker, rooms: Rooms, url: str
+    make: MakeRig, rooms: Rooms, url: str
 ) -> None:
     async with make() as one, make() as other:
         for number in range(24):

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from flowbridge.settings import Settings
-from tests.worker import MakeWorker, Rooms, Worker
+from tests.rig import MakeRig, Rooms
 
 
 @pytest.fixture
@@ -29,6 +29,5 @@ def rooms() -> Rooms:
 
 
 @pytest.fixture
-def make(path: Path, rooms: Rooms) -> MakeWorker:
-    """`make()`: a process on the same file and homeserver as those before it."""
-    return lambda **how: Worker(f"sqlite:///{path}", rooms, **how)
+def make(path: Path, rooms: Rooms) -> MakeRig:
+    return MakeRig(f"sqlite:///{path}", rooms)

@@ -1,4 +1,4 @@
-"""`flowbridge demo`: the main job on this machine, with nothing set up before."""
+"""`flowbridge demo`: what flowbridge does, on this machine, without any setup."""
 
 import io
 import secrets
@@ -17,19 +17,18 @@ from rich.console import Console
 from rich.text import Text
 
 from flowbridge import events as catalogue
+from flowbridge.cli import FAILED, INTERRUPTED
 from flowbridge.cli.demo import tour
+from flowbridge.cli.demo.examples import load_examples
 from flowbridge.cli.demo.synapse import LocalSynapse, SynapseError
 from flowbridge.settings import Settings
 from flowbridge.web.server import background
 
-FAILED = 1
-INTERRUPTED = 130
-
 
 def demo(*, once: bool, port: int) -> int:
-    """Run the tour against a real Synapse, then serve until Ctrl-C or SIGTERM; with `once` stop at once.
+    """Run the tour against a real Synapse, then serve until Ctrl-C or SIGTERM; with `once` stop after the tour.
 
-    Returns the exit code: 0, 1 when a row failed or the homeserver did not do its part, 130 when interrupted
+    Returns the exit code: 0, 1 when a row failed or the homeserver refused a request, 130 when interrupted
     before the table was complete. Synapse, the bridge and their files are gone when it returns.
     """
     console = _console()
@@ -47,17 +46,17 @@ def demo(*, once: bool, port: int) -> int:
 def _demo(console: Console, *, once: bool, port: int) -> int:
     _say(console, "Starting a real Synapse on this machine …")
     with LocalSynapse() as homeserver, TemporaryDirectory(prefix="flowbridge-demo-") as folder:
-        # The names of the guide's examples: its memberships then need no change.
+        # The names of the guide's examples: its memberships need no change.
         bot, friend = homeserver.register("example"), homeserver.register("myfriend")
         key = f"fb_{secrets.token_urlsafe(32)}"
-        # Not from the environment: its BASE_URL and account are those of a real homeserver.
+        # Not from the environment, whose BASE_URL and account are those of a real homeserver.
         settings = Settings.model_construct(
             base_url=homeserver.url,
             access_token=SecretStr(bot.access_token),
             api_keys=(SecretStr(key),),
             database_url=SecretStr(f"sqlite:///{folder}/flowbridge.db"),
         )
-        examples = tour.load_examples(catalogue.built_in())
+        examples = load_examples(catalogue.built_in())
         with background(settings, port=_usable(port, console)) as url:
             _say(console, f"Synapse answers at {homeserver.url}, flowbridge at {url}")
             good = tour.run(url, homeserver, key, bot, friend, examples, console, hints=not once)
@@ -69,7 +68,7 @@ def _demo(console: Console, *, once: bool, port: int) -> int:
 
 
 def _console() -> Console:
-    """Wide enough for whole event ids where no terminal sets the width; never an error over a ✓."""
+    """Wide enough for whole event ids without a terminal; a ✓ that cannot be encoded is no error."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
     return Console(highlight=False, width=None if sys.stdout.isatty() else 140)
@@ -92,7 +91,7 @@ def _usable(port: int, console: Console) -> int:
 
 @contextmanager
 def _signals_as_interrupt() -> Iterator[None]:
-    """SIGTERM and a closed terminal end the demo as Ctrl-C does, so that nothing is left behind."""
+    """SIGTERM and a closed terminal end the demo as Ctrl-C does, so that it is cleaned up."""
     numbers = [signal.SIGTERM, signal.SIGHUP]
     before = [signal.signal(number, _interrupt) for number in numbers]
     try:

@@ -21,12 +21,12 @@ from typing import IO, Any, Self
 
 import httpx
 
-START_SECONDS = 180  # it takes five, and many more on a busy machine
+START_SECONDS = 180  # it takes five, and far more on a busy machine
 STOP_SECONDS = 10
 TRIES_FOR_A_PORT = 5
 
-# The child ends, and takes its directory along, when the pipe on its stdin does: a pipe closes with its
-# writer even after kill -9, on every system, and unlike PR_SET_PDEATHSIG does not go by the starting thread.
+# The child ends, and removes its directory, when the pipe on its stdin is closed: a pipe closes with its
+# writer even after kill -9, on every system, and unlike PR_SET_PDEATHSIG does not depend on the starting thread.
 _RUN_WHILE_PARENT_LIVES = """
 import os, shutil, sys, threading
 def end_with_parent(directory):
@@ -40,11 +40,11 @@ main()
 
 
 class SynapseError(RuntimeError):
-    """The local Synapse could not do what was asked; the message says why, for people to read."""
+    """The local Synapse failed; the message says why, for people to read."""
 
 
 class _PortTakenError(SynapseError):
-    """Somebody else took the port between its choice and Synapse's start."""
+    """Another process took the port before Synapse did."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Account:
 
 
 class LocalSynapse:
-    """A Synapse of its own: `with LocalSynapse() as hs: hs.url`.
+    """A Synapse process: `with LocalSynapse() as hs: hs.url`.
 
     `rate_limits=True` keeps Synapse's default limits, False lifts them all; keys of `config` replace whole
     top-level keys of homeserver.yaml. Entering raises SynapseError, with the end of the log, when Synapse
@@ -113,7 +113,7 @@ class LocalSynapse:
         return self._process.pid if self._process else None
 
     def start(self) -> None:
-        """Run Synapse on its port and data, and return when it answers; does nothing if it runs already."""
+        """Run Synapse on its port and data, and return when it answers; does nothing while it runs."""
         if self._process is not None:
             return
         with (self.directory / "homeserver.log").open("ab") as log:
@@ -125,7 +125,7 @@ class LocalSynapse:
             raise
 
     def stop(self) -> None:
-        """End Synapse and keep its data; killed when it has not ended after 10 s."""
+        """Stop Synapse and keep its data; it is killed when it has not stopped after 10 s."""
         process, self._process = self._process, None
         if process is None:
             return
@@ -146,9 +146,9 @@ class LocalSynapse:
         *,
         admin: bool = False,
     ) -> Account:
-        """Make the user `@name:server_name`, logged in; raises SynapseError with the homeserver's reason.
+        """Register and log in `@name:server_name`. Raises SynapseError with the homeserver's reason.
 
-        The shared-secret API is used since rate limits do not touch it and it can make administrators.
+        The shared-secret API has no rate limits, and can register administrators.
         """
         nonce = self._answer(self._http.get(f"{self.url}/_synapse/admin/v1/register"))["nonce"]
         parts = [nonce, name, password, "admin" if admin else "notadmin"]
@@ -245,7 +245,7 @@ class LocalSynapse:
 
 
 def _launch(directory: Path, log: IO[bytes]) -> subprocess.Popen[bytes]:
-    """A session of its own, so that Ctrl-C in a terminal reaches only us and we stop it in order."""
+    """In a session of its own: Ctrl-C in a terminal reaches only us, and we stop it in order."""
     return subprocess.Popen(  # noqa: S603 - our own interpreter, no shell, no argument from outside
         [sys.executable, "-c", _RUN_WHILE_PARENT_LIVES, str(directory), "-c", "homeserver.yaml"],
         cwd=directory,
@@ -257,10 +257,7 @@ def _launch(directory: Path, log: IO[bytes]) -> subprocess.Popen[bytes]:
 
 
 def _free_port() -> int:
-    """A port nobody listens on now, below the range that systems give to outgoing connections.
-
-    So no connection takes it while Synapse is stopped between two starts.
-    """
+    """A free port below the range of outgoing connections, so that none takes it while Synapse is stopped."""
     for port in random.sample(range(20_000, 30_000), 100):
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("127.0.0.1", port))

@@ -1,11 +1,10 @@
-"""What `flowbridge demo` shows: every event of the seed documents, sent to the bridge, found in the room."""
+"""The tour of `flowbridge demo`: send every event of the seed documents to the bridge, and find it in the room."""
 
 import json
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote
 
@@ -14,39 +13,21 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from flowbridge.cli.demo.examples import LEGACY, Example
 from flowbridge.cli.demo.synapse import Account, LocalSynapse
 
 Shape = Literal["whole event", "content", "flow message", "plain text"]
 
 # Longer than the bridge itself waits for the homeserver, so that the bridge's answer is what a row shows.
 ANSWER_SECONDS = 30
-# Columns of a terminal that whole event ids fit into.
-WIDE = 120
-# What a homeserver puts into a membership by itself, out of the user's profile.
+WIDE = 120  # columns of a terminal that whole event ids fit into
+# What a homeserver adds to a membership, from the user's profile.
 PROFILE_KEYS = frozenset({"displayname", "avatar_url"})
 
 
 @dataclass(frozen=True)
-class Example:
-    """An event as a seed document prints it: `body` is all of it, `state_key` None for a message event."""
-
-    name: str
-    type: str
-    content: Mapping[str, Any]
-    state_key: str | None
-    body: Mapping[str, Any]
-    source: str
-
-    @property
-    def label(self) -> str:
-        """The type and what tells events of one type apart: `m.room.message m.audio`."""
-        detail = self.content.get("msgtype") or self.content.get("membership")
-        return f"{self.type} {detail}" if detail else self.type
-
-
-@dataclass(frozen=True)
 class Row:
-    """One line of the table; `seen` is None when the event is in the room as sent, else what is wrong."""
+    """One line of the table; `seen` is what is wrong with the event in the room, None when it is as it was sent."""
 
     label: str
     posted: str
@@ -63,19 +44,6 @@ class _Tour:
     friend: httpx.Client
 
 
-def load_examples(schemas_dir: Path) -> list[Example]:
-    """The examples under `schemas_dir`/examples that a seed document prints, by file name; never none."""
-    found = []
-    for path in sorted((schemas_dir / "examples").glob("*.json")):
-        body = json.loads(path.read_text(encoding="utf-8"))
-        source = body.pop("$comment", "")
-        if "seed " in source:
-            found.append(_example(path.stem, body, source))
-    if not found:
-        raise FileNotFoundError(f"{schemas_dir}/examples holds no example of a seed document")
-    return found
-
-
 def run(
     bridge_url: str,
     homeserver: LocalSynapse,
@@ -87,9 +55,9 @@ def run(
     *,
     hints: bool = True,
 ) -> bool:
-    """Send each example through the bridge, read it back, print the table; True when every row is right.
+    """Send each example through the bridge, read it back, and print the table; True when every row is right.
 
-    With `hints` it says at the end how to go on by hand, which makes sense while the bridge keeps running.
+    `hints`: print at the end how to go on by hand, for as long as the bridge keeps running.
     Raises httpx.HTTPError when the homeserver refuses the room itself: no row could be right then.
     """
     with ExitStack() as stack:
@@ -99,24 +67,21 @@ def run(
         tour = _Tour(_create_room(as_bot), editor, as_bot, as_friend)
         steps = [*examples, *LEGACY]
         rows = _show_progress(_rows(tour, steps, bot, friend), 1 + len(steps), console)
-    console.print(_table(rows, wide=console.width >= WIDE))
+    console.print(_table(rows, console))
     failed = sum(row.seen is not None for row in rows)
     summary = f"{len(rows) - failed} of {len(rows)} events are in the room {tour.room_id}"
     console.print(Text(summary), soft_wrap=True)
     if hints:
-        _print_hints(console, bridge_url, homeserver.url, api_key, tour.room_id, friend)
+        target = f"{bridge_url}{_path('rooms', tour.room_id, 'send', 'm.room.message')}"
+        _print_hints(console, target, api_key, homeserver.url, friend)
     return not failed
 
 
-def _example(name: str, body: dict[str, Any], source: str) -> Example:
-    return Example(name, body["type"], body["content"], body.get("state_key"), body, source)
-
-
 def _rows(tour: _Tour, examples: Sequence[Example], bot: Account, friend: Account) -> Iterator[Row]:
-    """Each row as soon as it is known, in an order in which a homeserver accepts them.
+    """Each row as soon as it is known, in an order in which a homeserver accepts the events.
 
     The bot's own joins first, then the friend's invitation, which the friend accepts; the power levels of
-    2014 last, since they name nobody and take the sender's power away before room version 12.
+    2014 last, since they name no user and take the sender's power away before room version 12.
     """
     yield _created(tour, bot)
     memberships = [one for one in examples if one.type == "m.room.member"]
@@ -132,7 +97,7 @@ def _rows(tour: _Tour, examples: Sequence[Example], bot: Account, friend: Accoun
 
 
 def _shape(example: Example, messages_before: int) -> Shape:
-    """State goes as whole events; messages take turns, and what is only text goes as text."""
+    """State is sent as whole events, plain text as text; other messages alternate between the shapes."""
     if example.state_key is not None:
         return "whole event"
     if example.content.keys() == {"msgtype", "body"} and example.content["msgtype"] == "m.text":
@@ -142,7 +107,7 @@ def _shape(example: Example, messages_before: int) -> Shape:
 
 
 def _created(tour: _Tour, bot: Account) -> Row:
-    """The homeserver makes m.room.create; its `creator` of 2014 is the sender since room version 11."""
+    """The homeserver creates m.room.create; its `creator` of 2014 is the sender since room version 11."""
     path = _path("rooms", tour.room_id, "state", "m.room.create") + "?format=event"
     try:
         event = _json(tour.bot.get(f"/_matrix/client/v3{path}"))
@@ -173,7 +138,7 @@ def _address(room_id: str, example: Example) -> tuple[str, str]:
 
 
 def _payload(example: Example, shape: Shape) -> dict[str, Any]:
-    """httpx's arguments for one of the four shapes of a body (contract: what a body may be)."""
+    """httpx's arguments for one of the four shapes of a body."""
     match shape:
         case "whole event":
             return {"json": example.body}
@@ -232,8 +197,8 @@ def _show_progress(rows: Iterator[Row], total: int, console: Console) -> list[Ro
 
 
 @contextmanager
-def _progress(console: Console, title: str) -> Iterator[Any]:
-    """A line that changes in place on a terminal; plain lines where a file or a pipe takes them."""
+def _progress(console: Console, title: str) -> Iterator[Callable[[str], None]]:
+    """A line that changes in place on a terminal; plain lines in a file or a pipe."""
     if not console.is_terminal:
         console.print(title)
         yield lambda line: console.print(Text(line), soft_wrap=True)
@@ -242,12 +207,12 @@ def _progress(console: Console, title: str) -> Iterator[Any]:
         yield lambda line: status.update(Text(f"{title}\n{line}"))
 
 
-def _table(rows: Sequence[Row], *, wide: bool) -> Table:
+def _table(rows: Sequence[Row], console: Console) -> Table:
     """Event ids are cut short where they would leave no room for the other columns."""
     table = Table(title="Each example of the documents, posted to the bridge, read from the room")
     table.add_column("Event", overflow="fold", min_width=23)
     table.add_column("Posted", overflow="fold")
-    table.add_column("Answer", no_wrap=True, overflow="ellipsis", max_width=None if wide else 16)
+    table.add_column("Answer", no_wrap=True, overflow="ellipsis", max_width=None if console.width >= WIDE else 16)
     table.add_column("Seen in the room", overflow="fold")
     for row in rows:
         seen = Text(f"✓ {row.note}".rstrip(), "green") if row.seen is None else Text(f"✗ {row.seen}", "red")
@@ -255,11 +220,8 @@ def _table(rows: Sequence[Row], *, wide: bool) -> Table:
     return table
 
 
-def _print_hints(
-    console: Console, bridge_url: str, homeserver_url: str, api_key: str, room_id: str, friend: Account
-) -> None:
+def _print_hints(console: Console, target: str, api_key: str, homeserver_url: str, friend: Account) -> None:
     body = json.dumps({"msgtype": "m.text", "body": "Hello from curl"})
-    target = f"{bridge_url}{_path('rooms', room_id, 'send', 'm.room.message')}"
     lines = [
         "",
         "Try it:",
@@ -286,7 +248,7 @@ def _path(*segments: str) -> str:
 
 
 def _json(response: httpx.Response) -> dict[str, Any]:
-    """The answer's object; an error that says what came instead when it is none."""
+    """The answer's JSON object. Raises httpx.DecodingError when it is not one."""
     try:
         answer = response.json()
     except ValueError:
@@ -297,7 +259,7 @@ def _json(response: httpx.Response) -> dict[str, Any]:
 
 
 def _why(answer: Mapping[str, Any]) -> str:
-    """A Matrix error in words, or the answer itself when it is none."""
+    """A Matrix error in words, or the answer itself when it is not one."""
     if "errcode" in answer:
         return f"{answer['errcode']}: {answer.get('error', '')}"
     return json.dumps(answer, ensure_ascii=False)
@@ -305,25 +267,3 @@ def _why(answer: Mapping[str, Any]) -> str:
 
 def _describe(error: httpx.HTTPError) -> str:
     return str(error) or type(error).__name__
-
-
-def _state_of_2014(event_id: str, event_type: str, content: dict[str, int]) -> Example:
-    body = {
-        "content": content,
-        "event_id": event_id,
-        "required_power_level": 10,
-        "room_id": "!MkDbyRqnvTYnoxjLYx:localhost",
-        "state_key": "",
-        "ts": 1409665585188,
-        "type": event_type,
-        "user_id": "@example:localhost",
-    }
-    return _example(event_type, body, "seed 004_4d6fafe6184dec7b.txt")
-
-
-# State of the guide that m.room.power_levels has long replaced: of no type that the catalogue knows.
-LEGACY = (
-    _state_of_2014("WpmTgsNWUZ", "m.room.add_state_level", {"level": 10}),
-    _state_of_2014("qUMBJyKsTQ", "m.room.send_event_level", {"level": 0}),
-    _state_of_2014("YAaDmKvoUW", "m.room.ops_levels", {"ban_level": 5, "kick_level": 5}),
-)

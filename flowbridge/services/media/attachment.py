@@ -1,6 +1,6 @@
-"""What a file is called, of what type it is, and the JSON shapes that can hold one. Pure.
+"""A file's name and type, and the JSON shapes that can hold a file. Pure.
 
-A JSON body holds a file when it is exactly one of these; else it is a file itself:
+A JSON body holds a file when it is exactly one of these shapes; otherwise it is a file itself:
 
     {"data": "<base64>"}                 with or without `filename` and `content_type`, and no other key
     {"data": "data:image/png;base64,…"}  likewise
@@ -8,8 +8,8 @@ A JSON body holds a file when it is exactly one of these; else it is a file itse
     {"type": "Buffer", "data": [137, …]} a Node-RED Buffer, and no other key
     {"payload": <one of these>, …}       a flow message, with or without `filename` and `contentType`
 
-`contentType` and `content_type` mean the same everywhere. What has a shape and breaks it (a number that is no byte,
-wrong base64) is refused.
+`contentType` and `content_type` mean the same everywhere. A body of one of these shapes with a fault in it (a number
+that is not a byte, wrong base64) is refused.
 """
 
 import base64
@@ -22,36 +22,36 @@ from typing import Any
 from urllib.parse import unquote_to_bytes
 
 from flowbridge.errors import BadContent, BadRequest, Problem
-from flowbridge.homeserver import large_json, paths
+from flowbridge.homeserver import identifiers, large_json
 
 UNKNOWN = "application/octet-stream"
 JSON = "application/json"
 
-_TYPES = mimetypes.MimeTypes()  # Python's own list: what the machine has besides would make answers differ
+_TYPES = mimetypes.MimeTypes()  # Python's own list: the machine's would make answers differ
 _MEDIA_TYPE = re.compile(r"[\w!#$&^.+-]+/[\w!#$&^.+-]+(?:\s*;[\t\x20-\x7e]*)?", re.ASCII)
 _URL = re.compile(rb'\s*"data:', re.IGNORECASE)
 _OBJECT = re.compile(rb"\s*\{")
 _ARRAY = re.compile(rb'"data"\s*:\s*\[')  # cannot stand inside a JSON string: the quotes would be escaped
 _DIGITS = re.compile(rb"[\d,\s]*")
-_SLICE = 64 * 1024  # bytes of JSON numbers at a time, so that other threads have their turn
+_SLICE = 64 * 1024  # bytes of JSON numbers at a time, so that other threads can run
 _TYPE_KEYS = ("content_type", "contentType")
 _BASE64_KEYS = frozenset({"data", "filename", *_TYPE_KEYS})
 
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """What is written on a file; both may be empty."""
+    """A file's name and type; both may be empty."""
 
     filename: str = ""
     content_type: str = ""
 
     def or_else(self, other: "Label") -> "Label":
-        """This label, with what the other says where it says nothing."""
+        """This label, with the other's values where it has none."""
         return Label(self.filename or other.filename, self.content_type or other.content_type)
 
     @property
     def media_type(self) -> str:
-        """The type, guessed from the name when nobody says it."""
+        """The type, guessed from the name when it is not given."""
         return self.content_type or _guess(self.filename)
 
 
@@ -64,15 +64,15 @@ class Attachment:
 
 
 def filename(text: str, what: str = "filename") -> str:
-    """A file's name without the folders before it; empty when nothing is left. Raises BadRequest."""
+    """A file's name without folders; empty when nothing is left. Raises BadRequest."""
     name = re.split(r"[/\\]", text)[-1].strip()
-    return "" if name in (".", "..") else paths.identifier(name, what, empty=True)
+    return "" if name in (".", "..") else identifiers.identifier(name, what, empty=True)
 
 
 def content_type(text: str, what: str = "Content-Type") -> str:
-    """A media type with its parameters, or nothing. Raises BadRequest for what is none."""
+    """A media type with its parameters, or nothing. Raises BadRequest for anything else."""
     text = text.strip()
-    if text and (len(text) > paths.MAX_BYTES or not _MEDIA_TYPE.fullmatch(text)):
+    if text and (len(text) > identifiers.MAX_BYTES or not _MEDIA_TYPE.fullmatch(text)):
         raise BadRequest(f"{what}: not a media type; one has the form image/png")
     return text
 
@@ -100,12 +100,12 @@ def read(body: bytes) -> Attachment | None:
 
 
 def _may_hold_one(body: bytes) -> bool:
-    """A look at the text: JSON that is a file itself may be long, and is not to be read for nothing."""
+    """Whether the body is worth parsing: JSON that is a file itself may be long."""
     return bool(_URL.match(body) or (_OBJECT.match(body) and (b'"data"' in body or b'"payload"' in body)))
 
 
 def _found(value: Any, numbers: bytes, at: str) -> Attachment | None:
-    """`numbers`: what stood in the first array named `data`, which is empty in the value."""
+    """`numbers`: the text of the first array named `data`, which is empty in the value."""
     if isinstance(value, str) and value[:5].lower() == "data:":
         return _data_url(value, at)
     if not isinstance(value, dict):

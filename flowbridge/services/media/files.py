@@ -1,12 +1,11 @@
 """Files: up to the homeserver in any shape, and down again through its authenticated endpoints.
 
-A file whose length is known streams through. One whose length is not (chunked, in a form, in JSON) is spooled to the
-disk first: Synapse takes no upload without a Content-Length. Neither way does memory grow with it.
+A file of known length streams through. One of unknown length (chunked, in a form, in JSON) is spooled to the disk
+first: Synapse takes no upload without a Content-Length. Memory grows with neither.
 """
 
 import asyncio
 import contextlib
-import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -15,11 +14,11 @@ from urllib.parse import quote, urlencode
 from flowbridge.auth.callers import Callers, Credential
 from flowbridge.errors import BadGateway, BadRequest, Errcode, HomeserverError, MatrixError, TooLarge
 from flowbridge.homeserver import Homeserver, Relay, answers
-from flowbridge.homeserver.pool import Answer
 from flowbridge.homeserver.proxy_rules import Headers
 from flowbridge.homeserver.relay import Relayed
 from flowbridge.homeserver.spool import Spool
 from flowbridge.limits import peer
+from flowbridge.limits.cache import Cache
 from flowbridge.limits.concurrency import Limiter
 from flowbridge.models import Caller
 from flowbridge.services.media import attachment
@@ -30,12 +29,13 @@ Kind = Literal["download", "thumbnail"]
 
 AUTHENTICATED = "/_matrix/client/v1/media"
 LEGACY = "/_matrix/media/v3"
-KEEP_SECONDS = 300.0  # how long a limit is good
+KEEP_SECONDS = 300.0  # for which a homeserver's upload limit is cached
 MAX_KEPT = 10_000
+UNKNOWN = -1
 SPOOL_BYTES = 100 * 1024 * 1024  # at most, when the homeserver names no limit
 FORM_BYTES = 1024 * 1024  # for what a form holds beside its file
 JSON_BYTES = 32 * 1024 * 1024  # for a file inside JSON: it is in memory as a whole
-ANSWER_BYTES = 64 * 1024  # of an answer that is no file
+ANSWER_BYTES = 64 * 1024  # of an answer that is not a file
 MAX_SPOOLS = 64  # files of unknown length on the disk at a time
 MAX_SPOOLS_OF_ONE = 8
 MAX_JSON = 2  # files inside JSON in memory at a time
@@ -45,7 +45,7 @@ _JSON_LABELS = frozenset({attachment.JSON, "application/x-www-form-urlencoded", 
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """A file as it comes. `length`: bytes of the body, None when nobody says; `label`: of the request."""
+    """A file on its way up. `length`: bytes of the body, None when unknown; `label`: of the request."""
 
     body: AsyncIterator[bytes]
     length: int | None
@@ -54,7 +54,7 @@ class Upload:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """A file, or a picture of it, to be fetched; `filename` may be empty. `headers`: of the request."""
+    """A file, or a thumbnail of it, to be fetched; `filename` may be empty. `headers`: of the request."""
 
     kind: Kind
     server: str
@@ -77,54 +77,48 @@ class Media:
         self._callers = callers
         self._homeserver = homeserver
         self._relay = relay
-        self._limits: dict[str, tuple[int | None, float]] = {}
+        self._limits = Cache[str, int | None](MAX_KEPT, KEEP_SECONDS)
         self._spools = Limiter("uploads that are kept on the disk", MAX_SPOOLS, MAX_SPOOLS_OF_ONE)
         self._json = Limiter("files inside JSON that are being read", MAX_JSON, 1)
 
     async def upload(self, credential: Credential, upload: Upload) -> str:
-        """Upload a file and return its `mxc://` address. Raises BadRequest, TooLarge, what the homeserver says."""
+        """Upload a file and return its `mxc://` address. Raises BadRequest, TooLarge, or the homeserver's error."""
         caller = await self._callers.identify(credential)
-        try:
+        with self._callers.as_(caller):
             return await self._receive(caller, upload, await self._limit(caller))
-        except MatrixError as error:
-            raise self._callers.refused(caller, error) from None
 
     @contextlib.asynccontextmanager
     async def fetch(self, credential: Credential | None, wanted: Wanted) -> AsyncIterator[Relayed]:
-        """The homeserver's answer with the file in it; None as a credential: as anybody, from the old endpoints.
+        """The homeserver's answer with the file. Without a credential it comes from the old endpoints, as for anybody.
 
-        Raises what the homeserver says when it is no success.
+        Raises the homeserver's error.
         """
-        if credential is None:
-            async with self._get("", wanted.target(LEGACY), wanted) as answer:
-                yield answer
-            return
-        caller = await self._callers.identify(credential)
+        caller = await self._callers.identify(credential) if credential is not None else None
         async with contextlib.AsyncExitStack() as stack:
             try:
-                answer = await stack.enter_async_context(self._as(caller, wanted))
+                answer = await self._open(stack, caller, wanted)
             except MatrixError as error:
-                raise self._callers.refused(caller, error) from None
+                raise (self._callers.refused(caller, error) if caller else error) from None
             yield answer
 
-    @contextlib.asynccontextmanager
-    async def _as(self, caller: Caller, wanted: Wanted) -> AsyncIterator[Relayed]:
-        """From the authenticated endpoints or, where the homeserver has none, from the old ones."""
-        async with contextlib.AsyncExitStack() as stack:
+    async def _open(self, stack: contextlib.AsyncExitStack, caller: Caller | None, wanted: Wanted) -> Relayed:
+        """From the authenticated endpoints or, where the homeserver does not have them, from the old ones."""
+        token = ""
+        if caller is not None:
+            token = caller.token
             try:
-                answer = await stack.enter_async_context(self._get(caller.token, wanted.target(AUTHENTICATED), wanted))
+                return await stack.enter_async_context(self._get(token, wanted.target(AUTHENTICATED), wanted))
             except HomeserverError as error:
                 if error.errcode != Errcode.UNRECOGNIZED:
                     raise
-                answer = await stack.enter_async_context(self._get(caller.token, wanted.target(LEGACY), wanted))
-            yield answer
+        return await stack.enter_async_context(self._get(token, wanted.target(LEGACY), wanted))
 
     @contextlib.asynccontextmanager
     async def _get(self, token: str, target: str, wanted: Wanted) -> AsyncIterator[Relayed]:
         headers = [*wanted.headers, *_authorization(token)]
         async with self._relay.open(wanted.method, target, headers) as answer:
             if answer.status >= 400:
-                raise answers.error(await _whole(answer))
+                raise answers.error(await answer.whole(ANSWER_BYTES))
             yield answer
 
     # uploads
@@ -186,7 +180,7 @@ class Media:
             *_authorization(caller.token),
         ]
         async with self._relay.open("POST", f"{LEGACY}/upload{query}", headers, body) as answer:
-            uri = answers.success(await _whole(answer)).get("content_uri")
+            uri = answers.success(await answer.whole(ANSWER_BYTES)).get("content_uri")
         if not isinstance(uri, str) or not uri.startswith("mxc://"):
             raise BadGateway("the homeserver's answer to an upload names no content_uri")
         return uri
@@ -204,14 +198,10 @@ class Media:
 
     async def _limit(self, caller: Caller) -> int | None:
         """In bytes; None when the homeserver names none."""
-        limit, until = self._limits.get(caller.user_id, (None, 0.0))
-        if time.monotonic() < until:
+        limit = self._limits.get(caller.user_id, UNKNOWN)
+        if limit != UNKNOWN:
             return limit
-        limit = await self._ask_limit(caller)
-        if len(self._limits) >= MAX_KEPT:
-            del self._limits[next(iter(self._limits))]
-        self._limits[caller.user_id] = (limit, time.monotonic() + KEEP_SECONDS)
-        return limit
+        return self._limits.put(caller.user_id, await self._ask_limit(caller))
 
     async def _ask_limit(self, caller: Caller) -> int | None:
         for base in (AUTHENTICATED, LEGACY):
@@ -231,7 +221,7 @@ def _authorization(token: str) -> Headers:
 
 
 def _of_file(label: Label) -> Label:
-    """The label of a raw body: what curl writes on everything says nothing about a file."""
+    """The label of a raw body, without the Content-Type that curl gives any body."""
     is_curls = attachment.essence(label.content_type) == "application/x-www-form-urlencoded"
     return Label(label.filename) if is_curls else label
 
@@ -259,7 +249,7 @@ async def _fill(spool: Spool, body: AsyncIterator[bytes], limit: int, error: Too
 
 
 async def _peek(body: AsyncIterator[bytes]) -> tuple[bytes, AsyncIterator[bytes]]:
-    """The first byte that is no white space (none after 64 KiB of it), and the body as it was."""
+    """The first byte that is not white space (none after 64 KiB of it), and the whole body."""
     read = bytearray()
     async for data in body:
         read += data
@@ -276,8 +266,3 @@ async def _chain(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[byte
 
 async def _once(data: bytes) -> AsyncIterator[bytes]:
     yield data
-
-
-async def _whole(answer: Relayed) -> Answer:
-    """A short answer in one piece."""
-    return Answer(answer.status, tuple(answer.headers), await answer.read(ANSWER_BYTES))

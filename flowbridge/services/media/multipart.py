@@ -1,4 +1,10 @@
-"""The first file of a `multipart/form-data` body (RFC 7578), as it streams by."""
+"""The first file of a `multipart/form-data` body (RFC 7578), while the body streams by.
+
+Why not Starlette's `MultiPartParser` (1.10, tried with the same forms): it takes a file named only by `filename*` for a
+field, a filename that is not UTF-8 for Latin-1, and a form without its last boundary for a whole one. It refuses a file
+without a `name`, and a form with a field of more than 1 MiB. Every part goes to memory or the disk, and a full disk
+raises OSError: a 500 in place of our 503. It is no faster either: 100 MiB take 0.2 s of the processor with both.
+"""
 
 import re
 from urllib.parse import unquote_to_bytes
@@ -10,11 +16,11 @@ from flowbridge.errors import BadRequest
 from flowbridge.services.media import attachment
 from flowbridge.services.media.attachment import Label
 
-_EXTENDED = re.compile(r"filename\*=utf-8''([^;\s]*)", re.IGNORECASE)  # not of RFC 7578, but what some clients send
+_EXTENDED = re.compile(r"filename\*=utf-8''([^;\s]*)", re.IGNORECASE)  # RFC 7578 forbids it, but some clients send it
 
 
 class Multipart:
-    """Feed it the body; it gives back the bytes of the first part that is a file. Other parts are passed over."""
+    """`feed` it the body: it returns the bytes of the first part that is a file, and ignores the other parts."""
 
     def __init__(self, content_type: str) -> None:
         """Raises BadRequest when the header names no boundary."""
@@ -44,7 +50,7 @@ class Multipart:
             raise BadRequest(f"Content-Type: {error}") from None
 
     def feed(self, data: bytes) -> bytes:
-        """What of the file was in this piece of the body. Raises BadRequest."""
+        """The bytes of the file in this piece of the body. Raises BadRequest."""
         self._found.clear()
         try:
             self._parser.write(data)
@@ -53,7 +59,7 @@ class Multipart:
         return bytes(self._found)
 
     def end(self) -> Label:
-        """What is written on the file, once the body is over. Raises BadRequest."""
+        """The file's label, once the body is complete. Raises BadRequest."""
         if not self._has_ended:
             raise BadRequest("the body is not multipart/form-data: it ends before its last boundary")
         if self.label is None:
@@ -85,7 +91,7 @@ class Multipart:
 
 
 def _filename(disposition: str) -> str | None:
-    """The name in a Content-Disposition header, which may be empty; None when it names none. Raises BadRequest."""
+    """The filename in a Content-Disposition header, which may be empty; None without one. Raises BadRequest."""
     extended = _EXTENDED.search(disposition)
     raw = unquote_to_bytes(extended[1]) if extended else parse_options_header(disposition)[1].get(b"filename")
     try:

@@ -1,6 +1,6 @@
 """The schema and its versions.
 
-A new database is made from the tables at once, an older one is migrated by Alembic. That is imported only then: it
+A new database is created from the tables at once, an older one is migrated by Alembic. That is imported only then: it
 costs 20 MB of memory and 0.3 s.
 """
 
@@ -27,9 +27,9 @@ from flowbridge.store.tables import metadata
 HEAD = "0004"
 SCRIPTS = Path(__file__).parent
 
-LOCK = 0x666C6F77627267  # PostgreSQL's advisory lock of whoever makes or migrates the schema ("flowbrg")
+LOCK = 0x666C6F77627267  # PostgreSQL's advisory lock of a process that creates or migrates the schema ("flowbrg")
 
-_version = Table(  # as Alembic makes it
+_version = Table(  # as Alembic creates it
     "alembic_version",
     MetaData(),
     Column("version_num", String(32), nullable=False),
@@ -37,16 +37,18 @@ _version = Table(  # as Alembic makes it
 )
 
 
-def upgrade(engine: Engine, name: str, *, shared: bool = False, make: bool = True) -> None:
-    """Make the schema, or bring it up to date; `name` is the database's in what is said of it.
+def upgrade(
+    engine: Engine, name: str, *, shared: bool = False, make: bool = True, scripts: Path = SCRIPTS, head: str = HEAD
+) -> None:
+    """Create the schema, or bring it up to date; `name` is the database's, for messages.
 
-    Raises StoreError when a newer flowbridge made it, when the tables are not ours, and, with `shared`, when it is
+    Raises StoreError when a newer flowbridge created it, when the tables are not ours, and, with `shared`, when it is
     older: a server of that version may be running on it. StoreAbsent where there is none and, with `shared`, it is not
-    to be made: a server may be running that had another one.
+    to be created: a server may be running that had another one.
     """
     with engine.connect().execution_options(reads=True) as connection:
         now = version(connection)
-    if now == HEAD:
+    if now == head:
         return
     if now is None and shared and not make:
         raise StoreAbsent(
@@ -54,17 +56,17 @@ def upgrade(engine: Engine, name: str, *, shared: bool = False, make: bool = Tru
             "setting"
         )
     if now is not None and shared:
-        raise StoreError(f"{name} is of version {now}, not {HEAD}: `flowbridge serve` brings an older one up to date")
+        raise StoreError(f"{name} is of version {now}, not {head}: `flowbridge serve` brings an older one up to date")
     with engine.begin() as connection:
         if connection.dialect.name == "postgresql":  # on SQLite, BEGIN IMMEDIATE lets in one at a time
             connection.execute(select(func.pg_advisory_xact_lock(LOCK)))
         now = version(connection)
         if now is None:
             _create(connection, name)
-        elif now != HEAD:
-            migrate(connection, name)
-    if now != HEAD:
-        log.info("store_upgraded", database=name, before=now or "", version=HEAD)
+        elif now != head:
+            migrate(connection, name, scripts)
+    if now != head:
+        log.info("store_upgraded", database=name, before=now or "", version=head)
 
 
 def version(connection: Connection) -> str | None:
@@ -74,15 +76,15 @@ def version(connection: Connection) -> str | None:
     return found
 
 
-def migrate(connection: Connection, name: str) -> None:
-    """Run Alembic's migrations. Raises StoreError when the version is none of ours."""
+def migrate(connection: Connection, name: str, scripts: Path = SCRIPTS) -> None:
+    """Run Alembic's migrations. Raises StoreError when the version is not one of ours."""
     from alembic import command
     from alembic.config import Config
     from alembic.util import CommandError
 
     now = version(connection)
     config = Config()
-    config.set_main_option("script_location", str(SCRIPTS).replace("%", "%%"))
+    config.set_main_option("script_location", str(scripts).replace("%", "%%"))
     config.attributes["connection"] = connection
     try:
         command.upgrade(config, "head")

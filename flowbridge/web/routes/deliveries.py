@@ -1,133 +1,245 @@
 """The delivery log: list, show, replay, delete."""
 
-import re
-from functools import partial
-from urllib.parse import parse_qsl, unquote
+from collections import Counter
+from typing import Annotated, Any, Literal, NotRequired
+from urllib.parse import unquote
 
+from fastapi import Depends
+from pydantic import BeforeValidator, Field, with_config
 from starlette.requests import Request
 from starlette.responses import Response
+from typing_extensions import TypedDict
 
-from flowbridge.bridge import Core
-from flowbridge.delivery.waiting import waiting
 from flowbridge.errors import BadRequest
-from flowbridge.homeserver import paths
-from flowbridge.services.deliveries import Deliveries, Viewer, moment, states
+from flowbridge.homeserver import identifiers
+from flowbridge.services.deliveries import Viewer
+from flowbridge.services.delivery_views import moment, states
 from flowbridge.store.delivery_log import Selection
-from flowbridge.web import describe
-from flowbridge.web.endpoint import LOG, Endpoint, endpoint, headers_of, json_answer
+from flowbridge.web.dependencies import ROOM, Caller, LogLine, TheCore, segment
+from flowbridge.web.endpoint import json_answer
+from flowbridge.web.parameters import DIGITS, query
+from flowbridge.web.routing import Routes, header
+
+Json = dict[str, Any]
 
 MAX_LIMIT = 200
 DEFAULT_LIMIT = 50
+LOCATION = header("The delivery: `/deliveries/{deliveryId}`.")
 
-_PARAMETERS = frozenset({"state", "room_id", "event_type", "since", "until", "limit", "cursor"})
-_LIMIT = re.compile(r"[0-9]{1,3}")
 _HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}  # there is content in these answers
 
-
-class Log:
-    def __init__(self, core: Core) -> None:
-        courier = core.courier
-        self._callers = core.callers
-        self._deliveries = Deliveries(
-            core.database,
-            core.callers,
-            core.tokens,
-            core.room_access,
-            core.replays,
-            cancel=courier.cancel,
-            wake=courier.wake,
-            amended=core.write_queue.amended,
-            waiting=partial(waiting, core.carrier),
-            readings=core.readings,
-        )
-
-    async def index(self, request: Request) -> Response:
-        """GET /deliveries"""
-        viewer = await self._viewer(request)
-        given = _parameters(request.scope["query_string"])
-        limit, cursor = _limit(given.get("limit", "")), given.get("cursor", "")
-        page = await self._deliveries.page(viewer, _selection(given), limit, cursor)
-        return json_answer(page, headers=_HEADERS)
-
-    async def show(self, request: Request) -> Response:
-        """GET /deliveries/{deliveryId}"""
-        viewer = await self._viewer(request)
-        return json_answer(await self._deliveries.get(viewer, _delivery(request)), headers=_HEADERS)
-
-    async def replay(self, request: Request) -> Response:
-        """POST /deliveries/{deliveryId}/replay?overwrite="""
-        viewer = await self._viewer(request)
-        delivery = _delivery(request)
-        await self._deliveries.replay(viewer, delivery, overwrite=_overwrite(request))
-        answer = {"delivery_id": delivery, "status": "queued"}
-        return json_answer(answer, 202, {"Location": f"/deliveries/{delivery}"})
-
-    async def remove(self, request: Request) -> Response:
-        """DELETE /deliveries/{deliveryId}"""
-        viewer = await self._viewer(request)
-        await self._deliveries.remove(viewer, _delivery(request))
-        return json_answer({})
-
-    async def _viewer(self, request: Request) -> Viewer:
-        credential = await self._callers.credential(headers_of(request), request.scope["query_string"])
-        viewer = await self._deliveries.viewer(credential)
-        request.scope[LOG] = {"user": viewer.name}
-        return viewer
+Id = Annotated[str, Field(examples=["KZbVxTqKq5mS0o3lPz9r_g1f"])]
+Status = Literal["queued", "sent", "dead"]
+Time = Annotated[
+    str,
+    Field(
+        description="UTC, with milliseconds.",
+        examples=["2026-11-22T10:00:00.000Z"],
+        json_schema_extra={"format": "date-time"},
+    ),
+]
 
 
-def _delivery(request: Request) -> str:
-    return unquote(request.path_params["deliveryId"])
+class Accepted(TypedDict):
+    """The event is queued."""
+
+    delivery_id: Id
+    status: Status
 
 
-def _overwrite(request: Request) -> bool:
-    text = request.query_params.get("overwrite", "").strip().lower() or "false"
-    if text not in ("true", "false"):
-        raise BadRequest("overwrite: it is 'true' or 'false'")
-    return text == "true"
+class Refusal(TypedDict):
+    """The homeserver's answer."""
+
+    status: int
+    errcode: str
+    error: str
 
 
-def _selection(given: dict[str, str]) -> Selection:
-    room_id, event_type = given.get("room_id"), given.get("event_type")
-    if room_id and not paths.identifier(room_id, "room_id").startswith("!"):
-        raise BadRequest(f"room_id: {room_id!r} is not a room id, which begins with '!'")
-    if event_type:
-        paths.identifier(event_type, "event_type")
-    return Selection(
-        states=states(given.get("state", ""), "state"),
-        room_id=room_id,
-        event_type=event_type,
-        since=moment(given["since"], "since") if "since" in given else None,
-        until=moment(given["until"], "until") if "until" in given else None,
-    )
+class Delivery(TypedDict):
+    delivery_id: Id
+    status: Status
+    room_id: str
+    event_type: str
+    state_key: NotRequired[Annotated[str, Field(description="Only of a state event.")]]
+    event_id: NotRequired[Annotated[str, Field(description="Once it is sent.")]]
+    error: NotRequired[Annotated[Refusal, Field(description="Why it is dead.")]]
+    attempts: Annotated[int, Field(ge=0, description="Since it was accepted, or replayed.")]
+    accepted_at: Annotated[Time, Field(description="When it was accepted, or replayed.")]
+    settled_at: NotRequired[Annotated[Time, Field(description="When it was sent, or died.")]]
+    user_id: NotRequired[Annotated[str, Field(description="Whose account it is sent with.")]]
+    api_key: NotRequired[Annotated[str, Field(description="The id of the API key that sent it.")]]
 
 
-def _limit(text: str) -> int:
-    if not text:
-        return DEFAULT_LIMIT
-    if not _LIMIT.fullmatch(text) or not 1 <= int(text) <= MAX_LIMIT:
-        raise BadRequest(f"limit: {text[:80]!r} is not a number from 1 to {MAX_LIMIT}")
-    return int(text)
+class Deliveries(TypedDict):
+    """A page of the log."""
+
+    deliveries: list[Delivery]
+    next: NotRequired[Annotated[str, Field(description="The `cursor` of the following page; the last page has none.")]]
 
 
-def _parameters(query: bytes) -> dict[str, str]:
-    """The parameters that are known here and not blank; `state` may be there more than once."""
-    found: dict[str, str] = {}
-    # What is no UTF-8 becomes surrogates, which no parameter may hold.
-    for name, value in parse_qsl(query.decode("utf-8", "surrogateescape"), errors="surrogateescape"):
-        if name not in _PARAMETERS or not value.strip():
-            continue
-        if name in found and name != "state":
-            raise BadRequest(f"{name}: it is there twice")
-        found[name] = f"{found[name]},{value}" if name in found else value
+class StoredEvent(TypedDict):
+    type: str
+    content: Annotated[Json, Field(description="As it is sent.")]
+    state_key: NotRequired[str]
+
+
+class Replay(TypedDict):
+    """What the delivery was before."""
+
+    by: Annotated[str, Field(description="A user id, `key:` and a key's id, or `cli:` and a name.")]
+    status: Literal["sent", "dead"]
+    event_id: NotRequired[str]
+    txn_id: str
+    accepted_at: Time
+
+
+class HistoryEntry(TypedDict):
+    time: Time
+    milliseconds: NotRequired[Annotated[int, Field(ge=0, description="How long the attempt took.")]]
+    status: NotRequired[Annotated[int, Field(description="The homeserver's answer to the attempt.")]]
+    errcode: NotRequired[str]
+    error: NotRequired[str]
+    replayed: NotRequired[Replay]
+
+
+class Waiting(TypedDict):
+    """What a queued event waits for: the homeserver, its account, an invitation, older events."""
+
+    reason: Annotated[str, Field(description="For people to read.")]
+    until: NotRequired[Annotated[Time, Field(description="When it is tried again, where that is known.")]]
+
+
+class DeliveryDetail(Delivery):
+    """The request as it came, the event as it is sent, and every attempt."""
+
+    request: Annotated[str, Field(description="The body as it came.")]
+    event: StoredEvent
+    txn_id: Annotated[str, Field(description="Under which the homeserver knows it; a replay has a new one.")]
+    history: Annotated[list[HistoryEntry], Field(description="The last attempts and replays, the oldest first.")]
+    waiting: NotRequired[Waiting]
+
+
+@with_config(extra="forbid")
+class Nothing(TypedDict):
+    pass
+
+
+routes = Routes("Deliveries")
+
+
+async def viewer(core: TheCore, credential: Caller, line: LogLine) -> Viewer:
+    found = await core.deliveries.viewer(credential)
+    line["user"] = found.name
     return found
 
 
-def routes(core: Core) -> list[Endpoint]:
-    handlers = Log(core)
-    one = "/deliveries/{deliveryId}"
-    return [
-        endpoint("GET", "/deliveries", handlers.index, describe.DELIVERIES),
-        endpoint("GET", one, handlers.show, describe.DELIVERY),
-        endpoint("POST", f"{one}/replay", handlers.replay, describe.REPLAY),
-        endpoint("DELETE", one, handlers.remove, describe.DELETE_DELIVERY),
-    ]
+async def delivery_id(
+    raw: Annotated[
+        str,
+        segment("deliveryId", "As `Flowbridge-Delivery` and a 202 name it.", "KZbVxTqKq5mS0o3lPz9r_g1f", maxLength=128),
+    ],
+) -> str:
+    return unquote(raw)
+
+
+async def selection(
+    request: Request,
+    state: Annotated[
+        list[str], query("`sent`, `queued`, `dead`; several with commas, or repeated.", ["dead"], default_factory=list)
+    ],
+    room_id: Annotated[str, query("A room id; no alias.", ROOM)] = "",
+    event_type: Annotated[str, query("An event type.", "m.room.message")] = "",
+    since: Annotated[
+        str, query("Accepted then or later: ISO 8601, UTC where it has no offset.", "2026-11-22T10:00:00Z")
+    ] = "",
+    until: Annotated[str, query("Accepted before then.", "2026-11-22T12:00:00+01:00")] = "",
+) -> Selection:
+    for name, number in Counter(name for name, _ in request.query_params.multi_items()).items():
+        if number > 1 and name != "state":
+            raise BadRequest(f"{name}: it is there twice")
+    if room_id and not identifiers.identifier(room_id, "room_id").startswith("!"):
+        raise BadRequest(f"room_id: {room_id!r} is not a room id, which begins with '!'")
+    if event_type:
+        identifiers.identifier(event_type, "event_type")
+    return Selection(
+        states=states(",".join(state), "state"),
+        room_id=room_id or None,
+        event_type=event_type or None,
+        since=moment(since, "since") if since else None,
+        until=moment(until, "until") if until else None,
+    )
+
+
+TheViewer = Annotated[Viewer, Depends(viewer)]
+DeliveryId = Annotated[str, Depends(delivery_id)]
+
+
+@routes.flow("GET", "/deliveries", "deliveries", answers=Deliveries)
+async def index(
+    core: TheCore,
+    viewer: TheViewer,
+    selection: Annotated[Selection, Depends(selection)],
+    limit: Annotated[int, Field(ge=1, le=MAX_LIMIT), DIGITS, query("How many at most.")] = DEFAULT_LIMIT,
+    cursor: Annotated[
+        str, query("The `next` of the page before; the other parameters stay as they were.", "AAAAAAAAAGQ")
+    ] = "",
+) -> Response:
+    """What became of events
+
+    A key with `admin` sees all deliveries in its rooms and of its event types, another key those that it sent, a Matrix
+    token those that its user sent. A key made for users (`--user`) also sees what these sent by themselves. The newest
+    first.
+    """
+    return json_answer(await core.deliveries.page(viewer, selection, limit, cursor), headers=_HEADERS)
+
+
+@routes.flow("GET", "/deliveries/{deliveryId}", "delivery", answers=DeliveryDetail)
+async def show(core: TheCore, viewer: TheViewer, delivery: DeliveryId) -> Response:
+    """All about one delivery
+
+    Who sees it in the list sees it here. That of another caller is a 404, as is one that never was.
+    """
+    return json_answer(await core.deliveries.get(viewer, delivery), headers=_HEADERS)
+
+
+@routes.flow(
+    "POST",
+    "/deliveries/{deliveryId}/replay",
+    "replay",
+    errors=[409],
+    status=202,
+    answers=Accepted,
+    extra={"responses": {"202": {"headers": {"Location": LOCATION}}}},
+)
+async def replay(
+    core: TheCore,
+    viewer: TheViewer,
+    delivery: DeliveryId,
+    overwrite: Annotated[
+        Literal["true", "false"],
+        BeforeValidator(lambda text: text.strip().lower()),
+        query("`true`: send a state event whatever has been set since."),
+    ] = "false",
+) -> Response:
+    """Send a settled event again
+
+    Of a dead letter, or once more of what was sent: the same delivery goes behind all that is queued for its room. What
+    a Matrix user sent, only this user sends again, or a key that is made for the user. A state event whose room state
+    has been set since is a 409, with `flowbridge.current`: what the room holds now. Where the homeserver cannot tell,
+    this is a 503.
+    """
+    await core.deliveries.replay(viewer, delivery, overwrite=overwrite == "true")
+    answer = {"delivery_id": delivery, "status": "queued"}
+    return json_answer(answer, 202, {"Location": f"/deliveries/{delivery}"})
+
+
+@routes.flow("DELETE", "/deliveries/{deliveryId}", "deleteDelivery", errors=[409], answers=Nothing)
+async def remove(core: TheCore, viewer: TheViewer, delivery: DeliveryId) -> Response:
+    """Delete a delivery
+
+    One that is queued is given up, unless it is being sent. Nothing is taken out of the room: after an attempt without
+    an answer the event may be there all the same. What a Matrix user sent, this user deletes, a key that is made for
+    the user, or one with `admin` and no limits.
+    """
+    await core.deliveries.remove(viewer, delivery)
+    return json_answer({})

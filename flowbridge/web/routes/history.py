@@ -1,129 +1,258 @@
 """Reading rooms and what happens in them, on both surfaces; `initialSync` and `events` as the old guide has them."""
 
 import asyncio
-from collections.abc import Coroutine
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from typing import Annotated, Any, Literal, NotRequired, TypeVar
 
+from fastapi import Depends
+from pydantic import AfterValidator, Field
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
+from typing_extensions import TypedDict
 
-from flowbridge.auth.callers import Credential
-from flowbridge.bridge import Core
 from flowbridge.errors import BadRequest, MatrixError
 from flowbridge.events import canonical_json
-from flowbridge.homeserver import paths
+from flowbridge.homeserver import identifiers
 from flowbridge.web import parameters, streaming
-from flowbridge.web.endpoint import Endpoint, endpoint, headers_of
-from flowbridge.web.routes import describe_reading
-from flowbridge.web.routes.passthrough import Relaying
-from flowbridge.web.routes.send import DIALECTS
+from flowbridge.web.dependencies import ROOM, Caller, IsFirstApi, Room, TheCore
+from flowbridge.web.parameters import Text, WholeNumber, query
+from flowbridge.web.routing import Routes
 
 T = TypeVar("T")
+Json = dict[str, Any]
 
 DEFAULT_LIMIT = 10  # events of a room
 MAX_LIMIT = 1_000
-POLL_SECONDS = 30.0  # that `events` waits unless told otherwise: as Synapse's own did
-MAX_POLL_SECONDS = 300.0
-MAX_PARAMETER = 4_096  # characters: tokens grow with the number of a homeserver's writers
+POLL_MILLISECONDS = 30_000  # that `events` waits unless told otherwise: as Synapse's own did
+MAX_POLL_MILLISECONDS = 300_000
 
 _LISTS = frozenset(f"{no}{what}" for what in ("types", "senders", "rooms") for no in ("", "not_"))
 
+Events = list[Json]
+Reader = Callable[[str, Mapping[str, str]], Awaitable[Response]]
+Token = Annotated[
+    str, Field(description="A place in the stream: for `from` of events and messages, `since` of a sync.")
+]
 
-class Reading:
-    """The handlers. `old`: lists of members, messages and state have the old fields, too.
 
-    `relaying`, on the Matrix surface: what the bridge makes for the account of a token, and not for the user as whom an
-    application service acts, passes through then.
-    """
+class Messages(TypedDict):
+    """Events in order, from `start` to `end`."""
 
-    def __init__(self, core: Core, relaying: Relaying | None, *, old: bool) -> None:
-        self._relaying = relaying
-        self._callers = core.callers
-        self._history = core.history
-        self._old = old
+    chunk: Events
+    start: Token
+    end: Token
 
-    async def rooms(self, request: Request) -> Response:
-        """GET /rooms"""
-        return _answer(await self._history.rooms(await self._credential(request)))
 
-    async def initial_sync(self, request: Request) -> Response:
-        """GET …/initialSync?limit=&archived="""
-        if passed := await self._as_another(request):
-            return passed
-        credential = await self._credential(request)
-        limit = _number(request, "limit", DEFAULT_LIMIT, MAX_LIMIT)
-        archived = _choice(request, "archived", "false", ("true", "false")) == "true"
-        return _answer(await self._history.snapshot(credential, limit, archived=archived))
+class RoomSnapshot(TypedDict):
+    """The state and the newest events of a room."""
 
-    async def room_initial_sync(self, request: Request) -> Response:
-        """GET …/rooms/{roomId}/initialSync?limit="""
-        if passed := await self._as_another(request):
-            return passed
-        credential = await self._credential(request)
-        room = paths.room(request.path_params["roomId"])
-        limit = _number(request, "limit", DEFAULT_LIMIT, MAX_LIMIT)
-        return _answer(await self._history.room_snapshot(credential, room, limit))
+    room_id: str
+    membership: NotRequired[Literal["join", "invite", "leave"]]
+    visibility: NotRequired[Literal["public", "private"]]
+    messages: NotRequired[Messages]
+    state: NotRequired[Events]
+    account_data: NotRequired[Events]
+    inviter: NotRequired[str]
+    invite: NotRequired[Annotated[Json, Field(description="The event that invites, with `invite_room_state`.")]]
+    presence: NotRequired[Events]
+    receipts: NotRequired[Events]
 
-    async def events(self, request: Request) -> Response:
-        """GET …/events?from=&timeout=&room_id=, timeout in milliseconds"""
-        if passed := await self._as_another(request):
-            return passed
-        credential = await self._credential(request)
-        since = _token(request, "from")
-        seconds = _number(request, "timeout", int(POLL_SECONDS * 1000), int(MAX_POLL_SECONDS * 1000)) / 1000
-        room = _text(request, "room_id")
-        if room:
-            paths.room(room)
-        working = self._history.events(credential, "" if since == "END" else since, seconds, room)
-        over = self._callers.revoked(credential.key) if credential.key is not None else None
-        return _answer(await _unless_gone(request, working, over))
 
-    async def members(self, request: Request) -> Response:
-        """GET …/rooms/{roomId}/members?membership=&not_membership=&at="""
-        query = {name: _text(request, name) for name in ("membership", "not_membership")}
-        return await self._page(request, "members", {**query, "at": _token(request, "at")})
+class Snapshot(TypedDict):
+    """The rooms that the caller is in or invited to."""
 
-    async def joined_members(self, request: Request) -> Response:
-        """GET …/rooms/{roomId}/joined_members"""
-        return await self._page(request, "joined_members", {})
+    end: Token
+    presence: Events
+    rooms: list[RoomSnapshot]
+    receipts: NotRequired[Events]
+    account_data: NotRequired[Events]
 
-    async def state(self, request: Request) -> Response:
-        """GET …/rooms/{roomId}/state"""
-        return await self._page(request, "state", {})
 
-    async def messages(self, request: Request) -> Response:
-        """GET …/rooms/{roomId}/messages?from=&to=&dir=&limit=&filter=
+class Members(TypedDict):
+    """The m.room.member events."""
 
-        Without `dir` the newest come first; `from=END` and `to=START` are what clients once said for "all".
-        """
-        since, until = _token(request, "from"), _token(request, "to")
-        dir_ = _choice(request, "dir", "b", ("b", "f"))
-        ends = ("END", "START") if dir_ == "b" else ("START", "END")
-        query = {
-            "from": "" if since == ends[0] else since,
-            "to": "" if until == ends[1] else until,
-            "dir": dir_,
-            "limit": str(_number(request, "limit", DEFAULT_LIMIT, MAX_LIMIT)),
-            "filter": _filter(request.query_params.get("filter", "")),
-        }
-        return await self._page(request, "messages", query)
+    chunk: Events
 
-    async def _page(self, request: Request, what: str, query: dict[str, str]) -> Response:
-        credential = await self._credential(request)
-        room = paths.room(request.path_params["roomId"])
-        # Nothing else reaches this on the flow surface, where other parameters are refused.
+
+class JoinedMembers(TypedDict):
+    """Display names and pictures by user id."""
+
+    joined: Json
+
+
+class Page(TypedDict):
+    """A page of events. `end` is the `from` of the next one; where there is none, there is no more."""
+
+    chunk: Events
+    start: NotRequired[Token]
+    end: NotRequired[Token]
+    state: NotRequired[Events]
+
+
+def _token(name: str) -> AfterValidator:
+    return AfterValidator(lambda text: identifiers.token(text, name))
+
+
+def _filter(text: str) -> str:
+    """The specification's RoomEventFilter, as far as Synapse answers a 500 for what is wrong with it."""
+    if not text:
+        return ""
+    try:
+        found = canonical_json.read(text.encode())
+    except BadRequest as error:
+        raise BadRequest(f"filter: {error.error}") from None
+    if not found.clean or not isinstance(found.value, dict):
+        raise BadRequest("filter: it is not a JSON object as Matrix defines filters")
+    for name in _LISTS & found.value.keys():
+        names = found.value[name]
+        if not isinstance(names, list) or not all(isinstance(each, str) for each in names):
+            raise BadRequest(f"filter: {name} is not a list of strings")
+    return canonical_json.write(found.value).decode()
+
+
+async def reader(request: Request, core: TheCore, credential: Caller, room: Room, is_first_api: IsFirstApi) -> Reader:
+    """What answers with one of the homeserver's own lists of a room."""
+
+    async def read(what: str, query: Mapping[str, str]) -> Response:
+        # The flow surface has refused all other parameters; on the Matrix surface they go on to the homeserver.
         given = {name: text for name, text in query.items() if text}
         given = {**dict(parameters.others(request, credential, *query)), **given}
-        return _answer(await self._history.page(credential, room, what, given, old=self._old))
+        return _answer(await core.history.page(credential, room, what, given, old=is_first_api))
 
-    async def _as_another(self, request: Request) -> Response | None:
-        """What the homeserver answers to an application service that says as whom it asks; None for other callers."""
-        if self._relaying is None or not parameters.acts_as_another(request):
-            return None
-        return await self._relaying.relay(request)
+    return read
 
-    async def _credential(self, request: Request) -> Credential:
-        return await self._callers.credential(headers_of(request), request.scope["query_string"])
+
+Read = Annotated[Reader, Depends(reader)]
+Newest = Annotated[WholeNumber, query("How many of the newest events of each room; 100 at most.", 1)]
+routes = Routes()
+
+
+@routes.both("GET", "/initialSync", "read_initialSync", answers=Snapshot, errors=[413])
+async def initial_sync(
+    request: Request,
+    core: TheCore,
+    credential: Caller,
+    limit: Newest = DEFAULT_LIMIT,
+    archived: Annotated[Literal["true", "false"], query("`true`: the rooms that the caller has left, too.")] = "false",
+) -> Response:
+    """All rooms at once
+
+    Events have the guide's `ts`, `user_id`, `age` and, for members, `membership` beside today's fields. `end` is where
+    `GET /events` goes on. An API key must be for all rooms and all event types.
+    """
+    if parameters.acts_as_another(request):
+        return await _as_another(request)
+    found = await core.history.snapshot(credential, min(limit, MAX_LIMIT), archived=archived == "true")
+    return _answer(found)
+
+
+@routes.both("GET", "/rooms/{roomId}/initialSync", "read_room_initialSync", answers=RoomSnapshot, errors=[413])
+async def room_initial_sync(
+    request: Request, core: TheCore, credential: Caller, room: Room, limit: Newest = DEFAULT_LIMIT
+) -> Response:
+    """One room at once
+
+    Events have the guide's `ts`, `user_id`, `age` and, for members, `membership` beside today's fields.
+    """
+    if parameters.acts_as_another(request):
+        return await _as_another(request)
+    return _answer(await core.history.room_snapshot(credential, room, min(limit, MAX_LIMIT)))
+
+
+@routes.both("GET", "/events", "read_events", answers=Messages, errors=[413])
+async def events(
+    request: Request,
+    core: TheCore,
+    credential: Caller,
+    since: Annotated[
+        Text,
+        _token("from"),
+        query("The `end` of the answer before, or of an initialSync. Default: now.", "s39_18_0", alias="from"),
+    ] = "",
+    timeout: Annotated[  # noqa: ASYNC109 (a parameter of the old guide's)
+        WholeNumber, query("Milliseconds to wait for something to happen; 0 does not wait, 300,000 at most.")
+    ] = POLL_MILLISECONDS,
+    room_id: Annotated[Text, query("Only what happens in this room, which the caller must be in.", ROOM)] = "",
+) -> Response:
+    """Wait for events
+
+    Events have the guide's `ts`, `user_id`, `age` and, for members, `membership` beside today's fields. Ask again with
+    `from` set to the answer's `end`. Without `room_id` an API key must be for all rooms and all event types.
+    """
+    if parameters.acts_as_another(request):
+        return await _as_another(request)
+    if room_id:
+        identifiers.room(room_id)
+    seconds = min(timeout, MAX_POLL_MILLISECONDS) / 1000
+    working = core.history.events(credential, "" if since == "END" else since, seconds, room_id)
+    over = core.callers.revoked(credential.key) if credential.key is not None else None
+    return _answer(await _unless_gone(request, working, over))
+
+
+@routes.both("GET", "/rooms/{roomId}/members", "read_members", answers=Members, errors=[413])
+async def members(
+    read: Read,
+    membership: Annotated[Text, query("Only these: join, invite, leave, ban or knock.", "join")] = "",
+    not_membership: Annotated[Text, query("All but these.", "leave")] = "",
+    at: Annotated[Text, _token("at"), query("As of this token.", "s39_18_0")] = "",
+) -> Response:
+    """The members of a room"""
+    return await read("members", {"membership": membership, "not_membership": not_membership, "at": at})
+
+
+@routes.matrix(
+    "GET", "/rooms/{roomId}/joined_members", "matrix_read_joined_members", answers=JoinedMembers, errors=[413]
+)
+async def joined_members(read: Read) -> Response:
+    """Who is in a room"""
+    return await read("joined_members", {})
+
+
+@routes.both("GET", "/rooms/{roomId}/state", "read_state", answers=Events, errors=[413], ok="Its state events.")
+async def state(read: Read) -> Response:
+    """All state of a room"""
+    return await read("state", {})
+
+
+@routes.both("GET", "/rooms/{roomId}/messages", "read_messages", answers=Page, errors=[413])
+async def messages(
+    read: Read,
+    since: Annotated[
+        Text,
+        _token("from"),
+        query(
+            "The `end` of the page before. Default: the end of the room, or its beginning.", "t1-11_18_0", alias="from"
+        ),
+    ] = "",
+    until: Annotated[Text, _token("to"), query("Where to stop.", "s39_18_0", alias="to")] = "",
+    direction: Annotated[Literal["b", "f"], query("`b`: the newest first; `f`: the oldest first.", alias="dir")] = "b",
+    limit: Annotated[WholeNumber, query("How many events of a room; 1,000 at most.")] = DEFAULT_LIMIT,
+    filter_: Annotated[
+        str,
+        AfterValidator(_filter),
+        query("A RoomEventFilter of the specification, in JSON.", '{"types":["m.room.message"]}', alias="filter"),
+    ] = "",
+) -> Response:
+    """The history of a room"""
+    ends = ("END", "START") if direction == "b" else ("START", "END")  # what clients once said for "all"
+    query = {
+        "from": "" if since == ends[0] else since,
+        "to": "" if until == ends[1] else until,
+        "dir": direction,
+        "limit": str(min(limit, MAX_LIMIT)),
+        "filter": filter_,
+    }
+    return await read("messages", query)
+
+
+async def _as_another(request: Request) -> Response:
+    """What the homeserver answers to an application service that says as whom it asks.
+
+    What the bridge makes of several answers it makes for the account of a token alone.
+    """
+    answer: Response = await request.app.relaying.relay(request)
+    answer.background = None  # FastAPI asks, and it is no response that Starlette made
+    return answer
 
 
 def _answer(body: bytes) -> Response:
@@ -151,83 +280,3 @@ async def _unless_gone(
     finally:
         for one in awaited:
             one.cancel()
-
-
-def _text(request: Request, name: str) -> str:
-    """A parameter; a blank one counts as absent."""
-    text = request.query_params.get(name, "")
-    if len(text) > MAX_PARAMETER or not text.isprintable():
-        raise BadRequest(f"{name}: it is longer than {MAX_PARAMETER} characters, or holds a control character")
-    return text
-
-
-def _token(request: Request, name: str) -> str:
-    return paths.token(_text(request, name), name)
-
-
-def _number(request: Request, name: str, default: int, most: int) -> int:
-    """A whole number; one that is larger than the most counts as that."""
-    text = _text(request, name)
-    if not text:
-        return default
-    if not (text.isascii() and text.isdigit()):
-        raise BadRequest(f"{name}: {text[:80]!r} is not a whole number")
-    return min(int(text[:12]), most)
-
-
-def _choice(request: Request, name: str, default: str, choices: tuple[str, ...]) -> str:
-    text = _text(request, name) or default
-    if text not in choices:
-        raise BadRequest(f"{name}: {text[:80]!r} is none of {', '.join(choices)}")
-    return text
-
-
-def _filter(text: str) -> str:
-    """The specification's RoomEventFilter, as far as Synapse answers a 500 for what is wrong with it."""
-    if not text:
-        return ""
-    try:
-        found = canonical_json.read(text.encode())
-    except BadRequest as error:
-        raise BadRequest(f"filter: {error.error}") from None
-    if not found.clean or not isinstance(found.value, dict):
-        raise BadRequest("filter: it is not a JSON object as Matrix defines filters")
-    for name in _LISTS & found.value.keys():
-        names = found.value[name]
-        if not isinstance(names, list) or not all(isinstance(each, str) for each in names):
-            raise BadRequest(f"filter: {name} is not a list of strings")
-    return canonical_json.write(found.value).decode()
-
-
-def routes(core: Core, relaying: Relaying) -> list[Endpoint]:
-    """Both surfaces. Of the Matrix dialects only v3 is documented: but for the old fields the others are the same."""
-    flow = Reading(core, None, old=False)
-    table = [
-        ("/rooms", flow.rooms),
-        ("/initialSync", flow.initial_sync),
-        ("/events", flow.events),
-        ("/rooms/{roomId}/initialSync", flow.room_initial_sync),
-        ("/rooms/{roomId}/members", flow.members),
-        ("/rooms/{roomId}/messages", flow.messages),
-        ("/rooms/{roomId}/state", flow.state),
-    ]
-    found = [endpoint("GET", path, handler, describe_reading.of(path)) for path, handler in table]
-    for name in DIALECTS:
-        found += _matrix(
-            f"/_matrix/client/{name}", Reading(core, relaying, old=name == "api/v1"), documented=name == "v3"
-        )
-    return found
-
-
-def _matrix(prefix: str, handlers: Reading, *, documented: bool) -> list[Endpoint]:
-    room = f"{prefix}/rooms/{{roomId}}"
-    table = [
-        (f"{prefix}/initialSync", handlers.initial_sync),
-        (f"{prefix}/events", handlers.events),
-        (f"{room}/initialSync", handlers.room_initial_sync),
-        (f"{room}/members", handlers.members),
-        (f"{room}/joined_members", handlers.joined_members),
-        (f"{room}/messages", handlers.messages),
-        (f"{room}/state", handlers.state),
-    ]
-    return [endpoint("GET", path, handler, describe_reading.of(path), documented=documented) for path, handler in table]

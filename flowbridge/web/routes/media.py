@@ -1,28 +1,34 @@
-"""Uploads and downloads: the flow surface's short paths, and the download paths of older Matrix clients."""
+"""Uploads and downloads: the flow surface's paths, and the download paths of older Matrix clients."""
 
-import asyncio
 import contextlib
 import re
 from collections.abc import Mapping
-from functools import partial
+from typing import Annotated, Any, Literal, NotRequired
 
+from pydantic import Field, with_config
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from typing_extensions import TypedDict
 
 from flowbridge.auth.callers import Credential
 from flowbridge.bridge import Core
 from flowbridge.errors import BadRequest, Errcode, Unauthorized, UnsupportedMedia
-from flowbridge.homeserver import paths, proxy_rules
+from flowbridge.homeserver import identifiers, proxy_rules
 from flowbridge.homeserver.relay import Relayed
+from flowbridge.models import Surface
 from flowbridge.services.media import attachment
 from flowbridge.services.media.attachment import Label
 from flowbridge.services.media.files import Kind, Upload, Wanted
-from flowbridge.web import streaming
-from flowbridge.web.endpoint import Endpoint, Handler, endpoint, headers_of, json_answer
-from flowbridge.web.routes import describe_media
+from flowbridge.web.dependencies import credential, segment
+from flowbridge.web.endpoint import headers_of, json_answer
+from flowbridge.web.parameters import query
+from flowbridge.web.routing import BODY, TAGS, UPSTREAM, RawRoute, Route
+from flowbridge.web.streaming import StreamedAnswer
 
-VERSIONS = ("v3", "r0", "v1")  # of the old download paths
+Json = dict[str, Any]
+
+MEDIA_ID = "ascERGshawAWawugaAcauga"  # an example
+VERSIONS = ("v3", "r0", "v1")  # in the old download paths
 
 _QUERY: Mapping[Kind, frozenset[str]] = {
     "download": frozenset({"allow_remote", "allow_redirect", "timeout_ms"}),
@@ -32,12 +38,12 @@ _NUMBERS = frozenset({"width", "height", "timeout_ms"})
 _NUMBER = re.compile(r"[0-9]{1,5}")
 _SERVER = re.compile(r"[A-Za-z0-9.-]{1,230}(?::[0-9]{1,5})?|\[[0-9A-Fa-f:.]{2,45}\](?::[0-9]{1,5})?")
 _MEDIA_ID = re.compile(r"[A-Za-z0-9_-]{1,255}")
-_ASKED = frozenset({b"accept", b"range", b"if-range", b"if-none-match", b"if-modified-since"})
-_TOLD = frozenset(
+_SENT_ON = frozenset({b"accept", b"range", b"if-range", b"if-none-match", b"if-modified-since"})
+_KEPT = frozenset(
     b"content-type content-length content-range accept-ranges etag last-modified cache-control expires location "
     b"x-robots-tag".split()
 )
-# What the specification lets a browser show (client-server API, "Serving inline content"); the rest is to be saved.
+# What a browser may show (client-server API, "Serving inline content"); anything else is to be saved.
 _INLINE = frozenset(
     f"{kind}/{name}"
     for kind, names in {
@@ -61,15 +67,86 @@ _SAFE = [
 ]
 
 
+Flag = Literal["true", "false"]
+
+
+@with_config(extra="forbid")
+class Base64File(TypedDict):
+    data: Annotated[str, Field(description="Base64 (either alphabet), or a `data:` URL.")]
+    filename: NotRequired[str]
+    content_type: NotRequired[Annotated[str, Field(description="May also be written `contentType`.")]]
+    contentType: NotRequired[str]
+
+
+@with_config(extra="forbid")
+class Buffer(TypedDict):
+    """A Node-RED Buffer."""
+
+    type: Literal["Buffer"]
+    data: list[Annotated[int, Field(ge=0, le=255)]]
+
+
+DataUrl = Annotated[str, Field(pattern="^data:")]
+
+
+class FileMessage(TypedDict):
+    """A message of a flow tool; its other properties are ignored."""
+
+    payload: Buffer | Base64File | DataUrl
+    filename: NotRequired[str]
+    contentType: NotRequired[Annotated[str, Field(description="May also be written `content_type`.")]]
+
+
+UploadBody = Base64File | Buffer | DataUrl | FileMessage
+
+
+class Uploaded(TypedDict):
+    """The file is uploaded."""
+
+    content_uri: Annotated[str, Field(examples=[f"mxc://localhost/{MEDIA_ID}"])]
+
+
+_BYTES: Json = {"schema": {"type": "string", "format": "binary"}}
+_FORM: Json = {"type": "object", "required": ["file"], "properties": {"file": _BYTES["schema"]}}
+_CONTENT: Json = {
+    "application/octet-stream": _BYTES,
+    "multipart/form-data": {"schema": _FORM},
+    "application/json": {
+        "examples": {
+            "base64": {"value": {"data": "aGVsbG8=", "filename": "hello.txt"}},
+            "data URL": {"value": {"data": "data:text/plain;base64,aGVsbG8="}},
+            "Buffer": {"value": {"type": "Buffer", "data": [104, 105]}},
+            "flow message": {
+                "value": {
+                    "payload": {"type": "Buffer", "data": [104, 105]},
+                    "filename": "hi.txt",
+                    "contentType": "text/plain",
+                    "_msgid": "f1",
+                }
+            },
+        }
+    },
+}
+
+
 class Files:
     """The handlers of both surfaces."""
 
     def __init__(self, core: Core) -> None:
         self._callers = core.callers
         self._media = core.media
+        self._stall_seconds = core.timing.answer_stall_seconds
 
     async def upload(self, request: Request) -> Response:
-        """POST /media"""
+        """Upload a file
+
+        The body is the file, and its Content-Type the file's type; or a form (`multipart/form-data`), whose first part
+        with a filename is the file; or JSON that contains the file. A body is read as JSON when it has exactly one of
+        the shapes below, and its Content-Type is JSON, curl's default (`application/x-www-form-urlencoded`) or missing;
+        otherwise it is the file itself. To upload a JSON file that looks like one of the shapes, send it as a form.
+        Without a type, or with curl's default, the type is guessed from the filename. A body with one of these types
+        that begins like JSON may be 32 MiB long; for any other file the homeserver's limit counts.
+        """
         headers = headers_of(request)
         credential = await self._callers.credential(headers, request.scope["query_string"])
         if headers.get("content-encoding", "identity").lower() not in ("identity", ""):
@@ -80,59 +157,49 @@ class Files:
         upload = Upload(request.stream(), None if length is None else int(length), label)
         return json_answer({"content_uri": await self._media.upload(credential, upload)})
 
-    async def fetch(self, kind: Kind, request: Request) -> Response:
-        """GET /media/{server}/{mediaId}[/{filename}] and …/thumbnail"""
-        credential = await self._callers.credential(headers_of(request), request.scope["query_string"])
-        return await self._answer(credential, _wanted(kind, request))
+    async def download(self, request: Request) -> Response:
+        """Download a file
 
-    async def fetch_old(self, kind: Kind, request: Request) -> Response:
-        """GET /_matrix/media/{version}/{kind}/{server}/{mediaId}[/{filename}]
-
-        With a token from the authenticated endpoints; without one as the homeserver answers it.
+        On the Matrix surface, without a token, only files from before the homeserver made its media private are served.
         """
+        return await self._fetch("download", request)
+
+    async def thumbnail(self, request: Request) -> Response:
+        """Download a thumbnail
+
+        On the Matrix surface, without a token, only files from before the homeserver made its media private are served.
+        """
+        return await self._fetch("thumbnail", request)
+
+    async def _fetch(self, kind: Kind, request: Request) -> Response:
         credential: Credential | None = None
         try:
             credential = await self._callers.credential(headers_of(request), request.scope["query_string"])
         except Unauthorized as error:
-            if error.errcode != Errcode.MISSING_TOKEN:
+            if not request.scope["path"].startswith("/_matrix/") or error.errcode != Errcode.MISSING_TOKEN:
                 raise
-        return await self._answer(credential, _wanted(kind, request))
-
-    async def _answer(self, credential: Credential | None, wanted: Wanted) -> Response:
         stack = contextlib.AsyncExitStack()
-        answer = await stack.enter_async_context(self._media.fetch(credential, wanted))
-        return Streamed(answer, stack)
+        answer = await stack.enter_async_context(self._media.fetch(credential, _wanted(kind, request)))
+        return FileAnswer(answer, stack, self._stall_seconds)
 
 
-class Streamed(Response):
-    """A file on its way down, with the headers that keep a browser from running it."""
+class FileAnswer(StreamedAnswer):
+    """A file from the homeserver, with the headers that keep a browser from running it. `stack` holds the exchange."""
 
-    def __init__(self, answer: Relayed, stack: contextlib.AsyncExitStack) -> None:  # the base class would want the body
-        self.status_code = answer.status
-        told = [pair for pair in proxy_rules.answer_headers(answer.headers, answer.status) if pair[0] in _TOLD]
-        self._head = [*told, (b"content-disposition", _disposition(answer)), *_SAFE]
+    def __init__(self, answer: Relayed, stack: contextlib.AsyncExitStack, stall_seconds: float) -> None:
+        super().__init__(answer.status, stall_seconds)
+        kept = [pair for pair in proxy_rules.answer_headers(answer.headers, answer.status) if pair[0] in _KEPT]
+        self._head = [*kept, (b"content-disposition", _disposition(answer)), *_SAFE]
         self._answer = answer
         self._stack = stack
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        giving = asyncio.create_task(self._give(send))
-        leaving = asyncio.create_task(streaming.left(receive))
-        try:
-            await asyncio.wait({giving, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            giving.cancel()
-            leaving.cancel()
-            await asyncio.wait({giving, leaving})
-            await self._stack.aclose()
-        error = None if giving.cancelled() else giving.exception()
-        if error is not None:
-            streaming.broken(scope, error)
+    async def write(self) -> None:
+        await self.start(self.status_code, self._head)
+        async for piece in self._answer.chunks():
+            await self.give(piece)
 
-    async def _give(self, send: Send) -> None:
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self._head})
-        async for chunk in self._answer.chunks():
-            await streaming.give(send, chunk)
-        await send({"type": "http.response.body", "body": b""})
+    async def release(self) -> None:
+        await self._stack.aclose()
 
 
 def _wanted(kind: Kind, request: Request) -> Wanted:
@@ -150,54 +217,100 @@ def _wanted(kind: Kind, request: Request) -> Wanted:
         _filename(path.get("filename", "")),
         query,
         request.method,
-        [(name, value) for name, value in request.scope["headers"] if name in _ASKED],
+        [(name, value) for name, value in request.scope["headers"] if name in _SENT_ON],
     )
 
 
 def _matching(pattern: re.Pattern[str], raw: str, what: str) -> str:
-    text = paths.segment(raw, what)
+    text = identifiers.segment(raw, what)
     if not pattern.fullmatch(text):
         raise BadRequest(f"{text!r} is not a {what}")
     return text
 
 
 def _filename(raw: str) -> str:
-    text = paths.segment(raw, "file name", empty=True)
+    text = identifiers.segment(raw, "file name", empty=True)
     if "/" in text or "\\" in text:
         raise BadRequest("a file name holds no '/' and no '\\'")
     return text
 
 
 def _disposition(answer: Relayed) -> bytes:
-    """The homeserver's, or what is safe: nothing is shown that could run."""
-    said = answer.header(b"content-disposition")
-    kind, semicolon, parameters = said.partition(";")
+    """The homeserver's Content-Disposition, but nothing inline that a browser could run."""
+    disposition = answer.header(b"content-disposition")
+    kind, semicolon, parameters = disposition.partition(";")
     if kind.strip().lower() == "inline" and attachment.essence(answer.header(b"content-type")) not in _INLINE:
-        said = f"attachment{semicolon}{parameters}"
-    return (said or "attachment").encode("latin-1")
+        disposition = f"attachment{semicolon}{parameters}"
+    return (disposition or "attachment").encode("latin-1")
 
 
-def routes(core: Core) -> list[Endpoint]:
-    """Both surfaces. Of the old paths' versions only v3 is documented: the others are the same."""
+async def file(
+    server: Annotated[str, segment("serverName", "The server of an `mxc://server/mediaId` address.", "localhost")],
+    media_id: Annotated[
+        str, segment("mediaId", "The media id of an `mxc://server/mediaId` address.", MEDIA_ID, maxLength=255)
+    ],
+    allow_remote: Annotated[Flag, query("Whether the homeserver may fetch it from another server.")] = "true",
+    allow_redirect: Annotated[Flag, query("Whether it may redirect to the file.")] = "false",
+    timeout_ms: Annotated[int, Field(ge=0), query("How long to wait for a file that is not uploaded yet.")] = 20_000,
+) -> None: ...
+
+
+async def name(
+    filename: Annotated[str, segment("filename", "The name to save it under.", "cat.png", maxLength=255)],
+) -> None: ...
+
+
+async def size(
+    width: Annotated[int, Field(ge=1, le=99_999), query("In pixels.", 64, default_factory=int)],
+    height: Annotated[int, Field(ge=1, le=99_999), query("In pixels.", 64, default_factory=int)],
+    method: Annotated[Literal["scale", "crop"], query("Scale or crop the picture to this size.")] = "scale",
+    animated: Annotated[Flag, query("Whether the picture may be animated.")] = "false",
+) -> None: ...
+
+
+async def upload_name(
+    filename: Annotated[
+        str, query("The file's name. Overrides one in the body.", "cat.png", json_schema_extra={"maxLength": 255})
+    ] = "",
+) -> None: ...
+
+
+def routes(core: Core) -> list[Route]:
     files = Files(core)
-    download, thumbnail = partial(files.fetch, "download"), partial(files.fetch, "thumbnail")
-    file = "/media/{serverName}/{mediaId}"
-    table: list[tuple[str, str, Handler, bool]] = [
-        ("POST", "/media", files.upload, True),
-        ("GET", file, download, True),
-        ("GET", f"{file}/{{filename}}", download, True),
-        ("GET", f"{file}/thumbnail", thumbnail, True),
-    ]
-    download, thumbnail = partial(files.fetch_old, "download"), partial(files.fetch_old, "thumbnail")
-    for version in VERSIONS:
-        base = f"/_matrix/media/{version}"
-        file = f"{base}/download/{{serverName}}/{{mediaId}}"
-        table += [
-            ("GET", file, download, version == "v3"),
-            ("GET", f"{file}/{{filename}}", download, version == "v3"),
-            ("GET", f"{base}/thumbnail/{{serverName}}/{{mediaId}}", thumbnail, version == "v3"),
-        ]
+    address = "/{serverName}/{mediaId}"
+
+    def get(surface: Surface, kind: Kind, operation: str, path: str, *uses: Any) -> Route:
+        served = tuple(f"/_matrix/media/{version}{path}" for version in VERSIONS)
+        return RawRoute(
+            "GET",
+            (path,) if surface == "flow" else served,
+            files.download if kind == "download" else files.thumbnail,
+            f"{surface}_{operation}",
+            tag=TAGS[surface],
+            uses=[credential, file, *uses] if surface == "flow" else [file, *uses],
+            errors=UPSTREAM,
+            ok="The file, streamed, with headers that keep a browser from running it.",
+            response_class=Response,
+            extra={"responses": {"200": {"content": {"*/*": _BYTES}}}},
+        )
+
     return [
-        endpoint(method, path, handler, describe_media.media(method, path), documented=documented)
-        for method, path, handler, documented in table
+        RawRoute(
+            "POST",
+            ("/media",),
+            files.upload,
+            "upload",
+            tag=TAGS["flow"],
+            uses=[credential, upload_name],
+            errors=BODY,
+            answers=Uploaded,
+            body=UploadBody,
+            extra={"requestBody": {"content": _CONTENT}},
+        ),
+        get("flow", "download", "download", f"/media{address}"),
+        get("flow", "download", "downloadFilename", f"/media{address}/{{filename}}", name),
+        get("flow", "thumbnail", "thumbnail", f"/media{address}/thumbnail", size),
+        get("matrix", "download", "download", f"/download{address}"),
+        get("matrix", "download", "downloadFilename", f"/download{address}/{{filename}}", name),
+        get("matrix", "thumbnail", "thumbnail", f"/thumbnail{address}", size),
     ]

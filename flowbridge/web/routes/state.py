@@ -1,21 +1,36 @@
 """Reading the state of a room, on both surfaces."""
 
 from functools import partial
+from typing import Annotated, Literal
 from urllib.parse import urlencode
 
 from starlette.requests import Request
 from starlette.responses import Response
 
+from flowbridge.auth import scopes
 from flowbridge.bridge import Core
-from flowbridge.errors import MatrixError
-from flowbridge.homeserver import paths
+from flowbridge.homeserver import identifiers
 from flowbridge.models import Surface
 from flowbridge.web import parameters
+from flowbridge.web.dependencies import segment
 from flowbridge.web.endpoint import headers_of
+from flowbridge.web.parameters import query
+
+
+async def state_key(
+    raw: Annotated[str, segment("stateKey", "The state key; may be empty.", "", maxLength=255)],
+) -> None: ...
+
+
+async def format_(
+    value: Annotated[
+        Literal["content", "event"], query("`event` answers the whole event instead of its content.", alias="format")
+    ] = "content",
+) -> None: ...
 
 
 class State:
-    """The handler of one surface. On the Matrix surface query parameters are the homeserver's to understand."""
+    """The handler of one surface. On the Matrix surface unknown query parameters go on to the homeserver."""
 
     def __init__(self, surface: Surface, core: Core) -> None:
         self._surface: Surface = surface
@@ -24,18 +39,16 @@ class State:
         self._homeserver = core.homeserver
 
     async def get(self, request: Request) -> Response:
-        """GET …/rooms/{roomId}/state/{eventType}[/{stateKey}]"""
+        """Read room state"""
         credential = await self._callers.credential(headers_of(request), request.scope["query_string"])
         path = request.path_params
-        room, event_type = paths.room(path["roomId"]), paths.event_type(path["eventType"])
-        state_key = paths.segment(path.get("stateKey", ""), "state key", empty=True)
+        room, event_type = identifiers.room(path["roomId"]), identifiers.event_type(path["eventType"])
+        state_key = identifiers.segment(path.get("stateKey", ""), "state key", empty=True)
         query = [("format", "event")] if request.query_params.get("format") == "event" else []
         if self._surface == "matrix":
             query += parameters.others(request, credential, "format")
-        permit = partial(self._callers.permit, credential, event_type)
+        permit = partial(scopes.permit, credential.key, event_type)
         caller, room_id = await self._room_access.enter(credential, room, permit)
-        try:
+        with self._callers.as_(caller):
             answer = await self._homeserver.read_state(caller.token, room_id, event_type, state_key, urlencode(query))
-        except MatrixError as error:
-            raise self._callers.refused(caller, error) from None
         return Response(answer.body, answer.status, media_type="application/json")

@@ -17,11 +17,11 @@ LOST_SECONDS = 0.4  # shorter than a bridge waits before it tries again
 
 
 async def renewal(options: Options) -> Report:
-    """The bot is logged in anew and its old token logged out, again and again; the bridge is killed meanwhile."""
+    """The bot is logged in again and its old token logged out, repeatedly; the bridge is killed meanwhile."""
     kills = options.kills or max(1, round(options.seconds / 5))
     with tempfile.TemporaryDirectory(prefix="flowbridge-renewal-") as folder:
         file = Path(folder) / "token"
-        options = options.told(ACCESS_TOKEN="", ACCESS_TOKEN_FILE=str(file))
+        options = options.with_settings(ACCESS_TOKEN="", ACCESS_TOKEN_FILE=str(file))
         renewals: list[str] = []
         _write(file, _token(0))
         async with stage(options, FAULTS) as it:
@@ -52,7 +52,7 @@ def _write(file: Path, token: str) -> None:
 
 
 async def _renew(it: Stage, file: Path, chance: random.Random, renewals: list[str], stopping: asyncio.Event) -> None:
-    """Mostly the new token is there before the old one ends, as it should be; else there is none for a while."""
+    """Mostly the new token is there before the old one ends, as it should be; else there is none for a moment."""
     number = 0
     while not stopping.is_set():
         await asyncio.sleep(chance.uniform(0.5, 1.5) * EVERY_SECONDS)

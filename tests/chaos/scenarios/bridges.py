@@ -8,8 +8,8 @@ from tests.chaos.report import Report, at_most
 from tests.chaos.scenarios.scenario import FAULTS, SLOW, for_seconds
 from tests.chaos.stage import Stage, stage
 
-# After the last event: what a bridge was told of it is no news any more. Whatever is killed then leaves rooms of which
-# nothing new reminds anybody.
+# After the last event, when a bridge has stopped acting on its arrival. A bridge killed then leaves rooms whose other
+# owner is woken by no new event.
 FORGOTTEN_SECONDS = 1.0
 
 
@@ -28,7 +28,7 @@ async def sqlite(options: Options) -> Report:
 async def replicas(options: Options) -> Report:
     """Two bridges on one PostgreSQL, one of them killed every few seconds, the same faults.
 
-    With a number of kills it lasts as long as these take, each of a bridge at work.
+    With a number of kills it lasts as long as these take, each of a working bridge.
     """
     async with stage(options, SLOW, databases=[options.shared_url] * 2) as it:
         async with it.loading() as load:
@@ -43,7 +43,7 @@ async def replicas(options: Options) -> Report:
 
 
 async def stop(options: Options) -> Report:
-    """Two bridges on one PostgreSQL; one stands still for longer than its lease and then goes on as if nothing were."""
+    """Two bridges on one PostgreSQL; one stands still for longer than its lease and then continues."""
     options = options.leased(8.0)
     assert options.lease is not None
     stopped = options.lease + 5
@@ -55,7 +55,7 @@ async def stop(options: Options) -> Report:
 
 
 async def term(options: Options) -> Report:
-    """One bridge on one SQLite file is told to end (SIGTERM) under load every few seconds, and started again."""
+    """One bridge on one SQLite file gets SIGTERM under load every few seconds, and is started again."""
     async with stage(options, FAULTS) as it:
         async with it.loading():
             await for_seconds(options.seconds, it.monkey.term_every(options.every))
@@ -64,7 +64,7 @@ async def term(options: Options) -> Report:
 
 
 async def roll(options: Options) -> Report:
-    """Two bridges on one PostgreSQL, told to end (SIGTERM) in turn, as an update does: the other one takes over."""
+    """Two bridges on one PostgreSQL get SIGTERM in turn, as in a rolling update: the other one takes over."""
     async with stage(options, SLOW, databases=[options.shared_url] * 2) as it:
         async with it.loading():
             await for_seconds(options.seconds, it.monkey.term_every(options.every))

@@ -10,12 +10,12 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 
 from tests.chaos.client import Client, NoAnswer
+from tests.chaos.homeserver import bearer
 from tests.chaos.load import Load
 from tests.chaos.options import Options
 from tests.chaos.report import Report
 from tests.chaos.scenarios.scenario import FAULTS, WARM_SECONDS, for_seconds, until
 from tests.chaos.stage import stage
-from tests.chaos.upstream import bearer
 
 HOG = "syt_hog"
 CONNECTIONS = 8
@@ -39,7 +39,7 @@ class _Hog:
 
     @asynccontextmanager
     async def at_it(self) -> AsyncIterator[None]:
-        """Send on all connections while the context lasts, and heed no answer."""
+        """Send on all connections while the context lasts, and ignore the answers."""
         tasks = [asyncio.create_task(self._send()) for _ in range(CONNECTIONS)]
         try:
             yield
@@ -49,7 +49,7 @@ class _Hog:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def has_its_share(self, seconds: float) -> None:
-        """Until it is refused again and again; or so many seconds."""
+        """Until it is refused repeatedly, or this many seconds have passed."""
 
         async def refused() -> bool:
             return self.answers[503] >= REFUSED
@@ -76,7 +76,7 @@ class _Hog:
 
 async def hog(options: Options) -> Report:
     """One caller floods the store with events of 60 kB for rooms that it is not in, beside quiet ones; kill -9, too."""
-    options = options.told(FLOWBRIDGE_MAX_DATABASE_BYTES=str(DATABASE_BYTES))
+    options = options.with_settings(FLOWBRIDGE_MAX_DATABASE_BYTES=str(DATABASE_BYTES))
     rate = options.rate or QUIET_RATE
     async with stage(options, FAULTS) as it:
         flood = _Hog(it.bridge.url)
@@ -125,7 +125,7 @@ class _Quiet:
         return _Measured(len(times) / (time.monotonic() - began), p99)
 
     async def caught_up(self, seconds: float) -> None:
-        """Until they have sent what they could not while the bridge was away; or so many seconds."""
+        """Until they have sent what they could not while the bridge was away, or this many seconds have passed."""
 
         async def on_time() -> bool:
             due = self._rate * (time.monotonic() - self._began)

@@ -1,4 +1,4 @@
-"""The homeserver is away, forgets, refuses, or is not even there."""
+"""The homeserver is away, forgets, refuses, or is hidden by a misset proxy."""
 
 import asyncio
 import shlex
@@ -62,10 +62,10 @@ async def storm(options: Options) -> Report:
 
 
 async def memory(options: Options) -> Report:
-    """What may have been sent is known to nobody, for longer than the homeserver remembers what it was sent.
+    """It stays unknown what was sent, for longer than the homeserver remembers its transactions.
 
-    Twice answers get lost before the homeserver goes away; then the bridge is killed in the midst of its work and comes
-    back late. The bridge is told by how much the memory is shorter than a real one's.
+    Twice answers get lost before the homeserver goes away; then the bridge is killed while it works and comes
+    back late. The bridge knows by how much the memory is shorter than a real one's.
     """
     remember = options.remember
     if options.bridge == UNTOLD and remember < MEMORY_SECONDS:
@@ -101,7 +101,7 @@ async def proxy(options: Options) -> Report:
 
 
 def short_memory(remember: float) -> str:
-    """What tells a bridge that the homeserver remembers for so many seconds only, as a word for seeds.py."""
+    """The argument of seeds.py that tells a bridge for how many seconds the homeserver remembers."""
     return f"flowbridge.delivery.attempt.REMEMBERED_SECONDS={remember * SURE:g}"
 
 
@@ -123,7 +123,7 @@ async def _limits(it: Stage) -> dict[str, int]:
 
 def _drained(it: Stage, back: float) -> tuple[float, float]:
     """Seconds from when it was back to the first event, and events a second from then on."""
-    times = [one.at for one in read_seen(it.upstream.log, it.plan.room_ids()) if one.at >= back]
+    times = [one.at for one in read_seen(it.homeserver.log, it.plan.room_ids()) if one.at >= back]
     if len(times) < 2:
         return float("inf"), 0.0
     return times[0] - back, len(times) / max(times[-1] - times[0], 0.001)

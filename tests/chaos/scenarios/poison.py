@@ -1,4 +1,4 @@
-"""One event is poisoned: the homeserver answers 500 to it for ever, and takes all others."""
+"""One event is poisoned: the homeserver always answers 500 to it, and accepts all others."""
 
 import asyncio
 import json
@@ -7,13 +7,13 @@ from dataclasses import replace
 from urllib.parse import quote
 
 from tests.chaos.client import Client, NoAnswer
-from tests.chaos.homeserver import POISON
+from tests.chaos.faulty_homeserver import POISON
+from tests.chaos.homeserver import BY_KEY
 from tests.chaos.load import ANSWER_SECONDS
 from tests.chaos.options import Options
 from tests.chaos.report import Report
 from tests.chaos.scenarios.scenario import FAULTS, WARM_SECONDS, for_seconds, steer_when_back, until
 from tests.chaos.stage import Stage, stage
-from tests.chaos.upstream import BY_KEY
 
 SET_ASIDE_SECONDS = 4.0
 POISONED = 3  # rooms
@@ -22,8 +22,8 @@ BROKEN_SECONDS = 4 * SET_ASIDE_SECONDS
 
 
 async def poison(options: Options) -> Report:
-    """Three events are answered 500 for ever, the bridge is killed; later everything is answered 500 for a while."""
-    options = options.told(FLOWBRIDGE_SET_ASIDE_SECONDS=f"{SET_ASIDE_SECONDS:g}")
+    """Three events always get a 500, the bridge is killed; later everything gets a 500 for some time."""
+    options = options.with_settings(FLOWBRIDGE_SET_ASIDE_SECONDS=f"{SET_ASIDE_SECONDS:g}")
     async with stage(options, FAULTS) as it:
         async with it.loading(replace(it.plan, mode="async", matrix=0, rate=options.rate or 100.0)):
             await asyncio.sleep(WARM_SECONDS)

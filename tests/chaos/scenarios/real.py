@@ -13,15 +13,15 @@ from secrets import token_hex
 from urllib.parse import quote
 
 from tests.chaos.client import Client, NoAnswer
+from tests.chaos.homeserver import Homeserver, bearer
 from tests.chaos.judge import read_lines
 from tests.chaos.load import ANSWER_SECONDS, Load
 from tests.chaos.options import Options
-from tests.chaos.processes import free_port, temporary_directory
 from tests.chaos.real import synapse as real_synapse
 from tests.chaos.report import Report
 from tests.chaos.scenarios.scenario import for_seconds, until
-from tests.chaos.stage import Stage, stage
-from tests.chaos.upstream import Upstream, bearer
+from tests.chaos.stage import Stage, stage, temporary_directory
+from tests.processes import free_port
 
 DRAIN_ROOMS = 20
 ROUNDS = 3
@@ -33,7 +33,7 @@ async def synapse(options: Options) -> Report:
     few = {name: min(getattr(options, name), 2) for name in ("fire", "states", "matrix")}
     options = replace(options, rooms=min(options.rooms, 8), **few)
     rooms = options.rooms + sum(few.values())
-    async with _real(rooms) as (upstream, _), stage(options, upstream=upstream) as it:
+    async with _real(rooms) as (homeserver, _), stage(options, homeserver=homeserver) as it:
         async with it.loading():
             await for_seconds(options.seconds, it.monkey.kill_every(options.every, at_work=True))
         return await it.report("synapse", await it.drain())
@@ -41,11 +41,13 @@ async def synapse(options: Options) -> Report:
 
 async def drain(options: Options) -> Report:
     """2,000 events queued while a real Synapse could not be reached, against direct senders to as many rooms."""
-    async with _real(DRAIN_ROOMS, every=2.0) as (upstream, directory):
+    async with _real(DRAIN_ROOMS, every=2.0) as (homeserver, directory):
         address = directory / "address"
-        _point(address, upstream.urls[0])
-        plain = replace(options, rooms=DRAIN_ROOMS, fire=0, states=0, matrix=0).told(BASE_URL=f"file://{address}")
-        async with stage(plain, upstream=upstream) as it:
+        _point(address, homeserver.urls[0])
+        plain = replace(options, rooms=DRAIN_ROOMS, fire=0, states=0, matrix=0).with_settings(
+            BASE_URL=f"file://{address}"
+        )
+        async with stage(plain, homeserver=homeserver) as it:
             with it.accepted_log.open("ab", buffering=0) as log:
                 load = it.load = Load(it.plan, log)
                 await _introduce(it)
@@ -61,11 +63,11 @@ async def drain(options: Options) -> Report:
 
 
 @asynccontextmanager
-async def _real(rooms: int, *, every: float = 0.5) -> AsyncIterator[tuple[Upstream, Path]]:
+async def _real(rooms: int, *, every: float = 0.5) -> AsyncIterator[tuple[Homeserver, Path]]:
     """With a directory for its timelines, which stays behind when the run fails."""
     directory = temporary_directory()
-    async with real_synapse(directory, rooms, every=every) as upstream:
-        yield upstream, directory
+    async with real_synapse(directory, rooms, every=every) as homeserver:
+        yield homeserver, directory
     shutil.rmtree(directory, ignore_errors=True)
 
 
@@ -83,7 +85,7 @@ async def _rate(it: Stage, mark: str, send: Callable[[Stage, str], Coroutine[Non
 
 
 def _times(it: Stage, mark: str) -> list[float]:
-    return [line["at"] for line in read_lines(it.upstream.log) if line["mark"] == mark]
+    return [line["at"] for line in read_lines(it.homeserver.log) if line["mark"] == mark]
 
 
 def _content(mark: str, n: int | None) -> bytes:
@@ -94,11 +96,11 @@ async def _direct(it: Stage, mark: str) -> None:
     """One sender to each room; not for the judge."""
 
     async def send(room: str) -> None:
-        client = Client(it.upstream.urls[0])
+        client = Client(it.homeserver.urls[0])
         path = f"/_matrix/client/v3/rooms/{quote(room, safe='')}/send/m.room.message"
         for _ in range(it.options.events):
             target = f"{path}/{token_hex(8)}"
-            answer = await client.ask("PUT", target, _content(mark, None), bearer(it.upstream.bot), seconds=60)
+            answer = await client.ask("PUT", target, _content(mark, None), bearer(it.homeserver.bot), seconds=60)
             if answer.status != 200:
                 raise NoAnswer(f"Synapse answers {answer.status}")
         client.close()
@@ -131,7 +133,7 @@ class _Queue:
         async with asyncio.TaskGroup() as group:
             for room in it.plan.room_ids():
                 group.create_task(self._send(it, room, mark))
-        await self._move(it, it.upstream.urls[0], ready=True)
+        await self._move(it, it.homeserver.urls[0], ready=True)
 
     async def _send(self, it: Stage, room: str, mark: str) -> None:
         client = Client(it.bridge.url)
@@ -145,7 +147,7 @@ class _Queue:
         client.close()
 
     async def _move(self, it: Stage, url: str, *, ready: bool) -> None:
-        """Tell the bridge of another address, and wait until it says that it is ready there, or not."""
+        """Point the bridge at another address, and wait until it reports that it is ready there, or not."""
         _point(self._address, url)
         it.bridge.process.send(signal.SIGHUP)
         client = Client(it.bridge.url)

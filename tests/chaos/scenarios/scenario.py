@@ -42,7 +42,7 @@ async def for_seconds(seconds: float, doing: Awaitable[None]) -> None:
 
 
 async def until(holds: Callable[[], Awaitable[bool]], seconds: float, *, every: float = 0.05) -> bool:
-    """Whether it holds at some time within so many seconds. What has no answer does not hold."""
+    """Whether it holds at some time within this many seconds. Without an answer it does not hold."""
     ends = time.monotonic() + seconds
     while time.monotonic() < ends:
         with suppress(NoAnswer):

@@ -13,19 +13,18 @@ from contextlib import AsyncExitStack, closing, suppress
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.postgres import LocalPostgres, execute
 from tests.chaos.cable import Cable
 from tests.chaos.disk import Disk, SizeLimit, memory_disk
 from tests.chaos.load import Load
 from tests.chaos.options import Options
-from tests.chaos.processes import temporary_directory
 from tests.chaos.report import Report, at_most
 from tests.chaos.scenarios.scenario import FAULTS, SLOW, for_seconds, until
-from tests.chaos.stage import Stage, stage
+from tests.chaos.stage import Stage, stage, temporary_directory
+from tests.postgres import LocalPostgres, execute
 
 DISK_BYTES = 32 * 1024 * 1024
 FULL_SECONDS = 6.0
-TOLD_SECONDS = 60.0  # more, on a machine so busy that nobody has been told by then
+REFUSED_SECONDS = 60.0  # more, on a machine so busy that no send has been refused by then
 KILL_CYCLE = 2  # in which the bridge is killed while the disk is full, and has to start on it
 LOCKED_SECONDS = 3.0
 RETRY_SECONDS = 10.0  # for which a bridge tries to reach its database, with an event in its hand
@@ -69,7 +68,7 @@ async def network(options: Options) -> Report:
 
 async def full(options: Options) -> Report:
     """The disk of the SQLite file is full for some seconds, again and again; once the bridge is killed meanwhile."""
-    options = options.told(FLOWBRIDGE_MIN_FREE_DISK_BYTES="0")
+    options = options.with_settings(FLOWBRIDGE_MIN_FREE_DISK_BYTES="0")
     async with AsyncExitStack() as stack:
         below = temporary_directory()
         stack.callback(shutil.rmtree, below, ignore_errors=True)
@@ -184,7 +183,7 @@ async def _terminate(_: Cable, options: Options) -> None:
 
 
 async def _freeze_long(cable: Cable, options: Options) -> None:
-    """Longer than the lease: whoever cannot renew it must not go on."""
+    """Longer than the lease: a bridge that cannot renew it must stop sending."""
     assert options.lease is not None
     cable.freeze()
     await asyncio.sleep(options.lease + 3)
@@ -213,23 +212,23 @@ async def _mend(cables: list[Cable]) -> None:
 
 
 async def _fill(it: Stage, disk: Disk, load: Load, *, kill: bool) -> None:
-    """Keep the disk full for some seconds; some send must have been told, unless it may be an error that passes."""
+    """Keep the disk full for some seconds; some send must have been refused, unless the error may pass unnoticed."""
     refused, least = load.answers["503 + Retry-After"], 1 if disk.says_full else 0
     it.monkey.counts["disk filled"] += 1
     ends = time.monotonic() + FULL_SECONDS
 
-    def is_told() -> bool:
+    def is_refused() -> bool:
         return load.answers["503 + Retry-After"] - refused >= least
 
-    while time.monotonic() < ends or (not is_told() and time.monotonic() < ends + TOLD_SECONDS):
+    while time.monotonic() < ends or (not is_refused() and time.monotonic() < ends + REFUSED_SECONDS):
         disk.fill()
         if kill and time.monotonic() > ends - FULL_SECONDS / 2:
             kill = False
             await it.monkey.kill(it.bridge)
         await asyncio.sleep(0.05)
     disk.empty()
-    told = load.answers["503 + Retry-After"] - refused
-    it.check("full", f"answers 503 while the disk was full: {told:,}, wanted ≥ {least}", told >= least)
+    found = load.answers["503 + Retry-After"] - refused
+    it.check("full", f"answers 503 while the disk was full: {found:,}, wanted ≥ {least}", found >= least)
 
 
 async def _lock(file: Path, seconds: float) -> None:

@@ -39,7 +39,7 @@ async def wire(options: Options) -> Report:
         shown = "".join(f"\n      {fault}" for fault in found.faults[:SHOWN])
         what = f"answers that are not to what was sent: {len(found.faults):,} of {found.requests:,}{shown}"
         it.check("wire", what, not found.faults, f"{found.requests:,} requests, {found.conversations:,} connections")
-        altered = sum(line.get("altered", False) for line in read_lines(it.upstream.log))
+        altered = sum(line.get("altered", False) for line in read_lines(it.homeserver.log))
         it.check("altered", f"events that came altered: {altered:,}", not altered)
         it.notes.append(f"    {', '.join(f'{kind}: {times:,}' for kind, times in found.kinds.most_common())}")
         return await it.report("wire", await it.drain())

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, select, update
 
-from flowbridge.store import Fence, outbox
-from flowbridge.store.outbox import Claim
+from flowbridge.store import Fence, clock, leases, outbox
+from flowbridge.store.leases import Claim
 from flowbridge.store.tables import lanes
 from flowbridge.store.tables import outbox as events
 
@@ -53,11 +53,11 @@ def event(delivery: str = "", lane: str = LANE, **values: Any) -> dict[str, Any]
 def put(connection: Connection, *deliveries: str, lane: str = LANE, **values: Any) -> None:
     """Accept events, as a process does that does not hold the lane."""
     assert outbox.insert_rows(connection, [event(name, lane, **values) for name in deliveries]) == set()
-    outbox.mark_dirty(connection, [(lane, lane.partition("|")[0])])
+    leases.mark_dirty(connection, [(lane, lane.partition("|")[0])])
 
 
 def claim(connection: Connection, owner: str = "me", limit: int = 100, **options: Any) -> list[Claim]:
-    return outbox.claim(connection, owner, limit, LEASE_MS, **options)
+    return leases.claim(connection, owner, limit, LEASE_MS, **options)
 
 
 def claim_one(connection: Connection, owner: str = "me") -> Claim:
@@ -98,7 +98,7 @@ def lane(connection: Connection, name: str = LANE) -> Any:
 
 def let_leases_run_out(connection: Connection, owner: str = "me", *, ago_ms: int = 1) -> int:
     """As if the time had passed since `owner` was last heard of. Returns when its leases ended."""
-    now = connection.scalar(select(outbox._clock(connection)))
+    now = connection.scalar(select(clock.lease_clock(connection)))
     ended = int(now or 0) - ago_ms
     connection.execute(update(lanes).where(lanes.c.owner == owner).values(lease_until=ended))
     return ended

@@ -5,7 +5,7 @@ import time
 
 from sqlalchemy import Connection, Engine, select, update
 
-from flowbridge.store import abandoned, outbox
+from flowbridge.store import abandoned, leases, outbox
 from flowbridge.store.tables import lanes
 from flowbridge.store.tables import outbox as events
 from tests.integration.store.events import LANE, LEASE_MS, OTHER, claim_one, event, put, settlement
@@ -114,17 +114,17 @@ def test_events_of_a_lane_that_is_asked_for_stay_until_it_is_given_back(engine: 
         put(connection, "a", "b")
         put(connection, "other", lane=OTHER)
         fence = claim_one_of(connection, LANE)
-        assert abandoned.holders(connection, chosen) == {LANE: "me"}
+        assert abandoned.owners(connection, chosen) == {LANE: "me"}
         assert abandoned.remove(connection, [LANE], chosen) == 0
         abandoned.ask_for(connection, [LANE, OTHER])
-        assert outbox.renew(connection, "me", LEASE_MS)[LANE] == (fence.number, outbox.ASKED)
-        outbox.release(connection, [fence], 1_000)
-        assert abandoned.holders(connection, chosen) == {LANE: None}
+        assert leases.renew(connection, "me", LEASE_MS)[LANE] == (fence.number, leases.ASKED)
+        leases.release(connection, [fence], 1_000)
+        assert abandoned.owners(connection, chosen) == {LANE: None}
         assert abandoned.remove(connection, [LANE, OTHER], chosen) == 2
         assert abandoned.number(connection, chosen) == 0
     assert states(engine) == {"other": "queued"}
     assert lane(engine) == (None, 1, 0, None)
 
 
-def claim_one_of(connection: Connection, name: str) -> outbox.Fence:
-    return next(one.fence for one in outbox.claim(connection, "me", 10, LEASE_MS) if one.fence.lane == name)
+def claim_one_of(connection: Connection, name: str) -> leases.Fence:
+    return next(one.fence for one in leases.claim(connection, "me", 10, LEASE_MS) if one.fence.lane == name)

@@ -4,7 +4,6 @@ import contextlib
 import shutil
 import sqlite3
 import subprocess
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,19 +11,16 @@ import pytest
 from sqlalchemy import NullPool, create_engine, make_url, text
 
 from flowbridge import log
-from flowbridge.delivery import lane
 from flowbridge.store import backup
-from flowbridge.store import database as database_module
 from tests.postgres import LocalPostgres
-from tests.worker import ROOM, SERVICE, Rooms, Worker, accept, cut, error, unreachable, until
+from tests.rig import ROOM, SERVICE, MakeRig, Rig, Rooms, accept, cut, error, unreachable, until
 
 OTHER = "!other:hs"
 
 
 @pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lane, "FIRST_PAUSE", 0.01)
-    monkeypatch.setattr(lane, "MAX_PAUSE", 0.02)
+def _quick(make: MakeRig) -> None:
+    make.tune(first_pause=0.01, max_pause=0.02)
 
 
 @dataclass
@@ -136,12 +132,12 @@ def rooms() -> Rooms:
     return Rooms()
 
 
-Make = Callable[..., Worker]
+Make = MakeRig
 
 
 @pytest.fixture
 def make(store: Store, rooms: Rooms) -> Make:
-    return lambda **how: Worker(store.url, rooms, lease=1.0, deadline=0.3, **how)
+    return MakeRig(store.url, rooms, lease=1.0, deadline=0.3)
 
 
 @pytest.fixture
@@ -154,27 +150,27 @@ def lines(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 async def test_restored_backup_doubles_nothing_though_the_homeserver_forgets_at_once(
     make: Make, store: Store, rooms: Rooms, lines: list[str]
 ) -> None:
-    async with make() as worker:
-        await worker.send("first")
+    async with make() as rig:
+        await rig.send("first")
         rooms.always(error(503, "M_UNKNOWN"))
         for number in range(5):
-            await worker.accept(f"{number}")
-            await worker.accept(f"{number}", OTHER)
+            await rig.accept(f"{number}")
+            await rig.accept(f"{number}", OTHER)
         copy = store.copy()
         rooms.always(None)
-        await worker.settled()
-        await worker.send("after the backup")
-        await worker.settled()
+        await rig.settled()
+        await rig.send("after the backup")
+        await rig.settled()
     rooms.forget()
     store.restore(copy)
     lines.clear()
-    async with make() as worker:
-        await worker.settled()
-        assert set(worker.states()) == {"sent"}
-        assert sorted(worker.rows("event_id")) == sorted(
+    async with make() as rig:
+        await rig.settled()
+        assert set(rig.states()) == {"sent"}
+        assert sorted(rig.rows("event_id")) == sorted(
             event["event_id"] for room in (ROOM, OTHER) for event in rooms.timeline[room][:6]
         )
-        await worker.send("last")
+        await rig.send("last")
     assert rooms.bodies() == ["first", *"01234", "after the backup", "last"]
     assert rooms.bodies(OTHER) == [*"01234"]
     assert "store_restored" in lines
@@ -184,78 +180,78 @@ async def test_what_is_missing_in_between_is_sent_and_the_rest_not_again(
     make: Make, store: Store, rooms: Rooms
 ) -> None:
     """One that was deleted after the backup is there again; what was sent after it is not sent once more."""
-    async with make() as worker:
+    async with make() as rig:
         rooms.always(cut)
-        tickets = [await worker.accept(f"{number}") for number in range(6)]
+        deliveries = [await rig.accept(f"{number}") for number in range(6)]
         copy = store.copy()
         for number in (0, 2):
-            while not await worker.courier.cancel(tickets[number].row.delivery):
+            while not await rig.worker.cancel(deliveries[number].row.delivery):
                 pass
         rooms.always(None)
-        await worker.settled()
+        await rig.settled()
     assert rooms.bodies() == ["1", "3", "4", "5"]
     rooms.forget()
     store.restore(copy)
-    async with make() as worker:
-        await worker.settled()
+    async with make() as rig:
+        await rig.settled()
     assert rooms.bodies() == ["1", "3", "4", "5", "0", "2"]
 
 
 async def test_what_the_backup_holds_and_was_never_sent_is_sent_in_order(
     make: Make, store: Store, rooms: Rooms
 ) -> None:
-    async with make() as worker:
+    async with make() as rig:
         rooms.always(error(503, "M_UNKNOWN"))
         for number in range(6):
-            await worker.accept(f"{number}")
+            await rig.accept(f"{number}")
         copy = store.copy()
         rooms.always(None)
         rooms.then(accept, accept, accept, *[error(503, "M_UNKNOWN")] * 1_000)
         await until(lambda: len(rooms.timeline[ROOM]) == 3)
-        await worker.crash()
+        await rig.crash()
     rooms.forget()
-    rooms._next.clear()
+    rooms.following.clear()
     store.restore(copy)
-    async with make() as worker:
-        await worker.settled()
+    async with make() as rig:
+        await rig.settled()
     assert rooms.bodies() == [*"012345"]
 
 
 async def test_token_without_device_finds_equal_events_one_by_one(make: Make, store: Store, rooms: Rooms) -> None:
     """No transaction id is shown to it: five alike are told apart by which are known."""
-    async with make() as worker:
+    async with make() as rig:
         rooms.always(error(503, "M_UNKNOWN"))
         for _ in range(5):
-            await worker.accept("alike", caller=SERVICE)
+            await rig.accept("alike", caller=SERVICE)
         copy = store.copy()
         rooms.always(None)
-        await worker.settled()
+        await rig.settled()
     rooms.forget()
     rooms.shows_txn_ids = False
     store.restore(copy)
-    async with make() as worker:
-        await worker.settled()
-        assert len(set(worker.rows("event_id"))) == 5
+    async with make() as rig:
+        await rig.settled()
+        assert len(set(rig.rows("event_id"))) == 5
     assert rooms.bodies() == ["alike"] * 5
 
 
 async def test_restart_on_the_same_database_asks_nothing(
     make: Make, store: Store, rooms: Rooms, lines: list[str]
 ) -> None:
-    async with make() as worker:  # nothing is queued while it learns that there was no start before
-        await worker.send("first", OTHER)
-        await worker.settled()
-    async with make() as worker:
+    async with make() as rig:  # nothing is queued while it learns that there was no start before
+        await rig.send("first", OTHER)
+        await rig.settled()
+    async with make() as rig:
         rooms.always(error(503, "M_UNKNOWN"))
-        await worker.accept("a")
+        await rig.accept("a")
         await until(lambda: len(rooms.sends) > 1)
     for _ in range(2):
-        async with make() as worker:
-            await worker.accept("b", OTHER)
+        async with make() as rig:
+            await rig.accept("b", OTHER)
     lines.clear()
     rooms.always(None)
-    async with make() as worker:
-        await worker.settled()
+    async with make() as rig:
+        await rig.settled()
     assert "store_restored" not in lines
     assert ("recent", ROOM) not in rooms.looks
     assert rooms.bodies() == ["a"]
@@ -265,40 +261,40 @@ async def test_what_waits_for_longer_than_homeservers_remember_is_looked_for_onc
     make: Make, store: Store, rooms: Rooms
 ) -> None:
     """As after a whole machine was put back to an earlier time: nothing tells that from a restart."""
-    async with make() as worker:
+    async with make() as rig:
         rooms.always(error(429, "M_LIMIT_EXCEEDED", retry_after_ms=100))  # never taken, and so never in doubt
         for body in "ab":
-            await worker.accept(body)
+            await rig.accept(body)
         await until(lambda: rooms.sends)
-        await worker.stop()
+        await rig.stop()
         tell(store.url, "UPDATE outbox SET accepted_at = accepted_at - 3600000")
         tell(store.url, "UPDATE lanes SET uncertain_since = NULL")
     rooms.always(None)
-    async with make() as worker:
-        await worker.settled()
+    async with make() as rig:
+        await rig.settled()
     assert rooms.looks.count(("recent", ROOM)) >= 1
     assert rooms.bodies() == ["a", "b"]
 
 
 async def test_doubt_of_a_backup_outlives_a_crash(make: Make, store: Store, rooms: Rooms) -> None:
-    async with make() as worker:
+    async with make() as rig:
         rooms.always(error(503, "M_UNKNOWN"))
         for number in range(3):
-            await worker.accept(f"{number}")
+            await rig.accept(f"{number}")
         copy = store.copy()
         rooms.always(None)
-        await worker.settled()
+        await rig.settled()
     rooms.forget()
     store.restore(copy)
     rooms.reading = unreachable()
     for _ in range(2):
-        async with make() as worker:
+        async with make() as rig:
             await until(lambda: rooms.looks)
             rooms.looks.clear()
-            await worker.crash()
+            await rig.crash()
     rooms.reading = None
-    async with make() as worker:
-        await worker.settled()
+    async with make() as rig:
+        await rig.settled()
     assert rooms.bodies() == [*"012"]
 
 
@@ -309,18 +305,18 @@ def tell(url: str, statement: str) -> None:
 
 @pytest.mark.parametrize("store", ["postgresql: template"], indirect=True)
 async def test_copy_of_a_whole_database_is_known_as_one(make: Make, store: Store, rooms: Rooms) -> None:
-    async with make() as worker:
+    async with make() as rig:
         rooms.always(error(503, "M_UNKNOWN"))
-        await worker.accept("a")
-        await worker.stop()
+        await rig.accept("a")
+        await rig.stop()
     copy = store.copy()
     rooms.always(None)
-    async with make() as worker:
-        await worker.settled()
+    async with make() as rig:
+        await rig.settled()
     rooms.forget()
     store.restore(copy)
-    async with make() as worker:
-        await worker.settled()
+    async with make() as rig:
+        await rig.settled()
     assert rooms.bodies() == ["a"]
 
 
@@ -329,7 +325,7 @@ async def test_role_that_does_not_own_the_table_looks_each_time(
 ) -> None:
     url = make_url(postgres.fresh_database())
     as_owner = url.render_as_string(hide_password=False)
-    async with Worker(as_owner, rooms):
+    async with Rig(as_owner, rooms):
         pass
     role = f"user_{url.database}"
     for statement in (
@@ -342,11 +338,11 @@ async def test_role_that_does_not_own_the_table_looks_each_time(
     theirs = url.set(username=role, password="right").render_as_string(hide_password=False)
     try:
         rooms.always(error(503, "M_UNKNOWN"))
-        async with Worker(theirs, rooms) as worker:
-            await worker.accept("a")
+        async with Rig(theirs, rooms) as rig:
+            await rig.accept("a")
         rooms.always(None)
-        async with Worker(theirs, rooms) as worker:
-            await worker.settled()
+        async with Rig(theirs, rooms) as rig:
+            await rig.settled()
         assert "store_not_marked" in lines
         assert ("recent", ROOM) in rooms.looks
         assert rooms.bodies() == ["a"]
@@ -357,29 +353,27 @@ async def test_role_that_does_not_own_the_table_looks_each_time(
 
 
 @pytest.mark.parametrize("store", ["sqlite: copied by hand"], indirect=True)
-async def test_copy_that_sqlite_made_is_known_by_its_epoch(
-    make: Make, store: Store, rooms: Rooms, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_copy_that_sqlite_made_is_known_by_its_epoch(make: Make, store: Store, rooms: Rooms) -> None:
     """Put back into the very same file, after an end that could write nothing down."""
-    monkeypatch.setattr(database_module, "LOOK_SECONDS", 0.02)
     assert isinstance(store, File)
     copy = store.folder.with_name("copy.db")
-    async with make() as worker:
+    make.tune(file_check_seconds=0.02)
+    async with make() as rig:
         rooms.always(error(503, "M_UNKNOWN"))
-        await worker.accept("a")
+        await rig.accept("a")
         vacuum(store.path, copy)
         rooms.always(None)
-        await worker.settled()
-        files = worker.database.files
+        await rig.settled()
+        files = rig.database.files
         assert files is not None
-        before = files._noted
-        await worker.accept("b", OTHER)
-        await until(lambda: files._noted != before)
-        await worker.crash()
+        before = files.state
+        await rig.accept("b", OTHER)
+        await until(lambda: files.state != before)
+        await rig.crash()
     rooms.forget()
     store.path.write_bytes(copy.read_bytes())
-    async with make() as worker:
-        await worker.settled()
+    async with make() as rig:
+        await rig.settled()
     assert rooms.bodies() == ["a"]
 
 

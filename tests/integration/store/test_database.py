@@ -14,15 +14,31 @@ import pytest
 from sqlalchemy import Connection, NullPool, create_engine, event, func, select, text
 from sqlalchemy.exc import OperationalError
 
+from flowbridge.models.timing import Timing
 from flowbridge.store import Database, StoreFull, StoreUnavailable, StoreUnsure, outbox
-from flowbridge.store import database as module
-from flowbridge.store import engine as engine_module
 from flowbridge.store.files import REMOVED
 from flowbridge.store.tables import outbox as events
 from tests.integration.store import events as rows
 from tests.integration.store.events import only_postgresql, only_sqlite, put, states
 from tests.patience import PATIENCE
 from tests.postgres import LocalPostgres
+
+
+@asynccontextmanager
+async def working(url: str, **options: Any) -> AsyncIterator[Database]:
+    """A database with these options, open and at work."""
+    database = Database(url, **options)
+    database.open()
+    database.start()
+    yield database
+    await database.stop()
+
+
+@pytest.fixture
+async def impatient(url: str) -> AsyncIterator[Database]:
+    """A database that soon stops retrying a commit."""
+    async with working(url, timing=Timing(store_retry_seconds=0.2)) as database:
+        yield database
 
 
 def put_one(name: str) -> Callable[[Connection], None]:
@@ -126,13 +142,13 @@ async def test_hundred_callers_share_one_commit(database: Database) -> None:
     assert await database.read(count) == 100
 
 
-async def test_group_is_bounded(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MAX_GROUP", 10)
-    with commits(database) as seen:
-        async with busy(database):
-            waiting = [database.run(put_one(f"event-{number}")) for number in range(30)]
-        await asyncio.gather(*waiting)
-        assert 3 <= seen[0] <= 5
+async def test_group_is_bounded(url: str) -> None:
+    async with working(url, max_group=10) as database:
+        with commits(database) as seen:
+            async with busy(database):
+                waiting = [database.run(put_one(f"event-{number}")) for number in range(30)]
+            await asyncio.gather(*waiting)
+            assert 3 <= seen[0] <= 5
 
 
 async def test_work_is_done_in_the_order_in_which_it_was_asked_for(database: Database) -> None:
@@ -203,19 +219,17 @@ async def test_caller_who_left_does_not_disturb_the_others(database: Database) -
 # back-pressure
 
 
-async def test_queue_that_is_full_takes_nothing_more_and_loses_nothing(
-    database: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "MAX_WAITING", 3)
-    async with busy(database):
-        taken = [database.run(put_one(f"event-{number}")) for number in range(3)]
-        for _ in range(2):
-            with pytest.raises(StoreFull) as caught:
-                database.run(put_one("too much"))
-    assert caught.value.headers() == {"Retry-After": "1"}
-    await asyncio.gather(*taken)
-    await database.run(put_one("later"))
-    assert list(await database.read(states)) == ["event-0", "event-1", "event-2", "later"]
+async def test_queue_that_is_full_takes_nothing_more_and_loses_nothing(url: str) -> None:
+    async with working(url, max_waiting=3) as database:
+        async with busy(database):
+            taken = [database.run(put_one(f"event-{number}")) for number in range(3)]
+            for _ in range(2):
+                with pytest.raises(StoreFull) as caught:
+                    database.run(put_one("too much"))
+        assert caught.value.headers() == {"Retry-After": "1"}
+        await asyncio.gather(*taken)
+        await database.run(put_one("later"))
+        assert list(await database.read(states)) == ["event-0", "event-1", "event-2", "later"]
 
 
 # reading
@@ -278,7 +292,7 @@ async def test_look_at_the_file_leaves_sqlites_locks_alone(database: Database) -
     """Where a process closes a descriptor of the file, it loses them: then the next command that ends removes -wal."""
     assert database.files is not None
     await database.run(put_one("one"))
-    await database.look()
+    await database.check()
     command = f"import sqlite3; sqlite3.connect({database.url.database!r}).execute('PRAGMA user_version').fetchall()"
     await asyncio.to_thread(subprocess.run, [sys.executable, "-c", command], check=True, timeout=PATIENCE)
     assert not database.files.missing()
@@ -319,38 +333,23 @@ async def test_work_waits_for_a_database_that_is_locked(database: Database) -> N
     assert not database.trouble
 
 
-@pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """SQLite itself does not wait for a lock for long."""
-    monkeypatch.setattr(engine_module, "BUSY_MS", 50)
-
-
 @only_sqlite  # PostgreSQL waits for ever
-@pytest.mark.usefixtures("impatient")
 async def test_lock_that_lasts_longer_than_sqlite_waits_is_waited_for(url: str) -> None:
-    database = Database(url)
-    database.open()
-    database.start()
-    with locked(url):
-        waiting = [database.run(put_one("one")), database.run(put_one("two"))]
-        await until(lambda: "locked" in database.trouble)
-    await asyncio.gather(*waiting)
-    assert list(await database.read(states)) == ["one", "two"]
-    await database.stop()
+    async with working(url, timing=Timing(sqlite_busy_seconds=0.05)) as database:
+        with locked(url):
+            waiting = [database.run(put_one("one")), database.run(put_one("two"))]
+            await until(lambda: "locked" in database.trouble)
+        await asyncio.gather(*waiting)
+        assert list(await database.read(states)) == ["one", "two"]
 
 
 @only_sqlite  # PostgreSQL waits for ever
-@pytest.mark.usefixtures("impatient")
-async def test_lock_that_does_not_end_is_told(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "RETRY_SECONDS", 0.3)
-    database = Database(url)
-    database.open()
-    database.start()
-    with locked(url), pytest.raises(StoreUnavailable, match="locked"):
-        await database.run(put_one("one"))
-    await database.run(put_one("two"))
-    assert list(await database.read(states)) == ["two"]
-    await database.stop()
+async def test_lock_that_does_not_end_is_told(url: str) -> None:
+    async with working(url, timing=Timing(sqlite_busy_seconds=0.05, store_retry_seconds=0.3)) as database:
+        with locked(url), pytest.raises(StoreUnavailable, match="locked"):
+            await database.run(put_one("one"))
+        await database.run(put_one("two"))
+        assert list(await database.read(states)) == ["two"]
 
 
 def full(database: Database) -> Exception:
@@ -388,41 +387,31 @@ async def test_connection_lost_in_the_middle_of_a_commit_doubles_nothing(databas
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
-async def test_commit_that_nobody_heard_of_may_be_one(
-    database: Database, after: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_commit_that_nobody_heard_of_may_be_one(impatient: Database, after: bool) -> None:
     """A 503 would say that nothing of it is kept."""
-    monkeypatch.setattr(module, "RETRY_SECONDS", 0.2)
     mine = rows.event("mine")
     with (
-        failing(database, "do_commit", *[connection_lost(database)] * 100, after=after),
+        failing(impatient, "do_commit", *[connection_lost(impatient)] * 100, after=after),
         pytest.raises(StoreUnsure, match="may have taken this") as caught,
     ):
-        await database.run(lambda connection: outbox.insert_rows(connection, [mine]))
+        await impatient.run(lambda connection: outbox.insert_rows(connection, [mine]))
     assert caught.value.status == 504
     assert caught.value.headers() == {}
-    assert list(await database.read(states)) == ["mine"] * after
+    assert list(await impatient.read(states)) == ["mine"] * after
 
 
-async def test_what_fails_before_its_commit_is_surely_not_done(
-    database: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "RETRY_SECONDS", 0.2)
-
+async def test_what_fails_before_its_commit_is_surely_not_done(impatient: Database) -> None:
     def lost(connection: Connection) -> None:
         put(connection, "mine")
-        raise OperationalError("INSERT", {}, connection_lost(database), connection_invalidated=True)
+        raise OperationalError("INSERT", {}, connection_lost(impatient), connection_invalidated=True)
 
     with pytest.raises(StoreUnavailable) as caught:
-        await database.run(lost)
+        await impatient.run(lost)
     assert not isinstance(caught.value, StoreUnsure)
     assert caught.value.status == 503
 
 
-async def test_doubt_ends_with_a_run_that_sees_nothing_of_the_one_before(
-    database: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "RETRY_SECONDS", 0.2)
+async def test_doubt_ends_with_a_run_that_sees_nothing_of_the_one_before(impatient: Database) -> None:
     ran = [0]
 
     def work(connection: Connection) -> None:
@@ -430,16 +419,16 @@ async def test_doubt_ends_with_a_run_that_sees_nothing_of_the_one_before(
         if ran[0] > 2:
             connection.exec_driver_sql("SELECT nothing")
 
-    with failing(database, "do_commit", *[connection_lost(database)] * 2):
+    with failing(impatient, "do_commit", *[connection_lost(impatient)] * 2):
         with pytest.raises(StoreUnavailable) as caught:
-            await database.run(work, found_nothing=lambda: ran[0] == 2)
+            await impatient.run(work, found_nothing=lambda: ran[0] == 2)
         assert isinstance(caught.value, StoreUnsure), "the second commit may be one, too"
     ran[0] = 0
     with (
-        failing(database, "do_commit", connection_lost(database), full(database)),
+        failing(impatient, "do_commit", connection_lost(impatient), full(impatient)),
         pytest.raises(StoreUnavailable, match="full") as caught,
     ):
-        await database.run(work, found_nothing=lambda: ran[0] == 2)
+        await impatient.run(work, found_nothing=lambda: ran[0] == 2)
     assert not isinstance(caught.value, StoreUnsure)
 
 
@@ -494,43 +483,35 @@ async def test_session_ended_by_the_server_is_replaced(database: Database) -> No
 
 @pytest.mark.parametrize("end", [LocalPostgres.kill, LocalPostgres.stop], ids=["kill", "stop"])
 async def test_work_queued_while_postgresql_is_away_is_done_when_it_is_back(
-    own_postgres: LocalPostgres, end: Callable[[LocalPostgres], None], monkeypatch: pytest.MonkeyPatch
+    own_postgres: LocalPostgres, end: Callable[[LocalPostgres], None]
 ) -> None:
-    monkeypatch.setattr(module, "RETRY_SECONDS", PATIENCE)  # a start takes a busy machine more than ten seconds
-    database = Database(own_postgres.url)
-    database.open()
-    database.start()
-    await database.run(put_one("before"))
-    await asyncio.to_thread(end, own_postgres)
-    waiting = [database.run(put_one(f"event-{number}")) for number in range(10)]
-    await until(lambda: database.trouble)
-    with pytest.raises(StoreUnavailable, match="cannot be read"):
-        await database.read(count)
-    await asyncio.to_thread(own_postgres.start)
-    await asyncio.gather(*waiting)
-    assert list(await database.read(states)) == ["before", *[f"event-{number}" for number in range(10)]]
-    assert not database.trouble
-    await database.stop()
+    patient = Timing(store_retry_seconds=PATIENCE)  # a start takes a busy machine more than ten seconds
+    async with working(own_postgres.url, timing=patient) as database:
+        await database.run(put_one("before"))
+        await asyncio.to_thread(end, own_postgres)
+        waiting = [database.run(put_one(f"event-{number}")) for number in range(10)]
+        await until(lambda: database.trouble)
+        with pytest.raises(StoreUnavailable, match="cannot be read"):
+            await database.read(count)
+        await asyncio.to_thread(own_postgres.start)
+        await asyncio.gather(*waiting)
+        assert list(await database.read(states)) == ["before", *[f"event-{number}" for number in range(10)]]
+        assert not database.trouble
 
 
-async def test_postgresql_that_stays_away_is_told(own_postgres: LocalPostgres, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "RETRY_SECONDS", 0.2)
-    database = Database(own_postgres.url)
-    database.open()
-    database.start()
-    await asyncio.to_thread(own_postgres.kill)
-    with pytest.raises(StoreUnavailable, match="cannot be written") as caught:
-        await database.run(put_one("one"))
-    assert "\n" not in str(caught.value)
-    await database.stop()
+async def test_postgresql_that_stays_away_is_told(own_postgres: LocalPostgres) -> None:
+    async with working(own_postgres.url, timing=Timing(store_retry_seconds=0.2)) as database:
+        await asyncio.to_thread(own_postgres.kill)
+        with pytest.raises(StoreUnavailable, match="cannot be written") as caught:
+            await database.run(put_one("one"))
+        assert "\n" not in str(caught.value)
 
 
 @only_postgresql
 async def test_replica_that_was_stopped_in_a_transaction_does_not_hold_up_the_others(
-    url: str, database: Database, monkeypatch: pytest.MonkeyPatch
+    url: str, database: Database
 ) -> None:
-    monkeypatch.setattr(engine_module, "_SESSION", engine_module._SESSION.replace("'5s'", "'500ms'"))
-    stopped = Database(url)
+    stopped = Database(url, timing=Timing(idle_transaction_seconds=0.5))
     stopped.open()
     connection = stopped.engine.connect()
     put(connection, "held")  # as if the process stood still here

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, Engine, event, insert, select, text, update
 
-from flowbridge.store import delivery_log, outbox
+from flowbridge.store import clock, delivery_log, leases, outbox
 from flowbridge.store.delivery_log import ALL, Selection, Whose
 from flowbridge.store.tables import accounts, lanes
 from flowbridge.store.tables import outbox as events
@@ -218,7 +218,7 @@ def test_replayed_row_goes_to_the_tail_under_a_new_txn_id(
     attempt = {"at": 1, "ms": 2, "status": 403}
     put(connection, "a", accepted_at=1_000, attempts=3, idem="i", txn_id="old", history=json.dumps([attempt]), **was)
     put(connection, "b")
-    started = outbox.now_ms()
+    started = clock.now_ms()
     assert delivery_log.replay(connection, "a", "new", "@alice:hs")
     assert [row.delivery for row in outbox.fetch(connection, f"alice-1|{ROOM}")] == ["b", "a"]
     row = delivery_log.get(connection, "a")
@@ -235,9 +235,9 @@ def test_replayed_row_goes_to_the_tail_under_a_new_txn_id(
 
 def test_replay_makes_the_lane_known_to_workers(connection: Connection) -> None:
     put(connection, "a", **DEAD)
-    assert outbox.claim(connection, "me", 10, 1_000) == []
+    assert leases.claim(connection, "me", 10, 1_000) == []
     delivery_log.replay(connection, "a", "new", "me")
-    (claim,) = outbox.claim(connection, "me", 10, 1_000)
+    (claim,) = leases.claim(connection, "me", 10, 1_000)
     assert [(row.delivery, row.txn_id) for row in claim.rows] == [("a", "new")]
     assert json.loads(claim.rows[0].history)[-1]["replayed"]["by"] == "me"
 

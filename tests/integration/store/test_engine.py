@@ -1,4 +1,4 @@
-"""Opening the database: what is wrong is one line without secrets, and who may read the files."""
+"""Opening the database: errors are one line without secrets, and the files are closed to others."""
 
 import os
 import pwd
@@ -15,23 +15,24 @@ import pytest
 from sqlalchemy import NullPool, create_engine, make_url, text
 
 from flowbridge import log
-from flowbridge.store import Database, StoreAbsent, StoreError, engine, files
+from flowbridge.models.timing import Timing
+from flowbridge.store import Database, StoreAbsent, StoreError, lock_file
 from tests.patience import PATIENCE
 from tests.postgres import LocalPostgres
 
 SECRET = "wordpass"
 
 
-def opened(url: str, *, shared: bool = False, make: bool = False) -> None:
-    database = Database(url)
+def opened(url: str, *, shared: bool = False, make: bool = False, timing: Timing = Timing()) -> None:
+    database = Database(url, timing=timing)
     database.open(shared=shared, make=make)
     database.close()
 
 
-def complaint(url: str, *, shared: bool = False) -> str:
+def complaint(url: str, *, shared: bool = False, timing: Timing = Timing()) -> str:
     """What is said when this cannot be opened."""
     with pytest.raises(StoreError) as caught:
-        opened(url, shared=shared)
+        opened(url, shared=shared, timing=timing)
     said = str(caught.value)
     assert "\n" not in said
     assert SECRET not in said
@@ -69,8 +70,8 @@ class Lines:
 
 @pytest.fixture
 def ordinary_user(tmp_path: Path) -> Iterator[Path]:
-    """Root may do everything: be nobody for this test. Gives a directory of that user's own."""
-    opened(f"sqlite:///{tmp_path}/first.db")  # all is imported by then: nobody may not get to the packages
+    """Run the test as the user `nobody`, since root may do everything. Yields a directory of that user."""
+    opened(f"sqlite:///{tmp_path}/first.db")  # imports everything: `nobody` may not be able to
     root = os.geteuid() == 0
     if root:
         os.seteuid(pwd.getpwnam("nobody").pw_uid)
@@ -250,7 +251,7 @@ def test_command_that_goes_on_for_long_uses_no_other_file(tmp_path: Path) -> Non
 @pytest.mark.parametrize("shared", [False, True])
 def test_file_made_by_a_command_at_the_same_time_is_no_fault(tmp_path: Path, shared: bool) -> None:
     """A command has the lock for a moment: a start, or another command, waits for that."""
-    lock = files.take_lock(tmp_path / "flowbridge.db.lock")
+    lock = lock_file.take(tmp_path / "flowbridge.db.lock")
     with ThreadPoolExecutor(1) as threads:
         opening = threads.submit(opened, f"sqlite:///{tmp_path}/flowbridge.db", shared=shared, make=shared)
         time.sleep(0.1)
@@ -266,13 +267,13 @@ def test_postgresql_without_tables_gets_none_from_a_command_that_only_looks(post
     opened(url, shared=True)
 
 
-def test_file_that_is_locked_is_waited_for(tmp_path: Path, log_lines: Lines, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_that_is_locked_is_waited_for(tmp_path: Path, log_lines: Lines) -> None:
     """Beyond what SQLite does itself: it gives up at once where two would wait for each other."""
-    monkeypatch.setattr(engine, "BUSY_MS", 20)
+    hasty = Timing(sqlite_busy_seconds=0.02)
     other = sqlite3.connect(tmp_path / "flowbridge.db", isolation_level=None)
     other.execute("BEGIN EXCLUSIVE")
     with ThreadPoolExecutor(1) as threads:
-        opening = threads.submit(opened, f"sqlite:///{tmp_path}/flowbridge.db")
+        opening = threads.submit(opened, f"sqlite:///{tmp_path}/flowbridge.db", timing=hasty)
         assert log_lines.came.wait(PATIENCE)
         other.execute("COMMIT")
         opening.result(timeout=PATIENCE)
@@ -280,12 +281,11 @@ def test_file_that_is_locked_is_waited_for(tmp_path: Path, log_lines: Lines, mon
     assert "locked" in str(log_lines.seen[0][1]["error"])
 
 
-def test_file_that_stays_locked_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "BUSY_MS", 20)
-    monkeypatch.setattr(engine, "LOCKED_SECONDS", 0.1)
+def test_file_that_stays_locked_is_told(tmp_path: Path) -> None:
+    hasty = Timing(sqlite_busy_seconds=0.02, sqlite_locked_seconds=0.1)
     other = sqlite3.connect(tmp_path / "flowbridge.db", isolation_level=None)
     other.execute("BEGIN EXCLUSIVE")
-    assert "database is locked" in complaint(f"sqlite:///{tmp_path}/flowbridge.db")
+    assert "database is locked" in complaint(f"sqlite:///{tmp_path}/flowbridge.db", timing=hasty)
     other.close()
 
 
@@ -308,10 +308,9 @@ def test_postgresql_that_starts_later_is_waited_for(own_postgres: LocalPostgres,
     assert "refused" in str(log_lines.seen[0][1]["error"])
 
 
-def test_postgresql_that_does_not_come_is_told(monkeypatch: pytest.MonkeyPatch, log_lines: Lines) -> None:
-    monkeypatch.setattr(engine, "WAIT_SECONDS", 0.3)
-    monkeypatch.setattr(engine, "AGAIN_SECONDS", 0.05)
-    assert "refused" in complaint(f"postgresql://me:{SECRET}@127.0.0.1:1/name")
+def test_postgresql_that_does_not_come_is_told(log_lines: Lines) -> None:
+    hasty = Timing(postgres_start_seconds=0.3, postgres_poll_seconds=0.05)
+    assert "refused" in complaint(f"postgresql://me:{SECRET}@127.0.0.1:1/name", timing=hasty)
     assert len(log_lines.seen) == 1, "said once, not at each try"
     assert SECRET not in str(log_lines.seen)
 

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Connection
 
+from flowbridge.models.timing import Timing
 from flowbridge.store import Database, StoreError, StoreUnavailable, files
-from flowbridge.store import database as module
 from tests.integration.store import events as rows
 from tests.integration.store.events import states
-from tests.worker import PATIENCE, MakeWorker, Rooms, Worker, soon, until
+from tests.rig import PATIENCE, MakeRig, Rooms, soon, until
 
 OTHER = "!other:hs"
 
@@ -108,8 +108,8 @@ def rooms() -> Rooms:
 
 
 @pytest.fixture
-def make(path: Path, rooms: Rooms) -> MakeWorker:
-    return lambda **how: Worker(f"sqlite:///{path}", rooms, **how)
+def make(path: Path, rooms: Rooms) -> MakeRig:
+    return MakeRig(f"sqlite:///{path}", rooms)
 
 
 @pytest.fixture
@@ -118,27 +118,27 @@ async def database(path: Path) -> AsyncIterator[Database]:
     database.open()
     database.start()
     yield database
-    if database._thread.is_alive():  # else the test has stopped it
+    if database.is_open:  # else the test has stopped it
         await database.stop()
 
 
 @pytest.mark.parametrize(("harm", "reason"), QUICK)
 async def test_commit_that_is_not_kept_is_taken_back_before_it_is_told(
-    make: MakeWorker, rooms: Rooms, path: Path, harm: Callable[[Path], None], reason: str
+    make: MakeRig, rooms: Rooms, path: Path, harm: Callable[[Path], None], reason: str
 ) -> None:
-    async with make() as worker:
-        await worker.send("a")
-        await worker.accept("b", OTHER)
-        await worker.settled(2)
+    async with make() as rig:
+        await rig.send("a")
+        await rig.accept("b", OTHER)
+        await rig.settled(2)
         harm(path)
         with pytest.raises(StoreUnavailable, match=reason.split()[-1]):
-            await worker.accept("c", "!third:hs", key="c")
-        assert worker.database.missing == reason
+            await rig.accept("c", "!third:hs", key="c")
+        assert rig.database.missing == reason
         with pytest.raises(StoreUnavailable, match=reason.split()[-1]) as caught:
-            await worker.accept("d", "!third:hs")
+            await rig.accept("d", "!third:hs")
         assert caught.value.headers() == {"Retry-After": "10"}
         # by the writer: no new connection may be made to a file that is another one by now
-        assert list((await worker.database.run(states)).values()) == ["sent", "sent"]
+        assert list((await rig.database.run(states)).values()) == ["sent", "sent"]
         assert rooms.bodies("!third:hs") == []
 
 
@@ -211,8 +211,13 @@ async def test_end_overwrites_nothing_that_is_in_its_place(database: Database, p
 
 
 @pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "LOOK_SECONDS", 0.02)
+async def quick(path: Path) -> AsyncIterator[Database]:
+    """A database that checks its files all the time."""
+    database = Database(f"sqlite:///{path}", timing=Timing(file_check_seconds=0.02))
+    database.open()
+    database.start()
+    yield database
+    await database.stop()
 
 
 def put(connection: Connection, name: str) -> None:
@@ -227,27 +232,26 @@ def version(path: Path) -> int:
         connection.close()
 
 
-@pytest.mark.usefixtures("quick")
-async def test_epoch_changes_with_what_is_committed_and_not_without(database: Database, path: Path) -> None:
+async def test_epoch_changes_with_what_is_committed_and_not_without(quick: Database, path: Path) -> None:
     seen = version(path)
     for name in "abc":
-        await database.run(partial(put, name=name))
+        await quick.run(partial(put, name=name))
         deadline = time.monotonic() + PATIENCE
         while (now := version(path)) == seen:
             assert time.monotonic() < deadline
             await asyncio.sleep(0.01)
         seen = now
-    before = database.files
+    before = quick.files
     assert before is not None
-    looks = 0
+    checks = 0
 
-    def look() -> str:
-        nonlocal looks
-        looks += 1
+    def check() -> str:
+        nonlocal checks
+        checks += 1
         return ""
 
-    before.look = look  # type: ignore[method-assign]
-    await until(lambda: looks > 5)
+    before.check = check  # type: ignore[method-assign]
+    await until(lambda: checks > 5)
     assert version(path) == seen
 
 

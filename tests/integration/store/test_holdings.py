@@ -1,4 +1,4 @@
-"""flowbridge.store.holdings, on each engine: who holds how much, and what goes before its time."""
+"""flowbridge.store.holdings, on each engine: which caller holds how much, and what is deleted before its time."""
 
 from collections import Counter
 from collections.abc import Callable

@@ -1,5 +1,6 @@
 """The schema: made at once or by migrations, by one process or several, and never over what is not ours."""
 
+import contextlib
 import hashlib
 import json
 import shutil
@@ -17,17 +18,18 @@ from cryptography.fernet import Fernet
 from sqlalchemy import Connection, MetaData, NullPool, Table, create_engine, text
 from sqlalchemy.exc import IntegrityError
 
-from flowbridge.store import Database, StoreError, delivery_log, migrations, outbox
+from flowbridge.store import Database, StoreError, clock, delivery_log, leases, migrations
 from flowbridge.store.accounts import account_of, token_hash, tokens_of
 from flowbridge.store.delivery_log import Whose
+from flowbridge.store.engine import reported
 from tests.conftest import NewDatabase
 from tests.integration.store import events as rows
 from tests.patience import PATIENCE
-from tests.worker import ALICE as ALICE_PHONE
-from tests.worker import DESK as ALICE_DESK
-from tests.worker import KEY, ROOM, Rooms, Worker, error
+from tests.rig import ALICE as ALICE_PHONE
+from tests.rig import DESK as ALICE_DESK
+from tests.rig import KEY, ROOM, Rig, Rooms, error
 
-Upgrade = Callable[[str], None]
+Upgrade = Callable[..., None]
 
 NEXT = """
 import sqlalchemy as sa
@@ -142,7 +144,7 @@ def test_events_of_two_devices_become_their_users_in_the_order_of_acceptance(new
     assert ask(url, "SELECT * FROM accounts") == [(ALICE, "@alice:hs")]
     with create_engine(url, poolclass=NullPool).begin() as connection:
         found = tokens_of(connection, ALICE)
-        (claim,) = outbox.claim(connection, "me", 10, 1_000)
+        (claim,) = leases.claim(connection, "me", 10, 1_000)
         assert delivery_log.get(connection, "3", Whose(user_id="@alice:hs")) is not None
     assert found == [("@alice:hs", "DESK", "encrypted DESK"), ("@alice:hs", "PHONE", "encrypted PHONE")]
     assert [row.delivery for row in claim.rows] == ["1", "2"]
@@ -161,13 +163,13 @@ async def test_events_of_an_older_database_are_sent_once_and_in_order_by_any_tok
     for number, account in enumerate((PHONE, DESK, PHONE, DESK)):
         content = json.dumps({"msgtype": "m.text", "body": str(number)})
         add(url, "outbox", **rows.event(str(number), f"{account}|{ROOM}", content=content))
-    put_lane(url, PHONE, ROOM, uncertain_since=outbox.now_ms() - 1_000)
-    put_lane(url, DESK, ROOM, uncertain_since=outbox.now_ms() - 2_000)
+    put_lane(url, PHONE, ROOM, uncertain_since=clock.now_ms() - 1_000)
+    put_lane(url, DESK, ROOM, uncertain_since=clock.now_ms() - 2_000)
     rooms.put("1", sender=ALICE_DESK.user_id, _txn=((ALICE_DESK.user_id, ALICE_DESK.device_id), "txn"))
     rooms.script(lambda sent: error(401, "M_UNKNOWN_TOKEN") if sent.token == ALICE_DESK.token else None)
-    async with Worker(url, rooms) as worker:
-        await worker.settled()
-        assert worker.states() == ["sent"] * 4
+    async with Rig(url, rooms) as rig:
+        await rig.settled()
+        assert rig.states() == ["sent"] * 4
     assert sorted(rooms.bodies()) == ["0", "1", "2", "3"]
     assert [body for body in rooms.bodies() if body != "1"] == ["0", "2", "3"]
 
@@ -188,7 +190,7 @@ def test_lane_whose_owner_died_is_in_doubt_after_the_migration(new_database: New
 
 def test_lane_that_an_older_replica_holds_is_left_to_it_until_its_lease_ends(new_database: NewDatabase) -> None:
     """Also for a caller who waits, and where the same user had a lane on another device, which only rested."""
-    url, until = made_by("0001", new_database()), outbox.now_ms() + 300_000
+    url, until = made_by("0001", new_database()), clock.now_ms() + 300_000
     know_alice(url)
     put_old(url, (PHONE, "!a:hs", "queued"), (DESK, "!a:hs", "queued"), (PHONE, "!resting:hs", "queued"))
     put_lane(url, PHONE, "!a:hs", owner="old", lease_until=until, dirty=0)
@@ -197,13 +199,13 @@ def test_lane_that_an_older_replica_holds_is_left_to_it_until_its_lease_ends(new
     opened(url)
     held, resting = f"{ALICE}|!a:hs", f"{ALICE}|!resting:hs"
     with create_engine(url, poolclass=NullPool).begin() as connection:
-        found = {one.fence.lane: one for one in outbox.claim(connection, "me", 10, 30_000, only=[held, resting])}
+        found = {one.fence.lane: one for one in leases.claim(connection, "me", 10, 30_000, only=[held, resting])}
         if url.startswith("sqlite"):
             assert found.keys() == {held, resting}
             return
         assert found.keys() == {resting}
         connection.execute(text("UPDATE lanes SET lease_until = 1000 WHERE lease_until > 0"))
-        (late,) = outbox.claim(connection, "me", 10, 30_000, only=[held])
+        (late,) = leases.claim(connection, "me", 10, 30_000, only=[held])
         assert late.uncertain_since == until - 600_000
 
 
@@ -234,15 +236,17 @@ def test_replica_of_the_version_before_accepts_nothing_in_the_new_schema(new_dat
 
 
 @pytest.fixture
-def upgrade(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Upgrade:
-    """`upgrade(script)`: from here on it is a flowbridge of the next version; in a directory of an unlucky name."""
+def upgrade(tmp_path: Path) -> Upgrade:
+    """`upgrade(url, script)`: what a flowbridge of the next version does; in a directory of an unlucky name."""
 
-    def run(script: str) -> None:
+    def run(url: str, script: str, *, shared: bool = False) -> None:
         scripts = tmp_path / "100% new"
         shutil.copytree(migrations.SCRIPTS, scripts)
         (scripts / "versions" / "0005_colour.py").write_text(script)
-        monkeypatch.setattr(migrations, "SCRIPTS", scripts)
-        monkeypatch.setattr(migrations, "HEAD", "0005")
+        database = Database(url)
+        database.open(shared=shared)
+        with contextlib.closing(database), reported(database.url):
+            migrations.upgrade(database.engine, "it", shared=shared, scripts=scripts, head="0005")
 
     return run
 
@@ -250,8 +254,7 @@ def upgrade(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Upgrade:
 def test_older_database_is_migrated_and_keeps_its_rows(database_url: str, upgrade: Upgrade) -> None:
     opened(database_url)
     tell(database_url, "INSERT INTO lanes (lane, account, sent_with) VALUES ('l', 'a', '')")
-    upgrade(NEXT)
-    opened(database_url)
+    upgrade(database_url, NEXT)
     assert ask(database_url, "SELECT lane, colour FROM lanes") == [("l", None)]
     assert ask(database_url, "SELECT version_num FROM alembic_version") == [("0005",)]
 
@@ -259,18 +262,16 @@ def test_older_database_is_migrated_and_keeps_its_rows(database_url: str, upgrad
 def test_migration_that_fails_leaves_the_database_as_it_was(database_url: str, upgrade: Upgrade) -> None:
     opened(database_url)
     before = schema(database_url)
-    upgrade(NEXT + "    op.drop_table('nowhere')\n")
     with pytest.raises(StoreError, match="nowhere"):
-        opened(database_url)
+        upgrade(database_url, NEXT + "    op.drop_table('nowhere')\n")
     assert schema(database_url) == before
     assert ask(database_url, "SELECT version_num FROM alembic_version") == [("0004",)]
 
 
 def test_command_beside_a_server_migrates_nothing(database_url: str, upgrade: Upgrade) -> None:
     opened(database_url)
-    upgrade(NEXT)
     with pytest.raises(StoreError, match="version 0004, not 0005: `flowbridge serve` brings"):
-        opened(database_url, shared=True)
+        upgrade(database_url, NEXT, shared=True)
     assert ask(database_url, "SELECT version_num FROM alembic_version") == [("0004",)]
 
 

@@ -17,7 +17,7 @@ from hypothesis.stateful import (
 )
 from sqlalchemy import Connection, Engine, or_, select, true, update
 
-from flowbridge.store import Fence, delivery_log, outbox
+from flowbridge.store import Fence, clock, delivery_log, leases, outbox, retention
 from flowbridge.store.tables import lanes, metadata
 from flowbridge.store.tables import outbox as events
 from tests.integration.store.events import LEASE_MS, event, settle
@@ -105,7 +105,7 @@ class Outbox(RuleBasedStateMachine):
         def work(connection: Connection) -> None:
             outbox.insert_rows(connection, [event(delivery, name) for delivery in names])
             if dirty:
-                outbox.mark_dirty(connection, [(name, name.partition("|")[0])])
+                leases.mark_dirty(connection, [(name, name.partition("|")[0])])
 
         self.do(work)
         lane.queue += names
@@ -117,9 +117,9 @@ class Outbox(RuleBasedStateMachine):
             self.time_passes(owner)
         with self.engine.begin() as connection:
             for rank, name in enumerate(LANES):  # of two that ended at once the engine might take either, by chance
-                ended = (lanes.c.lane == name, lanes.c.lease_until <= outbox._clock(connection))
+                ended = (lanes.c.lane == name, lanes.c.lease_until <= clock.lease_clock(connection))
                 connection.execute(update(lanes).where(*ended).values(lease_until=LEASE_MS + 1 + rank))
-            claims = outbox.claim(connection, owner, limit, LEASE_MS, batch=BATCH)
+            claims = leases.claim(connection, owner, limit, LEASE_MS, batch=BATCH)
         claimable = {name for name, lane in self.lanes.items() if lane.is_claimable}
         assert len(claims) == min(limit, len(claimable))
         for one in claims:
@@ -143,7 +143,7 @@ class Outbox(RuleBasedStateMachine):
         again=st.booleans(),
     )
     def settle(self, fence: Fence, zombie: bool, many: int, state: str, again: bool) -> None:
-        """By whoever has, or once had, the lane; perhaps a second time, and with another outcome."""
+        """By the owner of the lane, or an earlier one; perhaps a second time, and with another outcome."""
         now = self.lanes.get(fence.lane)
         if now is not None and now.owner is not None and not zombie:
             fence = Fence(fence.lane, now.owner, now.fence)
@@ -159,20 +159,20 @@ class Outbox(RuleBasedStateMachine):
 
     @rule(fence=fences, certain=st.booleans())
     def doubt(self, fence: Fence, certain: bool) -> None:
-        self.do(lambda connection: outbox.doubt(connection, fence, None if certain else DOUBT))
+        self.do(lambda connection: leases.doubt(connection, fence, None if certain else DOUBT))
         if lane := self.holds(fence):
             lane.doubt = None if certain else "written"
 
     @rule(fence=fences, rests=st.booleans())
     def release(self, fence: Fence, rests: bool) -> None:
-        self.do(lambda connection: outbox.release(connection, [fence], 60_000 if rests else 0))
+        self.do(lambda connection: leases.release(connection, [fence], 60_000 if rests else 0))
         if lane := self.holds(fence):
             self.free(lane)
             lane.expired = not rests
 
     @rule(owner=st.sampled_from(OWNERS))
     def release_all(self, owner: str) -> None:
-        self.do(lambda connection: outbox.release_all(connection, owner))
+        self.do(lambda connection: leases.release_all(connection, owner))
         for lane in self.lanes.values():
             if lane.owner == owner:
                 self.free(lane)
@@ -184,7 +184,7 @@ class Outbox(RuleBasedStateMachine):
     @rule(owner=st.sampled_from(OWNERS))
     def renew(self, owner: str) -> None:
         with self.engine.begin() as connection:
-            held = outbox.renew(connection, owner, LEASE_MS)
+            held = leases.renew(connection, owner, LEASE_MS)
         mine = {name: lane for name, lane in self.lanes.items() if lane.owner == owner and not lane.expired}
         assert held == {name: (lane.fence, lane.dirty) for name, lane in mine.items()}
         for lane in mine.values():
@@ -201,7 +201,7 @@ class Outbox(RuleBasedStateMachine):
     @rule()
     def restart(self) -> None:
         """Of the only process on a file."""
-        self.do(lambda connection: outbox.recover(connection, LEASE_MS))
+        self.do(lambda connection: leases.recover(connection, LEASE_MS))
         for lane in self.lanes.values():
             if lane.owner is not None:
                 lane.lose()
@@ -227,14 +227,14 @@ class Outbox(RuleBasedStateMachine):
         queued = sorted(name for lane in self.lanes.values() for name in lane.queue)
         if queued:
             name = data.draw(st.sampled_from(queued))
-            self.do(lambda connection: outbox.remove(connection, name, states=["queued"]))
+            self.do(lambda connection: outbox.remove_queued(connection, [name]))
             for lane in self.lanes.values():
                 lane.queue = [other for other in lane.queue if other != name]
 
     @rule(sent=st.booleans(), dead=st.booleans())
     def purge(self, sent: bool, dead: bool) -> None:
         with self.engine.begin() as connection:
-            number = outbox.purge(connection, ALWAYS if sent else 0, ALWAYS if dead else 0)
+            number = retention.purge(connection, ALWAYS if sent else 0, ALWAYS if dead else 0)
         kept = {
             name: (where, state)
             for name, (where, state) in self.settled.items()
@@ -245,7 +245,7 @@ class Outbox(RuleBasedStateMachine):
 
     @rule()
     def forget_idle_lanes(self) -> None:
-        self.do(outbox.forget_idle_lanes)
+        self.do(leases.forget_idle)
         self.lanes = {
             name: lane for name, lane in self.lanes.items() if lane.owner is not None or lane.dirty or lane.queue
         }

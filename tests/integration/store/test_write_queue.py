@@ -2,14 +2,16 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 import pytest
+import sqlalchemy
 from sqlalchemy import Connection, select
 
-from flowbridge.delivery import write_queue
-from flowbridge.delivery.write_queue import Outcome, Ticket, WriteQueue
+from flowbridge.delivery.pending import Outcome, PendingDelivery
+from flowbridge.delivery.write_queue import WriteQueue
+from flowbridge.models.timing import Timing
 from flowbridge.store import (
     Database,
     Fence,
@@ -19,6 +21,7 @@ from flowbridge.store import (
     StoreUnsure,
     accounts,
     delivery_log,
+    leases,
     outbox,
 )
 from flowbridge.store.tables import lanes
@@ -30,7 +33,7 @@ from tests.integration.store.test_database import busy, connection_lost, failing
 
 @pytest.fixture
 async def writer(database: Database) -> WriteQueue:
-    return WriteQueue(database)
+    return WriteQueue(database, timing=Timing(rewrite_seconds=0.02))
 
 
 @pytest.fixture
@@ -43,18 +46,20 @@ async def replica(url: str) -> AsyncIterator[Database]:
     await database.stop()
 
 
-def ticket(name: str, **values: Any) -> Ticket:
-    loop = asyncio.get_running_loop()
-    row = Row(name, LANE, "account", "!room:example.org", "m.room.message", None, b"{}", f"txn-{name}", 1_000)
-    return Ticket(row, loop.create_future(), loop.create_future(), urgent=True, **values)
+def pending(name: str, *, dirty: bool = False, row: Mapping[str, Any] | None = None, **values: Any) -> PendingDelivery:
+    whole = Row(name, LANE, "account", "!room:example.org", "m.room.message", None, b"{}", f"txn-{name}", 1_000)
+    one = PendingDelivery(whole._replace(**row or {}), **values)
+    if dirty:
+        one.mark_dirty()
+    return one
 
 
-def keyed(name: str, key: str = "key", fingerprint: str = "f") -> Ticket:
-    return ticket(name, idem=key, fingerprint=fingerprint)
+def keyed(name: str, key: str = "key", fingerprint: str = "f", **values: Any) -> PendingDelivery:
+    return pending(name, idem=key, fingerprint=fingerprint, **values)
 
 
-def end(one: Ticket, state: Any = "sent", **values: Any) -> Ticket:
-    one.outcome, one.settled_at = Outcome(state, **values), 2_000
+def end(one: PendingDelivery, state: Any = "sent", **values: Any) -> PendingDelivery:
+    one.settle(Outcome(state, **values), 2_000)
     return one
 
 
@@ -62,10 +67,10 @@ def row_of(name: str) -> Any:
     return lambda connection: delivery_log.get(connection, name)
 
 
-async def accepted(writer: WriteQueue, *tickets: Ticket) -> None:
-    for one in tickets:
+async def accepted(writer: WriteQueue, *deliveries: PendingDelivery) -> None:
+    for one in deliveries:
         writer.append(one)
-    await asyncio.gather(*[one.committed for one in tickets])
+    await asyncio.gather(*[one.committed for one in deliveries])
 
 
 async def held(database: Database) -> Fence:
@@ -75,8 +80,8 @@ async def held(database: Database) -> Fence:
 
 
 async def test_accepted_is_what_is_on_the_disk(database: Database, writer: WriteQueue) -> None:
-    whole = ticket("one", idem="key", fingerprint="print", request="as it came", dirty=True)
-    whole.row = whole.row._replace(state_key="key", content='{"a":"\u2713"}'.encode(), api_key="id")
+    row = {"state_key": "key", "content": '{"a":"\u2713"}'.encode(), "api_key": "id"}
+    whole = pending("one", row=row, idem="key", fingerprint="print", request="as it came", dirty=True)
     await accepted(writer, whole)
     row = await database.read(row_of("one"))
     assert row is not None
@@ -85,20 +90,20 @@ async def test_accepted_is_what_is_on_the_disk(database: Database, writer: Write
 
 
 async def test_all_that_comes_together_is_one_piece_of_work(database: Database, writer: WriteQueue) -> None:
-    tickets = [ticket(f"event-{number}") for number in range(100)]
+    deliveries = [pending(f"event-{number}") for number in range(100)]
     async with busy(database):
-        for one in tickets:
+        for one in deliveries:
             writer.append(one)
-        assert database._jobs.qsize() == 1
-    await asyncio.gather(*[one.committed for one in tickets])
-    assert list(await database.read(states)) == [one.row.delivery for one in tickets]
+        assert database.waiting == 1
+    await asyncio.gather(*[one.committed for one in deliveries])
+    assert list(await database.read(states)) == [one.row.delivery for one in deliveries]
 
 
 async def test_only_what_its_owner_does_not_know_makes_a_lane_dirty(database: Database, writer: WriteQueue) -> None:
     fence = await held(database)
-    await accepted(writer, ticket("known"))
+    await accepted(writer, pending("known"))
     assert (await database.read(lane)).dirty == 0
-    await accepted(writer, ticket("unknown", dirty=True))
+    await accepted(writer, pending("unknown", dirty=True))
     assert (await database.read(lane)).dirty == 1
     assert (await database.read(lane)).owner == fence.owner
 
@@ -107,7 +112,7 @@ async def test_event_that_is_settled_before_it_is_written_is_written_as_settled(
     database: Database, writer: WriteQueue
 ) -> None:
     fence = await held(database)
-    one = ticket("one")
+    one = pending("one")
     async with busy(database):
         writer.append(one)
         writer.settle(end(one, event_id="$one"), fence)
@@ -119,12 +124,14 @@ async def test_event_that_is_settled_before_it_is_written_is_written_as_settled(
 
 async def test_event_that_is_settled_later_is_settled_in_its_row(database: Database, writer: WriteQueue) -> None:
     fence = await held(database)
-    one, two = ticket("one"), ticket("two")
+    one, two = pending("one"), pending("two")
     await accepted(writer, one, two)
     writer.settle(end(one, event_id="$one"), fence)
-    two.attempts, two.history = 3, [{"status": 403}]
+    two.record({"status": 403})
+    for _ in range(3):
+        two.count_attempt()
     writer.settle(end(two, "dead", error={"status": 403, "errcode": "M_FORBIDDEN"}), fence)
-    await accepted(writer, ticket("three"))  # written after them
+    await accepted(writer, pending("three"))  # written after them
     row = await database.read(row_of("two"))
     assert row is not None
     assert (row["state"], row["attempts"], row["history"]) == ("dead", 3, '[{"status": 403}]')
@@ -136,14 +143,14 @@ async def test_event_that_is_settled_later_is_settled_in_its_row(database: Datab
 
 async def test_outcome_and_doubt_of_a_zombie_are_not_written(database: Database, writer: WriteQueue) -> None:
     fence = await held(database)
-    one = ticket("one")
+    one = pending("one")
     await accepted(writer, one)
-    await database.run(lambda connection: outbox.recover(connection, 30_000))
+    await database.run(lambda connection: leases.recover(connection, 30_000))
     new = (await database.run(lambda connection: claim(connection, "other")))[0].fence
-    await database.run(lambda connection: outbox.doubt(connection, new, 7))
+    await database.run(lambda connection: leases.doubt(connection, new, 7))
     writer.settle(end(one), fence)
     writer.doubt(fence, None)
-    await accepted(writer, ticket("two"))
+    await accepted(writer, pending("two"))
     assert (await database.read(states))["one"] == "queued"
     assert (await database.read(lane)).uncertain_since == 7
 
@@ -151,18 +158,18 @@ async def test_outcome_and_doubt_of_a_zombie_are_not_written(database: Database,
 async def test_doubt_is_written_in_milliseconds(database: Database, writer: WriteQueue) -> None:
     fence = await held(database)
     writer.doubt(fence, 12.345)
-    await accepted(writer, ticket("one"))
+    await accepted(writer, pending("one"))
     assert (await database.read(lane)).uncertain_since == 12_345
     writer.doubt(fence, None)
-    await accepted(writer, ticket("two"))
+    await accepted(writer, pending("two"))
     assert (await database.read(lane)).uncertain_since is None
 
 
 async def test_account_is_written_before_the_event_that_needs_it(database: Database, writer: WriteQueue) -> None:
     async with busy(database):
         writer.remember(test_accounts.account("alice", "token"))
-        writer.append(one := ticket("one"))
-        assert database._jobs.qsize() == 1
+        writer.append(one := pending("one"))
+        assert database.waiting == 1
     await one.committed
     assert await database.read(lambda c: accounts.by_token(c, "token")) == ("@alice:example.org", "DEVICE")
 
@@ -200,7 +207,7 @@ async def test_same_key_in_a_later_group_is_the_event_that_was_accepted(database
 async def test_same_key_at_two_replicas_at_once_is_one_event(
     database: Database, replica: Database, writer: WriteQueue
 ) -> None:
-    """The second one finds the first in its transaction, and only learns after its own look who was first."""
+    """The second one finds the first's row in its transaction, after its own search for the key."""
     here, there = keyed("here"), keyed("there")
     async with busy(replica, lambda connection: outbox.insert_rows(connection, [there.values()])):
         writer.append(here)
@@ -225,10 +232,9 @@ async def test_replicas_that_write_the_same_key_wait_in_no_circle(
 ) -> None:
     """One writes to a single lane, the other to two, and both have the same event for the lane that they share."""
     if not lanes_are_new:
-        await database.run(lambda connection: outbox.mark_dirty(connection, [(LANE, "account"), (OTHER, "account")]))
-    here, there, beside = keyed("here"), keyed("there"), keyed("beside", "another key")
-    here.dirty = there.dirty = beside.dirty = True
-    beside.row = beside.row._replace(lane=OTHER)
+        await database.run(lambda connection: leases.mark_dirty(connection, [(LANE, "account"), (OTHER, "account")]))
+    here, there = keyed("here", dirty=True), keyed("there", dirty=True)
+    beside = keyed("beside", "another key", dirty=True, row={"lane": OTHER})
     inserted, errors = threading.Event(), list[Exception]()
     insert = outbox.insert_rows
 
@@ -239,13 +245,9 @@ async def test_replicas_that_write_the_same_key_wait_in_no_circle(
             patience.until(lambda: waits_for_a_lock(database))
         return refused
 
-    def failed(self: Database, group: Any, error: Exception) -> None:
-        errors.append(error)
-        one_by_one(self, group, error)
-
-    one_by_one = Database._one_by_one
+    for each in (database, replica):
+        sqlalchemy.event.listen(each.engine, "handle_error", lambda failure: errors.append(failure.original_exception))
     monkeypatch.setattr(outbox, "insert_rows", slowly)
-    monkeypatch.setattr(Database, "_one_by_one", failed)
     writer.append(here)
     await until(inserted.is_set)
     await accepted(WriteQueue(replica), beside, there)
@@ -256,7 +258,7 @@ async def test_replicas_that_write_the_same_key_wait_in_no_circle(
 
 
 async def test_repeat_after_a_lost_commit_is_the_same_event(database: Database, writer: WriteQueue) -> None:
-    one, plain = keyed("one"), ticket("plain", dirty=True)
+    one, plain = keyed("one"), pending("plain", dirty=True)
     with failing(database, "do_commit", connection_lost(database), after=True):
         await accepted(writer, one, plain)
     assert one.existing is None
@@ -269,14 +271,14 @@ async def test_acceptance_whose_commit_is_in_doubt_is_looked_for_by_the_next_try
     database: Database, writer: WriteQueue, is_done: bool
 ) -> None:
     """What is there is accepted; what is not, for sure, is refused where the next commit is."""
-    again, one = keyed("again"), ticket("one")
+    again, one = keyed("again"), pending("one")
     await accepted(writer, keyed("before"))
     with failing(database, "do_commit", connection_lost(database), after=is_done):
         writer.append(again)
         writer.append(one)
         await asyncio.gather(again.committed, one.committed)
     assert list(await database.read(states)) == ["before", "one"]
-    two = ticket("two")
+    two = pending("two")
     with (
         failing(database, "do_commit", connection_lost(database), full(database)),
         pytest.raises(StoreUnavailable, match="full") as caught,
@@ -290,8 +292,7 @@ async def test_acceptance_whose_commit_is_in_doubt_is_looked_for_by_the_next_try
 
 
 async def test_event_that_the_engine_refuses_fails_alone(database: Database, writer: WriteQueue) -> None:
-    one, poison, two = ticket("one"), ticket("poison"), ticket("two")
-    poison.row = poison.row._replace(room_id=None)  # type: ignore[arg-type]
+    one, poison, two = pending("one"), pending("poison", row={"room_id": None}), pending("two")
     async with busy(database):
         for each in (one, poison, two):
             writer.append(each)
@@ -301,23 +302,19 @@ async def test_event_that_the_engine_refuses_fails_alone(database: Database, wri
 
 
 async def test_acceptance_that_cannot_be_written_is_told_and_leaves_nothing(
-    database: Database, writer: WriteQueue, monkeypatch: pytest.MonkeyPatch
+    database: Database, writer: WriteQueue
 ) -> None:
-    monkeypatch.setattr(write_queue, "AGAIN_SECONDS", 0.02)
-    one = ticket("one", dirty=True)
+    one = pending("one", dirty=True)
     with failing(database, "do_commit", *[RuntimeError("no more")] * 10), pytest.raises(StoreUnavailable):
         await accepted(writer, one)
-    await accepted(writer, ticket("two"))
+    await accepted(writer, pending("two"))
     assert list(await database.read(states)) == ["two"]
     assert await database.read(lambda c: list(c.execute(select(lanes)))) == []
 
 
-async def test_outcome_is_never_given_up(
-    database: Database, writer: WriteQueue, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(write_queue, "AGAIN_SECONDS", 0.02)
+async def test_outcome_is_never_given_up(database: Database, writer: WriteQueue) -> None:
     fence = await held(database)
-    one = ticket("one")
+    one = pending("one")
     await accepted(writer, one)
     with failing(database, "do_commit", *[RuntimeError("no more")] * 6) as calls:
         writer.settle(end(one, event_id="$one"), fence)
@@ -335,15 +332,15 @@ async def test_outcome_is_never_given_up(
 async def test_journal_that_is_full_takes_nothing_more_and_loses_nothing(database: Database) -> None:
     writer = WriteQueue(database, max_waiting=2)
     async with busy(database):
-        one, two = ticket("one"), ticket("two")
+        one, two = pending("one"), pending("two")
         writer.append(one)
         writer.append(two)
         with pytest.raises(StoreFull):
-            writer.append(ticket("too much"))
+            writer.append(pending("too much"))
     await asyncio.gather(one.committed, two.committed)
-    await accepted(writer, ticket("later"))
+    await accepted(writer, pending("later"))
     assert list(await database.read(states)) == ["one", "two", "later"]
 
 
-async def test_row_of_a_ticket_is_what_these_tests_insert() -> None:
-    assert set(ticket("one").values()) == set(event())
+async def test_row_of_a_pending_delivery_is_what_these_tests_insert() -> None:
+    assert set(pending("one").values()) == set(event())

@@ -7,11 +7,9 @@ from typing import Any, cast
 
 import pytest
 
-from flowbridge.auth import callers as module
-from flowbridge.auth import names as names_module
-from flowbridge.auth.api_keys import ApiKeys
-from flowbridge.auth.bot import Bot
+from flowbridge.auth.bot_token import BotToken
 from flowbridge.auth.callers import Callers, Credential
+from flowbridge.auth.identities import RETRY_SECONDS
 from flowbridge.auth.names import Names
 from flowbridge.errors import BadGateway, HomeserverError, MatrixError, Unauthorized, Unavailable
 from flowbridge.homeserver import Homeserver
@@ -19,7 +17,8 @@ from flowbridge.models import ApiKey, Caller
 from flowbridge.settings import Settings
 from flowbridge.store import Database, resolved
 from tests.unit import Clock
-from tests.unit.auth.test_callers import ALICE, FakeHomeserver, Memory, until
+from tests.unit.auth.test_callers import ALICE, FakeHomeserver, Memory
+from tests.unit.auth.test_callers import make as make_callers
 
 BY_KEY = Credential(None, ApiKey("k"))
 AWAY = BadGateway("cannot connect")
@@ -40,13 +39,8 @@ class FakeNames:
         self.known[name] = value
 
 
-def make(
-    homeserver: FakeHomeserver, names: FakeNames | None = None, memory: Memory | None = None, **values: Any
-) -> Callers:
-    settings = Settings.load(**values)
-    keys = ApiKeys(settings, Database("sqlite:///nowhere.db"))
-    asked = cast("Homeserver", homeserver)
-    return Callers(settings, asked, (memory or Memory()).seen, keys, cast("Names", names or FakeNames()))
+def make(homeserver: FakeHomeserver, names: FakeNames | None = None, **values: Any) -> Callers:
+    return make_callers(homeserver, names=cast("Names", names or FakeNames()), **values)
 
 
 def author_of(found: Caller) -> tuple[str, str]:
@@ -56,10 +50,8 @@ def author_of(found: Caller) -> tuple[str, str]:
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr(module, "time", clock)
-    return clock
+def clock() -> Clock:
+    return Clock()
 
 
 Hold = Callable[[str | None], None]
@@ -91,15 +83,15 @@ async def test_author_is_the_bot_with_its_token_as_long_as_that_is_good() -> Non
 
 async def test_author_whose_token_is_refused_stays_known_without_one(clock: Clock) -> None:
     homeserver = FakeHomeserver(good="@bot:hs")
-    callers = make(homeserver, access_token="good")
+    callers = make(homeserver, access_token="good", clock=clock)
     await callers.author(BY_KEY)
     homeserver.accounts.clear()
-    callers.forget("good")
+    callers.identities.forget("good")
     for _ in range(3):
         assert author_of(await callers.author(BY_KEY)) == ("@bot:hs", "")
     assert len(homeserver.asked) == 2  # it is not asked for each event
     homeserver.accounts["good"] = "@bot:hs"
-    clock.now += module.AGAIN_SECONDS + 0.1
+    clock.now += RETRY_SECONDS + 0.1
     assert author_of(await callers.author(BY_KEY)) == ("@bot:hs", "good")
 
 
@@ -156,12 +148,12 @@ async def test_token_is_read_again_from_its_file_when_it_is_refused(hold: Hold) 
     homeserver = FakeHomeserver(old="@bot:hs", new="@bot:hs")
     callers = make(homeserver)
     met: list[str] = []
-    callers.on_bot = lambda caller: met.append(caller.token)
+    callers.bot.on_new = lambda caller: met.append(caller.token)
     await callers.author(BY_KEY)
     del homeserver.accounts["old"]
     hold("new")
     assert author_of(await callers.author(BY_KEY)) == ("@bot:hs", "old")  # it is not known yet
-    bot = await callers.renew_bot("old")
+    bot = await callers.bot.renew("old")
     assert bot is not None
     assert (bot.token, met) == ("new", ["old", "new"])
     assert author_of(await callers.author(BY_KEY)) == ("@bot:hs", "new")
@@ -171,30 +163,30 @@ async def test_token_is_read_again_from_its_file_when_it_is_refused(hold: Hold) 
 async def test_file_without_another_token_changes_nothing(hold: Hold, content: str | None) -> None:
     homeserver = FakeHomeserver(old="@bot:hs")
     callers = make(homeserver)
-    await callers.bot()
+    await callers.bot.caller()
     hold(content)
-    assert await callers.renew_bot("old") is None
-    assert (await callers.bot() or Caller("", None, "")).token == "old"
+    assert await callers.bot.renew("old") is None
+    assert (await callers.bot.caller() or Caller("", None, "")).token == "old"
 
 
 async def test_token_that_is_no_good_does_not_replace_a_good_one_on_reload(hold: Hold) -> None:
     homeserver = FakeHomeserver(old="@bot:hs", new="@bot:hs")
     callers = make(homeserver)
-    await callers.bot()
+    await callers.bot.caller()
     for content, now in [("bad", "old"), ("new", "new")]:
         hold(content)
-        await callers.reload_bot()
-        assert (await callers.bot() or Caller("", None, "")).token == now
+        await callers.bot.reload()
+        assert (await callers.bot.caller() or Caller("", None, "")).token == now
 
 
 async def test_token_that_did_not_come_from_a_file_is_read_from_none(
     hold: Hold, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ACCESS_TOKEN", "given")
-    bot = Bot(Settings.load(), cast("Homeserver", FakeHomeserver()))
+    token = BotToken(Settings.load(), cast("Homeserver", FakeHomeserver()))
     hold("another")
-    assert not bot.forget("given")
-    assert bot.current == "given"
+    assert not token.forget("given")
+    assert token.current == "given"
 
 
 # tokens that end
@@ -202,13 +194,12 @@ async def test_token_that_did_not_come_from_a_file_is_read_from_none(
 
 async def test_all_tokens_of_a_user_are_asked_for_again_and_no_others() -> None:
     homeserver = FakeHomeserver(phone="@alice:hs", desk="@alice:hs", bob="@bob:hs")
-    callers = make(homeserver, memory=Memory(phone=ALICE))
     told: list[str | None] = []
-    callers.on_revoked = told.append
+    callers = make(homeserver, memory=Memory(phone=ALICE), on_revoked=told.append)
     for token in ("phone", "desk", "bob"):
         await callers.identify(Credential(token))
     del homeserver.accounts["phone"]
-    callers.forget_user("@alice:hs")
+    callers.identities.forget_user("@alice:hs")
     homeserver.asked.clear()
     with pytest.raises(MatrixError):
         await callers.identify(Credential("phone"))
@@ -219,23 +210,22 @@ async def test_all_tokens_of_a_user_are_asked_for_again_and_no_others() -> None:
 
 async def test_tokens_that_may_have_ended_of_an_unknown_user_are_asked_for_again_and_stay_good_until_then() -> None:
     homeserver = FakeHomeserver(phone="@alice:hs", bob="@bob:hs")
-    callers = make(homeserver, memory=Memory(phone=ALICE))
     told: list[str] = []
-    callers.on_revoked = told.append
+    callers = make(homeserver, memory=Memory(phone=ALICE), on_revoked=told.append)
     for token in ("phone", "bob"):
         await callers.identify(Credential(token))
     homeserver.broken = AWAY
-    callers.forget_user(None)
+    callers.identities.forget_user(None)
     for token in ("phone", "bob"):
         assert (await callers.author(Credential(token))).token == token
-    await until(lambda: not callers._asking)
+    await callers.identities.idle()
     assert (homeserver.asked, told) == (["phone", "bob"] * 2, [])
-    callers.forget_user(None)
+    callers.identities.forget_user(None)
     homeserver.broken = None
     del homeserver.accounts["phone"]
     for token in ("phone", "bob"):
         await callers.author(Credential(token))
-    await until(lambda: not callers._asking)
+    await callers.identities.idle()
     with pytest.raises(MatrixError):
         await callers.author(Credential("phone"))
     assert (await callers.author(Credential("bob"))).token == "bob"
@@ -245,36 +235,36 @@ async def test_token_that_may_have_ended_is_not_revived_by_an_outage() -> None:
     homeserver = FakeHomeserver(phone="@alice:hs")
     callers = make(homeserver, memory=Memory(phone=ALICE))
     await callers.identify(Credential("phone"))
-    callers.forget_user("@alice:hs")
+    callers.identities.forget_user("@alice:hs")
     homeserver.broken = AWAY
     with pytest.raises(Unavailable):
         await callers.author(Credential("phone"))
 
 
 async def test_token_that_is_not_known_is_nobodys() -> None:
-    assert await make(FakeHomeserver()).user_of("unknown") is None
-    assert await make(FakeHomeserver(phone="@alice:hs")).user_of("phone") == "@alice:hs"
+    assert await make(FakeHomeserver()).identities.user_of("unknown") is None
+    assert await make(FakeHomeserver(phone="@alice:hs")).identities.user_of("phone") == "@alice:hs"
 
 
 async def test_bots_token_is_asked_for_every_5_s(clock: Clock) -> None:
     homeserver = FakeHomeserver(good="@bot:hs")
-    callers = make(homeserver, access_token="good")
+    callers = make(homeserver, access_token="good", clock=clock)
     for _ in range(3):
-        await callers.check_bot()
+        await callers.bot.check()
     assert homeserver.asked == ["good"]
     homeserver.accounts.clear()
-    clock.now += module.AGAIN_SECONDS + 0.1
+    clock.now += RETRY_SECONDS + 0.1
     with pytest.raises(BadGateway):
-        await callers.check_bot()
-    assert await make(homeserver).check_bot() is None
+        await callers.bot.check()
+    assert await make(homeserver).bot.check() is None
 
 
 # names
 
 
-async def test_name_is_known_to_the_next_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_name_is_known_to_the_next_process(tmp_path: Path) -> None:
     database = Database(f"sqlite:///{tmp_path}/flowbridge.db")
-    names = Names(database)
+    names = Names(database, max_noted=3)
     assert await names.find("a") is None  # the store is not open
     names.note("a", "nothing")  # nor can it be written
     database.open()
@@ -285,10 +275,8 @@ async def test_name_is_known_to_the_next_process(tmp_path: Path, monkeypatch: py
     await database.run(lambda connection: None)
     assert await Names(database).find("a") == "two"
     assert await names.find("b") is None
-    monkeypatch.setattr(names_module, "MAX_NOTED", 3)
     for number in range(10):
         names.note(f"n{number}", "x")
-    assert len(names._noted) <= 3
     gone = await database.run(lambda connection: resolved.forget(connection, 2**60))
     assert gone == 11
     await database.stop()

@@ -1,18 +1,23 @@
 """flowbridge.auth.callers: who may call, and how seldom the homeserver is asked."""
 
 import asyncio
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
 
-from flowbridge.auth import bot, callers
 from flowbridge.auth.api_keys import ApiKeys
-from flowbridge.auth.callers import Callers, Credential, Identity
+from flowbridge.auth.bot import Bot
+from flowbridge.auth.bot_token import device_id
+from flowbridge.auth.callers import Callers, Credential
+from flowbridge.auth.identities import MAX_RENEWING, Identities, Identity
+from flowbridge.auth.names import Names
+from flowbridge.auth.refusals import Refusals
 from flowbridge.errors import (
     BadGateway,
     BadRequest,
-    Forbidden,
     GatewayTimeout,
     HomeserverError,
     MatrixError,
@@ -21,6 +26,7 @@ from flowbridge.errors import (
 )
 from flowbridge.homeserver import Homeserver
 from flowbridge.models import ApiKey, Caller
+from flowbridge.models.timing import Timing
 from flowbridge.settings import Settings
 from flowbridge.store import Database, StoreUnavailable
 from tests.patience import PATIENCE
@@ -29,6 +35,7 @@ from tests.unit import Clock
 KEY = "fb_key-of-32-characters-and-some-more"
 FIXED = ApiKey("fixed-eadf45ba", admin=True)  # KEY, by its SHA-256
 ALICE = ("@alice:hs", "DEVICE")
+NO_NAMES = Names(Database("sqlite:///nowhere.db"))
 
 pytestmark = pytest.mark.usefixtures("nothing_set")
 
@@ -90,11 +97,30 @@ class Memory:
         return self.identities.get(token)
 
 
-def make(homeserver: FakeHomeserver | None = None, memory: Memory | None = None, **values: Any) -> Callers:
-    settings = Settings.load(**values)
-    keys = ApiKeys(settings, Database("sqlite:///nowhere.db"))
-    found = cast("Homeserver", homeserver or FakeHomeserver())
-    return Callers(settings, found, (memory or Memory()).seen, keys)
+def make(
+    homeserver: FakeHomeserver | None = None,
+    memory: Memory | None = None,
+    *,
+    names: Names = NO_NAMES,
+    clock: Callable[[], float] = time.monotonic,
+    timing: Timing = Timing(),
+    max_kept: int = 100,
+    on_revoked: Callable[[str], object] = lambda _: None,
+    **values: Any,
+) -> Callers:
+    settings, found = Settings.load(**values), cast("Homeserver", homeserver or FakeHomeserver())
+    timing = replace(timing, clock=clock)
+    refusals = Refusals(settings.wrong_keys_per_minute, timing=timing)
+    identities = Identities(
+        found,
+        (memory or Memory()).seen,
+        refusals,
+        on_revoked=on_revoked,
+        timing=timing,
+        max_kept=max_kept,
+    )
+    keys = ApiKeys(settings, Database("sqlite:///nowhere.db"), timing=timing)
+    return Callers(identities, keys, Bot(settings, found, identities, names, timing=timing), refusals)
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -107,11 +133,8 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr(callers, "time", clock)
-    monkeypatch.setattr(bot, "time", clock)
-    return clock
+def clock() -> Clock:
+    return Clock()
 
 
 # what a request brought
@@ -265,7 +288,7 @@ async def test_caller_who_leaves_does_not_end_the_question_for_others() -> None:
 
 async def test_answer_is_kept_for_10_minutes(clock: Clock) -> None:
     homeserver = FakeHomeserver(syt_a="@alice:hs")
-    bridge = make(homeserver)
+    bridge = make(homeserver, clock=clock)
     await bridge.identify(Credential("syt_a"))
     clock.now += 599
     await bridge.identify(Credential("syt_a"))
@@ -275,12 +298,9 @@ async def test_answer_is_kept_for_10_minutes(clock: Clock) -> None:
     await until(lambda: len(homeserver.asked) == 2)
 
 
-async def test_old_answer_is_good_while_the_homeserver_hangs_and_is_asked_once(
-    clock: Clock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(callers, "PATIENCE_SECONDS", 2 * PATIENCE)
+async def test_old_answer_is_good_while_the_homeserver_hangs_and_is_asked_once(clock: Clock) -> None:
     homeserver = FakeHomeserver(syt_a="@alice:hs")
-    bridge = make(homeserver)
+    bridge = make(homeserver, clock=clock, timing=Timing(patience_seconds=2 * PATIENCE))
     await bridge.identify(Credential("syt_a"))
     homeserver.gate.clear()
     for seconds in (601, 3_600, 6, 6, 6):
@@ -289,7 +309,7 @@ async def test_old_answer_is_good_while_the_homeserver_hangs_and_is_asked_once(
             assert (await bridge.identify(Credential("syt_a"))).user_id == "@alice:hs"
     await until(lambda: homeserver.arrivals.qsize() == 2)
     homeserver.gate.set()
-    await until(lambda: not bridge._asking)
+    await bridge.identities.idle()
     clock.now += 599
     await bridge.identify(Credential("syt_a"))
     assert homeserver.asked == ["syt_a"] * 2
@@ -297,13 +317,13 @@ async def test_old_answer_is_good_while_the_homeserver_hangs_and_is_asked_once(
 
 async def test_old_answer_is_asked_anew_every_5_s_while_the_homeserver_is_away(clock: Clock) -> None:
     homeserver = FakeHomeserver(syt_a="@alice:hs")
-    bridge = make(homeserver)
+    bridge = make(homeserver, clock=clock)
     await bridge.identify(Credential("syt_a"))
     homeserver.broken = BadGateway("away")
     clock.now += 601
     for asked in (2, 2, 3, 3, 4):
         assert (await bridge.identify(Credential("syt_a"))).user_id == "@alice:hs"
-        await until(lambda: not bridge._asking)
+        await bridge.identities.idle()
         assert len(homeserver.asked) == asked
         clock.now += 2.6
     homeserver.broken = None
@@ -311,12 +331,12 @@ async def test_old_answer_is_asked_anew_every_5_s_while_the_homeserver_is_away(c
 
 async def test_old_answer_goes_with_a_401(clock: Clock) -> None:
     homeserver = FakeHomeserver(syt_a="@alice:hs")
-    bridge = make(homeserver)
+    bridge = make(homeserver, clock=clock)
     await bridge.identify(Credential("syt_a"))
     homeserver.accounts.clear()
     clock.now += 601
     await bridge.identify(Credential("syt_a"))
-    await until(lambda: not bridge._asking)
+    await bridge.identities.idle()
     with pytest.raises(HomeserverError) as caught:
         await bridge.identify(Credential("syt_a"))
     assert caught.value.status == 401
@@ -326,22 +346,23 @@ async def test_token_that_the_homeserver_serves_is_asked_of_once() -> None:
     homeserver = FakeHomeserver(syt_a="@alice:hs")
     bridge = make(homeserver)
     for _ in range(50):
-        bridge.meet("syt_a")
-    await until(lambda: "syt_a" in bridge._kept and not bridge._meeting)
+        bridge.identities.meet("syt_a")
+    await bridge.identities.idle()
+    assert bridge.identities.known("syt_a")
     for _ in range(50):
-        bridge.meet("syt_a")
-    assert not bridge._meeting
+        bridge.identities.meet("syt_a")
+    await bridge.identities.idle()
     assert homeserver.asked == ["syt_a"]
 
 
 async def test_homeserver_that_cannot_say_whose_a_token_is_is_asked_every_5_s(clock: Clock) -> None:
     homeserver = FakeHomeserver()
     homeserver.broken = BadGateway("away")
-    bridge = make(homeserver)
+    bridge = make(homeserver, clock=clock)
     for asked in (1, 1, 2, 2, 3):
         for token in ("syt_a", "syt_b"):
-            bridge.meet(token)
-            await until(lambda: not bridge._meeting)
+            bridge.identities.meet(token)
+            await bridge.identities.idle()
         assert len(homeserver.asked) == asked
         clock.now += 2.6
 
@@ -350,9 +371,11 @@ async def test_token_that_is_wrong_keeps_no_other_from_being_learnt() -> None:
     homeserver = FakeHomeserver(syt_a="@alice:hs")
     bridge = make(homeserver)
     for token in ("wrong", "syt_a"):
-        bridge.meet(token)
-        await until(lambda: not bridge._meeting)
-    assert (homeserver.asked, list(bridge._kept)) == (["wrong", "syt_a"], ["syt_a"])
+        bridge.identities.meet(token)
+        await bridge.identities.idle()
+    assert homeserver.asked == ["wrong", "syt_a"]
+    assert bridge.identities.known("syt_a")
+    assert not bridge.identities.known("wrong")
 
 
 async def test_few_tokens_are_learnt_at_once() -> None:
@@ -360,29 +383,29 @@ async def test_few_tokens_are_learnt_at_once() -> None:
     homeserver.gate.clear()
     bridge = make(homeserver)
     for number in range(50):
-        bridge.meet(f"syt_{number}")
-    await until(lambda: len(homeserver.asked) == callers.MAX_RENEWING)
+        bridge.identities.meet(f"syt_{number}")
+    await until(lambda: len(homeserver.asked) == MAX_RENEWING)
     homeserver.gate.set()
-    await until(lambda: not bridge._meeting)
-    assert len(homeserver.asked) == callers.MAX_RENEWING
+    await bridge.identities.idle()
+    assert len(homeserver.asked) == MAX_RENEWING
 
 
 async def test_few_old_answers_are_asked_anew_at_once(clock: Clock) -> None:
     tokens = {f"syt_{number}": f"@user{number}:hs" for number in range(50)}
     homeserver = FakeHomeserver(**tokens)
-    bridge = make(homeserver)
+    bridge = make(homeserver, clock=clock)
     for token in tokens:
         await bridge.identify(Credential(token))
     clock.now += 601
     homeserver.gate.clear()
     for token in tokens:
         await bridge.identify(Credential(token))
-    await until(lambda: homeserver.arrivals.qsize() == 50 + callers.MAX_RENEWING)
+    await until(lambda: homeserver.arrivals.qsize() == 50 + MAX_RENEWING)
     homeserver.gate.set()
-    await until(lambda: not bridge._asking)
+    await bridge.identities.idle()
     for token in tokens:
         await bridge.identify(Credential(token))
-    await until(lambda: homeserver.arrivals.qsize() == 50 + 2 * callers.MAX_RENEWING)
+    await until(lambda: homeserver.arrivals.qsize() == 50 + 2 * MAX_RENEWING)
 
 
 async def test_401_on_a_call_makes_the_bridge_ask_again() -> None:
@@ -439,9 +462,7 @@ AWAY = [
 ]
 
 
-@pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(callers, "PATIENCE_SECONDS", 0.01)
+IMPATIENT = Timing(patience_seconds=0.01)
 
 
 @pytest.mark.parametrize("error", AWAY)
@@ -457,12 +478,12 @@ async def test_token_that_was_seen_before_is_known_while_the_homeserver_is_away(
 async def test_token_that_was_seen_before_is_asked_anew_soon(clock: Clock) -> None:
     homeserver, memory = FakeHomeserver(), Memory(syt_a=ALICE)
     homeserver.broken = BadGateway("away")
-    bridge = make(homeserver, memory)
+    bridge = make(homeserver, memory, clock=clock)
     await bridge.identify(Credential("syt_a"))
     homeserver.broken = None  # it is back, and knows the token no more
     clock.now += 5.1
     await bridge.identify(Credential("syt_a"))
-    await until(lambda: not bridge._asking)
+    await bridge.identities.idle()
     with pytest.raises(HomeserverError):
         await bridge.identify(Credential("syt_a"))
 
@@ -487,11 +508,10 @@ async def test_store_that_is_away_too_is_a_503() -> None:
         await make(homeserver, memory).identify(Credential("syt_a"))
 
 
-@pytest.mark.usefixtures("impatient")
 async def test_homeserver_that_hangs_is_not_waited_for_when_the_token_was_seen_before() -> None:
     homeserver, memory = FakeHomeserver(syt_a="@alice:hs"), Memory(syt_a=ALICE)
     homeserver.gate.clear()
-    bridge = make(homeserver, memory)
+    bridge = make(homeserver, memory, timing=IMPATIENT)
     async with asyncio.timeout(PATIENCE):
         found = await asyncio.gather(*(bridge.identify(Credential("syt_a")) for _ in range(50)))
     assert {caller.user_id for caller in found} == {"@alice:hs"}
@@ -499,26 +519,24 @@ async def test_homeserver_that_hangs_is_not_waited_for_when_the_token_was_seen_b
     assert (homeserver.asked, memory.asked) == (["syt_a"], ["syt_a"])
     homeserver.accounts["syt_a"] = "@renamed:hs"
     homeserver.gate.set()
-    await until(lambda: not bridge._asking)
+    await bridge.identities.idle()
     assert (await bridge.identify(Credential("syt_a"))).user_id == "@renamed:hs"
 
 
-@pytest.mark.usefixtures("impatient")
 async def test_homeserver_that_hangs_is_waited_for_when_nobody_has_seen_the_token() -> None:
     homeserver, memory = FakeHomeserver(syt_a="@alice:hs"), Memory()
     homeserver.gate.clear()
-    waiting = asyncio.create_task(make(homeserver, memory).identify(Credential("syt_a")))
+    waiting = asyncio.create_task(make(homeserver, memory, timing=IMPATIENT).identify(Credential("syt_a")))
     await memory.arrivals.get()
     homeserver.gate.set()
     assert (await waiting).user_id == "@alice:hs"
 
 
-@pytest.mark.usefixtures("impatient")
 async def test_homeserver_that_is_slow_is_waited_for_when_the_store_is_away() -> None:
     homeserver, memory = FakeHomeserver(syt_a="@alice:hs"), Memory(syt_a=ALICE)
     memory.broken = StoreUnavailable("locked")
     homeserver.gate.clear()
-    waiting = asyncio.create_task(make(homeserver, memory).identify(Credential("syt_a")))
+    waiting = asyncio.create_task(make(homeserver, memory, timing=IMPATIENT).identify(Credential("syt_a")))
     await memory.arrivals.get()
     homeserver.gate.set()
     assert (await waiting).user_id == "@alice:hs"
@@ -534,16 +552,16 @@ async def test_homeserver_that_answers_in_time_is_believed_and_the_store_not_ask
     assert memory.asked == []
 
 
-@pytest.mark.usefixtures("impatient")
 async def test_401_that_comes_while_the_store_is_read_counts() -> None:
     homeserver, memory = FakeHomeserver(), Memory(syt_a=ALICE)
     homeserver.gate.clear()
     memory.gate.clear()
-    bridge = make(homeserver, memory)
+    bridge = make(homeserver, memory, timing=IMPATIENT)
     waiting = asyncio.create_task(bridge.identify(Credential("syt_a")))
     await memory.arrivals.get()
     homeserver.gate.set()
-    await until(lambda: not bridge._asking)
+    for _ in range(5):
+        await asyncio.sleep(0)  # until it has answered
     memory.gate.set()
     with pytest.raises(HomeserverError) as caught:
         await waiting
@@ -565,24 +583,27 @@ async def test_token_that_was_refused_is_not_revived_by_an_outage(how: str) -> N
         await bridge.identify(Credential("syt_a"))
     homeserver.broken, homeserver.accounts["syt_a"] = None, "@alice:hs"  # it was locked, no more
     await bridge.identify(Credential("syt_a"))
-    assert not bridge._dead
+    bridge.identities.forget_user(None)
+    homeserver.broken = BadGateway("away")
+    assert (await bridge.identify(Credential("syt_a"))).user_id == "@alice:hs", "it is dead no more"
 
 
-async def test_nothing_grows_with_the_number_of_wrong_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(callers, "MAX_KEPT", 100)
-    bridge = make(FakeHomeserver())
+async def test_nothing_grows_with_the_number_of_wrong_tokens() -> None:
+    homeserver, memory = FakeHomeserver(), Memory(syt_0=ALICE, syt_299=ALICE)
+    bridge = make(homeserver, memory, max_kept=100)
     for number in range(300):
         with pytest.raises(HomeserverError):
             await bridge.identify(Credential(f"syt_{number}"))
-    await until(lambda: not (bridge._asking or bridge._learning))
-    assert len(bridge._dead) == 100
-    assert not bridge._kept
+    await bridge.identities.idle()
+    homeserver.broken = BadGateway("away")
+    with pytest.raises(Unavailable):
+        await bridge.identify(Credential("syt_299"))
+    assert (await bridge.identify(Credential("syt_0"))).user_id == "@alice:hs", "its refusal is forgotten"
 
 
-async def test_oldest_answer_makes_room_for_a_new_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(callers, "MAX_KEPT", 2)
+async def test_oldest_answer_makes_room_for_a_new_one() -> None:
     homeserver = FakeHomeserver(a="@a:hs", b="@b:hs", c="@c:hs")
-    bridge = make(homeserver)
+    bridge = make(homeserver, max_kept=2)
     for token in ("a", "b", "c", "b", "c", "a"):
         await bridge.identify(Credential(token))
     assert homeserver.asked == ["a", "b", "c", "a"]
@@ -593,11 +614,15 @@ async def test_oldest_answer_makes_room_for_a_new_one(monkeypatch: pytest.Monkey
 
 async def test_bot_by_token_is_its_account() -> None:
     bridge = make(FakeHomeserver(bot="@bot:hs"), access_token="bot")
-    assert await bridge.bot() == await bridge.identify(Credential(None)) == Caller("@bot:hs", "DEVICE", "bot", bot=True)
+    assert (
+        await bridge.bot.caller()
+        == await bridge.identify(Credential(None))
+        == Caller("@bot:hs", "DEVICE", "bot", bot=True)
+    )
 
 
 async def test_bridge_without_a_bot_has_none() -> None:
-    assert await make().bot() is None
+    assert await make().bot.caller() is None
 
 
 @pytest.mark.parametrize("status", [401, 403])
@@ -646,7 +671,7 @@ async def test_password_logs_in_once_for_many_callers() -> None:
     await homeserver.arrivals.get()
     homeserver.gate.set()
     assert {caller.user_id for caller in await waiting} == {"@bot:hs"}
-    assert homeserver.logins == [("bot", "pw", bot.device_id())]
+    assert homeserver.logins == [("bot", "pw", device_id())]
     assert homeserver.asked == ["login1"]
 
 
@@ -664,12 +689,12 @@ async def test_password_logs_in_again_after_a_401_on_a_call() -> None:
 
 async def test_password_logs_in_again_after_a_401_on_whoami(clock: Clock) -> None:
     homeserver = FakeHomeserver()
-    bridge = make(homeserver, user="bot", password="pw")
+    bridge = make(homeserver, user="bot", password="pw", clock=clock)
     await bridge.identify(Credential(None))
     homeserver.accounts.clear()
     clock.now += 601
     assert (await bridge.identify(Credential(None))).token == "login1"
-    await until(lambda: not bridge._asking)
+    await bridge.identities.idle()
     assert (await bridge.identify(Credential(None))).token == "login2"
     assert len(homeserver.logins) == 2
 
@@ -687,7 +712,7 @@ async def test_token_from_the_settings_is_kept_after_a_401() -> None:
 async def test_wrong_password_is_a_502_and_tried_again_later_and_not_at_once(clock: Clock) -> None:
     homeserver = FakeHomeserver()
     homeserver.broken = HomeserverError("Invalid username or password", errcode="M_FORBIDDEN", status=403)
-    bridge = make(homeserver, user="bot", password="pw")
+    bridge = make(homeserver, user="bot", password="pw", clock=clock)
     with pytest.raises(BadGateway, match="Invalid username"):
         await bridge.identify(Credential(None))
     homeserver.broken = None
@@ -728,9 +753,9 @@ async def test_bot_with_a_password_is_renewed_once_for_many_lanes() -> None:
     bridge = make(homeserver, user="bot", password="pw")
     old = await bridge.identify(Credential(None))
     del homeserver.accounts[old.token]
-    renewed = await asyncio.gather(*(bridge.renew_bot(old.token) for _ in range(20)))
+    renewed = await asyncio.gather(*(bridge.bot.renew(old.token) for _ in range(20)))
     assert renewed == [Caller("@bot:hs", "DEVICE", "login2", bot=True)] * 20
-    assert await bridge.renew_bot(old.token) == renewed[0]  # late news
+    assert await bridge.bot.renew(old.token) == renewed[0]  # late news
     assert len(homeserver.logins) == 2
     with pytest.raises(HomeserverError):  # as a caller's own token it is dead, too
         await bridge.identify(Credential(old.token))
@@ -738,8 +763,8 @@ async def test_bot_with_a_password_is_renewed_once_for_many_lanes() -> None:
 
 async def test_bot_with_a_token_or_none_is_not_renewed() -> None:
     homeserver = FakeHomeserver(bot="@bot:hs")
-    assert await make(homeserver, access_token="bot").renew_bot("bot") is None
-    assert await make(homeserver).renew_bot("bot") is None
+    assert await make(homeserver, access_token="bot").bot.renew("bot") is None
+    assert await make(homeserver).bot.renew("bot") is None
     assert (homeserver.asked, homeserver.logins) == ([], [])
 
 
@@ -749,26 +774,14 @@ async def test_bot_that_cannot_be_renewed_is_a_502() -> None:
     old = await bridge.identify(Credential(None))
     homeserver.broken = HomeserverError("Invalid username or password", errcode="M_FORBIDDEN", status=403)
     with pytest.raises(BadGateway, match="Invalid username"):
-        await bridge.renew_bot(old.token)
+        await bridge.bot.renew(old.token)
 
 
-# what a key may do
-
-SCOPED = ApiKey("k1", rooms=("!a:hs", "#ops:hs"), event_types=("m.room.message", "org.example.*"))
+# a caller with a key
 
 
 async def test_key_is_told_with_the_caller() -> None:
     bridge = make(FakeHomeserver(bot="@bot:hs"), api_keys=KEY, access_token="bot")
     credential = await bridge.credential({"x-api-key": KEY}, b"")
     assert await bridge.identify(credential) == Caller("@bot:hs", "DEVICE", "bot", bot=True, key=FIXED)
-    assert await bridge.bot() == Caller("@bot:hs", "DEVICE", "bot", bot=True)
-
-
-def test_scopes_bind_keys_alone() -> None:
-    bridge = make(access_token="bot")
-    bridge.permit(Credential("syt_a"), "m.room.name", "!b:hs")
-    bridge.permit(Credential(None), "m.room.name", "!b:hs")
-    bridge.permit(Credential(None, SCOPED), "m.room.message", "!a:hs")
-    with pytest.raises(Forbidden) as caught:
-        bridge.permit(Credential(None, SCOPED), "m.room.message", "#other:hs", "!b:hs")
-    assert (caught.value.status, caught.value.errcode) == (403, "M_FORBIDDEN")
+    assert await bridge.bot.caller() == Caller("@bot:hs", "DEVICE", "bot", bot=True)

@@ -2,19 +2,17 @@
 
 import pytest
 
-from flowbridge.auth import refusals
 from flowbridge.auth.refusals import Refusals
 from flowbridge.errors import TooMany, Unauthorized
+from flowbridge.models.timing import Timing
 from tests.unit import Clock
 
 WRONG = Unauthorized("it is wrong", soft_logout=True)
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    found = Clock()
-    monkeypatch.setattr(refusals, "time", found)
-    return found
+def clock() -> Clock:
+    return Clock()
 
 
 def digest(number: int) -> bytes:
@@ -27,18 +25,18 @@ def fail(found: Refusals, number: int, address: str = "hog") -> None:
 
 
 def test_refusal_is_given_again_for_some_seconds(clock: Clock) -> None:
-    found = Refusals(5)
+    found = Refusals(5, timing=Timing(clock=clock))
     fail(found, 1)
     with pytest.raises(Unauthorized, match="it is wrong") as caught:
         found.check("other", digest(1))
     assert caught.value.extra == {"soft_logout": True}
     found.check("hog", digest(2))
-    clock.now += refusals.KEEP_SECONDS
+    clock.now += Timing().refusal_seconds
     found.check("other", digest(1))
 
 
 def test_address_with_too_many_wrong_secrets_has_to_wait(clock: Clock) -> None:
-    found = Refusals(5)
+    found = Refusals(5, timing=Timing(clock=clock))
     for number in range(5):
         fail(found, number)
     with pytest.raises(TooMany, match="more than 5 wrong keys or tokens a minute come from hog") as caught:
@@ -52,7 +50,7 @@ def test_address_with_too_many_wrong_secrets_has_to_wait(clock: Clock) -> None:
 
 
 def test_one_wrong_secret_again_and_again_leaves_others_of_its_address_alone(clock: Clock) -> None:
-    found = Refusals(5)
+    found = Refusals(5, timing=Timing(clock=clock))
     fail(found, 1)
     for _ in range(4):
         with pytest.raises(Unauthorized):
@@ -62,15 +60,19 @@ def test_one_wrong_secret_again_and_again_leaves_others_of_its_address_alone(clo
     found.check("hog", digest(2))
 
 
-def test_memory_is_bounded(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(refusals, "MAX_KEPT", 10)
-    found = Refusals(5)
+def test_memory_is_bounded(clock: Clock) -> None:
+    found = Refusals(1, timing=Timing(clock=clock), max_kept=10)
     for number in range(50):
         fail(found, number, f"address {number}")
-    assert (len(found._kept), len(found._allowances)) == (10, 10)
+    for number in range(50, 60):
+        found.check("address 0", digest(number - 50))  # neither the address nor the refusal is remembered
+    with pytest.raises(TooMany):
+        found.check("address 49", digest(99))
+    with pytest.raises(Unauthorized):
+        found.check("other", digest(49))
 
 
 def test_bridge_itself_is_never_slowed(clock: Clock) -> None:
-    found = Refusals(1)
+    found = Refusals(1, timing=Timing(clock=clock))
     for _ in range(5):
         fail(found, 1, "")

@@ -5,14 +5,15 @@ from functools import partial
 
 import pytest
 
-from flowbridge.auth import room_access
-from flowbridge.auth.api_keys import ApiKeys
-from flowbridge.auth.callers import AGAIN_SECONDS, Callers, Credential
-from flowbridge.auth.room_access import RoomAccess
+from flowbridge.auth import scopes
+from flowbridge.auth.callers import Callers, Credential
+from flowbridge.auth.identities import RETRY_SECONDS
+from flowbridge.auth.room_access import JOINED_SECONDS, RoomAccess
 from flowbridge.errors import BadGateway, Forbidden, HomeserverError, MatrixError
 from flowbridge.models import ApiKey
-from flowbridge.settings import Settings
+from flowbridge.models.timing import Timing
 from tests.unit import Clock
+from tests.unit.auth.test_callers import NO_NAMES, make
 
 ROOM, OTHER = "!a:hs", "!b:hs"
 ALIAS, SECOND, ELSEWHERE, NOWHERE = "#flow:hs", "#second:hs", "#elsewhere:hs", "#nowhere:hs"
@@ -58,23 +59,17 @@ def homeserver() -> FakeHomeserver:
 
 @pytest.fixture
 def callers(homeserver: FakeHomeserver) -> Callers:
-    async def seen(_: str) -> None:
-        return None
-
-    settings = Settings.load(base_url="http://127.0.0.1:1", access_token="bot")
-    return Callers(settings, homeserver, seen, ApiKeys(settings, None))  # type: ignore[arg-type]
+    return make(homeserver, access_token="bot")  # type: ignore[arg-type]
 
 
 @pytest.fixture
-def known(callers: Callers, homeserver: FakeHomeserver) -> RoomAccess:
-    return RoomAccess(callers, homeserver)  # type: ignore[arg-type]
+def known(callers: Callers, homeserver: FakeHomeserver, clock: Clock) -> RoomAccess:
+    return RoomAccess(callers, homeserver, NO_NAMES, timing=Timing(clock=clock))  # type: ignore[arg-type]
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr(room_access, "time", clock)
-    return clock
+def clock() -> Clock:
+    return Clock()
 
 
 def with_key(*rooms: str, event_types: tuple[str, ...] = ()) -> Credential:
@@ -82,19 +77,18 @@ def with_key(*rooms: str, event_types: tuple[str, ...] = ()) -> Credential:
 
 
 @pytest.fixture
-def enter(known: RoomAccess, callers: Callers) -> "Enter":
-    return Enter(known, callers)
+def enter(known: RoomAccess) -> "Enter":
+    return Enter(known)
 
 
 class Enter:
     """`await enter(credential, room)`: the id of the room for a message."""
 
-    def __init__(self, known: RoomAccess, callers: Callers) -> None:
+    def __init__(self, known: RoomAccess) -> None:
         self._known = known
-        self._callers = callers
 
     async def __call__(self, credential: Credential = ALICE, room: str = ALIAS, *, joins: bool = True) -> str:
-        permit = partial(self._callers.permit, credential, TYPE)
+        permit = partial(scopes.permit, credential.key, TYPE)
         caller, room_id = await self._known.enter(credential, room, permit, joins=joins)
         assert caller.user_id == f"@{credential.token or 'bot'}:hs"
         return room_id
@@ -159,10 +153,8 @@ async def test_refused_token_is_asked_for_again(enter: Enter, homeserver: FakeHo
         await enter(with_key())
 
 
-async def test_oldest_alias_makes_room_for_a_new_one(
-    enter: Enter, homeserver: FakeHomeserver, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(room_access, "MAX_KNOWN", 1)
+async def test_oldest_alias_makes_room_for_a_new_one(callers: Callers, homeserver: FakeHomeserver) -> None:
+    enter = Enter(RoomAccess(callers, homeserver, NO_NAMES, max_known=1))  # type: ignore[arg-type]
     for token in ("alice", "bob", "alice"):
         await enter(Credential(token))
     assert len(homeserver.joins) == 3
@@ -309,17 +301,16 @@ class SlowHomeserver(FakeHomeserver):
 
 
 @pytest.fixture
-def slow(monkeypatch: pytest.MonkeyPatch, callers: Callers) -> tuple[RoomAccess, SlowHomeserver, FakeNames]:
-    monkeypatch.setattr(room_access, "PATIENCE_SECONDS", 0.0)
-    homeserver, names = SlowHomeserver(), FakeNames()
-    return RoomAccess(callers, homeserver, names), homeserver, names  # type: ignore[arg-type]
+def slow(callers: Callers, clock: Clock) -> tuple[RoomAccess, SlowHomeserver, FakeNames]:
+    homeserver, names, timing = SlowHomeserver(), FakeNames(), Timing(patience_seconds=0.0, clock=clock)
+    return RoomAccess(callers, homeserver, names, timing=timing), homeserver, names  # type: ignore[arg-type]
 
 
 async def test_older_answer_counts_until_the_homeserver_has_answered(
     slow: tuple[RoomAccess, SlowHomeserver, FakeNames], callers: Callers
 ) -> None:
     known, homeserver, names = slow
-    enter = Enter(known, callers)
+    enter = Enter(known)
     assert [await enter(ALICE, ALIAS) for _ in range(3)] == ["!old:hs"] * 3
     homeserver.go.set()
     for _ in range(5):
@@ -333,16 +324,16 @@ async def test_homeserver_that_hangs_is_asked_once(
     slow: tuple[RoomAccess, SlowHomeserver, FakeNames], callers: Callers, clock: Clock
 ) -> None:
     known, homeserver, _ = slow
-    enter = Enter(known, callers)
+    enter = Enter(known)
     for _ in range(5):
         assert await enter(ALICE, ALIAS) == "!old:hs"
-        clock.now += AGAIN_SECONDS + 1
+        clock.now += RETRY_SECONDS + 1
     assert homeserver.joins == [("alice", ALIAS)]
     homeserver.go.set()
     for _ in range(5):
         await asyncio.sleep(0)
     assert await enter(ALICE, ALIAS) == ROOM
-    clock.now += room_access.JOINED_SECONDS - 1
+    clock.now += JOINED_SECONDS - 1
     assert await enter(ALICE, ALIAS) == ROOM
     assert len(homeserver.joins) == 1
 
@@ -351,7 +342,7 @@ async def test_moved_alias_does_not_lead_where_the_store_says(
     slow: tuple[RoomAccess, SlowHomeserver, FakeNames], callers: Callers
 ) -> None:
     known, homeserver, names = slow
-    enter = Enter(known, callers)
+    enter = Enter(known)
     caller = await callers.identify(ALICE)
     assert await enter(ALICE, ALIAS) == "!old:hs"
     moving = asyncio.ensure_future(known.moved(caller, ALIAS, "!old:hs"))
@@ -371,11 +362,11 @@ async def test_answer_from_before_a_move_does_not_count_after_it(
     slow: tuple[RoomAccess, SlowHomeserver, FakeNames], callers: Callers
 ) -> None:
     known, homeserver, names = slow
-    enter = Enter(known, callers)
+    enter = Enter(known)
     caller = await callers.identify(ALICE)
     homeserver.directory[ALIAS] = OTHER
     assert await enter(ALICE, ALIAS) == "!old:hs"
-    known._joined.moved(caller, ALIAS)
+    known.forget(caller, ALIAS)
     homeserver.go.set()
     for _ in range(5):
         await asyncio.sleep(0)  # the answer to the first question comes

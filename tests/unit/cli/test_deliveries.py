@@ -14,7 +14,9 @@ from sqlalchemy import Connection
 
 from flowbridge import log
 from flowbridge.cli import main as command_line
-from flowbridge.store import Database, outbox, tables
+from flowbridge.cli import purge
+from flowbridge.settings import Settings
+from flowbridge.store import Database, abandoned, clock, leases, outbox, tables
 from tests.integration.store.events import event
 
 ROOM, OTHER = "!room:example.org", "!other:example.org"
@@ -79,7 +81,7 @@ def put(cli: Cli, *names: str, room: str = ROOM, lane: str = "", **values: Any) 
 
 
 def put_dead(cli: Cli, *names: str, **values: Any) -> None:
-    put(cli, *names, **{"state": "dead", "error": REFUSED, "settled_at": outbox.now_ms(), **values})
+    put(cli, *names, **{"state": "dead", "error": REFUSED, "settled_at": clock.now_ms(), **values})
 
 
 # list and show
@@ -98,7 +100,7 @@ def test_list_is_a_line_for_each_the_newest_first(cli: Cli) -> None:
 
 
 def test_list_is_chosen_by_options(cli: Cli) -> None:
-    now = outbox.now_ms()
+    now = clock.now_ms()
     put(cli, "old", accepted_at=now - 3 * HOUR)
     put(cli, "topic", event_type="m.room.topic", accepted_at=now - HOUR)
     put_dead(cli, "dead", room=OTHER, accepted_at=now)
@@ -206,7 +208,7 @@ def test_state_whose_room_cannot_be_asked_is_replayed_only_with_overwrite(
 
 
 def test_purge_takes_what_is_settled_and_old(cli: Cli) -> None:
-    now = outbox.now_ms()
+    now = clock.now_ms()
     put(cli, "queued", accepted_at=1)
     for age, number in ((3, "old"), (0, "new")):
         put_dead(cli, f"dead-{number}", settled_at=now - age * HOUR)
@@ -228,18 +230,19 @@ def test_purge_without_anybody_to_ask_deletes_nothing(cli: Cli) -> None:
     assert cli.list() == ["a"]
 
 
-def test_purge_of_the_queued_takes_those_of_a_user_a_room_or_a_key(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flowbridge.store.abandoned.EVENTS", 2)
+def test_purge_of_the_queued_takes_those_of_a_user_a_room_or_a_key(cli: Cli) -> None:
+    number = abandoned.EVENTS + 1  # per room: more than go at once
     know(cli, "hog", "@hog:example.org")
     know(cli, "bot", "@bot:example.org")
     for room in (ROOM, OTHER):
-        put(cli, *(f"hog-{room}-{number}" for number in range(5)), lane=f"hog|{room}")
+        put(cli, *(f"hog-{room}-{n}" for n in range(number)), lane=f"hog|{room}")
         for key in ("one", "two"):
             put(cli, f"{key}-{room}", lane=f"bot|{room}", api_key=key)
     put(cli, "sent", lane=f"hog|{ROOM}", state="sent", settled_at=1)
 
     assert cli("purge", "--queued", "--room", OTHER, "--key", "one", "--yes").out == "1 queued events are deleted\n"
-    assert cli("purge", "--queued", "--user", "@hog:example.org", "--yes").out == "10 queued events are deleted\n"
+    done = cli("purge", "--queued", "--user", "@hog:example.org", "--yes")
+    assert done.out == f"{2 * number} queued events are deleted\n"
     assert sorted(cli.list()) == sorted(["sent", f"one-{ROOM}", f"two-{ROOM}", f"two-{OTHER}"])
     assert cli("purge", "--queued", "--key", "two", "--yes").out == "2 queued events are deleted\n"
     assert cli("purge", "--queued", "--user", "@nobody:example.org", "--yes").out == "0 queued events are deleted\n"
@@ -254,7 +257,7 @@ def test_purge_of_the_queued_says_of_whom_they_are_before_it_does_anything(
     put(cli, "a", "b", lane=f"bot|{ROOM}", api_key="key-1")
     put(cli, "c", lane=f"stranger|{ROOM}")
     asked: list[str] = []
-    monkeypatch.setattr("flowbridge.cli.deliveries._confirmed", lambda question: asked.append(question))
+    monkeypatch.setattr(purge, "confirmed", asked.append)
     assert cli("purge", "--queued", "--all").code == 1
     assert asked == [
         "Delete 3 queued events (2 of @bot:example.org (API key key-1), 1 of an unknown user)? They will not be sent."
@@ -263,19 +266,19 @@ def test_purge_of_the_queued_says_of_whom_they_are_before_it_does_anything(
 
 
 def test_purge_of_the_queued_leaves_what_a_running_bridge_does_not_let_go_of(
-    cli: Cli, monkeypatch: pytest.MonkeyPatch
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("FLOWBRIDGE_LEASE_SECONDS", "5.2")
     monkeypatch.setenv("FLOWBRIDGE_REQUEST_SECONDS", "0.1")
-    monkeypatch.setattr("flowbridge.cli.deliveries.MARGIN_SECONDS", -4.9)
     put(cli, "held", lane=f"hog|{ROOM}")
     put(cli, "free", lane=f"hog|{OTHER}")
-    hold(cli, f"hog|{ROOM}", outbox.now_ms() + HOUR)
-    done = cli("purge", "--queued", "--all", "--yes")
-    assert (done.code, done.out) == (1, "1 queued events are deleted\n")
-    assert done.err == "flowbridge: 1 stay: a running bridge is sending them, or has not let go of their rooms\n"
+    hold(cli, f"hog|{ROOM}", clock.now_ms() + HOUR)
+    assert purge.purge_queued(Settings.load(), everything=True, yes=True, margin=-4.9) == 1
+    printed = capsys.readouterr()
+    assert printed.out == "1 queued events are deleted\n"
+    assert printed.err == "flowbridge: 1 stay: a running bridge is sending them, or has not let go of their rooms\n"
     assert cli.list() == ["held"]
-    hold(cli, f"hog|{ROOM}", outbox.now_ms() - 1)  # whoever held it is dead
+    hold(cli, f"hog|{ROOM}", clock.now_ms() - 1)  # its owner is dead
     assert cli("purge", "--queued", "--all", "--yes").code == 0
     assert cli.list() == []
 
@@ -287,7 +290,7 @@ def know(cli: Cli, account: str, user_id: str) -> None:
 
 def hold(cli: Cli, lane: str, until: int) -> None:
     with working(cli) as connection:
-        outbox.mark_dirty(connection, [(lane, lane.partition("|")[0])])
+        leases.mark_dirty(connection, [(lane, lane.partition("|")[0])])
         chosen = tables.lanes.update().where(tables.lanes.c.lane == lane)
         connection.execute(chosen.values(owner="other", fence=3, lease_until=until))
 

@@ -8,18 +8,20 @@ import pytest
 from flowbridge import log
 from flowbridge.cli import keys
 from flowbridge.models import ApiKey
+from flowbridge.models.timing import Timing
 from flowbridge.settings import Settings
-from flowbridge.store import StoreError, engine
+from flowbridge.store import StoreError
 
 pytestmark = pytest.mark.usefixtures("nothing_set")
 
 OPTIONS = ("--name", "--room", "--event-type", "--user")
 
 
-def create(option: str, *values: str) -> int:
+def create(option: str, *values: str, timing: Timing = Timing()) -> int:
     given = {name: list(values) if name == option else [] for name in OPTIONS}
     name = given["--name"][0] if given["--name"] else ""
-    return keys.create(Settings.load(), name, given["--room"], given["--event-type"], given["--user"], admin=False)
+    scopes = (given["--room"], given["--event-type"], given["--user"])
+    return keys.create(Settings.load(), name, *scopes, admin=False, timing=timing)
 
 
 @pytest.mark.parametrize(
@@ -72,40 +74,40 @@ def test_what_can_be_no_scope_is_one_line(
 
 @pytest.mark.parametrize("room", ["!a:hs", "!opaque", "#ops:hs", "#a,b:hs", "#%41:hs", "#tür:hs:8448"])
 def test_room_is_taken_as_it_is(room: str) -> None:
-    assert keys._room(room) == room
+    assert keys.room_scope(room) == room
 
 
 @pytest.mark.parametrize("event_type", ["m.room.message", "m.room.*", "*", "org.example.100%25"])
 def test_event_type_is_taken_as_it_is(event_type: str) -> None:
-    assert keys._event_type(event_type) == event_type
+    assert keys.event_type_scope(event_type) == event_type
 
 
 def test_scopes_in_words() -> None:
-    assert keys._scopes(ApiKey("k")) == "all rooms; all event types"
+    assert keys.describe(ApiKey("k")) == "all rooms; all event types"
     key = ApiKey("k", rooms=("!a:hs", "#b:hs"), event_types=("m.room.*",), admin=True)
-    assert keys._scopes(key) == "!a:hs, #b:hs; m.room.*; admin"
+    assert keys.describe(key) == "!a:hs, #b:hs; m.room.*; admin"
     key = ApiKey("k", users=("@alice:hs", "@bob:hs"))
-    assert keys._scopes(key) == "all rooms; all event types; for @alice:hs, @bob:hs"
+    assert keys.describe(key) == "all rooms; all event types; for @alice:hs, @bob:hs"
 
 
 def test_times_are_utc() -> None:
-    assert keys._time(1_700_000_000_999) == "2023-11-14T22:13:20Z"
-    assert keys._time(None) == "-"
+    assert keys.moment(1_700_000_000_999) == "2023-11-14T22:13:20Z"
+    assert keys.moment(None) == "-"
 
 
 def test_database_that_stays_locked_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(log, "setup", lambda *_: None)
-    monkeypatch.setattr(engine, "BUSY_MS", 20)
+    hasty = Timing(sqlite_busy_seconds=0.02)
     assert create("--name", "one") == 0
     locked = sqlite3.connect(tmp_path / "flowbridge.db", isolation_level=None)
     locked.execute("BEGIN IMMEDIATE")
     capsys.readouterr()
     with pytest.raises(StoreError, match="locked"):
-        create("--name", "two")
+        create("--name", "two", timing=hasty)
     with pytest.raises(StoreError, match="locked"):
-        keys.revoke(Settings.load(), "one")
+        keys.revoke(Settings.load(), "one", timing=hasty)
     assert capsys.readouterr().out == ""
     locked.execute("COMMIT")
     locked.close()

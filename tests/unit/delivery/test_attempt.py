@@ -5,34 +5,30 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography.fernet import Fernet
 from sqlalchemy import insert
 
-from flowbridge.auth.tokens import Tokens, digest_of
-from flowbridge.delivery import attempt as module
+from flowbridge.auth.tokens import digest_of
+from flowbridge.delivery.account_limits import FIRST
+from flowbridge.delivery.attempt import Attempt
 from flowbridge.errors import HomeserverError, MatrixError
-from flowbridge.homeserver import answers as verdicts
 from flowbridge.homeserver.answers import Verdict
 from flowbridge.homeserver.pool import Answer
-from flowbridge.models import Caller
 from flowbridge.store import Row, accounts, tables
-from flowbridge.store.outbox import now_ms
-from tests.worker import (
+from flowbridge.store.clock import now_ms
+from tests.rig import (
     ALICE,
     BOB,
     DESK,
-    KEY,
     PATIENCE,
     ROOM,
     SERVICE,
     Behaviour,
+    MakeRig,
+    Rig,
     Rooms,
-    Worker,
     after,
     cut,
     cut_off,
@@ -43,7 +39,6 @@ from tests.worker import (
     reply,
     silence,
     slow,
-    soon,
     unreachable,
     until,
 )
@@ -51,22 +46,15 @@ from tests.worker import (
 LONG_AGO = 20 * 60 + 1  # seconds after which a homeserver may have forgotten a transaction id
 HTML = Answer(404, ((b"content-type", b"text/html"),), b"<html>")
 
-MakeWorker = Callable[..., Worker]
 
-
-@pytest.fixture
-def make(tmp_path: Path) -> MakeWorker:
-    return lambda **how: Worker(f"sqlite:///{tmp_path}/flowbridge.db", Rooms(), **how)
-
-
-async def carry(worker: Worker, row: Row, since: float | None = None, *, still: bool = True) -> Verdict | None:
+async def carry(rig: Rig, row: Row, since: float | None = None, *, still: bool = True) -> Verdict | None:
     """One attempt; `since`: for how many seconds the event has been in doubt."""
     doubt = None if since is None else time.time() - since
-    return await asyncio.wait_for(worker.carrier.carry(row, doubt, lambda looked, digest: still), PATIENCE)
+    return await asyncio.wait_for(rig.attempt(Attempt(row, doubt), still=still), PATIENCE)
 
 
-async def verdict(worker: Worker, body: str = "a", since: float | None = None, **how: Any) -> Verdict:
-    found = await carry(worker, worker.ticket(body, **how).row, since)
+async def verdict(rig: Rig, body: str = "a", since: float | None = None, **how: Any) -> Verdict:
+    found = await carry(rig, rig.pending(body, **how).row, since)
     assert found is not None
     return found
 
@@ -100,44 +88,44 @@ TOKEN: dict[str, Behaviour] = {
 }
 
 
-async def test_verdict_over_each_line_of_the_table(make: MakeWorker) -> None:
-    async with make() as worker:
-        assert await verdict(worker) == Verdict("sent", "$1")
+async def test_verdict_over_each_line_of_the_table(make: MakeRig) -> None:
+    async with make() as rig:
+        assert await verdict(rig) == Verdict("sent", "$1")
         for name, behaviour in AGAIN_PERHAPS_SENT.items():
-            worker.rooms.then(behaviour)
-            found = await verdict(worker)
+            rig.rooms.then(behaviour)
+            found = await verdict(rig)
             assert (found.kind, found.error and found.error.sent) == ("again", True), name
-        worker.rooms.then(refuse_connection)
-        found = await verdict(worker)
+        rig.rooms.then(refuse_connection)
+        found = await verdict(rig)
         assert (found.kind, found.error and found.error.sent) == ("again", False)
         for name, behaviour in DEAD.items():
-            worker.rooms.then(behaviour)
-            found = await verdict(worker)
+            rig.rooms.then(behaviour)
+            found = await verdict(rig)
             assert found.kind == "dead", name
             assert found.error is not None
             assert found.error.body() == {"errcode": name.split()[1], "error": "no"}
 
 
 @pytest.mark.parametrize("errcode", TOKEN)
-async def test_refused_token_pauses_the_account(make: MakeWorker, errcode: str) -> None:
-    async with make() as worker:
-        worker.rooms.then(TOKEN[errcode])
-        assert (await verdict(worker)).kind == "token"
-        assert list(worker.carrier.distrusted) == [accounts.account_of(ALICE.user_id)]
-        assert 4 < worker.carrier.pause_of(accounts.account_of(ALICE.user_id)) <= 5
-        assert worker.carrier.pause_of(accounts.account_of(BOB.user_id)) == 0
+async def test_refused_token_pauses_the_account(make: MakeRig, errcode: str) -> None:
+    async with make() as rig:
+        rig.rooms.then(TOKEN[errcode])
+        assert (await verdict(rig)).kind == "token"
+        assert list(rig.account_limits.distrusted) == [accounts.account_of(ALICE.user_id)]
+        assert 4 < rig.account_limits.pause_of(accounts.account_of(ALICE.user_id)) <= 5
+        assert rig.account_limits.pause_of(accounts.account_of(BOB.user_id)) == 0
 
 
 @pytest.mark.parametrize(
     ("joined", "kind"), [(True, "forbidden"), (False, "absent"), (cut_off(), "forbidden")], ids=["in", "out", "unknown"]
 )
 async def test_403_is_final_unless_the_account_is_not_in_the_room(
-    make: MakeWorker, joined: bool | MatrixError, kind: str
+    make: MakeRig, joined: bool | MatrixError, kind: str
 ) -> None:
-    async with make() as worker:
-        worker.rooms.joined = joined
-        worker.rooms.then(error(403, "M_FORBIDDEN"))
-        assert (await verdict(worker)).kind == kind
+    async with make() as rig:
+        rig.rooms.joined = joined
+        rig.rooms.then(error(403, "M_FORBIDDEN"))
+        assert (await verdict(rig)).kind == kind
 
 
 @pytest.mark.parametrize(
@@ -152,26 +140,26 @@ async def test_403_is_final_unless_the_account_is_not_in_the_room(
     ],
 )
 async def test_429_pauses_the_account_for_as_long_as_it_says_and_a_bit(
-    make: MakeWorker, headers: list[tuple[bytes, bytes]], body: dict[str, Any], seconds: float
+    make: MakeRig, headers: list[tuple[bytes, bytes]], body: dict[str, Any], seconds: float
 ) -> None:
-    async with make() as worker:
-        worker.rooms.then(raw(reply(429, {"errcode": "M_LIMIT_EXCEEDED", "error": "slow", **body}, *headers)))
-        found = await verdict(worker)
+    async with make() as rig:
+        rig.rooms.then(raw(reply(429, {"errcode": "M_LIMIT_EXCEEDED", "error": "slow", **body}, *headers)))
+        found = await verdict(rig)
         assert (found.kind, found.pause_ms) == ("slow", seconds * 1000)
-        assert seconds * 0.9 < worker.carrier.pause_of(accounts.account_of(ALICE.user_id)) <= seconds * 1.02
-        assert worker.carrier.pause_of(accounts.account_of(BOB.user_id)) == 0
-        assert (await verdict(worker, caller=BOB)).kind == "sent"
+        assert seconds * 0.9 < rig.account_limits.pause_of(accounts.account_of(ALICE.user_id)) <= seconds * 1.02
+        assert rig.account_limits.pause_of(accounts.account_of(BOB.user_id)) == 0
+        assert (await verdict(rig, caller=BOB)).kind == "sent"
 
 
-async def test_no_request_goes_out_between_a_429_and_the_end_of_its_pause(make: MakeWorker) -> None:
-    async with make() as worker:
+async def test_no_request_goes_out_between_a_429_and_the_end_of_its_pause(make: MakeRig) -> None:
+    async with make() as rig:
         answered = asyncio.Event()
-        worker.rooms.script(lambda _: after(answered, slow(60_000)))
-        tasks = [asyncio.ensure_future(carry(worker, worker.ticket("a").row)) for _ in range(module.FIRST + 20)]
-        await until(lambda: len(worker.rooms.sends) == module.FIRST)
+        rig.rooms.script(lambda _: after(answered, slow(60_000)))
+        tasks = [asyncio.ensure_future(carry(rig, rig.pending("a").row)) for _ in range(FIRST + 20)]
+        await until(lambda: len(rig.rooms.sends) == FIRST)
         answered.set()
-        await until(lambda: sum(task.done() for task in tasks) == module.FIRST)
-        assert len(worker.rooms.sends) == module.FIRST
+        await until(lambda: sum(task.done() for task in tasks) == FIRST)
+        assert len(rig.rooms.sends) == FIRST
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -180,295 +168,92 @@ async def test_no_request_goes_out_between_a_429_and_the_end_of_its_pause(make: 
 # tokens
 
 
-async def test_account_goes_on_at_once_with_a_new_token(make: MakeWorker, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "TOKEN_PAUSE", 2 * PATIENCE)
-    async with make() as worker:
-        worker.rooms.script(lambda sent: None if sent.token == "new" else error(401, "M_UNKNOWN_TOKEN"))
-        assert (await verdict(worker)).kind == "token"
-        waiting = asyncio.ensure_future(carry(worker, worker.ticket("a").row))
-        await asyncio.sleep(0)
-        worker.tokens.remember(replace(ALICE, token="new"))
-        found = await soon(waiting)
-        assert found.kind == "sent"
-        assert worker.carrier.distrusted == {}
-
-
-async def test_token_that_another_process_was_given_is_used_after_the_pause(
-    make: MakeWorker, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "TOKEN_PAUSE", 0.05)
-    async with make() as worker:
-        worker.carrier.on_distrust = forgetting(worker.tokens)
-        worker.rooms.script(lambda sent: None if sent.token == "new" else error(401, "M_UNKNOWN_TOKEN"))
-        row = worker.ticket("a").row
-        assert (await carry(worker, row) or Verdict("dead")).kind == "token"
-        await write_token(worker, replace(ALICE, token="new"))
-        assert (await carry(worker, row) or Verdict("dead")).kind == "sent"
-
-
-def forgetting(tokens: Tokens) -> Callable[[str, str], Any]:
-    async def forget(account: str, token: str) -> None:
-        tokens.forget(account)
-
-    return forget
-
-
-async def write_token(worker: Worker, caller: Caller) -> None:
-    """As another process does that shares the store."""
-    account = {
-        "account": accounts.account_of(caller.user_id),
-        "user_id": caller.user_id,
-        "device_id": caller.device_id,
-        "token": Fernet(KEY).encrypt(caller.token.encode()).decode(),
-        "token_hash": accounts.token_hash(caller.token),
-        "seen_at": now_ms(),
-    }
-    await worker.database.run(lambda connection: accounts.remember(connection, account))
-
-
-async def test_account_whose_token_is_not_in_the_store_is_paused(make: MakeWorker) -> None:
-    async with make() as worker:
-        row = worker.ticket("a").row._replace(account="nobody")
-        found = await carry(worker, row)
-        assert found is not None
-        assert (found.kind, worker.rooms.sends) == ("token", [])
-        assert list(worker.carrier.distrusted) == ["nobody"]
-
-
-async def test_refused_token_is_told_once_a_pause_and_not_at_each_answer(
-    make: MakeWorker, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Whoever is told logs in anew; if that is refused just so, it must not become a storm of logins."""
-    monkeypatch.setattr(module, "TOKEN_PAUSE", 0.2)
-    told: list[float] = []
-    async with make() as worker:
-        numbers = iter(range(10_000))
-
-        async def log_in(account: str, token: str) -> None:
-            told.append(time.monotonic())
-            worker.tokens.forget(account)
-            worker.tokens.remember(replace(ALICE, token=f"new-{next(numbers)}"))
-
-        worker.carrier.on_distrust = log_in
-        worker.rooms.always(error(401, "M_USER_LOCKED"))
-        row = worker.ticket("a").row
-        answers = 0
-        while len(told) < 4:
-            await carry(worker, row)
-            answers += 1
-        pauses = [later - earlier for earlier, later in pairwise(told)]
-        assert min(pauses) > module.TOKEN_PAUSE / 4, pauses
-        assert answers > len(told)
-
-
-async def test_refused_token_is_not_tried_again_until_the_homeserver_has_said_whose_it_is(
-    make: MakeWorker, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "TOKEN_PAUSE", 0.01)
-    refused: list[str] = []
-    async with make() as worker:
-        worker.carrier.on_refused = refused.append
-        worker.rooms.then(error(401, "M_USER_LOCKED", "it is locked"))
-        row = worker.ticket("a").row
-        for _ in range(3):
-            assert (await carry(worker, row) or Verdict("dead")).kind == "token"
-        assert (len(worker.rooms.sends), refused) == (1, ["alice"])
-        assert worker.carrier.waits_for(row.account) == "no access token of its account is accepted: it is locked"
-        worker.tokens.remember(ALICE)  # as whoever asks the homeserver does
-        assert (await carry(worker, row) or Verdict("dead")).kind == "sent"
-        assert worker.carrier.waits_for(row.account) == ""
-
-
-async def test_another_token_of_the_user_sends_what_one_that_is_refused_cannot(make: MakeWorker) -> None:
-    async with make() as worker:
-        row = worker.ticket("a").row
-        worker.tokens.remember(DESK)
-        worker.rooms.script(lambda sent: error(401, "M_UNKNOWN_TOKEN") if sent.token == "desk" else None)
-        assert (await carry(worker, row) or Verdict("dead")).kind == "token"
-        assert worker.carrier.distrusted == {}
-        assert worker.carrier.pause_of(row.account) == 0
-        assert (await carry(worker, row) or Verdict("dead")).kind == "sent"
-        assert [sent.token for sent in worker.rooms.sends] == ["desk", "alice"]
-
-
-async def test_event_is_sent_with_the_token_that_its_caller_came_with(make: MakeWorker) -> None:
-    async with make() as worker:
-        row = worker.ticket("a").row
-        worker.tokens.remember(DESK)
+async def test_event_is_sent_with_the_token_that_its_caller_came_with(make: MakeRig) -> None:
+    async with make() as rig:
+        row = rig.pending("a").row
+        rig.tokens.remember(DESK)
         for own in ("alice", "desk", "unknown", ""):
-            assert await worker.carrier.carry(row, None, lambda looked, digest: True, own=own)
-        assert [sent.token for sent in worker.rooms.sends] == ["alice", "desk", "desk", "desk"]
+            assert await rig.attempt(Attempt(row, own=own))
+        assert [sent.token for sent in rig.rooms.sends] == ["alice", "desk", "desk", "desk"]
 
 
-async def test_caller_who_waits_is_not_sent_with_another_token_when_its_own_is_refused(make: MakeWorker) -> None:
+async def test_caller_who_waits_is_not_sent_with_another_token_when_its_own_is_refused(make: MakeRig) -> None:
     """Else a token that was logged out would go on to send as long as the user has another one."""
-    async with make() as worker:
-        row = worker.ticket("a").row
-        worker.tokens.remember(DESK)
-        worker.tokens.refuse(row.account, "alice")
-        found = await worker.carrier.carry(row, None, lambda looked, digest: True, own="alice", waits=True)
+    async with make() as rig:
+        row = rig.pending("a").row
+        rig.tokens.remember(DESK)
+        rig.tokens.refuse(row.account, "alice")
+        found = await rig.attempt(Attempt(row, own="alice", waits=True))
         assert found is not None
-        assert (found.kind, worker.rooms.sends, worker.carrier.distrusted) == ("token", [], {})
+        assert (found.kind, rig.rooms.sends, rig.account_limits.distrusted) == ("token", [], {})
 
 
 @pytest.mark.parametrize(("sent_with", "looks"), [(None, 0), (digest_of("alice"), 0), (digest_of("desk"), 1), ("", 1)])
 async def test_room_is_looked_into_when_another_token_may_have_sent_the_event(
-    make: MakeWorker, sent_with: str | None, looks: int
+    make: MakeRig, sent_with: str | None, looks: int
 ) -> None:
-    async with make() as worker:
-        row = worker.ticket("a").row
-        found = await worker.carrier.carry(row, time.time(), lambda looked, digest: True, sent_with=sent_with)
+    async with make() as rig:
+        row = rig.pending("a").row
+        found = await rig.attempt(Attempt(row, time.time(), sent_with))
         assert found == Verdict("sent", "$1")
-        assert worker.rooms.looks == [("recent", ROOM)] * looks
+        assert rig.rooms.looks == [("recent", ROOM)] * looks
 
 
-async def test_store_that_does_not_answer_is_a_reason_to_try_again(make: MakeWorker) -> None:
-    async with make(deadline=0.05) as worker:
-        row = worker.ticket("a").row
-        await worker.database.run(lambda connection: None)
-        worker.tokens.forget(row.account)
-        with worker.busy_writer():
-            found = await carry(worker, row)
+async def test_store_that_does_not_answer_is_a_reason_to_try_again(make: MakeRig) -> None:
+    async with make(deadline=0.05) as rig:
+        row = rig.pending("a").row
+        await rig.database.run(lambda connection: None)
+        rig.tokens.forget(row.account)
+        with rig.busy_writer():
+            found = await carry(rig, row)
         assert found is not None
         assert (found.kind, found.error and found.error.sent) == ("again", False)
-        assert worker.rooms.sends == []
-
-
-# the circuit
-
-
-@pytest.fixture
-def quick_probe(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "FIRST_PROBE_PAUSE", 0.01)
-    monkeypatch.setattr(module, "MAX_PROBE_PAUSE", 0.01)
-
-
-@pytest.mark.usefixtures("quick_probe")
-async def test_after_five_failures_to_connect_only_versions_are_asked_for(make: MakeWorker) -> None:
-    async with make() as worker:
-        rooms = worker.rooms
-        rooms.always(refuse_connection)
-        rooms.version = unreachable()
-        for number in range(module.FAILURES):
-            assert not worker.carrier.is_away, number
-            await verdict(worker)
-        assert worker.carrier.is_away
-        assert worker.carrier.pause_of("anybody") == float("inf")
-        tasks = [asyncio.ensure_future(carry(worker, worker.ticket("a", caller=BOB).row)) for _ in range(10)]
-        await until(lambda: rooms.looks.count(("versions", "")) >= 3)
-        assert len(rooms.sends) == module.FAILURES
-        rooms.always(None)
-        rooms.version = None
-        for task in tasks:
-            assert (await soon(task)).kind == "sent"
-        assert not worker.carrier.is_away
-
-
-@pytest.mark.usefixtures("quick_probe")
-async def test_after_an_outage_the_first_goes_alone(make: MakeWorker) -> None:
-    async with make() as worker:
-        rooms = worker.rooms
-        rooms.always(refuse_connection)
-        for _ in range(module.FAILURES):
-            await verdict(worker)
-        answered = asyncio.Event()
-        rooms.script(lambda _: after(answered))
-        rooms.sends.clear()
-        tasks = [asyncio.ensure_future(carry(worker, worker.ticket("a").row)) for _ in range(50)]
-        await until(lambda: rooms.sends)
-        await until(lambda: not worker.carrier.is_away)
-        assert len(rooms.sends) == 1
-        answered.set()
-        for task in tasks:
-            assert (await soon(task)).kind == "sent"
-
-
-@pytest.mark.parametrize("answer", ["429", "500", "a proxy's", "a timeout"])
-async def test_any_answer_shows_that_the_homeserver_is_there(make: MakeWorker, answer: str) -> None:
-    behaviours = {"429": slow(1), "500": error(500, "M_UNKNOWN"), "a proxy's": raw(HTML), "a timeout": cut}
-    async with make() as worker:
-        for _ in range(module.FAILURES - 1):
-            worker.rooms.then(refuse_connection)
-            await verdict(worker)
-        worker.rooms.then(behaviours[answer], refuse_connection)
-        await verdict(worker)
-        await verdict(worker)
-        assert not worker.carrier.is_away
-
-
-async def test_proxy_that_refuses_a_look_up_does_not_make_the_homeserver_be_away(make: MakeWorker) -> None:
-    """One room that a firewall does not like must not stop all others."""
-    async with make(refuse_encrypted=True) as worker:
-        worker.rooms.encrypted["!bad:hs"] = verdicts.error(HTML)
-        for _ in range(2 * module.FAILURES):
-            assert (await verdict(worker, room="!bad:hs")).kind == "again"
-        assert not worker.carrier.is_away
-
-
-@pytest.mark.usefixtures("quick_probe")
-@pytest.mark.parametrize("odd", [HomeserverError("slow", errcode="M_LIMIT_EXCEEDED", status=429), RuntimeError("")])
-async def test_probing_ends_whatever_the_probe_brings(make: MakeWorker, odd: Exception) -> None:
-    async with make() as worker:
-        rooms = worker.rooms
-        rooms.always(refuse_connection)
-        rooms.version = odd  # type: ignore[assignment]
-        for _ in range(module.FAILURES):
-            await verdict(worker)
-        await until(lambda: rooms.looks)
-        rooms.always(None)
-        if not isinstance(odd, MatrixError):
-            rooms.version = None
-        assert (await verdict(worker)).kind == "sent"
+        assert rig.rooms.sends == []
 
 
 # was it sent already?
 
 
-async def test_within_20_minutes_it_is_sent_again_under_the_same_id(make: MakeWorker) -> None:
-    async with make() as worker:
-        row = worker.ticket("a").row
-        worker.rooms.then(lose)
-        assert (await carry(worker, row) or Verdict("dead")).kind == "again"
-        assert await carry(worker, row, LONG_AGO - 10) == Verdict("sent", "$1")
-        assert worker.rooms.bodies() == ["a"]
-        assert worker.rooms.looks == []
+async def test_within_20_minutes_it_is_sent_again_under_the_same_id(make: MakeRig) -> None:
+    async with make() as rig:
+        row = rig.pending("a").row
+        rig.rooms.then(lose)
+        assert (await carry(rig, row) or Verdict("dead")).kind == "again"
+        assert await carry(rig, row, LONG_AGO - 10) == Verdict("sent", "$1")
+        assert rig.rooms.bodies() == ["a"]
+        assert rig.rooms.looks == []
 
 
 @pytest.mark.parametrize("shows_txn_ids", [True, False])
-async def test_later_the_room_is_looked_into_first(make: MakeWorker, shows_txn_ids: bool) -> None:
-    async with make() as worker:
-        rooms = worker.rooms
+async def test_later_the_room_is_looked_into_first(make: MakeRig, shows_txn_ids: bool) -> None:
+    async with make() as rig:
+        rooms = rig.rooms
         rooms.shows_txn_ids = shows_txn_ids
-        row = worker.ticket("a").row
+        row = rig.pending("a").row
         rooms.then(lose)
-        await carry(worker, row)
+        await carry(rig, row)
         rooms.forget()
-        assert await carry(worker, row, LONG_AGO) == Verdict("sent", "$1")
+        assert await carry(rig, row, LONG_AGO) == Verdict("sent", "$1")
         assert len(rooms.sends) == 1
 
 
-async def test_token_without_a_device_looks_however_short_the_doubt_is(make: MakeWorker) -> None:
-    async with make() as worker:
-        row = worker.ticket("a", caller=SERVICE).row
-        worker.rooms.then(lose)
-        await carry(worker, row)
-        worker.rooms.forget()
-        assert await carry(worker, row, 0.0) == Verdict("sent", "$1")
-        assert len(worker.rooms.sends) == 1
+async def test_token_without_a_device_looks_however_short_the_doubt_is(make: MakeRig) -> None:
+    async with make() as rig:
+        row = rig.pending("a", caller=SERVICE).row
+        rig.rooms.then(lose)
+        await carry(rig, row)
+        rig.rooms.forget()
+        assert await carry(rig, row, 0.0) == Verdict("sent", "$1")
+        assert len(rig.rooms.sends) == 1
 
 
-async def test_what_is_not_in_the_room_is_sent_and_the_lane_hears_that_it_was_looked_for(make: MakeWorker) -> None:
-    async with make() as worker:
-        row, heard = worker.ticket("a").row, []
-
-        def still(looked: bool, digest: str) -> bool:
-            heard.append(looked)
-            return True
-
-        assert await worker.carrier.carry(row, time.time() - LONG_AGO, still) == Verdict("sent", "$1")
-        await worker.carrier.carry(row, time.time(), still)
-        await worker.carrier.carry(row, None, still)
-        assert heard == [True, False, False]
+async def test_what_is_not_in_the_room_is_sent_and_the_lane_hears_that_it_was_looked_for(make: MakeRig) -> None:
+    async with make() as rig:
+        row = rig.pending("a").row
+        attempts = [Attempt(row, since) for since in (time.time() - LONG_AGO, time.time(), None)]
+        for attempt in attempts:
+            assert await rig.attempt(attempt) == Verdict("sent", "$1")
+        assert [attempt.looked for attempt in attempts] == [True, False, False]
 
 
 def other_txn(rooms: Rooms, body: str) -> None:
@@ -488,64 +273,64 @@ OTHERS: dict[str, Callable[[Rooms], Any]] = {
 
 
 @pytest.mark.parametrize("which", OTHERS)
-async def test_another_event_is_not_taken_for_it(make: MakeWorker, which: str) -> None:
-    async with make() as worker:
-        OTHERS[which](worker.rooms)
-        assert await carry(worker, worker.ticket("a").row, LONG_AGO) == Verdict("sent", "$2")
+async def test_another_event_is_not_taken_for_it(make: MakeRig, which: str) -> None:
+    async with make() as rig:
+        OTHERS[which](rig.rooms)
+        assert await carry(rig, rig.pending("a").row, LONG_AGO) == Verdict("sent", "$2")
 
 
-async def test_redacted_event_is_found_by_its_transaction_id(make: MakeWorker) -> None:
-    async with make() as worker:
-        row = worker.ticket("a").row
-        worker.rooms.put("", content={}, _txn=((ALICE.user_id, ALICE.device_id), row.txn_id))
-        assert await carry(worker, row, LONG_AGO) == Verdict("sent", "$1")
+async def test_redacted_event_is_found_by_its_transaction_id(make: MakeRig) -> None:
+    async with make() as rig:
+        row = rig.pending("a").row
+        rig.rooms.put("", content={}, _txn=((ALICE.user_id, ALICE.device_id), row.txn_id))
+        assert await carry(rig, row, LONG_AGO) == Verdict("sent", "$1")
 
 
-async def test_equal_event_that_the_lane_has_sent_is_not_taken_for_it(make: MakeWorker) -> None:
-    async with make() as worker:
-        worker.rooms.shows_txn_ids = False
-        await worker.send("again and again")
-        await worker.settled()
-        row = worker.ticket("again and again").row
-        assert await carry(worker, row, LONG_AGO) == Verdict("sent", "$2")
-        assert worker.rooms.bodies() == ["again and again"] * 2
+async def test_equal_event_that_the_lane_has_sent_is_not_taken_for_it(make: MakeRig) -> None:
+    async with make() as rig:
+        rig.rooms.shows_txn_ids = False
+        await rig.send("again and again")
+        await rig.settled()
+        row = rig.pending("again and again").row
+        assert await carry(rig, row, LONG_AGO) == Verdict("sent", "$2")
+        assert rig.rooms.bodies() == ["again and again"] * 2
 
 
-async def test_of_two_equal_events_in_doubt_the_older_is_the_older(make: MakeWorker) -> None:
-    async with make() as worker:
+async def test_of_two_equal_events_in_doubt_the_older_is_the_older(make: MakeRig) -> None:
+    async with make() as rig:
         for _ in range(2):
-            worker.rooms.put("a")
-        first = worker.ticket("a").row
-        assert await carry(worker, first, LONG_AGO) == Verdict("sent", "$1")
-        settled = {**worker.ticket("a").values(), "state": "sent", "event_id": "$1", "settled_at": now_ms()}
-        await worker.database.run(lambda connection: connection.execute(insert(tables.outbox), [settled]))
-        assert await carry(worker, worker.ticket("a").row, LONG_AGO) == Verdict("sent", "$2")
-        assert worker.rooms.sends == []
+            rig.rooms.put("a")
+        first = rig.pending("a").row
+        assert await carry(rig, first, LONG_AGO) == Verdict("sent", "$1")
+        settled = {**rig.pending("a").values(), "state": "sent", "event_id": "$1", "settled_at": now_ms()}
+        await rig.database.run(lambda connection: connection.execute(insert(tables.outbox), [settled]))
+        assert await carry(rig, rig.pending("a").row, LONG_AGO) == Verdict("sent", "$2")
+        assert rig.rooms.sends == []
 
 
-async def test_look_goes_back_to_where_the_event_was_accepted_and_no_further(make: MakeWorker) -> None:
-    async with make() as worker:
-        rooms = worker.rooms
+async def test_look_goes_back_to_where_the_event_was_accepted_and_no_further(make: MakeRig) -> None:
+    async with make() as rig:
+        rooms = rig.rooms
         rooms.page_size = 10
         for number in range(30):
             rooms.put(str(number), sender="@old:hs", origin_server_ts=now_ms() - 120_000)
-        row = worker.ticket("a").row
+        row = rig.pending("a").row
         rooms.put("a")
         for number in range(35):
             rooms.put(str(number), sender="@talkative:hs")
-        assert await carry(worker, row, LONG_AGO) == Verdict("sent", "$31")
+        assert await carry(rig, row, LONG_AGO) == Verdict("sent", "$31")
         assert len(rooms.looks) == 5  # 36 events since then; the first page of 10 older ones is the last that is read
 
 
-async def test_look_does_not_stop_at_an_event_with_a_wrong_time(make: MakeWorker) -> None:
+async def test_look_does_not_stop_at_an_event_with_a_wrong_time(make: MakeRig) -> None:
     """Its homeserver gives an event any time it likes: a look that believed it would double ours."""
-    async with make() as worker:
-        rooms = worker.rooms
+    async with make() as rig:
+        rooms = rig.rooms
         rooms.page_size = 2
         rooms.put("a")
         rooms.put("from 1970", sender="@mallory:hs", origin_server_ts=0)
         rooms.put("new", sender="@bob:hs")
-        assert await carry(worker, worker.ticket("a").row, LONG_AGO) == Verdict("sent", "$1")
+        assert await carry(rig, rig.pending("a").row, LONG_AGO) == Verdict("sent", "$1")
         assert rooms.sends == []
 
 
@@ -558,24 +343,24 @@ STATES: dict[str, Callable[[Rooms], Any]] = {
 }
 
 
-async def test_state_that_was_set_is_not_set_again_however_short_the_doubt_is(make: MakeWorker) -> None:
+async def test_state_that_was_set_is_not_set_again_however_short_the_doubt_is(make: MakeRig) -> None:
     """It has no transaction id that would protect it, and something else may have been set since."""
-    async with make() as worker:
-        row = worker.ticket("a", type_="m.room.topic", state_key="").row
-        worker.rooms.then(lose)
-        await carry(worker, row)
-        worker.rooms.put("b", type="m.room.topic", state_key="")
-        assert await carry(worker, row, 0.0) == Verdict("sent", "$1")
-        assert len(worker.rooms.sends) == 1
+    async with make() as rig:
+        row = rig.pending("a", type_="m.room.topic", state_key="").row
+        rig.rooms.then(lose)
+        await carry(rig, row)
+        rig.rooms.put("b", type="m.room.topic", state_key="")
+        assert await carry(rig, row, 0.0) == Verdict("sent", "$1")
+        assert len(rig.rooms.sends) == 1
 
 
 @pytest.mark.parametrize("which", STATES)
-async def test_state_that_was_not_set_is_set_after_a_look(make: MakeWorker, which: str) -> None:
-    async with make() as worker:
-        STATES[which](worker.rooms)
-        row = worker.ticket("a", type_="m.room.topic", state_key="").row
-        assert (await carry(worker, row, 0.0) or Verdict("dead")).kind == "sent"
-        assert [len(worker.rooms.sends), worker.rooms.looks[0]] == [1, ("recent", ROOM)]
+async def test_state_that_was_not_set_is_set_after_a_look(make: MakeRig, which: str) -> None:
+    async with make() as rig:
+        STATES[which](rig.rooms)
+        row = rig.pending("a", type_="m.room.topic", state_key="").row
+        assert (await carry(rig, row, 0.0) or Verdict("dead")).kind == "sent"
+        assert [len(rig.rooms.sends), rig.rooms.looks[0]] == [1, ("recent", ROOM)]
 
 
 @pytest.mark.parametrize(
@@ -592,12 +377,12 @@ async def test_state_that_was_not_set_is_set_after_a_look(make: MakeWorker, whic
         (HomeserverError("no", errcode="M_FORBIDDEN", status=403), "again"),
     ],
 )
-async def test_nothing_is_sent_while_nobody_can_look(make: MakeWorker, trouble: MatrixError, kind: str) -> None:
-    async with make() as worker:
-        worker.rooms.reading = trouble
-        found = await verdict(worker, since=LONG_AGO)
+async def test_nothing_is_sent_while_nobody_can_look(make: MakeRig, trouble: MatrixError, kind: str) -> None:
+    async with make() as rig:
+        rig.rooms.reading = trouble
+        found = await verdict(rig, since=LONG_AGO)
         assert found.kind == kind
-        assert worker.rooms.sends == []
+        assert rig.rooms.sends == []
         if kind == "again":
             assert found.error is not None
             assert not found.error.sent  # this attempt has sent nothing
@@ -607,177 +392,60 @@ async def test_nothing_is_sent_while_nobody_can_look(make: MakeWorker, trouble: 
     ("joined", "kind"), [(False, "absent"), (True, "again"), (cut_off(), "again"), (60.0, "again")]
 )
 async def test_403_to_a_look_speaks_of_the_room_and_not_of_the_event(
-    make: MakeWorker, joined: bool | MatrixError | float, kind: str
+    make: MakeRig, joined: bool | MatrixError | float, kind: str
 ) -> None:
-    async with make(deadline=0.5 if joined == 60.0 else 10.0) as worker:
-        worker.rooms.reading = HomeserverError("no", errcode="M_FORBIDDEN", status=403)
-        worker.rooms.joined = joined
-        found = await verdict(worker, since=LONG_AGO)
+    async with make(deadline=0.5 if joined == 60.0 else 10.0) as rig:
+        rig.rooms.reading = HomeserverError("no", errcode="M_FORBIDDEN", status=403)
+        rig.rooms.joined = joined
+        found = await verdict(rig, since=LONG_AGO)
         assert (found.kind, found.beforehand) == (kind, True)
 
 
-async def test_nothing_is_sent_when_the_lease_is_lost_during_the_look_ups(make: MakeWorker) -> None:
-    async with make(refuse_encrypted=True) as worker:
-        row = worker.ticket("a").row
-        assert await carry(worker, row, LONG_AGO, still=False) is None
-        assert {what for what, _ in worker.rooms.looks} == {"recent", "encrypted"}
-        assert worker.rooms.sends == []
-
-
-# encrypted rooms
-
-
-async def test_plain_text_does_not_go_into_an_encrypted_room(make: MakeWorker) -> None:
-    async with make(refuse_encrypted=True) as worker:
-        worker.rooms.encrypted[ROOM] = True
-        found = await verdict(worker)
-        assert found.kind == "dead"
-        assert found.error is not None
-        assert (found.error.status, found.error.errcode) == (403, "M_FORBIDDEN")
-        assert "FLOWBRIDGE_ENCRYPTED_ROOMS=allow" in found.error.error
-        assert worker.rooms.sends == []
-
-
-async def test_what_was_sent_before_its_room_was_encrypted_is_sent(
-    make: MakeWorker, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "PLAIN_SECONDS", 0.0)
-    async with make(refuse_encrypted=True) as worker:
-        row = worker.ticket("a").row
-        worker.rooms.then(lose)
-        assert (await carry(worker, row) or Verdict("dead")).kind == "again"
-        worker.rooms.encrypted[ROOM] = True
-        assert await carry(worker, row, 0.0) == Verdict("sent", "$1")
-        assert (await verdict(worker, "b", since=0.0)).kind == "dead"
-        assert worker.rooms.tries() == ["a"]
-
-
-async def test_encrypted_room_may_be_allowed(make: MakeWorker) -> None:
-    async with make() as worker:
-        worker.rooms.encrypted[ROOM] = True
-        assert (await verdict(worker)).kind == "sent"
-        assert worker.rooms.looks == []
-
-
-@pytest.mark.parametrize(
-    ("type_", "state_key"),
-    [("m.room.encrypted", None), ("m.room.redaction", None), ("m.reaction", None), ("m.room.topic", "")],
-)
-async def test_what_is_never_encrypted_or_is_so_already_passes_without_a_look(
-    make: MakeWorker, type_: str, state_key: str | None
-) -> None:
-    async with make(refuse_encrypted=True) as worker:
-        worker.rooms.encrypted[ROOM] = True
-        assert (await verdict(worker, type_=type_, state_key=state_key)).kind == "sent"
-        assert worker.rooms.looks == []
-
-
-@pytest.mark.parametrize(
-    ("trouble", "kind"),
-    [
-        (HomeserverError("no", errcode="M_FORBIDDEN", status=403), "again"),
-        (HomeserverError("no", errcode="M_INVALID_PARAM", status=400), "again"),
-        (HomeserverError("no", errcode="M_UNKNOWN", status=404), "again"),
-        (HomeserverError("no", errcode="M_UNKNOWN", status=500), "again"),
-        (HomeserverError("no", errcode="M_UNRECOGNIZED", status=404), "again"),
-        (verdicts.error(HTML), "again"),
-        (cut_off(), "again"),
-        (unreachable(), "again"),
-    ],
-)
-async def test_room_is_not_plain_because_nobody_can_tell(make: MakeWorker, trouble: MatrixError, kind: str) -> None:
-    async with make(refuse_encrypted=True) as worker:
-        worker.rooms.encrypted[ROOM] = trouble
-        for _ in range(2):
-            assert (await verdict(worker)).kind == kind
-        assert worker.rooms.sends == []
-
-
-async def test_room_is_taken_to_be_plain_for_ten_seconds_at_most(
-    make: MakeWorker, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert module.PLAIN_SECONDS <= 10
-    async with make(refuse_encrypted=True) as worker:
-        for _ in range(3):
-            await verdict(worker)
-        await verdict(worker, room="!other:hs")
-        assert worker.rooms.looks == [("encrypted", ROOM), ("encrypted", "!other:hs")]
-        worker.rooms.encrypted[ROOM] = True
-        now = time.monotonic()
-        monkeypatch.setattr(module, "time", Later(now + 9.9))
-        assert (await verdict(worker)).kind == "sent"
-        monkeypatch.setattr(module, "time", Later(now + 10.1))
-        assert (await verdict(worker)).kind == "dead"
-
-
-class Later:
-    """Stands in for `time`, at another moment."""
-
-    time = staticmethod(time.time)
-
-    def __init__(self, now: float) -> None:
-        self._now = now
-
-    def monotonic(self) -> float:
-        return self._now
-
-
-async def test_ten_seconds_begin_with_the_question_and_not_with_its_answer(
-    make: MakeWorker, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "PLAIN_SECONDS", 0.05)
-    async with make(refuse_encrypted=True) as worker:
-        answers = iter([0.06])
-        told = worker.rooms.is_encrypted
-
-        async def late(token: str, room_id: str, query: str = "") -> bool:
-            found = await told(token, room_id, query)
-            await asyncio.sleep(next(answers, 0.0))
-            return found
-
-        monkeypatch.setattr(worker.rooms, "is_encrypted", late)
-        await verdict(worker)
-        await verdict(worker)
-        assert len(worker.rooms.looks) == 2
+async def test_nothing_is_sent_when_the_lease_is_lost_during_the_look_ups(make: MakeRig) -> None:
+    async with make(refuse_encrypted=True) as rig:
+        row = rig.pending("a").row
+        assert await carry(rig, row, LONG_AGO, still=False) is None
+        assert {what for what, _ in rig.rooms.looks} == {"recent", "encrypted"}
+        assert rig.rooms.sends == []
 
 
 # the deadline
 
 
-async def test_deadline_ends_a_send_that_may_have_arrived(make: MakeWorker) -> None:
-    async with make(deadline=0.05, refuse_encrypted=True) as worker:
-        worker.rooms.then(silence)
-        found = await verdict(worker)
+async def test_deadline_ends_a_send_that_may_have_arrived(make: MakeRig) -> None:
+    async with make(deadline=0.05, refuse_encrypted=True) as rig:
+        rig.rooms.then(silence)
+        found = await verdict(rig)
         assert (found.kind, found.error and found.error.sent) == ("again", True)
 
 
-async def test_deadline_is_one_for_all_that_an_attempt_asks(make: MakeWorker) -> None:
-    async with make(deadline=1.0, refuse_encrypted=True) as worker:
-        worker.rooms.encrypted[ROOM] = 0.5
+async def test_deadline_is_one_for_all_that_an_attempt_asks(make: MakeRig) -> None:
+    async with make(deadline=1.0, refuse_encrypted=True) as rig:
+        rig.rooms.encrypted[ROOM] = 0.5
         answered = asyncio.Event()
-        worker.rooms.then(after(answered))
+        rig.rooms.then(after(answered))
         asyncio.get_running_loop().call_later(1.25, answered.set)  # 0.75 s into the send, if that has its own time
-        found = await verdict(worker)
+        found = await verdict(rig)
         assert (found.kind, found.error and found.error.sent) == ("again", True)
 
 
-async def test_deadline_in_a_look_up_means_that_nothing_was_sent(make: MakeWorker) -> None:
-    async with make(deadline=0.05, refuse_encrypted=True) as worker:
-        worker.rooms.encrypted[ROOM] = 60.0
-        found = await verdict(worker)
+async def test_deadline_in_a_look_up_means_that_nothing_was_sent(make: MakeRig) -> None:
+    async with make(deadline=0.05, refuse_encrypted=True) as rig:
+        rig.rooms.encrypted[ROOM] = 60.0
+        found = await verdict(rig)
         assert (found.kind, found.error and found.error.sent) == ("again", False)
 
 
-async def test_deadline_after_a_403_leaves_it_a_403(make: MakeWorker) -> None:
-    async with make(deadline=0.05, refuse_encrypted=True) as worker:
-        worker.rooms.joined = 60.0
-        worker.rooms.then(error(403, "M_FORBIDDEN"))
-        assert (await verdict(worker)).kind == "forbidden"
+async def test_deadline_after_a_403_leaves_it_a_403(make: MakeRig) -> None:
+    async with make(deadline=0.05, refuse_encrypted=True) as rig:
+        rig.rooms.joined = 60.0
+        rig.rooms.then(error(403, "M_FORBIDDEN"))
+        assert (await verdict(rig)).kind == "forbidden"
 
 
-async def test_paging_through_a_room_is_within_the_deadline(make: MakeWorker, monkeypatch: pytest.MonkeyPatch) -> None:
-    async with make(deadline=0.1) as worker:
-        rooms = worker.rooms
+async def test_paging_through_a_room_is_within_the_deadline(make: MakeRig, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with make(deadline=0.1) as rig:
+        rooms = rig.rooms
         rooms.page_size = 1
         for _ in range(1_000):
             rooms.put("x", sender="@talkative:hs")
@@ -788,42 +456,15 @@ async def test_paging_through_a_room_is_within_the_deadline(make: MakeWorker, mo
             return await page(token, room_id, before, **how)
 
         monkeypatch.setattr(rooms, "recent", slowly)
-        found = await verdict(worker, since=LONG_AGO)
+        found = await verdict(rig, since=LONG_AGO)
         assert (found.kind, found.error and found.error.sent) == ("again", False)
         assert len(rooms.looks) <= 10
 
 
-# memory
-
-
-async def test_accounts_that_send_no_more_are_forgotten(make: MakeWorker, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MAX_LIMITERS", 10)
-    async with make() as worker:
-        worker.rooms.script(lambda sent: error(401, "M_UNKNOWN_TOKEN") if sent.body == "bad" else None)
-        await verdict(worker, "bad")
-        for number in range(100):
-            await verdict(worker, caller=Caller(f"@user-{number}:hs", "PHONE", f"token-{number}"))
-        assert len(worker.carrier._limiters) <= 11
-        assert worker.carrier.pause_of(accounts.account_of(ALICE.user_id)) > 0  # a pause is not forgotten
-        monkeypatch.setattr(module, "TOKEN_PAUSE", 0.0)
-        worker.carrier._limiters[accounts.account_of(ALICE.user_id)].open()
-        for number in range(20):
-            await verdict(worker, caller=Caller(f"@other-{number}:hs", "PHONE", f"token-{number}"))
-        assert worker.carrier.distrusted == {}
-
-
-async def test_rooms_known_to_be_plain_are_bounded(make: MakeWorker, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MAX_PLAIN", 10)
-    async with make(refuse_encrypted=True) as worker:
-        for number in range(50):
-            await verdict(worker, room=f"!{number}:hs")
-        assert len(worker.carrier._plain) <= 10
-
-
-async def test_content_goes_out_as_it_was_accepted(make: MakeWorker) -> None:
-    async with make() as worker:
-        ticket = worker.ticket("", content={"b": "ü", "a": [1, {"c": None}]})
-        await carry(worker, ticket.row)
-        (sent,) = worker.rooms.sends
-        assert sent.content == json.loads(ticket.row.content)
-        assert (sent.token, sent.room, sent.type, sent.txn_id) == ("alice", ROOM, "m.room.message", ticket.row.txn_id)
+async def test_content_goes_out_as_it_was_accepted(make: MakeRig) -> None:
+    async with make() as rig:
+        pending = rig.pending("", content={"b": "ü", "a": [1, {"c": None}]})
+        await carry(rig, pending.row)
+        (sent,) = rig.rooms.sends
+        assert sent.content == json.loads(pending.row.content)
+        assert (sent.token, sent.room, sent.type, sent.txn_id) == ("alice", ROOM, "m.room.message", pending.row.txn_id)

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, func, select, update
 
-from flowbridge.store import delivery_log, holdings, outbox, tables
-from flowbridge.store.outbox import NEEDED_MS, now_ms
-from tests.worker import SERVICE, MakeWorker, Rooms, Worker, accept, lose, silence, soon, until
+from flowbridge.store import delivery_log, holdings, retention, tables
+from flowbridge.store.clock import now_ms
+from flowbridge.store.retention import NEEDED_MS
+from tests.rig import SERVICE, MakeRig, Rig, Rooms, accept, lose, silence, soon, until
 
 ALWAYS = 2**62
 TEXT = "disk full"
@@ -25,7 +26,7 @@ def _no_txn_ids(rooms: Rooms) -> None:
 
 
 def purge(connection: Connection) -> int:
-    return outbox.purge(connection, ALWAYS, ALWAYS)
+    return retention.purge(connection, ALWAYS, ALWAYS)
 
 
 def drop(connection: Connection) -> int:
@@ -41,74 +42,72 @@ def remembered(connection: Connection) -> list[str]:
     return list(connection.scalars(select(tables.gone.c.event_id).order_by(tables.gone.c.event_id)))
 
 
-async def crash_before_it_is_there(worker: Worker, rooms: Rooms) -> None:
+async def crash_before_it_is_there(rig: Rig, rooms: Rooms) -> None:
     await until(lambda: len(rooms.sends) == 2)
-    await worker.crash()
+    await rig.crash()
 
 
-async def check_that_it_comes(make: MakeWorker, rooms: Rooms) -> None:
+async def check_that_it_comes(make: MakeRig, rooms: Rooms) -> None:
     """The second of two equal texts."""
-    async with make() as worker:
-        await worker.settled()
+    async with make() as rig:
+        await rig.settled()
         assert rooms.bodies() == [TEXT, TEXT]
-        assert worker.rows("state", "event_id") == [("sent", "$2")]
+        assert rig.rows("state", "event_id") == [("sent", "$2")]
 
 
-@pytest.mark.parametrize("forget", [purge, outbox.purge_oldest, drop, remove])
+@pytest.mark.parametrize("forget", [purge, retention.purge_oldest, drop, remove])
 async def test_event_is_sent_after_a_crash_when_the_row_of_an_equal_one_is_gone(
-    make: MakeWorker, rooms: Rooms, forget: Callable[[Connection], int]
+    make: MakeRig, rooms: Rooms, forget: Callable[[Connection], int]
 ) -> None:
-    async with make() as worker:
-        await worker.send(TEXT, caller=SERVICE)
-        await worker.settled()
-        assert await worker.database.run(forget) == 1
-        assert worker.rows("id") == []
+    async with make() as rig:
+        await rig.send(TEXT, caller=SERVICE)
+        await rig.settled()
+        assert await rig.database.run(forget) == 1
+        assert rig.rows("id") == []
         rooms.then(silence)
-        await worker.accept(TEXT, caller=SERVICE)
-        await crash_before_it_is_there(worker, rooms)
+        await rig.accept(TEXT, caller=SERVICE)
+        await crash_before_it_is_there(rig, rooms)
     await check_that_it_comes(make, rooms)
 
 
 async def test_event_that_is_replayed_is_sent_after_a_crash_though_it_is_there_once(
-    make: MakeWorker, rooms: Rooms
+    make: MakeRig, rooms: Rooms
 ) -> None:
-    async with make() as worker:
-        await worker.send(TEXT, caller=SERVICE)
-        await worker.settled()
-        (delivery,) = worker.rows("delivery")
+    async with make() as rig:
+        await rig.send(TEXT, caller=SERVICE)
+        await rig.settled()
+        (delivery,) = rig.rows("delivery")
         rooms.then(silence)
         replay = partial(delivery_log.replay, delivery=delivery, txn_id="again", by="somebody")
-        assert await worker.database.run(replay, alone=True) is not None
-        worker.courier.wake()
-        await crash_before_it_is_there(worker, rooms)
+        assert await rig.database.run(replay, alone=True) is not None
+        rig.worker.wake()
+        await crash_before_it_is_there(rig, rooms)
     await check_that_it_comes(make, rooms)
 
 
-async def test_event_that_is_there_is_found_though_the_row_of_an_equal_one_is_gone(
-    make: MakeWorker, rooms: Rooms
-) -> None:
-    async with make() as worker:
-        await worker.send(TEXT, caller=SERVICE)
-        await worker.settled()
-        assert await worker.database.run(purge) == 1
+async def test_event_that_is_there_is_found_though_the_row_of_an_equal_one_is_gone(make: MakeRig, rooms: Rooms) -> None:
+    async with make() as rig:
+        await rig.send(TEXT, caller=SERVICE)
+        await rig.settled()
+        assert await rig.database.run(purge) == 1
         rooms.then(lose, silence)
-        await worker.accept(TEXT, caller=SERVICE)
+        await rig.accept(TEXT, caller=SERVICE)
         await until(lambda: len(rooms.sends) == 2)
-        await worker.crash()
+        await rig.crash()
     rooms.forget()
     rooms.script(lambda _: accept)
-    async with make() as worker:
-        await worker.settled()
+    async with make() as rig:
+        await rig.settled()
         assert rooms.bodies() == [TEXT, TEXT]
-        assert worker.rows("event_id") == ["$2"]
+        assert rig.rows("event_id") == ["$2"]
 
 
-async def test_ids_are_kept_for_as_long_as_they_tell_something(make: MakeWorker, rooms: Rooms) -> None:
-    async with make() as worker:
+async def test_ids_are_kept_for_as_long_as_they_tell_something(make: MakeRig, rooms: Rooms) -> None:
+    async with make() as rig:
         for number in range(3):
-            await worker.send(f"{number}", caller=SERVICE)
-        await worker.settled()
-        work = worker.database.run
+            await rig.send(f"{number}", caller=SERVICE)
+        await rig.settled()
+        work = rig.database.run
 
         def age(table: Any, *event_ids: str, by: int = NEEDED_MS + 1) -> "asyncio.Future[Any]":
             old = update(table).where(table.c.event_id.in_(event_ids)).values(settled_at=now_ms() - by)
@@ -118,16 +117,16 @@ async def test_ids_are_kept_for_as_long_as_they_tell_something(make: MakeWorker,
         assert await work(purge) == 3
         assert await work(remembered) == ["$2", "$3"]
         await age(tables.gone, "$2")
-        assert await work(outbox.forget_ids) == 1
+        assert await work(retention.forget_ids) == 1
         # An event that has waited for a long time is told from what was sent before it, and while it waited.
         blocked = asyncio.Event()
         rooms.always(lambda *_: soon(blocked.wait()))
-        await worker.accept("waits", caller=SERVICE)
+        await rig.accept("waits", caller=SERVICE)
         waiting = update(tables.outbox).values(accepted_at=now_ms() - 10 * NEEDED_MS)
         await work(lambda connection: connection.execute(waiting))
         await age(tables.gone, "$3", by=11 * NEEDED_MS - 1_000)
-        assert await work(outbox.forget_ids) == 0
+        assert await work(retention.forget_ids) == 0
         await age(tables.gone, "$3", by=11 * NEEDED_MS + 10_000)
-        assert await work(outbox.forget_ids) == 1
+        assert await work(retention.forget_ids) == 1
         assert await work(lambda connection: connection.scalar(select(func.count()).select_from(tables.gone))) == 0
-        await worker.crash()
+        await rig.crash()

@@ -1,92 +1,129 @@
-"""flowbridge.delivery.worker: a room gets its turn, whatever else the same account has queued."""
+"""flowbridge.delivery.fairness: whose turn it is, and what one account leaves to others."""
 
 import asyncio
-import json
-from collections.abc import Callable
+import contextlib
+from collections import Counter
+from collections.abc import AsyncIterator
 
-from sqlalchemy import Connection, insert
+import pytest
 
-from flowbridge.homeserver.pool import Answer
-from flowbridge.store import tables
-from flowbridge.store.outbox import now_ms
-from tests.patience import PATIENCE
-from tests.worker import ALICE, Behaviour, MakeWorker, Rooms, Sent, Worker, accept, until
-
-ROOMS = 1_500
-EVENTS = 300_000
-QUIET = "!quiet:hs"
+from flowbridge.delivery.fairness import Places, share_of_lanes
 
 
-def backlog(account: str, events: int = EVENTS) -> Callable[[Connection], None]:
-    """Events in 1,500 rooms, as they lie in the store after an outage."""
-    row = {"account": account, "event_type": "m.room.message", "accepted_at": now_ms(), "state": "queued"}
+class Crowd:
+    """Requests by name, each of which holds its place until it is let go."""
 
-    def write(connection: Connection) -> None:
-        names = [f"!{number}:hs" for number in range(ROOMS)]
-        lanes = [{"lane": f"{account}|{room}", "account": account, "dirty": 1, "sent_with": ""} for room in names]
-        connection.execute(insert(tables.lanes), lanes)
-        for turn in range(events // ROOMS):
-            rows = [
-                {
-                    **row,
-                    "delivery": f"{turn}-{room}",
-                    "txn_id": f"{turn}-{room}",
-                    "lane": f"{account}|{room}",
-                    "room_id": room,
-                    "content": json.dumps({"body": turn, "msgtype": "m.text"}),
-                }
-                for room in names
-            ]
-            connection.execute(insert(tables.outbox), rows)
+    def __init__(self, places: Places) -> None:
+        self._places = places
+        self.tasks: dict[str, asyncio.Task[None]] = {}
+        self.ends: dict[str, asyncio.Event] = {}
+        self.came: list[str] = []
+        self.inside: list[str] = []
 
-    return write
+    async def come(self, account: str, *names: str) -> None:
+        for name in names:
+            self.ends[name] = asyncio.Event()
+            self.tasks[name] = asyncio.create_task(self._pass(account, name))
+        await settle()
 
+    async def go(self, *names: str) -> None:
+        for name in names:
+            self.ends[name].set()
+        await settle()
 
-def taking(seconds: float) -> Behaviour:
-    async def behave(rooms: Rooms, sent: Sent) -> Answer:
-        await asyncio.sleep(seconds)
-        return await accept(rooms, sent)
+    async def give_up(self, *names: str) -> None:
+        for name in names:
+            self.tasks[name].cancel()
+        await settle()
 
-    return behave
+    async def scatter(self) -> None:
+        for task in self.tasks.values():
+            task.cancel()
+        await asyncio.gather(*self.tasks.values(), return_exceptions=True)
 
-
-async def test_quiet_room_gets_its_turn_beside_a_backlog_in_1500_rooms(make: MakeWorker, rooms: Rooms) -> None:
-    rooms.always(taking(0.1))  # 640 a second at most: a round over all rooms takes seconds
-    worker: Worker = make()
-    async with worker:
-        account = worker.tokens.remember(ALICE)
-        await worker.database.run(backlog(account), alone=True)
-        await worker.backpressure.refresh()
-        worker.courier.wake()
-        await until(lambda: worker.courier.lanes()["pause"] > 900)
-        waits = []  # in sends of others: seconds would tell how busy the machine is
-        for number in range(5):
-            before = len(rooms.sends)
-            outcome = await worker.send("fresh", f"{QUIET}{number}")
-            waits.append(len(rooms.sends) - before)
-            assert outcome is not None, (waits, worker.courier.lanes())
-        for number in range(5):
-            before = len(rooms.sends)
-            room = f"!later{number}:hs"
-            await worker.accept("nobody waits for it", room)
-            await until(lambda room=room: rooms.timeline[room])  # type: ignore[misc]
-            waits.append(len(rooms.sends) - before)
-        assert sorted(waits)[len(waits) // 2] < ROOMS / 2, waits
-        await worker.crash()
+    async def _pass(self, account: str, name: str) -> None:
+        if not self._places.finds(account):
+            await self._places.wait(account)
+        self.came.append(name)
+        self.inside.append(name)
+        try:
+            await self.ends[name].wait()
+        finally:
+            self.inside.remove(name)
+            self._places.leave(account)
 
 
-async def test_every_room_of_a_backlog_gets_its_turn(make: MakeWorker, rooms: Rooms) -> None:
-    """Also the last 500, for which there was no place at first."""
-    worker: Worker = make()
-    async with worker:
-        events = EVENTS // 10
-        await worker.database.run(backlog(worker.tokens.remember(ALICE), events), alone=True)
-        await worker.backpressure.refresh()
-        worker.courier.wake()
-        await until(lambda: len(rooms.timeline) == ROOMS, 2 * PATIENCE)
-        seen = [len(events) for events in rooms.timeline.values()]
-        assert sum(seen) < events, "others were drained before"
-        for room, found in rooms.timeline.items():
-            bodies = [event["content"]["body"] for event in found]
-            assert bodies == list(range(len(bodies))), room
-        await worker.crash()
+async def settle() -> None:
+    """Let everybody go on who can."""
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+@contextlib.asynccontextmanager
+async def crowd(places: Places) -> AsyncIterator[Crowd]:
+    people = Crowd(places)
+    yield people
+    await people.scatter()
+    assert places.is_idle
+
+
+async def test_accounts_take_turns_however_many_of_one_wait() -> None:
+    async with crowd(Places(2, 2)) as people:
+        await people.come("hog", "h1", "h2", "h3", "h4", "h5")
+        await people.come("quiet", "q1", "q2")
+        await people.come("other", "o1")
+        for name in ("h1", "h2", "h3", "q1", "o1", "h4"):
+            await people.go(name)
+        assert people.came == ["h1", "h2", "h3", "q1", "o1", "h4", "q2", "h5"]
+
+
+async def test_one_account_leaves_places_that_others_find_at_once() -> None:
+    async with crowd(Places(4, 3)) as people:
+        await people.come("hog", "h1", "h2", "h3", "h4", "h5")
+        assert people.inside == ["h1", "h2", "h3"]
+        await people.come("quiet", "q1", "q2")
+        assert people.inside == ["h1", "h2", "h3", "q1"]
+        await people.go("q1")
+        assert people.inside == ["h1", "h2", "h3", "q2"]
+        await people.go("h1", "q2")
+        assert people.inside == ["h2", "h3", "h4"]
+
+
+async def test_request_that_gives_up_keeps_no_place_and_no_turn() -> None:
+    async with crowd(Places(1, 1)) as people:
+        await people.come("one", "a")
+        await people.come("two", "b", "c")
+        await people.come("three", "d")
+        await people.give_up("b", "d")
+        await people.go("a")
+        assert people.inside == ["c"]
+        await people.give_up("c")
+        assert people.inside == []
+
+
+async def test_request_that_gives_up_just_when_its_turn_comes_passes_it_on() -> None:
+    async with crowd(Places(1, 1)) as people:
+        await people.come("one", "a")
+        await people.come("two", "b")
+        await people.come("three", "c")
+        people.ends["a"].set()
+        for _ in range(2):  # until b has been given the place, and does not know it
+            await asyncio.sleep(0)
+        people.tasks["b"].cancel()
+        await settle()
+        assert people.inside == ["c"]
+
+
+@pytest.mark.parametrize(("accounts", "share"), [(0, 2_000), (1, 1_000), (3, 500)])
+def test_accounts_leave_as_many_lanes_to_the_next_one_as_each_may_hold(accounts: int, share: int) -> None:
+    held = Counter({f"account {number}": 1 for number in range(accounts)})
+    assert share_of_lanes(held, 2_000) == share
+
+
+async def test_place_is_given_back_when_its_holder_fails() -> None:
+    places = Places(1, 1)
+    with contextlib.suppress(ValueError):
+        async with places.hold("a"):
+            assert not places.finds("b")
+            raise ValueError
+    assert places.is_idle

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 
 from flowbridge.delivery.limiter import RateLimiter
-from tests.worker import until
+from tests.rig import until
 
 
 class Crowd:
@@ -15,38 +15,38 @@ class Crowd:
 
     def __init__(self, limiter: RateLimiter) -> None:
         self._limiter = limiter
-        self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._ends: dict[str, asyncio.Event] = {}
+        self.tasks: dict[str, asyncio.Task[None]] = {}
+        self.ends: dict[str, asyncio.Event] = {}
         self.came: list[str] = []
         self.inside: list[str] = []
 
     async def come(self, *names: str) -> None:
         for name in names:
-            self._ends[name] = asyncio.Event()
-            self._tasks[name] = asyncio.create_task(self._pass(name))
+            self.ends[name] = asyncio.Event()
+            self.tasks[name] = asyncio.create_task(self._pass(name))
         await settle()
 
     async def go(self, *names: str) -> None:
         for name in names:
-            self._ends[name].set()
+            self.ends[name].set()
         await settle()
 
     async def give_up(self, *names: str) -> None:
         for name in names:
-            self._tasks[name].cancel()
+            self.tasks[name].cancel()
         await settle()
 
     async def scatter(self) -> None:
-        for task in self._tasks.values():
+        for task in self.tasks.values():
             task.cancel()
-        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+        await asyncio.gather(*self.tasks.values(), return_exceptions=True)
 
     async def _pass(self, name: str) -> None:
         async with self._limiter.passage():
             self.came.append(name)
             self.inside.append(name)
             try:
-                await self._ends[name].wait()
+                await self.ends[name].wait()
             finally:
                 self.inside.remove(name)
 
@@ -134,10 +134,10 @@ async def test_place_given_to_a_caller_who_goes_away_in_that_moment_is_not_lost(
     limiter = RateLimiter(1)
     async with crowd(limiter) as people:
         await people.come("a", "b", "c")
-        people._ends["a"].set()
+        people.ends["a"].set()
         await asyncio.sleep(0)
-        assert (people.inside, limiter._under_way) == ([], 1)
-        people._tasks["b"].cancel()  # it has its turn, and does not know yet
+        assert (people.inside, limiter.in_flight) == ([], 1)
+        people.tasks["b"].cancel()  # it has its turn, and does not know yet
         await settle()
         assert people.inside == ["c"]
 
@@ -290,11 +290,8 @@ async def test_answers_that_come_during_a_pause_do_not_change_the_window(skip: S
     assert await width(limiter) == 4
 
 
-async def test_window_grows_by_one_for_each_windowful_once_the_limit_is_long_ago(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("flowbridge.delivery.limiter.LIMITED_SECONDS", 0.0)
-    limiter = RateLimiter(16)
+async def test_window_grows_by_one_for_each_windowful_once_the_limit_is_long_ago() -> None:
+    limiter = RateLimiter(16, limited_seconds=0.0)
     await go_well(limiter, 16)
     await refuse(limiter)
     await go_well(limiter, 8)

@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 
 from flowbridge.delivery import lookup
+from flowbridge.delivery.attempt import Attempt
 from flowbridge.errors import HomeserverError
 from flowbridge.homeserver.answers import Verdict
 from flowbridge.store import Row
-from flowbridge.store.outbox import CLOCK_SKEW_MS, now_ms
+from flowbridge.store.clock import CLOCK_SKEW_MS, now_ms
 from tests.patience import PATIENCE
-from tests.worker import ALICE, ROOM, MakeWorker, Rooms, Worker, until
+from tests.rig import ALICE, ROOM, MakeRig, Rig, Rooms, until
 
 LONG_AGO = 20 * 60 + 1
 CROWD = 100_000
@@ -65,8 +66,8 @@ def crowded() -> Crowded:
 
 
 @pytest.fixture
-def make(tmp_path: Path, crowded: Crowded) -> MakeWorker:
-    return lambda **how: Worker(f"sqlite:///{tmp_path}/flowbridge.db", crowded, **how)
+def make(tmp_path: Path, crowded: Crowded) -> MakeRig:
+    return MakeRig(f"sqlite:///{tmp_path}/flowbridge.db", crowded)
 
 
 def crowd(rooms: Rooms, number: int, at: int | None = None) -> None:
@@ -74,8 +75,8 @@ def crowd(rooms: Rooms, number: int, at: int | None = None) -> None:
         rooms.put(str(event), sender="@talkative:hs", origin_server_ts=at or now_ms())
 
 
-async def carry(worker: Worker, row: Row) -> Verdict:
-    found = await worker.carrier.carry(row, time.time() - LONG_AGO, lambda looked, digest: True)
+async def carry(rig: Rig, row: Row) -> Verdict:
+    found = await rig.attempt(Attempt(row, time.time() - LONG_AGO))
     assert found is not None
     return found
 
@@ -85,12 +86,12 @@ def sent(rooms: Rooms, row: Row) -> str:
     return rooms.put("a", _txn=((ALICE.user_id, ALICE.device_id), row.txn_id))
 
 
-async def test_event_behind_100_000_newer_ones_is_found_by_one_page(make: MakeWorker, crowded: Crowded) -> None:
-    async with make(deadline=5.0) as worker:
-        row = worker.ticket("a").row
+async def test_event_behind_100_000_newer_ones_is_found_by_one_page(make: MakeRig, crowded: Crowded) -> None:
+    async with make(deadline=5.0) as rig:
+        row = rig.pending("a").row
         event_id = sent(crowded, row)
         crowd(crowded, CROWD)
-        assert await carry(worker, row) == Verdict("sent", event_id)
+        assert await carry(rig, row) == Verdict("sent", event_id)
         assert crowded.pages == 1
         assert crowded.sends == []
 
@@ -98,18 +99,18 @@ async def test_event_behind_100_000_newer_ones_is_found_by_one_page(make: MakeWo
 @pytest.mark.parametrize("filters", ["ignored", "sparse"])
 @pytest.mark.parametrize("is_there", [True, False])
 async def test_look_goes_on_where_the_last_attempt_ended(
-    make: MakeWorker, crowded: Crowded, filters: str, *, is_there: bool
+    make: MakeRig, crowded: Crowded, filters: str, *, is_there: bool
 ) -> None:
     """300 pages at 2 ms each, and 0.2 s for an attempt."""
     crowded.filters = filters
-    async with make(deadline=0.2) as worker:
+    async with make(deadline=0.2) as rig:
         crowd(crowded, 300, at=now_ms() - 600_000)
-        row = worker.ticket("a").row
+        row = rig.pending("a").row
         event_id = sent(crowded, row) if is_there else ""
         crowd(crowded, 30_000)
         crowded.page_seconds = 0.002
         attempts = 0
-        while (found := await carry(worker, row)).kind == "again":
+        while (found := await carry(rig, row)).kind == "again":
             attempts += 1
             crowd(crowded, 10)  # which go on meanwhile
             assert attempts < 200, "it begins again each time"
@@ -118,7 +119,7 @@ async def test_look_goes_on_where_the_last_attempt_ended(
         assert crowded.bodies().count("a") == 1
         if is_there:
             assert found.event_id == event_id
-        assert len(worker.carrier._looks._places) == 0
+        assert len(rig.lookup.places) == 0
 
 
 class Restarted(Crowded):
@@ -138,69 +139,69 @@ class Restarted(Crowded):
 async def test_place_that_the_homeserver_does_not_know_any_more_is_forgotten(tmp_path: Path) -> None:
     rooms = Restarted()
     rooms.filters = "ignored"
-    async with Worker(f"sqlite:///{tmp_path}/flowbridge.db", rooms, deadline=0.2) as worker:
-        row = worker.ticket("a").row
+    async with Rig(f"sqlite:///{tmp_path}/flowbridge.db", rooms, deadline=0.2) as rig:
+        row = rig.pending("a").row
         event_id = sent(rooms, row)
         crowd(rooms, 5_000)
         rooms.page_seconds = 0.01
-        assert (await carry(worker, row)).kind == "again"
-        assert worker.carrier._looks._places[row.delivery].before
-        rooms.forgets, rooms.page_seconds, worker.carrier._deadline = True, 0.0, PATIENCE
-        assert (await carry(worker, row)).kind == "again"
-        assert await carry(worker, row) == Verdict("sent", event_id)
+        assert (await carry(rig, row)).kind == "again"
+        assert rig.lookup.places[row.delivery].before
+        rooms.forgets, rooms.page_seconds, rig.attempts.deadline = True, 0.0, PATIENCE
+        assert (await carry(rig, row)).kind == "again"
+        assert await carry(rig, row) == Verdict("sent", event_id)
         assert rooms.sends == []
 
 
-async def test_request_that_was_late_is_found_although_the_look_had_begun(make: MakeWorker, crowded: Crowded) -> None:
+async def test_request_that_was_late_is_found_although_the_look_had_begun(make: MakeRig, crowded: Crowded) -> None:
     crowded.filters = "ignored"
-    async with make(deadline=0.2) as worker:
-        row = worker.ticket("a").row
+    async with make(deadline=0.2) as rig:
+        row = rig.pending("a").row
         crowd(crowded, 5_000)
         crowded.page_seconds = 0.01
-        assert (await carry(worker, row)).kind == "again"
+        assert (await carry(rig, row)).kind == "again"
         event_id = sent(crowded, row)
         crowd(crowded, 150)
         crowded.page_seconds = 0.0
-        assert await carry(worker, row) == Verdict("sent", event_id)
+        assert await carry(rig, row) == Verdict("sent", event_id)
         assert crowded.sends == []
 
 
-async def begun(worker: Worker, rooms: Crowded, row: Row) -> None:
+async def begun(rig: Rig, rooms: Crowded, row: Row) -> None:
     """A look that was cut off on its way back through the room."""
     rooms.page_seconds = 0.01
-    while not (found := worker.carrier._looks._places.get(row.delivery)) or not found.before:
-        assert (await carry(worker, row)).kind == "again"
-    rooms.page_seconds, worker.carrier._deadline = 0.0, PATIENCE
+    while not (found := rig.lookup.places.get(row.delivery)) or not found.before:
+        assert (await carry(rig, row)).kind == "again"
+    rooms.page_seconds, rig.attempts.deadline = 0.0, PATIENCE
 
 
-async def test_request_that_was_late_is_found_behind_pages_that_are_empty(make: MakeWorker, crowded: Crowded) -> None:
+async def test_request_that_was_late_is_found_behind_pages_that_are_empty(make: MakeRig, crowded: Crowded) -> None:
     """Others have filled a page since, of which the homeserver shows what is left by the filter: nothing."""
     crowded.filters = "sparse"
-    async with make(deadline=0.1) as worker:
-        row = worker.ticket("a").row
+    async with make(deadline=0.1) as rig:
+        row = rig.pending("a").row
         crowd(crowded, 5_000)
-        await begun(worker, crowded, row)
+        await begun(rig, crowded, row)
         event_id = sent(crowded, row)
         crowd(crowded, 150)
-        assert await carry(worker, row) == Verdict("sent", event_id)
+        assert await carry(rig, row) == Verdict("sent", event_id)
         assert crowded.sends == []
 
 
 @pytest.mark.parametrize("by", ["mark", "time"])
-async def test_what_came_since_a_look_began_ends_where_it_began(make: MakeWorker, crowded: Crowded, by: str) -> None:
+async def test_what_came_since_a_look_began_ends_where_it_began(make: MakeRig, crowded: Crowded, by: str) -> None:
     """Empty pages must not be followed to the room's first day, nor through all of a busy minute."""
     crowded.filters = "sparse"
-    async with make(deadline=0.1) as worker:
-        looks, row = worker.carrier._looks, worker.ticket("a").row
+    async with make(deadline=0.1) as rig:
+        looks, row = rig.lookup, rig.pending("a").row
         crowd(crowded, 5_000)
-        await begun(worker, crowded, row)
-        place = looks._places[row.delivery]
+        await begun(rig, crowded, row)
+        place = looks.places[row.delivery]
         if by == "time":
             place.mark = None
             for event in crowded.timeline[ROOM]:
                 event["origin_server_ts"] -= 2 * CLOCK_SKEW_MS
         crowd(crowded, 250)
-        looking = lookup._Looking(crowded, row, ALICE.token, ALICE.user_id)
+        looking = lookup._Search(crowded, row, ALICE.token, ALICE.user_id)
         for most in (2 * 4, 2):  # what has been looked at once is not looked at again
             crowded.pages = 0
             assert await looks._newer(looking, place) is None
@@ -208,23 +209,23 @@ async def test_what_came_since_a_look_began_ends_where_it_began(make: MakeWorker
             place.seen_at += 2 * CLOCK_SKEW_MS  # as if it had been that long ago
 
 
-async def test_equal_events_are_remembered_between_attempts(make: MakeWorker, crowded: Crowded) -> None:
+async def test_equal_events_are_remembered_between_attempts(make: MakeRig, crowded: Crowded) -> None:
     """Before the look ended one was seen that may be it; whether it is shows in the end."""
     crowded.filters = "ignored"
-    async with make(deadline=0.2) as worker:
-        row = worker.ticket("a").row
+    async with make(deadline=0.2) as rig:
+        row = rig.pending("a").row
         crowd(crowded, 3_000)
         event_id = crowded.put("a")
         crowded.page_seconds = 0.02
-        assert (await carry(worker, row)).kind == "again"
+        assert (await carry(rig, row)).kind == "again"
         crowded.page_seconds = 0.0
-        assert await carry(worker, row) == Verdict("sent", event_id)
+        assert await carry(rig, row) == Verdict("sent", event_id)
 
 
-async def test_last_page_may_name_itself_as_the_next(make: MakeWorker, crowded: Crowded) -> None:
-    async with make() as worker:
+async def test_last_page_may_name_itself_as_the_next(make: MakeRig, crowded: Crowded) -> None:
+    async with make() as rig:
         crowded.recent = _standing_still  # type: ignore[method-assign]
-        assert (await carry(worker, worker.ticket("a").row)).kind == "sent"
+        assert (await carry(rig, rig.pending("a").row)).kind == "sent"
         assert len(crowded.sends) == 1
 
 
@@ -232,13 +233,12 @@ async def _standing_still(*_: Any, **__: Any) -> tuple[list[dict[str, Any]], str
     return [], "t0"
 
 
-async def test_places_are_bounded(make: MakeWorker, crowded: Crowded, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lookup, "MAX_PLACES", 3)
+async def test_places_are_bounded(make: MakeRig, crowded: Crowded) -> None:
     crowded.page_seconds = 1.0
-    async with make(deadline=0.01) as worker:
+    async with make(deadline=0.01, max_places=3) as rig:
         for _ in range(6):
-            assert (await carry(worker, worker.ticket("a").row)).kind == "again"
-        assert len(worker.carrier._looks._places) == 3
+            assert (await carry(rig, rig.pending("a").row)).kind == "again"
+        assert len(rig.lookup.places) == 3
 
 
 REDACTIONS: dict[str, Callable[[str], dict[str, Any]]] = {
@@ -249,26 +249,24 @@ REDACTIONS: dict[str, Callable[[str], dict[str, Any]]] = {
 
 @pytest.mark.parametrize("version", REDACTIONS)
 @pytest.mark.parametrize("target", ["$mine", "$other"])
-async def test_redaction_is_told_by_what_it_redacts(
-    make: MakeWorker, crowded: Crowded, version: str, target: str
-) -> None:
+async def test_redaction_is_told_by_what_it_redacts(make: MakeRig, crowded: Crowded, version: str, target: str) -> None:
     crowded.filters = "ignored"
-    async with make() as worker:
-        row = worker.ticket("", type_="m.room.redaction", content={"redacts": "$mine", "reason": "r"}).row
+    async with make() as rig:
+        row = rig.pending("", type_="m.room.redaction", content={"redacts": "$mine", "reason": "r"}).row
         event_id = crowded.put("", type="m.room.redaction", **REDACTIONS[version](target))
-        found = await carry(worker, row)
+        found = await carry(rig, row)
         assert (found.event_id == event_id) == (target == "$mine")
 
 
-async def test_place_is_dropped_when_the_event_is_settled(make: MakeWorker, crowded: Crowded) -> None:
+async def test_place_is_dropped_when_the_event_is_settled(make: MakeRig, crowded: Crowded) -> None:
     crowded.filters = "ignored"
-    async with make(deadline=0.1) as worker:
-        row = worker.ticket("a").row
+    async with make(deadline=0.1) as rig:
+        row = rig.pending("a").row
         crowd(crowded, 1_000)
         crowded.page_seconds = 0.02
-        assert (await carry(worker, row)).kind == "again"
-        assert list(worker.carrier._looks._places) == [row.delivery]
+        assert (await carry(rig, row)).kind == "again"
+        assert list(rig.lookup.places) == [row.delivery]
         crowded.page_seconds = 0.0
-        assert (await carry(worker, row)).kind == "sent"
-        await until(lambda: not worker.carrier._looks._places)
+        assert (await carry(rig, row)).kind == "sent"
+        await until(lambda: not rig.lookup.places)
         assert crowded.bodies(ROOM)[-1] == "a"

@@ -6,23 +6,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from flowbridge.delivery import attempt, lane, worker
-from flowbridge.delivery.write_queue import Ticket
+from flowbridge.delivery.pending import PendingDelivery
+from flowbridge.delivery.worker import Bounds
 from flowbridge.homeserver.pool import Answer
 from flowbridge.models import Caller
+from flowbridge.models.timing import Timing
 from flowbridge.store import outbox
-from tests.unit.delivery.test_lane import age
-from tests.worker import (
+from tests.rig import (
     ALICE,
     SERVICE,
     Behaviour,
+    Rig,
     Rooms,
     Sent,
-    Worker,
     accept,
     cut,
     error,
@@ -31,6 +30,7 @@ from tests.worker import (
     slow,
     until,
 )
+from tests.unit.delivery.test_lane import age
 
 HOUR = 3_600_000
 STATE = "!state:hs"  # here each event is a state, which no transaction id protects
@@ -70,14 +70,8 @@ STEPS = st.lists(
 )
 
 
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lane, "FIRST_PAUSE", 0.001)
-    monkeypatch.setattr(lane, "MAX_PAUSE", 0.002)
-    monkeypatch.setattr(attempt, "FIRST_PROBE_PAUSE", 0.001)
-    monkeypatch.setattr(attempt, "MAX_PROBE_PAUSE", 0.001)
-    monkeypatch.setattr(worker, "POLL_SECONDS", 0.02)
-    monkeypatch.setattr(worker, "BATCH", 5)  # so that a few events already go by way of the store
+TIMING = Timing(first_pause=0.001, max_pause=0.002, first_probe_pause=0.001, max_probe_pause=0.001, poll_seconds=0.02)
+BOUNDS = Bounds(batch=5)  # so that a few events already go by way of the store
 
 
 @dataclass
@@ -87,14 +81,14 @@ class Play:
     path: Path
     caller: Caller
     rooms: Rooms = field(default_factory=Rooms)
-    tickets: list[Ticket] = field(default_factory=list)
+    deliveries: list[PendingDelivery] = field(default_factory=list)
     withdrawn: set[str] = field(default_factory=set)
     dead: set[str] = field(default_factory=set)
     refused: set[str] = field(default_factory=set)  # transaction ids of what the homeserver will never take
 
     def __post_init__(self) -> None:
         self.rooms.script(lambda _: self.behaviour(accept))
-        self.worker = self.start()
+        self.rig = self.start()
 
     def behaviour(self, otherwise: Behaviour, *, refuses: bool = False) -> Behaviour:
         """That, but what was refused once is refused again."""
@@ -107,33 +101,33 @@ class Play:
 
         return behave
 
-    def start(self) -> Worker:
-        return Worker(f"sqlite:///{self.path}", self.rooms)
+    def start(self) -> Rig:
+        return Rig(f"sqlite:///{self.path}", self.rooms, timing=TIMING, bounds=BOUNDS)
 
     async def run(self, todo: list[Step]) -> None:
-        await self.worker.__aenter__()
+        await self.rig.__aenter__()
         for what, how, options in todo:
             await getattr(self, what)(*how, **options)
         await self.end("stop", forgets=False)
-        number = len(self.tickets) - len(self.withdrawn)
-        await until(lambda: len(self.worker.states()) == number and "queued" not in self.worker.states())
-        self.dead = {name for name, state in self.worker.rows("delivery", "state") if state == "dead"}
-        await self.worker.stop()
+        number = len(self.deliveries) - len(self.withdrawn)
+        await until(lambda: len(self.rig.states()) == number and "queued" not in self.rig.states())
+        self.dead = {name for name, state in self.rig.rows("delivery", "state") if state == "dead"}
+        await self.rig.stop()
 
     def expected(self, room: str) -> list[str]:
-        names = [(str(number), ticket.row) for number, ticket in enumerate(self.tickets)]
+        names = [(str(number), pending.row) for number, pending in enumerate(self.deliveries)]
         gone = self.withdrawn | self.dead
         return [name for name, row in names if row.room_id == room and row.delivery not in gone]
 
     def seen(self, room: str) -> list[str]:
         """What is in the room, without what the homeserver both took and refused."""
-        return [name for name in self.rooms.bodies(room) if self.tickets[int(name)].row.delivery not in self.dead]
+        return [name for name in self.rooms.bodies(room) if self.deliveries[int(name)].row.delivery not in self.dead]
 
     async def offer(self, room: str, number: int, *, keyed: bool) -> None:
         for _ in range(number):
-            name = str(len(self.tickets))
+            name = str(len(self.deliveries))
             key = f"key-{name}" if keyed else None
-            self.tickets.append(self.worker.offer(name, room, key=key, **self.how(room)))
+            self.deliveries.append(self.rig.offer(name, room, key=key, **self.how(room)))
 
     def how(self, room: str) -> dict[str, Any]:
         state = {"type_": "m.room.topic", "state_key": ""} if room == STATE else {}
@@ -141,29 +135,29 @@ class Play:
 
     async def repeat(self, which: int) -> None:
         """The same once more, as a caller does who got no answer."""
-        keyed = [ticket for ticket in self.tickets if ticket.idem and ticket.row.delivery not in self.withdrawn]
+        keyed = [pending for pending in self.deliveries if pending.idem and pending.row.delivery not in self.withdrawn]
         if keyed:
-            ticket = keyed[which % len(keyed)]
-            content = ticket.row.content.decode()
-            room = ticket.row.room_id
-            again = self.worker.ticket(str(self.tickets.index(ticket)), room, key="key", **self.how(room))
+            pending = keyed[which % len(keyed)]
+            content = pending.row.content.decode()
+            room = pending.row.room_id
+            again = self.rig.pending(str(self.deliveries.index(pending)), room, key="key", **self.how(room))
             assert again.row.content.decode() == content
-            again.idem = ticket.idem
-            self.worker.courier.offer(again)
+            again.idem = pending.idem
+            self.rig.worker.offer(again)
 
     async def fail(self, room: str, names: list[str]) -> None:
         behaviours = [self.behaviour(FAILURES.get(name, accept), refuses=name == "400") for name in names]
         self.rooms.then(*behaviours, room=room)
 
     async def withdraw(self, which: int) -> None:
-        if self.tickets:
-            ticket = self.tickets[which % len(self.tickets)]
-            name = ticket.row.delivery
-            found = await self.worker.database.run(lambda connection: outbox.waiting(connection, name))
+        if self.deliveries:
+            pending = self.deliveries[which % len(self.deliveries)]
+            name = pending.row.delivery
+            found = await self.rig.database.run(lambda connection: outbox.waiting(connection, name))
             if found is not None:
-                joined = await self.worker.courier.join(found[0], waits=True)
-                await self.worker.courier.wait(joined, 0)
-                if await self.worker.courier.withdraw(joined):
+                joined = await self.rig.worker.join(found[0], waits=True)
+                await self.rig.worker.wait(joined, 0)
+                if await self.rig.worker.withdraw(joined):
                     self.withdrawn.add(name)
 
     async def turn(self, number: int) -> None:
@@ -173,10 +167,10 @@ class Play:
     async def work(self, number: int) -> None:
         """Until so many more sends were tried, if there is something to send."""
         before = len(self.rooms.sends)
-        await until(lambda: len(self.rooms.sends) >= before + number or "queued" not in self.worker.states())
+        await until(lambda: len(self.rooms.sends) >= before + number or "queued" not in self.rig.states())
 
     async def commit(self) -> None:
-        await self.worker.database.run(lambda connection: None)
+        await self.rig.database.run(lambda connection: None)
 
     async def lease(self) -> None:
         """The clock on the wall makes a step."""
@@ -184,12 +178,12 @@ class Play:
 
     async def end(self, how: str, *, forgets: bool) -> None:
         """A process ends, and another begins; with `forgets` an hour later."""
-        await (self.worker.crash() if how == "crash" else self.worker.stop())
+        await (self.rig.crash() if how == "crash" else self.rig.stop())
         if forgets:
             age(self.path, HOUR)
             self.rooms.forget()
-        self.worker = self.start()
-        await self.worker.__aenter__()
+        self.rig = self.start()
+        await self.rig.__aenter__()
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)

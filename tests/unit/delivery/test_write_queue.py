@@ -9,11 +9,12 @@ from typing import Any, TypeVar
 import pytest
 from sqlalchemy import Connection
 
-from flowbridge.delivery.write_queue import Ticket, WriteQueue
-from flowbridge.store import Database, Row, StoreFull, StoreUnavailable, engine
-from flowbridge.store import database as database_module
+from flowbridge.delivery.pending import PendingDelivery
+from flowbridge.delivery.write_queue import WriteQueue
+from flowbridge.models.timing import Timing
+from flowbridge.store import Database, Row, StoreFull, StoreUnavailable
+from tests.rig import PATIENCE, soon, until
 from tests.unit.delivery.test_worker import locked
-from tests.worker import PATIENCE, soon, until
 
 T = TypeVar("T")
 
@@ -46,26 +47,22 @@ async def quick(tmp_path: Path) -> AsyncIterator[WriteQueue]:
     await database.stop()
 
 
-def ticket(name: str) -> Ticket:
-    loop = asyncio.get_running_loop()
+def pending(name: str) -> PendingDelivery:
     row = Row(name, "lane", "account", "!room:hs", "m.room.message", None, b"{}", name, 1)
-    return Ticket(row, loop.create_future(), loop.create_future(), urgent=True)
+    return PendingDelivery(row)
 
 
 async def test_event_is_written_however_fast_the_writer_is(quick: WriteQueue) -> None:
     """It may look for what there is before `append` has come to its end."""
     for name in ("one", "two", "three"):
-        one = ticket(name)
+        one = pending(name)
         quick.append(one)
         await soon(one.committed)
 
 
-async def test_full_queue_of_other_work_does_not_keep_the_journal_from_writing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_full_queue_of_other_work_does_not_keep_the_journal_from_writing(tmp_path: Path) -> None:
     """What has been sent must be written down, whoever else waits."""
-    monkeypatch.setattr(database_module, "MAX_WAITING", 3)
-    database = Database(f"sqlite:///{tmp_path}/flowbridge.db")
+    database = Database(f"sqlite:///{tmp_path}/flowbridge.db", max_waiting=3)
     database.open()
     database.start()
     write_queue = WriteQueue(database)
@@ -80,7 +77,7 @@ async def test_full_queue_of_other_work_does_not_keep_the_journal_from_writing(
     others = [database.run(lambda connection: None) for _ in range(3)]
     with pytest.raises(StoreFull):
         database.run(lambda connection: None)
-    one = ticket("one")
+    one = pending("one")
     write_queue.append(one)
     free.set()
     await soon(one.committed)
@@ -88,23 +85,20 @@ async def test_full_queue_of_other_work_does_not_keep_the_journal_from_writing(
     await database.stop()
 
 
-async def test_store_that_could_not_even_be_reached_is_told_and_later_written_to(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_store_that_could_not_even_be_reached_is_told_and_later_written_to(tmp_path: Path) -> None:
     """BEGIN itself failed: the work was never called, and who waits must hear of it all the same."""
-    monkeypatch.setattr(engine, "BUSY_MS", 20)
-    monkeypatch.setattr(database_module, "RETRY_SECONDS", 0.05)
-    database = Database(f"sqlite:///{tmp_path}/flowbridge.db")
+    impatient = Timing(sqlite_busy_seconds=0.02, store_retry_seconds=0.05)
+    database = Database(f"sqlite:///{tmp_path}/flowbridge.db", timing=impatient)
     database.open()
     database.start()
     write_queue = WriteQueue(database)
     with locked(tmp_path / "flowbridge.db"):
         for name in ("one", "two"):
-            lost = ticket(name)
+            lost = pending(name)
             write_queue.append(lost)
             with pytest.raises(StoreUnavailable):
                 await soon(lost.committed)
-    found = ticket("three")
+    found = pending("three")
     write_queue.append(found)
     await soon(found.committed)
     await database.stop()

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
-from flowbridge.events import Catalogue, Entry, SchemaError, built_in, recursion
-from flowbridge.events import problems as wording
+from flowbridge.events import Catalogue, Entry, SchemaError, built_in
+from flowbridge.events.catalogue import BASE_URI
+from flowbridge.events.problems import Explainer
 
 CATALOGUE = Catalogue.load()
 EXAMPLES = sorted((built_in() / "examples").glob("*.json"))
@@ -52,7 +53,7 @@ def chosen(event_type: str, content: Any) -> Entry:
 
 def by_jsonschema(entry: Entry, content: Any) -> bool:
     """The verdict of the second engine alone: `Entry.problems` asks the first one, too."""
-    return bool(entry._wording._validator.is_valid(content))
+    return entry.explainer.is_valid(content)
 
 
 # the files
@@ -376,10 +377,10 @@ def test_rules_for_all_types_hold_whatever_the_users_folder_replaces(tmp_path: P
     write(tmp_path, "m.room.redaction", message())
     write(tmp_path / "components", "mentions", {})
     write(tmp_path / "components", "event", {})
-    general = Catalogue.load(tmp_path).general
-    found = general.problems("m.room.redaction", {"redacts": "x", "m.mentions": {"user_ids": [None]}})
+    catalogue = Catalogue.load(tmp_path)
+    found = catalogue.general_problems("m.room.redaction", {"redacts": "x", "m.mentions": {"user_ids": [None]}})
     assert [problem.pointer for problem in found] == ["/m.mentions/user_ids/0", "/redacts"]
-    assert general.problems("m.room.message", {"msgtype": "m.text"}) == []
+    assert catalogue.general_problems("m.room.message", {"msgtype": "m.text"}) == []
 
 
 def test_users_folder_adds_an_event_type(tmp_path: Path) -> None:
@@ -570,30 +571,26 @@ def test_our_own_schemas_multiply_nothing(tmp_path: Path) -> None:
     Catalogue.load(tmp_path)
 
 
-def test_wording_of_one_mistake_has_a_budget(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_explanation_of_one_mistake_has_a_budget() -> None:
     """2^14 branches in one error, and no end of it in sight: the 741 bytes that stopped everything."""
-    monkeypatch.setattr(recursion, "MAX_CHECKS", 2**80)
-    write(
-        tmp_path, "org.example.bad", message(anyOf=[{"properties": {"a": ME}}] * 2, properties={"n": {"type": "null"}})
-    )
-    entry = Catalogue.load(tmp_path)["org.example.bad"]
-    entry.problems({"n": 1})  # imports the second engine
+    schema = message(anyOf=[{"properties": {"a": ME}}] * 2, properties={"n": {"type": "null"}})
+    fast = CATALOGUE["m.room.message"].validator
+    explainer = Explainer("org.example.bad", schema, fast, BASE_URI, {"org.example.bad": schema})
     content: Any = {"n": "wrong"}
     for _ in range(60):
         content = {"a": content}
     assert len(json.dumps(content, separators=(",", ":"))) < 741
     began = time.process_time()
-    (problem,) = entry.problems(content)
+    (problem,) = explainer.problems(content)
     assert time.process_time() - began < 2
     assert "to say where" in problem.message
 
 
-def test_wording_spends_its_budget_on_each_payload_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_payload_has_a_budget_of_its_own() -> None:
     entry = chosen("m.room.message", {"msgtype": "m.image"})
     expected = entry.problems({"msgtype": "m.image"})
-    monkeypatch.setattr(wording, "MAX_STEPS", 3)
-    assert "to say where" in entry.problems({"msgtype": "m.image"})[0].message
-    monkeypatch.undo()
+    poor = Explainer(entry.name, entry.schema, entry.validator, BASE_URI, entry.documents, max_steps=3)
+    assert "to say where" in poor.problems({"msgtype": "m.image"})[0].message
     assert entry.problems({"msgtype": "m.image"}) == expected
 
 

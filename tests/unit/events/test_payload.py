@@ -21,7 +21,7 @@ BOTH: tuple[Surface, ...] = ("flow", "matrix")
 
 def read(body: Any, event_type: str = MESSAGE, content_type: str = JSON, surface: Surface = "flow") -> Payload:
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return payload.read(raw, content_type, event_type, CATALOGUE.required(event_type), surface)
+    return payload.read(raw, content_type, event_type, CATALOGUE.required, surface)
 
 
 def pointers(body: Any, event_type: str = MESSAGE, content_type: str = JSON, surface: Surface = "flow") -> list[str]:

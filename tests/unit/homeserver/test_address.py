@@ -8,11 +8,13 @@ import contextlib
 import ssl
 from collections.abc import AsyncIterator, Awaitable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from flowbridge.homeserver import address
 from flowbridge.homeserver.address import Address, AddressError, AddressUnknown, Locator, parse_host, parse_url
+from flowbridge.models.timing import Timing
 from tests.patience import PATIENCE
 from tests.unit import Clock
 
@@ -258,7 +260,7 @@ def test_ca_file_without_a_certificate_is_named(tmp_path: Path) -> None:
 async def test_url_stands_as_it_is_and_is_told_once() -> None:
     told: list[Address] = []
     found = locator(" https://hs.example.org/x ")
-    found.on_change = told.append
+    found.on_change.append(told.append)
     assert found.known is None
     assert str(await found.address()) == "https://hs.example.org/x"
     await found.refresh()
@@ -269,7 +271,7 @@ async def test_url_stands_as_it_is_and_is_told_once() -> None:
 async def test_file_holds_the_address_and_a_refresh_learns_the_new_one(file: Path) -> None:
     told: list[str] = []
     found = locator(file)
-    found.on_change = lambda new: told.append(str(new))
+    found.on_change.append(lambda new: told.append(str(new)))
     assert str(await found.address()) == "https://one.example.org"
     put(file, "https://two.example.org/x")
     assert str(await found.address()) == "https://one.example.org"
@@ -317,12 +319,11 @@ async def test_missing_file_is_named_and_found_once_it_is_there(file: Path) -> N
     assert str(await found.address()) == "https://one.example.org"
 
 
-async def test_file_that_changes_is_followed_on_the_interval(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(address, "REFRESH_SECONDS", 0.01)
-    found = locator(file)
+async def test_file_that_changes_is_followed_on_the_interval(file: Path) -> None:
+    found = Locator(file.as_uri(), TLS, timing=Timing(address_refresh_seconds=0.01))
     await found.address()
     moved = asyncio.Event()
-    found.on_change = lambda _: moved.set()
+    found.on_change.append(lambda _: moved.set())
     put(file, b"https://two.example.org")
     following = asyncio.create_task(found.keep_fresh())
     await asyncio.wait_for(moved.wait(), PATIENCE)
@@ -337,7 +338,7 @@ async def test_refresh_that_fails_keeps_the_old_address_and_says_so(
     found = locator(file)
     before = await found.address()
     told: list[Address] = []
-    found.on_change = told.append
+    found.on_change.append(told.append)
     put(file, content)
     await found.refresh()
     assert found.known is await found.address() is before
@@ -347,12 +348,13 @@ async def test_refresh_that_fails_keeps_the_old_address_and_says_so(
 
 async def test_concurrent_first_calls_ask_once(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Path] = []
+    open_ = Path.open
 
-    def read(path: Path) -> bytes:
+    def counted(path: Path, *args: Any) -> Any:
         asked.append(path)
-        return path.read_bytes()
+        return open_(path, *args)
 
-    monkeypatch.setattr(address, "_read_file", read)
+    monkeypatch.setattr(Path, "open", counted)
     found = locator(file)
     answers = await asyncio.gather(*(found.address() for _ in range(50)))
     assert {str(answer) for answer in answers} == {"https://one.example.org"}

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from flowbridge.errors import BadGateway, GatewayTimeout, HomeserverError, MatrixError
 from flowbridge.homeserver import answers
-from flowbridge.homeserver.pool import Answer, TimedOut, Unreachable, WireError
+from flowbridge.homeserver.connection import NoAnswer, TimedOut, Unreachable
+from flowbridge.homeserver.pool import Answer
 
 HTML = b"<html><body>502 Bad Gateway</body></html>"
 
@@ -216,10 +217,10 @@ def test_arbitrary_answer_is_an_event_id_or_an_error(status: int, body: bytes, h
         (TimedOut("no answer within 10 s", sent=True), GatewayTimeout, 504),
         (TimedOut("all connections are taken", sent=False), GatewayTimeout, 504),
         (Unreachable("refused", sent=False), BadGateway, 502),
-        (WireError("too long", sent=True), BadGateway, 502),
+        (NoAnswer("too long", sent=True), BadGateway, 502),
     ],
 )
-def test_no_answer_is_a_gateway_error_that_says_why(failure: WireError, kind: type[MatrixError], status: int) -> None:
+def test_no_answer_is_a_gateway_error_that_says_why(failure: NoAnswer, kind: type[MatrixError], status: int) -> None:
     error = answers.no_answer(failure)
     assert isinstance(error, kind)
     assert (error.status, error.error) == (status, str(failure))
@@ -319,8 +320,8 @@ def test_refusal_of_an_account_says_how_long_to_pause_if_the_homeserver_does(
 
 
 @pytest.mark.parametrize("sent", [True, False])
-@pytest.mark.parametrize("kind", [TimedOut, Unreachable, WireError])
-def test_event_is_tried_again_when_there_is_no_answer(kind: type[WireError], *, sent: bool) -> None:
+@pytest.mark.parametrize("kind", [TimedOut, Unreachable, NoAnswer])
+def test_event_is_tried_again_when_there_is_no_answer(kind: type[NoAnswer], *, sent: bool) -> None:
     found = answers.refused(answers.no_answer(kind("nothing", sent=sent)))
     assert found.kind == "again"
     assert found.error is not None

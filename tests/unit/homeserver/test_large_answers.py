@@ -1,23 +1,29 @@
 """Large answers of the homeserver: the event loop goes on while they are read, and while what is in them is told."""
 
 import asyncio
+import contextlib
 import gc
 import json
+import ssl
+import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any, cast
 
 import pytest
 
-from flowbridge.homeserver import Homeserver
-from flowbridge.homeserver.client import success
+from flowbridge.errors import BadGateway
+from flowbridge.homeserver import Homeserver, Locator, large_json
+from flowbridge.homeserver.client import json_of
 from flowbridge.homeserver.pool import Answer
+from flowbridge.homeserver.sync import SyncClient
 from flowbridge.live.feed import Feed
-from flowbridge.live.frames import Wish
+from flowbridge.live.frames import EventFilter
 from flowbridge.live.listener import Listener
 from flowbridge.live.reader import Reader
 from flowbridge.models import Caller
 from flowbridge.web import server
+from tests.patience import PATIENCE
 
 STOP = 0.6  # of the processor time that it takes to read 10 MB in one piece: less than that without a turn of the loop
 TRIES = 3  # the best counts: beside other processes a thread may wait for its turn
@@ -87,16 +93,17 @@ class OneBatch:
         self.answers = [answer({"next_batch": "s1"}), LARGE]
         self.is_told = asyncio.Event()
 
-    async def poll(self, target: str, **_: object) -> Answer:
+    async def poll(self, target: str, **_: object) -> tuple[bytes, Any]:
         if not self.answers:
             self.is_told.set()
             await asyncio.Event().wait()
-        return self.answers.pop(0)
+        found = self.answers.pop(0)
+        return found.body, await json_of(found)
 
 
 async def test_large_answer_does_not_stop_the_loop() -> None:
     async def read() -> None:
-        assert len((await success(LARGE))["rooms"]["join"]) == ROOMS
+        assert len((await json_of(LARGE))["rooms"]["join"]) == ROOMS
 
     assert await _longest_stop(read) < STOP
 
@@ -106,7 +113,7 @@ async def test_large_batch_of_live_events_does_not_stop_the_loop() -> None:
         homeserver = OneBatch()
         reader = Reader(cast("Homeserver", homeserver), "@me:hs", "token")
         feed = Feed("@me:hs", reader, lambda _, error: error, lambda: None)
-        listener = Listener(Caller("@me:hs", None, "token"), Wish(types=("m.room.message",)), feed.leave)
+        listener = Listener(Caller("@me:hs", None, "token"), EventFilter(types=("m.room.message",)), feed.leave)
         await feed.join(listener, None)
         await listener.over.wait()  # it does not read, and is dropped behind the first 1,000
         await homeserver.is_told.wait()
@@ -135,7 +142,63 @@ async def _longest_stop(work: Callable[[], Awaitable[None]]) -> float:
 BLANK = b" " * 200_000
 
 
-@pytest.mark.parametrize("body", [b"[" * 200_000, b"{" + BLANK, b'"x"' + BLANK, b"[1]" + BLANK])
-async def test_large_answer_that_is_no_object_is_an_error(body: bytes) -> None:
-    with pytest.raises(Exception, match="no Matrix error"):
-        await success(Answer(200, (), body))
+@pytest.mark.parametrize("body", [b"[" * 200_000, b"{" + BLANK, b'"x' + BLANK, b"[1]" + BLANK + b"]"])
+async def test_large_answer_that_is_not_json_is_an_error(body: bytes) -> None:
+    with pytest.raises(BadGateway, match="no Matrix error"):
+        await json_of(Answer(200, (), body))
+
+
+@pytest.mark.parametrize("body", [b'"x"' + BLANK, b"[1]" + BLANK])
+async def test_large_answer_that_is_no_object_is_an_error_where_one_is_asked_for(body: bytes) -> None:
+    async with serving(body) as homeserver:
+        with pytest.raises(BadGateway, match="no Matrix error"):
+            await homeserver.read_state("token", "!r:hs", "m.room.topic", "", "")
+        with pytest.raises(BadGateway, match="not a JSON object"):
+            await homeserver.recent("token", "!r:hs", "")
+
+
+@contextlib.asynccontextmanager
+async def serving(body: bytes) -> AsyncIterator[Homeserver]:
+    """In front of a server that gives this answer to each request."""
+
+    async def answer_all(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+            while await reader.readuntil(b"\r\n\r\n"):
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+                await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(answer_all, "127.0.0.1", 0) as server:
+        tls = ssl.create_default_context()
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        homeserver = Homeserver(Locator(url, tls), tls, deadline=PATIENCE)
+        yield homeserver
+        homeserver.close()
+
+
+ASKS: dict[str, Callable[[Homeserver], Awaitable[object]]] = {
+    "a sync": lambda homeserver: SyncClient(homeserver.read).sync("token", {"room": {}}, patience=PATIENCE),
+    "a page of history": lambda homeserver: SyncClient(homeserver.read).messages("token", "!r:hs"),
+    "a long poll": lambda homeserver: SyncClient(homeserver.poll).sync("token", {"room": {}}, patience=PATIENCE),
+    "a page of live events": lambda homeserver: SyncClient(homeserver.poll).messages("token", "!r:hs"),
+    "recent events": lambda homeserver: homeserver.recent("token", "!r:hs", ""),
+    "a state event": lambda homeserver: homeserver.read_state("token", "!r:hs", "m.room.topic", "", ""),
+    "all members": lambda homeserver: homeserver.read("/members", token="token"),
+    "versions": lambda homeserver: homeserver.versions(),
+}
+
+
+@pytest.mark.parametrize("what", ASKS)
+async def test_large_answer_is_read_in_another_thread(monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    threads = []
+    read = large_json.read
+
+    def noted(body: bytes) -> Any:
+        threads.append(threading.get_ident())
+        return read(body)
+
+    monkeypatch.setattr(large_json, "read", noted)
+    async with serving(json.dumps({"next_batch": "s", "chunk": [{"body": "x" * 1_000}] * 500}).encode()) as homeserver:
+        await ASKS[what](homeserver)
+    assert len(threads) == 1
+    assert threading.get_ident() not in threads

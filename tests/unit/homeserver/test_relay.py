@@ -10,6 +10,7 @@ import pytest
 from flowbridge.errors import BadGateway, BadRequest, GatewayTimeout
 from flowbridge.homeserver import Locator, relay
 from flowbridge.homeserver.relay import Relay
+from flowbridge.models.timing import Timing
 from tests.patience import PATIENCE
 
 TLS = ssl.create_default_context()
@@ -21,7 +22,7 @@ OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
 
 @contextlib.asynccontextmanager
-async def homeserver(serve: Serve) -> AsyncIterator[Relay]:
+async def homeserver(serve: Serve, timing: Timing = Timing()) -> AsyncIterator[Relay]:
     """A relay to a server that does this on each connection."""
 
     serving: set[asyncio.Task[None] | None] = set()
@@ -36,7 +37,7 @@ async def homeserver(serve: Serve) -> AsyncIterator[Relay]:
 
     async with await asyncio.start_server(guarded, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
-        made = Relay(Locator(f"http://127.0.0.1:{port}/prefix", TLS), TLS)
+        made = Relay(Locator(f"http://127.0.0.1:{port}/prefix", TLS), TLS, timing=timing)
         try:
             yield made
         finally:
@@ -282,9 +283,7 @@ async def test_silence_is_a_timeout_before_an_answer_and_in_it() -> None:
                 await answer.read(9)
 
 
-async def test_homeserver_that_takes_no_body_is_a_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(relay, "STALL_SECONDS", 0.1)
-
+async def test_homeserver_that_takes_no_body_is_a_timeout() -> None:
     async def endless() -> AsyncIterator[bytes]:
         while True:
             yield b"x" * 65_536
@@ -293,7 +292,7 @@ async def test_homeserver_that_takes_no_body_is_a_timeout(monkeypatch: pytest.Mo
         await head_of(reader)
         await asyncio.sleep(2 * PATIENCE)
 
-    async with homeserver(serve) as made, asyncio.timeout(PATIENCE):
+    async with homeserver(serve, Timing(upload_stall_seconds=0.1)) as made, asyncio.timeout(PATIENCE):
         with pytest.raises(GatewayTimeout, match="nothing of the body"):
             await ask(made, "POST", endless())
 
@@ -312,6 +311,30 @@ async def test_leaving_early_ends_the_exchange_at_once() -> None:
         async with made.open("GET", "/", []):
             pass
         await ended.wait()
+
+
+async def test_connection_whose_answer_was_not_taken_serves_nobody_else() -> None:
+    """Reading was paused behind 64 KiB of it, and the next answer would never have been seen."""
+
+    sent = asyncio.Event()
+
+    async def serve(reader: Reader, writer: Writer) -> None:
+        writer.transport.set_write_buffer_limits(0)
+        while True:
+            await head_of(reader)
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n" + b"x" * 100_000)
+            await writer.drain()
+            sent.set()
+
+    async with homeserver(serve) as made, asyncio.timeout(PATIENCE):
+        for _ in range(3):
+            async with made.open("GET", "/", []) as answer:
+                await sent.wait()
+                sent.clear()
+                for _ in range(10):
+                    await asyncio.sleep(0)  # all of it is read from the socket
+            assert answer.status == 200
+        assert await ask(made) == (200, b"x" * 100_000)
 
 
 async def test_nobody_there_is_a_bad_gateway() -> None:

@@ -90,8 +90,7 @@ async def test_caller_that_goes_away_while_it_waits_leaves_nothing_behind() -> N
         await gone
     held.free()
     limiter.hold("any").free()
-    assert not limiter._waiting
-    assert not limiter._held
+    assert limiter.is_idle
 
 
 async def test_waiting_ends_with_whose_fault_it_is(limiter: Limiter) -> None:
@@ -102,7 +101,7 @@ async def test_waiting_ends_with_whose_fault_it_is(limiter: Limiter) -> None:
         await limiter.wait("quiet", 0.001)
     for place in places:
         place.free()
-    assert not limiter._held
+    assert limiter.is_idle
 
 
 async def test_only_so_many_of_one_caller_wait(limiter: Limiter) -> None:

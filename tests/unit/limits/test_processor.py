@@ -57,17 +57,16 @@ async def test_what_a_known_caller_has_spent_in_a_thread_is_told_to_its_request(
 class BusyMachine:
     """Clocks that move when they are told to."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self) -> None:
         self.now = self.waited = 0.0
-        monkeypatch.setattr(processor, "time", self)
-        monkeypatch.setattr(processor._Thread, "waited", lambda _: self.waited)
 
-    def monotonic(self) -> float:
-        return self.now
+    def account(self, share: float) -> Account:
+        return Account(share, clock=lambda: self.now, waited=lambda: self.waited)
 
 
-def test_what_is_spent_is_earned_at_the_share_of_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock, account = BusyMachine(monkeypatch), Account(0.2)
+def test_what_is_spent_is_earned_at_the_share_of_the_processor() -> None:
+    clock = BusyMachine()
+    account = clock.account(0.2)
     assert account.spend(processor.SAVED_SECONDS) == 0
     assert account.spend(0.1) == pytest.approx(0.5)
     clock.now += 0.3
@@ -77,8 +76,9 @@ def test_what_is_spent_is_earned_at_the_share_of_the_processor(monkeypatch: pyte
     assert account.spend(processor.SAVED_SECONDS + 0.02) == pytest.approx(0.1), "no more is saved than that"
 
 
-def test_time_that_other_processes_took_earns_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock, account = BusyMachine(monkeypatch), Account(0.2)
+def test_time_that_other_processes_took_earns_nothing() -> None:
+    clock = BusyMachine()
+    account = clock.account(0.2)
     account.spend(processor.SAVED_SECONDS + 0.1)
     clock.now += 0.5
     clock.waited += 0.4
@@ -86,9 +86,9 @@ def test_time_that_other_processes_took_earns_nothing(monkeypatch: pytest.Monkey
 
 
 def test_time_waited_for_the_processor_is_known_on_linux() -> None:
-    found = processor._Thread()
+    found = processor.Schedstat()
     assert found.waited() >= 0
-    assert (found._schedstat is not None) == Path("/proc/self/schedstat").exists()
+    assert found.is_known == Path("/proc/self/schedstat").exists()
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="no /proc")

@@ -3,20 +3,20 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
 from flowbridge.errors import BadGateway, HomeserverError, MatrixError
 from flowbridge.homeserver import Homeserver
 from flowbridge.homeserver.pool import Answer
-from flowbridge.live import feed
 from flowbridge.live.feed import Feed
-from flowbridge.live.frames import Wish
+from flowbridge.live.frames import EventFilter
 from flowbridge.live.listener import Listener
 from flowbridge.live.position import Position, parse
 from flowbridge.live.reader import Reader
 from flowbridge.models import Caller
+from flowbridge.models.timing import Timing
 from tests.live import Rooms, answer
 from tests.patience import PATIENCE
 
@@ -24,16 +24,14 @@ Make = Callable[[Rooms], Feed]
 
 
 @pytest.fixture
-async def make(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Make]:
+async def make() -> AsyncIterator[Make]:
     """`make(rooms)`: a feed of this homeserver."""
-    monkeypatch.setattr(feed, "FIRST_PAUSE", 0.001)
-    monkeypatch.setattr(feed, "MIN_POLL_SECONDS", 0.002)
-    monkeypatch.setattr("flowbridge.live.reader.TIMELINE", 2)
+    timing = Timing(live_retry_seconds=0.001, empty_poll_seconds=0.002)
     made: list[Feed] = []
 
     def new(rooms: Rooms) -> Feed:
-        reader = Reader(cast("Homeserver", rooms), "@me:hs", "token")
-        made.append(Feed("@me:hs", reader, lambda _, error: error, lambda: None))
+        reader = Reader(cast("Homeserver", rooms), "@me:hs", "token", timeline=2)
+        made.append(Feed("@me:hs", reader, lambda _, error: error, lambda: None, timing=timing))
         return made[-1]
 
     yield new
@@ -42,7 +40,7 @@ async def make(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Make]:
 
 
 def listener(of: Feed) -> Listener:
-    return Listener(Caller("@me:hs", "DEVICE", "token"), Wish(), of.leave)
+    return Listener(Caller("@me:hs", "DEVICE", "token"), EventFilter(), of.leave)
 
 
 async def read(of: Listener, number: int) -> tuple[list[str], str]:
@@ -100,7 +98,7 @@ async def test_who_resumes_while_events_come_and_calls_fail_has_all_of_them_once
 
 async def test_who_comes_first_while_the_homeserver_is_away_is_told_so(make: Make) -> None:
     class Away(Rooms):
-        async def poll(self, target: str, *, token: str, deadline: float, limit: int) -> Answer:
+        def ask(self, target: str) -> Answer:
             raise BadGateway("away")
 
     of = make(Away())
@@ -118,10 +116,9 @@ async def test_refused_token_ends_all_listeners_and_whoever_comes_later(make: Ma
     for one in both:
         await of.join(one, None)
 
-    async def refuse(target: str, *, token: str, deadline: float, limit: int) -> Answer:
-        return answer({"errcode": "M_UNKNOWN_TOKEN", "error": "logged out"}, 401)
-
-    rooms.poll = refuse  # type: ignore[method-assign]
+    rooms.ask = lambda target: answer(  # type: ignore[method-assign]
+        {"errcode": "M_UNKNOWN_TOKEN", "error": "logged out"}, 401
+    )
     for one in both:
         await asyncio.wait_for(one.over.wait(), PATIENCE)
         assert isinstance(one.why, MatrixError)
@@ -134,11 +131,11 @@ async def test_who_comes_in_the_middle_of_a_batch_is_told_what_comes_after_it(ma
     rooms = Rooms(a=[(1, "$1")], b=[])
     poll, reached, goes_on = rooms.poll, asyncio.Event(), asyncio.Event()
 
-    async def hold(target: str, *, token: str, deadline: float, limit: int) -> Answer:
+    async def hold(target: str, **how: object) -> tuple[bytes, Any]:
         if "/messages" in target:
             reached.set()
             await goes_on.wait()
-        return await poll(target, token=token, deadline=deadline, limit=limit)
+        return await poll(target, **how)
 
     rooms.poll = hold  # type: ignore[method-assign]
     of = make(rooms)

@@ -6,8 +6,8 @@ import json
 import pytest
 
 from flowbridge.errors import Unauthorized
-from flowbridge.live import frames, listener
-from flowbridge.live.frames import Frame, Wish
+from flowbridge.live import frames
+from flowbridge.live.frames import EventFilter, Frame
 from flowbridge.live.listener import Listener
 from flowbridge.live.position import Position
 from flowbridge.models import Caller
@@ -19,8 +19,8 @@ def frame(name: str, *, room: str = "!r:hs", type_: str = "m.room.message", send
     return Frame(name.encode(), room, type_, sender)
 
 
-def listening(wish: Wish = Wish()) -> Listener:  # noqa: B008 - it is frozen
-    return Listener(Caller(ME, "DEVICE", "token"), wish, lambda _: None)
+def listening(**bounds: int) -> Listener:
+    return Listener(Caller(ME, "DEVICE", "token"), EventFilter(), lambda _: None, **bounds)
 
 
 async def rest(of: Listener) -> bytes:
@@ -38,7 +38,7 @@ async def test_what_is_told_comes_in_order_and_at_once() -> None:
     taking = asyncio.ensure_future(one.take(60))
     await asyncio.sleep(0)
     for name in "abc":
-        one.tell(frame(name))
+        one.notify(frame(name))
     assert await taking == b"abc"
 
 
@@ -46,29 +46,28 @@ async def test_idle_listener_hears_a_comment_and_once_a_newer_position() -> None
     one = listening()
     one.reach(Position("s2"))
     assert [await one.take(0) for _ in range(2)] == [b"id: s2\n\n", frames.COMMENT]
-    one.tell(frame("a"))
+    one.notify(frame("a"))
     assert [await one.take(0) for _ in range(2)] == [b"a", frames.COMMENT], "the event brought its own"
 
 
 async def test_what_is_new_waits_for_what_was_missed() -> None:
     one = listening()
     one.hold()
-    one.tell(frame("c"))
+    one.notify(frame("c"))
     one.reach(Position("s9"))
-    await one.retell(frame("a"))
+    await one.replay(frame("a"))
     assert await one.take(0) == b"a"
     assert await one.take(0) == frames.COMMENT, "s9 would leave out what is still missing"
-    await one.retell(frame("b"))
+    await one.replay(frame("b"))
     one.release()
     assert await one.take(0) == b"bc"
 
 
-async def test_what_was_missed_comes_no_faster_than_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listener, "SLOW_BYTES", 3)
-    one = listening()
+async def test_what_was_missed_comes_no_faster_than_it_is_read() -> None:
+    one = listening(slow_bytes=3)
     for name in "abcd":
-        await one.retell(frame(name))
-    fifth = asyncio.ensure_future(one.retell(frame("e")))
+        await one.replay(frame(name))
+    fifth = asyncio.ensure_future(one.replay(frame("e")))
     await asyncio.sleep(0)
     assert not fifth.done()
     assert await one.take(0) == b"abcd"
@@ -76,21 +75,18 @@ async def test_what_was_missed_comes_no_faster_than_it_is_read(monkeypatch: pyte
     assert await one.take(0) == b"e"
 
 
-@pytest.mark.parametrize(("name", "most"), [("MAX_FRAMES", 3), ("MAX_BYTES", 3)])
+@pytest.mark.parametrize("bound", [{"max_frames": 3}, {"max_bytes": 3}])
 @pytest.mark.parametrize("held", [False, True])
-async def test_one_who_does_not_read_is_told_why_it_ends(
-    monkeypatch: pytest.MonkeyPatch, name: str, most: int, held: bool
-) -> None:
-    monkeypatch.setattr(listener, name, most)
-    one = listening()
+async def test_one_who_does_not_read_is_told_why_it_ends(bound: dict[str, int], held: bool) -> None:
+    one = listening(**bound)
     if held:
         one.hold()
     for letter in "abc":
-        one.tell(frame(letter))
+        one.notify(frame(letter))
     assert not one.ended
-    one.tell(frame("d"))
+    one.notify(frame("d"))
     assert one.ended
-    one.tell(frame("e"))
+    one.notify(frame("e"))
     said = (await rest(one)).decode()
     assert said.startswith("event: error\ndata: ")
     assert json.loads(said.split("data: ")[1])["errcode"] == "M_LIMIT_EXCEEDED"
@@ -98,28 +94,28 @@ async def test_one_who_does_not_read_is_told_why_it_ends(
 
 async def test_end_says_what_is_left_and_why() -> None:
     one = listening()
-    one.tell(frame("a"))
+    one.notify(frame("a"))
     one.end(Unauthorized("no more"))
     one.end()
     assert await rest(one) == b'aevent: error\ndata: {"errcode":"M_UNKNOWN_TOKEN","error":"no more"}\n\n'
 
 
 @pytest.mark.parametrize(
-    ("wish", "holds"),
+    ("wanted", "matches"),
     [
-        (Wish(), True),
-        (Wish(rooms=frozenset()), False),
-        (Wish(rooms=frozenset({"!r:hs"})), True),
-        (Wish(rooms=frozenset({"!s:hs"})), False),
-        (Wish(types=("m.room.message",)), True),
-        (Wish(types=("m.room.mess",)), False),
-        (Wish(types=("m.reaction", "m.room.*")), True),
-        (Wish(not_senders=frozenset({"@you:hs"})), False),
-        (Wish(not_senders=frozenset({ME})), True),
+        (EventFilter(), True),
+        (EventFilter(rooms=frozenset()), False),
+        (EventFilter(rooms=frozenset({"!r:hs"})), True),
+        (EventFilter(rooms=frozenset({"!s:hs"})), False),
+        (EventFilter(types=("m.room.message",)), True),
+        (EventFilter(types=("m.room.mess",)), False),
+        (EventFilter(types=("m.reaction", "m.room.*")), True),
+        (EventFilter(not_senders=frozenset({"@you:hs"})), False),
+        (EventFilter(not_senders=frozenset({ME})), True),
     ],
 )
-def test_wish_chooses_by_room_type_and_sender(wish: Wish, holds: bool) -> None:
-    assert wish.holds(frame("a")) is holds
+def test_filter_chooses_by_room_type_and_sender(wanted: EventFilter, matches: bool) -> None:
+    assert wanted.matches(frame("a")) is matches
 
 
 def test_event_is_one_line_of_json_with_its_room_in_todays_form() -> None:

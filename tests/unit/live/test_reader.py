@@ -15,8 +15,8 @@ from tests.live import Rooms, answer
 ME = "@me:hs"
 
 
-def reader(of: Rooms) -> Reader:
-    return Reader(cast("Homeserver", of), ME, "token")
+def reader(of: Rooms, timeline: int = 100) -> Reader:
+    return Reader(cast("Homeserver", of), ME, "token", timeline=timeline)
 
 
 async def rest(of: Rooms, position: Position) -> list[Item]:
@@ -37,13 +37,10 @@ def busy() -> Rooms:
 
 @pytest.mark.parametrize("shuffled", [False, True])
 @pytest.mark.parametrize("timeline", [1, 4, 100])
-async def test_from_each_position_of_a_batch_exactly_the_rest_comes(
-    monkeypatch: pytest.MonkeyPatch, shuffled: bool, timeline: int
-) -> None:
-    monkeypatch.setattr("flowbridge.live.reader.TIMELINE", timeline)
+async def test_from_each_position_of_a_batch_exactly_the_rest_comes(shuffled: bool, timeline: int) -> None:
     homeserver = busy()
     homeserver.shuffled = shuffled
-    news = await reader(homeserver).poll("4", cautious=False)
+    news = await reader(homeserver, timeline).poll("4", cautious=False)
     told = [item async for item in reader(homeserver).items(news)]
     assert sorted(ids(told)) == sorted(f"${place}" for place in range(5, 31))
     homeserver.rooms["!a"].append((31, "$later"))
@@ -102,7 +99,7 @@ async def test_equal_questions_are_asked_once() -> None:
 
 async def test_refusal_is_passed_on() -> None:
     class Refusing(Rooms):
-        async def poll(self, target: str, *, token: str, deadline: float, limit: int) -> Answer:
+        def ask(self, target: str) -> Answer:
             return answer({"errcode": "M_UNKNOWN_TOKEN", "error": "no"}, 401)
 
     with pytest.raises(HomeserverError) as caught:

@@ -14,7 +14,8 @@ from sqlalchemy import select
 
 from flowbridge.auth.callers import Credential
 from flowbridge.bridge import Core
-from flowbridge.delivery.write_queue import Outcome, _Batch
+from flowbridge.delivery.pending import Outcome
+from flowbridge.delivery.write_queue import _Batch
 from flowbridge.errors import BadContent, BadRequest, Conflict, Forbidden, MatrixError, TooLarge
 from flowbridge.homeserver.pool import Answer
 from flowbridge.models import ApiKey, Event, Payload
@@ -249,7 +250,7 @@ async def accept(
 
 async def send(core: Core, content: Any = TEXT, **values: Any) -> str:
     """The id of the event."""
-    outcome = await core.courier.wait((await accept(core, content, **values)).ticket, PATIENCE)
+    outcome = await core.worker.wait((await accept(core, content, **values)).pending, PATIENCE)
     assert outcome is not None
     assert outcome.event_id is not None
     return outcome.event_id
@@ -269,10 +270,10 @@ async def test_event_is_sent_as_its_caller_and_not_under_the_callers_key(
     receipt = await accept(core, how=replace(FLOW, key="a/b"))
     assert receipt.caller.user_id == "@alice:hs"
     assert not receipt.replayed
-    assert await core.courier.wait(receipt.ticket, PATIENCE) == Outcome("sent", "$event1")
+    assert await core.worker.wait(receipt.pending, PATIENCE) == Outcome("sent", "$event1")
     ((token, event, txn_id),) = homeserver.sends
     assert (token, event) == ("alice", await check("m.room.message", TEXT))
-    assert txn_id == receipt.ticket.row.delivery
+    assert txn_id == receipt.pending.row.delivery
     assert homeserver.joins == []
 
 
@@ -324,11 +325,11 @@ async def test_nothing_is_asked_of_the_homeserver_for_a_wrong_payload(core: Core
 
 async def test_same_key_and_content_is_the_same_delivery(core: Core, homeserver: FakeHomeserver) -> None:
     first = await accept(core, how=KEYED)
-    await core.courier.wait(first.ticket, PATIENCE)
+    await core.worker.wait(first.pending, PATIENCE)
     second = await accept(core, how=KEYED)
     assert (first.replayed, second.replayed) == (False, True)
-    assert second.ticket.row.delivery == first.ticket.row.delivery
-    assert await core.courier.wait(second.ticket, PATIENCE) == Outcome("sent", "$event1")
+    assert second.pending.row.delivery == first.pending.row.delivery
+    assert await core.worker.wait(second.pending, PATIENCE) == Outcome("sent", "$event1")
     assert len(homeserver.sends) == 1
 
 
@@ -413,7 +414,7 @@ async def test_key_that_is_known_is_not_sent_even_when_its_turn_comes_in_the_mom
     under_way = await accept(core, TEXT | {"body": "under way"})
     await homeserver.asked.wait()
     assert (await accept(core, how=KEYED)).replayed
-    assert await core.courier.wait(under_way.ticket, PATIENCE) == Outcome("sent", "$event2")
+    assert await core.worker.wait(under_way.pending, PATIENCE) == Outcome("sent", "$event2")
     assert await send(core, TEXT | {"body": "the next"}) == "$event3"
 
 

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar, cast
 
 import pytest
@@ -30,8 +31,8 @@ from flowbridge.errors import (
     WrongState,
 )
 from flowbridge.models import ApiKey, Caller
-from flowbridge.services import deliveries as module
-from flowbridge.services.deliveries import Deliveries, Viewer, detail, moment, states, summary
+from flowbridge.services.deliveries import Deliveries, Viewer
+from flowbridge.services.delivery_views import detail, moment, states, summary
 from flowbridge.services.replays import Replays
 from flowbridge.store import Database, accounts, delivery_log, outbox
 from flowbridge.store.delivery_log import Selection
@@ -155,8 +156,21 @@ async def database(empty_url: str) -> AsyncIterator[Database]:
     await database.stop()
 
 
+Make = Callable[..., Awaitable[Log]]
+
+
 @pytest.fixture
-async def log(database: Database) -> Log:
+async def log(make: Make) -> Log:
+    return await make()
+
+
+@pytest.fixture
+def make(database: Database) -> Make:
+    """`await make(span=1)`: a log whose `Deliveries` has this parameter."""
+    return partial(_make, database)
+
+
+async def _make(database: Database, **values: Any) -> Log:
     callers, worker, aliases, replays = FakeCallers(), Worker(), FakeAliases(), FakeReplays()
     deliveries = Deliveries(
         database,
@@ -166,6 +180,7 @@ async def log(database: Database) -> Log:
         cast("Replays", replays),
         cancel=worker.cancel,
         wake=worker.wake,
+        **values,
     )
     users = [(ALICE, "@alice:hs", "PHONE"), (ALICE, "@alice:hs", "DESK"), (BOT, "@bot:hs", "BRIDGE")]
 
@@ -271,10 +286,8 @@ async def test_empty_log_is_one_empty_page(log: Log) -> None:
 
 @pytest.mark.parametrize("span", [1, 2, 5])
 @pytest.mark.parametrize("limit", [1, 2, 50])
-async def test_rare_ones_are_found_among_many_others(
-    log: Log, monkeypatch: pytest.MonkeyPatch, span: int, limit: int
-) -> None:
-    monkeypatch.setattr(module, "SPAN", span)
+async def test_rare_ones_are_found_among_many_others(make: Make, span: int, limit: int) -> None:
+    log = await make(span=span)
     for number in range(3):
         await log.put(f"rare-{number}", event_type="rare")
         await log.put(*(f"common-{number}-{other}" for other in range(9)))
@@ -315,9 +328,8 @@ async def test_forged_cursor_only_says_where_to_go_on(log: Log, id_: int) -> Non
     assert await log.deliveries.page(await log.viewer(ONE), Selection(), 1, cursor) == {"deliveries": []}
 
 
-async def test_one_long_search_lets_others_read_in_between(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "SPAN", 1)
-    monkeypatch.setattr(module, "QUICK_SECONDS", 0.0)
+async def test_one_long_search_lets_others_read_in_between(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = await make(span=1, quick_seconds=0.0)
     await log.put(*(f"n-{number}" for number in range(200)))
     order: list[str] = []
     begun = asyncio.Event()

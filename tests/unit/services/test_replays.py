@@ -92,7 +92,11 @@ class World(Homeserver):
             raise self.answer
         return self.answer
 
-    async def bot(self) -> Caller | None:
+    @property
+    def bot(self) -> "World":
+        return self
+
+    async def caller(self) -> Caller | None:
         return self.bot_account
 
     async def of(self, _: str) -> tuple[str, str, str] | None:

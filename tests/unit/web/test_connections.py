@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from flowbridge.homeserver import client, pool, relay
+from flowbridge.homeserver import client, relay
 from flowbridge.services.media import files as media
 from flowbridge.web import connections, file_limit
 from flowbridge.web.connections import Connections
@@ -19,7 +19,7 @@ PROXY = "10.0.0.1"
 class Fake:
     closed: bool = False
 
-    def make_room(self) -> None:
+    def evict(self) -> None:
         self.closed = True
 
 
@@ -32,7 +32,7 @@ def fill(found: Connections, address: str, number: int, *, idle: bool = False) -
     for one in made:
         assert found.admit(one, address) == ""
         if not idle:
-            found.wake(one)
+            found.mark_busy(one)
     return made
 
 
@@ -69,8 +69,8 @@ def test_own_idle_connections_make_room_first_the_longest_idle() -> None:
     found = among()
     fill(found, HOG, 2)
     first, second = fill(found, HOG, 2, idle=True)
-    found.wake(first)
-    found.rest(first)
+    found.mark_busy(first)
+    found.mark_idle(first)
     others = fill(found, QUIET, 2, idle=True)
     assert found.admit(Fake(), HOG) == ""
     assert [first.closed, second.closed] == [False, True]
@@ -91,8 +91,8 @@ def test_ended_connections_do_not_count() -> None:
     found = among()
     made = fill(found, HOG, 4) + fill(found, HOG, 0)
     for one in made:
-        found.drop(one)
-        found.drop(one)
+        found.remove(one)
+        found.remove(one)
     assert len(found) == 0
     fill(found, HOG, 4)
 
@@ -102,10 +102,10 @@ def test_refused_connection_does_not_count() -> None:
     made = fill(found, HOG, 4)
     refused = Fake()
     assert found.admit(refused, HOG)
-    found.wake(refused)
-    found.rest(refused)
-    found.drop(refused)
-    found.drop(made[0])
+    found.mark_busy(refused)
+    found.mark_idle(refused)
+    found.remove(refused)
+    found.remove(made[0])
     assert found.admit(Fake(), HOG) == ""
 
 
@@ -113,17 +113,18 @@ def test_evicted_connection_that_ends_later_is_not_counted_twice() -> None:
     found = among(most=2)
     (evicted,) = fill(found, HOG, 1, idle=True)
     assert found.admit(Fake(), HOG) == ""
-    found.rest(evicted)
-    found.drop(evicted)
+    found.mark_idle(evicted)
+    found.remove(evicted)
     assert len(found) == 1
 
 
 def test_files_are_left_for_the_store_and_the_homeserver() -> None:
     found = among(files=10_000)
     first = 10_000 - connections.RESERVED_FILES
-    assert found.admit(Fake(), HOG, first - 1) == ""
+    last = Fake()
+    assert found.admit(last, HOG, first - 1) == ""
     fill(found, QUIET, 1)
-    found.wake(next(iter(found._idle)))
+    found.mark_busy(last)
     assert found.admit(Fake(), HOG, first) == "too many open files"
 
 
@@ -156,7 +157,7 @@ def test_refusals_are_one_line_in_ten_seconds(
 
 def test_files_suffice_for_all_that_may_be_open_at_once() -> None:
     passing = relay.MAX_AT_ONCE + relay.GUESTS
-    upstream = pool.MAX_CONNECTIONS + client.READERS + client.POLLS + client.GUESTS + passing
+    upstream = client.CALLS + client.READERS + client.POLLS + client.GUESTS + passing
     spools = media.MAX_SPOOLS + passthrough.MAX_LONG
     assert connections.MAX_CONNECTIONS + upstream + spools < file_limit.WANTED
     assert passing < connections.RESERVED_FILES

@@ -1,4 +1,4 @@
-"""flowbridge.web.routes.public_url: how clients are told where the bridge is."""
+"""flowbridge.web.public_url: how clients are told where the bridge is."""
 
 import pytest
 from starlette.requests import Request

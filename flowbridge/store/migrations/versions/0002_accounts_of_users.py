@@ -1,8 +1,8 @@
 """An account is a user, with one token for each device; what names led to; the users of an API key.
 
 Before, an account was a user on a device, and so was half of a lane's name. Both change in every row, which takes about
-10 s for a million of them, and as much free disk as they have. Lanes of one user in one room become one: `outbox.id`
-orders it. Tables that change are made again, since SQLite cannot add a column without a default.
+10 s for a million rows, and as much free disk as they occupy. Lanes of one user in one room become one lane, in the
+order of `outbox.id`. Tables that change are created again, since SQLite cannot add a column without a default.
 """
 
 import hashlib
@@ -32,7 +32,7 @@ def upgrade() -> None:
 
 
 def _keep() -> None:
-    """What is in the tables that are made again."""
+    """Keep the rows of the tables that are created again."""
     op.execute("CREATE TEMPORARY TABLE old_accounts AS SELECT * FROM accounts")
     op.execute("CREATE TEMPORARY TABLE old_lanes AS SELECT * FROM lanes")
     op.execute("CREATE TEMPORARY TABLE old_api_keys AS SELECT * FROM api_keys")
@@ -112,7 +112,7 @@ def account_of(user_id: str) -> str:
 
 
 def _rename() -> None:
-    """Every event to its user's account, and to the lane of that. Without the index, which is faster made again."""
+    """Move every event to its user's account and lane. Without the index: it is faster to create it again."""
     op.drop_index("outbox_queued", "outbox")
     op.execute(
         """
@@ -126,13 +126,12 @@ def _rename() -> None:
 
 
 def _lanes() -> None:
-    """Of those with queued events one for each user and room, which waits for the end of all their leases.
+    """Make one lane for each user and room with queued events, which waits for the end of all leases that it replaces.
 
-    Which token was used last is not known: where there is doubt, the room is looked into; of a lane that was several,
-    for each event, since more than the first may have been sent. A lane that had an owner is
-    in doubt, as it is for whoever claims it after its owner died: since the beginning of its lease, which is no longer
-    than FLOWBRIDGE_LEASE_SECONDS may be, 600 s. Until its end it keeps an owner, though no other replica's name: what
-    has none only rests, and is woken for a caller who waits.
+    The token that was used last is unknown: in doubt, the room is searched; for each event of a lane that was several,
+    since more than the first may have been sent. A lane that had an owner is in doubt since the beginning of its lease,
+    as when its owner died. FLOWBRIDGE_LEASE_SECONDS allows 600 s at most. Until the lease ends the lane keeps an owner,
+    under no other replica's name: a lane without one only rests, and is woken for a caller that waits.
     """
     op.execute(
         """
@@ -152,5 +151,5 @@ def _lanes() -> None:
         "DELETE FROM lanes "
         "WHERE NOT EXISTS (SELECT 1 FROM outbox WHERE outbox.lane = lanes.lane AND outbox.state = 'queued')"
     )
-    if op.get_bind().dialect.name == "sqlite":  # whoever had a lease is gone
+    if op.get_bind().dialect.name == "sqlite":  # the owners of leases are gone
         op.execute("UPDATE lanes SET owner = NULL, lease_until = 0")

@@ -1,4 +1,4 @@
-"""An index of the state events that are queued: a replay looks whether a newer one is."""
+"""An index of queued state events: a replay checks whether a newer one is queued."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""The ids of events in rooms whose rows are gone: they tell what a doubtful event of equal content is not."""
+"""The ids of sent events whose rows are deleted: an event in doubt is not one of these, though of equal content."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -13,7 +13,7 @@ import threading
 import time
 from collections import defaultdict, deque
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Any, Self
 
@@ -21,15 +21,23 @@ from cryptography.fernet import Fernet
 from sqlalchemy import select
 
 from flowbridge.auth.tokens import Tokens
-from flowbridge.delivery import Courier
-from flowbridge.delivery.attempt import Carrier
+from flowbridge.delivery import Worker
+from flowbridge.delivery.account_limits import FIRST, MAX_ACCOUNTS, AccountLimits
+from flowbridge.delivery.attempt import Attempt, Attempts
 from flowbridge.delivery.backpressure import Backpressure, Limits
-from flowbridge.delivery.write_queue import Outcome, Ticket, WriteQueue
+from flowbridge.delivery.breaker import Breaker
+from flowbridge.delivery.encryption import MAX_PLAIN, EncryptionCheck
+from flowbridge.delivery.lookup import MAX_PLACES, Lookup
+from flowbridge.delivery.pending import Outcome, PendingDelivery
+from flowbridge.delivery.worker import Bounds
+from flowbridge.delivery.write_queue import WriteQueue
 from flowbridge.errors import BadGateway, GatewayTimeout, MatrixError
 from flowbridge.homeserver import Homeserver
+from flowbridge.homeserver.answers import Verdict
 from flowbridge.homeserver.pool import Answer
 from flowbridge.models import Caller, Event
-from flowbridge.store import Database, Row, outbox, tables
+from flowbridge.models.timing import Timing
+from flowbridge.store import Database, Row, clock, outbox, tables
 from flowbridge.store.accounts import account_of
 from tests.patience import PATIENCE as PATIENCE
 
@@ -77,7 +85,7 @@ class Rooms(Homeserver):
         self.version: MatrixError | None = None
         self.reading: MatrixError | None = None
         self._script: Callable[[Sent], Behaviour | None] = lambda _: None
-        self._next: dict[str, deque[Behaviour]] = defaultdict(deque)
+        self.following: dict[str, deque[Behaviour]] = defaultdict(deque)
         self._known: dict[tuple[str, ...], str] = {}
         self._numbers = itertools.count(1)
 
@@ -92,7 +100,7 @@ class Rooms(Homeserver):
 
     def then(self, *behaviours: Behaviour, room: str = ROOM) -> None:
         """Do these, one after the other, with the next sends into a room."""
-        self._next[room].extend(behaviours)
+        self.following[room].extend(behaviours)
 
     def forget(self) -> None:
         """Know no transaction id any more."""
@@ -120,7 +128,7 @@ class Rooms(Homeserver):
     async def send(self, token: str, event: Event, txn_id: str) -> Answer:
         sent = Sent(token, event.room, event.type, event.state_key, json.loads(event.content), txn_id)
         self.sends.append(sent)
-        following = self._next[sent.room]
+        following = self.following[sent.room]
         behaviour = following.popleft() if following else self._script(sent)
         return await (behaviour or accept)(self, sent)
 
@@ -172,7 +180,7 @@ class Rooms(Homeserver):
 
     def _put(self, room: str, event: dict[str, Any]) -> str:
         event_id = f"${next(self._numbers)}"
-        self.timeline[room].append({"origin_server_ts": outbox.now_ms(), **event, "event_id": event_id})
+        self.timeline[room].append({"origin_server_ts": clock.now_ms(), **event, "event_id": event_id})
         return event_id
 
 
@@ -250,8 +258,8 @@ def unreachable() -> MatrixError:
 
 
 @dataclass
-class Worker:
-    """A courier with all that it stands on, as `with` is entered; `stop` or `crash` end it before that is left."""
+class Rig:
+    """A worker with all that it stands on, as `with` is entered; `stop` or `crash` end it before that is left."""
 
     url: str
     rooms: Rooms
@@ -261,64 +269,112 @@ class Worker:
     set_aside: float = 300.0
     grace: float = 0.0
     limits: Limits = PLENTY
+    timing: Timing = Timing()
+    first: int = FIRST
+    max_accounts: int = MAX_ACCOUNTS
+    max_plain: int = MAX_PLAIN
+    max_places: int = MAX_PLACES
+    on_refused: Callable[[str], None] | None = None
+    on_distrust: Callable[[str, str], Awaitable[None]] | None = None
+    bounds: Bounds = Bounds()  # noqa: RUF009 (frozen)
     callers: dict[str, Caller] = field(default_factory=dict)
+    clock: Callable[[], float] = time.monotonic  # of the tokens
+    max_known: int = 10_000  # tokens
     database: Database = field(init=False)
 
     def __post_init__(self) -> None:
-        self.database = Database(self.url)
-        self.write_queue = WriteQueue(self.database)
-        self.backpressure = Backpressure(self.database, self.limits)
-        self.tokens = Tokens(self.database, self.write_queue.remember)
+        self.database = Database(self.url, timing=self.timing)
+        self.write_queue = WriteQueue(self.database, timing=self.timing)
+        self.backpressure = Backpressure(self.database, self.limits, timing=self.timing)
+        self.tokens = Tokens(
+            self.database,
+            self.write_queue.remember,
+            timing=replace(self.timing, clock=self.clock),
+            max_known=self.max_known,
+        )
         self.tokens.unlock(Fernet(KEY))
-        self.carrier = Carrier(
+        self.encryption = EncryptionCheck(
+            self.rooms, refuses=self.refuse_encrypted, max_plain=self.max_plain, timing=self.timing
+        )
+        self.breaker = Breaker(self.rooms, timing=self.timing)
+        self.account_limits = AccountLimits(
+            self.tokens,
+            self.breaker.limiter,
+            on_refused=self.on_refused,
+            on_distrust=self.on_distrust,
+            first=self.first,
+            max_accounts=self.max_accounts,
+            timing=self.timing,
+        )
+        self.lookup = Lookup(self.rooms, self.database, max_places=self.max_places)
+        self.attempts = Attempts(
             self.rooms,
             self.tokens,
-            self.database,
-            refuse_encrypted=self.refuse_encrypted,
+            self.account_limits,
+            self.breaker,
+            self.encryption,
+            self.lookup,
             deadline=self.deadline,
         )
-        self.courier = Courier(
+        self.worker = Worker(
             self.database,
             self.write_queue,
             self.backpressure,
-            self.carrier,
+            self.account_limits,
+            self.attempts,
             deadline=self.deadline,
             lease=self.lease,
             set_aside=self.set_aside,
             grace=self.grace,
+            timing=self.timing,
+            bounds=self.bounds,
         )
-        self.tokens.on_change = self.carrier.trust
+        self.tokens.on_change = self.account_limits.trust
         self._name, self._names = secrets.token_hex(4), itertools.count(1)
-        self._ended = False
+        self.ended = False
 
     async def __aenter__(self) -> Self:
         self.database.open()
         self.database.start()
         await self.backpressure.refresh()
-        await self.courier.start()
+        await self.worker.start()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, failure: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if not self._ended:
+        if not self.ended:
             await (self.stop() if failure is None else self.crash())
 
     async def stop(self, seconds: float = 10.0) -> None:
-        self._ended = True
-        await self.courier.stop(seconds)
+        self.ended = True
+        await self.worker.stop(seconds)
+        self.breaker.stop()
         await self.database.stop()
 
     async def crash(self) -> None:
         """End as by kill -9, but for what waits for a commit: that is written. Nothing is given back."""
-        self._ended = True
+        self.ended = True
         await self.database.stop()
         with contextlib.suppress(TimeoutError):  # what it asks of the store from here on is never done
-            await asyncio.wait_for(self.courier.stop(0.0), 0.02)
-        if self.courier._renewing is not None:
-            self.courier._renewing.cancel()
+            await asyncio.wait_for(self.worker.stop(0.0), 0.02)
+        self.breaker.stop()
+        for renewing in self.worker._renewing:
+            renewing.cancel()
 
-    def ticket(
+    async def attempt(self, attempt: Attempt, *, still: bool = True) -> Verdict | None:
+        """One attempt as a lane makes it; `still`: whether it may be sent once it is prepared."""
+        account, limits = attempt.row.account, self.account_limits
+        async with limits.limiter(account).passage(), limits.places.hold(account), limits.everyone.passage():
+            verdict = await self.attempts.prepare(attempt)
+            if verdict is None:
+                if not still:
+                    return None
+                verdict = await self.attempts.send(attempt)
+            limits.apply(account, verdict, attempt.token)
+            return verdict
+
+    def pending(
         self,
         body: str,
         room: str = ROOM,
@@ -330,8 +386,8 @@ class Worker:
         content: dict[str, Any] | None = None,
         state_key: str | None = None,
         api_key: str | None = None,
-    ) -> Ticket:
-        """A new ticket, as the intake makes it. `key`: an Idempotency-Key, the same for the same body."""
+    ) -> PendingDelivery:
+        """A new pending delivery, as the acceptance makes it. `key`: an Idempotency-Key, the same for the same body."""
         account = self.tokens.remember(caller)
         delivery = f"{self._name}-{next(self._names)}"
         text = json.dumps({"msgtype": "m.text", "body": body} if content is None else content)
@@ -344,35 +400,33 @@ class Worker:
             state_key=state_key,
             content=text.encode(),
             txn_id=delivery,
-            accepted_at=outbox.now_ms(),
+            accepted_at=clock.now_ms(),
             api_key=api_key,
         )
-        loop = asyncio.get_running_loop()
-        ticket = Ticket(row, loop.create_future(), loop.create_future(), waiters=int(waits))
-        ticket.token = caller.token
-        ticket.committed.add_done_callback(lambda done: done.cancelled() or done.exception())
-        if key is not None:
-            ticket.idem, ticket.fingerprint = f"{account}|{room}|{key}", text
-        return ticket
+        idem, fingerprint = (None, None) if key is None else (f"{account}|{room}|{key}", text)
+        pending = PendingDelivery(row, caller.token, idem=idem, fingerprint=fingerprint)
+        if waits:
+            pending.add_waiter()
+        return pending
 
-    def offer(self, body: str, room: str = ROOM, **how: Any) -> Ticket:
-        """Give the courier a new event; see `ticket`."""
-        ticket = self.ticket(body, room, **how)
-        self.courier.offer(ticket)
-        return ticket
+    def offer(self, body: str, room: str = ROOM, **how: Any) -> PendingDelivery:
+        """Give the worker a new event; see `pending`."""
+        pending = self.pending(body, room, **how)
+        self.worker.offer(pending)
+        return pending
 
-    async def accept(self, body: str, room: str = ROOM, **how: Any) -> Ticket:
-        """As a 202 does: come back when it is on the disk, with the delivery's ticket, also of one from before."""
+    async def accept(self, body: str, room: str = ROOM, **how: Any) -> PendingDelivery:
+        """As a 202 does: come back when it is on the disk, with the delivery, also one from before."""
         how.setdefault("waits", False)
-        ticket = self.offer(body, room, **how)
-        await soon(ticket.committed)
-        if ticket.existing is None:
-            return ticket
-        return await self.courier.join(outbox.row_of(ticket.existing), waits=how["waits"])
+        pending = self.offer(body, room, **how)
+        await soon(pending.committed)
+        if pending.existing is None:
+            return pending
+        return await self.worker.join(outbox.row_of(pending.existing), waits=how["waits"])
 
     async def send(self, body: str, room: str = ROOM, *, seconds: float = PATIENCE, **how: Any) -> Outcome | None:
         """As a caller who waits does."""
-        return await self.courier.wait(self.offer(body, room, **how), seconds)
+        return await self.worker.wait(self.offer(body, room, **how), seconds)
 
     @contextlib.contextmanager
     def busy_writer(self) -> Iterator[None]:
@@ -386,8 +440,8 @@ class Worker:
 
     @property
     def remembered(self) -> int:
-        """How many tickets are in memory."""
-        return len(self.courier._tickets._by_delivery)
+        """How many deliveries are in memory."""
+        return len(self.worker._deliveries)
 
     def rows(self, *columns: str) -> list[Any]:
         """These columns of all rows in the order of acceptance; a single column not as a tuple."""
@@ -428,4 +482,19 @@ async def soon(what: Awaitable[Any]) -> Any:
     return await asyncio.wait_for(what, PATIENCE)
 
 
-MakeWorker = Callable[..., Worker]
+class MakeRig:
+    """`make()`: a process on the same store and homeserver as those before it; `how` as for `Rig`."""
+
+    def __init__(self, url: str, rooms: Rooms, **how: Any) -> None:
+        self._url = url
+        self._rooms = rooms
+        self._how: dict[str, Any] = {"timing": Timing(), "bounds": Bounds(), **how}
+
+    def tune(self, **values: Any) -> None:
+        """Let rigs made from here on have these durations, and bounds of the worker."""
+        durations = {name: values.pop(name) for name in list(values) if name in Timing.__dataclass_fields__}
+        self._how["timing"] = replace(self._how["timing"], **durations)
+        self._how["bounds"] = replace(self._how["bounds"], **values)
+
+    def __call__(self, **how: Any) -> Rig:
+        return Rig(self._url, self._rooms, **{**self._how, **how})

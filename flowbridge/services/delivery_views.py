@@ -1,0 +1,97 @@
+"""How a delivery is shown, in HTTP and on the command line, and how a list of them is filtered."""
+
+import json
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from flowbridge.errors import BadRequest
+
+STATES = ("sent", "queued", "dead")
+
+_TIME = re.compile(r"[0-9]{4}-?[0-9]{2}-?[0-9]{2}([T ][0-9:.,]{1,20}(Z|[+-][0-9:]{1,10})?)?")
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def summary(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A delivery as a list shows it, without the fields that it does not have, or not yet."""
+    found = {
+        "delivery_id": row["delivery"],
+        "status": row["state"],
+        "room_id": row["room_id"],
+        "event_type": row["event_type"],
+        "state_key": row["state_key"],
+        "event_id": row["event_id"],
+        "error": json.loads(row["error"]) if row["error"] else None,
+        "attempts": row["attempts"],
+        "accepted_at": iso(row["accepted_at"]),
+        "settled_at": iso(row["settled_at"]),
+        "user_id": row["user_id"],
+        "api_key": row["api_key"],
+    }
+    return without_none(found)
+
+
+def detail(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A delivery with its request as it came, its event as it is sent, and every attempt that is remembered."""
+    event = {"type": row["event_type"], "state_key": row["state_key"], "content": json.loads(row["content"])}
+    return {
+        **summary(row),
+        "request": row["content"] if row["request"] is None else row["request"],
+        "event": without_none(event),
+        "txn_id": row["txn_id"],
+        "history": [_happened(entry) for entry in json.loads(row["history"])],
+    }
+
+
+def _happened(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """An attempt, or a replay and what the delivery was before it."""
+    found = {"time": iso(entry["at"]), "milliseconds": entry.get("ms")}
+    found |= {name: entry.get(name) for name in ("status", "errcode", "error")}
+    if (was := entry.get("replayed")) is not None:
+        found["replayed"] = without_none(
+            {
+                "by": was["by"],
+                "status": was["state"],
+                "event_id": was.get("event_id"),
+                "txn_id": was["txn_id"],
+                "accepted_at": iso(was["accepted_at"]),
+            }
+        )
+    return without_none(found)
+
+
+def states(text: str, name: str) -> tuple[str, ...]:
+    """States with commas between them. Raises BadRequest, which names the parameter."""
+    found = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    for state in found:
+        if state not in STATES:
+            raise BadRequest(f"{name}: {state[:80]!r} is none of {', '.join(STATES)}")
+    return found
+
+
+def moment(text: str, name: str) -> int:
+    """A time in ISO 8601 as ms since 1970; UTC where it has no offset. Raises BadRequest."""
+    text = text.strip()
+    if "T" in text:
+        text = text.replace(" ", "+")  # what a `+` becomes that was not percent-encoded
+    try:
+        if not _TIME.fullmatch(text):
+            raise ValueError
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        raise BadRequest(f"{name}: {text[:80]!r} is not a time: write it like 2026-11-22T10:00:00Z") from None
+    found = found if found.tzinfo else found.replace(tzinfo=UTC)
+    return (found - _EPOCH) // timedelta(milliseconds=1)
+
+
+def iso(ms: int | None) -> str | None:
+    """ISO 8601, UTC, with milliseconds."""
+    if ms is None:
+        return None
+    return (_EPOCH + timedelta(milliseconds=ms)).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def without_none(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}

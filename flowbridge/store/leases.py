@@ -1,0 +1,217 @@
+"""The lanes, and the leases under which one owner at a time sends for a lane. Each function is work on a connection."""
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, and_, case, delete, func, or_, select, update
+from sqlalchemy.sql import ColumnElement
+
+from flowbridge.store import outbox
+from flowbridge.store.clock import lease_clock
+from flowbridge.store.statements import HAS_QUEUED, insert
+from flowbridge.store.tables import accounts, lanes, tokens
+
+MERGED = "merged"  # in `sent_with`: a lane that was several (migration 0002), of which each had a head
+ASKED = 2  # in `dirty`: a command asks the owner to give the lane back for a moment
+_FORGOTTEN = 1_000  # idle lanes that are deleted at once
+
+
+@dataclass(frozen=True, slots=True)
+class Fence:
+    """The right to send for a lane: void once another owner has raised it."""
+
+    lane: str
+    owner: str
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    fence: Fence
+    account: str
+    uncertain_since: int | None
+    sent_with: str  # digest of the token that everything in doubt was sent with; "" when unknown, or several
+    rows: list[outbox.Row]
+
+
+def mark_dirty(connection: Connection, pairs: Iterable[tuple[str, str]], *, exclude: Collection[str] = ()) -> None:
+    """Record that lanes (each with its account) have events that their owners may not know; not those in `exclude`.
+
+    A lane that does not exist is created. All lanes are locked in one order until the end of the transaction.
+    """
+    values = [
+        {"lane": lane, "account": account, "dirty": int(lane not in exclude), "sent_with": ""}
+        for lane, account in sorted(set(pairs))
+    ]
+    if values:
+        statement = insert(connection, lanes)
+        dirty = case((statement.excluded.dirty == 1, 1), else_=lanes.c.dirty) if exclude else 1
+        connection.execute(statement.on_conflict_do_update(index_elements=["lane"], set_={"dirty": dirty}), values)
+
+
+def lock(connection: Connection, names: Iterable[str]) -> None:
+    """Lock these lanes on PostgreSQL, in one order: of several processes that write, none waits in a circle.
+
+    Also a single lane: a process that holds nothing of it, and waits for a row that another one inserts, would be
+    waited for in turn. A lane that does not exist cannot be locked so: see `mark_dirty`.
+    """
+    wanted = sorted(set(names))
+    if connection.dialect.name == "postgresql" and wanted:
+        rows = select(lanes.c.lane).where(lanes.c.lane.in_(wanted)).order_by(lanes.c.lane)
+        connection.execute(rows.with_for_update())
+
+
+def claim(
+    connection: Connection,
+    owner: str,
+    limit: int,
+    lease_ms: int,
+    *,
+    batch: int = outbox.BATCH,
+    exclude: Iterable[str] = (),
+    only: Iterable[str] = (),
+) -> list[Claim]:
+    """Lease up to `limit` lanes that have something to send and no owner; those that were served longest ago first.
+
+    `exclude`: no lanes of these accounts. `only`: of these lanes alone, also those that rest.
+
+    A lane that is not in doubt is from here on sent with the token that the account used last, unless `use_token` names
+    another one. A lane in doubt keeps the token that it was sent with.
+    """
+    now = lease_clock(connection)
+    wanted = list(only)
+    is_free = lanes.c.lease_until <= now
+    found = (
+        select(lanes.c.lane)
+        .where(_HAS_WORK, or_(is_free, lanes.c.owner.is_(None)) if wanted else is_free)
+        .order_by(lanes.c.lease_until)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    )
+    if wanted:
+        found = found.where(lanes.c.lane.in_(wanted))
+    if excluded := list(exclude):
+        found = found.where(lanes.c.account.not_in(excluded))
+    names = list(connection.scalars(found))
+    if not names:
+        return []
+    taken = connection.execute(
+        update(lanes)
+        .where(lanes.c.lane.in_(names))
+        .values(
+            # An owner that did not give its lane back died, or lost it, with the head perhaps on its way.
+            uncertain_since=case((lanes.c.owner.is_not(None), _last_sign(lease_ms)), else_=lanes.c.uncertain_since),
+            sent_with=case(
+                (or_(lanes.c.owner.is_not(None), lanes.c.uncertain_since.is_not(None)), lanes.c.sent_with),
+                else_=func.coalesce(_newest_token(), ""),
+            ),
+            owner=owner,
+            fence=lanes.c.fence + 1,
+            lease_until=now + lease_ms,
+            dirty=0,
+        )
+        .returning(lanes.c.lane, lanes.c.fence, lanes.c.account, lanes.c.uncertain_since, lanes.c.sent_with)
+    ).all()
+    return [
+        Claim(Fence(lane, owner, fence), account, uncertain, sent_with, outbox.fetch(connection, lane, batch))
+        for lane, fence, account, uncertain, sent_with in taken
+    ]
+
+
+_HAS_WORK = or_(lanes.c.dirty == 1, lanes.c.owner.is_not(None))
+
+
+def _newest_token() -> ColumnElement[str]:
+    good = and_(tokens.c.account == lanes.c.account, tokens.c.token.is_not(None), tokens.c.refused_at.is_(None))
+    newest = select(tokens.c.token_hash).where(good).order_by(tokens.c.seen_at.desc(), tokens.c.token_hash)
+    return newest.limit(1).scalar_subquery()
+
+
+def _last_sign(lease_ms: int) -> ColumnElement[int]:
+    """When an owner that is gone may have sent something, at the earliest: earlier doubts are recorded."""
+    return func.coalesce(lanes.c.uncertain_since, lanes.c.lease_until - lease_ms)
+
+
+def free(connection: Connection, whose: Sequence[str], limit: int) -> int:
+    """How many lanes of these accounts could be claimed: `limit` at most, since it only matters whether many can."""
+    claimable = select(lanes.c.lane).where(_HAS_WORK, lanes.c.lease_until <= lease_clock(connection))
+    some = claimable.where(lanes.c.account.in_(whose)).limit(limit)
+    return connection.scalar(select(func.count()).select_from(some.subquery())) or 0
+
+
+def lanes_in(connection: Connection, user_id: str, room_id: str) -> list[str]:
+    """The lanes of a user in a room, also those that rest."""
+    theirs = connection.scalars(select(accounts.c.account).where(accounts.c.user_id == user_id))
+    names = [f"{account}|{room_id}" for account in theirs]
+    return list(connection.scalars(select(lanes.c.lane).where(lanes.c.lane.in_(names)))) if names else []
+
+
+def renew(connection: Connection, owner: str, lease_ms: int) -> dict[str, tuple[int, int]]:
+    """Prolong all leases of an owner: lane → fence, and 1 when events came that it may not know, or ASKED."""
+    lock(connection, _owned(connection, owner))
+    now = lease_clock(connection)
+    held = (lanes.c.owner == owner, lanes.c.lease_until > now)
+    connection.execute(update(lanes).where(*held).values(lease_until=now + lease_ms))
+    found = connection.execute(select(lanes.c.lane, lanes.c.fence, lanes.c.dirty).where(*held))
+    renewed = {lane: (fence, dirty) for lane, fence, dirty in found}
+    known = [lane for lane, (_, dirty) in renewed.items() if dirty]
+    if known:
+        connection.execute(update(lanes).where(lanes.c.lane.in_(known), lanes.c.owner == owner).values(dirty=0))
+    return renewed
+
+
+def release(connection: Connection, fences: Iterable[Fence], rest_ms: int = 0) -> None:
+    """Give lanes back; those with queued events may be claimed again, once `rest_ms` are over.
+
+    A lane that needs no rest comes behind those that wait already, too: no room keeps another one waiting.
+    """
+    until = lease_clock(connection) + rest_ms
+    for fence in sorted(fences, key=lambda fence: fence.lane):
+        connection.execute(update(lanes).where(holds(fence)).values(owner=None, lease_until=until, dirty=_STILL_DIRTY))
+
+
+def release_all(connection: Connection, owner: str) -> None:
+    """Give all lanes of an owner back: it ends, and nothing of it is in flight any more."""
+    lock(connection, _owned(connection, owner))
+    held = update(lanes).where(lanes.c.owner == owner)
+    connection.execute(held.values(owner=None, lease_until=0, dirty=_STILL_DIRTY))
+
+
+_STILL_DIRTY = case((or_(lanes.c.dirty == 1, HAS_QUEUED), 1), else_=0)
+
+
+def _owned(connection: Connection, owner: str) -> list[str]:
+    return list(connection.scalars(select(lanes.c.lane).where(lanes.c.owner == owner)))
+
+
+def recover(connection: Connection, lease_ms: int) -> None:
+    """At the start on a file of our own: any owner of a lane is dead."""
+    owned = update(lanes).where(lanes.c.owner.is_not(None))
+    connection.execute(owned.values(owner=None, lease_until=0, dirty=1, uncertain_since=_last_sign(lease_ms)))
+
+
+def is_restored(uncertain_since: int | None) -> bool:
+    """Whether a lane is in doubt since a backup was restored, which a minus says: see `continuity`."""
+    return uncertain_since is not None and uncertain_since < 0
+
+
+def doubt(connection: Connection, fence: Fence, since: int | None) -> None:
+    """Record since when (ms) the head of a lane may have been sent; None once that is known."""
+    connection.execute(update(lanes).where(holds(fence)).values(uncertain_since=since))
+
+
+def use_token(connection: Connection, fence: Fence, digest: str) -> bool:
+    """Record which token a lane is sent with from here on, before that is done. False when the lane is lost."""
+    return connection.execute(update(lanes).where(holds(fence)).values(sent_with=digest)).rowcount > 0
+
+
+def holds(fence: Fence) -> ColumnElement[bool]:
+    """Whether the lease is still this one."""
+    return and_(lanes.c.lane == fence.lane, lanes.c.owner == fence.owner, lanes.c.fence == fence.number)
+
+
+def forget_idle(connection: Connection) -> int:
+    """Delete lanes with nothing in them, which are created again when they are needed; returns how many."""
+    idle = and_(lanes.c.owner.is_(None), lanes.c.dirty == 0, ~HAS_QUEUED)
+    names = select(lanes.c.lane).where(idle).limit(_FORGOTTEN).with_for_update(skip_locked=True)
+    return connection.execute(delete(lanes).where(idle, lanes.c.lane.in_(names.scalar_subquery()))).rowcount
