@@ -43,7 +43,10 @@ def read(raw: bytes) -> Document:
         except _BreaksRuleError:
             return Document(_MARKING.decode(text), clean=False)
     except json.JSONDecodeError as error:
-        raise NotJson(f"the body is not JSON: {error.msg} at line {error.lineno} column {error.colno}") from None
+        what, hint = error.msg.removesuffix(" at"), ""
+        if what == "Invalid control character" and error.doc[error.pos] in "\r\n":
+            what, hint = "a line break inside a string", r" (write it as \n)"
+        raise NotJson(f"the body is not JSON: {what} at line {error.lineno} column {error.colno}{hint}") from None
     return Document(value, clean="\\ud" not in text and "\\uD" not in text)
 
 

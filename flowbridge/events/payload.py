@@ -3,9 +3,10 @@
 1. the event's content                                {"msgtype": "m.text", "body": "hi"}
 2. a flow message (flow surface)                      {"payload": …, "topic": …, "_msgid": …}
 3. a whole event, as the seed documents print it      {"type": …, "content": {…}, "state_key": …, …}
-4. a bare string, for m.room.message (flow surface)   "hi", or text/plain
+4. a text, for m.room.message (flow surface)          "hi", or any body that is neither JSON nor a form
 """
 
+import codecs
 from collections.abc import Callable
 from collections.abc import Set as AbstractSet
 from email.message import Message
@@ -23,29 +24,38 @@ REDACTION = "m.room.redaction"
 
 _FLOW_KEYS = frozenset({"payload", "topic", "_msgid"})
 _TEXT_CODECS = frozenset({"utf-8", "utf8", "us-ascii", "ascii", "iso-8859-1", "latin1", "windows-1252"})
-_NEVER_JSON = ("multipart/", "application/x-www-form-urlencoded", "application/xml", "text/xml")
+_NEVER_JSON = ("multipart/", "application/xml", "text/xml")
+_BEGINNINGS = (b"{", b"[", b'"')  # of JSON: what breaks off behind one of these is not meant as a text
+_BOM = "\ufeff"  # an editor's mark, not a part of the text
 
 
 def read(body: bytes, content_type: str, event_type: str, required: Required, surface: Surface) -> Payload:
     """Read a request body. `required`: the keys that the content of an event type must have.
 
-    Of Content-Type only text/plain counts: curl labels JSON as a form, and many flow tools label nothing.
-    Raises NotJson, BadContent, or UnsupportedMedia for a real form, multipart or XML body.
+    Content-Type hardly counts: curl labels everything as a form, and many flow tools label nothing. text/plain says
+    that what looks like broken JSON is a text.
+    Raises NotJson, BadContent, or UnsupportedMedia for a form, multipart or XML body.
     """
     if not body.strip():
         raise NotJson("the body is empty: send the event's content as a JSON object")
     flow = surface == "flow"
-    may_be_text = flow and event_type == MESSAGE and content_type[:10].lower() == "text/plain"
+    is_message = flow and event_type == MESSAGE
+    is_plain = content_type[:10].lower() == "text/plain"
     try:
         document = canonical_json.read(body)
     except (NotJson, BadContent):
-        if may_be_text:
-            return Payload(_message(_text(body, content_type)))
-        _refuse_forms(content_type)
+        begins_as_json = body.removeprefix(codecs.BOM_UTF8).lstrip()[:1] in _BEGINNINGS
+        if is_message and is_plain:
+            return _text_message(body, content_type)
+        if not begins_as_json:
+            _refuse_forms(content_type, body)
+            if is_message:
+                return _text_message(body, content_type)
         raise
-    if may_be_text and not isinstance(document.value, dict):
-        return Payload(_message(_text(body, content_type)))
-    payload = _unwrap(document.value, event_type, required, flow)
+    value = document.value
+    if is_message and not isinstance(value, dict) and (is_plain or not isinstance(value, str | list | None)):
+        return _text_message(body, content_type)
+    payload = _unwrap(value, event_type, required, flow)
     if not document.clean and (found := canonical_json.problems(payload.content)):
         raise BadContent(found)
     return payload
@@ -109,6 +119,10 @@ def _message(text: str) -> dict[str, str]:
     return {"msgtype": "m.text", "body": text}
 
 
+def _text_message(body: bytes, content_type: str) -> Payload:
+    return Payload(_message(_text(body, content_type)))
+
+
 def _refuse(pointer: str, message: str) -> None:
     raise BadContent([Problem(pointer, message, RULE)])
 
@@ -120,14 +134,15 @@ def _text(body: bytes, content_type: str) -> str:
     if charset not in _TEXT_CODECS:
         raise UnsupportedMedia(f"the charset {charset[:40]!r} is not supported: send UTF-8")
     try:
-        return body.decode(charset)
+        return body.decode(charset).removeprefix(_BOM)
     except UnicodeDecodeError as error:
         raise NotJson(f"the text is not {charset}: byte {error.start} is wrong") from None
 
 
-def _refuse_forms(content_type: str) -> None:
+def _refuse_forms(content_type: str, body: bytes) -> None:
     media_type = content_type.lower()
-    if media_type.startswith(_NEVER_JSON) or "+xml" in media_type:
+    is_form = media_type.startswith("application/x-www-form-urlencoded") and b"=" in body
+    if is_form or media_type.startswith(_NEVER_JSON) or "+xml" in media_type:
         raise UnsupportedMedia(
             f"the body is {media_type.split(';')[0][:80]}, not JSON: send the event's content as a JSON object"
         )

@@ -1,6 +1,7 @@
 """A file's name and type, and the JSON shapes that can hold a file. Pure.
 
-A JSON body holds a file when it is exactly one of these shapes; otherwise it is a file itself:
+A JSON body holds a file when it is exactly one of these shapes. An object with nothing but a `url` is refused: it would
+be uploaded as JSON, which its sender does not mean. Any other JSON is a file itself:
 
     {"data": "<base64>"}                 with or without `filename` and `content_type`, and no other key
     {"data": "data:image/png;base64,…"}  likewise
@@ -36,6 +37,8 @@ _DIGITS = re.compile(rb"[\d,\s]*")
 _SLICE = 64 * 1024  # bytes of JSON numbers at a time, so that other threads can run
 _TYPE_KEYS = ("content_type", "contentType")
 _BASE64_KEYS = frozenset({"data", "filename", *_TYPE_KEYS})
+_LINK_KEYS = frozenset({"url", "filename", *_TYPE_KEYS})
+_HINTS = (b'"data"', b'"payload"', b'"url"')
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +104,7 @@ def read(body: bytes) -> Attachment | None:
 
 def _may_hold_one(body: bytes) -> bool:
     """Whether the body is worth parsing: JSON that is a file itself may be long."""
-    return bool(_URL.match(body) or (_OBJECT.match(body) and (b'"data"' in body or b'"payload"' in body)))
+    return bool(_URL.match(body) or (_OBJECT.match(body) and any(key in body for key in _HINTS)))
 
 
 def _found(value: Any, numbers: bytes, at: str) -> Attachment | None:
@@ -117,6 +120,8 @@ def _found(value: Any, numbers: bytes, at: str) -> Attachment | None:
         is_url = data[:5].lower() == "data:"
         found = _data_url(data, f"{at}/data") if is_url else Attachment(_base64(data, f"{at}/data"), Label())
         return replace(found, label=_label(value, at).or_else(found.label))
+    if "url" in value and value.keys() <= _LINK_KEYS:
+        raise _wrong(f"{at}/url", "is not fetched: send the file itself, as bytes or base64 under `data`")
     if "payload" in value and not at and (inner := _found(value["payload"], numbers, "/payload")):
         return replace(inner, label=_label(value, at).or_else(inner.label))
     return None

@@ -246,3 +246,10 @@ def test_syntax_is_judged_as_python_judges_it(text: str) -> None:
         return True
 
     assert accepted(canonical_json.read, text.encode()) == accepted(json.loads, text)
+
+
+@pytest.mark.parametrize("line_break", ["\n", "\r\n"])
+def test_line_break_in_a_string_is_told_with_the_way_to_write_it(line_break: str) -> None:
+    with pytest.raises(NotJson) as caught:
+        canonical_json.read(f'{{"body": "a {line_break}b"}}'.encode())
+    assert "a line break inside a string at line 1 column 13 (write it as \\n)" in caught.value.error

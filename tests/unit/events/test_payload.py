@@ -176,6 +176,30 @@ def test_plain_text_with_many_brackets_is_a_text_message_all_the_same(body: byte
     assert read(body, content_type="text/plain").content == {"msgtype": "m.text", "body": body.decode()}
 
 
+@pytest.mark.parametrize("content_type", ["", FORM, JSON, "application/octet-stream", "nonsense"])
+@pytest.mark.parametrize("body", [b"just text", b"Disk 93 % full", b"it's 5 o'clock", b"42", b"1.5", b"true", b"NaN"])
+def test_body_that_is_neither_json_nor_a_form_is_a_text_message(body: bytes, content_type: str) -> None:
+    assert read(body, content_type=content_type).content == {"msgtype": "m.text", "body": body.decode()}
+
+
+def test_text_with_an_equals_sign_is_a_text_unless_it_is_called_a_form() -> None:
+    assert read(b"a = b", content_type="").content["body"] == "a = b"
+    with pytest.raises(UnsupportedMedia):
+        read(b"a=b", content_type=FORM)
+
+
+@pytest.mark.parametrize("content_type", ["", FORM, JSON])
+@pytest.mark.parametrize("body", [b'{"msgtype":', b'["a"', b'"hi', b' {"a": 1}}', b'\xef\xbb\xbf{"a":'])
+def test_json_that_breaks_off_is_told_the_place(body: bytes, content_type: str) -> None:
+    with pytest.raises(NotJson, match=r"line \d+ column \d+"):
+        read(body, content_type=content_type)
+
+
+@pytest.mark.parametrize("content_type", ["text/plain", "", FORM])
+def test_mark_of_an_editor_is_no_part_of_a_text(content_type: str) -> None:
+    assert read(b"\xef\xbb\xbfhi", content_type=content_type).content["body"] == "hi"
+
+
 def test_plain_text_that_is_a_json_object_is_content() -> None:
     assert read(TEXT, content_type="text/plain; charset=utf-8") == Payload(TEXT)
 
@@ -208,9 +232,15 @@ def test_bare_string_is_refused_elsewhere(event_type: str, surface: Surface) -> 
 
 
 @pytest.mark.parametrize("surface", BOTH)
-@pytest.mark.parametrize("body", [b"1", b"1.5", b"true", b"null", b"[]", b'[{"body": "hi"}]', b"NaN"])
-def test_number_list_and_null_are_no_content(body: bytes, surface: Surface) -> None:
+@pytest.mark.parametrize("body", [b"null", b"[]", b'[{"body": "hi"}]'])
+def test_list_and_null_are_no_content(body: bytes, surface: Surface) -> None:
     assert pointers(body, surface=surface) == [""]
+
+
+@pytest.mark.parametrize(("event_type", "surface"), [("m.room.name", "flow"), (MESSAGE, "matrix"), ("org.x", "flow")])
+@pytest.mark.parametrize("body", [b"1", b"1.5", b"true", b"NaN"])
+def test_number_is_no_content_where_there_are_no_texts(body: bytes, event_type: str, surface: Surface) -> None:
+    assert pointers(body, event_type, surface=surface) == [""]
 
 
 @pytest.mark.parametrize("surface", BOTH)

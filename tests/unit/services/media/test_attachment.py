@@ -51,6 +51,24 @@ def test_other_json_is_a_file_itself(body: bytes) -> None:
     assert attachment.read(body) is None
 
 
+@pytest.mark.parametrize(
+    ("body", "at"),
+    [
+        ({"url": "https://example.org/cat.png"}, "/url"),
+        ({"url": "https://example.org/cat.png", "filename": "cat.png"}, "/url"),
+        ({"payload": {"url": "https://example.org/cat.png"}, "topic": "x"}, "/payload/url"),
+    ],
+)
+def test_link_to_a_file_is_refused_at_the_link(body: Any, at: str) -> None:
+    with pytest.raises(BadContent, match="is not fetched") as caught:
+        attachment.read(json.dumps(body).encode())
+    assert [problem.pointer for problem in caught.value.problems] == [at]
+
+
+def test_json_with_a_url_and_more_is_a_file_itself() -> None:
+    assert attachment.read(json.dumps({"url": "https://example.org/", "title": "x"}).encode()) is None
+
+
 @pytest.mark.parametrize("value", [[{"data": "aGk="}], {"rows": [{"id": 1}]}, "text", 1])
 def test_long_json_that_cannot_hold_a_file_is_not_read(monkeypatch: pytest.MonkeyPatch, value: Any) -> None:
     monkeypatch.setattr(attachment, "large_json", None)
