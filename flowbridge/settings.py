@@ -3,6 +3,7 @@
 Every secret may also come from a file: `ACCESS_TOKEN_FILE=/run/secrets/token` is read when `ACCESS_TOKEN` is not set.
 """
 
+import difflib
 import os
 import re
 import string
@@ -31,6 +32,21 @@ _KEY = re.compile(r"fb_[\x21-\x7e]{32,1000}")
 _FILES = "SECRET=FILES"  # not a possible name of an environment variable
 _TOKEN_RULE = "a token is visible ASCII without spaces, and not `None` or the like"  # noqa: S105 (a sentence, not a secret)
 _VISIBLE = frozenset(string.ascii_letters + string.digits + string.punctuation)
+
+
+# Names under which other programs know these settings.
+_NEAR_MISSES = {
+    "FLOWBRIDGE_ACCESS_TOKEN": "ACCESS_TOKEN",
+    "MATRIX_ACCESS_TOKEN": "ACCESS_TOKEN",
+    "FLOWBRIDGE_BASE_URL": "BASE_URL",
+    "FLOWBRIDGE_HOMESERVER": "BASE_URL",
+    "HOMESERVER_URL": "BASE_URL",
+    "MATRIX_HOMESERVER": "BASE_URL",
+    "MATRIX_HOMESERVER_URL": "BASE_URL",
+    "FLOWBRIDGE_API_KEY": "FLOWBRIDGE_API_KEYS",
+}
+# Of the Node-RED nodes, which may run on the same machine, and of `flowbridge serve`.
+_OF_OTHERS = {"FLOWBRIDGE_URL", "FLOWBRIDGE_KEY", "FLOWBRIDGE_HOST", "FLOWBRIDGE_PORT"}
 
 
 class SettingsError(Exception):
@@ -106,6 +122,19 @@ class Settings(BaseSettings):
         if field == "access_token" and not is_token(secret):
             raise SettingsError(f"{name}_FILE: {path}: {_TOKEN_RULE}")
         return secret
+
+    @classmethod
+    def misnamed(cls) -> dict[str, str]:
+        """Environment variables that look like settings but are none → the setting that is probably meant, or ""."""
+        settings = {_variable(field) for field in cls.model_fields.values()} - {_FILES}
+        names = settings | {f"{name}_FILE" for name in settings} | _OF_OTHERS
+        found = {}
+        for name in os.environ:
+            if name in names or not (name.startswith("FLOWBRIDGE_") or name.upper() in _NEAR_MISSES):
+                continue
+            close = difflib.get_close_matches(name.upper(), settings, 1, 0.8)
+            found[name] = _NEAR_MISSES.get(name.upper()) or (close[0] if close else "")
+        return found
 
     @property
     def has_bot(self) -> bool:

@@ -44,7 +44,11 @@ def run(settings: Settings) -> int:
 
 
 async def _examine(core: Core) -> list[Finding]:
-    findings = [Finding("schemas", True, f"{len(core.catalogue)} schemas are read and sound"), _store(core)]
+    findings = [
+        *_settings(core.settings),
+        Finding("schemas", True, f"{len(core.catalogue)} schemas are read and sound"),
+    ]
+    findings.append(_store(core))
     try:
         address = await core.locator.address()
     except (AddressError, AddressUnknown) as error:
@@ -59,6 +63,14 @@ async def _examine(core: Core) -> list[Finding]:
     findings += await _waiting(core)
     core.homeserver.close()
     return findings
+
+
+def _settings(settings: Settings) -> Iterator[Finding]:
+    """Variables whose names are near misses, and a homeserver that was not named."""
+    for variable, meant in settings.misnamed().items():
+        yield Finding("settings", None, f"{variable} is not a setting{f': set {meant}' if meant else ''}")
+    if "base_url" not in settings.model_fields_set:
+        yield Finding("settings", None, f"BASE_URL is not set: the default {settings.base_url} is used")
 
 
 def _store(core: Core) -> Finding:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from flowbridge import __version__
 from flowbridge.cli import UNUSABLE, Usage
 
 if TYPE_CHECKING:
@@ -13,21 +14,41 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
-    help="One HTTP call puts an event into a Matrix room.",
 )
 
 Room = Annotated[str, typer.Argument(help="A room id (!…) or an alias (#name:server).")]
 Type = Annotated[str, typer.Argument(help="The event type, e.g. m.room.message.")]
 
 
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"flowbridge {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """One HTTP call puts an event into a Matrix room.
+
+    Settings come from the environment or .env: BASE_URL, ACCESS_TOKEN, FLOWBRIDGE_… (the README lists them).
+    """
+
+
 @app.command()
 def serve(
-    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65_535, help="The port to listen on.")] = 8090,
+    host: Annotated[
+        str, typer.Option(envvar="FLOWBRIDGE_HOST", help="The address to listen on; 0.0.0.0 for all.")
+    ] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(envvar="FLOWBRIDGE_PORT", min=0, max=65_535, help="The port to listen on.")
+    ] = 8090,
 ) -> None:
-    """Run the bridge."""
+    """Run the bridge. The settings come from the environment or .env: the README lists them."""
     from flowbridge.web import server
 
     try:

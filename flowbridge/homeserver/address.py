@@ -31,6 +31,7 @@ RETRY_SECONDS = 2.0  # after a failure, before the next attempt
 
 _HOST = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_-]*[A-Za-z0-9])?(?:\.[A-Za-z0-9](?:[A-Za-z0-9_-]*[A-Za-z0-9])?)*\.?")
 
+_MATRIX = re.compile(r"(/_matrix(?:/client)?(?:/v3|/r0)?)/?$")
 _HOST_AND_PORT = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([^\[\]:]+))(?::([0-9]{1,5}))?")
 
 
@@ -103,6 +104,8 @@ def parse_url(text: str, *, allow_http: bool) -> Address:
         raise AddressError(f"{_shown(text)} names no valid host")
     if not re.fullmatch(r"(?:/[A-Za-z0-9._~-]+)*/?", url.path) or "/." in url.path:
         raise AddressError(f"{_shown(text)} has a path that is not plain")
+    if ends := _MATRIX.search(url.path):
+        raise AddressError(f"{_shown(text)} ends too late: the base URL stops before {ends[1]}")
     tls = url.scheme == "https"
     if not tls and not allow_http and not _is_loopback(host):
         raise AddressError(f"{_shown(text)} would send tokens in clear text: use https://, or FLOWBRIDGE_ALLOW_HTTP=1")

@@ -99,6 +99,9 @@ class Middleware:
         started = time.perf_counter()
         noted = log.begin()
         path = scope["raw_path"].decode("ascii", "replace")
+        if path.startswith("//"):  # many clients append /_matrix/… to a base URL that ends with a slash
+            path = "/" + path.lstrip("/")
+            scope["raw_path"] = path.encode("ascii", "replace")
         is_operator = self.operations_port is not None and scope["server"][1] == self.operations_port
         methods, params = _find(self._operations if is_operator else self._tree, path)
         scope["app"] = self.app

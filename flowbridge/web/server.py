@@ -142,6 +142,10 @@ def serve(settings: Settings, host: str, port: int) -> None:
     for settings that cannot work.
     """
     log.setup(settings.log_format, settings.log_level)
+    for name, meant in Settings.misnamed().items():
+        log.warning("unknown_setting", name=name, hint=f"set {meant}" if meant else "no setting has this name")
+    if "base_url" not in settings.model_fields_set:
+        log.warning("default_homeserver", base_url=settings.base_url, hint="set BASE_URL to your homeserver")
     file_limit.raise_limit()
     server = Server(settings)
     with contextlib.closing(listen(host, port)) as listener, _operations(settings, host) as operations:

@@ -10,6 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from flowbridge import __version__
 from flowbridge.cli.demo.synapse import Account, LocalSynapse
 from tests.conftest import MakeRoom
 from tests.patience import PATIENCE
@@ -115,10 +116,41 @@ def test_doctor_names_a_dead_homeserver() -> None:
     assert "BAD  versions" in done.stdout
 
 
+def test_doctor_and_serve_name_what_is_no_setting_and_the_default_homeserver() -> None:
+    done = run("doctor", FLOWBRIDGE_ACCESS_TOKEN="t", FLOWBRIDGE_MAX_QUEUD="1", FLOWBRIDGE_KEY="of the nodes")
+    lines = done.stdout.splitlines()
+    assert "--   settings     FLOWBRIDGE_ACCESS_TOKEN is not a setting: set ACCESS_TOKEN" in lines
+    assert "--   settings     FLOWBRIDGE_MAX_QUEUD is not a setting: set FLOWBRIDGE_MAX_QUEUED" in lines
+    assert "--   settings     BASE_URL is not set: the default m.tekos.co is used" in lines
+    assert "FLOWBRIDGE_KEY" not in done.stdout
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        done = run("serve", FLOWBRIDGE_PORT=str(taken.getsockname()[1]), MATRIX_HOMESERVER="hs")
+    assert re.search(r"unknown_setting name=MATRIX_HOMESERVER hint=.set BASE_URL", done.stderr)
+    assert "default_homeserver" in done.stderr
+    assert "cannot listen on 127.0.0.1" in done.stderr
+
+
+def test_version_is_printed() -> None:
+    done = run("--version")
+    assert (done.returncode, done.stdout) == (0, f"flowbridge {__version__}\n")
+
+
+@pytest.mark.parametrize("body", ['{"msgtype":', '"hi', "[1"])
+def test_json_that_breaks_off_is_no_text(tmp_path: Path, body: str) -> None:
+    file = tmp_path / "message.json"
+    file.write_text(body)
+    done = run("validate", "m.room.message", str(file))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "line 1 column" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
         ({"BASE_URL": "ftp://example.org"}, "BASE_URL: "),
+        ({"BASE_URL": "https://example.org/_matrix/client"}, "BASE_URL: "),
         ({"BASE_URL": "http://matrix.example.org"}, "BASE_URL: "),
         ({"BASE_URL": "two words"}, "BASE_URL: "),
         ({"BASE_URL": "file:///nothing/there"}, "BASE_URL: "),

@@ -593,6 +593,25 @@ def test_segment_arrives_upstream_as_it_was_meant(bridge: Bridge, prefix: str, r
     assert sent(bridge) == [f"{MATRIX}/rooms/%21room%3Aupstream/state/org.example.reading/{arrives}"]
 
 
+@pytest.mark.parametrize("slashes", ["//", "///"])
+@pytest.mark.parametrize("prefix", ["", MATRIX], ids=["flow", "matrix"])
+def test_path_after_a_base_url_that_ends_with_a_slash_is_read_as_meant(
+    bridge: Bridge, prefix: str, slashes: str
+) -> None:
+    target = f"{prefix}{SEND}/{slashes.count('/')}".replace("/", slashes, 1)
+    assert bridge.post(target, BODY, method="PUT").status == 200
+    assert len(sent(bridge)) == 1
+    bridge.post(f"{slashes[1:]}{MATRIX}/pushers/set", b"{}")
+    assert bridge.upstream.requests[-1].target == f"{MATRIX}/pushers/set"
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT"])
+def test_slash_behind_the_event_type_is_no_transaction_id(bridge: Bridge, method: str) -> None:
+    answers = [bridge.post(f"{SEND}/", BODY, method=method) for _ in range(2)]
+    assert [answer.status for answer in answers] == [200, 200]
+    assert len(sent(bridge)) == 2
+
+
 @pytest.mark.parametrize("segment", SEGMENTS)
 @pytest.mark.parametrize("prefix", ["", MATRIX], ids=["flow", "matrix"])
 def test_transaction_id_is_known_again_however_it_is_encoded(bridge: Bridge, prefix: str, segment: str) -> None:

@@ -66,7 +66,11 @@ class Sending:
         self._acceptance.check_share(credential)
         path = request.path_params
         room, event_type = identifiers.room(path["roomId"]), identifiers.event_type(path["eventType"])
-        txn_id = identifiers.segment(path["txnId"], "transaction id") if "txnId" in path else None
+        txn_id = path.get("txnId")
+        if txn_id == "" and self._surface == "flow":
+            txn_id = None  # a slash too many
+        if txn_id is not None:
+            txn_id = identifiers.segment(txn_id, "transaction id")
         body, found = await self._read(request, headers, event_type)
         event = await self._acceptance.check(room, event_type, found, as_state=False)
         if others := self._others(request, credential):

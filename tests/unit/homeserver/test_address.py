@@ -75,6 +75,12 @@ def test_base_url_is_read(text: str, shown: str) -> None:
     assert parse_url(shown, allow_http=False) == parse_url(text, allow_http=False)
 
 
+@pytest.mark.parametrize("path", ["/_matrix", "/_matrix/", "/_matrix/client", "/synapse/_matrix/client/v3"])
+def test_base_url_that_goes_too_far_is_told_where_it_ends(path: str) -> None:
+    with pytest.raises(AddressError, match="stops before /_matrix"):
+        parse_url(f"https://hs.example.org{path}", allow_http=False)
+
+
 @pytest.mark.parametrize(
     "text",
     [
