@@ -67,7 +67,7 @@ class AccountLimits:
             return self._halt(account, verdict)
         else:
             self.limiter(account).went_well()
-            if verdict.kind != "again" and (self.distrusted or self._halts):
+            if verdict.kind != "again" and (self.distrusted or self._halts.by_account):
                 self.distrusted.pop(account, None)
                 if self._halts.lift(account):
                     log.info("account_goes_on", account=account)
@@ -99,7 +99,7 @@ class AccountLimits:
     @property
     def has_halts(self) -> bool:
         """Whether any account pauses since the homeserver refuses it."""
-        return bool(self._halts)
+        return bool(self._halts.by_account)
 
     def refusals(self) -> dict[str, str]:
         """The accounts that the homeserver refuses, or whose token it does not accept → what it says."""

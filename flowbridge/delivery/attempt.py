@@ -47,6 +47,9 @@ class Attempt:
     verdict: Verdict | None = None
 
 
+_Step = Callable[[Attempt], Awaitable[Verdict | None]]
+
+
 class Attempts:
     """Makes attempts, in two steps: the caller decides in between whether the event may still be sent.
 
@@ -76,12 +79,12 @@ class Attempts:
         """Ask all that has to be known before the event is sent. None: it is to be sent."""
         if attempt.must_look or not self._asks_nothing(attempt):  # else the request's own deadline is enough
             attempt.ends_at = asyncio.get_running_loop().time() + self.deadline
-        return await self._within_deadline(attempt, self._prepare)
+        return await self._run(attempt, self._prepare)
 
     async def send(self, attempt: Attempt) -> Verdict:
         """Send the event, which was prepared."""
         attempt.sending = True
-        verdict = await self._within_deadline(attempt, self._send)
+        verdict = await self._run(attempt, self._send)
         assert verdict is not None
         return verdict
 
@@ -90,18 +93,17 @@ class Attempts:
         is_certain = attempt.uncertain_since is None and self._tokens.knows(row.account)
         return is_certain and self._encryption.is_known_plain(row.room_id, row.event_type, row.state_key)
 
-    async def _within_deadline(
-        self, attempt: Attempt, step: Callable[[Attempt], Awaitable[Verdict | None]]
-    ) -> Verdict | None:
-        if attempt.ends_at is None:
-            return await self._judged(attempt, step)
+    def _run(self, attempt: Attempt, step: _Step) -> Awaitable[Verdict | None]:
+        return self._judged(attempt, step) if attempt.ends_at is None else self._within_deadline(attempt, step)
+
+    async def _within_deadline(self, attempt: Attempt, step: _Step) -> Verdict | None:
         try:
             async with asyncio.timeout_at(attempt.ends_at):
                 return await self._judged(attempt, step)
         except TimeoutError:
             return attempt.verdict or Verdict("again", error=_late(sending=attempt.sending))
 
-    async def _judged(self, attempt: Attempt, step: Callable[[Attempt], Awaitable[Verdict | None]]) -> Verdict | None:
+    async def _judged(self, attempt: Attempt, step: _Step) -> Verdict | None:
         """The verdict of a step, also over an error in it."""
         try:
             verdict = answer = await step(attempt)
@@ -133,7 +135,8 @@ class Attempts:
         )
         if looks and (event_id := await self._look(attempt)) is not None:
             return Verdict("sent", event_id)
-        if await self._encryption.refuses(attempt.token, _event(row)):
+        is_plain = self._encryption.is_known_plain(row.room_id, row.event_type, row.state_key)
+        if not is_plain and await self._encryption.refuses(attempt.token, _event(row)):
             # The room may have been encrypted after the event was sent.
             may_be_there = uncertain_since is not None and not attempt.looked
             event_id = await self._look(attempt) if may_be_there else None

@@ -179,7 +179,7 @@ class Backpressure:
         if self._added is not None:
             self._added[pending.row.delivery] = pending
         self._count(pending.row.lane, 1)
-        caller, size = pending.caller, pending.size()
+        caller, size = pending.caller, pending.size
         self.rows.add(caller)
         if pending.row.api_key:
             self.rows_in_lanes.add(_in(pending.row.lane, caller))
@@ -196,7 +196,7 @@ class Backpressure:
         if self._changed is not None:
             self._changed.setdefault(pending.row.delivery, _Change(pending.row.lane, before=True)).now = False
         self._count(pending.row.lane, -1)
-        caller, size = pending.caller, pending.size()
+        caller, size = pending.caller, pending.size
         self.rows.remove(caller)
         if pending.row.api_key:
             self.rows_in_lanes.remove(_in(pending.row.lane, caller))
@@ -286,7 +286,7 @@ class Backpressure:
             self.rows.found(pending.caller)
             if pending.row.api_key:
                 self.rows_in_lanes.found(_in(pending.row.lane, pending.caller))
-            self.bytes.found(pending.caller, pending.size())
+            self.bytes.found(pending.caller, pending.size)
         return last
 
     async def _add_up(

@@ -41,7 +41,7 @@ class RateLimiter:
 
     def _enters(self) -> bool:
         """Take a place if there is one at once; whether there was."""
-        if self._waits or not self._free():
+        if self._queue or self._front or not self._free():
             return False
         self.in_flight += 1
         return True
@@ -60,16 +60,13 @@ class RateLimiter:
 
     def _leave(self) -> None:
         self.in_flight -= 1
-        self._pump()
+        if self._queue or self._front:
+            self._pump()
 
     @property
     def is_idle(self) -> bool:
         """Whether it is open, with no request in flight or waiting."""
-        return not (self.in_flight or self._waits) and self.closed_for == 0
-
-    @property
-    def _waits(self) -> bool:
-        return bool(self._queue or self._front)
+        return not (self.in_flight or self._queue or self._front) and self.closed_for == 0
 
     @property
     def closed_for(self) -> float:
@@ -85,7 +82,7 @@ class RateLimiter:
 
     def went_well(self) -> None:
         """An answer other than 429 came. The window grows only while requests wait."""
-        if not self._waits or self._window >= self._widest:
+        if self._window >= self._widest or not (self._queue or self._front):
             return
         step = 1.0 if self._window < self._known_good else 1 / self._window
         if self._limited_until and (now := asyncio.get_running_loop().time()) < self._limited_until:
@@ -122,7 +119,7 @@ class RateLimiter:
         return not self._shut and self.in_flight < int(self._window) and self.closed_for == 0
 
     def _pump(self) -> None:
-        while self._waits and self._free():
+        while (self._queue or self._front) and self._free():
             self._was_ahead = bool(self._front) and not (self._was_ahead and self._queue)
             turn, _ = (self._front if self._was_ahead else self._queue).popitem(last=False)
             if not turn.done():
@@ -132,7 +129,8 @@ class RateLimiter:
 
     def _plan(self) -> None:
         """Wake the queues when the pause is over, which it may be by now."""
-        if self._waits and self._timer is None and not self._shut and self.in_flight < int(self._window):
+        waits = self._queue or self._front
+        if waits and self._timer is None and not self._shut and self.in_flight < int(self._window):
             self._timer = asyncio.get_running_loop().call_later(self.closed_for, self._on_time)
 
     def _on_time(self) -> None:

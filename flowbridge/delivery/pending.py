@@ -52,6 +52,7 @@ class PendingDelivery:
     # Whose share of the store it takes: the API key's, or that of the account which sent it with its own token. Many
     # keys share the bot's account: one of them must not take what the others need.
     caller: str = field(init=False)
+    size: int = field(init=False)  # its bytes in the store, about
     committed: "asyncio.Future[None]" = field(init=False)
     settled: "asyncio.Future[Outcome | None]" = field(init=False)
     _waiters: int = field(default=0, init=False)
@@ -66,11 +67,12 @@ class PendingDelivery:
     _history: list[dict[str, Any]] = field(default_factory=list, init=False)
     _outcome: Outcome | None = field(default=None, init=False)
     _settled_at: int = field(default=0, init=False)
-    _size: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
         loop = asyncio.get_running_loop()
+        request = self.request or ""
         self.caller = self._row.api_key or self._row.account
+        self.size = ROW_BYTES + len(self._row.content) + (len(request) if request.isascii() else len(request.encode()))
         self.committed = loop.create_future()
         self.committed.add_done_callback(ignore_result)  # not every caller awaits the commit
         self.settled = loop.create_future()
@@ -100,14 +102,6 @@ class PendingDelivery:
     def is_awaited(self) -> bool:
         """Whether a caller waits for an outcome that is not known yet."""
         return self._waiters > 0 and not self.settled.done()
-
-    def size(self) -> int:
-        """Its bytes in the store, about."""
-        if not self._size:
-            request = self.request or ""
-            bytes_ = len(request) if request.isascii() else len(request.encode())
-            self._size = ROW_BYTES + len(self._row.content) + bytes_
-        return self._size
 
     def values(self) -> dict[str, Any]:
         """The row as it is inserted; with its outcome when it has one by then."""

@@ -126,7 +126,7 @@ class Worker:
         With several replicas always by way of the store, which alone knows what another one accepted before. Raises
         StoreFull.
         """
-        self._backpressure.admit(pending.row.lane, pending.caller, pending.size())
+        self._backpressure.admit(pending.row.lane, pending.caller, pending.size)
         lane = self._lanes.get(pending.row.lane)
         well = self._database.is_sqlite and not self._database.trouble  # else the event may go out and its commit fail
         direct = lane is not None and well and lane.may_enqueue() and self._batch() > 1

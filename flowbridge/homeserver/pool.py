@@ -115,7 +115,7 @@ class Pool:
         if self._closed or connection.address is not self._address or not connection.usable():
             connection.abort()
             return
-        if self._give_turn(connection):
+        if self._queue and self._give_turn(connection):
             return
         if len(self._idle) < self._most_idle:
             self._idle.append(connection)

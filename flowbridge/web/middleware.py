@@ -89,7 +89,7 @@ class Middleware:
         self._tree = _tree_of(one for one in endpoints if not (apart and one.path in OPERATIONS))
         self._operations = _tree_of(one for one in endpoints if one.path in (*OPERATIONS, HEALTH)) if apart else {}
         self._relay = relay
-        self._proxies = proxies or Proxies(())
+        self._proxies = proxies or None
         self._allowances = _Allowances()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -107,7 +107,7 @@ class Middleware:
         scope["app"] = self.app
         scope["path_params"] = params
         if self._proxies:
-            self._learn_client(scope)
+            self._learn_client(self._proxies, scope)
         peer.enter(scope)
         client = scope["client"]
         if path.startswith((MATRIX, WELL_KNOWN)) and not is_operator:
@@ -137,7 +137,8 @@ class Middleware:
             **{**noted, **scope.get(LOG, {})},
         )
 
-    def _learn_client(self, scope: Scope) -> None:
+    @staticmethod
+    def _learn_client(proxies: Proxies, scope: Scope) -> None:
         """Find the caller's address behind trusted proxies, for us and for the homeserver.
 
         Synapse limits logins and registrations by address, and takes the first one in X-Forwarded-For: what the request
@@ -147,9 +148,9 @@ class Middleware:
             return
         address, port = scope["client"]
         headers = scope["headers"]
-        client = self._proxies.client(address, [value for name, value in headers if name == b"x-forwarded-for"])
+        client = proxies.client(address, [value for name, value in headers if name == b"x-forwarded-for"])
         scheme = scope["scheme"].encode()
-        if self._proxies.trusts(address):
+        if proxies.trusts(address):
             schemes = [value for name, value in headers if name == b"x-forwarded-proto" and value in _SCHEMES]
             scheme = schemes[-1] if schemes else scheme
         scope["client"] = (client, port if client == address else 0)

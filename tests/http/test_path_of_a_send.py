@@ -22,8 +22,8 @@ from tests.http.conftest import HELLO, SEND, new_token, post, running
 from tests.patience import PATIENCE
 from tests.upstream import Upstream
 
-MOST_MODULES = 38
-MOST_SWITCHES = 127
+MOST_MODULES = 43
+MOST_SWITCHES = 139
 SENDS = 11  # the median counts: a timer may fire during one of them
 ROUNDS = 10  # of the event loop, within which everything is over that was not waiting for something else
 

@@ -375,7 +375,7 @@ def take(backpressure: Backpressure, rig: Rig, number: int, **how: Any) -> list[
 
 
 def admit(backpressure: Backpressure, pending: PendingDelivery) -> None:
-    backpressure.admit(pending.row.lane, pending.caller, pending.size())
+    backpressure.admit(pending.row.lane, pending.caller, pending.size)
 
 
 async def test_user_and_keys_have_a_share_each(rig: Rig, make: Callable[..., Backpressure]) -> None:
@@ -412,7 +412,7 @@ async def test_characters_of_four_bytes_count_as_four(rig: Rig, make: Callable[.
     account = rig.pending("a").caller
     assert backpressure.bytes.of(account) > 3 * 60_000
     pending = PendingDelivery(rig.pending("a").row, request=text)
-    assert pending.size() > 60_000
+    assert pending.size > 60_000
 
 
 async def test_census_adds_up_what_each_caller_holds_in_pieces(rig: Rig, make: Callable[..., Backpressure]) -> None:
@@ -463,7 +463,7 @@ async def test_what_is_written_with_the_last_that_a_census_sees_counts_once(
     rig.write_queue.append(three)
     await soon(counting)
     assert backpressure.rows.of("one") == 3
-    assert backpressure.bytes.of("one") - len("[][]") == sum(pending.size() for pending in (one, two, three))
+    assert backpressure.bytes.of("one") - len("[][]") == sum(pending.size for pending in (one, two, three))
     await soon(three.committed)
     await soon(backpressure.census())
     assert backpressure.rows.of("one") == 3
@@ -493,7 +493,7 @@ async def test_letter_that_dies_while_others_are_added_up_counts_once(
 
     monkeypatch.setattr("flowbridge.store.holdings.queued", watched)
     await soon(backpressure.census())
-    assert backpressure.dead_bytes.of("one") == pending.size() + len("[]")  # its history
+    assert backpressure.dead_bytes.of("one") == pending.size + len("[]")  # its history
 
 
 async def test_share_is_one_of_what_the_disk_really_has(
