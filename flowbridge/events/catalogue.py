@@ -10,6 +10,7 @@ events of all types, and Synapse 1.163 always answers 500 to some of their value
 were found by sending the examples of the catalogue, mutated, to a real Synapse (tests/integration/test_poison.py).
 """
 
+import difflib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 import jsonschema_rs
 
-from flowbridge.errors import MatrixError, Problem
+from flowbridge.errors import BadRequest, MatrixError, Problem
 from flowbridge.events import canonical_json
 from flowbridge.events.schema_lint import SchemaError, lint, lint_references
 from flowbridge.models import Kind
@@ -101,6 +102,43 @@ class Entry:
         return Explainer(self.name, self.schema, self.validator, BASE_URI, self.documents)
 
 
+# Of the specification, or in wide use, without a schema here: they may be sent.
+OTHER_TYPES = frozenset(
+    {
+        "m.beacon",
+        "m.beacon_info",
+        "m.call.asserted_identity",
+        "m.call.member",
+        "m.call.notify",
+        "m.call.replaces",
+        "m.key.verification.accept",
+        "m.key.verification.cancel",
+        "m.key.verification.done",
+        "m.key.verification.key",
+        "m.key.verification.mac",
+        "m.key.verification.ready",
+        "m.key.verification.request",
+        "m.key.verification.start",
+        "m.location",
+        "m.poll.end",
+        "m.poll.response",
+        "m.poll.start",
+        "m.room.aliases",
+        "m.room.bot.options",
+        "m.room.bridging",
+        "m.room.create",
+        "m.room.plumbing",
+        "m.room.power_levels",
+        "m.room.related_groups",
+        "m.room.retention",
+        "m.rtc.member",
+        "m.rtc.notification",
+        "m.widget",
+        "m.bridge",
+    }
+)
+
+
 class Catalogue(Mapping[str, Entry]):
     """All entries by name. Immutable: read once at start.
 
@@ -159,6 +197,17 @@ class Catalogue(Mapping[str, Entry]):
             found = self._general.problems({key: content[key] for key in GENERAL_KEYS if key in content})
         entry = self._by_type.get(event_type)
         return found if entry is None else [*found, *entry.problems(content)]
+
+    def check_type(self, event_type: str) -> None:
+        """Raises BadRequest for a type under `m.` that Matrix does not have: no client would show the event."""
+        if not event_type.startswith("m.") or event_type in self._entries or event_type in OTHER_TYPES:
+            return
+        nearest = difflib.get_close_matches(event_type, {*self, *OTHER_TYPES}, 1, 0.6)
+        hint = f"; the nearest is {nearest[0]}" if nearest else ""
+        raise BadRequest(
+            f"Matrix has no event type {event_type[:255]}{hint}. A type of your own begins with your domain, "
+            "as org.example.alert does",
+        )
 
     def document(self, name: str) -> dict[str, Any] | None:
         """A schema as its file has it: of an event type, of a msgtype, or `components/…`."""

@@ -103,7 +103,9 @@ class Acceptance:
         return payload.read(body, content_type, event_type, self.catalogue.required, surface)
 
     async def receive(self, body: bytes, content_type: str, event_type: str, surface: Surface) -> Payload:
-        """As `read`, in a thread for a large body."""
+        """As `read`, in a thread for a large body. The flow surface knows which types Matrix has."""
+        if surface == "flow":
+            self.catalogue.check_type(event_type)
         if len(body) < LARGE_BYTES:
             return self.read(body, content_type, event_type, surface)
         found = await self._aside(self.read, body, content_type, event_type, surface)

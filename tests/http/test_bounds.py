@@ -429,10 +429,11 @@ def read_all(client: RawClient) -> list[Answer]:
 
 def test_request_inside_a_body_is_a_body(bridge: Bridge) -> None:
     with bridge.connect() as client:
-        client.send(post(SEND, SMUGGLED))
-        check_error(client.answer(), 400, "M_NOT_JSON")
+        assert client.send(post(SEND, SMUGGLED)).answer().status == 200  # a text, whatever it looks like
         assert client.send(post("/healthz", method="GET")).answer().status == 200
-    assert sent(bridge) == []
+    (target,) = sent(bridge)
+    assert target.startswith(f"{MATRIX}/rooms/%21room%3Aupstream/send/m.room.message/")
+    assert json.loads(bridge.upstream.requests[-1].body)["body"] == SMUGGLED.decode()
 
 
 def test_bytes_behind_a_request_do_not_change_its_answer(bridge: Bridge) -> None:
@@ -555,7 +556,6 @@ def test_path_trick_is_a_400_and_nothing_goes_upstream(bridge: Bridge, prefix: s
         ("/rooms/%23:upstream/send/m.room.message", 400),
         (f"/rooms/{ROOM}/send/", 400),
         (f"/rooms/{ROOM}/send/m%2Froom", 400),
-        (f"/rooms/{ROOM}/send/m.room.message/", 400),
         (f"/rooms/{ROOM}/../../admin", 404),
         ("/../../etc/passwd", 404),
         ("/schemas/..%2F..%2Fpyproject", 404),

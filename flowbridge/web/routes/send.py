@@ -215,7 +215,7 @@ async def prefer(
             alias="Prefer",
             description="RFC 7240. `wait=N`: wait for N seconds, instead of the bridge's own 10, for the event to be "
             "in the room. `respond-async`, on the flow surface: answer 202 as soon as the event is on the disk.",
-            examples=["respond-async"],
+            # No example: /docs would fill it in, and a first try would not wait for the room.
         ),
     ] = "",
 ) -> None: ...
@@ -227,10 +227,10 @@ async def idempotency_key(
         Header(
             alias="Idempotency-Key",
             description="Any text. The same key with the same content is the same delivery: its answer is given again, "
-            "with `Idempotent-Replayed: true`. Wins over a `txnId` in the path.",
+            "with `Idempotent-Replayed: true`. Wins over a `txnId` in the path. For example `order-17-shipped`.",
             min_length=1,
             max_length=255,
-            examples=["order-17-shipped"],
+            # No example: /docs would fill it in, and every try but the first would reach no room.
         ),
     ] = "",
 ) -> None: ...

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
+from flowbridge.errors import BadRequest
 from flowbridge.events import Catalogue, Entry, SchemaError, built_in
 from flowbridge.events.catalogue import BASE_URI
 from flowbridge.events.problems import Explainer
@@ -597,3 +598,25 @@ def test_each_payload_has_a_budget_of_its_own() -> None:
 def test_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(SchemaError, match="nowhere is not a folder"):
         Catalogue.load(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("event_type", "nearest"),
+    [("m.room.mesage", "m.room.message"), ("m.rom.topic", "m.room.topic"), ("m.reactions", "m.reaction")],
+)
+def test_type_that_matrix_does_not_have_is_told_the_nearest(event_type: str, nearest: str) -> None:
+    with pytest.raises(BadRequest, match=f"the nearest is {nearest}\\."):
+        Catalogue.load().check_type(event_type)
+
+
+@pytest.mark.parametrize(
+    "event_type",
+    ["m.room.message", "m.room.retention", "m.poll.start", "org.example.alert", "im.vector.x", "message", "m"],
+)
+def test_type_of_matrix_or_of_ones_own_passes(event_type: str) -> None:
+    Catalogue.load().check_type(event_type)
+
+
+def test_type_like_none_of_matrix_is_told_how_to_name_it() -> None:
+    with pytest.raises(BadRequest, match=r"no event type m\.qqqqqqqqqqqqqqqqqqqqqq\. A type of your own"):
+        Catalogue.load().check_type("m.qqqqqqqqqqqqqqqqqqqqqq")
