@@ -2,6 +2,7 @@
 
 import time
 
+from flowbridge.errors import Forbidden
 from flowbridge.homeserver import Homeserver
 from flowbridge.models import Event
 from flowbridge.models.timing import Timing
@@ -45,6 +46,11 @@ class EncryptionCheck:
             self.plain_until.clear()
         self.plain_until[event.room] = asked + self._plain_seconds
         return False
+
+    async def permit(self, token: str, event: Event, *, query: str = "") -> None:
+        """Raise Forbidden for plain text into an encrypted room; otherwise as `refuses`."""
+        if await self.refuses(token, event, query=query):
+            raise Forbidden(IN_PLAIN_TEXT)
 
     def is_known_plain(self, room: str, event_type: str, state_key: str | None) -> bool:
         """Whether this may be sent as it is, without asking."""

@@ -99,7 +99,8 @@ class Files:
             if self._own[""] != identity(found := self.path.stat()):
                 return REPLACED
             if self._own["-wal"] != self._identity("-wal"):
-                return NO_WAL
+                # Both may have gone between the two looks, with their folder.
+                return NO_WAL if self._own[""] == identity(self.path.stat()) else REPLACED
         except OSError:
             return REMOVED
         return self._found if found.st_size else OVERWRITTEN

@@ -19,8 +19,7 @@ from typing_extensions import TypedDict
 from flowbridge.auth import scopes
 from flowbridge.auth.callers import Credential
 from flowbridge.bridge import Core
-from flowbridge.delivery.encryption import IN_PLAIN_TEXT
-from flowbridge.errors import BadContent, BadRequest, Forbidden, Problem
+from flowbridge.errors import BadContent, BadRequest, Problem
 from flowbridge.homeserver import identifiers
 from flowbridge.models import Event, Payload, Surface
 from flowbridge.services.acceptance import How
@@ -119,8 +118,7 @@ class Sending:
         identity = [pair for pair in others if pair[0] in parameters.IDENTITY]
         query = f"?{urlencode(identity)}" if identity else ""
         with self._callers.as_(caller):
-            if await self._encryption.refuses(caller.token, replace(event, room=room_id), query=query):
-                raise Forbidden(IN_PLAIN_TEXT)
+            await self._encryption.permit(caller.token, replace(event, room=room_id), query=query)
         return await self._relaying.pass_on(request, event.content, caller)
 
     def _preference(self, request: Request, headers: Mapping[str, str]) -> tuple[float | None, bool]:

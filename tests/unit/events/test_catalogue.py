@@ -620,3 +620,9 @@ def test_type_of_matrix_or_of_ones_own_passes(event_type: str) -> None:
 def test_type_like_none_of_matrix_is_told_how_to_name_it() -> None:
     with pytest.raises(BadRequest, match=r"no event type m\.qqqqqqqqqqqqqqqqqqqqqq\. A type of your own"):
         Catalogue.load().check_type("m.qqqqqqqqqqqqqqqqqqqqqq")
+
+
+def test_every_type_that_the_documents_print_passes() -> None:
+    catalogue = Catalogue.load()
+    for path in sorted((built_in() / "examples").glob("*.json")):
+        catalogue.check_type(json.loads(path.read_bytes())["type"])
