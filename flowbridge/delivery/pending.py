@@ -1,7 +1,6 @@
 """Deliveries in flight: each accepted event on its way through this process, and the registry of them all."""
 
 import asyncio
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from operator import attrgetter
@@ -9,7 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from flowbridge.limits.tasks import ignore_result
 from flowbridge.store import Row, outbox
-from flowbridge.store.json_columns import history_to_json, to_json
+from flowbridge.store.json_columns import from_json, history_to_json, to_json
 from flowbridge.store.outbox import ROW_BYTES
 
 
@@ -214,7 +213,7 @@ class PendingDelivery:
         if row.txn_id != self._row.txn_id:
             self._outcome, self._withdrawn = None, False
         self._row = row
-        self._attempts, self._maybe_sent, self._history = row.attempts, row.attempts > 0, json.loads(row.history)
+        self._attempts, self._maybe_sent, self._history = row.attempts, row.attempts > 0, from_json(row.history)
 
     # settled, or withdrawn
 

@@ -1,12 +1,12 @@
 """What a queued event waits for, in words, for the delivery log."""
 
-import json
 import time
 from typing import NamedTuple
 
 from flowbridge.delivery.account_limits import AccountLimits
 from flowbridge.delivery.breaker import Breaker
 from flowbridge.store.delivery_log import Standing
+from flowbridge.store.json_columns import from_json
 
 
 class Waiting(NamedTuple):
@@ -35,7 +35,7 @@ def waiting(limits: AccountLimits, breaker: Breaker, account: str, standing: Sta
 
 def _of_the_first(standing: Standing) -> tuple[str, int | None]:
     """Why the first event of the lane is still queued, after its last attempt."""
-    history = json.loads(standing.history)
+    history = from_json(standing.history)
     last = history[-1] if history else {}
     if "error" not in last or last.get("status") == 200:
         return "", None

@@ -61,7 +61,7 @@ def _refuse(name: str) -> NoReturn:
 
 
 _DECODER = json.JSONDecoder(parse_constant=_refuse)
-_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 _BLANK = re.compile(r"[ \t\n\r]*")
 
 
@@ -111,7 +111,7 @@ def _pieces(value: Any, levels: int) -> Iterator[str]:
     if levels and isinstance(value, dict) and value:
         mark = "{"
         for key, item in value.items():
-            yield f"{mark}{_ENCODER.encode(key)}:"
+            yield f"{mark}{ENCODER.encode(key)}:"
             yield from _pieces(item, levels - 1)
             mark = ","
         yield "}"
@@ -123,4 +123,4 @@ def _pieces(value: Any, levels: int) -> Iterator[str]:
             mark = ","
         yield "]"
     else:
-        yield _ENCODER.encode(value)
+        yield ENCODER.encode(value)

@@ -26,6 +26,7 @@ from flowbridge.models import Caller, Event, Payload, Surface
 from flowbridge.services import room_upgrades
 from flowbridge.store import Row, clock, outbox
 from flowbridge.store.errors import ShareTaken
+from flowbridge.store.json_columns import from_json
 
 MAX_CONTENT_BYTES = 62_000  # of the 65,536 that a whole event may have (specification, "Size limits")
 LARGE_BYTES = 16_384  # a larger body is read and checked outside the event loop
@@ -245,7 +246,7 @@ class Acceptance:
         if existing["state"] == "queued":
             joined = await self._worker.join(row, waits=how.waits)
             return Receipt(caller, joined, replayed=True, waits=how.waits)
-        error = json.loads(existing["error"]) if existing["error"] else None
+        error = from_json(existing["error"]) if existing["error"] else None
         settled = PendingDelivery(row)
         settled.add_waiter()
         settled.answer(Outcome(existing["state"], existing["event_id"], error))

@@ -1,12 +1,12 @@
 """How a delivery is shown, in HTTP and on the command line, and how a list of them is filtered."""
 
-import json
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from flowbridge.errors import BadRequest
+from flowbridge.store.json_columns import from_json
 
 STATES = ("sent", "queued", "dead")
 
@@ -23,7 +23,7 @@ def summary(row: Mapping[str, Any]) -> dict[str, Any]:
         "event_type": row["event_type"],
         "state_key": row["state_key"],
         "event_id": row["event_id"],
-        "error": json.loads(row["error"]) if row["error"] else None,
+        "error": from_json(row["error"]) if row["error"] else None,
         "attempts": row["attempts"],
         "accepted_at": iso(row["accepted_at"]),
         "settled_at": iso(row["settled_at"]),
@@ -35,13 +35,13 @@ def summary(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def detail(row: Mapping[str, Any]) -> dict[str, Any]:
     """A delivery with its request as it came, its event as it is sent, and every attempt that is remembered."""
-    event = {"type": row["event_type"], "state_key": row["state_key"], "content": json.loads(row["content"])}
+    event = {"type": row["event_type"], "state_key": row["state_key"], "content": from_json(row["content"])}
     return {
         **summary(row),
         "request": row["content"] if row["request"] is None else row["request"],
         "event": without_none(event),
         "txn_id": row["txn_id"],
-        "history": [_happened(entry) for entry in json.loads(row["history"])],
+        "history": [_happened(entry) for entry in from_json(row["history"])],
     }
 
 

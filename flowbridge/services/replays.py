@@ -1,6 +1,5 @@
 """What a replay of a state event would overwrite: a room has one topic, and another user may have set it since."""
 
-import json
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -12,6 +11,7 @@ from flowbridge.homeserver import Homeserver, answers
 from flowbridge.models import Caller
 from flowbridge.services.readings import Readings
 from flowbridge.store import delivery_log
+from flowbridge.store.json_columns import from_json
 
 Row = Mapping[str, Any]  # of the outbox
 
@@ -78,7 +78,7 @@ def overwrites(row: Row, current: Mapping[str, Any]) -> bool:
 
     A dead letter was meant to replace what was there when it was accepted: only newer state would be lost unseen.
     """
-    if current["content"] == json.loads(row["content"]):
+    if current["content"] == from_json(row["content"]):
         return False
     if row["state"] == "sent":
         return True
@@ -88,7 +88,7 @@ def overwrites(row: Row, current: Mapping[str, Any]) -> bool:
 
 def _first_accepted(row: Row) -> int:
     """When an event was accepted for the first time (ms), before any replay that is remembered."""
-    replayed = (entry["replayed"]["accepted_at"] for entry in json.loads(row["history"]) if "replayed" in entry)
+    replayed = (entry["replayed"]["accepted_at"] for entry in from_json(row["history"]) if "replayed" in entry)
     return int(min([row["accepted_at"], *replayed]))
 
 

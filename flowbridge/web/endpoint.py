@@ -1,7 +1,6 @@
 """What endpoints are made of: headers, bodies that are read within bounds, JSON answers."""
 
 import asyncio
-import json
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
@@ -10,6 +9,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from flowbridge.errors import BadRequest, MatrixError, TooLarge, Unavailable, UnsupportedMedia
+from flowbridge.homeserver.large_json import ENCODER
 
 Handler = Callable[[Request], Awaitable[Response]]
 Headers = list[tuple[bytes, bytes]]
@@ -27,9 +27,6 @@ PAGE_HEADERS = {
 }
 ANSWER = "flowbridge.answer"  # in the scope: a function that writes a whole answer at once, if it can
 HANG_UP = "flowbridge.hang_up"  # in the scope: a function that ends the connection in the middle of an answer
-
-
-_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 
 
 def headers_of(request: Request) -> dict[str, str]:
@@ -79,7 +76,7 @@ async def read_body(request: Request, headers: Mapping[str, str], limit: int = M
 
 def json_bytes(value: Any) -> bytes:
     """JSON as flowbridge writes it; a lone surrogate becomes a question mark."""
-    return _ENCODER.encode(value).encode("utf-8", "replace")
+    return ENCODER.encode(value).encode("utf-8", "replace")
 
 
 class JsonAnswer(Response):
