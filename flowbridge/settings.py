@@ -11,6 +11,7 @@ from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
+from dotenv import dotenv_values
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import (
@@ -129,7 +130,7 @@ class Settings(BaseSettings):
         settings = {_variable(field) for field in cls.model_fields.values()} - {_FILES}
         names = settings | {f"{name}_FILE" for name in settings} | _OF_OTHERS
         found = {}
-        for name in os.environ:
+        for name in {**dotenv_values(".env"), **os.environ}:
             if name in names or not (name.startswith("FLOWBRIDGE_") or name.upper() in _NEAR_MISSES):
                 continue
             close = difflib.get_close_matches(name.upper(), settings, 1, 0.8)

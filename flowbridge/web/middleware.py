@@ -98,10 +98,9 @@ class Middleware:
             return
         started = time.perf_counter()
         noted = log.begin()
+        if scope["raw_path"].startswith(b"//"):  # many clients append /_matrix/… to a base URL that ends with a slash
+            scope["raw_path"] = b"/" + scope["raw_path"].lstrip(b"/")
         path = scope["raw_path"].decode("ascii", "replace")
-        if path.startswith("//"):  # many clients append /_matrix/… to a base URL that ends with a slash
-            path = "/" + path.lstrip("/")
-            scope["raw_path"] = path.encode("ascii", "replace")
         is_operator = self.operations_port is not None and scope["server"][1] == self.operations_port
         methods, params = _find(self._operations if is_operator else self._tree, path)
         scope["app"] = self.app

@@ -132,6 +132,12 @@ def test_doctor_and_serve_name_what_is_no_setting_and_the_default_homeserver() -
     assert "cannot listen on 127.0.0.1" in done.stderr
 
 
+def test_env_file_is_searched_for_near_misses_too() -> None:
+    Path(".env").write_text("MATRIX_ACCESS_TOKEN=t\n")
+    done = run("doctor", BASE_URL="http://127.0.0.1:1")
+    assert "MATRIX_ACCESS_TOKEN is not a setting: set ACCESS_TOKEN" in done.stdout
+
+
 def test_version_is_printed() -> None:
     done = run("--version")
     assert (done.returncode, done.stdout) == (0, f"flowbridge {__version__}\n")
