@@ -8,60 +8,23 @@ from collections.abc import AsyncIterator
 import pytest
 
 from flowbridge.delivery.fairness import Places, share_of_lanes
+from tests.unit.delivery.crowd import Crowd, settle
 
 
-class Crowd:
-    """Requests by name, each of which holds its place until it is let go."""
+class Accounts(Crowd):
+    """Requests of accounts, each of which holds its place until it is let go."""
 
     def __init__(self, places: Places) -> None:
+        super().__init__()
         self._places = places
-        self.tasks: dict[str, asyncio.Task[None]] = {}
-        self.ends: dict[str, asyncio.Event] = {}
-        self.came: list[str] = []
-        self.inside: list[str] = []
 
     async def come(self, account: str, *names: str) -> None:
-        for name in names:
-            self.ends[name] = asyncio.Event()
-            self.tasks[name] = asyncio.create_task(self._pass(account, name))
-        await settle()
-
-    async def go(self, *names: str) -> None:
-        for name in names:
-            self.ends[name].set()
-        await settle()
-
-    async def give_up(self, *names: str) -> None:
-        for name in names:
-            self.tasks[name].cancel()
-        await settle()
-
-    async def scatter(self) -> None:
-        for task in self.tasks.values():
-            task.cancel()
-        await asyncio.gather(*self.tasks.values(), return_exceptions=True)
-
-    async def _pass(self, account: str, name: str) -> None:
-        if not self._places.finds(account):
-            await self._places.wait(account)
-        self.came.append(name)
-        self.inside.append(name)
-        try:
-            await self.ends[name].wait()
-        finally:
-            self.inside.remove(name)
-            self._places.leave(account)
-
-
-async def settle() -> None:
-    """Let everybody go on who can."""
-    for _ in range(10):
-        await asyncio.sleep(0)
+        await self.enter(lambda: self._places.hold(account), *names)
 
 
 @contextlib.asynccontextmanager
-async def crowd(places: Places) -> AsyncIterator[Crowd]:
-    people = Crowd(places)
+async def crowd(places: Places) -> AsyncIterator[Accounts]:
+    people = Accounts(places)
     yield people
     await people.scatter()
     assert places.is_idle

@@ -8,53 +8,16 @@ import pytest
 
 from flowbridge.delivery.limiter import RateLimiter
 from tests.rig import until
+from tests.unit.delivery.crowd import Crowd, settle
 
 
-class Crowd:
-    """Callers of a gate by name, each of whom stays in it until it is let go."""
-
+class Requests(Crowd):
     def __init__(self, limiter: RateLimiter) -> None:
+        super().__init__()
         self._limiter = limiter
-        self.tasks: dict[str, asyncio.Task[None]] = {}
-        self.ends: dict[str, asyncio.Event] = {}
-        self.came: list[str] = []
-        self.inside: list[str] = []
 
     async def come(self, *names: str) -> None:
-        for name in names:
-            self.ends[name] = asyncio.Event()
-            self.tasks[name] = asyncio.create_task(self._pass(name))
-        await settle()
-
-    async def go(self, *names: str) -> None:
-        for name in names:
-            self.ends[name].set()
-        await settle()
-
-    async def give_up(self, *names: str) -> None:
-        for name in names:
-            self.tasks[name].cancel()
-        await settle()
-
-    async def scatter(self) -> None:
-        for task in self.tasks.values():
-            task.cancel()
-        await asyncio.gather(*self.tasks.values(), return_exceptions=True)
-
-    async def _pass(self, name: str) -> None:
-        async with self._limiter.passage():
-            self.came.append(name)
-            self.inside.append(name)
-            try:
-                await self.ends[name].wait()
-            finally:
-                self.inside.remove(name)
-
-
-async def settle() -> None:
-    """Let everybody go on who can."""
-    for _ in range(10):
-        await asyncio.sleep(0)
+        await self.enter(self._limiter.passage, *names)
 
 
 Skip = Callable[[float], None]
@@ -75,8 +38,8 @@ async def skip(monkeypatch: pytest.MonkeyPatch) -> Skip:
 
 
 @contextlib.asynccontextmanager
-async def crowd(limiter: RateLimiter) -> AsyncIterator[Crowd]:
-    people = Crowd(limiter)
+async def crowd(limiter: RateLimiter) -> AsyncIterator[Requests]:
+    people = Requests(limiter)
     yield people
     await people.scatter()
 
