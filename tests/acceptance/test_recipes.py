@@ -240,6 +240,8 @@ def test_n8n_runs_the_workflow(kitchen: Kitchen, tmp_path: Path) -> None:
     order = {"workflow": json.loads(workflow), "credential": fields(recipe)}
     printed = cook([f"{PROGRAMS}/node", "run.mjs"], folder, order, N8N_USER_FOLDER=str(tmp_path))
     (item,) = json.loads(printed.splitlines()[-1])
+    listed = httpx.get(f"{kitchen.bridge}/_matrix/client/r0/joined_rooms", headers={"X-API-Key": kitchen.key})
+    assert listed.status_code == 403, "the recipe says that the node's list of rooms cannot be loaded"
     assert kitchen.room.event(item["event_id"])["content"] == {"msgtype": "m.notice", "body": "Two and two is 4"}
 
 
