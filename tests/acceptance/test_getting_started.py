@@ -1,5 +1,6 @@
 """docs/getting-started.md and the README's quick way: every command from the wheel on, and what they say it prints."""
 
+import json
 import os
 import re
 import shutil
@@ -129,13 +130,15 @@ def test_readme_leads_to_a_running_bridge(
         "$YUwRidLecu": "$…",
     }
     run = transcripts.steps(transcripts.section(readme, "Run it"))
-    first, *_ = transcripts.steps(readme)
+    first, refused, *_ = transcripts.steps(readme)
     script = []
     for step in [*run, first]:
         command, output = transcripts.replaced(step.command, names), transcripts.replaced(step.output, names)
         if command.startswith("flowbridge serve"):
             command = background(command, f"http://127.0.0.1:{port}") + "; KEY=$(cat flowbridge.db.first-key)"
         script.append(Step(command, output))
+    to_room = f"http://127.0.0.1:{port}/rooms/{make_room(bot)}"
+    script.append(Step(f"{refused.command.replace('…', to_room)} > refused.json", ""))
     assert wheel.name in "".join(step.command for step in run)
     shutil.copy(wheel, tmp_path)
     reader = environment(tmp_path / "tools")
@@ -144,3 +147,4 @@ def test_readme_leads_to_a_running_bridge(
     if code:
         node.missing(f"uvx cannot run flowbridge from its wheel, so that the README is NOT TESTED:\n{printed}")
     transcripts.check([Step("shopt -s expand_aliases", ""), *script], tmp_path, reader)
+    assert json.loads((tmp_path / "refused.json").read_text()) == json.loads(refused.output)
