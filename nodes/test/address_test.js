@@ -11,6 +11,7 @@ const os = require("node:os");
 const path = require("node:path");
 
 const { Client } = require("../lib/client");
+const { wordsOf } = require("../lib/node");
 const { load, shown, unload } = require("./flow");
 const world = require("./world");
 
@@ -58,6 +59,15 @@ describe("the bridge's address", () => {
         ]) {
             assert.equal(await said(url), sentence);
         }
+    });
+
+    it("is spoken of in Node-RED's language, where it has one", async () => {
+        const german = require("../locales/de/flowbridge-server.json");
+        const textOf = (key) => key.split(".").reduce((found, part) => found && found[part], german);
+        const speaking = { _: (key, values) => (textOf(key) ?? key).replace(/__(\w+)__/g, (_, name) => values[name]) };
+        const words = wordsOf(speaking, "flowbridge-server", "address");
+        assert.match(await said("localhost:8090", { words }), /^„localhost:8090“ ist keine URL, .+: schreibe http:\/\/localhost:8090$/);
+        assert.match(await said(facts.homeserver, { words }), /ist ein Matrix-Homeserver, keine flowbridge/);
     });
 
     it("may have blanks around it and a slash behind it", async () => {
