@@ -2,6 +2,7 @@
 // What a flow hears of a message that was accepted, once it is in its room, or dead.
 
 const assert = require("node:assert/strict");
+const http = require("node:http");
 
 const { helper, load, shown, unload } = require("./flow");
 const world = require("./world");
@@ -107,6 +108,57 @@ describe("a message that was accepted", () => {
         await ask({ payload: "x", accessToken: facts.friend.access_token });
         await world.until(() => received.length);
         assert.match(received[0].error.message, /the room is encrypted/);
+    });
+
+    describe("by a bridge that does as no real one does when it is wanted", () => {
+        let server, answer;
+
+        before(async () => {
+            server = http.createServer((request, response) => {
+                const id = request.method === "POST" ? "d1" : undefined;
+                const [status, body] = id ? [202, { delivery_id: id, status: "queued" }] : answer();
+                response.writeHead(status, { "content-type": "application/json", ...(id && { "flowbridge-delivery": id }) }).end(JSON.stringify(body));
+            });
+            await new Promise((resolve) => server.listen(0, "127.0.0.1", resolve));
+        });
+        after(() => {
+            server.closeAllConnections();
+            server.close();
+        });
+
+        const WAITS = { ...OUTCOMES, room: "!any:localhost", mode: "wait" }; // it waited in vain
+        const loaded = () => load([WAITS], { server: { url: `http://127.0.0.1:${server.address().port}` } });
+
+        it("is told of when the node had waited", async () => {
+            answer = () => [200, { deliveries: [{ delivery_id: "d1", status: "dead", room_id: "!any:localhost", error: { status: 413, errcode: "M_TOO_LARGE", error: "it is too large" } }] }];
+            const { ask, received, node } = await loaded();
+            const { error } = await ask({ payload: "slow" });
+            assert.equal(error, undefined);
+            await world.until(() => received.length);
+            assert.deepEqual([received[0].payload.status, received[0].errcode], ["dead", "M_TOO_LARGE"]);
+            assert.equal(shown(node("n")).text, "it is too large");
+        });
+
+        it("is unknown, and that is told as well", async () => {
+            answer = () => [200, { deliveries: [] }];
+            const { ask, received, ends } = await loaded();
+            await ask({ payload: "forgotten" });
+            await world.until(() => received.length);
+            const sentence = "what became of this message is unknown: the bridge does not know d1 any more";
+            assert.deepEqual(received[0].payload, { delivery_id: "d1", status: "unknown", error: { error: sentence } });
+            assert.deepEqual([...ends.values()], [1]);
+        });
+
+        it("is not told of where there are too many, and that is said", async () => {
+            answer = () => [200, { deliveries: [] }];
+            const { ask, ends } = await loaded();
+            bridge().deliveries.most = 0;
+            const { error } = await ask({ payload: "too many" });
+            bridge().deliveries.most = 10_000;
+            assert.equal(error, undefined, "it is accepted all the same");
+            assert.deepEqual([...ends.values()], [1]);
+            assert.match(bridge().warn.lastCall.args[0], /deliveries\.full/);
+        });
     });
 
     it("by the hundred is told of, each once, in a few questions", async () => {
