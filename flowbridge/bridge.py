@@ -154,7 +154,9 @@ class Core:
         )
         self.accounts = Accounts(settings, self.homeserver, self.callers)
         self.rooms = Rooms(self.homeserver, self.callers, self.room_access, joined=self.worker.joined)
-        self.history = History(self.callers, self.room_access, self.homeserver)
+        self.history = History(
+            self.callers, self.room_access, self.homeserver, encrypted_rooms=settings.encrypted_rooms
+        )
         self.media = Media(self.callers, self.homeserver, self.relay)
         self.live = Live(self.homeserver, self.callers, timing=self.timing)
         self.maintenance = Maintenance(
