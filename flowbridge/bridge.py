@@ -164,9 +164,12 @@ class Core:
         # By account: when its refused tokens are tried again, and the pause after that.
         self._rechecks: dict[str, tuple[float, float]] = {}
 
-    def open(self) -> None:
-        """Open the store; only who accepts events needs it. Raises StoreError or SettingsError."""
-        self.database.open(shared=self._beside)
+    def open(self, *, required: bool = False) -> None:
+        """Open the store; only who accepts events needs it. Raises StoreError or SettingsError.
+
+        When there is none it is created, unless it is `required`, or another process' own.
+        """
+        self.database.open(shared=self._beside, required=required)
         self.tokens.unlock(cipher(self.settings))
 
     async def locate(self) -> None:

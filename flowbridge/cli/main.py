@@ -60,6 +60,17 @@ def serve(
 
 
 @app.command()
+def init() -> None:
+    """Create the database, for what has to be there before the first `serve`: keys, for instance.
+
+    Only this, `serve` and `demo` create one. Where it exists already, it stays as it is.
+    """
+    from flowbridge.cli import store
+
+    store.create(_settings())
+
+
+@app.command()
 def demo(
     once: Annotated[bool, typer.Option("--once", help="Stop after the table.")] = False,
     port: Annotated[int, typer.Option(min=0, max=65_535, help="The bridge's port.")] = 8090,
