@@ -7,9 +7,12 @@ import difflib
 import os
 import re
 import string
+from importlib.util import find_spec
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
+from urllib.request import getproxies_environment, proxy_bypass
 
 from dotenv import dotenv_values
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
@@ -23,6 +26,7 @@ from pydantic_settings import (
 )
 
 from flowbridge.models import macaroons
+from flowbridge.models.proxy import Proxy
 
 Network = IPv4Network | IPv6Network
 
@@ -31,6 +35,8 @@ LEASE_MARGIN_SECONDS = 5.0  # otherwise a request could still be in flight when 
 _BASE_URL = re.compile(r"https?://(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+)(?::[0-9]{1,5})?(?:/[A-Za-z0-9._~/-]*)?")
 _KEY = re.compile(r"fb_[\x21-\x7e]{32,1000}")
 _FILES = "SECRET=FILES"  # not a possible name of an environment variable
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+_SOCKS = "python_socks"
 _TOKEN_RULE = "a token is visible ASCII without spaces, and not `None` or the like"  # noqa: S105 (a sentence, not a secret)
 _VISIBLE = frozenset(string.ascii_letters + string.digits + string.punctuation)
 
@@ -75,6 +81,7 @@ class Settings(BaseSettings):
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = _name("FLOWBRIDGE_API_KEYS", ())
     allow_http: bool = _name("FLOWBRIDGE_ALLOW_HTTP", False)
     ca_file: Path | None = _name("FLOWBRIDGE_CA_FILE")
+    proxy: SecretStr | None = _name("FLOWBRIDGE_PROXY")  # it may hold a password
     database_url: SecretStr = _name("FLOWBRIDGE_DATABASE_URL", SecretStr("sqlite:///flowbridge.db"))
     secret_key: SecretStr | None = _name("FLOWBRIDGE_SECRET_KEY")
     public_url: str | None = _name("FLOWBRIDGE_PUBLIC_URL")
@@ -138,6 +145,18 @@ class Settings(BaseSettings):
         return found
 
     @property
+    def unused_proxy(self) -> str:
+        """The variable that names a proxy to other programs, and counts for nothing here; "" when there is none."""
+        url = urlsplit(self.base_url if "://" in self.base_url else f"https://{self.base_url}")
+        wanted = ("http" if url.scheme == "http" else "https", "all")
+        kind = next((kind for kind in wanted if kind in getproxies_environment()), None)
+        is_needless = self.proxy is not None or url.hostname in _LOOPBACK
+        if kind is None or is_needless or proxy_bypass(url.netloc):
+            return ""
+        name = f"{kind}_proxy"
+        return name if os.environ.get(name) else name.upper()
+
+    @property
     def has_bot(self) -> bool:
         """Whether an account is configured that the bridge can act as."""
         return self.access_token is not None or self.user is not None
@@ -195,6 +214,13 @@ class Settings(BaseSettings):
         if url is not None and not _BASE_URL.fullmatch(url):
             raise ValueError("a base URL is https://host or http://host, with a port or a path if need be")
         return url.rstrip("/") if url else None
+
+    @field_validator("proxy")
+    @classmethod
+    def _is_proxy(cls, proxy: SecretStr | None) -> SecretStr | None:
+        if proxy is not None and Proxy.parse(proxy.get_secret_value()).scheme == "socks5" and find_spec(_SOCKS) is None:
+            raise ValueError("a socks5 proxy needs the extra socks: pip install 'flowbridge[socks]'")
+        return proxy
 
     @field_validator("ca_file")
     @classmethod

@@ -270,7 +270,7 @@ def revoke_key(id_: Annotated[str, typer.Argument(metavar="ID", help="As `keys l
 def main() -> None:
     """Run a command; a setting or an argument that cannot be used is one line and exit code 2."""
     from flowbridge.events.schema_lint import SchemaError
-    from flowbridge.homeserver.address import AddressError
+    from flowbridge.homeserver.base_url import AddressError
     from flowbridge.settings import SettingsError
     from flowbridge.store.errors import StoreError
 
