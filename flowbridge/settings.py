@@ -34,6 +34,7 @@ LEASE_MARGIN_SECONDS = 5.0  # otherwise a request could still be in flight when 
 
 _BASE_URL = re.compile(r"https?://(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+)(?::[0-9]{1,5})?(?:/[A-Za-z0-9._~/-]*)?")
 _KEY = re.compile(r"fb_[\x21-\x7e]{32,1000}")
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(?:\[[0-9a-f:.]+\]|[a-z0-9_.-]+)(?::[0-9]{1,5})?")
 _FILES = "SECRET=FILES"  # not a possible name of an environment variable
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _SOCKS = "python_socks"
@@ -105,6 +106,7 @@ class Settings(BaseSettings):
     keep_sent_hours: Annotated[float, Field(ge=0, le=87_600)] = _name("FLOWBRIDGE_KEEP_SENT_HOURS", 24.0)
     keep_dead_days: Annotated[float, Field(ge=0, le=36_500)] = _name("FLOWBRIDGE_KEEP_DEAD_DAYS", 30.0)
     trusted_proxies: Annotated[tuple[Network, ...], NoDecode] = _name("FLOWBRIDGE_TRUSTED_PROXIES", ())
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = _name("FLOWBRIDGE_CORS_ORIGINS", ())
     operations_port: Annotated[int, Field(ge=0, le=65_535)] | None = _name("FLOWBRIDGE_OPERATIONS_PORT")
     log_format: Literal["text", "json"] = _name("FLOWBRIDGE_LOG_FORMAT", "text")
     log_level: Literal["debug", "info", "warning", "error"] = _name("FLOWBRIDGE_LOG_LEVEL", "info")
@@ -200,6 +202,19 @@ class Settings(BaseSettings):
             except ValueError as error:
                 raise ValueError(f"addresses and networks (10.0.0.0/8), separated by commas; {error}") from None
         return tuple(found)
+
+    @field_validator("cors_origins", mode="before")
+    @classmethod
+    def _are_origins(cls, value: Any) -> Any:
+        """As a browser writes an origin: in lower case, without the port that its scheme has anyway."""
+        if not isinstance(value, str):
+            return value
+        found = [text.lower() for text in value.replace(",", " ").split()]
+        if wrong := [text for text in found if text != "*" and not _ORIGIN.fullmatch(text)]:
+            raise ValueError(
+                f"{wrong[0][:100]!r} is no origin: https://app.example.org, without a path or a slash, or *"
+            )
+        return tuple(re.sub(r"^(https://.*):443$|^(http://.*):80$", r"\1\2", text) for text in found)
 
     @field_validator("access_token")
     @classmethod

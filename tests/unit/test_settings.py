@@ -48,6 +48,11 @@ VALUES = {
         (ip_network("127.0.0.1"), ip_network("10.0.0.0/8"), ip_network("2001:db8::/32")),
     ),
     "FLOWBRIDGE_PROXY": ("proxy", f"http://bot:{SECRET}@proxy:3128", SecretStr(f"http://bot:{SECRET}@proxy:3128")),
+    "FLOWBRIDGE_CORS_ORIGINS": (
+        "cors_origins",
+        "https://App.example.org:443, http://localhost:3000 capacitor://localhost",
+        ("https://app.example.org", "http://localhost:3000", "capacitor://localhost"),
+    ),
     "FLOWBRIDGE_OPERATIONS_PORT": ("operations_port", "9100", 9_100),
     "FLOWBRIDGE_LOG_FORMAT": ("log_format", "JSON", "json"),
     "FLOWBRIDGE_LOG_LEVEL": ("log_level", "Debug", "debug"),
@@ -102,6 +107,7 @@ def test_defaults_are_those_of_the_contract() -> None:
         "keep_sent_hours": 24.0,
         "keep_dead_days": 30.0,
         "trusted_proxies": (),
+        "cors_origins": (),
         "operations_port": None,
         "log_format": "text",
         "log_level": "info",
@@ -213,6 +219,25 @@ def test_proxy_for_other_programs_is_noticed_where_it_would_count(
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert Settings.load(base_url=base_url).unused_proxy == found
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "app.example.org",
+        "https://app.example.org/",
+        "https://app.example.org/app",
+        "https://*.example.org",
+        "https://app.example.org:port",
+        "https://",
+        "null",
+        "https://ok.example.org, //app.example.org",
+    ],
+)
+def test_origin_that_is_none_says_how_one_is_written(text: str) -> None:
+    line = refused(cors_origins=text)
+    assert line.startswith("FLOWBRIDGE_CORS_ORIGINS: '")
+    assert line.endswith(" is no origin: https://app.example.org, without a path or a slash, or *")
 
 
 # secrets
