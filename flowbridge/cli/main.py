@@ -19,6 +19,7 @@ app = typer.Typer(
 
 Room = Annotated[str, typer.Argument(help="A room id (!…) or an alias (#name:server).")]
 Type = Annotated[str, typer.Argument(help="The event type, e.g. m.room.message.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def _version(wanted: bool) -> None:
@@ -108,11 +109,11 @@ def validate(
 
 
 @app.command()
-def doctor() -> None:
-    """Check the settings against the real homeserver."""
+def doctor(as_json: AsJson = False) -> None:
+    """Check the settings against the real homeserver: exit code 1 when something is wrong."""
     from flowbridge.cli import doctor as examination
 
-    raise typer.Exit(examination.run(_settings()))
+    raise typer.Exit(examination.run(_settings(), in_json=as_json))
 
 
 @app.command()
@@ -142,7 +143,6 @@ delivery_log = typer.Typer(
 )
 app.add_typer(delivery_log, name="deliveries")
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 InRoom = Annotated[str, typer.Option("--room", metavar="ID", help="Only of this room (an id, not an alias).")]
 OfType = Annotated[str, typer.Option("--type", metavar="TYPE", help="Only of this event type.")]
 Since = Annotated[str, typer.Option(metavar="TIME", help="Accepted since: 2026-11-22T10:00:00Z (UTC), or 2h, 7d ago.")]
