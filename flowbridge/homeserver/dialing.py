@@ -64,14 +64,13 @@ class Dialer:
             raise _unreached(proxy, error) from None
         try:
             await asked.established
+            if origin.tls:  # not for the connection yet: it would hear of its end although it was never made
+                kept = await loop.start_tls(transport, asyncio.Protocol(), self._tls, server_hostname=origin.host)
+                transport = kept or transport
+            if transport.is_closing():
+                raise _refused(proxy, origin, "it closes the connection")
             connection = made()
-            if origin.tls:
-                kept = await loop.start_tls(transport, connection, self._tls, server_hostname=origin.host)
-                if kept is None:  # it was lost meanwhile
-                    raise ConnectionAbortedError("the proxy closed the connection")
-                transport = kept
-            else:
-                transport.set_protocol(connection)
+            transport.set_protocol(connection)
             connection.connection_made(transport)
         except BaseException:
             transport.abort()

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from typing import Self
 from urllib.parse import unquote
 
+MAX_CREDENTIAL_BYTES = 255  # RFC 1929, for SOCKS5
+
 _FORM = (
     "http://host:port, https://host:port or socks5://host:port, with user:password@ before the host if it wants them"
 )
@@ -33,6 +35,8 @@ class Proxy:
         user, password = unquote(found["user"] or ""), unquote(found["password"] or "")
         if ":" in user or not f"{user}{password}".isprintable():
             raise ValueError(f"the proxy's user holds a colon, or a character that cannot be sent: it is {_FORM}")
+        if max(len(user.encode()), len(password.encode())) > MAX_CREDENTIAL_BYTES:
+            raise ValueError(f"the proxy's user and password have at most {MAX_CREDENTIAL_BYTES} bytes each")
         scheme = "socks5" if found["scheme"].startswith("socks5") else found["scheme"]
         return cls(scheme, found["host"].strip("[]"), int(found["port"]), user, password)
 

@@ -1,5 +1,6 @@
 """The homeserver behind a forward proxy: a real tinyproxy and a real microsocks, and what a broken one answers."""
 
+import asyncio
 import socket
 import ssl
 import threading
@@ -222,6 +223,24 @@ async def test_answer_in_pieces_through_a_proxy_that_speaks_tls(
         assert b"\r\nProxy-Authorization: Basic YnJpZGdlOnBhOnNzQHdvcmQ=\r\n\r\n" in came[0]
         said = await complaint(address, f"https://127.0.0.1:{port}")  # its authority is not named
     assert said.startswith(f"TLS with the proxy https://127.0.0.1:{port} fails: ")
+
+
+async def test_failures_behind_a_proxy_take_no_place_of_the_pool(authority: Authority, tmp_path: Path) -> None:
+    """A handshake that fails in the tunnel was counted as two connections that ended."""
+    ca_file, tls = authority("homeserver")
+    with Upstream(lambda _: OK, tls) as upstream, tinyproxy(tmp_path) as port:
+        unknown = tls_context(None)
+        proxy = Proxy.parse(f"http://127.0.0.1:{port}")
+        pool = Pool(Locator(f"https://127.0.0.1:{upstream.port}", unknown, proxy=proxy), unknown, most=1)
+        for _ in range(3):
+            with pytest.raises(NoAnswer, match=rf"TLS with https://127.0.0.1:{upstream.port} fails: "):
+                await pool.exchange("PUT", "/_matrix/x", b"", b"{}", deadline=PATIENCE, limit=65_536)
+            await asyncio.sleep(0.05)  # the end of the connection is told later
+            assert len(pool) == 0
+        unknown.load_verify_locations(ca_file)
+        answer = await pool.exchange("PUT", "/_matrix/x", b"", b"{}", deadline=PATIENCE, limit=65_536)
+        assert (answer.status, len(pool)) == (200, 1)
+        pool.close()
 
 
 async def test_well_known_is_asked_through_it_too(authority: Authority, tmp_path: Path) -> None:

@@ -186,6 +186,12 @@ def test_proxy_that_is_none_says_how_one_is_written(text: str) -> None:
     )
 
 
+@pytest.mark.parametrize("text", ["http://bot:%s@proxy:3128", "socks5://%s:secret@proxy:3128"])
+def test_password_of_a_proxy_is_no_longer_than_can_be_sent(text: str) -> None:
+    says = "FLOWBRIDGE_PROXY: the proxy's user and password have at most 255 bytes each"
+    assert refused(proxy=text % ("%C3%BC" * 128)) == says
+
+
 def test_socks_without_its_extra_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(settings_module, "find_spec", lambda _: None)
     assert refused(proxy="socks5://proxy:1080") == (
