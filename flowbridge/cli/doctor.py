@@ -67,7 +67,9 @@ def _settings(settings: Settings) -> Iterator[Finding]:
     for variable, meant in settings.misnamed().items():
         yield Finding("settings", None, f"{variable} is not a setting{f': set {meant}' if meant else ''}")
     if name := settings.unused_proxy:
-        yield Finding("proxy", None, f"{name} is set, but only FLOWBRIDGE_PROXY is used, which is not")
+        yield Finding(
+            "proxy", None, f"{name} is not used: if the homeserver is behind that proxy, set FLOWBRIDGE_PROXY"
+        )
     if "base_url" not in settings.model_fields_set:
         yield Finding("settings", None, f"BASE_URL is not set: the default {settings.base_url} is used")
 

@@ -148,7 +148,7 @@ def serve(settings: Settings, host: str, port: int) -> None:
     if "base_url" not in settings.model_fields_set:
         log.warning("default_homeserver", base_url=settings.base_url, hint="set BASE_URL to your homeserver")
     if name := settings.unused_proxy:
-        log.warning("proxy_not_used", name=name, hint="only FLOWBRIDGE_PROXY is")
+        log.warning("proxy_not_used", name=name, hint="if the homeserver is behind it, set FLOWBRIDGE_PROXY")
     file_limit.raise_limit()
     server = Server(settings)
     with contextlib.closing(listen(host, port)) as listener, _operations(settings, host) as operations:

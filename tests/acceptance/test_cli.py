@@ -185,6 +185,11 @@ def test_json_that_breaks_off_is_no_text(tmp_path: Path, body: str) -> None:
         ({"ACCESS_TOKEN_FILE": "/nothing/there"}, "ACCESS_TOKEN_FILE: "),
         ({"FLOWBRIDGE_LEASE_SECONDS": "14"}, "FLOWBRIDGE_LEASE_SECONDS: 14 s is too short"),
         ({"FLOWBRIDGE_REUSED_TXN_ID": "forget"}, "FLOWBRIDGE_REUSED_TXN_ID: "),
+        (
+            {"FLOWBRIDGE_CORS_ORIGINS": "https://app.example.org/"},
+            "FLOWBRIDGE_CORS_ORIGINS: 'https://app.example.org/' is ",
+        ),
+        ({"FLOWBRIDGE_PROXY": "bot:secret-without-prefix@proxy:1"}, "FLOWBRIDGE_PROXY: a proxy is http://host:port, "),
     ],
     ids=lambda value: "=".join(next(iter(value.items()))) if isinstance(value, dict) else "",
 )

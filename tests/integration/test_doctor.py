@@ -130,7 +130,9 @@ def test_keys_and_proxies_are_told(doctor: Doctor) -> None:
         ALL_PROXY="http://user:secret@127.0.0.1:1", BASE_URL="http://hs.invalid", FLOWBRIDGE_ALLOW_HTTP="1"
     )
     assert code == 1
-    assert says(checks, "proxy") == [("note", "ALL_PROXY is set, but only FLOWBRIDGE_PROXY is used, which is not")]
+    assert says(checks, "proxy") == [
+        ("note", "ALL_PROXY is not used: if the homeserver is behind that proxy, set FLOWBRIDGE_PROXY")
+    ]
     code, checks = doctor(FLOWBRIDGE_PROXY="http://user:secret@127.0.0.1:1")
     assert code == 1
     assert says(checks, "address")[0][1].endswith(", through the proxy http://127.0.0.1:1")
