@@ -10,7 +10,7 @@ from flowbridge.homeserver.sync import NOTHING, ROOMS_ALONE, Json, SyncClient, l
 from flowbridge.models import Caller
 
 MAX_ROOMS: Final = 20  # that have a line of their own: those first where something is to be done
-MAX_BYTES: Final = 16 * 1024 * 1024  # of the homeserver's answer: about a thousand rooms with all their power levels
+MAX_BYTES: Final = 16 * 1024 * 1024  # of the answer; a room with a long list of power levels has some 10 kB
 MAX_NAME: Final = 60  # characters
 
 _MESSAGE = "m.room.message"
