@@ -7,6 +7,7 @@ from typing import Any
 
 from flowbridge.events.message import Attachment, Message, Reaction, Redaction
 from flowbridge.events.relations import NONE, Binding, Content, Found, bind
+from flowbridge.models import Rendered
 from flowbridge.rendering.pills import with_pills
 
 MESSAGE, REACTION, REDACTION = "m.room.message", "m.reaction", "m.room.redaction"
@@ -15,14 +16,6 @@ CUT = "… (cut here: the file below has all of it)"
 
 _KINDS = {"image": "m.image", "audio": "m.audio", "video": "m.video"}
 _BLOCKS = ("<p", "<h1", "<h2", "<h3", "<h4", "<h5", "<h6", "<ul", "<ol", "<pre", "<blockquote", "<table", "<div", "<hr")
-
-
-@dataclass(frozen=True, slots=True)
-class Rendered:
-    """What a room shows of a text: `body` everywhere, `html` where it can be shown; None where it would add nothing."""
-
-    body: str
-    html: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

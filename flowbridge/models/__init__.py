@@ -30,6 +30,14 @@ class Event:
 
 
 @dataclass(frozen=True, slots=True)
+class Rendered:
+    """What a room shows of a text: `body` everywhere, `html` where it can be shown; None where it would add nothing."""
+
+    body: str
+    html: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ApiKey:
     """A bridge API key and its scopes. Without `rooms`, or without `event_types`, it covers all of them.
 

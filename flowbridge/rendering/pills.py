@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from html import escape
 from urllib.parse import quote
 
-_TAG = re.compile(r'(<(?:[^<>"]|"[^"]*")*>)')
+TAG = re.compile(r'(<(?:[^<>"]|"[^"]*")*>)')  # in HTML that has been cleaned
 _NAME = re.compile(r"</?([a-z0-9]+)")
 _VERBATIM = frozenset({"a", "code", "pre"})  # no link in a link, and code is shown as it is
 
@@ -19,7 +19,7 @@ def with_pills(html: str, users: Sequence[str]) -> str:
     names = sorted((escape(user, quote=False) for user in named), key=len, reverse=True)
     any_of = re.compile(r"(?<![\w@:])(?:" + "|".join(map(re.escape, names)) + r")(?![\w:]|[.-]\w)")
     links = {escape(user, quote=False): _link(user) for user in named}
-    pieces, inside = _TAG.split(html), 0
+    pieces, inside = TAG.split(html), 0
     for index, piece in enumerate(pieces):
         if index % 2 == 0:
             pieces[index] = piece if inside else any_of.sub(lambda found: links[found[0]], piece)

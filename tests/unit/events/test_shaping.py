@@ -6,7 +6,8 @@ import pytest
 
 from flowbridge.events import message, shaping
 from flowbridge.events.relations import LONGEST_ID, Binding, Found, Target, bind, largest
-from flowbridge.events.shaping import Rendered, Shaped
+from flowbridge.events.shaping import Shaped
+from flowbridge.models import Rendered
 
 HTML = {"format": "org.matrix.custom.html"}
 PILL = '<a href="https://matrix.to/#/@al:hs">@al:hs</a>'
