@@ -86,5 +86,7 @@ async def _checked(core: Core, room: str, event_type: str, body: bytes) -> Event
     if room:
         identifiers.room(room.replace("%", "%25"))
     identifiers.event_type(event_type.replace("%", "%25"))
-    found = core.acceptance.read(body, "", event_type, "flow")
+    found = await core.acceptance.receive(body, "", event_type, "flow")
+    if found.ignored:
+        note(f"beside the payload, and ignored: {', '.join(found.ignored)}")
     return await core.acceptance.check(room, event_type, found, as_state=False)

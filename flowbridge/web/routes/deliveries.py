@@ -40,11 +40,16 @@ Time = Annotated[
 ]
 
 
+class Remarks(TypedDict):
+    ignored: Annotated[list[str], Field(description="Keys beside `payload` or `content` that have no effect.")]
+
+
 class Accepted(TypedDict):
     """The event is queued."""
 
     delivery_id: Id
     status: Status
+    flowbridge: NotRequired[Remarks]
 
 
 class Refusal(TypedDict):
