@@ -32,12 +32,15 @@ from flowbridge.limits.processor import BODIES_SHARE, Account
 from flowbridge.live import Live
 from flowbridge.models import Caller
 from flowbridge.models.timing import Timing
+from flowbridge.rendering.processes import Rendering
 from flowbridge.services.acceptance import Acceptance
 from flowbridge.services.accounts import Accounts
 from flowbridge.services.deliveries import Deliveries
+from flowbridge.services.direct_rooms import DirectRooms
 from flowbridge.services.history import History
 from flowbridge.services.maintenance import Maintenance
 from flowbridge.services.media.files import Media
+from flowbridge.services.messages import Messages
 from flowbridge.services.readings import Readings
 from flowbridge.services.replays import Replays
 from flowbridge.services.rooms import Rooms
@@ -156,6 +159,17 @@ class Core:
         self.rooms = Rooms(self.homeserver, self.callers, self.room_access, joined=self.worker.joined)
         self.history = History(self.callers, self.room_access, self.homeserver)
         self.media = Media(self.callers, self.homeserver, self.relay)
+        self.rendering = Rendering(timing=self.timing)
+        self.messages = Messages(
+            self.acceptance,
+            self.sender,
+            self.callers,
+            self.room_access,
+            self.worker,
+            self.rendering,
+            DirectRooms(self.callers, self.homeserver, self.names),
+            self.media,
+        )
         self.live = Live(self.homeserver, self.callers, timing=self.timing)
         self.maintenance = Maintenance(
             settings, self.database, self.backpressure, self.keys, self.worker, timing=self.timing
@@ -204,6 +218,7 @@ class Core:
             for task in tasks:
                 task.cancel()
             self.live.stop()
+            self.rendering.stop()
             await self.worker.stop()
             self.breaker.stop()
             await self.database.stop()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, cast, get_args
 
 from flowbridge.errors import BadContent, Problem
-from flowbridge.events.canonical_json import pointer
+from flowbridge.events.canonical_json import is_unicode, pointer
 from flowbridge.events.relations import MAX_BYTES, Binding, Target, is_name
 
 T = TypeVar("T")
@@ -152,6 +152,8 @@ class _Reader:
             return default
         if "\0" in value:
             self.problem(name, "holds a NUL character, which homeservers cannot store")
+        elif not is_unicode(value):
+            self.problem(name, "holds a lone surrogate, which is not Unicode text")
         return value
 
     def _title(self) -> str:

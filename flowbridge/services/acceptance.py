@@ -84,7 +84,7 @@ class Acceptance:
         self.catalogue = catalogue
         self._room_access = room_access
         # Callers take turns with its threads: fifty hostile bodies of one caller share the time of one.
-        self._aside = Aside("check", "bodies that are being checked", guests).run
+        self.aside = Aside("check", "bodies that are being checked", guests).run
         self._tokens = tokens
         self._worker = worker
         self._reused_txn_id = reused_txn_id
@@ -115,7 +115,7 @@ class Acceptance:
             self.catalogue.check_type(event_type)
         if len(body) < LARGE_BYTES:
             return self.read(body, content_type, event_type, surface)
-        found = await self._aside(self.read, body, content_type, event_type, surface)
+        found = await self.aside(self.read, body, content_type, event_type, surface)
         return replace(found, size=len(body))
 
     async def check(self, room: str, event_type: str, found: Payload, *, as_state: bool) -> Event:
@@ -127,7 +127,7 @@ class Acceptance:
         if found.size < LARGE_BYTES and (entry is None or entry.validator.is_valid(found.content)):
             return self._check(room, event_type, entry, found, as_state, is_valid=True)
         # It is large, or wrong: explaining what is takes 1,000 times as long as seeing that something is.
-        return await self._aside(self._check, room, event_type, entry, found, as_state)
+        return await self.aside(self._check, room, event_type, entry, found, as_state)
 
     def _check(
         self, room: str, event_type: str, entry: Entry | None, found: Payload, as_state: bool, *, is_valid: bool = False
