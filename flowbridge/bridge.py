@@ -33,12 +33,15 @@ from flowbridge.live import Live
 from flowbridge.models import Caller
 from flowbridge.models.proxy import Proxy
 from flowbridge.models.timing import Timing
+from flowbridge.rendering.processes import Rendering
 from flowbridge.services.acceptance import Acceptance
 from flowbridge.services.accounts import Accounts
 from flowbridge.services.deliveries import Deliveries
+from flowbridge.services.direct_rooms import DirectRooms
 from flowbridge.services.history import History
 from flowbridge.services.maintenance import Maintenance
 from flowbridge.services.media.files import Media
+from flowbridge.services.messages import Messages
 from flowbridge.services.readings import Readings
 from flowbridge.services.replays import Replays
 from flowbridge.services.rooms import Rooms
@@ -160,6 +163,17 @@ class Core:
             self.callers, self.room_access, self.homeserver, encrypted_rooms=settings.encrypted_rooms
         )
         self.media = Media(self.callers, self.homeserver, self.relay)
+        self.rendering = Rendering(timing=self.timing)
+        self.messages = Messages(
+            self.acceptance,
+            self.sender,
+            self.callers,
+            self.room_access,
+            self.worker,
+            self.rendering,
+            DirectRooms(self.callers, self.homeserver, self.names),
+            self.media,
+        )
         self.live = Live(self.homeserver, self.callers, timing=self.timing)
         self.maintenance = Maintenance(
             settings, self.database, self.backpressure, self.keys, self.worker, timing=self.timing
@@ -211,6 +225,7 @@ class Core:
             for task in tasks:
                 task.cancel()
             self.live.stop()
+            self.rendering.stop()
             await self.worker.stop()
             self.breaker.stop()
             await self.database.stop()

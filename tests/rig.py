@@ -12,7 +12,7 @@ import secrets
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Any, Self
@@ -32,6 +32,7 @@ from flowbridge.delivery.pending import Outcome, PendingDelivery
 from flowbridge.delivery.worker import Bounds
 from flowbridge.delivery.write_queue import WriteQueue
 from flowbridge.errors import BadGateway, GatewayTimeout, MatrixError
+from flowbridge.events.relations import Binding
 from flowbridge.homeserver import Homeserver
 from flowbridge.homeserver.answers import Verdict
 from flowbridge.homeserver.pool import Answer
@@ -386,8 +387,13 @@ class Rig:
         content: dict[str, Any] | None = None,
         state_key: str | None = None,
         api_key: str | None = None,
+        binding: Binding | None = None,
+        following: Sequence[str] = (),
     ) -> PendingDelivery:
-        """A new pending delivery, as the acceptance makes it. `key`: an Idempotency-Key, the same for the same body."""
+        """A new pending delivery, as the acceptance makes it. `key`: an Idempotency-Key, the same for the same body.
+
+        `following`: the bodies of further events of its message.
+        """
         account = self.tokens.remember(caller)
         delivery = f"{self._name}-{next(self._names)}"
         text = json.dumps({"msgtype": "m.text", "body": body} if content is None else content)
@@ -402,11 +408,25 @@ class Rig:
             txn_id=delivery,
             accepted_at=clock.now_ms(),
             api_key=api_key,
+            binding=binding.to_json() if binding else None,
         )
         idem, fingerprint = (None, None) if key is None else (f"{account}|{room}|{key}", text)
         pending = PendingDelivery(row, caller.token, idem=idem, fingerprint=fingerprint)
+        pending.following = tuple(
+            PendingDelivery(
+                row._replace(
+                    delivery=f"{delivery}.{number}",
+                    txn_id=f"{delivery}.{number}",
+                    content=json.dumps({"msgtype": "m.text", "body": each}).encode(),
+                    binding=None,
+                ),
+                caller.token,
+            )
+            for number, each in enumerate(following, 1)
+        )
         if waits:
-            pending.add_waiter()
+            for each in (pending, *pending.following):
+                each.add_waiter()
         return pending
 
     def offer(self, body: str, room: str = ROOM, **how: Any) -> PendingDelivery:

@@ -97,5 +97,5 @@ def _print_detail(found: dict[str, Any]) -> None:
 def _entry(entry: dict[str, Any]) -> str:
     if was := entry.get("replayed"):
         return f"{entry['time']}  replayed by {was['by']}; it was {was['status']}, accepted {was['accepted_at']}"
-    said = " ".join(str(entry[key]) for key in ("status", "errcode", "error") if key in entry)
+    said = " ".join(str(entry[key]) for key in ("status", "errcode", "error", "note") if key in entry)
     return f"{entry['time']}  {entry.get('milliseconds', 0)} ms  {said}"

@@ -11,17 +11,19 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import takewhile
 from typing import Any
 
 from flowbridge import log, metrics
+from flowbridge.delivery import binding
 from flowbridge.delivery.account_limits import AccountLimits
 from flowbridge.delivery.attempt import Attempt, Attempts
 from flowbridge.delivery.backpressure import Backpressure
 from flowbridge.delivery.pending import Outcome, PendingDeliveries, PendingDelivery
 from flowbridge.delivery.suspects import Suspects, Suspicion, is_failure, must_be_looked_for
 from flowbridge.delivery.write_queue import WriteQueue
-from flowbridge.errors import GatewayTimeout, HomeserverError
+from flowbridge.errors import Errcode, GatewayTimeout, HomeserverError
 from flowbridge.homeserver.answers import Verdict
 from flowbridge.limits.tasks import ignore_result
 from flowbridge.models.timing import Timing
@@ -221,6 +223,8 @@ class Lane:
         if pending.idem is not None:
             # The commit tells whether it is new. Awaited even when done: the worker's callback has to run first.
             await asyncio.wait([pending.committed])
+        if pending.row.binding is not None and not await self._bind(pending):
+            return 0.0
         limits = self._shared.limits
         while not (self._stopping or pending.withdrawn):
             await self._keep_lease()
@@ -247,6 +251,30 @@ class Lane:
             if not self._stopping:
                 await asyncio.sleep(pause)
         return 0.0
+
+    async def _bind(self, pending: PendingDelivery) -> bool:
+        """Give it the relations to events that were sent before it; False: it is not to be sent."""
+        while not (self._stopping or pending.withdrawn):
+            await self._keep_lease()
+            work = partial(binding.resolve, row=pending.row, fence=self.fence, amended=self._shared.write_queue.amended)
+            try:
+                resolved = await self._shared.database.run(work, alone=True)
+            except Exception as error:
+                log.warning("store_away", error=reason(error))
+                await asyncio.sleep(self._shared.timing.first_pause)
+                continue
+            if resolved is None:
+                raise LeaseLost
+            if resolved.missing:
+                missing = HomeserverError(resolved.missing, errcode=Errcode.NOT_FOUND, status=404)
+                self._settle(pending, Verdict("dead", error=missing))
+                return False
+            pending.bind(resolved.content, resolved.history)
+            for entry in resolved.history:
+                if "note" in entry:
+                    log.info("target_missing", delivery=pending.row.delivery, note=entry["note"])
+            return True
+        return False
 
     async def _attempt(self, pending: PendingDelivery) -> Verdict | None:
         """Wait for the account's turn, then try once. None: it is not to be sent, or not yet."""

@@ -48,6 +48,7 @@ class PendingDelivery:
     request: str | None = None
     idem: str | None = None
     fingerprint: str | None = None
+    following: "tuple[PendingDelivery, ...]" = ()  # the other events of its message: written with it, or not at all
     # Whose share of the store it takes: the API key's, or that of the account which sent it with its own token. Many
     # keys share the bot's account: one of them must not take what the others need.
     caller: str = field(init=False)
@@ -125,6 +126,7 @@ class PendingDelivery:
             "api_key": row.api_key,
             "accepted_at": row.accepted_at,
             "settled_at": self._settled_at if outcome else None,
+            "binding": row.binding,
         }
 
     def settlement(self) -> dict[str, Any]:
@@ -181,6 +183,11 @@ class PendingDelivery:
     def remove_waiter(self) -> None:
         self._waiters -= 1
 
+    def bind(self, content: bytes, history: list[dict[str, Any]]) -> None:
+        """Its content has its relations from now on, in the store, too."""
+        self._row = self._row._replace(content=content, binding=None)
+        self._history = history
+
     # begun
 
     def hold(self) -> None:
@@ -199,7 +206,7 @@ class PendingDelivery:
         """Add an attempt to the history: the last ones stay, and all replays, which are the audit."""
         history = [*self._history, attempt]
         first = len(history) - outbox.HISTORY
-        self._history = [entry for index, entry in enumerate(history) if index >= first or "replayed" in entry]
+        self._history = [entry for index, entry in enumerate(history) if index >= first or _stays(entry)]
 
     def count_attempt(self) -> None:
         """The last attempt was one at this event: it did not fail for its account, or a pause."""
@@ -246,6 +253,10 @@ class PendingDelivery:
             self.settled.exception()  # retrieved: perhaps no caller waits
 
 
+def _stays(entry: dict[str, Any]) -> bool:
+    return "replayed" in entry or "note" in entry
+
+
 class PendingDeliveries:
     """One PendingDelivery for each delivery, so that its waiters hear of what a lane does. For one event loop."""
 
@@ -274,7 +285,8 @@ class PendingDeliveries:
         """The delivery of an event that is in the store."""
         known = self._by_delivery.get(row.delivery)
         if known is not None:
-            if known.held or (row.txn_id == known.row.txn_id and row.attempts <= known.attempts):
+            is_same = row.txn_id == known.row.txn_id and row.binding == known.row.binding
+            if known.held or (is_same and row.attempts <= known.attempts):
                 return known
             self._forget(known)
             if not known.settled.done():

@@ -13,6 +13,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from flowbridge import log, metrics
 from flowbridge.delivery.account_limits import AccountLimits
@@ -123,13 +124,16 @@ class Worker:
     def offer(self, pending: PendingDelivery) -> None:
         """Accept a new delivery: straight into its lane if that is held here and short, else by way of the store.
 
-        With several replicas always by way of the store, which alone knows what another one accepted before. Raises
-        StoreFull.
+        With several replicas always by way of the store, which alone knows what another one accepted before. So do
+        messages of several events, and those whose target is yet to be found. Raises StoreFull.
         """
         self._backpressure.admit(pending.row.lane, pending.caller, pending.size)
+        if pending.following:
+            self._offer_together(pending)
+            return
         lane = self._lanes.get(pending.row.lane)
         well = self._database.is_sqlite and not self._database.trouble  # else the event may go out and its commit fail
-        direct = lane is not None and well and lane.may_enqueue() and self._batch() > 1
+        direct = lane is not None and well and lane.may_enqueue() and self._batch() > 1 and pending.row.binding is None
         urgent = not direct or pending.idem is not None or not pending.waiters
         if lane is None or not self._database.is_sqlite or not lane.is_held():
             pending.mark_dirty()
@@ -153,6 +157,32 @@ class Worker:
         if self._limits.has_halts:
             self._retry_halted([pending])
 
+    def _offer_together(self, first: PendingDelivery) -> None:
+        """As `offer`, for an event with others that follow it."""
+        name, counted = first.row.lane, [first]
+        first.mark_dirty()
+        self._backpressure.add(first)
+        try:
+            for pending in first.following:
+                self._backpressure.admit(name, pending.caller, pending.size)
+                self._backpressure.add(pending)
+                counted.append(pending)
+            self._write_queue.append(first, urgent=True)
+        except BaseException:
+            for pending in counted:
+                self._backpressure.remove(pending)
+            raise
+        for pending in counted:
+            self._deliveries.add(pending)
+            pending.committed.add_done_callback(partial(self._on_written, pending))
+        if (lane := self._lanes.get(name)) is not None:
+            lane.expect_more()
+        else:
+            self._missed.add(name)
+            self._want(name)
+        if self._limits.has_halts:
+            self._retry_halted([first])
+
     async def join(self, row: Row, *, waits: bool) -> PendingDelivery:
         """The delivery of an event that was accepted before, to wait for."""
         known = self._deliveries.get(row.delivery)
@@ -168,6 +198,11 @@ class Worker:
             raise
         self._deliveries.leave(pending)
         return pending
+
+    async def rows(self, deliveries: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """Whole rows of the store, with outcomes that are on their way to it."""
+        found = await self._database.run(partial(outbox.by_delivery, deliveries=deliveries))
+        return {name: self._write_queue.amended(row) for name, row in found.items()}
 
     def may_wait(self, caller: str) -> bool:
         """Whether one more request of this caller may wait for an outcome."""

@@ -39,7 +39,8 @@ class WriteQueue:
     def append(self, pending: PendingDelivery, *, urgent: bool = True) -> None:
         """Write an acceptance. `pending.committed` tells when it is on the disk. Raises StoreFull.
 
-        `urgent`: a caller waits for the commit.
+        The events that follow it are written with it, in one commit, or not at all. `urgent`: a caller waits for the
+        commit.
         """
         if len(self._new) >= self._max_waiting:
             raise StoreFull("too many callers wait for the store")
@@ -52,7 +53,7 @@ class WriteQueue:
                 f"{waiting} requests of this API key or account wait for the store already, which is its share",
                 retry_after_ms=WAIT_MS,
             )
-        self._waiting.add(caller)
+        self._waiting.add(caller, 1 + len(pending.following))
         self._new.append(pending)
         self._plan(lingers=not urgent)
 
@@ -111,7 +112,11 @@ class WriteQueue:
     def _take(self, batch: "_Batch") -> None:
         self._planned = False
         _drain(self._accounts, batch.accounts)
-        _drain(self._new, batch.new)
+        while self._new:
+            pending = self._new.popleft()
+            batch.new.append(pending)
+            if pending.following:
+                batch.new.extend(pending.following)
         _drain(self._outcomes, batch.outcomes)
         _drain(self._doubts, batch.doubts)
 
@@ -204,12 +209,30 @@ class _Batch:
             self._found_nothing = self._insert_first(connection)
         refused = outbox.insert_rows(connection, [pending.begin_write() for pending in self.new])
         self._join(connection)
+        for pending in self.new:
+            if pending.following:
+                refused |= self._together(connection, pending, refused)
         if self._write_queue._database.is_sqlite:
             fresh = [pending for pending in self.new if pending.existing is None]
             leases.mark_dirty(
                 connection, [(pending.row.lane, pending.row.account) for pending in fresh if pending.dirty]
             )
         return refused
+
+    def _together(self, connection: Connection, first: PendingDelivery, refused: set[str]) -> set[str]:
+        """A message is accepted as a whole: take its other events back when its key, or an event, was not accepted.
+
+        Returns the events that are refused with another one.
+        """
+        deliveries = {pending.row.delivery for pending in (first, *first.following)}
+        if first.existing is not None:
+            for pending in first.following:
+                pending.set_existing(first.existing)
+            deliveries.remove(first.row.delivery)
+        elif refused.isdisjoint(deliveries):
+            return set()
+        outbox.remove_queued(connection, list(deliveries))
+        return set() if first.existing is not None else deliveries
 
     def _insert_first(self, connection: Connection) -> bool:
         """Insert a row that an earlier run inserted; whether that run left none.

@@ -103,7 +103,7 @@ def _is_too_deep(text: str) -> bool:
 def _walk(value: Any, at: str) -> Iterator[Problem]:
     if isinstance(value, _Marked):
         yield Problem(at, value.message, RULE)
-    elif isinstance(value, str) and not _is_unicode(value):
+    elif isinstance(value, str) and not is_unicode(value):
         yield Problem(at, "holds a lone surrogate, which is not Unicode text", RULE)
     elif isinstance(value, list):
         for index, item in enumerate(value):
@@ -112,7 +112,7 @@ def _walk(value: Any, at: str) -> Iterator[Problem]:
         for key in getattr(value, "repeated", ()):
             yield _duplicate(at, key)
         for key, item in value.items():
-            if not _is_unicode(key):
+            if not is_unicode(key):
                 yield Problem(pointer(at, key), "has a lone surrogate in its name", RULE)
             yield from _walk(item, pointer(at, key))
 
@@ -121,7 +121,7 @@ def _duplicate(at: str, key: str) -> Problem:
     return Problem(pointer(at, key), "is there twice", RULE)
 
 
-def _is_unicode(text: str) -> bool:
+def is_unicode(text: str) -> bool:
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -158,14 +158,14 @@ def _message(text: str) -> dict[str, str]:
 
 
 def _text_message(body: bytes, content_type: str) -> Payload:
-    return Payload(_message(_text(body, content_type)))
+    return Payload(_message(decoded(body, content_type)))
 
 
 def _refuse(pointer: str, message: str) -> None:
     raise BadContent([Problem(pointer, message, RULE)])
 
 
-def _text(body: bytes, content_type: str) -> str:
+def decoded(body: bytes, content_type: str) -> str:
     header = Message()
     header["content-type"] = content_type
     charset = str(header.get_param("charset", "utf-8")).lower()

@@ -85,6 +85,33 @@ class Homeserver:
             return False
         return answers.success(answer).get("membership") == "join"
 
+    async def membership(self, token: str, room_id: str, user_id: str) -> str:
+        """Of a user in a room; "" also where this token may not see it."""
+        answer = await self._question("GET", paths.state_target(room_id, "m.room.member", user_id), token)
+        if answer.status in (403, 404) and isinstance(answers.error(answer), HomeserverError):
+            return ""
+        return str(answers.success(answer).get("membership", ""))
+
+    async def account_data(self, token: str, user_id: str, type_: str) -> dict[str, Any]:
+        """What a user's clients keep under this name; {} if there is nothing."""
+        answer = await self._question("GET", paths.account_data_target(user_id, type_), token, limit=READ_LIMIT)
+        if answer.status == 404 and answers.error(answer).errcode == Errcode.NOT_FOUND:
+            return {}
+        return answers.success(answer)
+
+    async def set_account_data(self, token: str, user_id: str, type_: str, content: Mapping[str, Any]) -> None:
+        body = large_json.write(content)
+        answers.success(await self._question("PUT", paths.account_data_target(user_id, type_), token, body))
+
+    async def create_direct_room(self, token: str, user_id: str) -> str:
+        """A room with this user, who is invited; returns its id."""
+        request = {"is_direct": True, "preset": "trusted_private_chat", "invite": [user_id]}
+        answer = await self._question("POST", f"{paths.CLIENT}/createRoom", token, large_json.write(request))
+        room_id = answers.success(answer).get("room_id")
+        if not isinstance(room_id, str) or not room_id.startswith("!"):
+            raise BadGateway("the homeserver's answer to a new room names no room_id")
+        return room_id
+
     async def recent(
         self, token: str, room_id: str, before: str, *, only: Mapping[str, Any] | None = None, limit: int = 100
     ) -> tuple[list[dict[str, Any]], str]:

@@ -54,6 +54,17 @@ def room(raw: str) -> str:
     raise BadRequest(f"{text[:80]!r} is not a room: a room id begins with '!', an alias with '#'")
 
 
+def room_or_user(raw: str) -> str:
+    """As `room`, or a user id (`@name:server`): the direct room with that user."""
+    if not raw.startswith(("@", "%40")):
+        return room(raw)
+    text = segment(raw, "user id")
+    name, colon, server = text[1:].partition(":")
+    if name and colon and server and "/" not in server:
+        return text
+    raise BadRequest(f"{text!r} is not a user id: it has the form @name:server")
+
+
 def event_type(raw: str) -> str:
     text = segment(raw, "event type")
     if "/" in text:

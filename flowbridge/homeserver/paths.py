@@ -34,6 +34,10 @@ def sync_target(query: Mapping[str, str]) -> str:
     return f"{CLIENT}/sync{_query(query)}"
 
 
+def account_data_target(user_id: str, type_: str) -> str:
+    return f"{CLIENT}/user/{_q(user_id)}/account_data/{_q(type_)}"
+
+
 def alias_target(alias: str) -> str:
     return f"{CLIENT}/directory/room/{_q(alias)}"
 

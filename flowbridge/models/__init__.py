@@ -24,13 +24,23 @@ class Payload:
 class Event:
     """An event as it is sent to the homeserver. `state_key` is None for a message event.
 
-    `content` is the canonical JSON (UTF-8) that was validated: what was checked is what is sent.
+    `content` is the canonical JSON (UTF-8) that was validated: what was checked is what is sent. `binding`: the
+    relations that it is to get when its turn comes (events/relations.py), as JSON.
     """
 
     room: str
     type: str
     content: bytes
     state_key: str | None
+    binding: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """What a room shows of a text: `body` everywhere, `html` where it can be shown; None where it would add nothing."""
+
+    body: str
+    html: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,6 +64,8 @@ class Timing:
     forget_seconds: float = 600.0
     upkeep_retry_seconds: float = 10.0  # after maintenance work that failed
 
+    render_seconds: float = 10.0  # for a text to be rendered on a busy machine; of the processor it gets one second
+
     # store
     sqlite_busy_seconds: float = 5.0  # for which SQLite waits for a lock on its file
     sqlite_locked_seconds: float = 5.0  # for which opening is retried where SQLite does not wait

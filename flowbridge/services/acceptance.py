@@ -5,7 +5,7 @@ import hashlib
 import json
 import secrets
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
@@ -39,26 +39,33 @@ HELD_BACK = 0.1  # of the time after which a caller beyond its share should try 
 class How:
     """How an event came: on which surface, under which key (Idempotency-Key or txnId), in which body.
 
-    `waits`: the caller wants its outcome, and will ask the worker for it once.
+    `waits`: the caller wants its outcome, and will ask the worker for it once. `meaning`: what a repeat under the same
+    key has to be equal in, where that is not the event's content.
     """
 
     surface: Surface
     key: str | None = None
     request: bytes = b""
     waits: bool = True
+    meaning: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
     """An accepted event. `replayed`: it had been accepted before, under the same key.
 
-    `waits`: the caller may ask the worker for its outcome, once.
+    `waits`: the caller may ask the worker for its outcome, once, and for those of the events that follow it.
     """
 
     caller: Caller
     pending: PendingDelivery
     replayed: bool = False
     waits: bool = True
+
+    @property
+    def deliveries(self) -> tuple[PendingDelivery, ...]:
+        """All events of its message, in order."""
+        return (self.pending, *self.pending.following)
 
 
 class Acceptance:
@@ -77,7 +84,7 @@ class Acceptance:
         self.catalogue = catalogue
         self._room_access = room_access
         # Callers take turns with its threads: fifty hostile bodies of one caller share the time of one.
-        self._aside = Aside("check", "bodies that are being checked", guests).run
+        self.aside = Aside("check", "bodies that are being checked", guests).run
         self._tokens = tokens
         self._worker = worker
         self._reused_txn_id = reused_txn_id
@@ -108,7 +115,7 @@ class Acceptance:
             self.catalogue.check_type(event_type)
         if len(body) < LARGE_BYTES:
             return self.read(body, content_type, event_type, surface)
-        found = await self._aside(self.read, body, content_type, event_type, surface)
+        found = await self.aside(self.read, body, content_type, event_type, surface)
         return replace(found, size=len(body))
 
     async def check(self, room: str, event_type: str, found: Payload, *, as_state: bool) -> Event:
@@ -120,7 +127,7 @@ class Acceptance:
         if found.size < LARGE_BYTES and (entry is None or entry.validator.is_valid(found.content)):
             return self._check(room, event_type, entry, found, as_state, is_valid=True)
         # It is large, or wrong: explaining what is takes 1,000 times as long as seeing that something is.
-        return await self._aside(self._check, room, event_type, entry, found, as_state)
+        return await self.aside(self._check, room, event_type, entry, found, as_state)
 
     def _check(
         self, room: str, event_type: str, entry: Entry | None, found: Payload, as_state: bool, *, is_valid: bool = False
@@ -144,9 +151,10 @@ class Acceptance:
             raise BadContent(problems, ignored=found.ignored)
         return Event(room, event_type, content, state_key)
 
-    async def accept(self, credential: Credential, event: Event, how: How) -> Receipt:
+    async def accept(self, credential: Credential, event: Event, how: How, following: Sequence[Event] = ()) -> Receipt:
         """Write a checked event down, and hand it to the worker.
 
+        `following`: further events of its message, of the same type: all are accepted, in this order, or none.
         Raises Forbidden for an API key that does not cover it, Conflict for an Idempotency-Key that was used with
         other content, StoreFull and StoreUnavailable.
         """
@@ -157,10 +165,14 @@ class Acceptance:
         if len(event.content) > size.SMALL_BYTES:
             size.check(event.content, event.type, event.state_key, room_id, caller.user_id)
         pending = self._pending(caller, room_id, event, how)
+        if following:
+            pending.following = tuple(self._following(caller, pending.row, following))
         if how.waits and not self._worker.may_wait(pending.caller):
             how = _unwaited(how)
         if how.waits:
             pending.add_waiter()
+            for each in pending.following:
+                each.add_waiter()
         try:
             self._worker.offer(pending)
         except ShareTaken as error:
@@ -190,6 +202,17 @@ class Acceptance:
         if outcome is not None and room_upgrades.is_forbidden(outcome.error):
             self._room_access.doubt(caller, alias, room_id)
 
+    def _following(self, caller: Caller, first: Row, events: Sequence[Event]) -> Iterator[PendingDelivery]:
+        """Further events of a message. Their ids tell which message it is, so that a repeat finds them."""
+        for number, event in enumerate(events, 1):
+            if len(event.content) > size.SMALL_BYTES:
+                size.check(event.content, event.type, event.state_key, first.room_id, caller.user_id)
+            delivery = following_id(first.delivery, number)
+            row = first._replace(
+                delivery=delivery, txn_id=delivery, content=event.content, binding=event.binding, attempts=0
+            )
+            yield PendingDelivery(row, token=caller.token)
+
     def _pending(self, caller: Caller, room_id: str, event: Event, how: How) -> PendingDelivery:
         account = self._tokens.remember(caller)
         delivery = next(self._deliveries)
@@ -204,6 +227,7 @@ class Acceptance:
             txn_id=delivery,
             accepted_at=clock.now_ms(),
             api_key=caller.key.id if caller.key else None,
+            binding=event.binding,
         )
         is_same = how.request == event.content
         idem, fingerprint = self._idem(row, caller, how, how.key) if how.key is not None else (None, None)
@@ -217,7 +241,7 @@ class Acceptance:
 
     def _idem(self, row: Row, caller: Caller, how: How, key: str) -> tuple[str, str]:
         """What its key stands for in the store, by user, device (or API key), room and event type; its fingerprint."""
-        fingerprint = _digest(row.content, (row.state_key or "").encode())
+        fingerprint = _digest(row.content if how.meaning is None else how.meaning, (row.state_key or "").encode())
         who = row.api_key or caller.device_id or ""  # a bot may have another device at each replica
         scope = (caller.user_id, who, row.room_id, row.event_type)
         idem = _digest(*(part.encode() for part in (*scope, how.surface, key)))
@@ -241,15 +265,29 @@ class Acceptance:
                 "key_reused", was=existing["fingerprint"], now=pending.fingerprint, delivery=existing["delivery"]
             )
             raise Conflict("this Idempotency-Key was used before, with other content")
+        first = await self._joined(existing, how)
+        if pending.following:
+            names = [following_id(existing["delivery"], number + 1) for number in range(len(pending.following))]
+            rows = await self._worker.rows(names)
+            first.following = tuple([await self._joined(rows[name], how) for name in names if name in rows])
+        is_settled = all(each.settled.done() for each in (first, *first.following))
+        return Receipt(caller, first, replayed=True, waits=how.waits or is_settled)
+
+    async def _joined(self, existing: Mapping[str, Any], how: How) -> PendingDelivery:
+        """A delivery that was accepted before, to wait for."""
         row = outbox.row_of(existing)
         if existing["state"] == "queued":
-            joined = await self._worker.join(row, waits=how.waits)
-            return Receipt(caller, joined, replayed=True, waits=how.waits)
+            return await self._worker.join(row, waits=how.waits)
         error = from_json(existing["error"]) if existing["error"] else None
-        settled = PendingDelivery(row)
+        settled = PendingDelivery.stored(row)
         settled.add_waiter()
         settled.answer(Outcome(existing["state"], existing["event_id"], error))
-        return Receipt(caller, settled, replayed=True)
+        return settled
+
+
+def following_id(first: str, number: int) -> str:
+    """The id of an event that follows the first of its message."""
+    return f"{first}.{number}"
 
 
 def _unwaited(how: How) -> How:

@@ -50,7 +50,7 @@ def detail(row: Mapping[str, Any]) -> dict[str, Any]:
 def _happened(entry: Mapping[str, Any]) -> dict[str, Any]:
     """An attempt, or a replay and what the delivery was before it."""
     found = {"time": iso(entry["at"]), "milliseconds": entry.get("ms")}
-    found |= {name: entry.get(name) for name in ("status", "errcode", "error")}
+    found |= {name: entry.get(name) for name in ("status", "errcode", "error", "note")}
     if (was := entry.get("replayed")) is not None:
         found["replayed"] = without_none(
             {

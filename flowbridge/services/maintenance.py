@@ -12,7 +12,7 @@ from flowbridge.delivery import Worker
 from flowbridge.delivery.backpressure import FILLED, Backpressure
 from flowbridge.models.timing import Timing
 from flowbridge.settings import Settings
-from flowbridge.store import Database, abandoned, accounts, clock, leases, resolved, retention
+from flowbridge.store import Database, abandoned, accounts, clock, leases, message_keys, resolved, retention
 from flowbridge.store.engine import reason
 
 COUNT_SHARE = 50  # counting takes at most one of so many seconds
@@ -114,6 +114,8 @@ class Maintenance:
         idle = clock.now_ms() - int(self._timing.token_idle_seconds * 1000)
         unseen = clock.now_ms() - int(names.KEEP_SECONDS * 1000)  # what is needed again is asked for again
         await self._repeat(lambda: self._database.run(leases.forget_idle, alone=True))
+        unused = clock.now_ms() - message_keys.KEEP_DAYS * 24 * HOUR_MS
+        await self._repeat(lambda: self._database.run(partial(message_keys.forget, used_before=unused)))
         await self._repeat(lambda: self._database.run(retention.forget_ids))
         await self._database.run(lambda connection: accounts.drop_idle_tokens(connection, idle))
         await self._database.run(lambda connection: accounts.forget_tokens(connection, unseen))

@@ -4,8 +4,11 @@ The report is the promise (docs/reliability.md): the event is in its room; it is
 will be sent; or its outcome is unknown, and how to find out.
 """
 
+import asyncio
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 from flowbridge import log
 from flowbridge.auth.callers import Callers, Credential
@@ -26,7 +29,7 @@ class Told:
     """What a caller hears of an accepted event: exactly one of `event_id`, `error` and `status`.
 
     `status` (queued, sent, dead): how far it is; to be answered with a 202. `replayed`: it had been accepted before,
-    under the same key.
+    under the same key. `following`: the same of the events that follow it in its message.
     """
 
     delivery: str
@@ -35,6 +38,8 @@ class Told:
     event_id: str | None = None
     error: MatrixError | None = None
     status: str = ""
+    following: "tuple[Told, ...]" = ()
+    history: Sequence[Mapping[str, Any]] = ()
 
 
 class Sender:
@@ -60,6 +65,38 @@ class Sender:
         self._worker = worker
         self._limits = limits
         self._breaker = breaker
+
+    async def send_together(self, credential: Credential, events: Sequence[Event], how: How, patience: float) -> Told:
+        """As `send`, for the events of one message on the flow surface."""
+        first, *following = events
+        if not following:
+            return await self.send(credential, first, how, patience)
+        ends = time.monotonic() + patience
+        receipt = await self._acceptance.accept(credential, first, how, following)
+        outcomes = await self._outcomes(receipt, how, patience)
+        if first.room.startswith("#") and outcomes[0] is not None and room_upgrades.is_forbidden(outcomes[0].error):
+            again = await self._accepted_elsewhere(credential, events, how, receipt)
+            if again is not None:
+                receipt, outcomes = again, await self._outcomes(again, how, max(0.0, ends - time.monotonic()))
+        told = [
+            await self._told_of(replace(receipt, pending=pending), outcome)
+            for pending, outcome in zip(receipt.deliveries, outcomes, strict=True)
+        ]
+        return replace(told[0], following=tuple(told[1:]))
+
+    async def _outcomes(self, receipt: Receipt, how: How, seconds: float) -> list[Outcome | None]:
+        """Of all events of a message. Waited for at once: those behind a refused one hear it, too."""
+        if not (how.waits and receipt.waits):
+            return [None for _ in receipt.deliveries]
+        return await asyncio.gather(*(self._worker.wait(pending, seconds) for pending in receipt.deliveries))
+
+    async def _told_of(self, receipt: Receipt, outcome: Outcome | None) -> Told:
+        try:
+            if outcome is not None:
+                return await self._ended(receipt, outcome)
+            return _told(receipt, status=await self._accepted(receipt))
+        except MatrixError as error:
+            return _told(receipt, error=error)
 
     async def send(self, credential: Credential, event: Event, how: How, patience: float) -> Told:
         """Accept a checked event and, if `how.waits`, wait for its outcome for `patience` seconds.
@@ -88,18 +125,27 @@ class Sender:
 
         The refusal stays in the delivery log. It is also the answer where the caller may not join the new room.
         """
-        row = receipt.pending.row
-        try:
-            if not await self._room_access.moved(receipt.caller, event.room, row.room_id):
-                return receipt, outcome
-            again = await self._acceptance.accept(credential, event, how)
-        except MatrixError as error:
-            log.info("alias_not_followed", alias=event.room, room=row.room_id, error=error.error)
+        again = await self._accepted_elsewhere(credential, [event], how, receipt)
+        if again is None:
             return receipt, outcome
-        log.info("alias_moved", alias=event.room, room=row.room_id, now=again.pending.row.room_id)
         if not again.waits:
             return again, None
         return again, await self._worker.wait(again.pending, max(0.0, ends - time.monotonic()))
+
+    async def _accepted_elsewhere(
+        self, credential: Credential, events: Sequence[Event], how: How, receipt: Receipt
+    ) -> Receipt | None:
+        """The events of a refused message, in the room that their alias leads to by now; None if that is the same."""
+        row, (first, *following) = receipt.pending.row, events
+        try:
+            if not await self._room_access.moved(receipt.caller, first.room, row.room_id):
+                return None
+            again = await self._acceptance.accept(credential, first, how, following)
+        except MatrixError as error:
+            log.info("alias_not_followed", alias=first.room, room=row.room_id, error=error.error)
+            return None
+        log.info("alias_moved", alias=first.room, room=row.room_id, now=again.pending.row.room_id)
+        return again
 
     async def _accepted(self, receipt: Receipt) -> str:
         """How far it is, once it is on the disk. Raises GatewayTimeout when the store cannot tell whether it is."""
@@ -151,4 +197,6 @@ class Sender:
 
 
 def _told(receipt: Receipt, *, event_id: str | None = None, error: MatrixError | None = None, status: str = "") -> Told:
-    return Told(receipt.pending.row.delivery, receipt.caller.user_id, receipt.replayed, event_id, error, status)
+    pending = receipt.pending
+    user_id, replayed = receipt.caller.user_id, receipt.replayed
+    return Told(pending.row.delivery, user_id, replayed, event_id, error, status, history=pending.history)

@@ -205,6 +205,11 @@ def use_token(connection: Connection, fence: Fence, digest: str) -> bool:
     return connection.execute(update(lanes).where(holds(fence)).values(sent_with=digest)).rowcount > 0
 
 
+def is_held(connection: Connection, fence: Fence) -> bool:
+    """Whether the lease is still this one; it stays so until the end of the transaction."""
+    return connection.scalar(select(lanes.c.lane).where(holds(fence)).with_for_update()) is not None
+
+
 def holds(fence: Fence) -> ColumnElement[bool]:
     """Whether the lease is still this one."""
     return and_(lanes.c.lane == fence.lane, lanes.c.owner == fence.owner, lanes.c.fence == fence.number)

@@ -35,6 +35,7 @@ class Row(NamedTuple):
     api_key: str | None = None  # the id of the key that sent it; None for a caller's own token
     attempts: int = 0
     history: str = "[]"
+    binding: str | None = None  # JSON: the relations that its content is yet to get
 
 
 _ROW = tuple(outbox.c[name] for name in Row._fields)
@@ -130,6 +131,18 @@ def note(connection: Connection, delivery: str, attempts: int, history: str) -> 
     """Record the attempts so far of an event that is still queued."""
     queued = update(outbox).where(outbox.c.delivery == delivery, QUEUED)
     connection.execute(queued.values(attempts=attempts, history=history))
+
+
+def bind(connection: Connection, delivery: str, content: bytes, history: str) -> None:
+    """Give an event that is still queued its content with its relations."""
+    queued = update(outbox).where(outbox.c.delivery == delivery, QUEUED)
+    connection.execute(queued.values(content=content.decode(), history=history, binding=None))
+
+
+def by_delivery(connection: Connection, deliveries: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Whole rows."""
+    found = connection.execute(select(outbox).where(outbox.c.delivery.in_(deliveries))).mappings()
+    return {row["delivery"]: dict(row) for row in found}
 
 
 _OUTCOME = ("state", "attempts", "history", "event_id", "error", "settled_at")

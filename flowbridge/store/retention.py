@@ -7,12 +7,12 @@ its row for as long as an event that may have to be told from it can be queued.
 
 from collections.abc import Sequence
 
-from sqlalchemy import Connection, FromClause, and_, bindparam, delete, func, or_, select
+from sqlalchemy import Connection, FromClause, and_, bindparam, delete, func, or_, select, update
 from sqlalchemy.sql import ColumnElement
 
 from flowbridge.store import clock
 from flowbridge.store.statements import DEAD, SENT, head_accepted_at, insert
-from flowbridge.store.tables import gone, outbox
+from flowbridge.store.tables import gone, message_keys, outbox
 
 PURGED = 2_500  # rows that are deleted at once: some 15 ms, for which accepting waits
 # The search for an event begins one skew before it was accepted, and asks what was settled since as much before that.
@@ -44,11 +44,15 @@ def forget(connection: Connection, ids: Sequence[int], states: Sequence[str] = (
 
 
 def keep_ids(connection: Connection, *chosen: ColumnElement[bool]) -> None:
-    """Keep the needed event ids of rows that are about to be deleted."""
+    """Keep the needed event ids of rows that are about to be deleted, and those that a caller's key stands for."""
     columns = (outbox.c.event_id, outbox.c.lane, outbox.c.settled_at)
     needed = select(*columns).where(*chosen, outbox.c.event_id.is_not(None), _is_needed(outbox))
     statement = insert(connection, gone).from_select([column.name for column in columns], needed)
     connection.execute(statement.on_conflict_do_nothing())
+    if connection.scalar(select(message_keys.c.delivery).limit(1)) is not None:
+        keyed = select(outbox.c.delivery).where(*chosen, outbox.c.event_id.is_not(None))
+        event_id = select(outbox.c.event_id).where(outbox.c.delivery == message_keys.c.delivery).scalar_subquery()
+        connection.execute(update(message_keys).where(message_keys.c.delivery.in_(keyed)).values(event_id=event_id))
 
 
 def forget_ids(connection: Connection) -> int:

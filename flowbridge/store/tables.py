@@ -36,6 +36,7 @@ outbox = Table(
     Column("api_key", Text),  # the id of the key that sent it
     Column("accepted_at", BigInteger, nullable=False),
     Column("settled_at", BigInteger),
+    Column("binding", Text),  # JSON: the relations that it is yet to get, until its turn (events/relations.py)
     sqlite_autoincrement=True,
 )
 _partial_index("outbox_queued", "state = 'queued'", outbox.c.lane, outbox.c.id)
@@ -55,6 +56,19 @@ gone = Table(  # ids of events that were sent and whose rows are deleted: see `r
     Column("settled_at", BigInteger, nullable=False),
 )
 Index("gone_settled", gone.c.settled_at)
+
+message_keys = Table(  # callers' names for their messages: see `message_keys.py`
+    "message_keys",
+    metadata,
+    Column("owner", Text, primary_key=True),  # the id of an API key, or an account
+    Column("room_id", Text, primary_key=True),
+    Column("key", Text, primary_key=True),
+    Column("delivery", Text, nullable=False),  # what the key stands for
+    Column("event_id", Text),  # of the delivery, once that is deleted
+    Column("used_at", BigInteger, nullable=False),
+)
+Index("message_keys_delivery", message_keys.c.delivery)
+Index("message_keys_used", message_keys.c.owner, message_keys.c.used_at)
 
 lanes = Table(
     "lanes",

@@ -104,6 +104,7 @@ class HistoryEntry(TypedDict):
     status: NotRequired[Annotated[int, Field(description="The homeserver's answer to the attempt.")]]
     errcode: NotRequired[str]
     error: NotRequired[str]
+    note: NotRequired[Annotated[str, Field(description="What a message could not be as it was asked for.")]]
     replayed: NotRequired[Replay]
 
 

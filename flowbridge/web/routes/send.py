@@ -122,18 +122,6 @@ class Sending:
             await self._encryption.permit(caller.token, replace(event, room=room_id), query=query)
         return await self._relaying.pass_on(request, event.content, caller)
 
-    def _preference(self, request: Request, headers: Mapping[str, str]) -> tuple[float | None, bool]:
-        """The caller's preference (RFC 7240): the seconds to wait, or None, and whether it said `respond-async`.
-
-        With both, it gets a 202 after that time. A Matrix client has to learn the outcome: it can only set the time.
-        """
-        preferred = _preferences(request.headers.getlist("prefer")) if "prefer" in headers else {}
-        is_async = self._surface == "flow" and "respond-async" in preferred
-        seconds = preferred.get("wait", "")
-        if seconds.isascii() and seconds.isdigit():
-            return float(min(int(seconds[:9]), MAX_WAIT_SECONDS)), is_async
-        return None if is_async else self._wait_seconds, is_async
-
     async def _read(self, request: Request, headers: Mapping[str, str], event_type: str) -> tuple[bytes, Payload]:
         body = await read_body(request, headers)
         content_type = headers.get("content-type", "")
@@ -151,8 +139,8 @@ class Sending:
     ) -> Response:
         key = txn_id
         if self._surface == "flow" and "idempotency-key" in headers:
-            key = _idempotency_key(request.headers.getlist("idempotency-key"))
-        patience, is_async = self._preference(request, headers)
+            key = key_of(request.headers.getlist("idempotency-key"))
+        patience, is_async = preference(request, headers, self._surface, self._wait_seconds)
         how = How(self._surface, key, body, waits=patience is not None)
         told = await self._sender.send(credential, event, how, patience or 0.0)
         request.scope[LOG] = fields = {"user": told.user_id, "delivery": told.delivery}
@@ -179,7 +167,22 @@ def _answer(told: Told, ignored: Sequence[str]) -> JsonAnswer:
     return json_answer({"event_id": told.event_id, **beside})
 
 
-def _idempotency_key(lines: Sequence[str]) -> str:
+def preference(
+    request: Request, headers: Mapping[str, str], surface: Surface, wait_seconds: float
+) -> tuple[float | None, bool]:
+    """The caller's preference (RFC 7240): the seconds to wait, or None, and whether it said `respond-async`.
+
+    With both, it gets a 202 after that time. A Matrix client has to learn the outcome: it can only set the time.
+    """
+    preferred = _preferences(request.headers.getlist("prefer")) if "prefer" in headers else {}
+    is_async = surface == "flow" and "respond-async" in preferred
+    seconds = preferred.get("wait", "")
+    if seconds.isascii() and seconds.isdigit():
+        return float(min(int(seconds[:9]), MAX_WAIT_SECONDS)), is_async
+    return None if is_async else wait_seconds, is_async
+
+
+def key_of(lines: Sequence[str]) -> str:
     if len(set(lines)) > 1:
         raise BadRequest("Idempotency-Key: it is given more than once, with different values")
     return identifiers.identifier(lines[0], "Idempotency-Key")
@@ -252,17 +255,17 @@ _SHAPES: dict[Surface, str] = {
     "but for text/plain.",
     "matrix": "The event's content; or a whole event, whose `content` and `state_key` are used.",
 }
-_DELIVERY = {
+DELIVERY = {
     "Flowbridge-Delivery": header("The delivery's id, in every answer to an event that was accepted."),
     "Idempotent-Replayed": header("The answer is that of an earlier request with the same key.", const="true"),
 }
-_ACCEPTED: Json = {
+ACCEPTED: Json = {
     "description": "The event is on the disk, and will be in the room.",
     "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Accepted"}}},
     "headers": {
         "Location": LOCATION,
         "Preference-Applied": header("What was granted of `Prefer`.", const="respond-async"),
-        **_DELIVERY,
+        **DELIVERY,
     },
 }
 FLOW_BODY = _body("flow", text=True)
@@ -276,7 +279,7 @@ def _routes(surface: Surface, core: Core, relaying: Relaying) -> list[Route]:
     is_flow = surface == "flow"
     sending, reading = Sending(surface, core, relaying), State(surface, core)
     prefers = [prefer, idempotency_key] if is_flow else [prefer]
-    responses = {"200": {"headers": _DELIVERY}, **({"202": _ACCEPTED} if is_flow else {})}
+    responses = {"200": {"headers": DELIVERY}, **({"202": ACCEPTED} if is_flow else {})}
 
     def write(method: str, path: str, handler: Handler, name: str, *uses: Any) -> Route:
         is_send = handler == sending.send

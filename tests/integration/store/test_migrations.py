@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from alembic import command
@@ -35,8 +36,8 @@ NEXT = """
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0005"
-down_revision = "0004"
+revision = "0007"
+down_revision = "0006"
 
 
 def upgrade() -> None:
@@ -64,7 +65,8 @@ def ask(url: str, query: str) -> list[tuple[object, ...]]:
 def schema(url: str) -> list[tuple[object, ...]]:
     """All of it, in the words of the engine's own catalogue."""
     if url.startswith("sqlite"):
-        return ask(url, "SELECT name, sql FROM sqlite_master ORDER BY name")
+        found = ask(url, "SELECT name, sql FROM sqlite_master ORDER BY name")
+        return [(name, sql and " ".join(str(sql).split())) for name, sql in found]  # ADD COLUMN breaks no line
     columns = """
         SELECT table_name, ordinal_position, column_name, data_type, character_maximum_length, is_nullable,
                column_default, is_identity
@@ -113,6 +115,13 @@ def add(url: str, table: str, **values: object) -> None:
         connection.execute(Table(table, MetaData(), autoload_with=connection).insert().values(**values))
 
 
+def old_event(*names: str, **values: Any) -> dict[str, Any]:
+    """A row as older versions have it."""
+    row = rows.event(*names, **values)
+    del row["binding"]
+    return row
+
+
 def know_alice(url: str) -> None:
     for account, device_id, seen_at in [(PHONE, "PHONE", 1_000), (DESK, "DESK", 2_000)]:
         whose = {"account": account, "user_id": "@alice:hs", "device_id": device_id}
@@ -123,7 +132,7 @@ def put_old(url: str, *events: tuple[str, str, str]) -> None:
     """Events: account, room and state; the n-th is called by its number."""
     for number, (account, room, state) in enumerate(events, 1):
         settled_at = None if state == "queued" else 1
-        row = rows.event(str(number), f"{account}|{room}", state=state, settled_at=settled_at)
+        row = old_event(str(number), f"{account}|{room}", state=state, settled_at=settled_at)
         add(url, "outbox", **row)
 
 
@@ -162,7 +171,7 @@ async def test_events_of_an_older_database_are_sent_once_and_in_order_by_any_tok
         add(url, "accounts", **whose, token=token, token_hash=token_hash(caller.token))
     for number, account in enumerate((PHONE, DESK, PHONE, DESK)):
         content = json.dumps({"msgtype": "m.text", "body": str(number)})
-        add(url, "outbox", **rows.event(str(number), f"{account}|{ROOM}", content=content))
+        add(url, "outbox", **old_event(str(number), f"{account}|{ROOM}", content=content))
     put_lane(url, PHONE, ROOM, uncertain_since=clock.now_ms() - 1_000)
     put_lane(url, DESK, ROOM, uncertain_since=clock.now_ms() - 2_000)
     rooms.put("1", sender=ALICE_DESK.user_id, _txn=((ALICE_DESK.user_id, ALICE_DESK.device_id), "txn"))
@@ -242,11 +251,11 @@ def upgrade(tmp_path: Path) -> Upgrade:
     def run(url: str, script: str, *, shared: bool = False) -> None:
         scripts = tmp_path / "100% new"
         shutil.copytree(migrations.SCRIPTS, scripts)
-        (scripts / "versions" / "0005_colour.py").write_text(script)
+        (scripts / "versions" / "0007_colour.py").write_text(script)
         database = Database(url)
         database.open(shared=shared)
         with contextlib.closing(database), reported(database.url):
-            migrations.upgrade(database.engine, "it", shared=shared, scripts=scripts, head="0005")
+            migrations.upgrade(database.engine, "it", shared=shared, scripts=scripts, head="0007")
 
     return run
 
@@ -256,7 +265,7 @@ def test_older_database_is_migrated_and_keeps_its_rows(database_url: str, upgrad
     tell(database_url, "INSERT INTO lanes (lane, account, sent_with) VALUES ('l', 'a', '')")
     upgrade(database_url, NEXT)
     assert ask(database_url, "SELECT lane, colour FROM lanes") == [("l", None)]
-    assert ask(database_url, "SELECT version_num FROM alembic_version") == [("0005",)]
+    assert ask(database_url, "SELECT version_num FROM alembic_version") == [("0007",)]
 
 
 def test_migration_that_fails_leaves_the_database_as_it_was(database_url: str, upgrade: Upgrade) -> None:
@@ -265,14 +274,14 @@ def test_migration_that_fails_leaves_the_database_as_it_was(database_url: str, u
     with pytest.raises(StoreError, match="nowhere"):
         upgrade(database_url, NEXT + "    op.drop_table('nowhere')\n")
     assert schema(database_url) == before
-    assert ask(database_url, "SELECT version_num FROM alembic_version") == [("0004",)]
+    assert ask(database_url, "SELECT version_num FROM alembic_version") == [("0006",)]
 
 
 def test_command_beside_a_server_migrates_nothing(database_url: str, upgrade: Upgrade) -> None:
     opened(database_url)
-    with pytest.raises(StoreError, match="version 0004, not 0005: `flowbridge serve` brings"):
+    with pytest.raises(StoreError, match="version 0006, not 0007: `flowbridge serve` brings"):
         upgrade(database_url, NEXT, shared=True)
-    assert ask(database_url, "SELECT version_num FROM alembic_version") == [("0004",)]
+    assert ask(database_url, "SELECT version_num FROM alembic_version") == [("0006",)]
 
 
 def test_database_of_a_newer_version_is_refused_in_one_line(database_url: str) -> None:

@@ -1,0 +1,214 @@
+"""Say something as people write it: a message becomes events, which are sent as any others (services/sending.py)."""
+
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any, TypeVar
+
+from flowbridge.auth import scopes
+from flowbridge.auth.callers import Callers, Credential
+from flowbridge.auth.room_access import RoomAccess
+from flowbridge.delivery import Worker
+from flowbridge.errors import BadContent, Errcode, NotFound, Problem, TooLarge
+from flowbridge.events import canonical_json, message, message_body, shaping, size
+from flowbridge.events.message import RULE, Attachment, Message
+from flowbridge.events.relations import largest
+from flowbridge.events.shaping import Shaped
+from flowbridge.models import ApiKey, Caller, Event, Payload
+from flowbridge.rendering.processes import Rendering
+from flowbridge.services.acceptance import LARGE_BYTES, Acceptance, How
+from flowbridge.services.direct_rooms import DirectRooms
+from flowbridge.services.media.attachment import Label
+from flowbridge.services.media.files import Media, Upload
+from flowbridge.services.sending import Sender, Told
+from flowbridge.store.accounts import account_of
+
+T = TypeVar("T")
+Json = Mapping[str, Any]
+
+MAX_SOURCE = {"markdown": 16 * 1024, "html": 32 * 1024}  # bytes: what takes the libraries longer is no message
+_FILES = {  # a text that is too long, as a file; HTML is not shown by those who open it
+    "text": ("message.txt", "text/plain"),
+    "markdown": ("message.md", "text/markdown"),
+    "html": ("message.txt", "text/plain"),
+}
+
+
+class Messages:
+    """Every method raises MatrixError; then nothing was accepted."""
+
+    def __init__(
+        self,
+        acceptance: Acceptance,
+        sender: Sender,
+        callers: Callers,
+        room_access: RoomAccess,
+        worker: Worker,
+        rendering: Rendering,
+        direct_rooms: DirectRooms,
+        media: Media,
+    ) -> None:
+        self._acceptance = acceptance
+        self._sender = sender
+        self._callers = callers
+        self._room_access = room_access
+        self._worker = worker
+        self._rendering = rendering
+        self._direct_rooms = direct_rooms
+        self._media = media
+
+    async def read(self, body: bytes, content_type: str, options: Sequence[tuple[str, str]]) -> dict[str, Any]:
+        """A message object from a body of any form."""
+        return await self._aside(body, partial(message_body.read, body, content_type, options))
+
+    async def read_object(self, body: bytes) -> dict[str, Any]:
+        return await self._aside(body, partial(message_body.read_object, body))
+
+    async def _aside(self, body: bytes, read: Callable[[], T]) -> T:
+        """A large body is read in a thread."""
+        return read() if len(body) < LARGE_BYTES else await self._acceptance.aside(read)
+
+    async def say(self, credential: Credential, room: str, value: Json, how: How, patience: float) -> Told:
+        """Send a message. `how` is that of its first event."""
+        scopes.permit(credential.key, shaping.MESSAGE)
+        said = message.read(value)
+        shaped = await self._shape(credential, said)
+        return await self._send(credential, room, shaped, value, how, patience)
+
+    async def react(self, credential: Credential, room: str, value: Json, how: How, patience: float) -> Told:
+        scopes.permit(credential.key, shaping.REACTION)
+        shaped = shaping.react(message.read_reaction(value))
+        return await self._send(credential, room, [shaped], value, how, patience)
+
+    async def redact(self, credential: Credential, room: str, value: Json, how: How, patience: float) -> Told:
+        scopes.permit(credential.key, shaping.REDACTION)
+        shaped = shaping.redact(message.read_redaction(value))
+        return await self._send(credential, room, [shaped], value, how, patience)
+
+    async def _send(
+        self,
+        credential: Credential,
+        room: str,
+        shaped: Sequence[Shaped],
+        value: Json,
+        how: How,
+        patience: float,
+    ) -> Told:
+        if room.startswith("@"):
+            scopes.permit(credential.key, shaped[0].type)
+            room = await self._direct_rooms.room(credential, room)
+        if any(event.binding.is_open for event in shaped):
+            await self._check_bindings(credential, room, shaped)
+        events = [await self._event(room, event) for event in shaped]
+        if how.key is not None:
+            how = replace(how, meaning=canonical_json.write(value))
+        return await self._sender.send_together(credential, events, how, patience)
+
+    async def _event(self, room: str, shaped: Shaped) -> Event:
+        """The event that would be sent. One that is yet to be bound is checked as large as it can become."""
+        if not shaped.binding.is_open:
+            return await self._acceptance.check(room, shaped.type, Payload(shaped.content), as_state=False)
+        found = Payload(largest(shaped.content, shaped.binding))
+        event = await self._acceptance.check(room, shaped.type, found, as_state=False)
+        return replace(event, content=canonical_json.write(shaped.content), binding=shaped.binding.to_json())
+
+    # texts
+
+    async def _shape(self, credential: Credential, said: Message) -> list[Shaped]:
+        if not said.overflow or not said.source:
+            check_source(said)
+            return await self._rendered(credential, said)
+        try:
+            check_source(said)
+            shaped = await self._rendered(credential, said)
+            _check_size(shaped)
+        except TooLarge:
+            if said.edit is not None:
+                raise  # an edit has no files
+            return await self._with_file(credential, said)
+        return shaped
+
+    async def _rendered(self, credential: Credential, said: Message) -> list[Shaped]:
+        if said.format == "text" or not said.source:
+            return shaping.shape(said)
+        await self._callers.author(credential)  # so that it counts in somebody's share
+        rendered = await self._rendering.render(said.format, said.source, said.users)
+        return shaping.shape(said, rendered)
+
+    async def _with_file(self, credential: Credential, said: Message) -> list[Shaped]:
+        """A text that is too long: its beginning, and all of it as a file."""
+        shaped = await self._rendered(credential, shaping.cut(said))  # first: it may be refused
+        _check_size(shaped)
+        data = said.source.encode()
+        filename, mimetype = _FILES[said.format]
+        label = Label(filename, f"{mimetype}; charset=utf-8")
+        uri = await self._media.upload(credential, Upload(_once(data), len(data), label))
+        attachment = Attachment(uri, filename, mimetype, info={"size": len(data)})
+        file = Shaped(shaping.MESSAGE, shaping.file(attachment), said.later_binding).bound
+        return [shaped[0], file, *shaped[1:]]
+
+    # targets
+
+    async def _check_bindings(self, credential: Credential, room: str, shaped: Sequence[Shaped]) -> None:
+        """Raises NotFound for a delivery that is not there, BadContent for one of another room, TooLarge."""
+        permit = partial(scopes.permit, credential.key, shaped[0].type)
+        caller, room_id = await self._room_access.enter(credential, room, permit, joins=True, writes=True)
+        for event in shaped:
+            if event.binding.is_open:
+                content = canonical_json.write(largest(event.content, event.binding))
+                size.check(content, event.type, None, room_id, caller.user_id)
+        named = {
+            _pointer(name): target.name
+            for event in shaped
+            for name, target in event.binding.targets().items()
+            if target.kind == "delivery"
+        }
+        if named:
+            await self._check_deliveries(caller, room_id, named)
+
+    async def _check_deliveries(self, caller: Caller, room_id: str, named: Mapping[str, str]) -> None:
+        """`named`: delivery ids by the pointers to them."""
+        rows = await self._worker.rows(list(named.values()))
+        for pointer, delivery in named.items():
+            row = rows.get(delivery)
+            if row is None or not _is_theirs(row, caller, caller.key):
+                message = f"there is no delivery {delivery} of yours: it may have been deleted"
+                problem = Problem(pointer, message, RULE)
+                error = BadContent([problem])
+                raise NotFound(error.error, errcode=Errcode.NOT_FOUND, **error.extra)
+            if row["room_id"] != room_id:
+                message = f"is a delivery to another room, {row['room_id']}"
+                raise BadContent([Problem(pointer, message, RULE)])
+
+
+def check_source(said: Message) -> None:
+    """Raises TooLarge for a text that is not rendered."""
+    limit = MAX_SOURCE.get(said.format)
+    if limit is not None and (length := len(said.source.encode())) > limit:
+        raise TooLarge(
+            f"{said.format}: it is {length} bytes long, and at most {limit} are rendered: send it as a file, in parts, "
+            'or with "overflow": "file"'
+        )
+
+
+def _check_size(shaped: Sequence[Shaped]) -> None:
+    """Raises TooLarge, for any room and sender."""
+    for event in shaped:
+        content = canonical_json.write(largest(event.content, event.binding))
+        if len(content) > size.SMALL_BYTES:
+            raise TooLarge(f"the content is {len(content)} bytes of canonical JSON")
+
+
+def _is_theirs(row: Mapping[str, Any], caller: Caller, key: ApiKey | None) -> bool:
+    """Whether the caller may know of a delivery, and is its sender: keys share the bot's account."""
+    if row["account"] != account_of(caller.user_id):
+        return False
+    return bool(row["api_key"] == (key.id if key else None) or (key and key.admin))
+
+
+def _pointer(name: str) -> str:
+    return "/target" if name in ("reacts", "redacts") else f"/{name}"
+
+
+async def _once(data: bytes) -> AsyncIterator[bytes]:
+    yield data

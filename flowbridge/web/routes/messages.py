@@ -1,0 +1,252 @@
+"""Messages as people write them, reactions and redactions: contract §5. On the flow surface only.
+
+The handlers are raw, as those of a send are: a message may be a text, a form or JSON.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Annotated, Any, Literal, NotRequired
+
+from pydantic import Field
+from starlette.requests import Request
+from starlette.responses import Response
+from typing_extensions import TypedDict
+
+from flowbridge.auth.callers import Credential
+from flowbridge.bridge import Core
+from flowbridge.homeserver import identifiers
+from flowbridge.services.acceptance import How
+from flowbridge.services.sending import Told
+from flowbridge.web import parameters
+from flowbridge.web.dependencies import ROOM, credential, segment
+from flowbridge.web.endpoint import LOG, JsonAnswer, error_answer, headers_of, json_answer, read_body
+from flowbridge.web.parameters import query
+from flowbridge.web.routes.deliveries import Id
+from flowbridge.web.routes.send import ACCEPTED, DELIVERY, idempotency_key, key_of, prefer, preference
+from flowbridge.web.routing import BODY, TAGS, RawRoute, Route
+
+Json = dict[str, Any]
+Say = Callable[[Credential, str, Mapping[str, Any], How, float], Awaitable[Told]]
+
+_TARGET = "An event id (`$…`), the id of a delivery, or `key:NAME`."
+
+EventIdText = Annotated[str, Field(examples=["$YUwRidLecu:example.com"])]
+
+
+class Failed(TypedDict):
+    delivery_id: Id
+    errcode: str
+    error: str
+
+
+class MessageRemarks(TypedDict, total=False):
+    notes: Annotated[list[str], Field(description="What could not be as it was asked for.")]
+    failed: Annotated[list[Failed], Field(description="Events of the message that are not in the room.")]
+
+
+class Said(TypedDict):
+    """The message is in the room."""
+
+    event_id: Annotated[EventIdText | None, Field(description="Of its first event.")]
+    events: Annotated[list[EventIdText], Field(description="Of all its events, in order.")]
+    delivery_id: Id
+    flowbridge: NotRequired[MessageRemarks]
+
+
+class File(TypedDict, total=False):
+    content_uri: Annotated[str, Field(description="As `POST /media` answers.", examples=["mxc://example.org/abc"])]
+    filename: str
+    mimetype: Annotated[str, Field(description="Otherwise the filename says it.", examples=["image/png"])]
+    caption: str
+
+
+class MessageObject(TypedDict, total=False):
+    """One of `text`, `markdown` and `html`, unless there are attachments. Unknown keys are refused."""
+
+    text: str
+    markdown: Annotated[str, Field(description="CommonMark with tables and strikethrough, up to 16 KiB.")]
+    html: Annotated[str, Field(description="Up to 32 KiB; cut to the tags and attributes that Matrix has.")]
+    title: Annotated[str, Field(description="A first line in bold.")]
+    msgtype: Literal["m.text", "m.notice", "m.emote"]
+    mentions: Annotated[
+        list[str], Field(description="Whom to ping: user ids and `@room`. Nobody else is.", examples=[["@al:hs"]])
+    ]
+    reply_to: Annotated[str, Field(description=f"Answer this message. {_TARGET}")]
+    thread: Annotated[str, Field(description=f"The thread of this message. {_TARGET}")]
+    edit: Annotated[str, Field(description=f"Replace the text of this message. {_TARGET}")]
+    key: Annotated[
+        str,
+        Field(description="What the message is about: the next one with this key updates it.", examples=["build 17"]),
+    ]
+    on_update: Literal["edit", "thread", "reply", "new"]
+    attachments: Annotated[list[File], Field(description="Files that the homeserver has, sent after the text.")]
+    overflow: Annotated[
+        Literal["file"], Field(description="Send a text that is too long as a file, with its beginning as the text.")
+    ]
+
+
+class ReactionObject(TypedDict):
+    target: Annotated[str, Field(description=_TARGET, examples=["key:build 17"])]
+    key: Annotated[str, Field(description="What is shown.", examples=["✅"])]
+
+
+class RedactionObject(TypedDict):
+    target: Annotated[str, Field(description=_TARGET, examples=["key:build 17"])]
+    reason: NotRequired[str]
+
+
+class Messages:
+    """The handlers."""
+
+    def __init__(self, core: Core) -> None:
+        self._acceptance = core.acceptance
+        self._callers = core.callers
+        self._messages = core.messages
+        self._wait_seconds = core.settings.wait_seconds
+
+    async def say(self, request: Request) -> Response:
+        """Say something
+
+        A text, Markdown or HTML, with a title, mentions, a reply, a thread or an edit, as Matrix clients write it. A
+        body that is not a JSON object is the text itself, whatever its Content-Type, and the query says the rest. A
+        target that is queued gets its event id when this message's turn comes.
+        """
+        return await self._serve(request, self._messages.say, takes_text=True)
+
+    async def react(self, request: Request) -> Response:
+        """React to a message
+
+        It is kept until it can be sent, as a message is, also while its target is queued.
+        """
+        return await self._serve(request, self._messages.react)
+
+    async def redact(self, request: Request) -> Response:
+        """Remove what a message says
+
+        It is kept until it can be sent, as a message is, also while its target is queued.
+        """
+        return await self._serve(request, self._messages.redact)
+
+    async def _serve(self, request: Request, say: Say, *, takes_text: bool = False) -> Response:
+        headers = headers_of(request)
+        credential = await self._callers.credential(headers, request.scope["query_string"])
+        self._acceptance.check_share(credential)
+        room = identifiers.room_or_user(request.path_params["roomId"])
+        body = await read_body(request, headers)
+        if takes_text:
+            given: bytes = request.scope["query_string"]
+            asked = parameters.given(given) if given else ()
+            value = await self._messages.read(body, headers.get("content-type", ""), asked)
+        else:
+            value = await self._messages.read_object(body)
+        key = key_of(request.headers.getlist("idempotency-key")) if "idempotency-key" in headers else None
+        patience, is_async = preference(request, headers, "flow", self._wait_seconds)
+        how = How("flow", key, body, waits=patience is not None)
+        told = await say(credential, room, value, how, patience or 0.0)
+        request.scope[LOG] = {"user": told.user_id, "delivery": told.delivery}
+        response = _answer(told)
+        response.add(b"flowbridge-delivery", told.delivery)
+        if is_async and response.status_code == 202:
+            response.add(b"preference-applied", "respond-async")
+        if told.replayed:
+            response.add(b"idempotent-replayed", "true")
+        return response
+
+
+def _answer(first: Told) -> JsonAnswer:
+    """An error only if no event of the message is in the room: a caller that hears one sends it again."""
+    events = (first, *first.following)
+    if unsettled := [told.status for told in events if told.status]:
+        status = "queued" if "queued" in unsettled else unsettled[0]
+        accepted = {"delivery_id": first.delivery, "status": status}
+        return json_answer(accepted, 202, {"Location": f"/deliveries/{first.delivery}"})
+    sent = [told.event_id for told in events if told.event_id is not None]
+    errors = [(told, told.error) for told in events if told.error is not None]
+    if not sent:
+        return error_answer(errors[0][1])
+    answer: Json = {"event_id": first.event_id, "events": sent, "delivery_id": first.delivery}
+    remarks: Json = {}
+    if notes := [entry["note"] for told in events for entry in told.history if "note" in entry]:
+        remarks["notes"] = notes
+    if errors:
+        remarks["failed"] = [
+            {"delivery_id": told.delivery, "errcode": str(error.errcode), "error": error.error}
+            for told, error in errors
+        ]
+    return json_answer({**answer, "flowbridge": remarks} if remarks else answer)
+
+
+async def room_or_user(
+    raw: Annotated[
+        str,
+        segment(
+            "roomId",
+            "A room id, an alias `#name:server`, or a user id `@name:server`: the direct room with that user, which is "
+            "made where there is none. Percent-encoded or raw.",
+            ROOM,
+        ),
+    ],
+) -> None: ...
+
+
+async def options(
+    format_: Annotated[
+        Literal["text", "markdown", "html", ""],
+        query("What a body that is no JSON object is written in.", "markdown", alias="format"),
+    ] = "",
+    title: Annotated[str, query("As in the message object.", "Backup")] = "",
+    msgtype: Annotated[
+        Literal["m.text", "m.notice", "m.emote", ""], query("As in the message object.", "m.notice")
+    ] = "",
+    mentions: Annotated[str, query("As in the message object, with commas between them.", "@al:example.org")] = "",
+    reply_to: Annotated[str, query("As in the message object.", "key:build 17")] = "",
+    thread: Annotated[str, query("As in the message object.", "key:build 17")] = "",
+    edit: Annotated[str, query("As in the message object.", "key:build 17")] = "",
+    key: Annotated[str, query("As in the message object.", "build 17")] = "",
+    on_update: Annotated[
+        Literal["edit", "thread", "reply", "new", ""], query("As in the message object.", "thread")
+    ] = "",
+    overflow: Annotated[Literal["file", ""], query("As in the message object.", "file")] = "",
+) -> None:
+    """For the document: `events/message_body.py` reads them."""
+
+
+_DONE: Json = {"responses": {"200": {"headers": DELIVERY}, "202": ACCEPTED}}
+_FORM: Json = {"schema": {"$ref": "#/components/schemas/MessageObject"}}
+_SAID: Json = {
+    **_DONE,
+    "requestBody": {
+        "description": "A message object; or a flow message whose `payload` is one, or a text; or a form with its keys "
+        "as names; or any other body, which is the text itself. Content-Type is not looked at, but for forms.",
+        "content": {
+            "text/plain": {"schema": {"type": "string"}, "example": "the backup is done"},
+            "application/x-www-form-urlencoded": _FORM,
+            "multipart/form-data": _FORM,
+        },
+    },
+}
+
+
+def routes(core: Core) -> list[Route]:
+    messages = Messages(core)
+
+    def route(method: str, path: str, handler: Any, name: str, body: Any, *uses: Any) -> Route:
+        return RawRoute(
+            method,
+            (f"/rooms/{{roomId}}/{path}",),
+            handler,
+            f"flow_{name}",
+            tag=TAGS["flow"],
+            uses=[credential, room_or_user, *uses, prefer, idempotency_key],
+            answers=Said,
+            ok="All its events are in the room.",
+            body=body,
+            errors=(*BODY, 422),
+            extra=_SAID if body is MessageObject else _DONE,
+        )
+
+    return [
+        route("POST", "messages", messages.say, "say", MessageObject, options),
+        route("PUT", "messages", messages.say, "put_say", MessageObject, options),
+        route("POST", "reactions", messages.react, "react", ReactionObject),
+        route("POST", "redactions", messages.redact, "redact", RedactionObject),
+    ]

@@ -1,0 +1,200 @@
+"""The render process: what it costs a caller to send a bomb, and what it costs the others."""
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from flowbridge.errors import BadContent, TooMany, Unavailable
+from flowbridge.limits import peer
+from flowbridge.models import Rendered
+from flowbridge.models.timing import Timing
+from flowbridge.rendering import processes
+from flowbridge.rendering.processes import Rendering
+from tests.patience import PATIENCE
+
+# Pathological for the parser, and harmless as a text: the brackets alone take it longer than it may.
+BOMBS = {
+    "brackets": "![" * 100_000,
+    "links": "[a](" * 100_000,
+    "emphasis": "*a _b " * 300_000,
+}
+
+
+@pytest.fixture
+async def rendering() -> AsyncIterator[Rendering]:
+    found = Rendering()
+    yield found
+    found.stop()
+
+
+async def render(rendering: Rendering, caller: str, source: str, format_: str = "markdown") -> Rendered:
+    """In a task of its own, as a request is."""
+
+    async def run() -> Rendered:
+        peer.enter({})
+        peer.identified(caller)
+        return await rendering.render(format_, source, [])
+
+    return await asyncio.wait_for(asyncio.create_task(run()), PATIENCE)
+
+
+async def wrong(rendering: Rendering, source: str, format_: str = "markdown", caller: str = "@mallory:hs") -> str:
+    with pytest.raises(BadContent) as found:
+        await render(rendering, caller, source, format_)
+    (problem,) = found.value.problems
+    assert (problem.pointer, problem.schema) == (f"/{format_}", "render")
+    return problem.message
+
+
+async def test_text_is_rendered_outside_of_this_process(rendering: Rendering) -> None:
+    assert await render(rendering, "@a:hs", "*x*") == Rendered("*x*", "<em>x</em>")
+    assert await render(rendering, "@a:hs", "<b>x</b>", "html") == Rendered("x", "<b>x</b>")
+    assert os.getpid() not in {process.pid for process in rendering._alive}
+
+
+async def test_what_is_wrong_is_said(rendering: Rendering) -> None:
+    assert await wrong(rendering, "<b>" * 101, "html") == "has more than 100 tags open at a time"
+    assert await wrong(rendering, "<br>", "html") == "holds nothing that a room could show"
+    assert (
+        await wrong(rendering, "\n".join(["|a|b|", "|-|-|", *["|"] * 20_000])) == "has tables of more than 20000 cells"
+    )
+    assert await wrong(rendering, "x" * 140_000) == "becomes too long"
+
+
+@pytest.mark.parametrize("name", BOMBS)
+async def test_bomb_is_ended_and_the_next_text_is_rendered(rendering: Rendering, name: str) -> None:
+    assert await wrong(rendering, BOMBS[name]) == processes._TOO_SLOW
+    assert await render(rendering, "@mallory:hs", "*x*") == Rendered("*x*", "<em>x</em>")
+
+
+async def test_text_that_needs_too_much_memory_is_refused(rendering: Rendering) -> None:
+    huge = "x" * (200 * 1024 * 1024)  # never taken from outside: 16 kB are
+    assert "memory" in await wrong(rendering, huge) or "too long" in await wrong(rendering, huge)
+    assert await render(rendering, "@mallory:hs", "x") == Rendered("x")
+
+
+async def test_bombs_of_one_caller_hold_up_no_other(rendering: Rendering) -> None:
+    await render(rendering, "@a:hs", "x")
+    bombs = [asyncio.create_task(wrong(rendering, BOMBS["brackets"])) for _ in range(3)]
+    await asyncio.sleep(0)
+    sooner = 0
+    for _ in range(20):
+        assert await render(rendering, "@a:hs", "*x*") == Rendered("*x*", "<em>x</em>")
+        sooner += not any(bomb.done() for bomb in bombs)
+    assert sooner > 0  # the first bomb still takes its second
+    assert set(await asyncio.gather(*bombs)) == {processes._TOO_SLOW}
+
+
+async def test_callers_whose_texts_were_bombs_share_a_process(rendering: Rendering) -> None:
+    callers = [f"@mallory{number}:hs" for number in range(2)]
+    await asyncio.gather(*(wrong(rendering, BOMBS["brackets"], caller=caller) for caller in callers))
+    bombs = [asyncio.create_task(wrong(rendering, BOMBS["brackets"], caller=caller)) for caller in callers]
+    await asyncio.sleep(0.05)  # no bomb ends before its second of the processor
+    assert await render(rendering, "@a:hs", "*x*") == Rendered("*x*", "<em>x</em>")
+    assert not any(bomb.done() for bomb in bombs)
+    await asyncio.gather(*bombs)
+
+
+async def test_plain_work_goes_on_beside_bombs(rendering: Rendering) -> None:
+    """The event loop is never held up: it takes turns while the bombs burn."""
+    bombs = [asyncio.create_task(wrong(rendering, BOMBS["brackets"]))]
+    spent, turns = time.process_time(), 0
+    while not all(bomb.done() for bomb in bombs):
+        await asyncio.sleep(0.001)
+        turns += 1
+    assert turns > 50
+    assert time.process_time() - spent < 0.5  # of more than the second that the bomb took
+    await asyncio.gather(*bombs)
+
+
+async def test_process_that_was_killed_is_replaced(rendering: Rendering) -> None:
+    await render(rendering, "@a:hs", "x")
+    for _ in range(3):
+        for process in list(rendering._alive):
+            os.kill(process.pid, signal.SIGKILL)
+        assert await render(rendering, "@a:hs", "*x*") == Rendered("*x*", "<em>x</em>")
+
+
+async def test_text_is_rendered_again_when_its_process_is_killed(rendering: Rendering) -> None:
+    await render(rendering, "@a:hs", "x")
+    task = asyncio.create_task(render(rendering, "@a:hs", "![" * 8_000))  # takes some 0.3 s
+    await asyncio.sleep(0.02)
+    for process in list(rendering._alive):
+        os.kill(process.pid, signal.SIGKILL)
+    assert await task == Rendered("![" * 8_000)
+
+
+async def test_process_that_hangs_is_replaced() -> None:
+    rendering = Rendering(processes=1, timing=Timing(render_seconds=0.3))
+    with pytest.raises(Unavailable, match="too busy"):
+        await _stopped(rendering)
+    assert await _until_rendered(rendering) == Rendered("x")
+    rendering.stop()
+
+
+async def _stopped(rendering: Rendering) -> None:
+    while True:  # the first answer may take longer than that
+        try:
+            await render(rendering, "@a:hs", "x")
+            break
+        except Unavailable:
+            continue
+    (process,) = rendering._alive
+    os.kill(process.pid, signal.SIGSTOP)
+    await render(rendering, "@a:hs", "x")
+
+
+async def _until_rendered(rendering: Rendering) -> Rendered:
+    while True:
+        try:
+            return await render(rendering, "@a:hs", "x")
+        except Unavailable:
+            continue
+
+
+async def test_too_many_texts_of_one_caller_are_refused(rendering: Rendering) -> None:
+    tasks = [asyncio.create_task(render(rendering, "@a:hs", "x")) for _ in range(processes.WAITING + 10)]
+    found = await asyncio.gather(*tasks, return_exceptions=True)
+    assert sum(isinstance(one, TooMany) for one in found) == 9
+    assert found.count(Rendered("x")) == processes.WAITING + 1
+
+
+async def test_caller_that_goes_away_ends_no_process(rendering: Rendering) -> None:
+    await render(rendering, "@a:hs", "x")
+    pids = {process.pid for process in rendering._alive}
+    task = asyncio.create_task(rendering.render("markdown", "![" * 4_000, []))
+    await asyncio.sleep(0.01)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert await render(rendering, "@a:hs", "*x*") == Rendered("*x*", "<em>x</em>")
+    assert pids <= {process.pid for process in rendering._alive}
+
+
+async def test_child_ends_with_its_bridge() -> None:
+    rendering = Rendering(processes=1)
+    await render(rendering, "@a:hs", "x")
+    (process,) = rendering._alive
+    process._socket.close()  # as when the bridge is killed
+    await asyncio.wait_for(asyncio.to_thread(process._popen.wait), PATIENCE)
+    rendering.stop()
+
+
+async def test_child_has_nothing_of_the_bridges_environment(
+    rendering: Rendering, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCESS_TOKEN", "canary")
+    await render(rendering, "@a:hs", "x")
+    for process in rendering._alive:
+        assert b"canary" not in Path(f"/proc/{process.pid}/environ").read_bytes()  # noqa: ASYNC240 (no disk)
+
+
+async def test_nothing_is_rendered_after_the_end(rendering: Rendering) -> None:
+    rendering.stop()
+    with pytest.raises(Unavailable, match="the bridge stops"):
+        await render(rendering, "@a:hs", "x")
