@@ -110,7 +110,7 @@ def test_html_is_cut_and_has_a_readable_body(caller: httpx.Client, rooms: Rooms)
         ("", {"text": "a" * 33_000, "key": "k"}, 413, "the content is 66"),
         ("", {"html": "<b>" * 101}, 400, "render: has more than 100 tags open at a time at /html"),
         ("", {"html": "<script>x</script>"}, 400, "render: holds nothing that a room could show at /html"),
-        ("", {"text": "a", "attachments": [{"url": "http://x/"}]}, 400, "message: is not taken here: upload the file"),
+        ("", {"text": "a", "attachments": [{"url": "x"}]}, 400, "message: is no address of a file on the web"),
         ("", {"text": "a", "thread": "no such"}, 400, "message: is no target: give an event id ($…), the id of a"),
         (
             "",

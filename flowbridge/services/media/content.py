@@ -4,8 +4,6 @@ import io
 from collections.abc import Mapping
 from typing import Final
 
-import imagesize
-
 HEAD_BYTES: Final = 256 * 1024  # a camera's JPEG holds its size behind a preview of up to 64 KiB, or several
 
 # Where a file of a type has these bytes (https://mimesniff.spec.whatwg.org, and ISO 14496-12 for `ftyp`).
@@ -55,6 +53,8 @@ def contradiction(head: bytes, label: str) -> str:
 def info(head: bytes, size: int) -> Mapping[str, int]:
     """`size`, and a picture's `w` and `h` as it is shown, for `info` of an event."""
     if media_type(head) in _PICTURES:
+        import imagesize  # with an XML parser, which most bridges never need
+
         width, height = imagesize.get(io.BytesIO(head))
         if 0 < width < 2**31 and 0 < height < 2**31:
             return {"size": size, "w": int(width), "h": int(height)}

@@ -149,7 +149,7 @@ class Media:
         if file.length is not None:
             _check(file.length, limit)
             return await self._send(caller, file.label, file.length, file.body)
-        async with self._spool() as spool:
+        async with self.spool() as spool:
             await _fill(spool, file.body, SPOOL_BYTES if limit is None else limit)
             return await self._send_spool(caller, file.label, spool)
 
@@ -158,7 +158,7 @@ class Media:
         _check(max(1, (upload.length or 0) - FORM_BYTES), most)
         form = Multipart(upload.label.content_type)
         read = 0
-        async with self._spool() as spool:
+        async with self.spool() as spool:
             async for data in upload.body:
                 read += len(data)
                 await spool.write(form.feed(data))
@@ -170,7 +170,7 @@ class Media:
     async def _from_json(self, caller: Caller, upload: Upload, body: AsyncIterator[bytes], limit: int | None) -> str:
         if (upload.length or 0) > JSON_BYTES:
             raise _too_long_json()
-        async with self._spool() as spool:
+        async with self.spool() as spool:
             await _fill(spool, body, JSON_BYTES, _too_long_json())
             async with self._json.turn(peer.who()):
                 found = await asyncio.to_thread(attachment.read, await spool.read())
@@ -199,7 +199,8 @@ class Media:
         return uri
 
     @contextlib.asynccontextmanager
-    async def _spool(self) -> AsyncIterator[Spool]:
+    async def spool(self) -> AsyncIterator[Spool]:
+        """A place on the disk for a file, of the caller's share. Raises TooMany."""
         with self._spools.hold(peer.who()):
             spool = Spool()
             try:

@@ -1,74 +1,105 @@
-"""Files of messages: from a URL, or from the message itself, to the homeserver, before the message is accepted."""
+"""Files of messages on their way to the homeserver, before the message is accepted.
+
+From a URL, from the message itself, or from a form.
+"""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from flowbridge.errors import BadContent, MatrixError, Problem, TooLarge
+from flowbridge.events.message import RULE, Attachment
+from flowbridge.homeserver.spool import Spool
 from flowbridge.limits import peer
 from flowbridge.limits.concurrency import Limiter
 from flowbridge.models import Caller
-from flowbridge.outbound.fetch import Fetched, Fetcher, FileTooLarge, NotFetched
 from flowbridge.services.media import attachment, content
 from flowbridge.services.media.attachment import Label
 from flowbridge.services.media.files import Media, Upload
 
+if TYPE_CHECKING:
+    from flowbridge.outbound.fetch import Fetched, Fetcher
+
 MAX_FETCHES = 32  # at a time: each holds two connections, and up to 256 KiB
 MAX_FETCHES_OF_ONE = 4
 TURN_SECONDS = 30.0
-RULE = "message"
-
-
-@dataclass(frozen=True, slots=True)
-class Stored:
-    """A file that the homeserver has. `info`: size in bytes and, of a picture, width and height."""
-
-    content_uri: str
-    label: Label
-    info: Mapping[str, int]
 
 
 class Transfer:
-    """Brings files to the homeserver. `most_bytes`: of one file, where the homeserver allows more."""
+    """Brings files to the homeserver. `most_bytes`: of one file, where the homeserver allows more.
 
-    def __init__(self, media: Media, fetcher: Fetcher, *, most_bytes: int | None = None) -> None:
+    Methods raise BadContent with a pointer, TooLarge, TooMany, and the homeserver's errors. `make` is called for the
+    first file from a URL: it takes modules that most bridges never need.
+    """
+
+    def __init__(self, media: Media, make: "Callable[[], Fetcher]", *, most_bytes: int | None = None) -> None:
         self._media = media
-        self._fetcher = fetcher
+        self._make = make
+        self._fetcher: Fetcher | None = None
         self._most_bytes = most_bytes
         self._fetches = Limiter("files that are being fetched", MAX_FETCHES, MAX_FETCHES_OF_ONE)
 
-    async def from_url(self, caller: Caller, url: str, label: Label, pointer: str) -> Stored:
-        """Fetch a file and upload it meanwhile. `pointer`: to the URL in the caller's body.
+    async def bring(self, caller: Caller, file: Attachment, pointer: str) -> Attachment:
+        """The file as the homeserver has it then. `pointer`: to the attachment in the caller's body."""
+        label = Label(file.filename, file.mimetype)
+        if file.is_here:
+            return file
+        if file.url:
+            found = await self._from_url(caller, file.url, label, f"{pointer}/url")
+        elif isinstance(file.data, Spool):
+            found = await self._from_spool(caller, file.data, label, pointer)
+        else:
+            found = await self._from_data(caller, file.data, label, f"{pointer}/data")
+        uri, label, info = found
+        mimetype = attachment.essence(label.media_type)
+        return Attachment(uri, label.filename, mimetype, file.caption, info).named
 
-        Raises BadContent for a URL that gives no such file, TooLarge, TooMany, and the homeserver's errors.
-        """
-        most = await self._most(caller)
+    async def close(self) -> None:
+        if self._fetcher is not None:
+            await self._fetcher.close()
+
+    async def most(self, caller: Caller) -> int:
+        """How many bytes a file of this caller may have."""
+        largest = await self._media.largest(caller)
+        return largest if self._most_bytes is None else min(largest, self._most_bytes)
+
+    async def _from_url(self, caller: Caller, url: str, label: Label, pointer: str) -> "_Stored":
+        """Fetch a file, and upload it meanwhile."""
+        from flowbridge.outbound.fetch import FileTooLarge, NotFetched
+
+        if self._fetcher is None:
+            self._fetcher = self._make()
+        most = await self.most(caller)
         async with self._fetches.turn(peer.who(), TURN_SECONDS):
             try:
                 async with self._fetcher.open(url, most) as fetched:
-                    return await self._streamed(caller, fetched, label, pointer)
+                    body = _Counted(fetched.body)
+                    label = label.or_else(_label(fetched))
+                    uri, head = await self._put(caller, body, fetched.length, label, pointer)
             except FileTooLarge as error:
-                raise TooLarge(f"{pointer}: {error}", flowbridge=_problems(pointer, str(error))) from None
+                raise _too_large(pointer, str(error)) from None
             except NotFetched as error:
                 raise BadContent([Problem(pointer, str(error), RULE)]) from None
+        return uri, label, await _info(head, body.size)
 
-    async def from_data(self, caller: Caller, data: Any, label: Label, pointer: str) -> Stored:
-        """Upload what a message holds: base64, a `data:` URL, or a Node-RED Buffer. Raises as `from_url` does."""
+    async def _from_data(self, caller: Caller, data: Any, label: Label, pointer: str) -> "_Stored":
+        """Upload what a message holds: base64, a `data:` URL, or a Node-RED Buffer."""
         found = await asyncio.to_thread(attachment.decode, data, pointer)
-        most = await self._most(caller)
-        if len(found.data) > most:
-            message = f"is larger than {most} bytes, which is the most that may be uploaded"
-            raise TooLarge(f"{pointer}: {message}", flowbridge=_problems(pointer, message))
+        await self._check(caller, len(found.data), pointer)
         label = label.or_else(found.label)
         uri, head = await self._put(caller, _once(found.data), len(found.data), label, pointer)
-        return await self._described(uri, label, head, len(found.data))
+        return uri, label, await _info(head, len(found.data))
 
-    async def _streamed(self, caller: Caller, fetched: Fetched, label: Label, pointer: str) -> Stored:
-        label = label.or_else(_label(fetched))
-        counted = _Counted(fetched.body)
-        uri, head = await self._put(caller, counted, fetched.length, label, pointer)
-        return await self._described(uri, label, head, counted.size)
+    async def _from_spool(self, caller: Caller, spool: Spool, label: Label, pointer: str) -> "_Stored":
+        """Upload a file of a form."""
+        await self._check(caller, spool.size, pointer)
+        uri, head = await self._put(caller, spool.chunks(), spool.size, label, pointer)
+        return uri, label, await _info(head, spool.size)
+
+    async def _check(self, caller: Caller, size: int, pointer: str) -> None:
+        most = await self.most(caller)
+        if size > most:
+            raise _too_large(pointer, f"is larger than {most} bytes, which is the most that may be uploaded")
 
     async def _put(
         self, caller: Caller, body: AsyncIterator[bytes], length: int | None, label: Label, pointer: str
@@ -85,13 +116,8 @@ class Transfer:
             raise BadContent([Problem(pointer, reason, RULE)])
         return await self._media.store(caller, Upload(_chain(head, body), length, label)), head
 
-    async def _described(self, uri: str, label: Label, head: bytes, size: int) -> Stored:
-        info = await asyncio.to_thread(content.info, head, size)
-        return Stored(uri, Label(label.filename, label.media_type), info)
 
-    async def _most(self, caller: Caller) -> int:
-        largest = await self._media.largest(caller)
-        return largest if self._most_bytes is None else min(largest, self._most_bytes)
+_Stored = tuple[str, Label, Mapping[str, int]]  # its address, its name and type, and what is known of it
 
 
 class _Counted:
@@ -110,7 +136,7 @@ class _Counted:
         return piece
 
 
-def _label(fetched: Fetched) -> Label:
+def _label(fetched: "Fetched") -> Label:
     """What the server says, as far as that can be a name and a type."""
     name = kind = ""
     try:
@@ -121,8 +147,13 @@ def _label(fetched: Fetched) -> Label:
     return Label(name, "" if attachment.essence(kind) == attachment.UNKNOWN else kind)
 
 
-def _problems(pointer: str, message: str) -> dict[str, Any]:
-    return {"problems": [{"pointer": pointer, "message": message, "schema": RULE}]}
+def _too_large(pointer: str, message: str) -> TooLarge:
+    problems = [{"pointer": pointer, "message": message, "schema": RULE}]
+    return TooLarge(f"{pointer}: {message}", flowbridge={"problems": problems})
+
+
+async def _info(head: bytes, size: int) -> Mapping[str, int]:
+    return await asyncio.to_thread(content.info, head, size)
 
 
 async def _chain(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
