@@ -218,7 +218,7 @@ class Core:
             for task in tasks:
                 task.cancel()
             self.live.stop()
-            self.rendering.stop()
+            await self.rendering.stop()
             await self.worker.stop()
             self.breaker.stop()
             await self.database.stop()

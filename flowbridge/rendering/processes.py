@@ -12,12 +12,14 @@ import socket
 import subprocess
 import sys
 from collections.abc import Sequence
+from functools import partial
+from typing import cast
 
 from flowbridge import log
 from flowbridge.errors import BadContent, Problem, Unavailable
 from flowbridge.limits import peer
 from flowbridge.limits.cache import Cache
-from flowbridge.limits.concurrency import Limiter
+from flowbridge.limits.concurrency import Limiter, Place
 from flowbridge.limits.tasks import Once
 from flowbridge.models import Rendered
 from flowbridge.models.timing import Timing
@@ -36,6 +38,7 @@ _WHAT = "texts that are being rendered"
 _CODE = "import sys; sys.path[:] = sys.argv[1:]; from flowbridge.rendering.child import serve; serve()"
 _TOO_SLOW = "takes more than a second to render: make it simpler, or send it as `text`"
 _TOO_BIG = "needs too much memory to render: make it simpler, or send it as `text`"
+_STOPS = "the bridge stops"
 _ENDED = "Markdown and HTML cannot be rendered at the moment: the process that does it has ended"
 _STUCK = "Markdown and HTML cannot be rendered at the moment: the machine is too busy"
 
@@ -48,53 +51,67 @@ class _EndedError(Exception):
         self.status = status
 
 
-class _Process:
+class _Process(asyncio.Protocol):
     """One render process, and the socket to it."""
 
-    def __init__(self) -> None:
+    def __init__(self, theirs: socket.socket) -> None:
+        self._popen = subprocess.Popen(  # noqa: S603 (our own code)
+            [sys.executable, "-E", "-s", "-c", _CODE, *sys.path],
+            stdin=theirs.fileno(),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env={},
+            start_new_session=True,  # the terminal's Ctrl-C is for the bridge
+        )
+        self.pid = self._popen.pid
+        self.is_alive = True
+        self._received = bytearray()
+        self._answering: asyncio.Future[bytes] | None = None
+        self._reaping: asyncio.Task[None] | None = None
+
+    @classmethod
+    async def start(cls) -> "_Process":
         ours, theirs = socket.socketpair()
         with theirs:
-            self._popen = subprocess.Popen(  # noqa: S603 (our own code)
-                [sys.executable, "-E", "-s", "-c", _CODE, *sys.path],
-                stdin=theirs.fileno(),
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                env={},
-                start_new_session=True,  # the terminal's Ctrl-C is for the bridge
-            )
-        ours.setblocking(False)
-        self._socket = ours
-        self.pid = self._popen.pid
+            process = await asyncio.to_thread(cls, theirs)
+        await asyncio.get_running_loop().create_connection(lambda: process, sock=ours)
+        return process
 
-    @property
-    def is_alive(self) -> bool:
-        return self._popen.poll() is None
-
-    async def ask(self, request: bytes) -> bytes:
-        """Raises _EndedError."""
-        loop = asyncio.get_running_loop()
-        try:
-            await loop.sock_sendall(self._socket, len(request).to_bytes(4, "big") + request)
-            answer = bytearray()
-            while len(answer) < 4 or len(answer) < 4 + int.from_bytes(answer[:4], "big"):
-                piece = await loop.sock_recv(self._socket, 65_536)
-                if not piece:
-                    raise ConnectionError
-                answer += piece
-            return bytes(answer[4:])
-        except ConnectionError:
-            self._socket.close()
-            raise _EndedError(await asyncio.to_thread(self._popen.wait)) from None
+    def ask(self, request: bytes) -> "asyncio.Future[bytes]":
+        """The answer, or _EndedError. One at a time."""
+        self._answering = answering = asyncio.get_running_loop().create_future()
+        self._transport.write(len(request).to_bytes(4, "big") + request)
+        return answering
 
     def kill(self) -> None:
         """End it now; an answer that is waited for will not come."""
         self._popen.kill()
 
-    def end(self) -> None:
-        """End it, and forget the socket to it, which no answer is awaited on."""
-        self._popen.kill()
-        self._popen.wait()
-        self._socket.close()
+    async def end(self) -> None:
+        """Kill it, and wait until it is gone."""
+        self.kill()
+        self._transport.abort()
+        await asyncio.to_thread(self._popen.wait)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.WriteTransport", transport)  # uvloop's is no subclass
+
+    def data_received(self, data: bytes) -> None:
+        self._received += data
+        received, answering = self._received, self._answering
+        if len(received) >= 4 and len(received) == 4 + int.from_bytes(received[:4], "big"):
+            self._received, self._answering = bytearray(), None
+            if answering is not None and not answering.done():
+                answering.set_result(bytes(received[4:]))
+
+    def connection_lost(self, _: Exception | None) -> None:
+        self.is_alive = False
+        self._reaping = asyncio.get_running_loop().create_task(self._reap())
+
+    async def _reap(self) -> None:
+        status = await asyncio.to_thread(self._popen.wait)
+        if self._answering is not None and not self._answering.done():
+            self._answering.set_exception(_EndedError(status))
 
 
 class Rendering:
@@ -113,56 +130,67 @@ class Rendering:
 
     async def render(self, format_: str, source: str, users: Sequence[str]) -> Rendered:
         """Raises BadContent for a text that cannot be rendered, TooMany and Unavailable."""
-        # A caller that goes away does not end it: the process would have to be killed for that.
-        return await asyncio.shield(self._in_turn(format_, source, users, peer.who() or "here"))
-
-    async def _in_turn(self, format_: str, source: str, users: Sequence[str], caller: str) -> Rendered:
-        if not self._suspects.get(caller):
-            return await self._rendered(format_, source, users, caller)
-        async with self._suspect_turns.turn(caller, TURN_SECONDS):
-            return await self._rendered(format_, source, users, caller)
-
-    async def _rendered(self, format_: str, source: str, users: Sequence[str], caller: str) -> Rendered:
         request = json.dumps([format_, source, users]).encode()
-        with await self._turns.wait(caller, TURN_SECONDS):
-            try:
-                answer = await self._ask(request)
-            except _EndedError as error:
-                self._suspects.put(caller, True)
-                log.warning("render_killed", caller=caller, bytes=len(source), status=error.status)
-                message = _TOO_SLOW if error.status == -signal.SIGPROF else _TOO_BIG
-                raise _problem(format_, message) from None
+        caller = peer.who() or "here"
+        try:
+            # Once more where its process was ended from outside.
+            answer = await self._ask(request, caller) or await self._ask(request, caller)
+        except _EndedError as error:
+            self._suspects.put(caller, True)
+            log.warning("render_killed", caller=caller, bytes=len(source), status=error.status)
+            raise _problem(format_, _TOO_SLOW if error.status == -signal.SIGPROF else _TOO_BIG) from None
+        if answer is None:
+            raise Unavailable(_ENDED)
         wrong, *rendered = json.loads(answer)
         if wrong:
             raise _problem(format_, wrong)
         return Rendered(*rendered)
 
-    async def _ask(self, request: bytes) -> bytes:
-        """Raises _EndedError when it was this text that ended the process."""
-        loop = asyncio.get_running_loop()
-        for is_last in (False, True):
+    async def _ask(self, request: bytes, caller: str) -> bytes | None:
+        """Raises _EndedError when it was this text that ended the process; None: it ended by itself."""
+        places = await self._places(caller)
+        try:
             process = await self._take()
-            ends_at = loop.time() + self._stuck_seconds
-            timer = loop.call_at(ends_at, process.kill)  # asyncio.timeout costs three times as much
-            try:
-                answer = await process.ask(request)
-            except _EndedError as error:
-                self._alive.discard(process)
-                if self._has_stopped:
-                    raise Unavailable("the bridge stops") from None
-                self._refill()
-                if error.status in _OF_THE_TEXT:
-                    raise
-                if loop.time() >= ends_at:
-                    raise Unavailable(_STUCK) from None
-                if is_last:
-                    raise Unavailable(_ENDED) from None
-            else:
-                self._idle.append(process)
-                return answer
-            finally:
-                timer.cancel()
-        raise AssertionError
+        except BaseException:
+            _free(places)
+            raise
+        loop = asyncio.get_running_loop()
+        ends_at = loop.time() + self._stuck_seconds
+        timer = loop.call_at(ends_at, process.kill)
+        answering = process.ask(request)
+        answering.add_done_callback(partial(self._answered, process, places, timer))
+        try:
+            # A caller that goes away ends nothing: the process would have to be killed for that.
+            return await asyncio.shield(answering)
+        except _EndedError as error:
+            if self._has_stopped:
+                raise Unavailable(_STOPS) from None
+            if error.status in _OF_THE_TEXT:
+                raise
+            if loop.time() >= ends_at:
+                raise Unavailable(_STUCK) from None
+            return None
+
+    def _answered(
+        self, process: _Process, places: Sequence[Place], timer: asyncio.TimerHandle, done: "asyncio.Future[bytes]"
+    ) -> None:
+        timer.cancel()
+        if done.exception() is None:
+            self._idle.append(process)
+        else:
+            self._alive.discard(process)
+            self._refill()
+        _free(places)
+
+    async def _places(self, caller: str) -> list[Place]:
+        if not self._suspects.get(caller):
+            return [await self._turns.wait(caller, TURN_SECONDS)]
+        among_suspects = await self._suspect_turns.wait(caller, TURN_SECONDS)
+        try:
+            return [among_suspects, await self._turns.wait(caller, TURN_SECONDS)]
+        except BaseException:
+            among_suspects.free()
+            raise
 
     async def _take(self) -> _Process:
         while True:
@@ -170,22 +198,21 @@ class Rendering:
                 process = self._idle.pop()
                 if process.is_alive:
                     return process
-                process.end()  # it was killed meanwhile
-                self._alive.discard(process)
+                self._alive.discard(process)  # it was killed meanwhile
             await self._starting.get(None, self._start)
 
     async def _start(self) -> None:
         """One more process, if there are not enough; the others in the background."""
         if self._has_stopped:
-            raise Unavailable("the bridge stops")
+            raise Unavailable(_STOPS)
         if len(self._alive) < self._most:
             try:
-                process = await asyncio.to_thread(_Process)
+                process = await _Process.start()
             except OSError as error:
                 raise Unavailable(f"Markdown and HTML cannot be rendered at the moment: {error.strerror}") from None
             if self._has_stopped:
-                process.end()
-                raise Unavailable("the bridge stops")
+                await process.end()
+                raise Unavailable(_STOPS)
             self._alive.add(process)
             self._idle.append(process)
             log.info("render_process", pid=process.pid)
@@ -195,15 +222,17 @@ class Rendering:
         if len(self._alive) < self._most and not self._has_stopped:
             asyncio.get_running_loop().call_soon(self._starting.task, None, self._start)
 
-    def stop(self) -> None:
+    async def stop(self) -> None:
         """End all processes; texts that are being rendered are not."""
         self._has_stopped = True
-        for process in self._idle:
-            process.end()
-        for process in self._alive.difference(self._idle):
-            process.kill()  # and whoever awaits its answer reaps it
-        self._alive.clear()
+        await asyncio.gather(*self._starting, return_exceptions=True)
+        await asyncio.gather(*(process.end() for process in self._alive))
         self._idle.clear()
+
+
+def _free(places: Sequence[Place]) -> None:
+    for place in places:
+        place.free()
 
 
 def _problem(format_: str, message: str) -> BadContent:

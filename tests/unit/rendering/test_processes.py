@@ -29,7 +29,7 @@ BOMBS = {
 async def rendering() -> AsyncIterator[Rendering]:
     found = Rendering()
     yield found
-    found.stop()
+    await found.stop()
 
 
 async def render(rendering: Rendering, caller: str, source: str, format_: str = "markdown") -> Rendered:
@@ -134,7 +134,7 @@ async def test_process_that_hangs_is_replaced() -> None:
     with pytest.raises(Unavailable, match="too busy"):
         await _stopped(rendering)
     assert await _until_rendered(rendering) == Rendered("x")
-    rendering.stop()
+    await rendering.stop()
 
 
 async def _stopped(rendering: Rendering) -> None:
@@ -180,9 +180,9 @@ async def test_child_ends_with_its_bridge() -> None:
     rendering = Rendering(processes=1)
     await render(rendering, "@a:hs", "x")
     (process,) = rendering._alive
-    process._socket.close()  # as when the bridge is killed
+    process._transport.close()  # as when the bridge is killed
     await asyncio.wait_for(asyncio.to_thread(process._popen.wait), PATIENCE)
-    rendering.stop()
+    await rendering.stop()
 
 
 async def test_child_has_nothing_of_the_bridges_environment(
@@ -195,6 +195,6 @@ async def test_child_has_nothing_of_the_bridges_environment(
 
 
 async def test_nothing_is_rendered_after_the_end(rendering: Rendering) -> None:
-    rendering.stop()
+    await rendering.stop()
     with pytest.raises(Unavailable, match="the bridge stops"):
         await render(rendering, "@a:hs", "x")
