@@ -1,8 +1,9 @@
 """Markdown and HTML are rendered in processes of their own, which may be killed at any time.
 
-No library carries it: pebble's pool, which kills what takes too long, costs the event loop's process 277 µs a message
-and the message 3 ms; a socket costs a third of that (docs/architecture.md). A caller has one process at a time, and
-callers whose texts killed one share one, so that another stays free.
+No library carries it: pebble's pool, which kills what takes too long, costs the event loop's process 277 µs a text and
+the text 3 ms; a socket costs a third of that (docs/architecture.md). Three processes, each started when it is needed:
+short texts, which no library takes long for, wait for no long one; and callers whose long texts took too much share one
+that the others do not use.
 """
 
 import asyncio
@@ -25,11 +26,12 @@ from flowbridge.models import Rendered
 from flowbridge.models.timing import Timing
 from flowbridge.rendering.child import NO_MEMORY
 
-PROCESSES = 2
+SHORT_BYTES = 2_560  # of a request: 2 KiB of the worst Markdown take 32 ms of the processor
+SLOW_TEXT = 0.1  # seconds of the processor: most texts of 16 KiB take less
 WAITING = 256  # texts of one caller: each is held in memory
 TURN_SECONDS = 20.0
-MAX_SUSPECTS = 10_000
-SUSPECT_SECONDS = 60.0
+MAX_SLOW = 10_000
+SLOW_SECONDS = 60.0  # for which a caller counts as slow
 RULE = "render"  # what Problem.schema says for these rules
 
 _OF_THE_TEXT = (-signal.SIGPROF, -signal.SIGABRT, -signal.SIGSEGV, NO_MEMORY)  # too much processor time, or memory
@@ -114,51 +116,34 @@ class _Process(asyncio.Protocol):
             self._answering.set_exception(_EndedError(status))
 
 
-class Rendering:
-    """For one event loop. `processes`: how many at a time; the first text starts them."""
+class _Line:
+    """Texts that share one process: one at a time, and callers take turns. `stuck_seconds`: for one text, at most."""
 
-    def __init__(self, *, processes: int = PROCESSES, timing: Timing = Timing()) -> None:
-        self._most = processes
-        self._stuck_seconds = timing.render_seconds
-        self._turns = Limiter(_WHAT, processes, 1, waiting=WAITING)
-        self._suspects = Cache[str, bool](MAX_SUSPECTS, SUSPECT_SECONDS)
-        self._suspect_turns = Limiter(_WHAT, max(1, processes - 1), 1, waiting=WAITING)
-        self._idle: list[_Process] = []
-        self._alive: set[_Process] = set()
+    def __init__(self, stuck_seconds: float) -> None:
+        self._stuck_seconds = stuck_seconds
+        self._turns = Limiter(_WHAT, 1, 1, waiting=WAITING)
+        self._process: _Process | None = None
         self._starting = Once[None, None]()
         self._has_stopped = False
 
-    async def render(self, format_: str, source: str, users: Sequence[str]) -> Rendered:
-        """Raises BadContent for a text that cannot be rendered, TooMany and Unavailable."""
-        request = json.dumps([format_, source, users]).encode()
-        caller = peer.who() or "here"
-        try:
-            # Once more where its process was ended from outside.
-            answer = await self._ask(request, caller) or await self._ask(request, caller)
-        except _EndedError as error:
-            self._suspects.put(caller, True)
-            log.warning("render_killed", caller=caller, bytes=len(source), status=error.status)
-            raise _problem(format_, _TOO_SLOW if error.status == -signal.SIGPROF else _TOO_BIG) from None
-        if answer is None:
-            raise Unavailable(_ENDED)
-        wrong, *rendered = json.loads(answer)
-        if wrong:
-            raise _problem(format_, wrong)
-        return Rendered(*rendered)
+    @property
+    def pid(self) -> int | None:
+        """Of its process, if there is one at the moment."""
+        return self._process.pid if self._process is not None and self._process.is_alive else None
 
-    async def _ask(self, request: bytes, caller: str) -> bytes | None:
+    async def ask(self, request: bytes, caller: str) -> bytes | None:
         """Raises _EndedError when it was this text that ended the process; None: it ended by itself."""
-        places = await self._places(caller)
+        place = await self._turns.wait(caller, TURN_SECONDS)
         try:
             process = await self._take()
         except BaseException:
-            _free(places)
+            place.free()
             raise
         loop = asyncio.get_running_loop()
         ends_at = loop.time() + self._stuck_seconds
         timer = loop.call_at(ends_at, process.kill)
         answering = process.ask(request)
-        answering.add_done_callback(partial(self._answered, process, places, timer))
+        answering.add_done_callback(partial(self._answered, place, timer))
         try:
             # A caller that goes away ends nothing: the process would have to be killed for that.
             return await asyncio.shield(answering)
@@ -171,68 +156,76 @@ class Rendering:
                 raise Unavailable(_STUCK) from None
             return None
 
-    def _answered(
-        self, process: _Process, places: Sequence[Place], timer: asyncio.TimerHandle, done: "asyncio.Future[bytes]"
-    ) -> None:
+    def _answered(self, place: Place, timer: asyncio.TimerHandle, done: "asyncio.Future[bytes]") -> None:
         timer.cancel()
-        if done.exception() is None:
-            self._idle.append(process)
-        else:
-            self._alive.discard(process)
-            self._refill()
-        _free(places)
-
-    async def _places(self, caller: str) -> list[Place]:
-        if not self._suspects.get(caller):
-            return [await self._turns.wait(caller, TURN_SECONDS)]
-        among_suspects = await self._suspect_turns.wait(caller, TURN_SECONDS)
-        try:
-            return [among_suspects, await self._turns.wait(caller, TURN_SECONDS)]
-        except BaseException:
-            among_suspects.free()
-            raise
+        place.free()
+        if done.exception() is not None and not self._has_stopped:
+            self._starting.task(None, self._start)  # so that the next text need not wait for it
 
     async def _take(self) -> _Process:
-        while True:
-            while self._idle:
-                process = self._idle.pop()
-                if process.is_alive:
-                    return process
-                self._alive.discard(process)  # it was killed meanwhile
+        if self._process is None or not self._process.is_alive:
             await self._starting.get(None, self._start)
+        assert self._process is not None
+        return self._process
 
     async def _start(self) -> None:
-        """One more process, if there are not enough; the others in the background."""
         if self._has_stopped:
             raise Unavailable(_STOPS)
-        if len(self._alive) < self._most:
-            try:
-                process = await _Process.start()
-            except OSError as error:
-                raise Unavailable(f"Markdown and HTML cannot be rendered at the moment: {error.strerror}") from None
-            if self._has_stopped:
-                await process.end()
-                raise Unavailable(_STOPS)
-            self._alive.add(process)
-            self._idle.append(process)
-            log.info("render_process", pid=process.pid)
-        self._refill()
+        try:
+            process = await _Process.start()
+        except OSError as error:
+            raise Unavailable(f"Markdown and HTML cannot be rendered at the moment: {error.strerror}") from None
+        if self._has_stopped:
+            await process.end()
+            raise Unavailable(_STOPS)
+        self._process = process
+        log.info("render_process", pid=process.pid)
 
-    def _refill(self) -> None:
-        if len(self._alive) < self._most and not self._has_stopped:
-            asyncio.get_running_loop().call_soon(self._starting.task, None, self._start)
+    async def stop(self) -> None:
+        self._has_stopped = True
+        await asyncio.gather(*self._starting, return_exceptions=True)
+        if self._process is not None:
+            await self._process.end()
+
+
+class Rendering:
+    """For one event loop."""
+
+    def __init__(self, *, timing: Timing = Timing()) -> None:
+        self._short, self._long, self._slow = self._lines = [_Line(timing.render_seconds) for _ in range(3)]
+        self._slow_callers = Cache[str, bool](MAX_SLOW, SLOW_SECONDS)
+
+    async def render(self, format_: str, source: str, users: Sequence[str]) -> Rendered:
+        """Raises BadContent for a text that cannot be rendered, TooMany and Unavailable."""
+        request = json.dumps([format_, source, users]).encode()
+        caller = peer.who() or "here"
+        line = self._short
+        if len(request) > SHORT_BYTES:
+            line = self._slow if self._slow_callers.get(caller) else self._long
+        try:
+            # Once more where its process was ended from outside.
+            answer = await line.ask(request, caller) or await line.ask(request, caller)
+        except _EndedError as error:
+            self._slow_callers.put(caller, True)
+            log.warning("render_killed", caller=caller, bytes=len(source), status=error.status)
+            raise _problem(format_, _TOO_SLOW if error.status == -signal.SIGPROF else _TOO_BIG) from None
+        if answer is None:
+            raise Unavailable(_ENDED)
+        spent, wrong, *rendered = json.loads(answer)
+        if spent > SLOW_TEXT:
+            self._slow_callers.put(caller, True)
+        if wrong:
+            raise _problem(format_, wrong)
+        return Rendered(*rendered)
+
+    @property
+    def pids(self) -> list[int]:
+        """Of the processes that there are."""
+        return [line.pid for line in self._lines if line.pid is not None]
 
     async def stop(self) -> None:
         """End all processes; texts that are being rendered are not."""
-        self._has_stopped = True
-        await asyncio.gather(*self._starting, return_exceptions=True)
-        await asyncio.gather(*(process.end() for process in self._alive))
-        self._idle.clear()
-
-
-def _free(places: Sequence[Place]) -> None:
-    for place in places:
-        place.free()
+        await asyncio.gather(*(line.stop() for line in self._lines))
 
 
 def _problem(format_: str, message: str) -> BadContent:
