@@ -233,7 +233,7 @@ class Core:
             for task in tasks:
                 task.cancel()
             self.live.stop()
-            self.rendering.stop()
+            await self.rendering.stop()
             await self.transfer.close()
             await self.worker.stop()
             self.breaker.stop()

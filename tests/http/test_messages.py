@@ -1,6 +1,7 @@
 """`POST /rooms/{roomId}/messages`, reactions and redactions: contract §5."""
 
 import json
+import re
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +17,7 @@ from flowbridge.store import Database, api_keys
 from tests import upstream as scripted
 from tests.http.conftest import ROOM, Bridge, as_caller, new_token, running
 from tests.http.sends import ASYNC, KEYED, check_queued, held, is_replayed, repeated
+from tests.processes import REPOSITORY
 from tests.upstream import Behaviour, Request, Rooms, Upstream, user_of
 
 MESSAGES = f"/rooms/{ROOM}/messages"
@@ -575,3 +577,13 @@ def test_bomb_is_the_senders_fault_and_plain_sends_go_on(bridge: Bridge, rooms: 
             sent += 1
         assert {bomb.result().status_code for bomb in bombs} <= {200, 400, 413}
     assert sent > 0
+
+
+EXAMPLES = re.findall(r"```json\n(.*?)\n```", (REPOSITORY / "docs" / "messages.md").read_text(), re.DOTALL)
+
+
+def test_examples_of_the_documentation_are_messages(caller: httpx.Client, rooms: Rooms) -> None:
+    assert len(EXAMPLES) >= 6
+    for example in EXAMPLES:
+        said(caller.post(MESSAGES, content=example))
+    assert "m.replace" in str(contents(rooms)[-1])
