@@ -1,11 +1,13 @@
 """Messages in a real Synapse: what it makes of their relations, and what its own clients see."""
 
+import io
 import time
 from collections.abc import Callable
 from typing import Any
 
 import httpx
 import pytest
+from PIL import Image
 
 from flowbridge.cli.demo.synapse import Account
 from tests.conftest import MakeAccount
@@ -149,3 +151,21 @@ def test_api_key_says_it_as_the_bot(bridge_url: str, room: Room) -> None:
         f"{bridge_url}{room.path}/messages", content="hi", headers={"X-API-Key": KEY}, trust_env=False, timeout=30
     )
     assert room.event(answer.json()["event_id"])["sender"] == room.owner.user_id
+
+
+def test_files_of_a_form_are_in_the_room_and_can_be_downloaded(bridge: httpx.Client, room: Room) -> None:
+    file = io.BytesIO()
+    Image.new("RGB", (320, 200), "teal").save(file, "JPEG")
+    given = [("file", ("yard.jpg", file.getvalue(), "image/jpeg")), ("file", ("log.txt", b"x" * 700_000, "text/plain"))]
+    answer = bridge.post(f"{room.path}/messages", data={"text": "the yard"}, files=given)
+    assert answer.status_code == 200, answer.text
+    text, picture, log = (room.event(event_id)["content"] for event_id in answer.json()["events"])
+    assert text["body"] == "the yard"
+    assert (picture["msgtype"], picture["info"]["w"], picture["info"]["h"]) == ("m.image", 320, 200)
+    assert (log["msgtype"], log["info"]["size"]) == ("m.file", 700_000)
+    for event, sent in ((picture, file.getvalue()), (log, b"x" * 700_000)):
+        path = event["url"].removeprefix("mxc://")
+        found = room.direct.get(
+            f"/_matrix/client/v1/media/download/{path}", headers={"Authorization": f"Bearer {room.owner.access_token}"}
+        )
+        assert found.content == sent
