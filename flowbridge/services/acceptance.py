@@ -186,6 +186,8 @@ class Acceptance:
             if pending.existing is not None:
                 return await self._replayed(caller, pending, pending.existing, how, len(pending.following))
         metrics.count(metrics.accepted, how.surface)
+        for _ in pending.following:
+            metrics.count(metrics.accepted, how.surface)
         return Receipt(caller, pending, waits=how.waits)
 
     async def earlier(
