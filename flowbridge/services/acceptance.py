@@ -345,8 +345,11 @@ def _check_member(event: Event, caller: Caller) -> None:
 
 
 def _ids() -> Iterator[str]:
-    """Unique delivery ids: a random prefix per process, then a counter (urandom per id costs a system call)."""
-    prefix = secrets.token_urlsafe(12)
+    """Unique delivery ids: a random prefix per process, then a counter (urandom per id costs a system call).
+
+    Without a dash: commands would take an id that begins with one for an option.
+    """
+    prefix = secrets.token_urlsafe(12).replace("-", "_")
     return (f"{prefix}{number:x}" for number in count(1))
 
 

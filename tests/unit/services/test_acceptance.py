@@ -20,6 +20,7 @@ from flowbridge.errors import BadContent, BadRequest, Conflict, Forbidden, Matri
 from flowbridge.events import canonical_json, size
 from flowbridge.homeserver.pool import Answer
 from flowbridge.models import ApiKey, Event, Payload
+from flowbridge.services import acceptance
 from flowbridge.services.acceptance import How, Receipt
 from flowbridge.settings import Settings
 from flowbridge.store.tables import outbox
@@ -451,3 +452,10 @@ async def test_event_goes_to_the_room_that_its_alias_leads_to(core: Core, homese
     with pytest.raises(Forbidden):
         await send(core, by=Credential(None, ApiKey("four", rooms=("!room4:hs",))), room=ALIAS)
     assert len(homeserver.joins) == 2
+
+
+def test_delivery_id_is_no_option(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One in 64 began with a dash, and `flowbridge deliveries show -W5…` was "no such option"."""
+    monkeypatch.setattr("secrets.token_urlsafe", lambda _: "-W5GzTbpH9FZVhf-")
+    ids = acceptance._ids()
+    assert [next(ids), next(ids)] == ["_W5GzTbpH9FZVhf_1", "_W5GzTbpH9FZVhf_2"]
