@@ -17,7 +17,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Room = Annotated[str, typer.Argument(help="A room id (!…) or an alias (#name:server).")]
 Type = Annotated[str, typer.Argument(help="The event type, e.g. m.room.message.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -82,19 +81,109 @@ def demo(
     raise typer.Exit(run(once=once, port=port))
 
 
+MESSAGE = "A message"  # the options' heading in the help
+Target = "an event id ($…), a delivery's id, or key:NAME"
+
+
 @app.command()
 def send(
-    room: Room,
-    event_type: Type,
-    body: Annotated[str, typer.Argument(metavar="[JSON|-]", help="The payload; - reads standard input.")] = "-",
+    room: Annotated[
+        str, typer.Argument(help="A room id (!…), an alias (#name:server) or, for a message, a user (@name:server).")
+    ],
+    event_type: Annotated[
+        str | None,
+        typer.Argument(metavar="[TYPE|-]", help="The type of a whole event, e.g. m.room.topic; - or none: a message."),
+    ] = None,
+    body: Annotated[str, typer.Argument(metavar="[JSON|-]", help="The event's payload; - reads standard input.")] = "-",
+    text: Annotated[
+        str | None, typer.Option(rich_help_panel=MESSAGE, help="What to say, as it is; - reads standard input.")
+    ] = None,
+    markdown: Annotated[str | None, typer.Option(rich_help_panel=MESSAGE, help="The same, in Markdown.")] = None,
+    html: Annotated[str | None, typer.Option(rich_help_panel=MESSAGE, help="The same, in HTML.")] = None,
+    title: Annotated[str | None, typer.Option(rich_help_panel=MESSAGE, help="A first line, in bold.")] = None,
+    msgtype: Annotated[
+        str | None, typer.Option(rich_help_panel=MESSAGE, help="m.text (default), m.notice or m.emote.")
+    ] = None,
+    notice: Annotated[
+        bool, typer.Option("--notice", rich_help_panel=MESSAGE, help="Short for --msgtype m.notice.")
+    ] = False,
+    mention: Annotated[
+        list[str] | None,
+        typer.Option(metavar="@USER:SERVER", rich_help_panel=MESSAGE, help="Whom to ping, or @room; may be repeated."),
+    ] = None,
+    reply_to: Annotated[
+        str | None, typer.Option(metavar="TARGET", rich_help_panel=MESSAGE, help=f"What to answer: {Target}.")
+    ] = None,
+    thread: Annotated[
+        str | None, typer.Option(metavar="TARGET", rich_help_panel=MESSAGE, help="The thread to say it in.")
+    ] = None,
+    edit: Annotated[
+        str | None, typer.Option(metavar="TARGET", rich_help_panel=MESSAGE, help="What to replace with it.")
+    ] = None,
+    key: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", rich_help_panel=MESSAGE, help="What it is about: the next message with it edits this one."
+        ),
+    ] = None,
+    on_update: Annotated[
+        str | None,
+        typer.Option(
+            rich_help_panel=MESSAGE,
+            help="What it is to the first one with its --key: edit (default), thread, reply or new.",
+        ),
+    ] = None,
+    file: Annotated[
+        list[Path] | None, typer.Option(rich_help_panel=MESSAGE, help="A file to attach; may be repeated.")
+    ] = None,
+    caption: Annotated[
+        list[str] | None, typer.Option(rich_help_panel=MESSAGE, help="The first is the first file's, and so on.")
+    ] = None,
+    overflow: Annotated[
+        str | None,
+        typer.Option(rich_help_panel=MESSAGE, help="file: a text that is too long is cut, and attached as a whole."),
+    ] = None,
+    idempotency_key: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", help="A repeat with the same text sends nothing more: for jobs that are retried."),
+    ] = None,
 ) -> None:
-    """Send one event as the bot account. Prints the event id.
+    """Send a message, or one event of any type, as the bot account. Prints the event id of each event.
+
+    Without an option that says what to say, standard input is the text: backup | flowbridge send '#ops:example.org'
 
     What cannot be sent now is queued: the exit code is 0, and a flowbridge that runs on the same store sends it.
     """
+    from flowbridge.cli import files, say
     from flowbridge.cli import send as events
 
-    raise typer.Exit(events.send(_settings(), room, event_type, _input(body)))
+    if notice and msgtype not in (None, "m.notice"):
+        raise Usage(f"--notice is short for --msgtype m.notice, and --msgtype says {msgtype}")
+    given = {
+        "text": text,
+        "markdown": markdown,
+        "html": html,
+        "title": title,
+        "msgtype": "m.notice" if notice else msgtype,
+        "mentions": mention,
+        "reply_to": reply_to,
+        "thread": thread,
+        "edit": edit,
+        "key": key,
+        "on_update": on_update,
+        "overflow": overflow,
+    }
+    attached = files.named(file or [], caption or [])
+    reads = event_type == say.STDIN and body == say.STDIN
+    if event_type is None or reads:
+        settings = _settings()
+        value = say.said(given, files=bool(attached), reads=reads)
+        raise typer.Exit(say.run(settings, room, value, attached, idempotency_key))
+    if attached or any(item is not None for item in given.values()):
+        raise Usage(f"{event_type} is the type of a whole event, and the options make a message: give one or the other")
+    if body == say.STDIN and sys.stdin.isatty():  # a text, perhaps, and its sender would wait for ever
+        print(f"Type the payload of {event_type}, then Ctrl-D. To say a text: --text '…'", file=sys.stderr)
+    raise typer.Exit(events.send(_settings(), room, event_type, _input(body), idempotency_key))
 
 
 @app.command()

@@ -111,10 +111,7 @@ class Messages:
         said = message.read(value, [_attachment(file) for file in files])
         shaped = await self._shape(credential, said)
         if files:  # the same form again is the same message
-            value = {
-                **value,
-                "attachments": [{"filename": each.label.filename, "sha256": each.sha256} for each in files],
-            }
+            value = {**value, "attachments": [_meaning(each) for each in files]}
         return await self._send(credential, room, shaped, value, how, patience, said.attachments)
 
     async def react(self, credential: Credential, room: str, value: Json, how: How, patience: float) -> Told:
@@ -260,7 +257,13 @@ def check_source(said: Message) -> None:
 
 
 def _attachment(file: FormFile) -> Attachment:
-    return Attachment(filename=file.label.filename, mimetype=essence(file.label.content_type), data=file.spool)
+    mimetype = essence(file.label.content_type)
+    return Attachment(filename=file.label.filename, mimetype=mimetype, caption=file.caption, data=file.spool)
+
+
+def _meaning(file: FormFile) -> Json:
+    found = {"filename": file.label.filename, "sha256": file.sha256}
+    return {**found, "caption": file.caption} if file.caption else found
 
 
 def _check_size(shaped: Sequence[Shaped]) -> None:

@@ -23,11 +23,12 @@ MakeSpool = Callable[[], AbstractAsyncContextManager[Spool]]
 
 @dataclass(eq=False)
 class FormFile:
-    """A file of a form. `sha256`: of its bytes, in hex, once the form has been read."""
+    """A file of a form. `sha256`: of its bytes, in hex, once the form has been read. Forms have no captions."""
 
     label: Label
     spool: Spool
     sha256: str = ""
+    caption: str = ""
 
 
 @dataclass
