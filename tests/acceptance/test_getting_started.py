@@ -110,9 +110,11 @@ def test_page_does_what_it_says(
     transcripts.check(script, tmp_path, reader)
     with httpx.Client(base_url=synapse.url, trust_env=False) as direct:
         said = Room(ops, alice, direct).messages()
-    assert [event["sender"] for event in said] == [BOT, BOT]
-    assert [event["content"]["body"] for event in said] == ["the backup is done", "done"]
-    assert said[1]["content"]["formatted_body"] == "<b>done</b>"
+    assert [event["sender"] for event in said] == [BOT, BOT, BOT]
+    ping = "@alice:localhost"
+    assert [event["content"]["body"] for event in said] == ["the backup is done", f"**done**, {ping}", "done"]
+    assert said[1]["content"]["m.mentions"] == {"user_ids": [ping]}
+    assert said[2]["content"]["formatted_body"] == "<b>done</b>"
 
 
 def test_readme_leads_to_a_running_bridge(
@@ -126,7 +128,6 @@ def test_readme_leads_to_a_running_bridge(
         "http://localhost:8090": f"http://127.0.0.1:{port}",
         "--port 8090": f"--port {port}",
         "!ops:example.org": make_room(bot),
-        "!CvcvRuDYDzTOzfKKgh:example.org": make_room(bot),
         "$YUwRidLecu": "$…",
     }
     run = transcripts.steps(transcripts.section(readme, "Run it"))

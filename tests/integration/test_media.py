@@ -25,15 +25,15 @@ MIB = 1024 * 1024
 LIMIT = 50 * MIB  # Synapse's own
 
 
-def png() -> bytes:
-    """A red picture, 640 by 480."""
+def png(width: int = 640, height: int = 480, rows: bytes | None = None) -> bytes:
+    """A red picture. `rows`: instead, a zero byte and three for each pixel of a row."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    rows = zlib.compress((b"\0" + b"\xff\0\0" * 640) * 480)
-    head = struct.pack(">IIBBBBB", 640, 480, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+    data = zlib.compress((b"\0" + b"\xff\0\0" * width) * height if rows is None else rows)
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
 
 
 def noise(size: int) -> bytes:
