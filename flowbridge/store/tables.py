@@ -68,7 +68,8 @@ message_keys = Table(  # callers' names for their messages: see `message_keys.py
     Column("used_at", BigInteger, nullable=False),
 )
 Index("message_keys_delivery", message_keys.c.delivery)
-Index("message_keys_used", message_keys.c.owner, message_keys.c.used_at)
+Index("message_keys_owner", message_keys.c.owner, message_keys.c.used_at)
+Index("message_keys_used", message_keys.c.used_at)
 
 lanes = Table(
     "lanes",
