@@ -11,7 +11,9 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
+
+from sqlalchemy import Connection
 
 from flowbridge import log
 from flowbridge.auth.callers import Callers, Credential
@@ -35,7 +37,7 @@ from flowbridge.services.readings import Readings
 from flowbridge.services.refused_calls import PREFIX
 from flowbridge.services.replays import Replays
 from flowbridge.store import Database, StoreUnavailable, delivery_log, refused
-from flowbridge.store.delivery_log import ALL, Scope, Selection, Standing, Whose
+from flowbridge.store.delivery_log import ALL, Scope, Selection, Standing, TooSlow, Whose, at_most
 from flowbridge.store.errors import MISSING_RETRY_MS
 from flowbridge.store.refused import Place
 from flowbridge.store.retention import BLANK
@@ -44,8 +46,11 @@ SPAN = 10_000  # events that one read searches at first, …
 TEXT_SPAN = 500  # … and where it reads their contents: others wait for it, some 10 ms
 QUICK_SECONDS = 0.02  # after a quicker read the next one may search twice as many, …
 SLOW_SECONDS = 0.05  # … after a slower one half as many
+READ_SECONDS = 0.25  # after which a read of contents is broken off, and tried with fewer
 SEARCH_SECONDS = 5.0  # after which a page is answered as it is: the next one goes on
 UNPACED_SECONDS = 0.25  # a longer search for a text leaves the store as much time as it takes
+
+T = TypeVar("T")
 
 _DELIVERY = re.compile(r"[A-Za-z0-9_~.-]{1,128}")
 _CURSOR = re.compile(r"[A-Za-z0-9_-]{11}|[A-Za-z0-9_-]{22}")
@@ -192,10 +197,12 @@ class Deliveries:
         taken_in_all = 0.0
         while True:
             started = time.monotonic()
-            missing = limit - len(found)
-            rows, before = await self._readings.read(
-                partial(delivery_log.page, selection=selection, limit=missing, before=before, span=span)
-            )
+            work = partial(delivery_log.page, selection=selection, limit=limit - len(found), before=before, span=span)
+            try:
+                rows, before = await self._readings.read(partial(_within, work) if is_text and span > 1 else work)
+            except TooSlow:  # some contents are long, or made for that
+                span = max(1, span // 8)
+                continue
             amended = map(self._amended, rows)
             found += [row for row in amended if not states or row["state"] in states]
             now = time.monotonic()
@@ -332,6 +339,11 @@ def _other_sender(key: ApiKey, row: Mapping[str, Any]) -> str | None:
 def new_txn_id() -> str:
     """A random one: under the old one a homeserver that remembers it would send nothing."""
     return secrets.token_urlsafe(16)
+
+
+def _within(work: Callable[[Connection], T], connection: Connection) -> T:
+    with at_most(READ_SECONDS, connection):
+        return work(connection)
 
 
 def has_no_calls(selection: Selection) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import Connection, Engine, event, insert, select, text, update
+from sqlalchemy.exc import OperationalError, ProgrammingError
 
 from flowbridge.store import clock, delivery_log, leases, outbox
 from flowbridge.store.delivery_log import ALL, Selection, Whose
@@ -497,3 +498,22 @@ def test_content_that_is_not_kept_is_not_sent_again(connection: Connection) -> N
     put(connection, "a", content="", **SENT)
     assert delivery_log.replay(connection, "a", "new", "me") is None
     assert delivery_log.get(connection, "a")["state"] == "sent"  # type: ignore[index]
+
+
+def test_reading_is_broken_off_when_it_takes_too_long(engine: Engine) -> None:
+    slow = {
+        "sqlite": "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n",
+        "postgresql": "SELECT pg_sleep(60)",
+    }[engine.dialect.name]
+    with engine.connect() as connection, pytest.raises(delivery_log.TooSlow):  # noqa: SIM117
+        with delivery_log.at_most(0.05, connection):
+            connection.execute(text(slow))
+    with engine.connect() as connection, delivery_log.at_most(60, connection):
+        assert connection.scalar(text("SELECT count(*) FROM outbox")) == 0
+    with engine.connect() as connection, pytest.raises(OperationalError if is_sqlite(engine) else ProgrammingError):  # noqa: SIM117
+        with delivery_log.at_most(60, connection):
+            connection.execute(text("SELECT * FROM nowhere"))
+
+
+def is_sqlite(engine: Engine) -> bool:
+    return engine.dialect.name == "sqlite"

@@ -5,7 +5,7 @@ import base64
 import contextlib
 import json
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar, cast
@@ -38,7 +38,7 @@ from flowbridge.services.deliveries import Deliveries, Viewer
 from flowbridge.services.delivery_views import detail, moment, states, summary
 from flowbridge.services.replays import Replays
 from flowbridge.store import Database, accounts, clock, delivery_log, outbox, refused
-from flowbridge.store.delivery_log import Selection
+from flowbridge.store.delivery_log import Selection, TooSlow
 from flowbridge.store.tables import outbox as events
 from tests.integration.store import events as rows
 from tests.integration.store.test_database import busy
@@ -754,6 +754,8 @@ async def test_search_for_a_text_reads_little_at_a_time_and_leaves_time_to_other
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log = await make(span=1_000, text_span=4, quick_seconds=0.0)
+    monkeypatch.setattr(service, "SLOW_SECONDS", float("inf"))
+    monkeypatch.setattr(service, "READ_SECONDS", PATIENCE)
     await log.put("found", content='{"body": "needle"}')
     await log.put(*(f"hay-{number}" for number in range(20)))
     spans: list[int | None] = []
@@ -775,6 +777,7 @@ async def test_slow_read_is_followed_by_a_smaller_one(make: Make, monkeypatch: p
     log = await make(text_span=8, quick_seconds=0.0)
     await log.put(*(f"hay-{number}" for number in range(20)))
     monkeypatch.setattr(service, "SLOW_SECONDS", -1.0)
+    monkeypatch.setattr(service, "READ_SECONDS", PATIENCE)
     spans: list[int | None] = []
     page = delivery_log.page
 
@@ -863,3 +866,33 @@ def test_since_is_an_age(text: str, seconds: int) -> None:
 def test_since_that_is_none_of_these_is_refused_by_name(text: str) -> None:
     with pytest.raises(BadRequest, match=r"^since: .* is not a time: .*like 2h or 7d"):
         delivery_views.since(text, "since")
+
+
+async def test_read_of_contents_that_takes_too_long_is_tried_with_fewer(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = await make(text_span=200, quick_seconds=0.0)
+    content = json.dumps({"body": "a" * 60_000})
+    await log.put("found", content='{"body": "needle"}')
+    await log.put(*(f"hay-{number}" for number in range(60)), content=content)
+    monkeypatch.setattr(service, "READ_SECONDS", -1.0)  # whatever it is
+    monkeypatch.setattr(delivery_log, "STEPS", 1)
+    if not log.database.is_sqlite:
+        monkeypatch.setattr(service, "at_most", never)
+    spans: list[int | None] = []
+    page = delivery_log.page
+
+    def counted(*arguments: Any, **values: Any) -> Any:
+        spans.append(values["span"])
+        return page(*arguments, **values)
+
+    monkeypatch.setattr(delivery_log, "page", counted)
+    assert await log.seen(ADMIN, Selection(text="Needle")) == ["found"]
+    assert spans[:4] == [200, 25, 3, 1]
+    assert len(spans) == 3 + 61
+
+
+@contextlib.contextmanager
+def never(seconds: float, connection: Connection) -> Iterator[None]:
+    yield
+    raise TooSlow
