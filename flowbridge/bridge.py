@@ -4,8 +4,8 @@ import asyncio
 import contextlib
 import math
 import time
-from collections.abc import AsyncIterator
-from functools import partial
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
 
 from flowbridge import log
 from flowbridge.auth.api_keys import ApiKeys
@@ -23,7 +23,7 @@ from flowbridge.delivery.backpressure import Backpressure, Limits
 from flowbridge.delivery.breaker import Breaker
 from flowbridge.delivery.encryption import EncryptionCheck
 from flowbridge.delivery.lookup import Lookup
-from flowbridge.delivery.waiting import waiting
+from flowbridge.delivery.waiting import Waiting, waiting
 from flowbridge.delivery.write_queue import WriteQueue
 from flowbridge.errors import MatrixError
 from flowbridge.events import Catalogue
@@ -31,6 +31,7 @@ from flowbridge.homeserver import Address, AddressError, AddressUnknown, Homeser
 from flowbridge.limits.processor import BODIES_SHARE, Account
 from flowbridge.live import Live
 from flowbridge.models import Caller
+from flowbridge.models.proxy import Proxy
 from flowbridge.models.timing import Timing
 from flowbridge.rendering.processes import Rendering
 from flowbridge.services.acceptance import Acceptance
@@ -42,12 +43,14 @@ from flowbridge.services.maintenance import Maintenance
 from flowbridge.services.media.files import Media
 from flowbridge.services.messages import Messages
 from flowbridge.services.readings import Readings
+from flowbridge.services.refused_calls import RefusedCalls
 from flowbridge.services.replays import Replays
 from flowbridge.services.rooms import Rooms
 from flowbridge.services.sending import Sender
 from flowbridge.settings import Settings
 from flowbridge.store import Database
 from flowbridge.store.accounts import account_of
+from flowbridge.store.delivery_log import Standing
 
 LOCATE_SECONDS = 1.0
 RECHECK_SECONDS = 5.0  # until the refused tokens of an account are tried once more, at first
@@ -68,7 +71,8 @@ class Core:
         tls = tls_context(settings.ca_file)
         self.settings = settings
         self.catalogue = Catalogue.load(settings.schemas_dir)
-        self.locator = Locator(settings.base_url, tls, allow_http=settings.allow_http, timing=self.timing)
+        proxy = Proxy.parse(settings.proxy.get_secret_value()) if settings.proxy else None
+        self.locator = Locator(settings.base_url, tls, allow_http=settings.allow_http, proxy=proxy, timing=self.timing)
         self.homeserver = Homeserver(self.locator, tls, deadline=settings.request_seconds, timing=self.timing)
         self.relay = Relay(self.locator, tls, timing=self.timing)
         self.database = Database(settings.database_url.get_secret_value(), timing=self.timing)
@@ -143,6 +147,7 @@ class Core:
             self.account_limits,
             self.breaker,
         )
+        self.refused_calls = RefusedCalls(self.database)
         self.deliveries = Deliveries(
             self.database,
             self.callers,
@@ -152,12 +157,15 @@ class Core:
             cancel=self.worker.cancel,
             wake=self.worker.wake,
             amended=self.write_queue.amended,
-            waiting=partial(waiting, self.account_limits, self.breaker),
+            waiting=self._waits_for,
+            flush_refused=self.refused_calls.flush,
             readings=self.readings,
         )
         self.accounts = Accounts(settings, self.homeserver, self.callers)
         self.rooms = Rooms(self.homeserver, self.callers, self.room_access, joined=self.worker.joined)
-        self.history = History(self.callers, self.room_access, self.homeserver)
+        self.history = History(
+            self.callers, self.room_access, self.homeserver, encrypted_rooms=settings.encrypted_rooms
+        )
         self.media = Media(self.callers, self.homeserver, self.relay)
         self.rendering = Rendering(timing=self.timing)
         self.messages = Messages(
@@ -172,15 +180,24 @@ class Core:
         )
         self.live = Live(self.homeserver, self.callers, timing=self.timing)
         self.maintenance = Maintenance(
-            settings, self.database, self.backpressure, self.keys, self.worker, timing=self.timing
+            settings,
+            self.database,
+            self.backpressure,
+            self.keys,
+            self.worker,
+            flush_refused=self.refused_calls.flush,
+            timing=self.timing,
         )
         self.tokens.on_change = self.account_limits.trust
         # By account: when its refused tokens are tried again, and the pause after that.
         self._rechecks: dict[str, tuple[float, float]] = {}
 
-    def open(self) -> None:
-        """Open the store; only who accepts events needs it. Raises StoreError or SettingsError."""
-        self.database.open(shared=self._beside)
+    def open(self, *, required: bool = False) -> None:
+        """Open the store; only who accepts events needs it. Raises StoreError or SettingsError.
+
+        When there is none it is created, unless it is `required`, or another process' own.
+        """
+        self.database.open(shared=self._beside, required=required)
         self.tokens.unlock(cipher(self.settings))
 
     async def locate(self) -> None:
@@ -229,6 +246,11 @@ class Core:
         """Learn the homeserver's address again, and the bot's token or password where they are in files."""
         await self.locator.refresh()
         await self.bot.reload()
+
+    def _waits_for(self, row: Mapping[str, Any], standing: Standing) -> Waiting:
+        """What a queued event waits for."""
+        is_sending, me = self.worker.is_sending(row["delivery"]), self.worker.owner
+        return waiting(self.account_limits, self.breaker, row["account"], standing, is_sending=is_sending, me=me)
 
     def _seen(self, caller: Caller) -> None:
         """A token is good: events that wait for a token of its user are sent with it, whatever it came for."""

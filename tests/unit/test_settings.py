@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from pydantic import SecretStr, ValidationError
 
+from flowbridge import settings as settings_module
 from flowbridge.settings import Settings, SettingsError, is_token
 
 SECRET = "s3cr3t-canary-of-32-characters-and-more"
@@ -39,12 +40,21 @@ VALUES = {
     ),
     "FLOWBRIDGE_WRONG_KEYS_PER_MINUTE": ("wrong_keys_per_minute", "5", 5),
     "FLOWBRIDGE_KEEP_QUEUED_DAYS": ("keep_queued_days", "1.5", 1.5),
+    "FLOWBRIDGE_MAX_SENT": ("max_sent", "0", 0),
+    "FLOWBRIDGE_KEEP_SENT_DAYS": ("keep_sent_days", "0.5", 0.5),
     "FLOWBRIDGE_KEEP_SENT_HOURS": ("keep_sent_hours", "0.5", 0.5),
+    "FLOWBRIDGE_KEEP_CONTENT_DAYS": ("keep_content_days", "0", 0.0),
     "FLOWBRIDGE_KEEP_DEAD_DAYS": ("keep_dead_days", "7", 7.0),
     "FLOWBRIDGE_TRUSTED_PROXIES": (
         "trusted_proxies",
         "127.0.0.1, 10.0.0.0/8 2001:db8::/32",
         (ip_network("127.0.0.1"), ip_network("10.0.0.0/8"), ip_network("2001:db8::/32")),
+    ),
+    "FLOWBRIDGE_PROXY": ("proxy", f"http://bot:{SECRET}@proxy:3128", SecretStr(f"http://bot:{SECRET}@proxy:3128")),
+    "FLOWBRIDGE_CORS_ORIGINS": (
+        "cors_origins",
+        "https://App.example.org:443, http://localhost:3000 capacitor://localhost",
+        ("https://app.example.org", "http://localhost:3000", "capacitor://localhost"),
     ),
     "FLOWBRIDGE_OPERATIONS_PORT": ("operations_port", "9100", 9_100),
     "FLOWBRIDGE_LOG_FORMAT": ("log_format", "JSON", "json"),
@@ -77,6 +87,7 @@ def test_defaults_are_those_of_the_contract() -> None:
         "api_keys": (),
         "allow_http": False,
         "ca_file": None,
+        "proxy": None,
         "public_url": None,
         "database_url": SecretStr("sqlite:///flowbridge.db"),
         "secret_key": None,
@@ -96,9 +107,13 @@ def test_defaults_are_those_of_the_contract() -> None:
         "wrong_keys_per_minute": 60,
         "max_share": 0.5,
         "keep_queued_days": 7.0,
-        "keep_sent_hours": 24.0,
+        "max_sent": 1_000_000,
+        "keep_sent_days": 30.0,
+        "keep_sent_hours": None,
+        "keep_content_days": None,
         "keep_dead_days": 30.0,
         "trusted_proxies": (),
+        "cors_origins": (),
         "operations_port": None,
         "log_format": "text",
         "log_level": "info",
@@ -154,6 +169,87 @@ def test_dotenv_of_an_editor_with_a_byte_order_mark_is_read(encoding: str) -> No
 def test_dotenv_that_is_not_utf8_is_one_line() -> None:
     Path(".env").write_bytes(b"ACCESS_TOKEN=" + SECRET.encode() + b"\xff\n")
     assert ".env" in refused()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "proxy.example.org:3128",
+        "http://proxy.example.org",
+        "ftp://proxy.example.org:21",
+        f"http://bot:{SECRET}@proxy:99999",
+        f"http://bot:{SECRET}@proxy:3128/path",
+        f"http://bot:{SECRET}@:3128",
+        f"http://b%3Aot:{SECRET}@proxy:3128",
+        f"http://bot:{SECRET}%0d%0a@proxy:3128",
+    ],
+)
+def test_proxy_that_is_none_says_how_one_is_written(text: str) -> None:
+    line = refused(proxy=text)
+    assert line.startswith("FLOWBRIDGE_PROXY: ")
+    assert line.endswith(
+        "https://host:port or socks5://host:port, with user:password@ before the host if it wants them"
+    )
+
+
+@pytest.mark.parametrize("text", ["http://bot:%s@proxy:3128", "socks5://%s:secret@proxy:3128"])
+def test_password_of_a_proxy_is_no_longer_than_can_be_sent(text: str) -> None:
+    says = "FLOWBRIDGE_PROXY: the proxy's user and password have at most 255 bytes each"
+    assert refused(proxy=text % ("%C3%BC" * 128)) == says
+
+
+def test_socks_without_its_extra_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(settings_module, "find_spec", lambda _: None)
+    assert refused(proxy="socks5://proxy:1080") == (
+        "FLOWBRIDGE_PROXY: a socks5 proxy needs the extra socks: pip install 'flowbridge[socks]'"
+    )
+
+
+@pytest.mark.parametrize(
+    ("base_url", "variables", "found"),
+    [
+        ("hs.example.org", {"HTTPS_PROXY": "http://p:1"}, "HTTPS_PROXY"),
+        ("https://hs.example.org", {"https_proxy": "http://p:1"}, "https_proxy"),
+        ("s3://bucket/key", {"ALL_PROXY": "socks5://p:1"}, "ALL_PROXY"),
+        ("https://hs.example.org", {"HTTP_PROXY": "http://p:1"}, ""),
+        ("http://hs.internal:8008", {"HTTP_PROXY": "http://p:1"}, "HTTP_PROXY"),
+        ("http://hs.internal:8008", {"HTTP_PROXY": "http://p:1", "NO_PROXY": ".internal"}, ""),
+        ("https://hs.example.org", {"HTTPS_PROXY": "http://p:1", "NO_PROXY": "*"}, ""),
+        ("https://hs.example.org", {"HTTPS_PROXY": "http://p:1", "NO_PROXY": "other.example.org"}, "HTTPS_PROXY"),
+        ("https://hs.example.org", {"HTTPS_PROXY": "http://p:1", "FLOWBRIDGE_PROXY": "http://p:1"}, ""),
+        ("https://hs.example.org", {"HTTPS_PROXY": ""}, ""),
+        ("http://127.0.0.1:8008", {"ALL_PROXY": "http://p:1"}, ""),
+        ("http://[::1]:8008", {"ALL_PROXY": "http://p:1"}, ""),
+    ],
+)
+def test_proxy_for_other_programs_is_noticed_where_it_would_count(
+    base_url: str, variables: dict[str, str], found: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert Settings.load(base_url=base_url).unused_proxy == found
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "app.example.org",
+        "https://app.example.org/",
+        "https://app.example.org/app",
+        "https://*.example.org",
+        "https://app.example.org:port",
+        "https://",
+        "null",
+        "https://ok.example.org, //app.example.org",
+    ],
+)
+def test_origin_that_is_none_says_how_one_is_written(text: str) -> None:
+    line = refused(cors_origins=text)
+    assert line.startswith("FLOWBRIDGE_CORS_ORIGINS: '")
+    assert line.endswith(" is no origin: https://app.example.org, without a path or a slash, or *")
 
 
 # secrets
@@ -282,6 +378,10 @@ def test_secrets_are_not_printed() -> None:
         ("FLOWBRIDGE_MAX_SHARE", "nan"),
         ("FLOWBRIDGE_KEEP_QUEUED_DAYS", "0"),
         ("FLOWBRIDGE_KEEP_QUEUED_DAYS", "400"),
+        ("FLOWBRIDGE_MAX_SENT", "-1"),
+        ("FLOWBRIDGE_KEEP_SENT_DAYS", "-1"),
+        ("FLOWBRIDGE_KEEP_CONTENT_DAYS", "-1"),
+        ("FLOWBRIDGE_KEEP_CONTENT_DAYS", "nan"),
         ("FLOWBRIDGE_KEEP_SENT_HOURS", "-1"),
         ("FLOWBRIDGE_KEEP_SENT_HOURS", "nan"),
         ("FLOWBRIDGE_KEEP_DEAD_DAYS", "-0.5"),
@@ -397,3 +497,16 @@ def test_empty_secret_file_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     Path("secret").write_text("\n")
     monkeypatch.setenv("ACCESS_TOKEN_FILE", "secret")
     assert refused() == "ACCESS_TOKEN_FILE: secret is empty"
+
+
+def test_older_name_of_the_retention_of_sent_events_still_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It says how long contents are kept: an upgrade must not keep them for longer."""
+    assert Settings.load().sent_days == 30
+    monkeypatch.setenv("FLOWBRIDGE_KEEP_SENT_HOURS", "12")
+    assert Settings.load().sent_days == 0.5
+    monkeypatch.setenv("FLOWBRIDGE_KEEP_SENT_DAYS", "3")
+    assert refused() == (
+        "FLOWBRIDGE_KEEP_SENT_DAYS and FLOWBRIDGE_KEEP_SENT_HOURS, its older name, say the same: set the first"
+    )
+    monkeypatch.delenv("FLOWBRIDGE_KEEP_SENT_HOURS")
+    assert Settings.load().sent_days == 3

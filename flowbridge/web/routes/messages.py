@@ -13,6 +13,7 @@ from typing_extensions import TypedDict
 
 from flowbridge.auth.callers import Credential
 from flowbridge.bridge import Core
+from flowbridge.events import shaping
 from flowbridge.homeserver import identifiers
 from flowbridge.services.acceptance import How
 from flowbridge.services.sending import Told
@@ -110,29 +111,30 @@ class Messages:
         body that is not a JSON object is the text itself, whatever its Content-Type, and the query says the rest. A
         target that is queued gets its event id when this message's turn comes.
         """
-        return await self._serve(request, self._messages.say, takes_text=True)
+        return await self._serve(request, shaping.MESSAGE, self._messages.say)
 
     async def react(self, request: Request) -> Response:
         """React to a message
 
         It is kept until it can be sent, as a message is, also while its target is queued.
         """
-        return await self._serve(request, self._messages.react)
+        return await self._serve(request, shaping.REACTION, self._messages.react)
 
     async def redact(self, request: Request) -> Response:
         """Remove what a message says
 
         It is kept until it can be sent, as a message is, also while its target is queued.
         """
-        return await self._serve(request, self._messages.redact)
+        return await self._serve(request, shaping.REDACTION, self._messages.redact)
 
-    async def _serve(self, request: Request, say: Say, *, takes_text: bool = False) -> Response:
+    async def _serve(self, request: Request, event_type: str, say: Say) -> Response:
+        request.path_params["eventType"] = event_type  # as in the path of a send: refused calls are logged by it
         headers = headers_of(request)
         credential = await self._callers.credential(headers, request.scope["query_string"])
         self._acceptance.check_share(credential)
         room = identifiers.room_or_user(request.path_params["roomId"])
         body = await read_body(request, headers)
-        if takes_text:
+        if event_type == shaping.MESSAGE:
             given: bytes = request.scope["query_string"]
             asked = parameters.given(given) if given else ()
             value = await self._messages.read(body, headers.get("content-type", ""), asked)
@@ -240,6 +242,7 @@ def routes(core: Core) -> list[Route]:
             answers=Said,
             ok="All its events are in the room.",
             body=body,
+            sends=True,
             errors=(*BODY, 422),
             extra=_SAID if body is MessageObject else _DONE,
         )
