@@ -95,15 +95,16 @@ class Sender:
     async def _told_together(self, receipt: Receipt, outcomes: Sequence[Outcome | None]) -> Told:
         told = [
             await self._told_of(replace(receipt, pending=pending), outcome)
-            for pending, outcome in zip(receipt.deliveries, outcomes, strict=True)
+            for pending, outcome in zip((receipt.pending, *receipt.following), outcomes, strict=True)
         ]
         return replace(told[0], following=tuple(told[1:]))
 
     async def _outcomes(self, receipt: Receipt, how: How, seconds: float) -> list[Outcome | None]:
         """Of all events of a message. Waited for at once: those behind a refused one hear it, too."""
+        deliveries = (receipt.pending, *receipt.following)
         if not (how.waits and receipt.waits):
-            return [None for _ in receipt.deliveries]
-        return await asyncio.gather(*(self._worker.wait(pending, seconds) for pending in receipt.deliveries))
+            return [None for _ in deliveries]
+        return await asyncio.gather(*(self._worker.wait(pending, seconds) for pending in deliveries))
 
     async def _told_of(self, receipt: Receipt, outcome: Outcome | None) -> Told:
         try:

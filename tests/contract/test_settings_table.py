@@ -15,7 +15,11 @@ README = Path(__file__).parents[2] / "README.md"
 NONE = "\N{EN DASH}"
 UNITS = {"MiB": 1024**2, "GiB": 1024**3}
 # What is no value, but says what happens without one.
-IN_WORDS = {"FLOWBRIDGE_SECRET_KEY": "`<database>.key`", "FLOWBRIDGE_PUBLIC_URL": "from the request"}
+IN_WORDS = {
+    "FLOWBRIDGE_SECRET_KEY": "`<database>.key`",
+    "FLOWBRIDGE_PUBLIC_URL": "from the request",
+    "FLOWBRIDGE_KEEP_CONTENT_DAYS": "as long",
+}
 
 
 def table(text: str) -> dict[str, str]:
