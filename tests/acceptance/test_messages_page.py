@@ -55,6 +55,18 @@ class World:
         transcripts.check(script, self.folder, self.environment)
         return self.events()[before:]
 
+    def play_inline(self, title: str) -> list[dict[str, Any]]:
+        """As `play`, for the commands in a section's text and tables, which leave out the key, and `…` the room."""
+        before = len(self.events())
+        room = f"{self.names['http://localhost:8090']}/rooms/{self.room.id}"
+        found = re.findall(
+            r"`([^`]*curl [^`]+)`", re.sub(r"```.*?```", "", transcripts.section(PAGE, title), flags=re.DOTALL)
+        )
+        commands = [command.replace("\\|", "|").replace("curl ", 'curl -f -H "X-API-Key: $KEY" ') for command in found]
+        script = [Step(command.replace("…", room), "") for command in commands]
+        transcripts.check([Step(f"ROOM={room}", ""), *script], self.folder, self.environment)
+        return self.events()[before:]
+
     def events(self) -> list[dict[str, Any]]:
         """Everything in the room that a client shows, the oldest first."""
         found = self.room._get("messages?dir=f&limit=500")["chunk"]
@@ -167,10 +179,7 @@ def test_markdown_and_html(world: World) -> None:
     assert "<td>12</td>" in html["formatted_body"]
     world.picture("markdown", *ids(events))
     (world.folder / "report.md").write_text("# All is well\n\n- yes\n")
-    (command,) = re.findall(r"`(curl --data-binary [^`]+)`", transcripts.section(PAGE, "Markdown, HTML"))
-    room = f"ROOM={world.names['http://localhost:8090']}/rooms/{world.room.id}"
-    said = command.replace("curl", 'curl -f -H "X-API-Key: $KEY"')
-    transcripts.check([Step(room, ""), Step(said, "")], world.folder, world.environment)
+    world.play_inline("Markdown, HTML")
     report = world.events()[-1]["content"]["formatted_body"]
     assert "<strong>Report</strong>" in report
     assert "<h1>All is well</h1>" in report
@@ -235,6 +244,17 @@ def test_files(world: World) -> None:
     assert (picture["info"]["w"], picture["info"]["h"]) == (380, 130)
     assert world.fetch(picture["url"]) == graph()
     world.picture("files", *ids(events))
+
+
+def test_each_way_to_send(world: World) -> None:
+    (world.folder / "report.txt").write_text("two\nlines\n")
+    (world.folder / "camera.png").write_bytes(png())
+    text, report, piped, notice, form, yard, camera = contents(world.play_inline("How to send one"))
+    assert (text["body"], report["body"]) == ("backup done", "two\nlines")
+    assert "Filesystem" in piped["body"]
+    assert (notice["msgtype"], notice["formatted_body"]) == ("m.notice", "<strong>Backup</strong><br><em>done</em>")
+    assert form["formatted_body"] == "<strong>Backup</strong><br><em>done</em>"
+    assert (yard["body"], camera["filename"], camera["msgtype"]) == ("the yard", "camera.png", "m.image")
 
 
 def test_shell(world: World) -> None:
