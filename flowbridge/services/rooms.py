@@ -1,6 +1,7 @@
 """Rooms: create them, and change who is in them.
 
-An API key acts as the bot, in the rooms of its scopes: membership is the event type `m.room.member`.
+An API key acts as the bot, in the rooms of its scopes: membership is the event type `m.room.member`. A key that names a
+room may join it without that.
 """
 
 from collections.abc import Awaitable, Callable
@@ -21,7 +22,6 @@ Action = Literal["join", "invite", "leave", "kick", "ban", "unban"]
 
 Joined = Callable[[str, str], Awaitable[None]]
 
-MEMBER = "m.room.member"
 PATIENCE_SECONDS = 120.0  # a room of another server may take a minute to join
 MAX_AT_ONCE = 64  # of what may take so long: sends need the connections to the homeserver, too
 MAX_OF_ONE = 16  # of one caller
@@ -65,7 +65,9 @@ class Rooms:
         if action == "join" and credential.key is None:
             caller, room_id = await self._callers.identify(credential), room
         else:
-            permit = partial(scopes.permit, credential.key, MEMBER)
+            permit = partial(scopes.permit, credential.key, scopes.MEMBER)
+            if action == "join":
+                permit = partial(scopes.permit_joining, credential.key)
             caller, room_id = await self._room_access.enter(credential, room, permit)
         if action == "join" and (query or room.startswith("#")):
             target = paths.join_target(room)

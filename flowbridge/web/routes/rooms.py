@@ -114,6 +114,9 @@ class JoinedRooms(TypedDict):
 routes = Routes()
 
 _KEYS = "An API key acts as the bot, in the rooms of its scopes; membership is the event type `m.room.member`."
+_JOINING_KEYS = (
+    "An API key acts as the bot: one that names rooms may join these, any other needs the event type `m.room.member`."
+)
 _CHANGES: dict[Action, str] = {
     "join": "Join a room",
     "invite": "Invite a user",
@@ -175,8 +178,8 @@ async def join(
 ) -> Response:
     """Join a room by its id or an alias
 
-    Joining a room that one is in does nothing. An API key acts as the bot, in the rooms of its scopes; membership is
-    the event type `m.room.member`.
+    Joining a room that one is in does nothing. An API key acts as the bot: one that names rooms may join these, any
+    other needs the event type `m.room.member`.
     """
     return _answer(line, *await core.rooms.change(credential, room, "join", body, query))
 
@@ -195,7 +198,7 @@ def _change(action: Action, summary: str) -> None:
     ) -> Response:
         return _answer(line, *await core.rooms.change(credential, room, action, body, query))
 
-    change.__doc__ = f"{summary}\n\n{_KEYS}"
+    change.__doc__ = f"{summary}\n\n{_JOINING_KEYS if action == 'join' else _KEYS}"
     register = routes.both(
         "POST",
         f"/rooms/{{roomId}}/{action}",
