@@ -36,6 +36,7 @@ from flowbridge.limits.proxies import Proxies
 from flowbridge.web import streaming
 from flowbridge.web.endpoint import ANSWER, FORWARDED, LOG, Handler, Headers, error_answer
 from flowbridge.web.event_stream import EventStream
+from flowbridge.web.explained import explained
 from flowbridge.web.routing import Route
 
 Tree = dict[str, Any]
@@ -225,7 +226,8 @@ async def _respond(request: Request, methods: dict[str, Handler] | None, path: s
             allowed = ", ".join(sorted(methods))
             raise MethodNotAllowed(f"{request.method} is not served on this path; {allowed} is")
         return await handler(request)
-    except MatrixError as error:
+    except MatrixError as raised:
+        error = raised if path.startswith(MATRIX) else await explained(request, raised)
         request.scope.setdefault(LOG, {}).update(errcode=str(error.errcode), error=error.error[:300])
         response = error_answer(error)
         if methods and handler is None:

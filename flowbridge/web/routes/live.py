@@ -31,6 +31,7 @@ class Listening:
         self._callers = core.callers
         self._room_access = core.room_access
         self._homeserver = core.homeserver
+        self._rooms = core.rooms
 
     async def everywhere(self, request: Request) -> Response:
         """Listen to all rooms
@@ -95,7 +96,8 @@ class Listening:
         """Check that the caller is in the room. Raises Forbidden, or what the homeserver says."""
         answer = await self._homeserver.read_state(caller.token, room_id, "m.room.member", caller.user_id, "")
         if answers.success(answer).get("membership") != "join":
-            raise Forbidden(f"{caller.user_id} is not in this room: join it first")
+            standing = await self._rooms.standing(caller, room_id)
+            raise Forbidden(str(standing) or f"{caller.user_id} is not in this room: join it first")
 
     async def _stream(
         self, request: Request, credential: Credential, caller: Caller, wanted: EventFilter, since: Position | None
