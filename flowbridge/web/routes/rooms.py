@@ -105,10 +105,17 @@ class JoinedRoom(RoomId, total=False):
     canonical_alias: str
 
 
+class InvitedRoom(JoinedRoom):
+    """A room that the caller is invited to; its name and alias are what the inviter's server says."""
+
+    inviter: Annotated[str, Field(examples=["@myfriend:localhost"])]
+
+
 class JoinedRooms(TypedDict):
-    """The rooms that the caller has joined, by name; of an API key with rooms, those."""
+    """The rooms that the caller has joined, by name; of an API key with rooms, those. And its open invitations."""
 
     rooms: list[JoinedRoom]
+    invitations: list[InvitedRoom]
 
 
 routes = Routes()
@@ -151,7 +158,10 @@ async def servers(
 
 @routes.flow("GET", "/rooms", "flow_read_rooms", errors=[413], answers=JoinedRooms)
 async def joined(core: TheCore, credential: Caller) -> Response:
-    """Where the caller is"""
+    """Where the caller is, and where it is invited
+
+    An invitation is taken with `POST /join/{roomIdOrAlias}`.
+    """
     return Response(await core.history.rooms(credential), media_type="application/json")
 
 
