@@ -160,7 +160,8 @@ async def servers(
 async def joined(core: TheCore, credential: Caller) -> Response:
     """Where the caller is, and where it is invited
 
-    An invitation is taken with `POST /join/{roomIdOrAlias}`.
+    The bot takes invitations by itself, as `FLOWBRIDGE_AUTO_JOIN` says; any other is taken with
+    `POST /join/{roomIdOrAlias}`.
     """
     return Response(await core.history.rooms(credential), media_type="application/json")
 
