@@ -89,18 +89,28 @@ class BadRequest(MatrixError):
 
 
 class BadContent(BadRequest):
-    """400 for a payload, with all problems that were found."""
+    """400 for a payload, with all problems that were found, and the keys beside the content that have no effect."""
 
     errcode = Errcode.BAD_JSON
 
-    def __init__(self, problems: Sequence[Problem], *, error: str | None = None, errcode: str | None = None):
+    def __init__(
+        self,
+        problems: Sequence[Problem],
+        *,
+        error: str | None = None,
+        errcode: str | None = None,
+        ignored: Sequence[str] = (),
+    ) -> None:
         first = problems[0]
         where = f" at {first.pointer}" if first.pointer else ""
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         super().__init__(
             error or f"{first.schema}: {first.message}{where}{more}",
             errcode=errcode,
-            flowbridge={"problems": [asdict(problem) for problem in problems]},
+            flowbridge={
+                "problems": [asdict(problem) for problem in problems],
+                **({"ignored": list(ignored)} if ignored else {}),
+            },
         )
         self.problems = problems
 

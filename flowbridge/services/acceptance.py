@@ -18,8 +18,8 @@ from flowbridge.auth.room_access import RoomAccess
 from flowbridge.auth.tokens import Tokens
 from flowbridge.delivery import Worker
 from flowbridge.delivery.pending import Outcome, PendingDelivery
-from flowbridge.errors import BadContent, Conflict, Problem, TooLarge
-from flowbridge.events import Catalogue, Entry, canonical_json, payload
+from flowbridge.errors import BadContent, Conflict, Problem
+from flowbridge.events import Catalogue, Entry, canonical_json, payload, size
 from flowbridge.homeserver import identifiers
 from flowbridge.limits.processor import Account, Aside
 from flowbridge.models import Caller, Event, Payload, Surface
@@ -28,7 +28,6 @@ from flowbridge.store import Row, clock, outbox
 from flowbridge.store.errors import ShareTaken
 from flowbridge.store.json_columns import from_json
 
-MAX_CONTENT_BYTES = 62_000  # of the 65,536 that a whole event may have (specification, "Size limits")
 LARGE_BYTES = 16_384  # a larger body is read and checked outside the event loop
 MAX_TXN_IDS = 10_000
 MEMBER = "m.room.member"
@@ -133,10 +132,8 @@ class Acceptance:
         if not isinstance(found.content, dict):
             raise BadContent([Problem("", "must be a JSON object", canonical_json.RULE)])
         content = canonical_json.write(found.content)
-        if len(content) > MAX_CONTENT_BYTES:
-            raise TooLarge(
-                f"the content is {len(content)} bytes of canonical JSON: an event holds at most {MAX_CONTENT_BYTES}"
-            )
+        if not room and len(content) > size.SMALL_BYTES:  # a dry run; `accept` knows all that counts
+            size.check(content, event_type, state_key, "", "")
         if state_key:
             identifiers.identifier(state_key, "state key")
         problems = [] if entry is None else _problems(entry, found, state_key, as_state, is_valid=is_valid)
@@ -144,7 +141,7 @@ class Acceptance:
             known = {problem.pointer for problem in problems}  # the type's own schema is more precise
             problems = [*problems, *(problem for problem in general if problem.pointer not in known)]
         if problems:
-            raise BadContent(problems)
+            raise BadContent(problems, ignored=found.ignored)
         return Event(room, event_type, content, state_key)
 
     async def accept(self, credential: Credential, event: Event, how: How) -> Receipt:
@@ -157,6 +154,8 @@ class Acceptance:
         caller, room_id = await self._room_access.enter(credential, event.room, permit, joins=True, writes=True)
         if event.type == MEMBER:
             _check_member(event, caller)
+        if len(event.content) > size.SMALL_BYTES:
+            size.check(event.content, event.type, event.state_key, room_id, caller.user_id)
         pending = self._pending(caller, room_id, event, how)
         if how.waits and not self._worker.may_wait(pending.caller):
             how = _unwaited(how)

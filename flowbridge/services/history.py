@@ -44,7 +44,7 @@ MAX_VISIBILITIES = 10_000
 _NAMES: Json = {
     "room": {
         "timeline": {"limit": 1},  # a room without any event would be left out
-        "state": {"types": ["m.room.name", "m.room.canonical_alias"]},
+        "state": {"types": ["m.room.name", "m.room.canonical_alias", "m.room.encryption"]},
         "ephemeral": NOTHING,
         "account_data": NOTHING,
     },
@@ -55,10 +55,13 @@ _NAMES: Json = {
 class History:
     """Every answer is JSON in bytes. Every method raises MatrixError."""
 
-    def __init__(self, callers: Callers, room_access: RoomAccess, homeserver: Homeserver) -> None:
+    def __init__(
+        self, callers: Callers, room_access: RoomAccess, homeserver: Homeserver, *, encrypted_rooms: str = "refuse"
+    ) -> None:
         self._callers = callers
         self._room_access = room_access
         self._homeserver = homeserver
+        self._encrypted_rooms = encrypted_rooms
         self._snapshots = Limiter("snapshots of rooms that are being made", MAX_SNAPSHOTS, MAX_SNAPSHOTS_OF_ONE)
         self._waiting = Limiter("calls that wait for events", MAX_POLLS, MAX_POLLS_OF_ONE)
         self._reads = Limiter("reads of rooms that are going on", MAX_READS, MAX_READS_OF_ONE)
@@ -79,7 +82,8 @@ class History:
     async def rooms(self, credential: Credential) -> bytes:
         """The rooms that the caller is in, of an API key with rooms those: ids, names and aliases, sorted by name.
 
-        And the rooms that it is invited to, and has not joined, with the inviter of each.
+        And the rooms that it is invited to, and has not joined, with the inviter of each. Beside them stands what
+        FLOWBRIDGE_ENCRYPTED_ROOMS says of the encrypted ones.
         """
         caller = await self._callers.identify(credential)
         async with self._snapshots.turn(peer.who(), SNAPSHOT_SECONDS):
@@ -93,7 +97,8 @@ class History:
         if credential.key is not None and credential.key.rooms:
             scope = await self._room_access.scope(caller, credential.key)
             found, invited = ([room for room in rooms if room["room_id"] in scope] for rooms in (found, invited))
-        return large_json.write({"rooms": found, "invitations": invited})
+        answer = {"rooms": found, "invitations": invited, "encrypted_rooms": self._encrypted_rooms}
+        return large_json.write(answer)
 
     async def snapshot(self, credential: Credential, limit: int, *, archived: bool = False) -> bytes:
         """All rooms that the caller is in or invited to, with their state and `limit` newest events.

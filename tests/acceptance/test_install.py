@@ -7,30 +7,10 @@ import venv
 import zipfile
 from pathlib import Path
 
-import pytest
-
 from flowbridge.events import Catalogue, built_in
 from tests.patience import PATIENCE
 
 PROJECT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("wheel")
-    command = [
-        "-m",
-        "pip",
-        "wheel",
-        "-q",
-        "--no-deps",
-        "--no-build-isolation",
-        "--wheel-dir",
-        str(folder),
-        str(PROJECT),
-    ]
-    subprocess.run([sys.executable, *command], check=True, capture_output=True, timeout=4 * PATIENCE)
-    return next(folder.glob("*.whl"))
 
 
 def test_wheel_holds_every_schema(wheel: Path) -> None:

@@ -1,7 +1,5 @@
 """The Node-RED nodes: their own tests, with a real Node-RED, a real browser, a bridge and a homeserver."""
 
-import fcntl
-import hashlib
 import os
 import shutil
 import signal
@@ -32,15 +30,7 @@ def browser() -> str:
 
 @pytest.fixture(scope="module")
 def installed() -> None:
-    """nodes/node_modules is what the lock file pins: reinstalled only when that has changed."""
-    lock = NODES / "package-lock.json"
-    with lock.open("rb") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # another test process may be at it
-        wanted = hashlib.sha256(file.read()).hexdigest()
-        stamp = NODES / "node_modules" / ".installed"  # goes with the folder, which npm ci recreates
-        if not stamp.exists() or stamp.read_text() != wanted:
-            node.install(NODES, "Node-RED")
-            stamp.write_text(wanted)
+    node.installed(NODES, "Node-RED")
 
 
 @pytest.mark.timeout(PATIENCE + node.INSTALL_SECONDS + 100)

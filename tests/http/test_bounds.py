@@ -12,9 +12,11 @@ from urllib.parse import quote, unquote_to_bytes
 
 import pytest
 
+from flowbridge.events import size
 from flowbridge.web import endpoint
 from tests import upstream as scripted
 from tests.http.conftest import (
+    BOT_TOKEN,
     HELLO,
     KEY,
     ROOM,
@@ -92,13 +94,20 @@ def test_absurd_length_is_a_4xx(bridge: Bridge, length: str) -> None:
 
 
 def test_content_over_the_limit_is_refused(bridge: Bridge) -> None:
-    check_error(bridge.post(SEND, message(62_001)), 413, "M_TOO_LARGE")
-    assert bridge.upstream.requests == []
+    answer = bridge.post(SEND, message(65_000))
+    check_error(answer, 413, "M_TOO_LARGE")
+    limit = size.largest("m.room.message", None, ROOM, scripted.user_of(BOT_TOKEN))
+    assert answer.json()["error"] == (
+        f"the content is 65000 bytes of canonical JSON, and this event has room for {limit}: Matrix allows 65536 with "
+        "its room, sender and signature. Send a long text as a file, or in parts"
+    )
+    assert bridge.upstream.events == []
 
 
 def test_content_of_the_limit_is_sent(bridge: Bridge) -> None:
-    assert bridge.post(SEND, message(62_000)).status == 200
-    assert len(bridge.upstream.events[0].body) == 62_000
+    limit = size.largest("m.room.message", None, ROOM, scripted.user_of(BOT_TOKEN))
+    assert bridge.post(SEND, message(limit)).status == 200
+    assert len(bridge.upstream.events[0].body) == limit
 
 
 @pytest.mark.parametrize("coding", ["gzip", "deflate", "br", "zstd", "GZIP", "identity, gzip", "x-unknown"])

@@ -646,6 +646,14 @@ def test_no_token_or_an_unknown_key_is_a_401(bridge: Bridge, headers: dict[str, 
     assert bridge.upstream.requests == []
 
 
+def test_matrix_token_in_the_place_of_an_api_key_is_told(bridge: Bridge) -> None:
+    answer = httpx.post(bridge.url + SEND, json=HELLO, headers={"X-API-Key": "syt_a_token"}, trust_env=False)
+    check_error(answer, 401, "M_UNKNOWN_TOKEN")
+    assert answer.json()["error"] == (
+        "this is not an API key: one begins with fb_. A Matrix token is sent as `Authorization: Bearer …`"
+    )
+
+
 def test_mistake_of_ours_is_a_500_that_tells_nothing(caller: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> Any:
         raise RuntimeError("secret innards")

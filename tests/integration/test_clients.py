@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import shutil
 import subprocess
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -169,12 +168,10 @@ def test_picture_and_text_of_apprise_arrive(bridge_url: str, place: Place, who: 
 
 
 @pytest.fixture(scope="session")
-def js_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where matrix-js-sdk is installed, as its lock file says, and the script that uses it lies beside it."""
-    folder = tmp_path_factory.mktemp("js") / "client"
-    shutil.copytree(JS, folder, ignore=shutil.ignore_patterns("node_modules"))
-    node.install(folder, "matrix-js-sdk")
-    return folder
+def js_folder() -> Path:
+    """Where matrix-js-sdk is installed, as its lock file says, beside the script that uses it."""
+    node.installed(JS, "matrix-js-sdk")
+    return JS
 
 
 @pytest.mark.parametrize("by", ["id", "alias"])

@@ -219,3 +219,22 @@ def test_only_a_key_for_everything_passes(
             if status == 403:
                 assert answer.json()["errcode"] == "M_FORBIDDEN"
                 assert "admin" in answer.json()["error"]
+
+
+@pytest.mark.parametrize("version", ["v3", "r0", "v1"])
+def test_key_for_one_room_uploads_as_matrix_clients_do(
+    synapse: LocalSynapse, owner: Account, room: Room, tmp_path: Path, version: str
+) -> None:
+    """As by `POST /media`: a picture of Apprise or n8n goes there before the message that shows it."""
+    key = ApiKey("k", rooms=(room.id,), event_types=("m.room.message",))
+    headers = {"X-API-Key": make_key(tmp_path, key), "Content-Type": "image/png"}
+    settings = Settings.load(base_url=synapse.url, access_token=owner.access_token, database_url=store_in(tmp_path))
+    path = f"/_matrix/media/{version}/upload"
+    with background(settings) as url, httpx.Client(base_url=url, headers=headers, trust_env=False) as client:
+        found = client.post(path, params={"filename": "a.png"}, content=b"png").raise_for_status().json()
+        assert found["content_uri"].startswith("mxc://")
+        assert client.post(path, params={"user_id": "@other:localhost"}, content=b"png").status_code == 403
+        elsewhere = ("PUT", f"{path}/localhost/abc"), ("POST", f"{path}/"), ("GET", path)
+        for method, other in elsewhere:
+            answer = client.request(method, other, content=b"" if method == "GET" else b"png")
+            assert (answer.status_code, answer.json()["errcode"]) == (403, "M_FORBIDDEN"), (method, other)

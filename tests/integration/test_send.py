@@ -10,8 +10,8 @@ import httpx
 import pytest
 
 from flowbridge.cli.demo.synapse import Account
-from flowbridge.events import built_in
-from tests.conftest import MakeAccount
+from flowbridge.events import built_in, size
+from tests.conftest import MakeAccount, MakeRoom
 from tests.integration.conftest import KEY, Room
 
 HELLO = {"msgtype": "m.text", "body": "hello"}
@@ -171,12 +171,43 @@ def test_unknown_event_type_is_sent_under_the_general_rules(bridge: httpx.Client
     assert bad.json()["flowbridge"]["problems"][0]["pointer"] == "/severity"
 
 
-def test_largest_content_fits_and_a_larger_one_is_a_413(bridge: httpx.Client, room: Room) -> None:
+@pytest.mark.parametrize("version", ["6", "11", "12"])
+def test_limit_of_the_content_is_close_to_the_homeservers_own(
+    bridge: httpx.Client, room: Room, make_room: MakeRoom, version: str
+) -> None:
+    """A message of this limit fits, and the homeserver itself refuses one that is longer by ten references."""
+    made = make_room(room.owner, room_version=version)
+    path = f"/rooms/{quote(made, safe='')}/send/m.room.message"
+    limit = size.largest("m.room.message", None, made, room.owner.user_id)
     frame = len(json.dumps({"msgtype": "m.text", "body": ""}, separators=(",", ":")))
-    largest = {"msgtype": "m.text", "body": "x" * (62_000 - frame)}
-    assert bridge.post(f"{room.path}/send/m.room.message", json=largest).status_code == 200
-    answer = bridge.post(f"{room.path}/send/m.room.message", json={**largest, "body": largest["body"] + "x"})
+    largest = {"msgtype": "m.text", "body": "x" * (limit - frame)}
+    sent = bridge.post(path, json=largest)
+    assert sent.status_code == 200, sent.text
+    answer = bridge.post(path, json={**largest, "body": largest["body"] + "x"})
     assert (answer.status_code, answer.json()["errcode"]) == (413, "M_TOO_LARGE")
+    assert f"has room for {limit}:" in answer.json()["error"]
+    direct = room.direct.put(
+        f"/_matrix/client/v3{path}/too-long",
+        json={**largest, "body": largest["body"] + "x" * 500},
+        headers={"Authorization": f"Bearer {room.owner.access_token}"},
+    )
+    assert (direct.status_code, direct.json()["error"]) == (413, "event too large")
+
+
+def test_largest_state_fits_when_it_replaces_another(bridge: httpx.Client, room: Room) -> None:
+    limit = size.largest("org.example.note", "k", room.id, room.owner.user_id)
+    for letter in "ab":
+        content = {"text": letter * (limit - len('{"text":""}'))}
+        answer = bridge.put(f"{room.path}/state/org.example.note/k", json=content)
+        assert answer.status_code == 200, answer.text
+
+
+def test_keys_beside_a_payload_are_named_and_have_no_effect(bridge: httpx.Client, room: Room) -> None:
+    answer = bridge.post(
+        f"{room.path}/send/m.room.message", json={"payload": "done", "msgtype": "m.notice", "format": "markdown"}
+    )
+    assert answer.json()["flowbridge"] == {"ignored": ["msgtype", "format"]}
+    assert room.event(answer.json()["event_id"])["content"] == {"msgtype": "m.text", "body": "done"}
 
 
 def _send(bridge: httpx.Client, room: Room, content: dict[str, Any]) -> str:

@@ -29,6 +29,7 @@ MAX_GUEST_BYTES = 64 * 1024  # of a body without a valid token: to register or l
 INLINE_BYTES = 16 * 1024  # a longer body is inspected outside the event loop, if it is suspicious
 FRAMING = frozenset({"content-length", "transfer-encoding"})  # either says that there is a body
 MEDIA = "/_matrix/media/"
+UPLOADS = frozenset(f"{MEDIA}{version}/upload" for version in ("v3", "r0", "v1"))  # open to any key, as POST /media is
 NO_REGISTRATION = "no accounts are made here: FLOWBRIDGE_REGISTRATION is off"
 SIGNED = ("/_matrix/federation/", "/_matrix/key/")  # by the sending server, in X-Matrix
 _OF_BODY = frozenset((b"content-type", b"content-length", b"content-encoding", b"transfer-encoding"))
@@ -98,7 +99,8 @@ class Relaying:
             return None, None
         if credential.key is None:
             return credential.token, None
-        scopes.permit_all(credential.key)
+        if request.method != "POST" or request.scope["raw_path"].decode("ascii") not in UPLOADS:
+            scopes.permit_all(credential.key)
         if parameters.acts_as_another(request):
             raise parameters.as_nobody_else()
         bot = await callers.identify(credential)

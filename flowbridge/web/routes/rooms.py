@@ -1,6 +1,6 @@
 """Rooms: which there are, making them, and being in them or not, on both surfaces."""
 
-from typing import Annotated, Any, Required
+from typing import Annotated, Any, Literal, Required
 
 from fastapi import Depends
 from pydantic import AfterValidator, FailFast, Field
@@ -103,11 +103,14 @@ class CreatedRoom(RoomId, total=False):
 class JoinedRoom(RoomId, total=False):
     name: str
     canonical_alias: str
+    encrypted: Annotated[bool, Field(description="Only, and `true`, of an encrypted room.")]
 
 
-class InvitedRoom(JoinedRoom):
+class InvitedRoom(RoomId, total=False):
     """A room that the caller is invited to; its name and alias are what the inviter's server says."""
 
+    name: str
+    canonical_alias: str
     inviter: Annotated[str, Field(examples=["@myfriend:localhost"])]
 
 
@@ -116,6 +119,10 @@ class JoinedRooms(TypedDict):
 
     rooms: list[JoinedRoom]
     invitations: list[InvitedRoom]
+    encrypted_rooms: Annotated[
+        Literal["refuse", "allow", "encrypt"],
+        Field(description="What becomes of plain text for an encrypted room: `FLOWBRIDGE_ENCRYPTED_ROOMS`."),
+    ]
 
 
 routes = Routes()

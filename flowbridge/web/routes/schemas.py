@@ -15,6 +15,7 @@ from flowbridge.homeserver import identifiers
 from flowbridge.web.dependencies import EventType, TheCore, segment
 from flowbridge.web.document import Document
 from flowbridge.web.endpoint import headers_of, json_answer, json_bytes, read_body
+from flowbridge.web.routes.deliveries import Remarks
 from flowbridge.web.routes.send import FLOW_BODY
 from flowbridge.web.routing import BODY, Routes
 
@@ -43,6 +44,7 @@ class Valid(TypedDict):
     type: str
     content: Annotated[Json, Field(description="As it would be sent.")]
     state_key: NotRequired[str]
+    flowbridge: NotRequired[Remarks]
 
 
 class Published:
@@ -132,6 +134,8 @@ async def validate(request: Request, core: TheCore, event_type: EventType) -> Re
     answer: Json = {"valid": True, "type": event_type, "content": found.content}
     if event.state_key is not None:
         answer["state_key"] = event.state_key
+    if found.ignored:
+        answer["flowbridge"] = {"ignored": found.ignored}
     return json_answer(answer)
 
 

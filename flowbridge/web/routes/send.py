@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from json.encoder import encode_basestring_ascii
-from typing import Annotated, Any
+from typing import Annotated, Any, NotRequired
 from urllib.parse import urlencode
 
 from fastapi import Header
@@ -27,7 +27,7 @@ from flowbridge.services.sending import Told
 from flowbridge.web import parameters
 from flowbridge.web.dependencies import credential, event_type, room, segment
 from flowbridge.web.endpoint import LOG, Handler, JsonAnswer, error_answer, headers_of, json_answer, read_body
-from flowbridge.web.routes.deliveries import LOCATION
+from flowbridge.web.routes.deliveries import LOCATION, Remarks
 from flowbridge.web.routes.passthrough import Relaying
 from flowbridge.web.routes.state import State, format_, state_key
 from flowbridge.web.routing import BODY, TAGS, RawRoute, Route, header, served
@@ -39,6 +39,7 @@ MAX_WAIT_SECONDS = 300
 
 class EventId(TypedDict):
     event_id: Annotated[str, Field(examples=["$YUwRidLecu:example.com"])]
+    flowbridge: NotRequired[Remarks]
 
 
 class Sending:
@@ -79,7 +80,7 @@ class Sending:
                     "PUT …/state/{eventType}/{stateKey} alone"
                 )
             return await self._pass_on(request, credential, event, others)
-        return await self._accept(request, headers, credential, event, body, txn_id)
+        return await self._accept(request, headers, credential, event, body, txn_id, found.ignored)
 
     async def put_state(self, request: Request) -> Response:
         """Set room state
@@ -98,7 +99,7 @@ class Sending:
         event = await self._acceptance.check(room, event_type, found, as_state=True)
         if others := self._others(request, credential):
             return await self._pass_on(request, credential, event, others)
-        return await self._accept(request, headers, credential, event, body, None)
+        return await self._accept(request, headers, credential, event, body, None, found.ignored)
 
     def _others(self, request: Request, credential: Credential) -> list[tuple[str, str]]:
         """The query parameters that only the homeserver understands: there are none on the flow surface."""
@@ -146,6 +147,7 @@ class Sending:
         event: Event,
         body: bytes,
         txn_id: str | None,
+        ignored: Sequence[str],
     ) -> Response:
         key = txn_id
         if self._surface == "flow" and "idempotency-key" in headers:
@@ -154,7 +156,7 @@ class Sending:
         how = How(self._surface, key, body, waits=patience is not None)
         told = await self._sender.send(credential, event, how, patience or 0.0)
         request.scope[LOG] = fields = {"user": told.user_id, "delivery": told.delivery}
-        response = _answer(told)
+        response = _answer(told, ignored)
         if told.error is not None:
             fields["errcode"] = str(told.error.errcode)
         response.add(b"flowbridge-delivery", told.delivery)
@@ -165,15 +167,16 @@ class Sending:
         return response
 
 
-def _answer(told: Told) -> JsonAnswer:
+def _answer(told: Told, ignored: Sequence[str]) -> JsonAnswer:
     if told.error is not None:
         return error_answer(told.error)
+    beside = {"flowbridge": {"ignored": ignored}} if ignored else {}
     if told.status:
-        answer = {"delivery_id": told.delivery, "status": told.status}
+        answer = {"delivery_id": told.delivery, "status": told.status, **beside}
         return json_answer(answer, 202, {"Location": f"/deliveries/{told.delivery}"})
-    if told.event_id is not None and told.event_id.isascii():  # an encoder of its own would cost 3 µs
+    if not ignored and told.event_id is not None and told.event_id.isascii():  # an encoder of its own would cost 3 µs
         return JsonAnswer(b'{"event_id":%b}' % encode_basestring_ascii(told.event_id).encode())
-    return json_answer({"event_id": told.event_id})
+    return json_answer({"event_id": told.event_id, **beside})
 
 
 def _idempotency_key(lines: Sequence[str]) -> str:
@@ -194,7 +197,7 @@ def _preferences(lines: Sequence[str]) -> dict[str, str]:
 def _keyed(found: Payload, state_key: str, *, named: bool) -> Payload:
     """The payload with the state key of the path, or else of the body. Raises BadContent when they differ."""
     if found.state_key is None or found.state_key == state_key:
-        return Payload(found.content, state_key)
+        return replace(found, state_key=state_key)
     if named:
         message = f"is {found.state_key[:255]!r} but the path says {state_key!r}"
         raise BadContent([Problem("/state_key", message, "body")])

@@ -112,6 +112,54 @@ def test_flow_message_is_mere_content_on_the_matrix_surface() -> None:
     assert read({"payload": TEXT}, surface="matrix").content == {"payload": TEXT}
 
 
+@pytest.mark.parametrize(
+    ("body", "ignored"),
+    [
+        ({"payload": "hi", "msgtype": "m.notice"}, ["msgtype"]),
+        ({"payload": TEXT, "body": "x", "format": "markdown", "topic": "t"}, ["body", "format"]),
+        ({"payload": "hi", "m.mentions": {}, "markdown": "**x**"}, ["m.mentions", "markdown"]),
+        ({"payload": "hi", "state_key": "x"}, ["state_key"]),
+        ({"payload": "hi", "url": "http://x", "filename": "a", "headers": {}, "_msgid": "1", "req": {}}, []),
+        ({"type": MESSAGE, "content": TEXT, "msgtype": "m.notice", "event_id": "$x", "room_id": "!x"}, ["msgtype"]),
+        ({"payload": {"type": MESSAGE, "content": TEXT, "text": "x"}, "html": "x"}, ["html", "text"]),
+    ],
+)
+def test_keys_beside_the_content_that_look_like_it_are_named(body: Any, ignored: list[str]) -> None:
+    assert read(body) in (
+        Payload(TEXT, ignored=tuple(ignored)),
+        Payload({**TEXT, "body": "hi"}, ignored=tuple(ignored)),
+    )
+
+
+def test_no_more_than_20_ignored_keys_are_named_and_none_at_length() -> None:
+    found = read({"payload": "hi", **{f"m.{number}" + "x" * 1_000: 1 for number in range(100)}})
+    assert len(found.ignored) == 20
+    assert {len(key) for key in found.ignored} == {255}
+
+
+def test_what_a_schema_requires_is_named_beside_a_payload_too() -> None:
+    required = {"org.example.alert": frozenset({"severity", "summary"})}
+    body = json.dumps({"payload": {"summary": "x"}, "severity": 1}).encode()
+    found = payload.read(body, "", "org.example.alert", lambda name: required[name], "flow")
+    assert found == Payload({"summary": "x"}, ignored=("severity",))
+
+
+@pytest.mark.parametrize("surface", BOTH)
+def test_content_one_level_too_deep_is_refused_at_content(surface: Surface) -> None:
+    with pytest.raises(BadContent) as caught:
+        read({"content": TEXT}, surface=surface)
+    (problem,) = caught.value.problems
+    assert problem.pointer == "/content"
+    assert problem.message == (
+        "is the content of m.room.message, one level too deep: send it by itself, or as a whole event with "
+        '"type": "m.room.message" beside it'
+    )
+
+
+def test_content_of_a_type_that_requires_nothing_may_have_a_content_of_its_own() -> None:
+    assert read({"content": {"a": 1}}, "org.example.reading") == Payload({"content": {"a": 1}})
+
+
 # 3. whole events
 
 

@@ -17,9 +17,10 @@ from flowbridge.bridge import Core
 from flowbridge.delivery.pending import Outcome
 from flowbridge.delivery.write_queue import _Batch
 from flowbridge.errors import BadContent, BadRequest, Conflict, Forbidden, MatrixError, TooLarge
+from flowbridge.events import canonical_json, size
 from flowbridge.homeserver.pool import Answer
 from flowbridge.models import ApiKey, Event, Payload
-from flowbridge.services.acceptance import MAX_CONTENT_BYTES, How, Receipt
+from flowbridge.services.acceptance import How, Receipt
 from flowbridge.settings import Settings
 from flowbridge.store.tables import outbox
 from tests.patience import PATIENCE
@@ -181,19 +182,23 @@ async def test_the_three_are_cleared_by_an_empty_value(event_type: str, content:
 
 
 @pytest.mark.parametrize("event_type", ["m.room.message", "org.example.reading"])
-async def test_62000_bytes_are_taken_and_one_more_refused(event_type: str) -> None:
-    frame = len((await check(event_type, TEXT | {"body": ""})).content)
-    content = TEXT | {"body": "x" * (MAX_CONTENT_BYTES - frame)}
-    assert len((await check(event_type, content)).content) == 62_000
-    with pytest.raises(TooLarge, match="62001") as caught:
-        await check(event_type, content | {"body": content["body"] + "x"})
+async def test_trial_takes_what_fits_into_the_event_and_refuses_one_byte_more(event_type: str) -> None:
+    limit = size.largest(event_type, None, "", "")
+    content = TEXT | {"body": "x" * (limit - len(canonical_json.write(TEXT | {"body": ""})))}
+    assert len((await tried(event_type, content)).content) == limit
+    with pytest.raises(TooLarge, match=f"is {limit + 1} bytes .* has room for {limit}:") as caught:
+        await tried(event_type, content | {"body": content["body"] + "x"})
     assert (caught.value.status, caught.value.errcode) == (413, "M_TOO_LARGE")
 
 
 async def test_bytes_count_and_not_characters() -> None:
-    await check("m.room.message", TEXT | {"body": "x" * 40_000})
+    await tried("m.room.message", TEXT | {"body": "x" * 40_000})
     with pytest.raises(TooLarge):
-        await check("m.room.message", TEXT | {"body": "é" * 40_000})
+        await tried("m.room.message", TEXT | {"body": "é" * 40_000})
+
+
+async def tried(event_type: str, content: Any) -> Event:
+    return await CORE.acceptance.check("", event_type, Payload(content), as_state=False)
 
 
 async def test_large_content_is_checked_too() -> None:
@@ -318,6 +323,15 @@ async def test_nothing_is_asked_of_the_homeserver_for_a_wrong_payload(core: Core
     with pytest.raises(BadContent):
         await accept(core, {}, room=ALIAS)
     assert homeserver.joins == []
+
+
+async def test_the_sender_counts_towards_the_size_once_it_is_known(core: Core) -> None:
+    limit = size.largest("m.room.message", None, ROOM, "@alice:hs")
+    content = TEXT | {"body": "x" * (limit - len(canonical_json.write(TEXT | {"body": ""})))}
+    await accept(core, content)
+    with pytest.raises(TooLarge, match=f"has room for {limit}:"):
+        await accept(core, content | {"body": content["body"] + "x"})
+    assert len(await rows(core)) == 1
 
 
 # keys
