@@ -34,6 +34,7 @@ from flowbridge.homeserver.sync import (
     section,
 )
 from flowbridge.limits.cache import Cache
+from flowbridge.limits.tasks import ignore_result
 from flowbridge.models import Caller
 from flowbridge.models.timing import Timing
 from flowbridge.store import Database, resolved
@@ -47,7 +48,8 @@ PATIENCE_SECONDS: Final = 60.0  # for a first answer with thousands of invitatio
 OWN_AT_ONCE: Final = 4  # joins for inviters of the bot's own server …
 OTHERS_AT_ONCE: Final = 2  # … and for all others, whose servers may not answer
 REST: Final = 3.0  # an inviter's next join waits for so many times what the last took: a flood costs a quarter
-MAX_PAUSE: Final = 30.0  # between two looks while the homeserver does not answer well
+LOOK_SHARE: Final = 20  # the next look waits for so many times what the last took: it may be one at a thousand rooms
+MAX_PAUSE: Final = 30.0  # between two looks, also while the homeserver does not answer well
 REFUSED_SECONDS: Final = 30.0  # after the homeserver refused the bot itself
 MAX_LOGGED: Final = 100  # invitations of one look that have a line each
 
@@ -117,20 +119,31 @@ class Invitations:
         self._wake = asyncio.Event()
 
     async def run(self) -> None:
-        """For ever."""
+        """For ever; at the end another replica may go on at once."""
+        try:
+            await self._run()
+        finally:
+            if self._user_id and not self._database.is_sqlite:
+                work = partial(resolved.release, name=_claim_of(self._user_id), owner=self._owner)
+                self._database.run(work).add_done_callback(ignore_result)
+
+    async def _run(self) -> None:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._dispatch(tasks))
-            pause = self._timing.invitation_seconds
+            loop, usual, failures = asyncio.get_running_loop(), self._timing.invitation_seconds, 0
+            pause = usual
             while True:
                 await asyncio.sleep(pause)
+                began = loop.time()
                 try:
                     await self._look()
-                    pause = self._timing.invitation_seconds
+                    failures, pause = 0, max(usual, min(LOOK_SHARE * (loop.time() - began), MAX_PAUSE))
                 except Exception as error:
-                    if pause == self._timing.invitation_seconds:
+                    if not failures:
                         why = error.error if isinstance(error, MatrixError) else reason(error)
                         log.warning("invitations_unknown", error=why[:300])
-                    pause = min(2 * pause, max(MAX_PAUSE, self._timing.invitation_seconds))
+                    failures += 1
+                    pause = max(usual, min(usual * 2.0 ** min(failures, 10), MAX_PAUSE))
 
     # what the homeserver has
 
@@ -153,8 +166,8 @@ class Invitations:
         """Whether this process looks after the invitations: one of several replicas does."""
         if self._database.is_sqlite:
             return True
-        name, lease = f"invitations|{bot.user_id}", int(self._timing.invitation_lease_seconds * 1000)
-        work = partial(resolved.claim, name=name, owner=self._owner, lease_ms=lease)
+        lease = int(self._timing.invitation_lease_seconds * 1000)
+        work = partial(resolved.claim, name=_claim_of(bot.user_id), owner=self._owner, lease_ms=lease)
         return await self._database.run(work, alone=True)
 
     async def _read(self, bot: Caller) -> Batch:
@@ -339,6 +352,11 @@ class Invitations:
         """It is not tried again before the next restart, or another invitation to this room."""
         self._drop(join.invitation.room_id)
         self._given_up.put(join.invitation.room_id, None)
+
+
+def _claim_of(user_id: str) -> str:
+    """The name under which one of several replicas looks after a bot's invitations."""
+    return f"invitations|{user_id}"
 
 
 def _filter(timeline: Json) -> Json:

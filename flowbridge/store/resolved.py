@@ -32,6 +32,11 @@ def claim(connection: Connection, name: str, owner: str, lease_ms: int) -> bool:
     return connection.scalar(statement.returning(resolved.c.name)) is not None
 
 
+def release(connection: Connection, name: str, owner: str) -> None:
+    """Give a claim up, if it is this owner's."""
+    connection.execute(delete(resolved).where(resolved.c.name == name, resolved.c.value == owner))
+
+
 def remove(connection: Connection, name: str) -> None:
     connection.execute(delete(resolved).where(resolved.c.name == name))
 

@@ -22,3 +22,9 @@ def test_claim_is_one_replicas_until_it_does_not_prolong_it(engine: Engine) -> N
         connection.execute(update(names).where(names.c.name == NAME).values(seen_at=names.c.seen_at - 61_000))
     assert claims(engine, "other")
     assert not claims(engine, "one")
+    with engine.begin() as connection:
+        resolved.release(connection, NAME, "one")
+    assert not claims(engine, "one")
+    with engine.begin() as connection:
+        resolved.release(connection, NAME, "other")
+    assert claims(engine, "one")
