@@ -4,8 +4,8 @@ import asyncio
 import contextlib
 import math
 import time
-from collections.abc import AsyncIterator
-from functools import partial
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
 
 from flowbridge import log
 from flowbridge.auth.api_keys import ApiKeys
@@ -23,7 +23,7 @@ from flowbridge.delivery.backpressure import Backpressure, Limits
 from flowbridge.delivery.breaker import Breaker
 from flowbridge.delivery.encryption import EncryptionCheck
 from flowbridge.delivery.lookup import Lookup
-from flowbridge.delivery.waiting import waiting
+from flowbridge.delivery.waiting import Waiting, waiting
 from flowbridge.delivery.write_queue import WriteQueue
 from flowbridge.errors import MatrixError
 from flowbridge.events import Catalogue
@@ -41,12 +41,14 @@ from flowbridge.services.invitations import Invitations
 from flowbridge.services.maintenance import Maintenance
 from flowbridge.services.media.files import Media
 from flowbridge.services.readings import Readings
+from flowbridge.services.refused_calls import RefusedCalls
 from flowbridge.services.replays import Replays
 from flowbridge.services.rooms import Rooms
 from flowbridge.services.sending import Sender
 from flowbridge.settings import Settings
 from flowbridge.store import Database
 from flowbridge.store.accounts import account_of
+from flowbridge.store.delivery_log import Standing
 
 LOCATE_SECONDS = 1.0
 RECHECK_SECONDS = 5.0  # until the refused tokens of an account are tried once more, at first
@@ -143,6 +145,7 @@ class Core:
             self.account_limits,
             self.breaker,
         )
+        self.refused_calls = RefusedCalls(self.database)
         self.deliveries = Deliveries(
             self.database,
             self.callers,
@@ -152,7 +155,8 @@ class Core:
             cancel=self.worker.cancel,
             wake=self.worker.wake,
             amended=self.write_queue.amended,
-            waiting=partial(waiting, self.account_limits, self.breaker),
+            waiting=self._waits_for,
+            flush_refused=self.refused_calls.flush,
             readings=self.readings,
         )
         self.accounts = Accounts(settings, self.homeserver, self.callers)
@@ -172,7 +176,13 @@ class Core:
         self.media = Media(self.callers, self.homeserver, self.relay)
         self.live = Live(self.homeserver, self.callers, timing=self.timing)
         self.maintenance = Maintenance(
-            settings, self.database, self.backpressure, self.keys, self.worker, timing=self.timing
+            settings,
+            self.database,
+            self.backpressure,
+            self.keys,
+            self.worker,
+            flush_refused=self.refused_calls.flush,
+            timing=self.timing,
         )
         self.tokens.on_change = self.account_limits.trust
         # By account: when its refused tokens are tried again, and the pause after that.
@@ -233,6 +243,11 @@ class Core:
         """Learn the homeserver's address again, and the bot's token or password where they are in files."""
         await self.locator.refresh()
         await self.bot.reload()
+
+    def _waits_for(self, row: Mapping[str, Any], standing: Standing) -> Waiting:
+        """What a queued event waits for."""
+        is_sending, me = self.worker.is_sending(row["delivery"]), self.worker.owner
+        return waiting(self.account_limits, self.breaker, row["account"], standing, is_sending=is_sending, me=me)
 
     def _seen(self, caller: Caller) -> None:
         """A token is good: events that wait for a token of its user are sent with it, whatever it came for."""

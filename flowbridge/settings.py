@@ -111,7 +111,11 @@ class Settings(BaseSettings):
     wrong_keys_per_minute: Annotated[int, Field(ge=1)] = _name("FLOWBRIDGE_WRONG_KEYS_PER_MINUTE", 60)
     max_share: Annotated[float, Field(gt=0, le=1)] = _name("FLOWBRIDGE_MAX_SHARE", 0.5)
     keep_queued_days: Annotated[float, Field(gt=0, le=365)] = _name("FLOWBRIDGE_KEEP_QUEUED_DAYS", 7.0)
-    keep_sent_hours: Annotated[float, Field(ge=0, le=87_600)] = _name("FLOWBRIDGE_KEEP_SENT_HOURS", 24.0)
+    max_sent: Annotated[int, Field(ge=0)] = _name("FLOWBRIDGE_MAX_SENT", 1_000_000)
+    keep_sent_days: Annotated[float, Field(ge=0, le=36_500)] = _name("FLOWBRIDGE_KEEP_SENT_DAYS", 30.0)
+    # What it was called before: still obeyed, since it says how long contents are kept.
+    keep_sent_hours: Annotated[float, Field(ge=0, le=87_600)] | None = _name("FLOWBRIDGE_KEEP_SENT_HOURS")
+    keep_content_days: Annotated[float, Field(ge=0, le=36_500)] | None = _name("FLOWBRIDGE_KEEP_CONTENT_DAYS")
     keep_dead_days: Annotated[float, Field(ge=0, le=36_500)] = _name("FLOWBRIDGE_KEEP_DEAD_DAYS", 30.0)
     trusted_proxies: Annotated[tuple[Network, ...], NoDecode] = _name("FLOWBRIDGE_TRUSTED_PROXIES", ())
     cors_origins: Annotated[tuple[str, ...], NoDecode] = _name("FLOWBRIDGE_CORS_ORIGINS", ())
@@ -170,6 +174,11 @@ class Settings(BaseSettings):
     def has_bot(self) -> bool:
         """Whether an account is configured that the bridge can act as."""
         return self.access_token is not None or self.user is not None
+
+    @property
+    def sent_days(self) -> float:
+        """For how long the delivery log keeps what was sent, under either name of the setting."""
+        return self.keep_sent_days if self.keep_sent_hours is None else self.keep_sent_hours / 24
 
     @property
     def database_file(self) -> Path | None:
@@ -277,6 +286,10 @@ class Settings(BaseSettings):
             raise ValueError("FLOWBRIDGE_USER and FLOWBRIDGE_PASSWORD go together")
         if self.user is not None and self.access_token is not None:
             raise ValueError("ACCESS_TOKEN and FLOWBRIDGE_USER both name the bot account: set one of them")
+        if self.keep_sent_hours is not None and "keep_sent_days" in self.model_fields_set:
+            raise ValueError(
+                "FLOWBRIDGE_KEEP_SENT_DAYS and FLOWBRIDGE_KEEP_SENT_HOURS, its older name, say the same: set the first"
+            )
         if self.request_seconds + LEASE_MARGIN_SECONDS > self.lease_seconds:
             raise ValueError(
                 f"FLOWBRIDGE_LEASE_SECONDS: {self.lease_seconds:g} s is too short for FLOWBRIDGE_REQUEST_SECONDS "

@@ -56,6 +56,7 @@ class Timing:
     token_idle_seconds: float = 600.0  # how long a token is kept that no queued event needs
     count_seconds: float = 10.0  # between two counts, and two censuses, of what is in the store
     purge_seconds: float = 60.0
+    refused_seconds: float = 1.0  # until a refused call is in the delivery log
     give_up_seconds: float = 60.0  # also after a start: what the bridge's own outage made too old may still be sent
     forget_seconds: float = 600.0
     upkeep_retry_seconds: float = 10.0  # after maintenance work that failed

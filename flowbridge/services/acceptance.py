@@ -213,6 +213,7 @@ class Acceptance:
             request=None if is_same else how.request.decode("utf-8", "replace").replace("\0", "\ufffd"),
             idem=idem,
             fingerprint=fingerprint,
+            key=how.key,
         )
 
     def _idem(self, row: Row, caller: Caller, how: How, key: str) -> tuple[str, str]:

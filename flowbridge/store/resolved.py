@@ -12,6 +12,12 @@ def find(connection: Connection, name: str) -> str | None:
     return found
 
 
+def leads(connection: Connection, alias: str) -> set[str]:
+    """Where an alias led, for whichever account."""
+    found = select(resolved.c.name, resolved.c.value).where(resolved.c.name.endswith(f"|{alias}", autoescape=True))
+    return {value for name, value in connection.execute(found) if name.endswith(f"|{alias}")}  # LIKE knows no case
+
+
 def note(connection: Connection, name: str, value: str, seen_at: int) -> None:
     """Insert or update; `seen_at` (ms): when the homeserver said so."""
     values = {"value": value, "seen_at": seen_at}

@@ -45,7 +45,10 @@ VALUES = {
     ),
     "FLOWBRIDGE_WRONG_KEYS_PER_MINUTE": ("wrong_keys_per_minute", "5", 5),
     "FLOWBRIDGE_KEEP_QUEUED_DAYS": ("keep_queued_days", "1.5", 1.5),
+    "FLOWBRIDGE_MAX_SENT": ("max_sent", "0", 0),
+    "FLOWBRIDGE_KEEP_SENT_DAYS": ("keep_sent_days", "0.5", 0.5),
     "FLOWBRIDGE_KEEP_SENT_HOURS": ("keep_sent_hours", "0.5", 0.5),
+    "FLOWBRIDGE_KEEP_CONTENT_DAYS": ("keep_content_days", "0", 0.0),
     "FLOWBRIDGE_KEEP_DEAD_DAYS": ("keep_dead_days", "7", 7.0),
     "FLOWBRIDGE_TRUSTED_PROXIES": (
         "trusted_proxies",
@@ -110,7 +113,10 @@ def test_defaults_are_those_of_the_contract() -> None:
         "wrong_keys_per_minute": 60,
         "max_share": 0.5,
         "keep_queued_days": 7.0,
-        "keep_sent_hours": 24.0,
+        "max_sent": 1_000_000,
+        "keep_sent_days": 30.0,
+        "keep_sent_hours": None,
+        "keep_content_days": None,
         "keep_dead_days": 30.0,
         "trusted_proxies": (),
         "cors_origins": (),
@@ -387,6 +393,10 @@ def test_secrets_are_not_printed() -> None:
         ("FLOWBRIDGE_MAX_SHARE", "nan"),
         ("FLOWBRIDGE_KEEP_QUEUED_DAYS", "0"),
         ("FLOWBRIDGE_KEEP_QUEUED_DAYS", "400"),
+        ("FLOWBRIDGE_MAX_SENT", "-1"),
+        ("FLOWBRIDGE_KEEP_SENT_DAYS", "-1"),
+        ("FLOWBRIDGE_KEEP_CONTENT_DAYS", "-1"),
+        ("FLOWBRIDGE_KEEP_CONTENT_DAYS", "nan"),
         ("FLOWBRIDGE_KEEP_SENT_HOURS", "-1"),
         ("FLOWBRIDGE_KEEP_SENT_HOURS", "nan"),
         ("FLOWBRIDGE_KEEP_DEAD_DAYS", "-0.5"),
@@ -512,3 +522,16 @@ def test_empty_secret_file_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     Path("secret").write_text("\n")
     monkeypatch.setenv("ACCESS_TOKEN_FILE", "secret")
     assert refused() == "ACCESS_TOKEN_FILE: secret is empty"
+
+
+def test_older_name_of_the_retention_of_sent_events_still_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It says how long contents are kept: an upgrade must not keep them for longer."""
+    assert Settings.load().sent_days == 30
+    monkeypatch.setenv("FLOWBRIDGE_KEEP_SENT_HOURS", "12")
+    assert Settings.load().sent_days == 0.5
+    monkeypatch.setenv("FLOWBRIDGE_KEEP_SENT_DAYS", "3")
+    assert refused() == (
+        "FLOWBRIDGE_KEEP_SENT_DAYS and FLOWBRIDGE_KEEP_SENT_HOURS, its older name, say the same: set the first"
+    )
+    monkeypatch.delenv("FLOWBRIDGE_KEEP_SENT_HOURS")
+    assert Settings.load().sent_days == 3
