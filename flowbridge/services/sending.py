@@ -109,7 +109,7 @@ class Sender:
     async def _told_of(self, receipt: Receipt, outcome: Outcome | None) -> Told:
         try:
             if outcome is not None:
-                return await self._ended(receipt, outcome)
+                return await self._ended(receipt, outcome, "flow")
             return _told(receipt, status=await self._accepted(receipt))
         except MatrixError as error:
             return _told(receipt, error=error)
