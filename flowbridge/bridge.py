@@ -41,6 +41,7 @@ from flowbridge.services.accounts import Accounts
 from flowbridge.services.deliveries import Deliveries
 from flowbridge.services.direct_rooms import DirectRooms
 from flowbridge.services.history import History
+from flowbridge.services.invitations import Invitations
 from flowbridge.services.maintenance import Maintenance
 from flowbridge.services.media.files import Media
 from flowbridge.services.media.transfer import Transfer
@@ -169,6 +170,15 @@ class Core:
         )
         self.accounts = Accounts(settings, self.homeserver, self.callers)
         self.rooms = Rooms(self.homeserver, self.callers, self.room_access, joined=self.worker.joined)
+        self.invitations = Invitations(
+            settings.auto_join,
+            self.bot,
+            self.callers,
+            self.homeserver,
+            self.database,
+            joined=self.worker.joined,
+            timing=self.timing,
+        )
         self.history = History(
             self.callers, self.room_access, self.homeserver, encrypted_rooms=settings.encrypted_rooms
         )
@@ -237,6 +247,8 @@ class Core:
         tasks = [asyncio.create_task(self.locator.keep_fresh())]
         if not self._beside:
             tasks.append(asyncio.create_task(self.maintenance.run()))
+        if not self._beside and self.bot.is_configured:
+            tasks.append(asyncio.create_task(self.invitations.run()))
         try:
             yield
         finally:

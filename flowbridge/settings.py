@@ -35,6 +35,11 @@ LEASE_MARGIN_SECONDS = 5.0  # otherwise a request could still be in flight when 
 _BASE_URL = re.compile(r"https?://(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+)(?::[0-9]{1,5})?(?:/[A-Za-z0-9._~/-]*)?")
 _HOST = re.compile(r"(?=.*[a-z])[a-z0-9_-]+(?:\.[a-z0-9_-]+)*\.?", re.IGNORECASE)
 _KEY = re.compile(r"fb_[\x21-\x7e]{32,1000}")
+_SERVER = r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+)(?::[0-9]{1,5})?"
+_INVITER = re.compile(rf"(?:@[^\s:]+:)?{_SERVER}")
+_AUTO_JOIN = frozenset({"own", "all", "off"})
+_SWITCHES = frozenset({"on", "yes", "no", "true", "false", "none", "0", "1", "any", "everyone", "everybody"})
+MAX_INVITERS = 1_000
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(?:\[[0-9a-f:.]+\]|[a-z0-9_.-]+)(?::[0-9]{1,5})?")
 _FILES = "SECRET=FILES"  # not a possible name of an environment variable
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
@@ -90,6 +95,7 @@ class Settings(BaseSettings):
     secret_key: SecretStr | None = _name("FLOWBRIDGE_SECRET_KEY")
     public_url: str | None = _name("FLOWBRIDGE_PUBLIC_URL")
     encrypted_rooms: Literal["refuse", "allow"] = _name("FLOWBRIDGE_ENCRYPTED_ROOMS", "refuse")
+    auto_join: Annotated[tuple[str, ...], NoDecode] = _name("FLOWBRIDGE_AUTO_JOIN", ("own",))
     registration: bool = _name("FLOWBRIDGE_REGISTRATION", True)
     pass_federation: bool = _name("FLOWBRIDGE_PASS_FEDERATION", True)
     schemas_dir: Path | None = _name("FLOWBRIDGE_SCHEMAS_DIR")
@@ -219,6 +225,25 @@ class Settings(BaseSettings):
                         f"host names, addresses and networks (10.0.0.0/8), separated by commas; {text[:80]!r} is none"
                     ) from None
         return found
+
+    @field_validator("auto_join", mode="before")
+    @classmethod
+    def _are_inviters(cls, value: Any) -> Any:
+        """`own`, `all`, `off`, or users and servers; `own` may stand among these."""
+        if not isinstance(value, str):
+            return value
+        found = [text.lower() if text.lower() in _AUTO_JOIN else text for text in value.replace(",", " ").split()]
+        for text in found or [value]:
+            if text not in _AUTO_JOIN and (text.lower() in _SWITCHES or not _INVITER.fullmatch(text)):
+                raise ValueError(
+                    f"{text[:80]!r} is neither own, all or off, nor a user id (@alice:example.org) or a server "
+                    "(example.org)"
+                )
+        if len(found) > 1 and (alone := {"all", "off"} & set(found)):
+            raise ValueError(f"{min(alone)} stands alone, without users and servers beside it")
+        if len(found) > MAX_INVITERS:
+            raise ValueError(f"at most {MAX_INVITERS} users and servers can be named")
+        return tuple(found)
 
     @field_validator("trusted_proxies", mode="before")
     @classmethod

@@ -66,6 +66,9 @@ class Timing:
     upkeep_retry_seconds: float = 10.0  # after maintenance work that failed
 
     render_seconds: float = 10.0  # for a text to be rendered on a busy machine; of the processor it gets one second
+    invitation_seconds: float = 4.0  # between two looks for invitations of the bot
+    invitation_lease_seconds: float = 90.0  # for which one of several replicas looks for them
+    join_pauses: tuple[float, ...] = (5.0, 30.0, 120.0, 600.0, 3_600.0)  # after a join that failed, in turn
 
     # store
     sqlite_busy_seconds: float = 5.0  # for which SQLite waits for a lock on its file

@@ -36,6 +36,7 @@ from flowbridge.limits.proxies import Proxies
 from flowbridge.web import cors, streaming
 from flowbridge.web.endpoint import FORWARDED, LOG, Handler, error_answer
 from flowbridge.web.event_stream import EventStream
+from flowbridge.web.explained import explained
 from flowbridge.web.routing import Route
 
 Tree = dict[str, Any]
@@ -207,7 +208,8 @@ async def _respond(
             hint = _NO_PAGES if request.method == "OPTIONS" else ""
             raise MethodNotAllowed(f"{request.method} is not served on this path; {allowed} is{hint}")
         return await handler(request)
-    except MatrixError as error:
+    except MatrixError as raised:
+        error = raised if path.startswith(MATRIX) else await explained(request, raised)
         request.scope.setdefault(LOG, {}).update(errcode=str(error.errcode), error=error.error[:300])
         if handler in sends and REFUSED <= error.status < FAILED:
             request.app.core.refused_calls.note(

@@ -50,6 +50,8 @@ def says(text: str, default: Any) -> bool:
         default = default.get_secret_value()
     if default in (None, ()):
         return text == NONE
+    if isinstance(default, tuple):
+        default = ", ".join(default)
     if isinstance(default, bool):
         return text in (("`on`", "`1`") if default else ("`off`", "`0`"))
     if isinstance(default, int | float):
@@ -76,6 +78,8 @@ def test_table_has_the_default(name: str) -> None:
     [
         (NONE, None, True),
         (NONE, (), True),
+        ("`own`", ("own",), True),
+        ("`own`", ("all",), False),
         (NONE, 0, False),
         ("`on`", True, True),
         ("`on`", False, False),

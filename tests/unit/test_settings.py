@@ -23,6 +23,11 @@ VALUES = {
     "FLOWBRIDGE_DATABASE_URL": ("database_url", "sqlite:////srv/x.db", SecretStr("sqlite:////srv/x.db")),
     "FLOWBRIDGE_SECRET_KEY": ("secret_key", "c2VjcmV0", SecretStr("c2VjcmV0")),
     "FLOWBRIDGE_ENCRYPTED_ROOMS": ("encrypted_rooms", "Allow", "allow"),
+    "FLOWBRIDGE_AUTO_JOIN": (
+        "auto_join",
+        "OWN, @alice:partner.example hs.example:8448",
+        ("own", "@alice:partner.example", "hs.example:8448"),
+    ),
     "FLOWBRIDGE_WAIT_SECONDS": ("wait_seconds", "2.5", 2.5),
     "FLOWBRIDGE_REQUEST_SECONDS": ("request_seconds", "5", 5.0),
     "FLOWBRIDGE_LEASE_SECONDS": ("lease_seconds", "60", 60.0),
@@ -102,6 +107,7 @@ def test_defaults_are_those_of_the_contract() -> None:
         "wait_seconds": 10.0,
         "request_seconds": 10.0,
         "lease_seconds": 30.0,
+        "auto_join": ("own",),
         "registration": True,
         "pass_federation": True,
         "reused_txn_id": "send",
@@ -361,6 +367,15 @@ def test_secrets_are_not_printed() -> None:
         ("FLOWBRIDGE_PUBLIC_URL", "https://bridge.example.org:http"),
         ("FLOWBRIDGE_PUBLIC_URL", "https:///x"),
         ("FLOWBRIDGE_PUBLIC_URL", "https://bridge.example.org\n"),
+        ("FLOWBRIDGE_AUTO_JOIN", "true"),
+        ("FLOWBRIDGE_AUTO_JOIN", "@alice"),
+        ("FLOWBRIDGE_AUTO_JOIN", "https://hs.example"),
+        ("FLOWBRIDGE_AUTO_JOIN", "*.example.org"),
+        ("FLOWBRIDGE_AUTO_JOIN", "#room:hs.example"),
+        ("FLOWBRIDGE_AUTO_JOIN", "off, hs.example"),
+        ("FLOWBRIDGE_AUTO_JOIN", "all own"),
+        ("FLOWBRIDGE_AUTO_JOIN", ","),
+        ("FLOWBRIDGE_AUTO_JOIN", " ".join(f"hs{number}.example" for number in range(1_001))),
         ("FLOWBRIDGE_WAIT_SECONDS", "soon"),
         ("FLOWBRIDGE_WAIT_SECONDS", "0"),
         ("FLOWBRIDGE_WAIT_SECONDS", "-1"),
@@ -415,6 +430,16 @@ def test_wrong_value_is_one_line_that_names_the_variable(
 ) -> None:
     monkeypatch.setenv(name, value)
     assert refused().startswith(f"{name}: ")
+
+
+def test_wrong_inviter_is_named_with_what_may_stand_there() -> None:
+    assert refused(auto_join="own, *.example.org") == (
+        "FLOWBRIDGE_AUTO_JOIN: '*.example.org' is neither own, all or off, nor a user id (@alice:example.org) or a "
+        "server (example.org)"
+    )
+    assert refused(auto_join="off, example.org") == (
+        "FLOWBRIDGE_AUTO_JOIN: off stands alone, without users and servers beside it"
+    )
 
 
 def test_wrong_secret_from_a_file_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
