@@ -31,6 +31,7 @@ from flowbridge.homeserver import Address, AddressError, AddressUnknown, Homeser
 from flowbridge.limits.processor import BODIES_SHARE, Account
 from flowbridge.live import Live
 from flowbridge.models import Caller
+from flowbridge.models.proxy import Proxy
 from flowbridge.models.timing import Timing
 from flowbridge.rendering.processes import Rendering
 from flowbridge.services.acceptance import Acceptance
@@ -68,7 +69,8 @@ class Core:
         tls = tls_context(settings.ca_file)
         self.settings = settings
         self.catalogue = Catalogue.load(settings.schemas_dir)
-        self.locator = Locator(settings.base_url, tls, allow_http=settings.allow_http, timing=self.timing)
+        proxy = Proxy.parse(settings.proxy.get_secret_value()) if settings.proxy else None
+        self.locator = Locator(settings.base_url, tls, allow_http=settings.allow_http, proxy=proxy, timing=self.timing)
         self.homeserver = Homeserver(self.locator, tls, deadline=settings.request_seconds, timing=self.timing)
         self.relay = Relay(self.locator, tls, timing=self.timing)
         self.database = Database(settings.database_url.get_secret_value(), timing=self.timing)
@@ -157,7 +159,9 @@ class Core:
         )
         self.accounts = Accounts(settings, self.homeserver, self.callers)
         self.rooms = Rooms(self.homeserver, self.callers, self.room_access, joined=self.worker.joined)
-        self.history = History(self.callers, self.room_access, self.homeserver)
+        self.history = History(
+            self.callers, self.room_access, self.homeserver, encrypted_rooms=settings.encrypted_rooms
+        )
         self.media = Media(self.callers, self.homeserver, self.relay)
         self.rendering = Rendering(timing=self.timing)
         self.messages = Messages(
@@ -178,9 +182,12 @@ class Core:
         # By account: when its refused tokens are tried again, and the pause after that.
         self._rechecks: dict[str, tuple[float, float]] = {}
 
-    def open(self) -> None:
-        """Open the store; only who accepts events needs it. Raises StoreError or SettingsError."""
-        self.database.open(shared=self._beside)
+    def open(self, *, required: bool = False) -> None:
+        """Open the store; only who accepts events needs it. Raises StoreError or SettingsError.
+
+        When there is none it is created, unless it is `required`, or another process' own.
+        """
+        self.database.open(shared=self._beside, required=required)
         self.tokens.unlock(cipher(self.settings))
 
     async def locate(self) -> None:

@@ -7,9 +7,12 @@ import difflib
 import os
 import re
 import string
+from importlib.util import find_spec
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
+from urllib.request import getproxies_environment, proxy_bypass
 
 from dotenv import dotenv_values
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
@@ -23,6 +26,7 @@ from pydantic_settings import (
 )
 
 from flowbridge.models import macaroons
+from flowbridge.models.proxy import Proxy
 
 Network = IPv4Network | IPv6Network
 
@@ -30,7 +34,10 @@ LEASE_MARGIN_SECONDS = 5.0  # otherwise a request could still be in flight when 
 
 _BASE_URL = re.compile(r"https?://(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+)(?::[0-9]{1,5})?(?:/[A-Za-z0-9._~/-]*)?")
 _KEY = re.compile(r"fb_[\x21-\x7e]{32,1000}")
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(?:\[[0-9a-f:.]+\]|[a-z0-9_.-]+)(?::[0-9]{1,5})?")
 _FILES = "SECRET=FILES"  # not a possible name of an environment variable
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+_SOCKS = "python_socks"
 _TOKEN_RULE = "a token is visible ASCII without spaces, and not `None` or the like"  # noqa: S105 (a sentence, not a secret)
 _VISIBLE = frozenset(string.ascii_letters + string.digits + string.punctuation)
 
@@ -45,6 +52,8 @@ _NEAR_MISSES = {
     "MATRIX_HOMESERVER": "BASE_URL",
     "MATRIX_HOMESERVER_URL": "BASE_URL",
     "FLOWBRIDGE_API_KEY": "FLOWBRIDGE_API_KEYS",
+    "FLOWBRIDGE_CORS": "FLOWBRIDGE_CORS_ORIGINS",
+    "CORS_ORIGINS": "FLOWBRIDGE_CORS_ORIGINS",
 }
 # Of the Node-RED nodes, which may run on the same machine, and of `flowbridge serve`.
 _OF_OTHERS = {"FLOWBRIDGE_URL", "FLOWBRIDGE_KEY", "FLOWBRIDGE_HOST", "FLOWBRIDGE_PORT"}
@@ -75,6 +84,7 @@ class Settings(BaseSettings):
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = _name("FLOWBRIDGE_API_KEYS", ())
     allow_http: bool = _name("FLOWBRIDGE_ALLOW_HTTP", False)
     ca_file: Path | None = _name("FLOWBRIDGE_CA_FILE")
+    proxy: SecretStr | None = _name("FLOWBRIDGE_PROXY")  # it may hold a password
     database_url: SecretStr = _name("FLOWBRIDGE_DATABASE_URL", SecretStr("sqlite:///flowbridge.db"))
     secret_key: SecretStr | None = _name("FLOWBRIDGE_SECRET_KEY")
     public_url: str | None = _name("FLOWBRIDGE_PUBLIC_URL")
@@ -98,6 +108,7 @@ class Settings(BaseSettings):
     keep_sent_hours: Annotated[float, Field(ge=0, le=87_600)] = _name("FLOWBRIDGE_KEEP_SENT_HOURS", 24.0)
     keep_dead_days: Annotated[float, Field(ge=0, le=36_500)] = _name("FLOWBRIDGE_KEEP_DEAD_DAYS", 30.0)
     trusted_proxies: Annotated[tuple[Network, ...], NoDecode] = _name("FLOWBRIDGE_TRUSTED_PROXIES", ())
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = _name("FLOWBRIDGE_CORS_ORIGINS", ())
     operations_port: Annotated[int, Field(ge=0, le=65_535)] | None = _name("FLOWBRIDGE_OPERATIONS_PORT")
     log_format: Literal["text", "json"] = _name("FLOWBRIDGE_LOG_FORMAT", "text")
     log_level: Literal["debug", "info", "warning", "error"] = _name("FLOWBRIDGE_LOG_LEVEL", "info")
@@ -136,6 +147,18 @@ class Settings(BaseSettings):
             close = difflib.get_close_matches(name.upper(), settings, 1, 0.8)
             found[name] = _NEAR_MISSES.get(name.upper()) or (close[0] if close else "")
         return found
+
+    @property
+    def unused_proxy(self) -> str:
+        """The variable that names a proxy to other programs, and counts for nothing here; "" when there is none."""
+        url = urlsplit(self.base_url if "://" in self.base_url else f"https://{self.base_url}")
+        wanted = ("http" if url.scheme == "http" else "https", "all")
+        kind = next((kind for kind in wanted if kind in getproxies_environment()), None)
+        is_needless = self.proxy is not None or url.hostname in _LOOPBACK
+        if kind is None or is_needless or proxy_bypass(url.netloc):
+            return ""
+        name = f"{kind}_proxy"
+        return name if os.environ.get(name) else name.upper()
 
     @property
     def has_bot(self) -> bool:
@@ -182,6 +205,19 @@ class Settings(BaseSettings):
                 raise ValueError(f"addresses and networks (10.0.0.0/8), separated by commas; {error}") from None
         return tuple(found)
 
+    @field_validator("cors_origins", mode="before")
+    @classmethod
+    def _are_origins(cls, value: Any) -> Any:
+        """As a browser writes an origin: in lower case, without the port that its scheme has anyway."""
+        if not isinstance(value, str):
+            return value
+        found = [text.lower() for text in value.replace(",", " ").split()]
+        if wrong := [text for text in found if text != "*" and not _ORIGIN.fullmatch(text)]:
+            raise ValueError(
+                f"{wrong[0][:100]!r} is no origin: https://app.example.org, without a path or a slash, or *"
+            )
+        return tuple(re.sub(r"^(https://.*):443$|^(http://.*):80$", r"\1\2", text) for text in found)
+
     @field_validator("access_token")
     @classmethod
     def _is_token(cls, token: SecretStr | None) -> SecretStr | None:
@@ -195,6 +231,13 @@ class Settings(BaseSettings):
         if url is not None and not _BASE_URL.fullmatch(url):
             raise ValueError("a base URL is https://host or http://host, with a port or a path if need be")
         return url.rstrip("/") if url else None
+
+    @field_validator("proxy")
+    @classmethod
+    def _is_proxy(cls, proxy: SecretStr | None) -> SecretStr | None:
+        if proxy is not None and Proxy.parse(proxy.get_secret_value()).scheme == "socks5" and find_spec(_SOCKS) is None:
+            raise ValueError("a socks5 proxy needs the extra socks: pip install 'flowbridge[socks]'")
+        return proxy
 
     @field_validator("ca_file")
     @classmethod

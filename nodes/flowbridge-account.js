@@ -1,7 +1,7 @@
 "use strict";
 // Registers an account, logs in, tells who you are.
 
-const { InputError } = require("./lib/client");
+const { InputError } = require("./lib/errors");
 const { fail, serverOf, show, tokenOf } = require("./lib/node");
 const { valueOf } = require("./lib/values");
 

@@ -14,6 +14,7 @@ module.exports = function (RED) {
                 msgtypes: names(config.msgtypes),
                 senders: names(config.senders),
                 own: Boolean(config.own),
+                skipsEncrypted: Boolean(config.skipEncrypted),
             };
             try {
                 this.server = serverOf(RED, config.server);
@@ -44,23 +45,26 @@ module.exports = function (RED) {
         }
 
         pass(event) {
-            const { types, msgtypes, senders, own } = this.wanted;
+            const { types, msgtypes, senders, own, skipsEncrypted } = this.wanted;
+            const encrypted = event.type === "m.room.encrypted";
             const content = event.content || {};
             const fits =
                 (!this.roomId || event.room_id === this.roomId) &&
                 (!types.length || types.some((type) => type.test(event.type))) &&
                 (!msgtypes.length || msgtypes.includes(content.msgtype)) &&
                 (!senders.length || senders.includes(event.sender)) &&
-                (own || event.sender !== this.userId);
+                (own || event.sender !== this.userId) &&
+                !(encrypted && skipsEncrypted);
             if (!fits) return;
             const { room_id: roomId, event_id: eventId, sender } = event;
-            this.send({ topic: roomId, payload: content, event, roomId, eventId, sender });
+            const msg = { topic: roomId, payload: content, event, roomId, eventId, sender };
+            this.send(encrypted ? { ...msg, encrypted } : msg);
         }
 
         tell({ open, why, refused }) {
             if (this.closed) return;
             if (open) {
-                if (this.knows) show(this, "connected", RED._("flowbridge-listen.status.connected"));
+                if (this.knows) this.connect();
                 else this.learn();
                 return;
             }
@@ -71,6 +75,21 @@ module.exports = function (RED) {
             show(this, "error", why);
             if (refused && this.said !== why) this.error(why); // for a passing failure, the status is enough
             this.said = why;
+        }
+
+        /** Shows that events come, and where they cannot be read. */
+        connect() {
+            const { encrypted } = this.server;
+            const status = (name, values) => RED._(`flowbridge-listen.status.${name}`, values);
+            if (!this.roomId) {
+                show(this, "connected", encrypted.size ? status("some", { number: encrypted.size }) : status("connected"));
+            } else if (!encrypted.has(this.roomId)) {
+                show(this, "connected", status("connected"));
+            } else {
+                show(this, "waiting", status("encrypted"));
+                if (!this.warned) this.warn(RED._("flowbridge-listen.encrypted", { room: this.room }));
+                this.warned = true;
+            }
         }
 
         /** Finds out which room an alias names, and who we are. */
@@ -94,7 +113,7 @@ module.exports = function (RED) {
             if (this.closed) return;
             this.knows = true;
             this.said = "";
-            show(this, "connected", RED._("flowbridge-listen.status.connected"));
+            this.connect();
             const early = this.early || [];
             this.early = [];
             for (const event of early) this.pass(event);

@@ -1,8 +1,9 @@
 "use strict";
 // Creates, changes and reads rooms.
 
-const { InputError, segments } = require("./lib/client");
+const { segments } = require("./lib/client");
 const content = require("./lib/content");
+const { InputError } = require("./lib/errors");
 const { fail, roomOf, serverOf, show, tokenOf } = require("./lib/node");
 const { valueOf } = require("./lib/values");
 

@@ -3,8 +3,9 @@
 
 const { randomUUID } = require("node:crypto");
 
-const { InputError, segments, written } = require("./lib/client");
+const { segments, written } = require("./lib/client");
 const content = require("./lib/content");
+const { InputError } = require("./lib/errors");
 const { fail, roomOf, serverOf, show, tokenOf } = require("./lib/node");
 const { Outbox } = require("./lib/outbox");
 const { valueOf } = require("./lib/values");
@@ -24,6 +25,7 @@ module.exports = function (RED) {
                 patience: this.queues ? (minutes > 0 ? minutes : PATIENCE_MINUTES) * 60_000 : 0,
                 changed: (waiting, trouble) => this.tell(waiting, trouble),
             });
+            this.rest();
             this.inOrder = Promise.resolve(); // expressions may be slow, and no message may overtake another
             this.on("input", (msg, send, done) => {
                 const reading = this.inOrder.then(() => this.read(msg));
@@ -62,15 +64,47 @@ module.exports = function (RED) {
         async deliver(request, msg, send) {
             const answer = await this.outbox.send(request.room, (signal) => this.attempt(request, signal));
             const deliveryId = answer.headers["flowbridge-delivery"];
+            if (answer.status === 202) this.watch(deliveryId, request, msg);
             msg.payload = answer.body;
             msg.eventId = answer.body.event_id;
             msg.roomId = request.room;
             if (deliveryId) msg.deliveryId = deliveryId;
-            if (!this.closing && !this.outbox.waiting) {
-                if (msg.eventId) show(this, "connected", RED._("flowbridge-send.status.sent"));
-                else show(this, "queued", RED._("flowbridge-send.status.accepted"));
-            }
+            this.rest(msg.eventId ? "sent" : "accepted");
             send(msg);
+        }
+
+        /** Has the server learn what becomes of an accepted event; this node tells it, or the one that a deploy makes of it. */
+        watch(id, { server, token, body, file }, msg) {
+            const { id: owner, type } = this;
+            const size = body.length + (file ? file.length : 0);
+            const copy = copyOf(RED, msg); // what follows in the flow may change it
+            const tell = (outcome) => {
+                const node = RED.nodes.getNode(owner);
+                if (!node || node.type !== type || node.closing) return false;
+                node.end(id, outcome, copy);
+                return true;
+            };
+            server.deliveries.watch({ id, key: token, owner, size, tell });
+        }
+
+        /** An accepted event is in its room, or dead, or the bridge cannot tell: then the outcome is an Error. */
+        end(id, outcome, msg) {
+            msg.deliveryId = id;
+            if (outcome.status === "sent") this.rest("sent");
+            else fail(this, msg, (error) => this.error(error, msg), dead(outcome));
+            if (!this.config.outcome) return;
+            const unknown = { delivery_id: id, status: "unknown", error: { error: outcome.message } };
+            const payload = outcome instanceof Error ? unknown : outcome;
+            this.send([null, Object.assign(msg, { payload, roomId: outcome.room_id, eventId: outcome.event_id })]);
+        }
+
+        /** Shows how many events are on their way, or with none the last outcome: sent, accepted, or nothing. */
+        rest(last) {
+            if (this.closing || this.outbox.waiting) return;
+            const server = RED.nodes.getNode(this.config.server);
+            const waiting = server && server.deliveries ? server.deliveries.waiting(this.id) : 0;
+            if (waiting) show(this, "queued", RED._("flowbridge-send.status.underway", { waiting }));
+            else if (last) show(this, last === "sent" ? "connected" : "queued", RED._(`flowbridge-send.status.${last}`));
         }
 
         /** Uploads the file, if it is not uploaded yet, and sends the event. */
@@ -96,6 +130,22 @@ module.exports = function (RED) {
 
     RED.nodes.registerType("flowbridge send", Send);
 };
+
+/** The message as it is now; of one that cannot be copied, what finds it again. */
+function copyOf(RED, msg) {
+    try {
+        return RED.util.cloneMessage(msg);
+    } catch {
+        return { _msgid: msg._msgid };
+    }
+}
+
+/** Why an accepted event did not reach its room, as an error like that of an event which is refused at once. */
+function dead(outcome) {
+    if (outcome instanceof Error) return outcome;
+    const { status, errcode, error } = outcome.error || {};
+    return Object.assign(new Error(error || errcode || "the event was given up"), { status, errcode });
+}
 
 /** The Idempotency-Key: the node's, or a unique one. */
 function keyOf(given) {

@@ -19,7 +19,7 @@ def run(settings: Settings, path: Path) -> int:
             "PostgreSQL is backed up with its own tools (pg_dump --format=custom, or an archive of its WAL): "
             "docs/reliability.md says how; FLOWBRIDGE_SECRET_KEY has to be kept, too"
         )
-    file_check.check(file)
+    file_check.require(file)
     if path.is_dir():
         path /= f"{file.stem}-{datetime.now(UTC):%Y-%m-%dT%H%M%SZ}{file.suffix}"
     try:

@@ -3,43 +3,39 @@
 import asyncio
 import contextlib
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from email.utils import parsedate_to_datetime
-from typing import NamedTuple
 
 from sqlalchemy.exc import SQLAlchemyError
 
 from flowbridge import log
 from flowbridge.auth.tokens import cipher
 from flowbridge.bridge import Core
-from flowbridge.cli import FAILED
+from flowbridge.cli import FAILED, bot_rooms
+from flowbridge.cli.findings import Finding, show
+from flowbridge.delivery.backpressure import used_bytes
 from flowbridge.errors import MatrixError
 from flowbridge.homeserver import AddressError, AddressUnknown
 from flowbridge.homeserver.pool import Answer
 from flowbridge.settings import Settings, SettingsError
 from flowbridge.store import StoreAbsent, StoreError, accounts, api_keys, outbox
-from flowbridge.store.engine import name, reason
+from flowbridge.store.engine import place, reason
 
 MAX_CLOCK_SECONDS = 60
+DEAD = (
+    "`flowbridge deliveries list --state dead` says why, `deliveries replay --dead` sends them again, "
+    "`deliveries purge --state dead` deletes them"
+)
 MAX_ASKED = 20  # accounts whose tokens are checked: those with the most events
 
 
-class Finding(NamedTuple):
-    """`good` is None where it is unknown, or nothing is set up."""
-
-    what: str
-    good: bool | None
-    says: str
-
-
-def run(settings: Settings) -> int:
+def run(settings: Settings, *, in_json: bool = False) -> int:
     """Print the findings; returns the exit code: 1 when one of them is bad."""
     log.setup(settings.log_format, "error")
     findings = asyncio.run(_examine(Core(settings)))
-    marks = {True: "ok", False: "BAD", None: "--"}
-    for finding in findings:
-        print(f"{marks[finding.good]:<4} {finding.what:<12} {finding.says}")
+    show(findings, in_json=in_json)
     return FAILED if any(finding.good is False for finding in findings) else 0
 
 
@@ -48,12 +44,13 @@ async def _examine(core: Core) -> list[Finding]:
         *_settings(core.settings),
         Finding("schemas", True, f"{len(core.catalogue)} schemas are read and sound"),
     ]
-    findings.append(_store(core))
+    findings += _store(core)
     try:
         address = await core.locator.address()
     except (AddressError, AddressUnknown) as error:
         return [*findings, Finding("address", False, str(error))]
-    findings.append(Finding("address", True, f"{core.settings.base_url} is {address}"))
+    through = f", through the proxy {core.locator.proxy}" if core.locator.proxy else ""
+    findings.append(Finding("address", True, f"{core.settings.base_url} is {address}{through}"))
     try:
         answer = await core.homeserver.versions()
     except MatrixError as error:
@@ -69,30 +66,55 @@ def _settings(settings: Settings) -> Iterator[Finding]:
     """Variables whose names are near misses, and a homeserver that was not named."""
     for variable, meant in settings.misnamed().items():
         yield Finding("settings", None, f"{variable} is not a setting{f': set {meant}' if meant else ''}")
+    if name := settings.unused_proxy:
+        yield Finding(
+            "proxy", None, f"{name} is not used: if the homeserver is behind that proxy, set FLOWBRIDGE_PROXY"
+        )
     if "base_url" not in settings.model_fields_set:
         yield Finding("settings", None, f"BASE_URL is not set: the default {settings.base_url} is used")
 
 
-def _store(core: Core) -> Finding:
-    """The database; a server may be running on it."""
+def _store(core: Core) -> list[Finding]:
+    """The database, and what was given up in it; a server may be running on it."""
     try:
         core.database.open(shared=True)
         core.tokens.unlock(cipher(core.settings))
         with core.database.reading() as connection:
             queued = sum(number for number, _ in outbox.queued(connection).values())
-            dead = outbox.dead(connection)
+            dead, used = outbox.dead(connection), used_bytes(connection, core.settings.max_database_bytes)
     except StoreAbsent as error:
         file = core.settings.database_file
         if file is not None and not os.access(file.absolute().parent, os.W_OK | os.X_OK):
-            return Finding("store", False, f"FLOWBRIDGE_DATABASE_URL: {file} is not there, and cannot be made")
-        return Finding("store", None, f"FLOWBRIDGE_DATABASE_URL: {error}")  # yet
+            return [Finding("store", False, f"FLOWBRIDGE_DATABASE_URL: {file} is not there, and cannot be made")]
+        return [Finding("store", None, f"FLOWBRIDGE_DATABASE_URL: {error}")]  # yet
     except StoreError as error:
-        return Finding("store", False, f"FLOWBRIDGE_DATABASE_URL: {error}")
+        return [Finding("store", False, f"FLOWBRIDGE_DATABASE_URL: {error}")]
     except SettingsError as error:
-        return Finding("store", False, str(error))
+        return [Finding("store", False, str(error))]
     except SQLAlchemyError as error:
-        return Finding("store", False, reason(error))
-    return Finding("store", True, f"{name(core.database.url)}: {queued} queued, {dead} dead letters")
+        return [Finding("store", False, reason(error))]
+    full, room = _space(core.settings, used)
+    found = [Finding("store", not full, f"{place(core.database.url)}: {queued} queued, {dead} dead letters, {room}")]
+    if dead:
+        found.append(Finding("dead letters", False, f"{dead}: {DEAD}"))
+    return found
+
+
+def _space(settings: Settings, used: int) -> tuple[bool, str]:
+    """Whether the bridge accepts nothing more for want of space, and how much there is."""
+    most, least = settings.max_database_bytes, settings.min_free_disk_bytes
+    full, says = used >= most, f"{_size(used)} of at most {_size(most)} used"
+    if settings.database_file is not None:
+        free = shutil.disk_usage(settings.database_file.absolute().parent).free
+        full, says = full or free < least, f"{says}, {_size(free)} free on its disk ({_size(least)} are left free)"
+    return full, f"{says}: nothing more is accepted" if full else says
+
+
+def _size(number: int) -> str:
+    size, units = float(number), ["bytes", "KiB", "MiB", "GiB", "TiB"]
+    while size >= 1024 and len(units) > 1:
+        size, units = size / 1024, units[1:]
+    return f"{size:.0f} {units[0]}" if units[0] == "bytes" else f"{size:.1f} {units[0]}"
 
 
 def _versions(answer: Answer) -> Iterator[Finding]:
@@ -131,10 +153,13 @@ async def _account(core: Core) -> list[Finding]:
             Finding("token", None, "no bot account is set (ACCESS_TOKEN): callers bring their own Matrix tokens"),
             _keys(core),
         ]
+    rooms = await bot_rooms.look(core, bot)
+    where = "" if rooms else "; it is in no room yet: invite it, or POST /join/{roomIdOrAlias}"
     return [
-        Finding("token", True, f"it is {bot.user_id}'s, device {bot.device_id or 'none'}"),
+        Finding("token", True, f"it is {bot.user_id}'s, device {bot.device_id or 'none'}{where}"),
         _keys(core),
         await _rate_limit(core, bot.token, bot.user_id),
+        *rooms,
     ]
 
 
@@ -188,7 +213,10 @@ def _keys(core: Core) -> Finding:
         return Finding("api keys", None, "unknown without the store")
     if number and not core.settings.has_bot:
         return Finding("api keys", False, "there are keys, but no account to act as: set ACCESS_TOKEN")
-    return Finding("api keys", True if number else None, f"{number} {where}")
+    says = (
+        f"{number} {where}" if number else "none yet: `flowbridge keys create` makes one, and so does the first `serve`"
+    )
+    return Finding("api keys", True if number else None, says)
 
 
 async def _rate_limit(core: Core, token: str, user_id: str) -> Finding:

@@ -12,6 +12,7 @@ from flowbridge.models import ApiKey
 from flowbridge.models.timing import Timing
 from flowbridge.settings import Settings
 from flowbridge.store import api_keys
+from flowbridge.store.engine import place
 
 
 def create(
@@ -37,7 +38,7 @@ def create(
     except BadRequest as error:
         return _fail(error.error, UNUSABLE)
     secret = api_keys.new_secret()
-    with opened(settings, make=True, timing=timing) as database, database.engine.begin() as connection:
+    with opened(settings, tells=True, timing=timing) as database, database.engine.begin() as connection:
         api_keys.add(connection, key, secret)
     print(secret, flush=True)
     note(f"Key {key.id} is made: {describe(key)}. It is not shown again; callers send it as `X-API-Key`.")
@@ -47,7 +48,7 @@ def create(
 
 def show(settings: Settings) -> int:
     """Print all keys, the oldest first, without their secrets; returns the exit code."""
-    with opened(settings) as database, database.reading() as connection:
+    with opened(settings, tells=True) as database, database.reading() as connection:
         found = api_keys.every(connection)
     rows = [("ID", "NAME", "CREATED", "LAST USED", "REVOKED", "SCOPES")]
     for entry in found:
@@ -64,13 +65,14 @@ def revoke(settings: Settings, id_: str, *, timing: Timing = Timing()) -> int:
     """Revoke a key, which may be repeated. Returns the exit code: 1 when there is no such key."""
     if id_.startswith(api_keys.PREFIX):
         return _fail("this is a key, not the id of one: `flowbridge keys list` shows the ids", FAILED)
-    revoked_at = None
+    revoked_at, where = None, ""
     if id_.isprintable():
         with opened(settings, timing=timing) as database, database.engine.begin() as connection:
             revoked_at = api_keys.revoke(connection, id_)
+            where = f" in {place(database.url)}"
     if revoked_at is None:
-        return _fail(f"there is no key {id_!r}: `flowbridge keys list` shows the ids", FAILED)
-    note(f"Key {id_} is revoked since {moment(revoked_at)}. A running bridge refuses it within 2 s.")
+        return _fail(f"there is no key {id_!r}{where}: `flowbridge keys list` shows the ids", FAILED)
+    note(f"Key {id_}{where} is revoked since {moment(revoked_at)}. A running bridge refuses it within 2 s.")
     return 0
 
 

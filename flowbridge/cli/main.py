@@ -19,6 +19,7 @@ app = typer.Typer(
 
 Room = Annotated[str, typer.Argument(help="A room id (!…) or an alias (#name:server).")]
 Type = Annotated[str, typer.Argument(help="The event type, e.g. m.room.message.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def _version(wanted: bool) -> None:
@@ -60,6 +61,17 @@ def serve(
 
 
 @app.command()
+def init() -> None:
+    """Create the database, for what has to be there before the first `serve`: keys, for instance.
+
+    Only this, `serve` and `demo` create one. Where it exists already, it stays as it is.
+    """
+    from flowbridge.cli import store
+
+    store.create(_settings())
+
+
+@app.command()
 def demo(
     once: Annotated[bool, typer.Option("--once", help="Stop after the table.")] = False,
     port: Annotated[int, typer.Option(min=0, max=65_535, help="The bridge's port.")] = 8090,
@@ -97,11 +109,11 @@ def validate(
 
 
 @app.command()
-def doctor() -> None:
-    """Check the settings against the real homeserver."""
+def doctor(as_json: AsJson = False) -> None:
+    """Check the settings against the real homeserver: exit code 1 when something is wrong."""
     from flowbridge.cli import doctor as examination
 
-    raise typer.Exit(examination.run(_settings()))
+    raise typer.Exit(examination.run(_settings(), in_json=as_json))
 
 
 @app.command()
@@ -131,7 +143,6 @@ delivery_log = typer.Typer(
 )
 app.add_typer(delivery_log, name="deliveries")
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 InRoom = Annotated[str, typer.Option("--room", metavar="ID", help="Only of this room (an id, not an alias).")]
 OfType = Annotated[str, typer.Option("--type", metavar="TYPE", help="Only of this event type.")]
 Since = Annotated[str, typer.Option(metavar="TIME", help="Accepted since: 2026-11-22T10:00:00Z (UTC), or 2h, 7d ago.")]
@@ -259,7 +270,7 @@ def revoke_key(id_: Annotated[str, typer.Argument(metavar="ID", help="As `keys l
 def main() -> None:
     """Run a command; a setting or an argument that cannot be used is one line and exit code 2."""
     from flowbridge.events.schema_lint import SchemaError
-    from flowbridge.homeserver.address import AddressError
+    from flowbridge.homeserver.base_url import AddressError
     from flowbridge.settings import SettingsError
     from flowbridge.store.errors import StoreError
 

@@ -15,9 +15,10 @@ from flowbridge.homeserver import identifiers
 from flowbridge.models import Event
 from flowbridge.services.acceptance import How
 from flowbridge.settings import Settings, SettingsError
+from flowbridge.store.engine import place
 from flowbridge.store.errors import StoreInUse
 
-_ACCEPTED = """{status}: what is queued is sent, in its turn, by a flowbridge that runs on this store.
+_ACCEPTED = """{status}: what is queued is sent, in its turn, by a flowbridge that runs on {database}.
 `flowbridge deliveries show {delivery}` says how it ends. Do not send it again."""
 
 
@@ -62,7 +63,7 @@ async def _send(core: Core, room: str, event_type: str, body: bytes) -> str:
     event = await _checked(core, room, event_type, body)
     patience = core.settings.wait_seconds
     try:
-        core.open()
+        core.open(required=True)  # nobody would ever send what is queued in a new one
     except StoreInUse:  # a bridge runs, and delivers it: it polls for new events three times in a lease
         core = Core(core.settings, beside=True)
         patience += core.settings.lease_seconds / 3
@@ -71,7 +72,8 @@ async def _send(core: Core, room: str, event_type: str, body: bytes) -> str:
     if outcome.error is not None:
         raise outcome.error
     if outcome.event_id is None:
-        note(_ACCEPTED.format(status=outcome.status, delivery=outcome.delivery))
+        where = place(core.database.url)
+        note(_ACCEPTED.format(status=outcome.status, delivery=outcome.delivery, database=where))
         return ""
     return outcome.event_id
 

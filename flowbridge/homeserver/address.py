@@ -9,67 +9,34 @@ file:///path            a file that does
 
 import asyncio
 import json
-import re
 import ssl
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from ipaddress import ip_address
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import certifi
 
 from flowbridge import log
+from flowbridge.homeserver import well_known
+from flowbridge.homeserver.base_url import (
+    MAX_ADDRESS_BYTES,
+    Address,
+    AddressError,
+    is_plain,
+    parse_host,
+    parse_url,
+    shown,
+)
+from flowbridge.models.proxy import Proxy
 from flowbridge.models.timing import Timing
 
-MAX_ADDRESS_BYTES = 2_048
-MAX_WELL_KNOWN_BYTES = 64 * 1024
-WELL_KNOWN_SECONDS = 10.0
 WELL_KNOWN_REFRESH_SECONDS = 3_600.0
 RETRY_SECONDS = 2.0  # after a failure, before the next attempt
-
-_HOST = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_-]*[A-Za-z0-9])?(?:\.[A-Za-z0-9](?:[A-Za-z0-9_-]*[A-Za-z0-9])?)*\.?")
-
-_MATRIX = re.compile(r"(/_matrix(?:/client)?(?:/v3|/r0)?)/?$")
-_HOST_AND_PORT = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([^\[\]:]+))(?::([0-9]{1,5}))?")
-
-
-class AddressError(Exception):
-    """BASE_URL, or what it points to, is wrong, and has to be corrected. One line."""
 
 
 class AddressUnknown(Exception):
     """The address cannot currently be learnt; a later attempt may succeed."""
-
-
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """Where to connect. `host` is a name, or an address without brackets."""
-
-    host: str
-    port: int
-    tls: bool
-
-    @property
-    def authority(self) -> str:
-        """What goes into `Host`."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return host if self.port == (443 if self.tls else 80) else f"{host}:{self.port}"
-
-    def __str__(self) -> str:
-        return f"{'https' if self.tls else 'http'}://{self.authority}"
-
-
-@dataclass(frozen=True, slots=True)
-class Address:
-    """A homeserver's base URL: where to connect, and the path that goes before `/_matrix`."""
-
-    origin: Origin
-    prefix: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.origin}{self.prefix}"
 
 
 def tls_context(ca_file: Path | None) -> ssl.SSLContext:
@@ -84,48 +51,19 @@ def tls_context(ca_file: Path | None) -> ssl.SSLContext:
     return context
 
 
-def parse_url(text: str, *, allow_http: bool) -> Address:
-    """Read an http or https base URL. Raises AddressError."""
-    if not _is_plain(text):  # urlsplit drops tabs and line breaks silently
-        raise AddressError(f"{_shown(text)} is not an address")
-    try:
-        url = urlsplit(text)
-        port = url.port
-    except ValueError as error:
-        raise AddressError(f"{_shown(text)} is not an address: {error}") from None
-    host = url.hostname or ""
-    if url.scheme not in ("http", "https"):
-        raise AddressError(f"{_shown(text)} is neither https:// nor http://")
-    if url.username is not None or url.password is not None:
-        raise AddressError("the address holds a user name or password: use ACCESS_TOKEN")
-    if url.query or url.fragment or "?" in text or "#" in text:
-        raise AddressError(f"{_shown(text)} has a query or fragment: a base URL has none")
-    if not _is_host(host) or port == 0:
-        raise AddressError(f"{_shown(text)} names no valid host")
-    if not re.fullmatch(r"(?:/[A-Za-z0-9._~-]+)*/?", url.path) or "/." in url.path:
-        raise AddressError(f"{_shown(text)} has a path that is not plain")
-    if ends := _MATRIX.search(url.path):
-        raise AddressError(f"{_shown(text)} ends too late: the base URL stops before {ends[1]}")
-    tls = url.scheme == "https"
-    if not tls and not allow_http and not _is_loopback(host):
-        raise AddressError(f"{_shown(text)} would send tokens in clear text: use https://, or FLOWBRIDGE_ALLOW_HTTP=1")
-    return Address(Origin(host, port or (443 if tls else 80), tls), url.path.rstrip("/"))
-
-
-def parse_host(text: str) -> str:
-    """Read a bare host, with or without a port. Raises AddressError."""
-    found = _HOST_AND_PORT.fullmatch(text)
-    if found is None or not _is_host(found[1] or found[2]) or not 0 < int(found[3] or 1) < 65_536:
-        raise AddressError(f"{_shown(text)} is not a host name or URL")
-    return text
-
-
 class Locator:
     """Knows the homeserver's address, and learns it again. Each of `on_change` is called with a new one."""
 
     def __init__(
-        self, base_url: str, tls: ssl.SSLContext, *, allow_http: bool = False, timing: Timing = Timing()
+        self,
+        base_url: str,
+        tls: ssl.SSLContext,
+        *,
+        allow_http: bool = False,
+        proxy: Proxy | None = None,
+        timing: Timing = Timing(),
     ) -> None:
+        self.proxy = proxy  # through which everything towards the homeserver goes
         self._tls = tls
         self._allow_http = allow_http
         self._base_url = base_url.strip()
@@ -188,17 +126,17 @@ class Locator:
 
     def _finder(self, text: str) -> Callable[[], Awaitable[Address]]:
         """How this address is learnt. A malformed one raises AddressError here, before any request."""
-        if not _is_plain(text):
-            raise AddressError(f"{_shown(text)} is not an address")
+        if not is_plain(text):
+            raise AddressError(f"{shown(text)} is not an address")
         if text.startswith("s3://"):
             url = urlsplit(text)
             if not url.netloc or not url.path.strip("/"):
-                raise AddressError(f"{_shown(text)} does not have the form s3://bucket/key")
+                raise AddressError(f"{shown(text)} does not have the form s3://bucket/key")
             return lambda: self._follow(lambda: _read_s3(url.netloc, url.path[1:]))
         if text.startswith("file://"):
             url = urlsplit(text)
             if url.netloc not in ("", "localhost") or not url.path.strip("/"):
-                raise AddressError(f"{_shown(text)} does not have the form file:///path")
+                raise AddressError(f"{shown(text)} does not have the form file:///path")
             return lambda: self._follow(lambda: _read_file(Path(unquote(url.path))))
         return self._direct(text)
 
@@ -216,7 +154,7 @@ class Locator:
     async def _follow(self, read: Callable[[], bytes]) -> Address:
         text = (await asyncio.to_thread(read)).decode("utf-8", "replace").strip()
         if text.startswith(("s3://", "file://")):
-            raise AddressError(f"{self._base_url} holds {_shown(text)}: it must hold the homeserver's own address")
+            raise AddressError(f"{self._base_url} holds {shown(text)}: it must hold the homeserver's own address")
         try:
             return await self._direct(text)()
         except AddressError as error:
@@ -224,24 +162,12 @@ class Locator:
 
     async def _well_known(self, host: str) -> Address:
         """Server discovery (specification, "Well-known URI")."""
-        import httpx  # here, since most settings are URLs and never need it
-
         own = parse_url(f"https://{host}", allow_http=False)
-        url = f"{own}/.well-known/matrix/client"
         try:
-            async with (
-                asyncio.timeout(WELL_KNOWN_SECONDS),
-                httpx.AsyncClient(verify=self._tls, trust_env=False) as client,
-                client.stream("GET", url) as answer,
-            ):
-                body = await _capped(answer)
-        except (httpx.HTTPError, httpx.InvalidURL, TimeoutError) as error:
-            raise AddressUnknown(f"cannot ask {url}: {str(error) or 'no answer in time'}") from None
-        if answer.status_code == 404:
-            return own
-        if answer.status_code != 200:
-            raise AddressUnknown(f"{url} answers {answer.status_code}")
-        return self._announced(url, body)
+            url, body = await well_known.ask(own, self._tls, self.proxy)
+        except well_known.UnansweredError as error:
+            raise AddressUnknown(str(error)) from None
+        return own if body is None else self._announced(url, body)
 
     def _announced(self, url: str, body: bytes) -> Address:
         try:
@@ -251,15 +177,6 @@ class Locator:
             raise AddressUnknown(f"{url} announces a wrong address: {error}") from None
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise AddressUnknown(f"{url} announces no m.homeserver.base_url") from None
-
-
-async def _capped(answer: "httpx.Response") -> bytes:  # type: ignore[name-defined]  # noqa: F821
-    body = b""
-    async for chunk in answer.aiter_bytes():
-        body += chunk
-        if len(body) > MAX_WELL_KNOWN_BYTES:
-            raise AddressUnknown(f"{answer.url} answers more than {MAX_WELL_KNOWN_BYTES} bytes")
-    return body
 
 
 def _read_file(path: Path) -> bytes:
@@ -289,26 +206,3 @@ def _read_s3(bucket: str, key: str) -> bytes:
         raise AddressError(f"s3://{bucket}/{key}: {error}") from None
     except BotoCoreError as error:
         raise AddressUnknown(f"s3://{bucket}/{key}: {error}") from None
-
-
-def _is_plain(text: str) -> bool:
-    return 0 < len(text) <= MAX_ADDRESS_BYTES and text.isascii() and text.isprintable() and " " not in text
-
-
-def _is_host(host: str) -> bool:
-    try:
-        ip_address(host)
-    except ValueError:
-        return len(host) <= 253 and _HOST.fullmatch(host) is not None
-    return True
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
-
-
-def _shown(text: str) -> str:
-    return json.dumps(text[:100])

@@ -4,7 +4,7 @@ Why our own client: it is what costs on the send path. Under one bare bridge wit
 requests/s, pyreqwest 2,600 and this one 6,600 in the same run; a streamed answer of 5 kB took 0.9 ms of the processor
 in all, and 3.7 ms with httpx. It lives in the server's own event loop, on the parser that uvicorn uses, and does
 nothing that a homeserver call does not need: no redirects (a followed 302 turns a PUT into a GET), no cookies, no
-proxies, no compression.
+compression.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ from typing import Final, cast
 
 import httptools
 
-from flowbridge.homeserver.address import Address
+from flowbridge.homeserver.base_url import Address
 
 Headers = list[tuple[bytes, bytes]]
 

@@ -8,8 +8,10 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from flowbridge.homeserver.address import Address, AddressError, AddressUnknown, Locator
+from flowbridge.homeserver.address import AddressUnknown, Locator
+from flowbridge.homeserver.base_url import Address, AddressError
 from flowbridge.homeserver.connection import Connection, NoAnswer, Stale, TimedOut, Unreachable
+from flowbridge.homeserver.dialing import Dialer
 from flowbridge.models.timing import Timing
 
 IDEMPOTENT: Final = frozenset({"GET", "HEAD", "PUT", "DELETE"})  # RFC 9110 §9.2.2; a PUT carries its transaction id
@@ -42,7 +44,7 @@ class Pool:
         timing: Timing = Timing(),
     ) -> None:
         self._locator = locator
-        self._tls = tls
+        self._dialer = Dialer(tls, locator.proxy)
         self._most = most
         self._most_idle = most if most_idle is None else most_idle
         self._idle_seconds = idle_seconds
@@ -164,27 +166,12 @@ class Pool:
         """A new connection, within the time for one and until `ends`. Raises Unreachable or TimedOut."""
         loop, address = asyncio.get_running_loop(), self._address
         assert address is not None
-        origin = address.origin
         self._open += 1
         try:
-            try:
-                async with asyncio.timeout_at(min(ends, loop.time() + self._connect_seconds)):
-                    _, connection = await loop.create_connection(
-                        lambda: Connection(loop, address, self._lost),
-                        origin.host,
-                        origin.port,
-                        ssl=self._tls if origin.tls else None,
-                    )
-            except TimeoutError:
-                raise TimedOut(f"{origin} does not accept a connection in time", sent=False) from None
-            except ssl.SSLError as error:
-                raise Unreachable(f"TLS with {origin} fails: {_reason(error)}", sent=False) from None
-            except OSError as error:
-                raise Unreachable(f"cannot connect to {origin}: {_reason(error)}", sent=False) from None
+            return await self._dialer.connect(address, self._lost, min(ends, loop.time() + self._connect_seconds))
         except BaseException:
             self._freed(address)
             raise
-        return connection
 
     def _move(self, address: Address) -> None:
         """The homeserver has another address: exchanges in flight end where they began, and count no longer."""
@@ -221,7 +208,3 @@ class Pool:
 def first(headers: Sequence[tuple[bytes, bytes]], name: bytes) -> str:
     """The first value of a header, whose name is in lower case; or an empty string."""
     return next((value.decode("latin-1") for key, value in headers if key == name), "")
-
-
-def _reason(error: OSError) -> str:
-    return error.strerror or str(error) or type(error).__name__

@@ -28,7 +28,7 @@ from flowbridge.errors import (
     WrongState,
 )
 from flowbridge.models import ApiKey, Caller
-from flowbridge.services.delivery_views import detail, iso, summary, without_none
+from flowbridge.services.delivery_views import DELIVERY, detail, iso, summary, without_none
 from flowbridge.services.readings import Readings
 from flowbridge.services.replays import Replays
 from flowbridge.store import Database, StoreUnavailable, delivery_log
@@ -38,7 +38,6 @@ from flowbridge.store.errors import MISSING_RETRY_MS
 SPAN = 10_000  # ids that one read searches: others wait for it at most, some 10 ms
 QUICK_SECONDS = 0.01  # after a quicker read the next one may search twice as many
 
-_DELIVERY = re.compile(r"[A-Za-z0-9_~.-]{1,128}")
 _CURSOR = re.compile(r"[A-Za-z0-9_-]{11}")
 
 
@@ -149,7 +148,7 @@ class Deliveries:
     async def _row(self, viewer: Viewer, delivery: str) -> dict[str, Any]:
         """The delivery with its latest outcome. Raises NotFound, also for one that the viewer may not see."""
         row = None
-        if _DELIVERY.fullmatch(delivery):
+        if DELIVERY.fullmatch(delivery):
             row = await self._readings.find(partial(delivery_log.get, delivery=delivery, whose=viewer.whose))
         if row is None:
             raise NotFound("there is no such delivery", errcode=Errcode.NOT_FOUND)

@@ -9,6 +9,8 @@ from flowbridge.errors import BadRequest
 from flowbridge.store.json_columns import from_json
 
 STATES = ("sent", "queued", "dead")
+DELIVERY = re.compile(r"[A-Za-z0-9_~.-]{1,128}")  # an id that a delivery may have
+MAX_NAMED = 100  # deliveries in one question
 
 _TIME = re.compile(r"[0-9]{4}-?[0-9]{2}-?[0-9]{2}([T ][0-9:.,]{1,20}(Z|[+-][0-9:]{1,10})?)?")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -68,6 +70,17 @@ def states(text: str, name: str) -> tuple[str, ...]:
     for state in found:
         if state not in STATES:
             raise BadRequest(f"{name}: {state[:80]!r} is none of {', '.join(STATES)}")
+    return found
+
+
+def deliveries(text: str, name: str) -> tuple[str, ...]:
+    """Ids of deliveries with commas between them. Raises BadRequest, which names the parameter."""
+    found = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    if len(found) > MAX_NAMED:
+        raise BadRequest(f"{name}: at most {MAX_NAMED} deliveries can be named, not {len(found)}")
+    for delivery in found:
+        if not DELIVERY.fullmatch(delivery):
+            raise BadRequest(f"{name}: {delivery[:80]!r} is not the id of a delivery")
     return found
 
 

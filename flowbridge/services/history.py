@@ -44,7 +44,7 @@ MAX_VISIBILITIES = 10_000
 _NAMES: Json = {
     "room": {
         "timeline": {"limit": 1},  # a room without any event would be left out
-        "state": {"types": ["m.room.name", "m.room.canonical_alias"]},
+        "state": {"types": ["m.room.name", "m.room.canonical_alias", "m.room.encryption"]},
         "ephemeral": NOTHING,
         "account_data": NOTHING,
     },
@@ -55,10 +55,13 @@ _NAMES: Json = {
 class History:
     """Every answer is JSON in bytes. Every method raises MatrixError."""
 
-    def __init__(self, callers: Callers, room_access: RoomAccess, homeserver: Homeserver) -> None:
+    def __init__(
+        self, callers: Callers, room_access: RoomAccess, homeserver: Homeserver, *, encrypted_rooms: str = "refuse"
+    ) -> None:
         self._callers = callers
         self._room_access = room_access
         self._homeserver = homeserver
+        self._encrypted_rooms = encrypted_rooms
         self._snapshots = Limiter("snapshots of rooms that are being made", MAX_SNAPSHOTS, MAX_SNAPSHOTS_OF_ONE)
         self._waiting = Limiter("calls that wait for events", MAX_POLLS, MAX_POLLS_OF_ONE)
         self._reads = Limiter("reads of rooms that are going on", MAX_READS, MAX_READS_OF_ONE)
@@ -77,7 +80,10 @@ class History:
         return await large_json.aside(len(body), lambda: large_json.write(legacy_events.page(value)))
 
     async def rooms(self, credential: Credential) -> bytes:
-        """The rooms that the caller is in, of an API key with rooms those: ids, names and aliases, sorted by name."""
+        """The rooms that the caller is in, of an API key with rooms those: ids, names and aliases, sorted by name.
+
+        Beside them stands what FLOWBRIDGE_ENCRYPTED_ROOMS says of the encrypted ones.
+        """
         caller = await self._callers.identify(credential)
         async with self._snapshots.turn(peer.who(), SNAPSHOT_SECONDS):
             batch = await self._state(caller, _NAMES)
@@ -85,7 +91,7 @@ class History:
         if credential.key is not None and credential.key.rooms:
             scope = await self._room_access.scope(caller, credential.key)
             found = [room for room in found if room["room_id"] in scope]
-        return large_json.write({"rooms": found})
+        return large_json.write({"rooms": found, "encrypted_rooms": self._encrypted_rooms})
 
     async def snapshot(self, credential: Credential, limit: int, *, archived: bool = False) -> bytes:
         """All rooms that the caller is in or invited to, with their state and `limit` newest events.

@@ -125,7 +125,7 @@ def chunk(sync: Mapping[str, Any], user_id: str, whole: Mapping[str, list[Json]]
 
 
 def named_rooms(sync: Mapping[str, Any]) -> list[Json]:
-    """`room_id` of each joined room, with its `name` and `canonical_alias` if it has them; sorted by name, then id."""
+    """`room_id` of each joined room, with `name`, `canonical_alias` and `encrypted` if so; sorted by name, then id."""
     found = []
     for room_id, data in section(sync, "rooms", "join").items():
         current = _current(listed(data, "state"), listed(data, "timeline"))
@@ -135,7 +135,8 @@ def named_rooms(sync: Mapping[str, Any]) -> list[Json]:
             "name": section(state, "m.room.name").get("name"),
             "canonical_alias": section(state, "m.room.canonical_alias").get("alias"),
         }
-        found.append({key: text for key, text in room.items() if isinstance(text, str) and text})
+        named: Json = {key: text for key, text in room.items() if isinstance(text, str) and text}
+        found.append({**named, "encrypted": True} if "m.room.encryption" in state else named)
     return sorted(found, key=lambda room: (room.get("name", "~").casefold(), room["room_id"]))
 
 

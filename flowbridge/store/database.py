@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, event
@@ -19,7 +20,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from flowbridge import log, metrics
 from flowbridge.models.timing import Timing
-from flowbridge.store import damage
+from flowbridge.store import damage, file_check
 from flowbridge.store.continuity import is_continued, resume
 from flowbridge.store.engine import connect, is_sqlite, name, own, parse, reason, reported
 from flowbridge.store.errors import StoreError, StoreFull, StoreUnavailable, StoreUnsure
@@ -67,18 +68,22 @@ class Database:
 
     # opening and closing
 
-    def open(self, *, shared: bool = False, make: bool = False) -> None:
+    def open(self, *, shared: bool = False, make: bool = False, required: bool = False) -> None:
         """Open it and bring its schema up to date. Raises StoreError: one line.
 
         `shared`: beside a server that may be running on the same SQLite file, for a command that is soon done. Then
-        StoreAbsent where there is no database, unless `make`: never where a server has one still.
+        StoreAbsent where there is no database, unless `make`: never where a server has one still. `required`:
+        StoreAbsent although it is not shared.
         """
         if self.is_open:
             return
+        make = (make or not shared) and not required
+        if self.is_sqlite and not make:
+            file_check.require(Path(str(self.url.database)))
         if self.is_sqlite and not shared:
             self.files = own(self.url)
         try:
-            self.engine = connect(self.url, self._timing, shared=shared, make=make or not shared)
+            self.engine = connect(self.url, self._timing, shared=shared, make=make)
             if not shared:
                 try:
                     self._begin()

@@ -46,9 +46,13 @@ ALL = Whose()
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """The events that match everything given. Times are ms; `until` itself is excluded."""
+    """The events that match everything given. Times are ms; `until` itself is excluded.
+
+    `names`: only these deliveries.
+    """
 
     whose: Whose = ALL
+    names: tuple[str, ...] = ()
     states: tuple[str, ...] = ()
     room_id: str | None = None
     event_type: str | None = None
@@ -58,7 +62,7 @@ class Selection:
     @property
     def is_quick(self) -> bool:
         """Whether its rows are found without a search: it selects all events, or has an index of its own."""
-        return self.states == ("dead",) or self == Selection()
+        return bool(self.names) or self.states == ("dead",) or self == Selection()
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,6 +269,8 @@ def chosen(selection: Selection, last: int | None = None) -> list[ColumnElement[
     found = _belongs(selection.whose)
     if last is not None:
         found.append(outbox.c.id <= last)
+    if selection.names:
+        found.append(outbox.c.delivery.in_(selection.names))
     if selection.states:
         found.append(or_(*map(is_state, selection.states)))
     if selection.room_id is not None:

@@ -63,6 +63,11 @@ def name(url: URL) -> str:
     return shown.render_as_string()
 
 
+def place(url: URL) -> str:
+    """The same, with a file's folder: which of several databases it is may depend on the working directory."""
+    return str(Path(name(url)).absolute()) if is_sqlite(url) else name(url)
+
+
 def is_sqlite(url: URL) -> bool:
     return url.drivername == "sqlite"
 
@@ -71,7 +76,7 @@ def connect(url: URL, timing: Timing, *, shared: bool = False, make: bool = True
     """Open a database, and bring its schema up to date. Raises StoreError: one line; StoreAbsent.
 
     A PostgreSQL that does not answer is waited for, but not with `shared`: a command reports that at once.
-    `make`: with `shared`, create the database when there is none.
+    `make`: create the database when there is none.
     """
     with reported(url):
         if is_sqlite(url) and shared and make:

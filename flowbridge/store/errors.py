@@ -2,6 +2,11 @@
 
 from flowbridge.errors import MatrixError, Unavailable
 
+# Commands make no database: a key, or an event, in one that no bridge reads would be lost without a word.
+MAKING = (
+    "set FLOWBRIDGE_DATABASE_URL as the bridge has it, or run this in the bridge's folder; "
+    "`flowbridge serve` and `flowbridge init` make a new database"
+)
 MISSING_RETRY_MS = 10_000  # the operator has to put the store's file back
 
 

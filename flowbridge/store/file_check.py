@@ -2,11 +2,12 @@
 
 import contextlib
 import os
+import stat
 import time
 from pathlib import Path
 
 from flowbridge.store import lock_file
-from flowbridge.store.errors import StoreAbsent, StoreError
+from flowbridge.store.errors import MAKING, StoreAbsent, StoreError
 from flowbridge.store.lock_file import LOCK_SECONDS, POLL_SECONDS, State
 from flowbridge.store.sqlite_file import HEADER_BYTES, create, identity, is_copy
 
@@ -46,6 +47,14 @@ def check(path: Path) -> None:
         time.sleep(POLL_SECONDS)
 
 
+def require(path: Path) -> None:
+    """Before a command opens a database that it is not to create. Raises StoreError; StoreAbsent."""
+    check(path)
+    real = path.resolve()
+    if not real.stat().st_size and not Path(f"{real}-wal").exists():
+        raise StoreAbsent(f"the file {_place(path)} is empty: {MAKING}")
+
+
 def check_wal(path: Path, wal: Path, header: bytes, file: os.stat_result, known: State) -> str:
     """What is wrong with the -wal file: one that belongs to another database would be written into this one."""
     try:
@@ -67,18 +76,23 @@ def _problem(path: Path) -> str:
     is_held, known = lock_file.is_held(lock), lock_file.read_at(lock)
     try:
         found = real.stat()
-        header = _header_of(real)
+        header = b"" if stat.S_ISDIR(found.st_mode) else _header_of(real)
     except FileNotFoundError:
         if is_held or wal.exists():
             return (_REMOVED if is_held else _LEFT).format(path)
-        raise StoreAbsent(
-            f"there is no file {path}: the commands and `serve` have to be run with the same setting"
-        ) from None
+        raise StoreAbsent(f"there is no file {_place(path)}: {MAKING}") from None
+    if stat.S_ISDIR(found.st_mode):
+        raise StoreError(f"{path} is a folder: name the file in it, sqlite:///{real}/flowbridge.db")
     if is_held and known.inode not in (0, found.st_ino):
         return f"{path} is another file than the one that a running flowbridge has open: stop that, and see its log"
     if is_held and known.inode and not header:
         return f"{path} was overwritten while a flowbridge runs on it: stop that, and see its log"
     return check_wal(path, wal, header, found, known)
+
+
+def _place(path: Path) -> str:
+    """The file, and the folder that it was looked for in, which is not always the one that was thought of."""
+    return str(path) if path.is_absolute() else f"{path} in {Path.cwd()}"
 
 
 def _header_of(path: Path) -> bytes:

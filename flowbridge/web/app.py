@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from flowbridge.bridge import Core
 from flowbridge.limits.proxies import Proxies
 from flowbridge.settings import Settings
-from flowbridge.web import middleware, openapi
+from flowbridge.web import cors, middleware, openapi
 from flowbridge.web.document import Document
 from flowbridge.web.endpoint import json_bytes
 from flowbridge.web.routes import (
@@ -73,7 +73,8 @@ def create_app(settings: Settings, core: Core | None = None) -> middleware.Middl
     ]
     app.router.routes.extend(endpoints)
     apart, proxies = settings.operations_port is not None, Proxies(settings.trusted_proxies)
-    return middleware.Middleware(app, endpoints, relaying.relay, proxies=proxies, apart=apart)
+    origins = cors.Origins(settings.cors_origins)
+    return middleware.Middleware(app, endpoints, relaying.relay, proxies=proxies, origins=origins, apart=apart)
 
 
 @contextlib.asynccontextmanager

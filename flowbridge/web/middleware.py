@@ -18,7 +18,7 @@ from typing import Any
 from fastapi import FastAPI
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from flowbridge import log, metrics
 from flowbridge.errors import MatrixError, MethodNotAllowed, NotFound, TooMany
@@ -33,8 +33,8 @@ from flowbridge.limits.processor import (
     Allowance,
 )
 from flowbridge.limits.proxies import Proxies
-from flowbridge.web import streaming
-from flowbridge.web.endpoint import ANSWER, FORWARDED, LOG, Handler, Headers, error_answer
+from flowbridge.web import cors, streaming
+from flowbridge.web.endpoint import FORWARDED, LOG, Handler, error_answer
 from flowbridge.web.event_stream import EventStream
 from flowbridge.web.routing import Route
 
@@ -57,14 +57,8 @@ OPERATIONS = ("/metrics", "/readyz")
 HEALTH = "/healthz"
 WELL_KNOWN = "/.well-known/"
 
-# Client-server specification, "Web Browser Clients"
-_CORS = [
-    (b"access-control-allow-origin", b"*"),
-    (b"access-control-allow-methods", b"GET, POST, PUT, DELETE, OPTIONS"),
-    (b"access-control-allow-headers", b"X-Requested-With, Content-Type, Authorization"),
-]
+_NO_PAGES = "; web pages of other origins may call it when FLOWBRIDGE_CORS_ORIGINS names them"
 _SCHEMES = (b"https", b"http")
-_CORS_NAMES = frozenset(name for name, _ in _CORS)
 
 
 class Middleware:
@@ -82,6 +76,7 @@ class Middleware:
         relay: Handler,
         *,
         proxies: Proxies | None = None,
+        origins: cors.Origins | None = None,
         apart: bool = False,
     ) -> None:
         self.app = app
@@ -90,6 +85,7 @@ class Middleware:
         self._operations = _tree_of(one for one in endpoints if one.path in (*OPERATIONS, HEALTH)) if apart else {}
         self._relay = relay
         self._proxies = proxies or None
+        self._origins = origins or None
         self._allowances = _Allowances()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -110,11 +106,15 @@ class Middleware:
         peer.enter(scope)
         client = scope["client"]
         if path.startswith((MATRIX, WELL_KNOWN)) and not is_operator:
-            send = _for_web_pages(scope, send)
+            send = cors.open_to_all(scope, send)
             if scope["method"] == "OPTIONS":
-                methods = {"OPTIONS": _preflight}
+                methods = {"OPTIONS": cors.matrix_preflight}
             elif path.startswith(MATRIX) and scope["method"] not in (methods or ()):
                 methods = {scope["method"]: self._relay}
+        elif self._origins is not None and not is_operator:
+            send = self._origins.open(scope, send)
+            if scope["method"] == "OPTIONS" and methods is not None:
+                methods = {"OPTIONS": self._origins.preflight(methods), **methods}
         try:
             response = await _respond(Request(scope, receive), methods, path)
             # A known caller pays for reads, refusals and trials.
@@ -193,29 +193,6 @@ def _length(scope: Scope) -> int:
     return min(int(length[:10]), MAX_RECEIVED) if length.isdigit() else 0
 
 
-async def _preflight(_: Request) -> Response:
-    """A browser asks whether a page may call this."""
-    return Response(status_code=204)
-
-
-def _for_web_pages(scope: Scope, send: Send) -> Send:
-    """Let any page read the answer; the homeserver's own CORS headers are replaced."""
-    answer = scope.get(ANSWER)
-    if answer is not None:
-        scope[ANSWER] = lambda status, headers, body: answer(status, _readable(headers), body)
-
-    async def with_cors(message: Message) -> None:
-        if message["type"] == "http.response.start":
-            message = {**message, "headers": _readable(message["headers"])}
-        await send(message)
-
-    return with_cors
-
-
-def _readable(headers: Headers) -> Headers:
-    return [pair for pair in headers if pair[0] not in _CORS_NAMES] + _CORS
-
-
 async def _respond(request: Request, methods: dict[str, Handler] | None, path: str) -> Response:
     handler = methods.get(request.method) if methods else None
     try:
@@ -223,7 +200,8 @@ async def _respond(request: Request, methods: dict[str, Handler] | None, path: s
             raise NotFound(f"there is nothing at {path[:200]}; GET /docs lists what there is")
         if handler is None:
             allowed = ", ".join(sorted(methods))
-            raise MethodNotAllowed(f"{request.method} is not served on this path; {allowed} is")
+            hint = _NO_PAGES if request.method == "OPTIONS" else ""
+            raise MethodNotAllowed(f"{request.method} is not served on this path; {allowed} is{hint}")
         return await handler(request)
     except MatrixError as error:
         request.scope.setdefault(LOG, {}).update(errcode=str(error.errcode), error=error.error[:300])

@@ -3,7 +3,7 @@
 import asyncio
 import json
 from asyncio import TimerHandle, Transport
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -12,7 +12,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from flowbridge.errors import Errcode
 from flowbridge.models.timing import Timing
-from flowbridge.web import answering, pipelining, upgrade
+from flowbridge.web import answering, not_http, pipelining, upgrade
 from flowbridge.web.connections import Connections
 from flowbridge.web.endpoint import ANSWER, HANG_UP
 
@@ -28,6 +28,7 @@ class Ports:
     operations: Connections
     timing: Timing
     operations_port: int | None = None
+    hellos: not_http.Hellos = field(default_factory=not_http.Hellos)
 
     def connections_at(self, port: int | None) -> Connections:
         return self.callers if port is None or port != self.operations_port else self.operations
@@ -108,7 +109,7 @@ class Protocol(HttpToolsProtocol):
                     used = stop.args[0]
                     self._ignore_upgrade()
             except httptools.HttpParserError:
-                self._refuse(400, Errcode.UNKNOWN, "this is not an HTTP/1.1 request")
+                self._refuse(400, Errcode.UNKNOWN, self._complaint(data[at:end]))
                 return
             if self._is_connect:
                 self._refuse(400, Errcode.UNRECOGNIZED, "CONNECT is for proxies, and flowbridge is not one")
@@ -124,6 +125,13 @@ class Protocol(HttpToolsProtocol):
             self._time_the_head()
         else:
             self._time_the_body(at - began)
+
+    def _complaint(self, data: bytes) -> str:
+        """What is wrong with bytes that the parser did not take."""
+        begins = self._in_head and not self._head_bytes
+        if begins and not_http.is_tls(data):
+            self._ports.hellos.note(self.client[0] if self.client else "")
+        return not_http.reason(data if begins else b"")
 
     def _ignore_upgrade(self) -> None:
         """The parser stops behind an offer to upgrade, which is declined: another one reads on."""

@@ -103,7 +103,8 @@ class Server(uvicorn.Server):
             loop.add_signal_handler(signal.SIGHUP, lambda: loop.create_task(self.core.reload()))
             tune_collector()  # for the whole process, which belongs to the bridge then
         homeserver = self.core.settings.base_url
-        log.info("serving", url=url_of(listener), **apart, homeserver=homeserver, version=__version__)
+        through = {"proxy": self.core.locator.proxy} if self.core.locator.proxy else {}
+        log.info("serving", url=url_of(listener), **apart, homeserver=homeserver, **through, version=__version__)
         await self.serve(sockets=[listener] if operations is None else [listener, operations])
 
 
@@ -146,6 +147,8 @@ def serve(settings: Settings, host: str, port: int) -> None:
         log.warning("unknown_setting", name=name, hint=f"set {meant}" if meant else "no setting has this name")
     if "base_url" not in settings.model_fields_set:
         log.warning("default_homeserver", base_url=settings.base_url, hint="set BASE_URL to your homeserver")
+    if name := settings.unused_proxy:
+        log.warning("proxy_not_used", name=name, hint="if the homeserver is behind it, set FLOWBRIDGE_PROXY")
     file_limit.raise_limit()
     server = Server(settings)
     with contextlib.closing(listen(host, port)) as listener, _operations(settings, host) as operations:

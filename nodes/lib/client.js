@@ -4,53 +4,24 @@
 const http = require("node:http");
 const https = require("node:https");
 
+const { baseOf, isUntrusted, isWrongProtocol } = require("./address");
+const { BridgeError, InputError, Unreachable } = require("./errors");
+const { english } = require("./words");
+
 const MAX_ANSWER_BYTES = 64 * 1024 * 1024;
 const MAX_SOCKETS = 32;
 const SLOW_BYTES = 100_000; // of an upload, in a second
-
-/** The bridge refused: `status`, `errcode`, `problems` ([{pointer, message, schema}]), `retryAfter` (ms, or undefined). */
-class BridgeError extends Error {
-    constructor(message, { status, errcode, problems, retryAfter }) {
-        super(message);
-        this.name = "BridgeError";
-        this.status = status;
-        this.errcode = errcode;
-        this.problems = problems || [];
-        this.retryAfter = retryAfter;
-    }
-
-    /** Whether the same request may succeed later. */
-    get passes() {
-        return this.status === 429 || this.status === 408 || (this.status >= 500 && this.status !== 501);
-    }
-}
-
-/** There is no answer: the bridge is down, or too slow. */
-class Unreachable extends Error {
-    constructor(message) {
-        super(message);
-        this.name = "Unreachable";
-        this.problems = [];
-    }
-
-    get passes() {
-        return true;
-    }
-}
-
-/** The flow's input cannot be used; `problems` says where. */
-class InputError extends Error {
-    constructor(message, pointer = "") {
-        super(message);
-        this.name = "InputError";
-        this.problems = [{ pointer, message }];
-    }
-}
+const LOOK_SECONDS = 5; // to find out what is at an address that is no bridge's
+const LOOK_AGAIN = 30_000; // ms
 
 class Client {
-    /** `timeout`: seconds for a whole call; `tls`: options of Node's https (ca, cert, key, rejectUnauthorized …). */
-    constructor({ url, key = "", timeout = 30, tls = {} }) {
-        this.base = baseOf(url);
+    /**
+     * `timeout`: seconds for a whole call; `tls`: options of Node's https (ca, cert, key, rejectUnauthorized …); `words`:
+     * the sentences about addresses, by a kind and its values, as lib/words.js has them in English.
+     */
+    constructor({ url, key = "", timeout = 30, tls = {}, words = english("flowbridge-server", "address") }) {
+        this.words = words;
+        this.base = baseOf(url, words);
         this.key = key;
         this.timeout = timeout;
         const module = this.base.protocol === "https:" ? https : http;
@@ -79,8 +50,7 @@ class Client {
             throw error;
         });
         const found = parsed(answer.data);
-        if (answer.status >= 400) throw refusal(answer, found, this.base);
-        if (found === undefined) throw new Unreachable(`${this.base.href} is not a flowbridge: its answer is not JSON`);
+        if (answer.status >= 400 || found === undefined) throw await this.refusal(answer.status, answer.headers, found);
         return { status: answer.status, headers: answer.headers, body: found };
     }
 
@@ -110,7 +80,7 @@ class Client {
         return { host: this.base.hostname.replace(/^\[|\]$/g, ""), port: this.base.port, ...request };
     }
 
-    exchange(request, data, timeout, signal) {
+    exchange(request, data, timeout, signal, open = this.open) {
         return new Promise((resolve, reject) => {
             const ends = (error) => {
                 clearTimeout(timer);
@@ -118,6 +88,7 @@ class Client {
                 if (error) reject(error);
             };
             const away = (why) => ends(new Unreachable(`${why}: ${this.base.href}`));
+            const fails = (error) => ends(this.unreachable(error));
             let call;
             const stop = () => {
                 ends(new Unreachable("stopped"));
@@ -130,7 +101,7 @@ class Client {
             if (signal && signal.aborted) return stop();
             if (signal) signal.addEventListener("abort", stop);
             try {
-                call = this.open(this.options(request), (answer) => {
+                call = open(this.options(request), (answer) => {
                     const pieces = [];
                     let size = 0;
                     answer.on("data", (piece) => {
@@ -138,7 +109,7 @@ class Client {
                         size += piece.length;
                         if (size > MAX_ANSWER_BYTES) call.destroy(new Error("an answer of more than 64 MiB"));
                     });
-                    answer.on("error", (error) => away(reason(error)));
+                    answer.on("error", fails);
                     answer.on("end", () => {
                         ends();
                         resolve({ status: answer.statusCode, headers: answer.headers, data: Buffer.concat(pieces) });
@@ -149,13 +120,77 @@ class Client {
                 return ends(new InputError(`the request cannot be made: ${error.message}`));
             }
             call.on("error", (error) => {
-                const failure = new Unreachable(`${reason(error)}: ${this.base.href}`);
+                const failure = this.unreachable(error);
                 // A kept connection may have been closed at the same moment.
                 failure.stale = call.reusedSocket && error.code === "ECONNRESET";
                 ends(failure);
             });
             call.end(data);
         });
+    }
+
+    /** Why there is no answer. */
+    unreachable(error) {
+        const address = this.base.origin;
+        if (isWrongProtocol(error)) return this.mistaken(Unreachable, "speaksHttp", { address, better: address.replace("https", "http") });
+        if (isUntrusted(error)) return this.mistaken(Unreachable, "certificate", { address, reason: error.message });
+        return new Unreachable(`${reason(error)}: ${this.base.href}`);
+    }
+
+    /** What an answer means that refuses the call, or that is not a bridge's: `found` is its body, if that is JSON. */
+    async refusal(status, headers, found) {
+        const { error, errcode, flowbridge, retry_after_ms: retry } = found || {};
+        const isMatrix = typeof errcode === "string";
+        const isLost = errcode === "M_UNRECOGNIZED" || (status === 404 && this.base.pathname !== "/");
+        const isElsewhere = status < 500 && (!isMatrix || isLost);
+        const mistake = isElsewhere && (await this.mistake());
+        if (mistake) return this.mistaken(BridgeError, ...mistake, { status, errcode });
+        if (!isMatrix) {
+            const kind = status < 400 ? Unreachable : BridgeError; // a page in between may be gone later
+            return this.mistaken(kind, "notABridge", { address: this.base.href, status }, { status });
+        }
+        const pause = retry ?? Number(headers["retry-after"]) * 1000;
+        return new BridgeError(error || errcode, {
+            status,
+            errcode,
+            problems: flowbridge && flowbridge.problems,
+            retryAfter: Number.isFinite(pause) ? pause : undefined,
+        });
+    }
+
+    /** What is at our address instead of a bridge, as `[kind, values]`; nothing if it is one, or that cannot be told. */
+    mistake() {
+        if (!this.looking || Date.now() > this.lookAgain) {
+            this.lookAgain = Date.now() + LOOK_AGAIN;
+            this.looking = this.lookAround();
+        }
+        return this.looking;
+    }
+
+    async lookAround() {
+        const isBridge = async (path, how) => typeof (await this.look(path, how)).version === "string";
+        const { href: address, origin: better } = this.base;
+        if (await isBridge(this.target("/healthz"))) return undefined;
+        const { versions } = await this.look(this.target("/_matrix/client/versions"));
+        if (Array.isArray(versions)) return ["homeserver", { address }];
+        const path = this.base.pathname;
+        if (path !== "/" && (await isBridge("/healthz"))) return ["path", { path, better }];
+        const secure = { open: https.request, agent: new https.Agent({ rejectUnauthorized: false }) };
+        const isSecure = this.open === http.request && (await isBridge(this.target("/healthz"), secure));
+        return isSecure ? ["speaksHttps", { better: better.replace("http", "https") }] : undefined;
+    }
+
+    /** The JSON at a path, without a key: it may not be a bridge that gets it. */
+    async look(path, { open = this.open, agent = this.fresh } = {}) {
+        const request = { method: "GET", path, headers: this.headers(""), agent };
+        const answer = await this.exchange(request, undefined, LOOK_SECONDS, undefined, open).catch(() => undefined);
+        const found = answer && answer.status === 200 && parsed(answer.data);
+        return found && typeof found === "object" ? found : {};
+    }
+
+    /** An error about the address: its `kind` and `values` let others say it in their language. */
+    mistaken(kindOfError, kind, values, more) {
+        return Object.assign(new kindOfError(this.words(kind, values), more), { kind, values });
     }
 
     /** Closes idle connections; those in use close after their call. Further calls are possible. */
@@ -172,19 +207,6 @@ function segments(...parts) {
     } catch {
         throw new InputError("a name contains half a character (a lone surrogate)");
     }
-}
-
-function baseOf(url) {
-    let base;
-    try {
-        base = new URL(url);
-    } catch {
-        throw new InputError(`${JSON.stringify(String(url))} is not a URL, such as http://localhost:8090`);
-    }
-    if (!["http:", "https:"].includes(base.protocol)) throw new InputError(`${base.protocol}// is not http:// or https://`);
-    if (base.username || base.search) throw new InputError("the URL contains a user or a query: put the key into its own field");
-    base.port = base.port || (base.protocol === "https:" ? 443 : 80);
-    return base;
 }
 
 /** A value as JSON, in bytes. */
@@ -207,19 +229,6 @@ function parsed(data) {
     }
 }
 
-function refusal({ status, headers }, found, base) {
-    if (!found || typeof found.errcode !== "string") {
-        return new BridgeError(`${base.href} answers ${status}, and is not a flowbridge`, { status });
-    }
-    const pause = found.retry_after_ms ?? Number(headers["retry-after"]) * 1000;
-    return new BridgeError(found.error || found.errcode, {
-        status,
-        errcode: found.errcode,
-        problems: found.flowbridge && found.flowbridge.problems,
-        retryAfter: Number.isFinite(pause) ? pause : undefined,
-    });
-}
-
 function reason(error) {
     if (error.code === "ECONNREFUSED") return "connection refused";
     if (error.code === "ENOTFOUND" || error.code === "EAI_AGAIN") return "no such host";
@@ -227,4 +236,4 @@ function reason(error) {
     return error.message || error.code || "the connection broke";
 }
 
-module.exports = { Client, BridgeError, Unreachable, InputError, segments, written, reason };
+module.exports = { Client, segments, written };

@@ -1,7 +1,7 @@
 "use strict";
 // Turns a flow's payload into an event's content, or a file. Pure.
 
-const { InputError } = require("./client");
+const { InputError } = require("./errors");
 
 const MESSAGE = "m.room.message";
 const UNKNOWN = "application/octet-stream";

@@ -4,8 +4,6 @@
 const { EventEmitter } = require("node:events");
 const { StringDecoder } = require("node:string_decoder");
 
-const { reason } = require("./client");
-
 const FIRST_PAUSE = 500; // ms; doubled with each attempt that fails
 const MAX_PAUSE = 30_000;
 const REFUSED_PAUSE = 60_000; // a refused key is seldom replaced within seconds
@@ -14,7 +12,7 @@ const MAX_ERROR_BYTES = 64 * 1024;
 const MAX_MESSAGE = 8 * 1024 * 1024; // characters, more than any event has
 
 /**
- * Emits `event` (the event, its id), `open`, `lost` (a sentence, whether the bridge refuses us).
+ * Emits `event` (the event, its id), `open`, `lost` (a sentence, whether the bridge refuses us, its answer's status).
  * `position`: where to continue, "" for now; it advances with each event.
  */
 class Live extends EventEmitter {
@@ -65,7 +63,7 @@ class Live extends EventEmitter {
             return;
         }
         this.call = call;
-        call.on("error", (error) => over(`${reason(error)}: ${this.client.base.href}`));
+        call.on("error", (error) => over(this.client.unreachable(error).message));
         call.end();
         this.listen(over);
     }
@@ -85,7 +83,7 @@ class Live extends EventEmitter {
             if (!parser.feed(data)) over(`${this.client.base.href} sends no events`);
         });
         answer.on("end", () => over("the bridge ended the stream"));
-        answer.on("error", (error) => over(`the connection broke: ${reason(error)}`));
+        answer.on("error", (error) => over(this.client.unreachable(error).message));
     }
 
     take({ id, data, event }, over) {
@@ -106,19 +104,17 @@ class Live extends EventEmitter {
             text += data;
             if (text.length > MAX_ERROR_BYTES) answer.destroy();
         });
-        answer.on("close", () => {
-            const { error } = json(text) || {};
+        answer.on("close", async () => {
             const status = answer.statusCode;
             if (status === 400 && this.position) this.position = ""; // of another homeserver, or too old
-            over(error || `${this.client.base.href} answers ${status}, and is not a flowbridge`, {
-                refused: [200, 401, 403, 404].includes(status),
-            });
+            const { message } = await this.client.refusal(status, answer.headers, json(text));
+            over(message, { refused: [200, 401, 403, 404].includes(status), status });
         });
     }
 
-    lose(why, { refused = false } = {}) {
+    lose(why, { refused = false, status } = {}) {
         if (this.ended) return;
-        this.emit("lost", why, refused);
+        this.emit("lost", why, refused, status);
         const pause = refused ? REFUSED_PAUSE : this.pause * (0.5 + Math.random() / 2);
         this.pause = Math.min(this.pause * 2, MAX_PAUSE);
         this.timer = setTimeout(() => this.connect(), pause);

@@ -1,7 +1,8 @@
 "use strict";
 // Shared by the nodes: their server, their status, and how a message ends.
 
-const { InputError } = require("./client");
+const { InputError } = require("./errors");
+const { english } = require("./words");
 
 const STATUS = {
     connected: { fill: "green", shape: "dot" },
@@ -67,4 +68,14 @@ function tokenOf(msg) {
     return token.trim();
 }
 
-module.exports = { serverOf, show, fail, roomNamed, roomOf, tokenOf };
+/** What says the sentences of a node's file in Node-RED's language, by their names under `group`; else in English. */
+function wordsOf(RED, node, group) {
+    const inEnglish = english(node, group);
+    return (name, values) => {
+        const key = `${node}.${group}.${name}`;
+        const text = RED._(key, values);
+        return text === key ? inEnglish(name, values) : text;
+    };
+}
+
+module.exports = { serverOf, show, fail, roomNamed, roomOf, tokenOf, wordsOf };

@@ -61,8 +61,9 @@ const DOES = {
         {
             inject: "Queue a text",
             expects: async ({ messages, editor }) => {
-                await shows(editor, "queue", { text: "accepted", fill: "yellow" });
                 await arrives(messages, "Sooner or later");
+                await shows(editor, "Outcome", { text: "sent" });
+                await shows(editor, "queue", { text: "sent", fill: "green" }); // "accepted" lasts a second: outcome_test.js
             },
         },
     ],

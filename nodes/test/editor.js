@@ -159,6 +159,13 @@ class Editor {
         return this.page.locator(".red-ui-autoComplete-container").innerText();
     }
 
+    /** Types a value into a TypedInput as it is. */
+    async fill(field, text) {
+        const input = this.page.locator(`${field} + .red-ui-typedInput-container input[type=text]`).first();
+        await input.fill(text);
+        await input.press("Tab"); // it looks at the text when it is left
+    }
+
     /** What a node shows below itself: `{text, fill, shape}`, or nothing. */
     async status(name) {
         const node = await this.#node(name);

@@ -16,17 +16,21 @@ describe("the editor", function () {
     let chromium;
     let red;
     let editor;
+    let vault;
 
     before(async () => {
         red = await nodeRed.open();
         await red.deploy([]);
         await world.room({ name: "Kitchen <b>bold</b>", room_alias_name: `kitchen${Date.now()}` });
+        const state = { type: "m.room.encryption", state_key: "", content: { algorithm: "m.megolm.v1.aes-sha2" } };
+        vault = await world.room({ name: "Vault", initial_state: [state] });
         chromium = await browser.start();
         editor = await chromium.open(red.url);
         await editor.importFlow(fs.readFileSync(path.resolve(__dirname, "../examples/send.json"), "utf8"));
     });
 
     after(async () => {
+        if (vault) await world.matrix(world.facts().bot, "POST", `/rooms/${encodeURIComponent(vault)}/leave`, {});
         await editor?.close();
         await chromium?.close();
     });
@@ -74,6 +78,16 @@ describe("the editor", function () {
         assert.match((await valid("ops")).join(), /begins with '!', an alias with '#'/);
     });
 
+    it("flags a server whose URL is none", async () => {
+        const problems = await editor.page.evaluate(() => {
+            const { url } = RED.nodes.getType("flowbridge-server").defaults;
+            const look = (urlType, value) => url.validate.call({ urlType }, value, {});
+            return [look("str", "localhost:8090"), look("str", "http://localhost:8090"), look("str", "${BRIDGE}"), look("env", "BRIDGE"), look("str", "")];
+        });
+        assert.match(problems[0], /is not a URL/);
+        assert.deepEqual(problems.slice(1), [true, true, true, false]);
+    });
+
     it("says why there is no list", async () => {
         const dialog = await editor.openNode("send and wait");
         await editor.page.evaluate(() => {
@@ -90,6 +104,11 @@ describe("the editor", function () {
     it("speaks German to those who do", async () => {
         const german = await chromium.open(red.url, "de");
         assert.match(await german.help("flowbridge send"), /Ausgaben[^]*Idempotenz/);
+        const answer = await german.page.evaluate(
+            (url) => new Promise((resolve) => window.flowbridge.ask("whoami", { url, urlType: "str", key: "fb_x" }, resolve)),
+            world.facts().homeserver,
+        );
+        assert.match(answer, /ist ein Matrix-Homeserver, keine flowbridge: trage die Adresse der Bridge selbst ein/);
         assert.deepEqual(german.errors(), []);
         await german.close();
     });
@@ -115,6 +134,35 @@ describe("the editor", function () {
         await dialog.cancel();
     });
 
+    it("marks encrypted rooms, and says what becomes of plain text there when one is chosen", async () => {
+        const dialog = await editor.openNode("send and wait");
+        const { page } = editor;
+        await editor.chooseType("#node-input-room", "room");
+        assert.doesNotMatch(await editor.suggestions("#node-input-room", "kitch"), /encrypted/);
+        await page.keyboard.press("Escape");
+        assert.match(await editor.suggestions("#node-input-room", "vau"), /Vault\s+encrypted\s+!/);
+        assert.equal(await page.locator(".red-ui-autoComplete-container .fa-lock").count(), 1);
+        await page.keyboard.press("Escape");
+        const hint = page.locator(".flowbridge-encrypted");
+        await hint.waitFor({ state: "hidden" });
+        await editor.fill("#node-input-room", vault);
+        await hint.getByText("This room is encrypted, and the bridge refuses plain text for it").waitFor();
+        await editor.fill("#node-input-room", "!other:localhost");
+        await hint.waitFor({ state: "hidden" });
+        await dialog.cancel();
+    });
+
+    it("gives the send node a second output for what became of messages", async () => {
+        const ports = () => editor.page.evaluate(() => RED.nodes.filterNodes({ type: "flowbridge send" }).map(({ name, outputs }) => [name, outputs]));
+        assert.deepEqual(await ports(), [["send and wait", 1], ["queue", 2]]);
+        for (const wanted of [2, 1]) {
+            const dialog = await editor.openNode("send and wait");
+            await editor.page.locator("#node-input-outcome").click();
+            await dialog.done();
+            assert.deepEqual((await ports())[0], ["send and wait", wanted]);
+        }
+    });
+
     it("makes a picture of a dialog", async () => {
         const dialog = await editor.openNode("send and wait");
         await editor.screenshot(browser.picture("dialog"), { of: "dialog" });
@@ -131,6 +179,16 @@ describe("the editor", function () {
         await page.locator("#node-config-input-key").fill("fb_wrong");
         await page.locator("#flowbridge-test").click();
         await result.getByText(/key|token/i).waitFor();
+        const { bridge, homeserver } = world.facts();
+        for (const [url, words] of [
+            [bridge.replace("http://", ""), "is not a URL, which begins with http:// or https://: write http://"],
+            [bridge.replace("http:", "https:"), "the bridge speaks http at this address, not https"],
+            [homeserver, "is a Matrix homeserver, not a flowbridge"],
+        ]) {
+            await editor.fill("#node-config-input-url", url);
+            await page.locator("#flowbridge-test").click();
+            await result.getByText(words).waitFor();
+        }
         const server = await editor.dialog();
         await server.cancel();
         await dialog.cancel();

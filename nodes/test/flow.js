@@ -69,4 +69,10 @@ async function unload() {
     await world.mend();
 }
 
-module.exports = { helper, load, unload };
+/** What a node shows below itself: the spy is one for all nodes. */
+function shown(node) {
+    const last = node.status.getCalls().findLast(({ thisValue }) => thisValue === node);
+    return last ? last.args[0] : {};
+}
+
+module.exports = { helper, load, shown, unload };

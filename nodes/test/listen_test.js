@@ -1,13 +1,12 @@
 "use strict";
 
 const assert = require("node:assert/strict");
+const http = require("node:http");
 
-const { helper, load, unload } = require("./flow");
+const { helper, load, shown, unload } = require("./flow");
 const world = require("./world");
 
 const LISTEN = { id: "n", type: "flowbridge listen" };
-
-const shown = (node) => (node.status.lastCall ? node.status.lastCall.args[0] : {});
 
 describe("flowbridge listen", () => {
     let facts, room;
@@ -126,6 +125,71 @@ describe("flowbridge listen", () => {
         await world.bridge("start");
         await world.until(() => received.length === 2);
         assert.deepEqual(heard(received), ["one", "in between"]);
+    });
+
+    describe("in an encrypted room", () => {
+        const ENCRYPTION = { algorithm: "m.megolm.v1.aes-sha2" };
+        const CIPHERTEXT = { ...ENCRYPTION, ciphertext: "abc", session_id: "s", sender_key: "k", device_id: "D" };
+        const encrypt = (id) => world.matrix(facts.bot, "PUT", `/rooms/${encodeURIComponent(id)}/state/m.room.encryption`, ENCRYPTION);
+        const roomOfBoth = async (settings) => {
+            const id = await world.room({ invite: [facts.friend.user_id], ...settings });
+            await world.matrix(facts.friend, "POST", `/rooms/${encodeURIComponent(id)}/join`, {});
+            return id;
+        };
+        const isShown = (node, words) => world.until(() => words.test(shown(node).text));
+
+        it("says so, instead of waiting in silence", async () => {
+            const secret = await roomOfBoth({ initial_state: [{ type: "m.room.encryption", state_key: "", content: ENCRYPTION }] });
+            const { node } = await load([{ ...LISTEN, room: secret }]);
+            await isShown(node("n"), /status\.encrypted/);
+            assert.equal(shown(node("n")).fill, "yellow");
+            assert.equal(node("n").warn.callCount, 1);
+        });
+
+        it("says so as soon as the room becomes encrypted", async () => {
+            const own = await roomOfBoth();
+            const { node } = await listening([{ ...LISTEN, room: own }, { ...LISTEN, id: "all" }]);
+            assert.match(shown(node("n")).text, /status\.connected/);
+            await encrypt(own);
+            await isShown(node("n"), /status\.encrypted/);
+            await isShown(node("all"), /status\.some/);
+            assert.equal(shown(node("all")).fill, "green", "the other rooms can be read");
+        });
+
+        it("passes encrypted events on as such, or leaves them out", async () => {
+            const own = await roomOfBoth();
+            const { received, node } = await load([
+                { ...LISTEN, room: own, types: "" },
+                { ...LISTEN, id: "skips", room: own, types: "", skipEncrypted: true, wires: [["out"]] },
+            ]);
+            await world.until(() => node("n").knows && node("skips").knows);
+            await say(facts.friend, CIPHERTEXT, { type: "m.room.encrypted", into: own });
+            await say(facts.friend, "plain", { into: own });
+            await world.until(() => received.length >= 3);
+            assert.deepEqual(received.map((msg) => [msg.payload.ciphertext || msg.payload.body, msg.encrypted]).sort(), [
+                ["abc", true],
+                ["plain", undefined],
+                ["plain", undefined],
+            ]);
+        });
+    });
+
+    it("listens all the same with a key that may not hear of encryption", async () => {
+        // The world's key may do anything; this bridge's is for messages.
+        const asked = [];
+        const server = http.createServer((request, response) => {
+            const { pathname, searchParams } = new URL(request.url, "http://bridge");
+            if (pathname !== "/live") return response.writeHead(503).end('{"errcode": "M_UNKNOWN", "error": "not now"}');
+            asked.push(searchParams.get("types"));
+            if (asked.length > 1) return response.writeHead(200, { "content-type": "text/event-stream" }).write(":\n\n");
+            return response.writeHead(403).end('{"errcode": "M_FORBIDDEN", "error": "this API key is not for m.room.encryption"}');
+        });
+        await new Promise((resolve) => server.listen(0, "127.0.0.1", resolve));
+        const { node } = await load([{ ...LISTEN, types: "m.room.message", room, own: true }], { server: { url: `http://127.0.0.1:${server.address().port}` } });
+        await world.until(() => shown(node("n")).fill === "green");
+        assert.deepEqual(asked, ["m.room.encryption,m.room.message", "m.room.message"]);
+        server.closeAllConnections();
+        server.close();
     });
 
     it("says what is wrong with its configuration", async () => {

@@ -22,6 +22,12 @@ def _empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # so that no .env of a developer is read
 
 
+@pytest.fixture
+def database() -> None:
+    assert run("init").returncode == 0
+
+
+@pytest.mark.usefixtures("database")
 def test_send_prints_the_event_id(synapse: LocalSynapse, bot: Account, make_room: MakeRoom) -> None:
     done = run(
         "send", make_room(bot), "m.room.message", "the backup is done",
@@ -31,6 +37,7 @@ def test_send_prints_the_event_id(synapse: LocalSynapse, bot: Account, make_room
     assert re.fullmatch(r"\$\S+\n", done.stdout)
 
 
+@pytest.mark.usefixtures("database")
 def test_send_reads_standard_input(synapse: LocalSynapse, bot: Account, make_room: MakeRoom) -> None:
     done = run(
         "send", make_room(bot), "m.room.topic", "-", stdin='{"topic": "from a pipe"}',
@@ -39,12 +46,21 @@ def test_send_reads_standard_input(synapse: LocalSynapse, bot: Account, make_roo
     assert done.returncode == 0, done.stderr
 
 
+def test_send_makes_no_database() -> None:
+    """What is queued in one that no bridge reads is never sent."""
+    done = run("send", "!a:b", "m.room.message", "x", BASE_URL="http://127.0.0.1:1", ACCESS_TOKEN="t")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"there is no file flowbridge.db in {Path.cwd()}: " in done.stderr
+    assert list(Path().iterdir()) == []
+
+
 def test_send_without_a_bot_account_says_what_to_set() -> None:
     done = run("send", "!a:b", "m.room.message", "x", BASE_URL="http://127.0.0.1:1")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("flowbridge: ACCESS_TOKEN: ")
 
 
+@pytest.mark.usefixtures("database")
 def test_send_to_a_dead_homeserver_fails_with_its_reason() -> None:
     done = run("send", "!a:b", "m.room.message", "x", BASE_URL="http://127.0.0.1:1", ACCESS_TOKEN="t")
     assert done.returncode == 1
@@ -73,7 +89,8 @@ def test_validate_without_its_file_is_one_line() -> None:
 
 
 def test_doctor_finds_all_well(synapse: LocalSynapse, bot: Account) -> None:
-    assert run("keys", "create").returncode == 0  # which makes the store
+    assert run("init").returncode == 0
+    assert run("keys", "create").returncode == 0
     done = run(
         "doctor",
         BASE_URL=synapse.url,
@@ -168,6 +185,11 @@ def test_json_that_breaks_off_is_no_text(tmp_path: Path, body: str) -> None:
         ({"ACCESS_TOKEN_FILE": "/nothing/there"}, "ACCESS_TOKEN_FILE: "),
         ({"FLOWBRIDGE_LEASE_SECONDS": "14"}, "FLOWBRIDGE_LEASE_SECONDS: 14 s is too short"),
         ({"FLOWBRIDGE_REUSED_TXN_ID": "forget"}, "FLOWBRIDGE_REUSED_TXN_ID: "),
+        (
+            {"FLOWBRIDGE_CORS_ORIGINS": "https://app.example.org/"},
+            "FLOWBRIDGE_CORS_ORIGINS: 'https://app.example.org/' is ",
+        ),
+        ({"FLOWBRIDGE_PROXY": "bot:secret-without-prefix@proxy:1"}, "FLOWBRIDGE_PROXY: a proxy is http://host:port, "),
     ],
     ids=lambda value: "=".join(next(iter(value.items()))) if isinstance(value, dict) else "",
 )

@@ -24,6 +24,15 @@ def _empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # so that no .env of a developer is read, and the database is made here
 
 
+@pytest.fixture
+def database() -> Path:
+    """As an installation makes it, before the first `serve`."""
+    done = run("init")
+    file = Path("flowbridge.db").resolve()
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", f"The database is {file}.\n")
+    return file
+
+
 def create(*arguments: str, **settings: str) -> str:
     done = run("keys", "create", *arguments, **settings)
     assert done.returncode == 0, done.stderr
@@ -43,6 +52,21 @@ def listed() -> dict[str, list[str]]:
 # without a bridge
 
 
+def test_commands_say_which_database_they_use_and_init_leaves_one_as_it_is(database: Path) -> None:
+    secret = create()
+    for arguments in (["create"], ["list"]):
+        done = run("keys", *arguments)
+        assert (done.returncode, done.stderr.splitlines()[0]) == (0, f"The database is {database}.")
+    for id_, code in ((listed()["-"][0], 0), ("nobody", 1)):
+        done = run("keys", "revoke", id_)
+        assert (done.returncode, f" in {database}" in done.stderr) == (code, True)
+    before = run("keys", "list").stdout
+    assert run("init").returncode == 0
+    assert run("keys", "list").stdout == before
+    assert secret not in before
+
+
+@pytest.mark.usefixtures("database")
 def test_key_is_made_before_the_first_serve_listed_and_revoked() -> None:
     secret = create(
         "--name", "backup job", "--room", "!a:hs", "--room", "#ops:hs", "--event-type", "m.room.*",
@@ -70,12 +94,16 @@ def test_key_is_made_before_the_first_serve_listed_and_revoked() -> None:
         assert made not in run("keys", "list").stdout
 
 
-@pytest.mark.parametrize("arguments", [("list",), ("revoke", "some")])
+@pytest.mark.parametrize("arguments", [("list",), ("revoke", "some"), ("create",)])
 def test_key_is_looked_for_in_no_new_database(arguments: tuple[str, ...]) -> None:
     """The old one may be elsewhere, or have been removed under a bridge that runs."""
     done = run("keys", *arguments)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("flowbridge: FLOWBRIDGE_DATABASE_URL: there is no file flowbridge.db")
+    assert done.stderr.endswith(
+        f" in {Path.cwd()}: set FLOWBRIDGE_DATABASE_URL as the bridge has it, or run this in the bridge's folder; "
+        "`flowbridge serve` and `flowbridge init` make a new database\n"
+    )
     assert list(Path().iterdir()) == []
 
 
@@ -85,6 +113,7 @@ def test_scope_that_can_be_none_is_one_line_and_makes_no_key() -> None:
     assert list(Path().iterdir()) == []
 
 
+@pytest.mark.usefixtures("database")
 @pytest.mark.parametrize("id_", ["nobody", "\udcff"])
 def test_unknown_id_is_one_line_and_exit_code_1(id_: str) -> None:
     create("--name", "kept")
@@ -95,6 +124,7 @@ def test_unknown_id_is_one_line_and_exit_code_1(id_: str) -> None:
     assert listed()["kept"][3] == "-"
 
 
+@pytest.mark.usefixtures("database")
 def test_key_given_for_its_id_is_not_repeated() -> None:
     secret = create()
     done = run("keys", "revoke", secret)
@@ -102,6 +132,7 @@ def test_key_given_for_its_id_is_not_repeated() -> None:
     assert secret not in done.stderr
 
 
+@pytest.mark.usefixtures("database")
 def test_fixed_keys_are_warned_of() -> None:
     done = run("keys", "create", FLOWBRIDGE_API_KEYS="fb_key-of-32-characters-and-some-more")
     assert done.returncode == 0
@@ -133,6 +164,7 @@ def send(url: str, key: str, event_type: str = "m.room.message") -> httpx.Respon
     return httpx.post(target, json=content, headers={"X-API-Key": key}, trust_env=False, timeout=PATIENCE)
 
 
+@pytest.mark.usefixtures("database")
 def test_keys_work_beside_a_running_bridge(tmp_path: Path) -> None:
     log = tmp_path / "log"
     with Upstream(only_the_bot) as upstream:
@@ -154,6 +186,7 @@ def test_keys_work_beside_a_running_bridge(tmp_path: Path) -> None:
     assert not (tmp_path / "flowbridge.db.first-key").exists()
 
 
+@pytest.mark.usefixtures("database")
 def test_scopes_are_held(tmp_path: Path) -> None:
     with Upstream(only_the_bot) as upstream:
         elsewhere = create("--room", "!other:upstream")
@@ -208,6 +241,7 @@ def test_serve_without_a_bot_account_makes_none(tmp_path: Path) -> None:
     assert listed() == {}
 
 
+@pytest.mark.usefixtures("database")
 def test_key_without_a_bot_account_names_the_setting(tmp_path: Path) -> None:
     key = create()
     with serving(cwd=tmp_path, BASE_URL="http://127.0.0.1:1") as (url, _):

@@ -22,6 +22,7 @@ def rooms() -> Rooms:
 @pytest.fixture
 def upstream(rooms: Rooms, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Upstream]:
     monkeypatch.chdir(tmp_path)  # the store is made there
+    assert run("init").returncode == 0
     with Upstream(rooms) as server:
         yield server
 

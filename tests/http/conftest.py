@@ -5,6 +5,7 @@ import secrets
 import select
 import socket
 import ssl
+import subprocess
 import threading
 import time
 from collections import Counter
@@ -38,6 +39,8 @@ QUICK = Timing(first_pause=0.05)  # before the second attempt
 ROOM = "!room:upstream"
 SEND = f"/rooms/{ROOM}/send/m.room.message"
 HELLO = {"msgtype": "m.text", "body": "hello"}
+Authority = Callable[[str], tuple[Path, ssl.SSLContext]]
+
 TLS = ssl.create_default_context()  # httpx would make one for each client, in 50 ms
 
 
@@ -406,3 +409,20 @@ def worked() -> Elapsed:
     """
     started = time.process_time()
     return lambda: time.process_time() - started
+
+
+@pytest.fixture(scope="session")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    """`authority(name)`: a private authority's file, and the TLS of a server at 127.0.0.1 that it vouches for."""
+
+    def make(name: str) -> tuple[Path, ssl.SSLContext]:
+        where = tmp_path_factory.mktemp(name)
+        certificate, key = where / "certificate.pem", where / "key.pem"
+        command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+        command += ["-days", "1", "-subj", f"/CN={name}", "-addext", "subjectAltName=IP:127.0.0.1"]
+        subprocess.run([*command, "-keyout", key, "-out", certificate], check=True, capture_output=True)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate, key)
+        return certificate, context
+
+    return make

@@ -1,6 +1,7 @@
 """Contract §4, 15: plain text never gets into an encrypted room by accident."""
 
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -89,3 +90,16 @@ def test_setting_lets_plain_text_into_encrypted_rooms(upstream: Upstream, rooms:
     with running(upstream, tmp_path, encrypted_rooms="allow") as bridge, as_caller(bridge) as caller:
         assert event_id(caller.post(SEND, json=HELLO)) == "$1"
     assert not any("encryption" in request.target for request in upstream.requests)
+
+
+@pytest.mark.parametrize("setting", ["refuse", "allow"])
+def test_rooms_say_which_are_encrypted_and_what_becomes_of_plain_text_there(
+    upstream: Upstream, tmp_path: Path, setting: str
+) -> None:
+    state = {"type": "m.room.encryption", "state_key": "", "content": {"algorithm": "m.megolm.v1.aes-sha2"}}
+    joined: dict[str, Any] = {"!secret": {"state": {"events": [state]}}, "!open": {}}
+    upstream.always(scripted.answer({"next_batch": "s1", "rooms": {"join": joined}}), at="/sync")
+    with running(upstream, tmp_path, encrypted_rooms=setting) as bridge, as_caller(bridge) as caller:
+        answer = caller.get("/rooms")
+    assert answer.json()["rooms"] == [{"room_id": "!open"}, {"room_id": "!secret", "encrypted": True}]
+    assert answer.json()["encrypted_rooms"] == setting

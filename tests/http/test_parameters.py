@@ -73,6 +73,14 @@ def test_what_the_homeserver_says_of_it_is_the_answer(upstream: Upstream, caller
     assert caller.get("/deliveries").json() == {"deliveries": []}
 
 
+def test_deliveries_are_asked_for_by_their_ids(caller: httpx.Client, rooms: scripted.Rooms) -> None:
+    first, _, third = (caller.post(SEND, json=HELLO).headers["flowbridge-delivery"] for _ in range(3))
+    found = caller.get(f"/deliveries?id={first},never-was&id={third}").json()["deliveries"]
+    assert [each["delivery_id"] for each in found] == [third, first]
+    refused = caller.get("/deliveries?id=not%20one")
+    assert (refused.status_code, refused.json()["error"]) == (400, "id: 'not one' is not the id of a delivery")
+
+
 def test_delayed_event_is_answered_as_the_homeserver_does(upstream: Upstream, caller: httpx.Client) -> None:
     upstream.script(lambda request: scripted.answer({"delay_id": "d1"}) if request.method == "PUT" else None)
     answer = caller.put(f"{MATRIX}{SEND}/1?org.matrix.msc4140.delay=60000", json=HELLO)

@@ -3,7 +3,6 @@
 import asyncio
 import socket
 import ssl
-import subprocess
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -17,6 +16,7 @@ from flowbridge.homeserver.connection import NoAnswer, TimedOut, Unreachable
 from flowbridge.homeserver.pool import Answer, Pool
 from flowbridge.models.timing import Timing
 from tests import upstream as scripted
+from tests.http.conftest import Authority
 from tests.upstream import PATIENCE, Behaviour, Connection, Request, Upstream
 
 LIMIT = 64 * 1024
@@ -549,26 +549,6 @@ async def test_moved_homeserver_is_asked_although_all_connections_wait_for_the_o
         assert (await ask(pool)).status == 200
         assert (len(pool), other.accepted) == (1, 1)
     pool.close()
-
-
-Authority = Callable[[str], tuple[Path, ssl.SSLContext]]
-
-
-@pytest.fixture(scope="session")
-def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    """`authority(name)`: a private authority's file, and the TLS of a server at 127.0.0.1 that it vouches for."""
-
-    def make(name: str) -> tuple[Path, ssl.SSLContext]:
-        where = tmp_path_factory.mktemp(name)
-        certificate, key = where / "certificate.pem", where / "key.pem"
-        command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
-        command += ["-days", "1", "-subj", f"/CN={name}", "-addext", "subjectAltName=IP:127.0.0.1"]
-        subprocess.run([*command, "-keyout", key, "-out", certificate], check=True, capture_output=True)
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(certificate, key)
-        return certificate, context
-
-    return make
 
 
 def tls_pool(upstream: Upstream, ca_file: Path | None, host: str = "127.0.0.1") -> Pool:

@@ -19,12 +19,23 @@ from flowbridge.models.timing import Timing
 from flowbridge.store import Database, api_keys
 from flowbridge.web.routes import passthrough
 from tests import upstream as scripted
-from tests.http.conftest import BOT_TOKEN, KEY, SEND, TLS, Answer, Bridge, Timed, as_caller, new_token, post, running
+from tests.http.conftest import (
+    BOT_TOKEN,
+    KEY,
+    SEND,
+    TLS,
+    Answer,
+    Authority,
+    Bridge,
+    Timed,
+    as_caller,
+    new_token,
+    post,
+    running,
+)
 from tests.http.sends import UNKNOWN_TOKEN, lines
 from tests.http.test_bounds import BODY
 from tests.http.test_errors import check_error
-from tests.http.test_pool import Authority
-from tests.http.test_pool import authority as authority
 from tests.patience import until
 from tests.upstream import PATIENCE, Behaviour, Request, Upstream
 

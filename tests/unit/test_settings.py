@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from pydantic import SecretStr, ValidationError
 
+from flowbridge import settings as settings_module
 from flowbridge.settings import Settings, SettingsError, is_token
 
 SECRET = "s3cr3t-canary-of-32-characters-and-more"
@@ -46,6 +47,12 @@ VALUES = {
         "127.0.0.1, 10.0.0.0/8 2001:db8::/32",
         (ip_network("127.0.0.1"), ip_network("10.0.0.0/8"), ip_network("2001:db8::/32")),
     ),
+    "FLOWBRIDGE_PROXY": ("proxy", f"http://bot:{SECRET}@proxy:3128", SecretStr(f"http://bot:{SECRET}@proxy:3128")),
+    "FLOWBRIDGE_CORS_ORIGINS": (
+        "cors_origins",
+        "https://App.example.org:443, http://localhost:3000 capacitor://localhost",
+        ("https://app.example.org", "http://localhost:3000", "capacitor://localhost"),
+    ),
     "FLOWBRIDGE_OPERATIONS_PORT": ("operations_port", "9100", 9_100),
     "FLOWBRIDGE_LOG_FORMAT": ("log_format", "JSON", "json"),
     "FLOWBRIDGE_LOG_LEVEL": ("log_level", "Debug", "debug"),
@@ -77,6 +84,7 @@ def test_defaults_are_those_of_the_contract() -> None:
         "api_keys": (),
         "allow_http": False,
         "ca_file": None,
+        "proxy": None,
         "public_url": None,
         "database_url": SecretStr("sqlite:///flowbridge.db"),
         "secret_key": None,
@@ -99,6 +107,7 @@ def test_defaults_are_those_of_the_contract() -> None:
         "keep_sent_hours": 24.0,
         "keep_dead_days": 30.0,
         "trusted_proxies": (),
+        "cors_origins": (),
         "operations_port": None,
         "log_format": "text",
         "log_level": "info",
@@ -154,6 +163,87 @@ def test_dotenv_of_an_editor_with_a_byte_order_mark_is_read(encoding: str) -> No
 def test_dotenv_that_is_not_utf8_is_one_line() -> None:
     Path(".env").write_bytes(b"ACCESS_TOKEN=" + SECRET.encode() + b"\xff\n")
     assert ".env" in refused()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "proxy.example.org:3128",
+        "http://proxy.example.org",
+        "ftp://proxy.example.org:21",
+        f"http://bot:{SECRET}@proxy:99999",
+        f"http://bot:{SECRET}@proxy:3128/path",
+        f"http://bot:{SECRET}@:3128",
+        f"http://b%3Aot:{SECRET}@proxy:3128",
+        f"http://bot:{SECRET}%0d%0a@proxy:3128",
+    ],
+)
+def test_proxy_that_is_none_says_how_one_is_written(text: str) -> None:
+    line = refused(proxy=text)
+    assert line.startswith("FLOWBRIDGE_PROXY: ")
+    assert line.endswith(
+        "https://host:port or socks5://host:port, with user:password@ before the host if it wants them"
+    )
+
+
+@pytest.mark.parametrize("text", ["http://bot:%s@proxy:3128", "socks5://%s:secret@proxy:3128"])
+def test_password_of_a_proxy_is_no_longer_than_can_be_sent(text: str) -> None:
+    says = "FLOWBRIDGE_PROXY: the proxy's user and password have at most 255 bytes each"
+    assert refused(proxy=text % ("%C3%BC" * 128)) == says
+
+
+def test_socks_without_its_extra_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(settings_module, "find_spec", lambda _: None)
+    assert refused(proxy="socks5://proxy:1080") == (
+        "FLOWBRIDGE_PROXY: a socks5 proxy needs the extra socks: pip install 'flowbridge[socks]'"
+    )
+
+
+@pytest.mark.parametrize(
+    ("base_url", "variables", "found"),
+    [
+        ("hs.example.org", {"HTTPS_PROXY": "http://p:1"}, "HTTPS_PROXY"),
+        ("https://hs.example.org", {"https_proxy": "http://p:1"}, "https_proxy"),
+        ("s3://bucket/key", {"ALL_PROXY": "socks5://p:1"}, "ALL_PROXY"),
+        ("https://hs.example.org", {"HTTP_PROXY": "http://p:1"}, ""),
+        ("http://hs.internal:8008", {"HTTP_PROXY": "http://p:1"}, "HTTP_PROXY"),
+        ("http://hs.internal:8008", {"HTTP_PROXY": "http://p:1", "NO_PROXY": ".internal"}, ""),
+        ("https://hs.example.org", {"HTTPS_PROXY": "http://p:1", "NO_PROXY": "*"}, ""),
+        ("https://hs.example.org", {"HTTPS_PROXY": "http://p:1", "NO_PROXY": "other.example.org"}, "HTTPS_PROXY"),
+        ("https://hs.example.org", {"HTTPS_PROXY": "http://p:1", "FLOWBRIDGE_PROXY": "http://p:1"}, ""),
+        ("https://hs.example.org", {"HTTPS_PROXY": ""}, ""),
+        ("http://127.0.0.1:8008", {"ALL_PROXY": "http://p:1"}, ""),
+        ("http://[::1]:8008", {"ALL_PROXY": "http://p:1"}, ""),
+    ],
+)
+def test_proxy_for_other_programs_is_noticed_where_it_would_count(
+    base_url: str, variables: dict[str, str], found: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert Settings.load(base_url=base_url).unused_proxy == found
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "app.example.org",
+        "https://app.example.org/",
+        "https://app.example.org/app",
+        "https://*.example.org",
+        "https://app.example.org:port",
+        "https://",
+        "null",
+        "https://ok.example.org, //app.example.org",
+    ],
+)
+def test_origin_that_is_none_says_how_one_is_written(text: str) -> None:
+    line = refused(cors_origins=text)
+    assert line.startswith("FLOWBRIDGE_CORS_ORIGINS: '")
+    assert line.endswith(" is no origin: https://app.example.org, without a path or a slash, or *")
 
 
 # secrets

@@ -21,7 +21,7 @@ from sqlalchemy import (
 )
 
 from flowbridge import log
-from flowbridge.store.errors import StoreAbsent, StoreError
+from flowbridge.store.errors import MAKING, StoreAbsent, StoreError
 from flowbridge.store.tables import metadata
 
 HEAD = "0006"
@@ -43,18 +43,14 @@ def upgrade(
     """Create the schema, or bring it up to date; `name` is the database's, for messages.
 
     Raises StoreError when a newer flowbridge created it, when the tables are not ours, and, with `shared`, when it is
-    older: a server of that version may be running on it. StoreAbsent where there is none and, with `shared`, it is not
-    to be created: a server may be running that had another one.
+    older: a server of that version may be running on it. StoreAbsent where there is none, unless `make`.
     """
     with engine.connect().execution_options(reads=True) as connection:
         now = version(connection)
     if now == head:
         return
-    if now is None and shared and not make:
-        raise StoreAbsent(
-            f"{name} has no tables of flowbridge: `serve` makes them, and the commands have to be run with the same "
-            "setting"
-        )
+    if now is None and not make:
+        raise StoreAbsent(f"{name} has no tables of flowbridge: {MAKING}")
     if now is not None and shared:
         raise StoreError(f"{name} is of version {now}, not {head}: `flowbridge serve` brings an older one up to date")
     with engine.begin() as connection:

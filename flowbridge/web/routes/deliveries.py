@@ -13,7 +13,7 @@ from typing_extensions import TypedDict
 from flowbridge.errors import BadRequest
 from flowbridge.homeserver import identifiers
 from flowbridge.services.deliveries import Viewer
-from flowbridge.services.delivery_views import moment, states
+from flowbridge.services.delivery_views import deliveries, moment, states
 from flowbridge.store.delivery_log import Selection
 from flowbridge.web.dependencies import ROOM, Caller, LogLine, TheCore, segment
 from flowbridge.web.endpoint import json_answer
@@ -153,6 +153,10 @@ async def selection(
     state: Annotated[
         list[str], query("`sent`, `queued`, `dead`; several with commas, or repeated.", ["dead"], default_factory=list)
     ],
+    names: Annotated[
+        list[str],
+        query("These, by their ids; 100 at most.", ["KZbVxTqKq5mS0o3lPz9r_g1f"], alias="id", default_factory=list),
+    ],
     room_id: Annotated[str, query("A room id; no alias.", ROOM)] = "",
     event_type: Annotated[str, query("An event type.", "m.room.message")] = "",
     since: Annotated[
@@ -161,13 +165,14 @@ async def selection(
     until: Annotated[str, query("Accepted before then.", "2026-11-22T12:00:00+01:00")] = "",
 ) -> Selection:
     for name, number in Counter(name for name, _ in request.query_params.multi_items()).items():
-        if number > 1 and name != "state":
+        if number > 1 and name not in ("state", "id"):
             raise BadRequest(f"{name}: it is there twice")
     if room_id and not identifiers.identifier(room_id, "room_id").startswith("!"):
         raise BadRequest(f"room_id: {room_id!r} is not a room id, which begins with '!'")
     if event_type:
         identifiers.identifier(event_type, "event_type")
     return Selection(
+        names=deliveries(",".join(names), "id"),
         states=states(",".join(state), "state"),
         room_id=room_id or None,
         event_type=event_type or None,

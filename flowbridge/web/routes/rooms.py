@@ -1,6 +1,6 @@
 """Rooms: which there are, making them, and being in them or not, on both surfaces."""
 
-from typing import Annotated, Any, Required
+from typing import Annotated, Any, Literal, Required
 
 from fastapi import Depends
 from pydantic import AfterValidator, FailFast, Field
@@ -103,12 +103,17 @@ class CreatedRoom(RoomId, total=False):
 class JoinedRoom(RoomId, total=False):
     name: str
     canonical_alias: str
+    encrypted: Annotated[bool, Field(description="Only, and `true`, of an encrypted room.")]
 
 
 class JoinedRooms(TypedDict):
     """The rooms that the caller has joined, by name; of an API key with rooms, those."""
 
     rooms: list[JoinedRoom]
+    encrypted_rooms: Annotated[
+        Literal["refuse", "allow", "encrypt"],
+        Field(description="What becomes of plain text for an encrypted room: `FLOWBRIDGE_ENCRYPTED_ROOMS`."),
+    ]
 
 
 routes = Routes()

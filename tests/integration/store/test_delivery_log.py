@@ -71,6 +71,8 @@ def test_newest_is_first(connection: Connection) -> None:
         (Selection(until=200), ["dead"]),
         (Selection(since=100, until=101), ["dead"]),
         (Selection(states=("dead",), room_id=OTHER_ROOM), []),
+        (Selection(names=("queued", "dead", "never")), ["queued", "dead"]),
+        (Selection(names=("queued", "dead"), states=("sent", "dead")), ["dead"]),
         (Selection(room_id="'; DROP TABLE outbox; --"), []),
         (Selection(event_type="%"), []),
         (Selection(since=-(2**62), until=2**62), ["queued", "sent", "dead"]),

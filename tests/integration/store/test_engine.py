@@ -2,6 +2,7 @@
 
 import os
 import pwd
+import re
 import sqlite3
 import stat
 import tempfile
@@ -232,6 +233,24 @@ def test_file_is_made_for_a_command_only_where_it_is_asked_for_and_nobody_has_on
     (tmp_path / "elsewhere.db").rename(tmp_path / "flowbridge.db")
     opened(url, shared=True)
     server.close()
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_empty_file_or_a_folder_is_no_database_to_a_command(tmp_path: Path, *, shared: bool) -> None:
+    (tmp_path / "flowbridge.db").touch()
+    says = {"flowbridge.db": "is empty: set FLOWBRIDGE_DATABASE_URL", "": f"sqlite:///{tmp_path}/flowbridge.db"}
+    for name, said in says.items():
+        with pytest.raises(StoreError, match=re.escape(said)):
+            Database(f"sqlite:///{tmp_path}/{name}").open(shared=shared, required=True)
+    assert [(path.name, path.stat().st_size) for path in tmp_path.iterdir()] == [("flowbridge.db", 0)]
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_postgresql_without_our_tables_is_no_database_to_a_command(postgres: LocalPostgres, *, shared: bool) -> None:
+    url = postgres.fresh_database()
+    for _ in range(2):  # it was not made the first time
+        with pytest.raises(StoreAbsent, match=r"has no tables of flowbridge: set FLOWBRIDGE_DATABASE_URL"):
+            Database(url).open(shared=shared, required=True)
 
 
 def test_command_that_goes_on_for_long_uses_no_other_file(tmp_path: Path) -> None:

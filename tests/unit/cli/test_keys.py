@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from flowbridge import log
-from flowbridge.cli import keys
+from flowbridge.cli import keys, store
 from flowbridge.models import ApiKey
 from flowbridge.models.timing import Timing
 from flowbridge.settings import Settings
@@ -100,6 +100,7 @@ def test_database_that_stays_locked_is_said(
 ) -> None:
     monkeypatch.setattr(log, "setup", lambda *_: None)
     hasty = Timing(sqlite_busy_seconds=0.02)
+    store.create(Settings.load())
     assert create("--name", "one") == 0
     locked = sqlite3.connect(tmp_path / "flowbridge.db", isolation_level=None)
     locked.execute("BEGIN IMMEDIATE")

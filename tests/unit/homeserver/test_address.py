@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from flowbridge.homeserver import address
-from flowbridge.homeserver.address import Address, AddressError, AddressUnknown, Locator, parse_host, parse_url
+from flowbridge.homeserver.address import AddressUnknown, Locator
+from flowbridge.homeserver.base_url import Address, AddressError, parse_host, parse_url
 from flowbridge.models.timing import Timing
 from tests.patience import PATIENCE
 from tests.unit import Clock

@@ -32,7 +32,7 @@ from flowbridge.errors import (
 )
 from flowbridge.models import ApiKey, Caller
 from flowbridge.services.deliveries import Deliveries, Viewer
-from flowbridge.services.delivery_views import detail, moment, states, summary
+from flowbridge.services.delivery_views import deliveries, detail, moment, states, summary
 from flowbridge.services.replays import Replays
 from flowbridge.store import Database, accounts, delivery_log, outbox
 from flowbridge.store.delivery_log import Selection
@@ -215,6 +215,13 @@ async def test_selection_cannot_widen_what_is_seen(log: Log) -> None:
     await log.put("by-two", api_key="two")
     assert await log.seen(ONE, Selection(whose=delivery_log.Whose(api_key="two"))) == []
     assert await log.seen(ONE, Selection(whose=delivery_log.ALL)) == []
+
+
+async def test_named_ones_are_shown_to_those_who_may_see_them(log: Log) -> None:
+    for name in ("first", "second", "third"):
+        await log.put(name, api_key="one")
+    await log.put("by-two", api_key="two")
+    assert await log.seen(ONE, Selection(names=("first", "third", "by-two", "never-was"))) == ["third", "first"]
 
 
 async def test_keys_see_their_own_while_the_homeserver_is_away(log: Log) -> None:
@@ -683,6 +690,28 @@ def test_other_states_are_refused_by_name(text: str) -> None:
     with pytest.raises(BadRequest, match=r"^state: ") as caught:
         states(text, "state")
     assert (caught.value.status, caught.value.errcode) == (400, "M_INVALID_PARAM")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("", ()), (" , ,", ()), ("a", ("a",)), (" b , a,,b ", ("b", "a")), ("x" * 128, ("x" * 128,))]
+)
+def test_deliveries_stand_between_commas(text: str, expected: tuple[str, ...]) -> None:
+    assert deliveries(text, "id") == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("a b", "id: 'a b' is not the id of a delivery"),
+        ("a,\0", "id: '\\x00' is not the id of a delivery"),
+        ("x" * 129, f"id: '{'x' * 80}' is not the id of a delivery"),
+        (",".join(map(str, range(101))), "id: at most 100 deliveries can be named, not 101"),
+    ],
+)
+def test_what_names_no_deliveries_is_refused(text: str, sentence: str) -> None:
+    with pytest.raises(BadRequest) as caught:
+        deliveries(text, "id")
+    assert caught.value.error == sentence
 
 
 NOON = 1_795_348_800_000

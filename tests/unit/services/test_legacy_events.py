@@ -70,3 +70,25 @@ def test_invitation_without_the_event_is_still_one() -> None:
         "inviter": "",
         "invite": {"room_id": "!r:hs", "invite_room_state": []},
     }
+
+
+def test_encrypted_rooms_are_marked() -> None:
+    def joined(*state: dict[str, Any], **timeline: Any) -> dict[str, Any]:
+        return {"state": {"events": list(state)}, **timeline}
+
+    def encryption(**more: Any) -> dict[str, Any]:
+        return {"type": "m.room.encryption", "content": {"algorithm": "m.megolm.v1.aes-sha2"}, **more}
+
+    name = {"type": "m.room.name", "state_key": "", "content": {"name": "n"}}
+    rooms = {
+        "!a": joined(encryption(state_key=""), name),
+        "!b": joined(name),
+        "!c": joined(timeline={"events": [encryption(state_key="")]}),
+        "!d": joined(encryption(state_key="other"), timeline={"events": [encryption()]}),
+    }
+    assert legacy_events.named_rooms({"rooms": {"join": rooms}}) == [
+        {"room_id": "!a", "name": "n", "encrypted": True},
+        {"room_id": "!b", "name": "n"},
+        {"room_id": "!c", "encrypted": True},
+        {"room_id": "!d"},
+    ]
