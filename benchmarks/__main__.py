@@ -13,6 +13,7 @@ from benchmarks.footprint import memory, start
 from benchmarks.hogs import hogs
 from benchmarks.latency import latency
 from benchmarks.live import live
+from benchmarks.messages import messages
 from benchmarks.nodes import nodes
 from benchmarks.relay import relay
 from benchmarks.report import Benchmark, Run, Section, document, say, targets_table
@@ -27,6 +28,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "latency": latency,
     "relay": relay,
     "live": live,
+    "messages": messages,
     "nodes": nodes,
     "hogs": hogs,
 }

@@ -25,6 +25,11 @@ HOG_TOKEN = "syt_hog_benchmark"
 MEGABYTES = 8 * 1024 * 1024
 SURROGATES = b'["' + b"\\ud83d\\ude00" * ((MEGABYTES - 16) // 12) + b'"]'
 WRONG = json.dumps({"msgtype": "m.image", "info": {str(n): 1 for n in range(1_000)}, "file": [{}] * 500}).encode()
+MESSAGES_PATH = SEND_PATH.replace("/send/m.room.message", "/messages")
+MARKDOWN_BOMB = json.dumps(
+    {"markdown": ("|a" * 60 + "\n") * 2 + ("|-" * 60 + "\n") + ("|a" * 60 + "\n") * 120}
+).encode()
+HTML_BOMB = json.dumps({"html": "<b><i>" * 49 + "<a href='x'>" * 2_000}).encode()
 LARGE = json.dumps({"msgtype": "m.image", "url": 5, "m.mentions": {"user_ids": [{"a": [1] * 20}] * 6_000}}).encode()
 
 
@@ -80,6 +85,14 @@ HOGS: dict[str, Hog] = {
     ),
     "large payloads": Hog(
         "`POST /validate`, 400 kB with thousands of mistakes", lambda: _post("/validate/m.room.message", LARGE)
+    ),
+    "markdown bombs": Hog(
+        "messages of one token, 15 kB of Markdown tables",
+        lambda: _post(MESSAGES_PATH, MARKDOWN_BOMB, f"Authorization: Bearer {HOG_TOKEN}"),
+    ),
+    "html bombs": Hog(
+        "messages of one token, 24 kB of HTML that is never closed",
+        lambda: _post(MESSAGES_PATH, HTML_BOMB, f"Authorization: Bearer {HOG_TOKEN}"),
     ),
     "polls": Hog(
         "`GET /events` of one token, held for a second",

@@ -43,9 +43,11 @@ def arguments(seconds: float, connections: int = 32) -> list[str]:
     return ["wrk", "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "--timeout", "10s", "--latency"]
 
 
-def run(url: str, seconds: float, *, connections: int = 32, rooms: int = ROOMS, prefer: str = "") -> Load:
+def run(
+    url: str, seconds: float, *, connections: int = 32, rooms: int = ROOMS, prefer: str = "", body: str = MESSAGE
+) -> Load:
     """Post for that long; any status of 400 and above, socket error or timeout is a failure."""
-    message = [MESSAGE, TOKEN, str(rooms), *([prefer] if prefer else [])]
+    message = [body, TOKEN, str(rooms), *([prefer] if prefer else [])]
     command = [*arguments(seconds, connections), "-s", str(SCRIPT), url, "--", *message]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     if done.returncode:

@@ -3,9 +3,11 @@
 import asyncio
 import contextlib
 import math
+import ssl
 import time
 from collections.abc import AsyncIterator
 from functools import partial
+from typing import TYPE_CHECKING
 
 from flowbridge import log
 from flowbridge.auth.api_keys import ApiKeys
@@ -41,6 +43,7 @@ from flowbridge.services.direct_rooms import DirectRooms
 from flowbridge.services.history import History
 from flowbridge.services.maintenance import Maintenance
 from flowbridge.services.media.files import Media
+from flowbridge.services.media.transfer import Transfer
 from flowbridge.services.messages import Messages
 from flowbridge.services.readings import Readings
 from flowbridge.services.replays import Replays
@@ -49,6 +52,9 @@ from flowbridge.services.sending import Sender
 from flowbridge.settings import Settings
 from flowbridge.store import Database
 from flowbridge.store.accounts import account_of
+
+if TYPE_CHECKING:
+    from flowbridge.outbound.fetch import Fetcher
 
 LOCATE_SECONDS = 1.0
 RECHECK_SECONDS = 5.0  # until the refused tokens of an account are tried once more, at first
@@ -163,6 +169,7 @@ class Core:
             self.callers, self.room_access, self.homeserver, encrypted_rooms=settings.encrypted_rooms
         )
         self.media = Media(self.callers, self.homeserver, self.relay)
+        self.transfer = Transfer(self.media, partial(self._fetcher, tls), most_bytes=settings.max_file_bytes)
         self.rendering = Rendering(timing=self.timing)
         self.messages = Messages(
             self.acceptance,
@@ -173,6 +180,7 @@ class Core:
             self.rendering,
             DirectRooms(self.callers, self.homeserver, self.names),
             self.media,
+            self.transfer,
         )
         self.live = Live(self.homeserver, self.callers, timing=self.timing)
         self.maintenance = Maintenance(
@@ -225,7 +233,8 @@ class Core:
             for task in tasks:
                 task.cancel()
             self.live.stop()
-            self.rendering.stop()
+            await self.rendering.stop()
+            await self.transfer.close()
             await self.worker.stop()
             self.breaker.stop()
             await self.database.stop()
@@ -236,6 +245,12 @@ class Core:
         """Learn the homeserver's address again, and the bot's token or password where they are in files."""
         await self.locator.refresh()
         await self.bot.reload()
+
+    def _fetcher(self, tls: ssl.SSLContext) -> "Fetcher":
+        from flowbridge.outbound.destination import Allowed
+        from flowbridge.outbound.fetch import Fetcher  # httpcore and httpx, which most bridges never need
+
+        return Fetcher(tls, Allowed(self.settings.fetch_allow), timing=self.timing)
 
     def _seen(self, caller: Caller) -> None:
         """A token is good: events that wait for a token of its user are sent with it, whatever it came for."""

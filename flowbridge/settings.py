@@ -33,6 +33,7 @@ Network = IPv4Network | IPv6Network
 LEASE_MARGIN_SECONDS = 5.0  # otherwise a request could still be in flight when another process takes the room over
 
 _BASE_URL = re.compile(r"https?://(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+)(?::[0-9]{1,5})?(?:/[A-Za-z0-9._~/-]*)?")
+_HOST = re.compile(r"(?=.*[a-z])[a-z0-9_-]+(?:\.[a-z0-9_-]+)*\.?", re.IGNORECASE)
 _KEY = re.compile(r"fb_[\x21-\x7e]{32,1000}")
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(?:\[[0-9a-f:.]+\]|[a-z0-9_.-]+)(?::[0-9]{1,5})?")
 _FILES = "SECRET=FILES"  # not a possible name of an environment variable
@@ -107,6 +108,8 @@ class Settings(BaseSettings):
     keep_queued_days: Annotated[float, Field(gt=0, le=365)] = _name("FLOWBRIDGE_KEEP_QUEUED_DAYS", 7.0)
     keep_sent_hours: Annotated[float, Field(ge=0, le=87_600)] = _name("FLOWBRIDGE_KEEP_SENT_HOURS", 24.0)
     keep_dead_days: Annotated[float, Field(ge=0, le=36_500)] = _name("FLOWBRIDGE_KEEP_DEAD_DAYS", 30.0)
+    max_file_bytes: Annotated[int, Field(ge=1)] | None = _name("FLOWBRIDGE_MAX_FILE_BYTES")
+    fetch_allow: Annotated[tuple[str, ...], NoDecode] = _name("FLOWBRIDGE_FETCH_ALLOW", ())
     trusted_proxies: Annotated[tuple[Network, ...], NoDecode] = _name("FLOWBRIDGE_TRUSTED_PROXIES", ())
     cors_origins: Annotated[tuple[str, ...], NoDecode] = _name("FLOWBRIDGE_CORS_ORIGINS", ())
     operations_port: Annotated[int, Field(ge=0, le=65_535)] | None = _name("FLOWBRIDGE_OPERATIONS_PORT")
@@ -191,6 +194,22 @@ class Settings(BaseSettings):
                 "`python -c 'import secrets; print(\"fb_\" + secrets.token_urlsafe(32))'` makes one"
             )
         return keys
+
+    @field_validator("fetch_allow", mode="before")
+    @classmethod
+    def _are_destinations(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        found = tuple(value.replace(",", " ").split())
+        for text in found:
+            try:
+                ip_network(text)
+            except ValueError:
+                if "/" in text or not _HOST.fullmatch(text):
+                    raise ValueError(
+                        f"host names, addresses and networks (10.0.0.0/8), separated by commas; {text[:80]!r} is none"
+                    ) from None
+        return found
 
     @field_validator("trusted_proxies", mode="before")
     @classmethod

@@ -7,6 +7,7 @@ is in the store before it is sent: what is tried again, or looked for, is the sa
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from sqlalchemy import Connection
@@ -35,6 +36,7 @@ def resolve(connection: Connection, row: Row, fence: Fence, amended: Amended) ->
     binding = Binding.from_json(row.binding or "{}")
     owner, now = row.api_key or row.account, clock.now_ms()
 
+    @cache
     def find(target: Target) -> Found | str:
         if target.kind == "event":
             return Found(target.name)

@@ -204,6 +204,14 @@ class Worker:
         found = await self._database.run(partial(outbox.by_delivery, deliveries=deliveries))
         return {name: self._write_queue.amended(row) for name, row in found.items()}
 
+    async def accepted_before(self, pending: PendingDelivery) -> dict[str, Any] | None:
+        """The row of what was accepted under the same key, with its outcome; None if there is nothing."""
+        if pending.idem is None:
+            return None
+        found = await self._database.run(partial(outbox.by_idem, keys=[pending.idem]))
+        row = found.get(pending.idem)
+        return self._write_queue.amended(row) if row else None
+
     def may_wait(self, caller: str) -> bool:
         """Whether one more request of this caller may wait for an outcome."""
         return self._waiters.takes(caller)

@@ -4,7 +4,7 @@ import difflib
 import mimetypes
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar, cast, get_args
 
 from flowbridge.errors import BadContent, Problem
@@ -32,20 +32,39 @@ ROOM = "@room"
 _USER_ID = re.compile(r"@[^\s:\x00-\x1f]+:[^\s:\x00-\x1f/]+(:[0-9]{1,5})?")
 _MXC = re.compile(r"mxc://[A-Za-z0-9.:\[\]-]{1,230}/[A-Za-z0-9_-]{1,230}")
 _MIMETYPE = re.compile(r"[A-Za-z0-9!#$&^_.+-]{1,100}/[A-Za-z0-9!#$&^_.+-]{1,100}")
-_ATTACHMENT_KEYS = ("content_uri", "filename", "mimetype", "caption")
-_LATER = ("url", "data")
+_SOURCES = ("url", "data", "content_uri")  # of a file: it has one of them
+_ATTACHMENT_KEYS = (*_SOURCES, "filename", "mimetype", "caption")
 _TARGET = "is no target: give an event id ($…), the id of a delivery, or key:NAME"
 
 
 @dataclass(frozen=True, slots=True)
 class Attachment:
-    """A file that the homeserver has already. `info`: what is known of it (specification, `info` of m.image …)."""
+    """A file of a message. `content_uri`: where the homeserver has it; empty until it does, and before that `url` or
+    `data` (base64, or a Node-RED Buffer) says where it comes from.
 
-    content_uri: str
-    filename: str
-    mimetype: str
+    `filename`, `mimetype`: may be empty, until it is `named`. `info`: what is known of it (specification, `info` of
+    m.image …).
+    """
+
+    content_uri: str = ""
+    filename: str = ""
+    mimetype: str = ""
     caption: str = ""
     info: Mapping[str, int] | None = None
+    url: str = ""
+    data: Any = None
+
+    @property
+    def is_here(self) -> bool:
+        """Whether the homeserver has it."""
+        return bool(self.content_uri)
+
+    @property
+    def named(self) -> "Attachment":
+        """With a type, which the name may say, and a name."""
+        mimetype = self.mimetype or mimetypes.guess_type(self.filename)[0] or "application/octet-stream"
+        filename = self.filename or f"file{mimetypes.guess_extension(mimetype) or ''}"
+        return replace(self, filename=filename, mimetype=mimetype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +99,13 @@ class Message:
         return Binding(thread=self.thread)
 
 
-def read(value: Mapping[str, Any]) -> Message:
-    """Read a message object; a key that holds null is absent. Raises BadContent with every problem."""
-    reader = _Reader({name: item for name, item in value.items() if item is not None}, KEYS)
+def read(value: Mapping[str, Any], files: Sequence[Attachment] = ()) -> Message:
+    """Read a message object; a key that holds null is absent. `files`: that came beside it, in a form.
+
+    Raises BadContent with every problem.
+    """
+    present = {name: item for name, item in value.items() if item is not None}
+    reader = _Reader({**present, "attachments": files} if files else present, KEYS)
     message = reader.message()
     if reader.problems:
         raise BadContent(reader.problems)
@@ -99,7 +122,7 @@ class _Reader:
         self._value = value
         self._at = at
         for name in value:
-            if name not in known and name not in _LATER:
+            if name not in known:
                 near = difflib.get_close_matches(name[:80], known, 1)
                 hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
                 self.problem(name, f"is unknown here: {hint}")
@@ -230,7 +253,7 @@ class _Reader:
     def _attachments(self) -> tuple[Attachment, ...]:
         given = self._value.get("attachments", [])
         at = pointer(self._at, "attachments")
-        if not isinstance(given, list):
+        if not isinstance(given, list | tuple):
             self.problem("attachments", "must be a list of objects")
             return ()
         if len(given) > MAX_ATTACHMENTS:
@@ -239,6 +262,9 @@ class _Reader:
         found = []
         for index, each in enumerate(given):
             here = pointer(at, index)
+            if isinstance(each, Attachment):
+                found.append(each)
+                continue
             if not isinstance(each, dict):
                 self.problems.append(Problem(here, "must be an object", RULE))
                 continue
@@ -247,24 +273,25 @@ class _Reader:
         return tuple(found)
 
     def attachment(self) -> Attachment:
-        for name in _LATER:
-            if name in self._value:
-                self.problem(name, "is not taken here: upload the file with POST /media, and give its content_uri")
+        given = [name for name in _SOURCES if name in self._value]
+        if not given:
+            self.problem("", "is no file: give its url, its data (base64), or the content_uri that POST /media answers")
+        for name in given[1:]:
+            self.problem(name, f"is one too many: there is {given[0]} already, and a file has one source")
         uri = self.text("content_uri")
-        if "content_uri" not in self._value:
-            if not any(name in self._value for name in _LATER):
-                self.problem("content_uri", "is required: the mxc:// address that POST /media answers")
-        elif not _MXC.fullmatch(uri):
+        if "content_uri" in self._value and not _MXC.fullmatch(uri):
             self.problem("content_uri", "is no address of a file at a homeserver: mxc://server/id")
+        url = self.text("url")
+        if "url" in self._value and not url.lower().startswith(("https://", "http://")):
+            self.problem("url", "is no address of a file on the web: https://… or http://…")
         filename = self.text("filename")
         if filename and not is_name(filename):
             self.problem("filename", f"must be at most {MAX_BYTES} bytes, without control characters")
         mimetype = self.text("mimetype")
         if mimetype and not _MIMETYPE.fullmatch(mimetype):
             self.problem("mimetype", "is no media type: write it as image/png")
-        mimetype = mimetype or mimetypes.guess_type(filename)[0] or "application/octet-stream"
-        filename = filename or f"file{mimetypes.guess_extension(mimetype) or ''}"
-        return Attachment(uri, filename, mimetype, self.text("caption"))
+        found = Attachment(uri, filename, mimetype, self.text("caption"), url=url, data=self._value.get("data"))
+        return found.named if uri else found
 
 
 def is_user_id(value: object) -> bool:

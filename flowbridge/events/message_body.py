@@ -8,9 +8,6 @@ from collections.abc import Sequence
 from typing import Any
 from urllib.parse import parse_qsl
 
-from python_multipart.exceptions import FormParserError
-from python_multipart.multipart import MultipartParser, parse_options_header
-
 from flowbridge.errors import BadContent, BadRequest, NotJson, Problem
 from flowbridge.events import canonical_json
 from flowbridge.events.message import FORMATS, KEYS, RULE
@@ -26,7 +23,23 @@ _EMPTY = 'the body is empty: send the text, or a JSON object like {"text": "hell
 
 def read(body: bytes, content_type: str, given: Sequence[tuple[str, str]] = ()) -> dict[str, Any]:
     """The message object. `given`: in the query. Raises NotJson, BadContent or BadRequest."""
-    value = _value(body, content_type)
+    return _with(_value(body, content_type), given)
+
+
+def read_form(fields: Sequence[tuple[str, str]], given: Sequence[tuple[str, str]] = ()) -> dict[str, Any]:
+    """The message object of a form that has been taken apart. Raises BadContent or BadRequest."""
+    problems = [
+        Problem(canonical_json.pointer("", name[:255]), f"is unknown here: known are {', '.join(FIELDS)}", RULE)
+        for name, _ in fields
+        if name not in FIELDS
+    ]
+    if problems:
+        raise BadContent(problems)
+    return _with(_fields(fields), given)
+
+
+def _with(value: Any, given: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    """A message, and what the query says of it."""
     options = _fields(given)
     format_ = options.pop("format", None)
     if format_ is not None and format_ not in FORMATS:
@@ -56,8 +69,6 @@ def _value(body: bytes, content_type: str) -> Any:
     if not body.strip():
         raise NotJson(_EMPTY)
     media_type = content_type.partition(";")[0].strip().lower()
-    if media_type == "multipart/form-data":
-        return _from_multipart(body, content_type)
     if media_type == _FORM and (form := _from_form(body)) is not None:
         return form
     begins = body.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
@@ -118,69 +129,3 @@ def _fields(pairs: Sequence[tuple[str, str]]) -> dict[str, Any]:
     if problems:
         raise BadContent(problems)
     return found
-
-
-def _from_multipart(body: bytes, content_type: str) -> dict[str, Any]:
-    pairs = [(part.name, part.text()) for part in _parts(body, content_type)]
-    unknown = [name for name, _ in pairs if name not in FIELDS]
-    if unknown:
-        message = f"is unknown here: known are {', '.join(FIELDS)}"
-        raise BadContent([Problem(canonical_json.pointer("", name[:255]), message, RULE) for name in unknown])
-    return _fields(pairs)
-
-
-class _Part:
-    def __init__(self) -> None:
-        self.headers: dict[str, str] = {}
-        self.value = bytearray()
-
-    @property
-    def name(self) -> str:
-        options = parse_options_header(self.headers.get("content-disposition", ""))[1]
-        if b"filename" in options:
-            raise BadRequest(
-                "the form holds a file: upload it with POST /media, and name its content_uri in `attachments`"
-            )
-        return options.get(b"name", b"").decode("utf-8", "replace")
-
-    def text(self) -> str:
-        return decoded(bytes(self.value), self.headers.get("content-type", ""))
-
-
-def _parts(body: bytes, content_type: str) -> list[_Part]:
-    """The parts of a multipart body (RFC 7578). Raises BadRequest."""
-    boundary = parse_options_header(content_type)[1].get(b"boundary", b"")
-    if not boundary:
-        raise BadRequest("Content-Type: multipart/form-data without a boundary")
-    parts: list[_Part] = []
-    name, value = bytearray(), bytearray()
-    ended = []
-
-    def begin() -> None:
-        if len(parts) >= MAX_FIELDS:
-            raise BadRequest(f"the form holds more than {MAX_FIELDS} fields")
-        parts.append(_Part())
-
-    def header() -> None:
-        parts[-1].headers[name.decode("latin-1").lower()] = value.decode("latin-1")
-        name.clear()
-        value.clear()
-
-    try:
-        parser = MultipartParser(
-            boundary,
-            {
-                "on_part_begin": begin,
-                "on_header_field": lambda data, start, end: name.extend(data[start:end]),
-                "on_header_value": lambda data, start, end: value.extend(data[start:end]),
-                "on_header_end": header,
-                "on_part_data": lambda data, start, end: parts[-1].value.extend(data[start:end]),
-                "on_end": lambda: ended.append(True),
-            },
-        )
-        parser.write(body)
-    except FormParserError as error:
-        raise BadRequest(f"the body is not multipart/form-data: {error}") from None
-    if not ended:
-        raise BadRequest("the body is not multipart/form-data: it ends before its last boundary")
-    return parts

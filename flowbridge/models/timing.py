@@ -46,6 +46,10 @@ class Timing:
     live_retry_seconds: float = 0.25  # after a failed attempt; doubled while no attempt gets any further
     empty_poll_seconds: float = 0.5  # before the next long poll, where one ended at once with nothing new
 
+    # outbound
+    fetch_seconds: float = 60.0  # for a file from a URL to arrive as a whole
+    fetch_silence_seconds: float = 10.0  # for its server to answer, and for each further piece
+
     # auth, limits and services
     clock: Callable[[], float] = time.monotonic
     patience_seconds: float = 0.5  # for a homeserver that hangs, before its last answer counts

@@ -4,8 +4,8 @@ The kernel ends it when a request takes too much of the processor or, as far as 
 memory. On a busy machine a second may be long, so the time is the processor's. It has no secrets: neither the bridge's
 environment, nor its files.
 
-A request and its answer are JSON behind their length in 4 bytes. In: [format, source, users]. Out: ["", body, html or
-null], or [what is wrong].
+A request and its answer are JSON behind their length in 4 bytes. In: [format, source, users]. Out: [seconds,
+"", body, html or null], or [seconds, what is wrong].
 """
 
 import contextlib
@@ -13,6 +13,7 @@ import json
 import os
 import signal
 import socket
+import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from io import BufferedIOBase
@@ -43,24 +44,26 @@ def serve() -> None:
         try:
             answer = _answer(request, renders)
         except MemoryError:
-            answer = b'["needs too much memory"]'
+            answer = b'[1, "needs too much memory"]'
         signal.setitimer(signal.ITIMER_PROF, 0.0)
         stream.write(len(answer).to_bytes(4, "big") + answer)
         stream.flush()
 
 
 def _answer(request: bytes, renders: Mapping[str, Callable[[str, list[str]], tuple[str, str | None]]]) -> bytes:
+    began = time.process_time()
     format_, source, users = json.loads(request)
+    answer: tuple[str, ...] | tuple[str, str, str | None]
     try:
         body, html = renders[format_](source, users)
+        answer = ("", body, html)
+        if len(body) + len(html or "") > MAX_OUTPUT:
+            answer = ("becomes too long",)
     except ValueError as error:  # RefusedError, TooDeepError
-        answer = [str(error)]
+        answer = (str(error),)
     except RecursionError:
-        answer = ["is nested too deeply"]
-    else:
-        is_too_long = len(body) + len(html or "") > MAX_OUTPUT
-        return json.dumps(["becomes too long"] if is_too_long else ["", body, html]).encode()
-    return json.dumps(answer).encode()
+        answer = ("is nested too deeply",)
+    return json.dumps([time.process_time() - began, *answer]).encode()
 
 
 def _read(stream: BufferedIOBase) -> bytes:

@@ -54,16 +54,7 @@ class TooDeepError(ValueError):
 def clean(html: str) -> str:
     """The HTML without anything that rooms do not show. Raises TooDeepError."""
     check_depth(html)
-    found = nh3.clean(
-        html,
-        tags=set(TAGS),
-        attributes=ATTRIBUTES,
-        attribute_filter=_attribute,
-        clean_content_tags=set(_UNREAD.split()),
-        url_schemes=set(SCHEMES),
-        url_relative="deny",
-        link_rel=None,
-    )
+    found = _CLEANER.clean(html)
     return _without_foreign_images(found) if "<img" in found else found
 
 
@@ -95,6 +86,17 @@ def _attribute(tag: str, name: str, value: str) -> str | None:
     if name in ("href", "src") and is_mxc != (tag == "img"):  # pictures are on homeservers, pages are not
         return None
     return value
+
+
+_CLEANER = nh3.Cleaner(
+    tags=set(TAGS),
+    attributes=ATTRIBUTES,
+    attribute_filter=_attribute,
+    clean_content_tags=set(_UNREAD.split()),
+    url_schemes=set(SCHEMES),
+    url_relative="deny",
+    link_rel=None,
+)
 
 
 def _without_foreign_images(html: str) -> str:

@@ -1,8 +1,9 @@
 """Markdown and HTML are rendered in processes of their own, which may be killed at any time.
 
-No library carries it: pebble's pool, which kills what takes too long, costs the event loop's process 277 µs a message
-and the message 3 ms; a socket costs a third of that (docs/architecture.md). A caller has one process at a time, and
-callers whose texts killed one share one, so that another stays free.
+No library carries it: pebble's pool, which kills what takes too long, costs the event loop's process 277 µs a text and
+the text 3 ms; a socket costs a third of that (docs/architecture.md). Three processes, each started when it is needed:
+short texts, which no library takes long for, wait for no long one; and callers whose long texts took too much share one
+that the others do not use.
 """
 
 import asyncio
@@ -12,22 +13,25 @@ import socket
 import subprocess
 import sys
 from collections.abc import Sequence
+from functools import partial
+from typing import cast
 
 from flowbridge import log
 from flowbridge.errors import BadContent, Problem, Unavailable
 from flowbridge.limits import peer
 from flowbridge.limits.cache import Cache
-from flowbridge.limits.concurrency import Limiter
+from flowbridge.limits.concurrency import Limiter, Place
 from flowbridge.limits.tasks import Once
 from flowbridge.models import Rendered
 from flowbridge.models.timing import Timing
 from flowbridge.rendering.child import NO_MEMORY
 
-PROCESSES = 2
+SHORT_BYTES = 2_560  # of a request: 2 KiB of the worst Markdown take 32 ms of the processor
+SLOW_TEXT = 0.1  # seconds of the processor: most texts of 16 KiB take less
 WAITING = 256  # texts of one caller: each is held in memory
 TURN_SECONDS = 20.0
-MAX_SUSPECTS = 10_000
-SUSPECT_SECONDS = 60.0
+MAX_SLOW = 10_000
+SLOW_SECONDS = 60.0  # for which a caller counts as slow
 RULE = "render"  # what Problem.schema says for these rules
 
 _OF_THE_TEXT = (-signal.SIGPROF, -signal.SIGABRT, -signal.SIGSEGV, NO_MEMORY)  # too much processor time, or memory
@@ -36,6 +40,7 @@ _WHAT = "texts that are being rendered"
 _CODE = "import sys; sys.path[:] = sys.argv[1:]; from flowbridge.rendering.child import serve; serve()"
 _TOO_SLOW = "takes more than a second to render: make it simpler, or send it as `text`"
 _TOO_BIG = "needs too much memory to render: make it simpler, or send it as `text`"
+_STOPS = "the bridge stops"
 _ENDED = "Markdown and HTML cannot be rendered at the moment: the process that does it has ended"
 _STUCK = "Markdown and HTML cannot be rendered at the moment: the machine is too busy"
 
@@ -48,162 +53,179 @@ class _EndedError(Exception):
         self.status = status
 
 
-class _Process:
+class _Process(asyncio.Protocol):
     """One render process, and the socket to it."""
 
-    def __init__(self) -> None:
+    def __init__(self, theirs: socket.socket) -> None:
+        self._popen = subprocess.Popen(  # noqa: S603 (our own code)
+            [sys.executable, "-E", "-s", "-c", _CODE, *sys.path],
+            stdin=theirs.fileno(),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env={},
+            start_new_session=True,  # the terminal's Ctrl-C is for the bridge
+        )
+        self.pid = self._popen.pid
+        self.is_alive = True
+        self._received = bytearray()
+        self._answering: asyncio.Future[bytes] | None = None
+        self._reaping: asyncio.Task[None] | None = None
+
+    @classmethod
+    async def start(cls) -> "_Process":
         ours, theirs = socket.socketpair()
         with theirs:
-            self._popen = subprocess.Popen(  # noqa: S603 (our own code)
-                [sys.executable, "-E", "-s", "-c", _CODE, *sys.path],
-                stdin=theirs.fileno(),
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                env={},
-                start_new_session=True,  # the terminal's Ctrl-C is for the bridge
-            )
-        ours.setblocking(False)
-        self._socket = ours
-        self.pid = self._popen.pid
+            process = await asyncio.to_thread(cls, theirs)
+        await asyncio.get_running_loop().create_connection(lambda: process, sock=ours)
+        return process
 
-    @property
-    def is_alive(self) -> bool:
-        return self._popen.poll() is None
-
-    async def ask(self, request: bytes) -> bytes:
-        """Raises _EndedError."""
-        loop = asyncio.get_running_loop()
-        try:
-            await loop.sock_sendall(self._socket, len(request).to_bytes(4, "big") + request)
-            answer = bytearray()
-            while len(answer) < 4 or len(answer) < 4 + int.from_bytes(answer[:4], "big"):
-                piece = await loop.sock_recv(self._socket, 65_536)
-                if not piece:
-                    raise ConnectionError
-                answer += piece
-            return bytes(answer[4:])
-        except ConnectionError:
-            self._socket.close()
-            raise _EndedError(await asyncio.to_thread(self._popen.wait)) from None
+    def ask(self, request: bytes) -> "asyncio.Future[bytes]":
+        """The answer, or _EndedError. One at a time."""
+        self._answering = answering = asyncio.get_running_loop().create_future()
+        self._transport.write(len(request).to_bytes(4, "big") + request)
+        return answering
 
     def kill(self) -> None:
         """End it now; an answer that is waited for will not come."""
         self._popen.kill()
 
-    def end(self) -> None:
-        """End it, and forget the socket to it, which no answer is awaited on."""
-        self._popen.kill()
-        self._popen.wait()
-        self._socket.close()
+    async def end(self) -> None:
+        """Kill it, and wait until it is gone."""
+        self.kill()
+        self._transport.abort()
+        await asyncio.to_thread(self._popen.wait)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.WriteTransport", transport)  # uvloop's is no subclass
+
+    def data_received(self, data: bytes) -> None:
+        self._received += data
+        received, answering = self._received, self._answering
+        if len(received) >= 4 and len(received) == 4 + int.from_bytes(received[:4], "big"):
+            self._received, self._answering = bytearray(), None
+            if answering is not None and not answering.done():
+                answering.set_result(bytes(received[4:]))
+
+    def connection_lost(self, _: Exception | None) -> None:
+        self.is_alive = False
+        self._reaping = asyncio.get_running_loop().create_task(self._reap())
+
+    async def _reap(self) -> None:
+        status = await asyncio.to_thread(self._popen.wait)
+        if self._answering is not None and not self._answering.done():
+            self._answering.set_exception(_EndedError(status))
 
 
-class Rendering:
-    """For one event loop. `processes`: how many at a time; the first text starts them."""
+class _Line:
+    """Texts that share one process: one at a time, and callers take turns. `stuck_seconds`: for one text, at most."""
 
-    def __init__(self, *, processes: int = PROCESSES, timing: Timing = Timing()) -> None:
-        self._most = processes
-        self._stuck_seconds = timing.render_seconds
-        self._turns = Limiter(_WHAT, processes, 1, waiting=WAITING)
-        self._suspects = Cache[str, bool](MAX_SUSPECTS, SUSPECT_SECONDS)
-        self._suspect_turns = Limiter(_WHAT, max(1, processes - 1), 1, waiting=WAITING)
-        self._idle: list[_Process] = []
-        self._alive: set[_Process] = set()
+    def __init__(self, stuck_seconds: float) -> None:
+        self._stuck_seconds = stuck_seconds
+        self._turns = Limiter(_WHAT, 1, 1, waiting=WAITING)
+        self._process: _Process | None = None
         self._starting = Once[None, None]()
         self._has_stopped = False
 
+    @property
+    def pid(self) -> int | None:
+        """Of its process, if there is one at the moment."""
+        return self._process.pid if self._process is not None and self._process.is_alive else None
+
+    async def ask(self, request: bytes, caller: str) -> bytes | None:
+        """Raises _EndedError when it was this text that ended the process; None: it ended by itself."""
+        place = await self._turns.wait(caller, TURN_SECONDS)
+        try:
+            process = await self._take()
+        except BaseException:
+            place.free()
+            raise
+        loop = asyncio.get_running_loop()
+        ends_at = loop.time() + self._stuck_seconds
+        timer = loop.call_at(ends_at, process.kill)
+        answering = process.ask(request)
+        answering.add_done_callback(partial(self._answered, place, timer))
+        try:
+            # A caller that goes away ends nothing: the process would have to be killed for that.
+            return await asyncio.shield(answering)
+        except _EndedError as error:
+            if self._has_stopped:
+                raise Unavailable(_STOPS) from None
+            if error.status in _OF_THE_TEXT:
+                raise
+            if loop.time() >= ends_at:
+                raise Unavailable(_STUCK) from None
+            return None
+
+    def _answered(self, place: Place, timer: asyncio.TimerHandle, done: "asyncio.Future[bytes]") -> None:
+        timer.cancel()
+        place.free()
+        if done.exception() is not None and not self._has_stopped:
+            self._starting.task(None, self._start)  # so that the next text need not wait for it
+
+    async def _take(self) -> _Process:
+        if self._process is None or not self._process.is_alive:
+            await self._starting.get(None, self._start)
+        assert self._process is not None
+        return self._process
+
+    async def _start(self) -> None:
+        if self._has_stopped:
+            raise Unavailable(_STOPS)
+        try:
+            process = await _Process.start()
+        except OSError as error:
+            raise Unavailable(f"Markdown and HTML cannot be rendered at the moment: {error.strerror}") from None
+        if self._has_stopped:
+            await process.end()
+            raise Unavailable(_STOPS)
+        self._process = process
+        log.info("render_process", pid=process.pid)
+
+    async def stop(self) -> None:
+        self._has_stopped = True
+        await asyncio.gather(*self._starting, return_exceptions=True)
+        if self._process is not None:
+            await self._process.end()
+
+
+class Rendering:
+    """For one event loop."""
+
+    def __init__(self, *, timing: Timing = Timing()) -> None:
+        self._short, self._long, self._slow = self._lines = [_Line(timing.render_seconds) for _ in range(3)]
+        self._slow_callers = Cache[str, bool](MAX_SLOW, SLOW_SECONDS)
+
     async def render(self, format_: str, source: str, users: Sequence[str]) -> Rendered:
         """Raises BadContent for a text that cannot be rendered, TooMany and Unavailable."""
-        # A caller that goes away does not end it: the process would have to be killed for that.
-        return await asyncio.shield(self._in_turn(format_, source, users, peer.who() or "here"))
-
-    async def _in_turn(self, format_: str, source: str, users: Sequence[str], caller: str) -> Rendered:
-        if not self._suspects.get(caller):
-            return await self._rendered(format_, source, users, caller)
-        async with self._suspect_turns.turn(caller, TURN_SECONDS):
-            return await self._rendered(format_, source, users, caller)
-
-    async def _rendered(self, format_: str, source: str, users: Sequence[str], caller: str) -> Rendered:
         request = json.dumps([format_, source, users]).encode()
-        with await self._turns.wait(caller, TURN_SECONDS):
-            try:
-                answer = await self._ask(request)
-            except _EndedError as error:
-                self._suspects.put(caller, True)
-                log.warning("render_killed", caller=caller, bytes=len(source), status=error.status)
-                message = _TOO_SLOW if error.status == -signal.SIGPROF else _TOO_BIG
-                raise _problem(format_, message) from None
-        wrong, *rendered = json.loads(answer)
+        caller = peer.who() or "here"
+        line = self._short
+        if len(request) > SHORT_BYTES:
+            line = self._slow if self._slow_callers.get(caller) else self._long
+        try:
+            # Once more where its process was ended from outside.
+            answer = await line.ask(request, caller) or await line.ask(request, caller)
+        except _EndedError as error:
+            self._slow_callers.put(caller, True)
+            log.warning("render_killed", caller=caller, bytes=len(source), status=error.status)
+            raise _problem(format_, _TOO_SLOW if error.status == -signal.SIGPROF else _TOO_BIG) from None
+        if answer is None:
+            raise Unavailable(_ENDED)
+        spent, wrong, *rendered = json.loads(answer)
+        if spent > SLOW_TEXT:
+            self._slow_callers.put(caller, True)
         if wrong:
             raise _problem(format_, wrong)
         return Rendered(*rendered)
 
-    async def _ask(self, request: bytes) -> bytes:
-        """Raises _EndedError when it was this text that ended the process."""
-        loop = asyncio.get_running_loop()
-        for is_last in (False, True):
-            process = await self._take()
-            ends_at = loop.time() + self._stuck_seconds
-            timer = loop.call_at(ends_at, process.kill)  # asyncio.timeout costs three times as much
-            try:
-                answer = await process.ask(request)
-            except _EndedError as error:
-                self._alive.discard(process)
-                if self._has_stopped:
-                    raise Unavailable("the bridge stops") from None
-                self._refill()
-                if error.status in _OF_THE_TEXT:
-                    raise
-                if loop.time() >= ends_at:
-                    raise Unavailable(_STUCK) from None
-                if is_last:
-                    raise Unavailable(_ENDED) from None
-            else:
-                self._idle.append(process)
-                return answer
-            finally:
-                timer.cancel()
-        raise AssertionError
+    @property
+    def pids(self) -> list[int]:
+        """Of the processes that there are."""
+        return [line.pid for line in self._lines if line.pid is not None]
 
-    async def _take(self) -> _Process:
-        while True:
-            while self._idle:
-                process = self._idle.pop()
-                if process.is_alive:
-                    return process
-                process.end()  # it was killed meanwhile
-                self._alive.discard(process)
-            await self._starting.get(None, self._start)
-
-    async def _start(self) -> None:
-        """One more process, if there are not enough; the others in the background."""
-        if self._has_stopped:
-            raise Unavailable("the bridge stops")
-        if len(self._alive) < self._most:
-            try:
-                process = await asyncio.to_thread(_Process)
-            except OSError as error:
-                raise Unavailable(f"Markdown and HTML cannot be rendered at the moment: {error.strerror}") from None
-            if self._has_stopped:
-                process.end()
-                raise Unavailable("the bridge stops")
-            self._alive.add(process)
-            self._idle.append(process)
-            log.info("render_process", pid=process.pid)
-        self._refill()
-
-    def _refill(self) -> None:
-        if len(self._alive) < self._most and not self._has_stopped:
-            asyncio.get_running_loop().call_soon(self._starting.task, None, self._start)
-
-    def stop(self) -> None:
+    async def stop(self) -> None:
         """End all processes; texts that are being rendered are not."""
-        self._has_stopped = True
-        for process in self._idle:
-            process.end()
-        for process in self._alive.difference(self._idle):
-            process.kill()  # and whoever awaits its answer reaps it
-        self._alive.clear()
-        self._idle.clear()
+        await asyncio.gather(*(line.stop() for line in self._lines))
 
 
 def _problem(format_: str, message: str) -> BadContent:

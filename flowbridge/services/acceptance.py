@@ -184,9 +184,30 @@ class Acceptance:
         if pending.idem is not None:
             await pending.committed
             if pending.existing is not None:
-                return await self._replayed(caller, pending, pending.existing, how)
+                return await self._replayed(caller, pending, pending.existing, how, len(pending.following))
         metrics.count(metrics.accepted, how.surface)
+        for _ in pending.following:
+            metrics.count(metrics.accepted, how.surface)
         return Receipt(caller, pending, waits=how.waits)
+
+    async def earlier(
+        self, credential: Credential, room: str, event_type: str, how: How, following: int
+    ) -> Receipt | None:
+        """What was accepted under the same key before, with so many events behind it; None if there is nothing.
+
+        Raises as `accept` does.
+        """
+        if how.key is None:
+            return None
+        permit = partial(scopes.permit, credential.key, event_type)
+        caller, room_id = await self._room_access.enter(credential, room, permit, joins=True, writes=True)
+        pending = self._pending(caller, room_id, Event(room, event_type, b"{}", None), how)
+        existing = await self._worker.accepted_before(pending)
+        if existing is None:
+            return None
+        if how.waits and not self._worker.may_wait(pending.caller):
+            how = _unwaited(how)
+        return await self._replayed(caller, pending, existing, how, following)
 
     def _hold_back(self, credential: Credential, error: ShareTaken) -> None:
         if len(self._held_back) >= MAX_HELD_BACK:
@@ -257,7 +278,7 @@ class Acceptance:
         return idem, fingerprint
 
     async def _replayed(
-        self, caller: Caller, pending: PendingDelivery, existing: Mapping[str, Any], how: How
+        self, caller: Caller, pending: PendingDelivery, existing: Mapping[str, Any], how: How, following: int
     ) -> Receipt:
         """The delivery that was accepted under the same key before."""
         if existing["fingerprint"] != pending.fingerprint and how.surface == "flow":
@@ -266,8 +287,8 @@ class Acceptance:
             )
             raise Conflict("this Idempotency-Key was used before, with other content")
         first = await self._joined(existing, how)
-        if pending.following:
-            names = [following_id(existing["delivery"], number + 1) for number in range(len(pending.following))]
+        if following:
+            names = [following_id(existing["delivery"], number + 1) for number in range(following)]
             rows = await self._worker.rows(names)
             first.following = tuple([await self._joined(rows[name], how) for name in names if name in rows])
         is_settled = all(each.settled.done() for each in (first, *first.following))

@@ -1,6 +1,7 @@
 """Say something as people write it: a message becomes events, which are sent as any others (services/sending.py)."""
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+import contextlib
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
@@ -14,18 +15,25 @@ from flowbridge.events import canonical_json, message, message_body, shaping, si
 from flowbridge.events.message import RULE, Attachment, Message
 from flowbridge.events.relations import largest
 from flowbridge.events.shaping import Shaped
+from flowbridge.limits import peer
+from flowbridge.limits.concurrency import Limiter
 from flowbridge.models import ApiKey, Caller, Event, Payload
 from flowbridge.rendering.processes import Rendering
 from flowbridge.services.acceptance import LARGE_BYTES, Acceptance, How
 from flowbridge.services.direct_rooms import DirectRooms
-from flowbridge.services.media.attachment import Label
+from flowbridge.services.media import form
+from flowbridge.services.media.attachment import Label, essence
 from flowbridge.services.media.files import Media, Upload
+from flowbridge.services.media.form import FormFile
+from flowbridge.services.media.transfer import Transfer
 from flowbridge.services.sending import Sender, Told
 from flowbridge.store.accounts import account_of
 
 T = TypeVar("T")
 Json = Mapping[str, Any]
 
+MAX_LARGE = 4  # bodies with files inside at a time
+TURN_SECONDS = 30.0
 MAX_SOURCE = {"markdown": 16 * 1024, "html": 32 * 1024}  # bytes: what takes the libraries longer is no message
 _FILES = {  # a text that is too long, as a file; HTML is not shown by those who open it
     "text": ("message.txt", "text/plain"),
@@ -47,6 +55,7 @@ class Messages:
         rendering: Rendering,
         direct_rooms: DirectRooms,
         media: Media,
+        transfer: Transfer,
     ) -> None:
         self._acceptance = acceptance
         self._sender = sender
@@ -56,6 +65,15 @@ class Messages:
         self._rendering = rendering
         self._direct_rooms = direct_rooms
         self._media = media
+        self._transfer = transfer
+        self._large = Limiter("messages with files inside that are being read", MAX_LARGE, 1)
+
+    @contextlib.asynccontextmanager
+    async def large(self, credential: Credential) -> AsyncIterator[None]:
+        """A place for a body with a file inside, which is in memory as a whole. Raises Unauthorized, TooMany …"""
+        await self._callers.author(credential)
+        async with self._large.turn(peer.who(), TURN_SECONDS):
+            yield
 
     async def read(self, body: bytes, content_type: str, options: Sequence[tuple[str, str]]) -> dict[str, Any]:
         """A message object from a body of any form."""
@@ -68,12 +86,36 @@ class Messages:
         """A large body is read in a thread."""
         return read() if len(body) < LARGE_BYTES else await self._acceptance.aside(read)
 
-    async def say(self, credential: Credential, room: str, value: Json, how: How, patience: float) -> Told:
-        """Send a message. `how` is that of its first event."""
+    @contextlib.asynccontextmanager
+    async def form(
+        self, credential: Credential, body: AsyncIterable[bytes], content_type: str, options: Sequence[tuple[str, str]]
+    ) -> AsyncIterator[tuple[dict[str, Any], Sequence[FormFile]]]:
+        """A message object, and the files beside it, from a form. The files are there until the context ends."""
         scopes.permit(credential.key, shaping.MESSAGE)
-        said = message.read(value)
+        caller = await self._callers.author(credential)  # before anything is written to the disk
+        most = await self._transfer.most(caller)
+        async with form.read(body, content_type, self._media.spool, most) as found:
+            yield message_body.read_form(found.fields, options), found.files
+
+    async def say(
+        self,
+        credential: Credential,
+        room: str,
+        value: Json,
+        how: How,
+        patience: float,
+        files: Sequence[FormFile] = (),
+    ) -> Told:
+        """Send a message. `how` is that of its first event; `files` came beside it, in a form."""
+        scopes.permit(credential.key, shaping.MESSAGE)
+        said = message.read(value, [_attachment(file) for file in files])
         shaped = await self._shape(credential, said)
-        return await self._send(credential, room, shaped, value, how, patience)
+        if files:  # the same form again is the same message
+            value = {
+                **value,
+                "attachments": [{"filename": each.label.filename, "sha256": each.sha256} for each in files],
+            }
+        return await self._send(credential, room, shaped, value, how, patience, said.attachments)
 
     async def react(self, credential: Credential, room: str, value: Json, how: How, patience: float) -> Told:
         scopes.permit(credential.key, shaping.REACTION)
@@ -93,16 +135,42 @@ class Messages:
         value: Json,
         how: How,
         patience: float,
+        attachments: Sequence[Attachment] = (),
     ) -> Told:
         if room.startswith("@"):
             scopes.permit(credential.key, shaped[0].type)
             room = await self._direct_rooms.room(credential, room)
         if any(event.binding.is_open for event in shaped):
             await self._check_bindings(credential, room, shaped)
-        events = [await self._event(room, event) for event in shaped]
         if how.key is not None:
             how = replace(how, meaning=canonical_json.write(value))
+        if not all(file.is_here for file in attachments):
+            if (
+                told := await self._sender.repeat(credential, room, shaping.MESSAGE, how, len(shaped), patience)
+            ) is not None:
+                return told  # nothing is fetched again
+            shaped = await self._with_files(credential, room, shaped, attachments)
+        events = [await self._event(room, event) for event in shaped]
         return await self._sender.send_together(credential, events, how, patience)
+
+    async def _with_files(
+        self, credential: Credential, room: str, shaped: Sequence[Shaped], attachments: Sequence[Attachment]
+    ) -> Sequence[Shaped]:
+        """The events with the files of the message, which the homeserver has then.
+
+        Nothing is uploaded for a message that would be refused: its text is checked first, and the caller's right.
+        """
+        texts, files = shaped[: -len(attachments)], shaped[-len(attachments) :]
+        permit = partial(scopes.permit, credential.key, shaping.MESSAGE)
+        caller, room_id = await self._room_access.enter(credential, room, permit, joins=True, writes=True)
+        for text in texts:
+            event = await self._event(room, text)
+            size.check(event.content, event.type, None, room_id, caller.user_id)
+        found = []
+        for number, (shown, file) in enumerate(zip(files, attachments, strict=True)):
+            stored = await self._transfer.bring(caller, file, f"/attachments/{number}")
+            found.append(replace(shown, content={**shown.content, **shaping.file(stored)}))
+        return [*texts, *found]
 
     async def _event(self, room: str, shaped: Shaped) -> Event:
         """The event that would be sent. One that is yet to be bound is checked as large as it can become."""
@@ -189,6 +257,10 @@ def check_source(said: Message) -> None:
             f"{said.format}: it is {length} bytes long, and at most {limit} are rendered: send it as a file, in parts, "
             'or with "overflow": "file"'
         )
+
+
+def _attachment(file: FormFile) -> Attachment:
+    return Attachment(filename=file.label.filename, mimetype=essence(file.label.content_type), data=file.spool)
 
 
 def _check_size(shaped: Sequence[Shaped]) -> None:

@@ -78,6 +78,21 @@ class Sender:
             again = await self._accepted_elsewhere(credential, events, how, receipt)
             if again is not None:
                 receipt, outcomes = again, await self._outcomes(again, how, max(0.0, ends - time.monotonic()))
+        return await self._told_together(receipt, outcomes)
+
+    async def repeat(
+        self, credential: Credential, room: str, event_type: str, how: How, events: int, patience: float
+    ) -> Told | None:
+        """What became of a message of so many events that was accepted under the same key before; None without one.
+
+        Raises Conflict where that one was another.
+        """
+        receipt = await self._acceptance.earlier(credential, room, event_type, how, events - 1)
+        if receipt is None:
+            return None
+        return await self._told_together(receipt, await self._outcomes(receipt, how, patience))
+
+    async def _told_together(self, receipt: Receipt, outcomes: Sequence[Outcome | None]) -> Told:
         told = [
             await self._told_of(replace(receipt, pending=pending), outcome)
             for pending, outcome in zip(receipt.deliveries, outcomes, strict=True)

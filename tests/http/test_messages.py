@@ -1,6 +1,7 @@
 """`POST /rooms/{roomId}/messages`, reactions and redactions: contract §5."""
 
 import json
+import re
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +16,8 @@ from flowbridge.models import ApiKey
 from flowbridge.store import Database, api_keys
 from tests import upstream as scripted
 from tests.http.conftest import ROOM, Bridge, as_caller, new_token, running
-from tests.http.sends import ASYNC, KEYED, check_queued, held, is_replayed, repeated
+from tests.http.sends import ASYNC, KEYED, check_queued, first, held, is_replayed, lines, repeated
+from tests.processes import REPOSITORY
 from tests.upstream import Behaviour, Request, Rooms, Upstream, user_of
 
 MESSAGES = f"/rooms/{ROOM}/messages"
@@ -110,7 +112,7 @@ def test_html_is_cut_and_has_a_readable_body(caller: httpx.Client, rooms: Rooms)
         ("", {"text": "a" * 33_000, "key": "k"}, 413, "the content is 66"),
         ("", {"html": "<b>" * 101}, 400, "render: has more than 100 tags open at a time at /html"),
         ("", {"html": "<script>x</script>"}, 400, "render: holds nothing that a room could show at /html"),
-        ("", {"text": "a", "attachments": [{"url": "http://x/"}]}, 400, "message: is not taken here: upload the file"),
+        ("", {"text": "a", "attachments": [{"url": "x"}]}, 400, "message: is no address of a file on the web"),
         ("", {"text": "a", "thread": "no such"}, 400, "message: is no target: give an event id ($…), the id of a"),
         (
             "",
@@ -575,3 +577,43 @@ def test_bomb_is_the_senders_fault_and_plain_sends_go_on(bridge: Bridge, rooms: 
             sent += 1
         assert {bomb.result().status_code for bomb in bombs} <= {200, 400, 413}
     assert sent > 0
+
+
+EXAMPLES = re.findall(r"```json\n(.*?)\n```", (REPOSITORY / "docs" / "messages.md").read_text(), re.DOTALL)
+
+
+def test_examples_of_the_documentation_are_messages(caller: httpx.Client, rooms: Rooms) -> None:
+    assert len(EXAMPLES) >= 6
+    for example in EXAMPLES:
+        said(caller.post(MESSAGES, content=example))
+    assert "m.replace" in str(contents(rooms)[-1])
+
+
+def test_nothing_is_rendered_for_a_token_that_nobody_knows(
+    upstream: Upstream, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    unknown = scripted.matrix_error(401, "M_UNKNOWN_TOKEN", "Unrecognised access token.")
+    upstream.script(lambda request: unknown if request.path.endswith("/whoami") else None)
+    with running(upstream, tmp_path) as bridge, as_caller(bridge) as client:
+        for body in ({"markdown": "*x*"}, {"html": "<b>x</b>"}):
+            answer = client.post(MESSAGES, json=body)
+            assert (answer.status_code, answer.json()["errcode"]) == (401, "M_UNKNOWN_TOKEN")
+    assert not lines(caplog, "render_process")
+
+
+def test_dead_reaction_is_sent_by_a_replay_once_its_target_is(
+    bridge: Bridge, caller: httpx.Client, upstream: Upstream, rooms: Rooms
+) -> None:
+    upstream.script(first(scripted.matrix_error(403, "M_FORBIDDEN", "no"), then=rooms))
+    dead = [
+        caller.post(MESSAGES, json={"text": "x", "key": "k"}),
+        caller.post(REACTIONS, json={"target": "key:k", "key": "👍"}),
+    ]
+    assert [answer.status_code for answer in dead] == [403, 404]
+    assert dead[1].json()["error"] == "target: key:k was not sent"
+    for answer in dead:
+        delivery = answer.headers["flowbridge-delivery"]
+        bridge.wait_until(delivery, "dead")
+        assert caller.post(f"/deliveries/{delivery}/replay").status_code in (200, 202)
+        bridge.wait_until(delivery, "sent")
+    assert contents(rooms)[1] == {"m.relates_to": {"rel_type": "m.annotation", "event_id": "$1", "key": "👍"}}

@@ -11,6 +11,7 @@ import pytest
 from sqlalchemy import NullPool, create_engine, make_url, text
 
 from flowbridge.delivery.pending import Outcome
+from flowbridge.events.relations import Binding
 from flowbridge.store import StoreUnavailable, delivery_log
 from tests.patience import PATIENCE
 from tests.postgres import LocalPostgres
@@ -311,3 +312,45 @@ async def test_connections_that_are_cut_again_and_again_lose_and_double_nothing(
         await one.settled(24)
         assert one.states() == ["sent"] * 24
     assert rooms.bodies() == [str(number) for number in range(24)]
+
+
+async def test_key_has_one_first_message_however_many_replicas_take_its_messages(
+    pair: tuple[Rig, Rig], rooms: Rooms
+) -> None:
+    binding = Binding(key="build 1")
+    pending = [rig.offer(str(number), binding=binding) for number in range(10) for rig in pair]
+    for each, rig in zip(pending, pair * 10, strict=True):
+        assert (await rig.worker.wait(each, PATIENCE)) is not None
+    relations = [event["content"].get("m.relates_to") for event in rooms.timeline[ROOM][1:]]
+    first = rooms.timeline[ROOM][1]["event_id"]
+    assert relations == [None, *[{"rel_type": "m.replace", "event_id": first}] * 19]
+
+
+async def test_message_of_several_events_is_accepted_by_one_replica_as_a_whole(
+    pair: tuple[Rig, Rig], rooms: Rooms
+) -> None:
+    for number in range(10):
+        both = [rig.offer(f"{number}", key=f"k{number}", following=[f"{number}a", f"{number}b"]) for rig in pair]
+        await soon(asyncio.gather(*(each.committed for each in both)))
+        assert [each.existing is None for each in both].count(True) == 1
+    await until(lambda: len(rooms.timeline[ROOM]) >= 31)
+    bodies = rooms.bodies()[1:]
+    assert sorted(bodies) == sorted(f"{number}{part}" for number in range(10) for part in ("", "a", "b"))
+    for number in range(10):
+        at = bodies.index(str(number))
+        assert bodies[at : at + 3] == [f"{number}{part}" for part in ("", "a", "b")]
+
+
+async def test_binding_of_a_replica_that_died_is_found_by_the_next(make: MakeRig, rooms: Rooms) -> None:
+    make.tune(poll_seconds=0.03)
+    rooms.always(refuse_connection)
+    async with make(lease=1.5, deadline=0.5) as one:
+        first = one.offer("first", binding=Binding(key="k"))
+        await soon(first.committed)
+        second = one.offer("second", binding=Binding(key="k"))
+        await soon(second.committed)
+        await one.crash()
+    rooms.always(None)
+    async with make(lease=1.5, deadline=0.5):
+        await rooms.reads(2)
+    assert rooms.timeline[ROOM][1]["content"]["m.relates_to"] == {"rel_type": "m.replace", "event_id": "$1"}

@@ -102,6 +102,23 @@ def read(body: bytes) -> Attachment | None:
     return _found(value, numbers, "")
 
 
+def decode(value: Any, at: str) -> Attachment:
+    """A file inside a message that has been read already: base64, a `data:` URL or a Node-RED Buffer.
+
+    Raises BadContent. May take some seconds.
+    """
+    if isinstance(value, str):
+        return _data_url(value, at) if value[:5].lower() == "data:" else Attachment(_base64(value, at), Label())
+    if isinstance(value, dict) and value.get("type") == "Buffer" and isinstance(value.get("data"), list):
+        numbers = value["data"]
+        try:
+            return Attachment(bytes(numbers), Label())
+        except (TypeError, ValueError):
+            first = next(index for index, each in enumerate(numbers) if type(each) is not int or not 0 <= each < 256)
+            raise _wrong(f"{at}/data/{first}", "must be an integer from 0 to 255") from None
+    raise _wrong(at, "must be base64, a data: URL, or a Node-RED Buffer")
+
+
 def _may_hold_one(body: bytes) -> bool:
     """Whether the body is worth parsing: JSON that is a file itself may be long."""
     return bool(_URL.match(body) or (_OBJECT.match(body) and any(key in body for key in _HINTS)))

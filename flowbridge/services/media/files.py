@@ -87,6 +87,17 @@ class Media:
         with self._callers.as_(caller):
             return await self._receive(caller, upload, await self._limit(caller))
 
+    async def store(self, caller: Caller, file: Upload) -> str:
+        """Upload a file as it is, whatever its type, and return its `mxc://` address. Raises as `upload` does."""
+        with self._callers.as_(caller):
+            return await self._as_it_is(caller, file, await self._limit(caller))
+
+    async def largest(self, caller: Caller) -> int:
+        """How many bytes a file of this caller may have. Raises the homeserver's error."""
+        with self._callers.as_(caller):
+            limit = await self._limit(caller)
+        return SPOOL_BYTES if limit is None else limit
+
     @contextlib.asynccontextmanager
     async def fetch(self, credential: Credential | None, wanted: Wanted) -> AsyncIterator[Relayed]:
         """The homeserver's answer with the file. Without a credential it comes from the old endpoints, as for anybody.
@@ -132,20 +143,22 @@ class Media:
             begin, body = await _peek(body)
             if begin in (b"{", b'"'):
                 return await self._from_json(caller, upload, body, limit)
-        label = _of_file(upload.label)
-        if upload.length is not None:
-            _check(upload.length, limit)
-            return await self._send(caller, label, upload.length, body)
-        async with self._spool() as spool:
-            await _fill(spool, body, SPOOL_BYTES if limit is None else limit)
-            return await self._send_spool(caller, label, spool)
+        return await self._as_it_is(caller, Upload(body, upload.length, _of_file(upload.label)), limit)
+
+    async def _as_it_is(self, caller: Caller, file: Upload, limit: int | None) -> str:
+        if file.length is not None:
+            _check(file.length, limit)
+            return await self._send(caller, file.label, file.length, file.body)
+        async with self.spool() as spool:
+            await _fill(spool, file.body, SPOOL_BYTES if limit is None else limit)
+            return await self._send_spool(caller, file.label, spool)
 
     async def _from_form(self, caller: Caller, upload: Upload, limit: int | None) -> str:
         most = SPOOL_BYTES if limit is None else limit
         _check(max(1, (upload.length or 0) - FORM_BYTES), most)
         form = Multipart(upload.label.content_type)
         read = 0
-        async with self._spool() as spool:
+        async with self.spool() as spool:
             async for data in upload.body:
                 read += len(data)
                 await spool.write(form.feed(data))
@@ -157,7 +170,7 @@ class Media:
     async def _from_json(self, caller: Caller, upload: Upload, body: AsyncIterator[bytes], limit: int | None) -> str:
         if (upload.length or 0) > JSON_BYTES:
             raise _too_long_json()
-        async with self._spool() as spool:
+        async with self.spool() as spool:
             await _fill(spool, body, JSON_BYTES, _too_long_json())
             async with self._json.turn(peer.who()):
                 found = await asyncio.to_thread(attachment.read, await spool.read())
@@ -186,7 +199,8 @@ class Media:
         return uri
 
     @contextlib.asynccontextmanager
-    async def _spool(self) -> AsyncIterator[Spool]:
+    async def spool(self) -> AsyncIterator[Spool]:
+        """A place on the disk for a file, of the caller's share. Raises TooMany."""
         with self._spools.hold(peer.who()):
             spool = Spool()
             try:

@@ -3,7 +3,10 @@
 The handlers are raw, as those of a send are: a message may be a text, a form or JSON.
 """
 
+import contextlib
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
+from functools import partial
 from typing import Annotated, Any, Literal, NotRequired
 
 from pydantic import Field
@@ -15,17 +18,23 @@ from flowbridge.auth.callers import Credential
 from flowbridge.bridge import Core
 from flowbridge.homeserver import identifiers
 from flowbridge.services.acceptance import How
+from flowbridge.services.media.attachment import essence
 from flowbridge.services.sending import Told
 from flowbridge.web import parameters
 from flowbridge.web.dependencies import ROOM, credential, segment
-from flowbridge.web.endpoint import LOG, JsonAnswer, error_answer, headers_of, json_answer, read_body
+from flowbridge.web.endpoint import LOG, MAX_BODY_BYTES, JsonAnswer, error_answer, headers_of, json_answer, read_body
 from flowbridge.web.parameters import query
 from flowbridge.web.routes.deliveries import Id
 from flowbridge.web.routes.send import ACCEPTED, DELIVERY, idempotency_key, key_of, prefer, preference
 from flowbridge.web.routing import BODY, TAGS, RawRoute, Route
 
 Json = dict[str, Any]
+Headers = Mapping[str, str]
 Say = Callable[[Credential, str, Mapping[str, Any], How, float], Awaitable[Told]]
+Call = Callable[[Request, Headers, Credential, str, How, float], Awaitable[Told]]
+
+MAX_LARGE_BYTES = 8 * 1024 * 1024  # of a JSON message with a file inside: a form, or POST /media, takes larger ones
+MAX_KEPT_BYTES = 64 * 1024  # of a body that the delivery log keeps
 
 _TARGET = "An event id (`$…`), the id of a delivery, or `key:NAME`."
 
@@ -53,9 +62,20 @@ class Said(TypedDict):
 
 
 class File(TypedDict, total=False):
+    """One of `url`, `data` and `content_uri`."""
+
+    url: Annotated[
+        str,
+        Field(
+            description="It is fetched from there, if that is on the internet.", examples=["https://example.org/a.png"]
+        ),
+    ]
+    data: Annotated[str | Json, Field(description="Base64, a `data:` URL, or a Node-RED Buffer.")]
     content_uri: Annotated[str, Field(description="As `POST /media` answers.", examples=["mxc://example.org/abc"])]
     filename: str
-    mimetype: Annotated[str, Field(description="Otherwise the filename says it.", examples=["image/png"])]
+    mimetype: Annotated[
+        str, Field(description="Otherwise the server, or the filename, says it.", examples=["image/png"])
+    ]
     caption: str
 
 
@@ -78,7 +98,7 @@ class MessageObject(TypedDict, total=False):
         Field(description="What the message is about: the next one with this key updates it.", examples=["build 17"]),
     ]
     on_update: Literal["edit", "thread", "reply", "new"]
-    attachments: Annotated[list[File], Field(description="Files that the homeserver has, sent after the text.")]
+    attachments: Annotated[list[File], Field(description="Files, sent after the text.")]
     overflow: Annotated[
         Literal["file"], Field(description="Send a text that is too long as a file, with its beginning as the text.")
     ]
@@ -106,42 +126,68 @@ class Messages:
     async def say(self, request: Request) -> Response:
         """Say something
 
-        A text, Markdown or HTML, with a title, mentions, a reply, a thread or an edit, as Matrix clients write it. A
-        body that is not a JSON object is the text itself, whatever its Content-Type, and the query says the rest. A
-        target that is queued gets its event id when this message's turn comes.
+        A text, Markdown or HTML, with a title, mentions, a reply, a thread or an edit, as Matrix clients write it, and
+        files. A body that is not a JSON object is the text itself, whatever its Content-Type, and the query says the
+        rest; a form may hold files. A target that is queued gets its event id when this message's turn comes.
         """
-        return await self._serve(request, self._messages.say, takes_text=True)
+        return await self._serve(request, self._say)
 
     async def react(self, request: Request) -> Response:
         """React to a message
 
         It is kept until it can be sent, as a message is, also while its target is queued.
         """
-        return await self._serve(request, self._messages.react)
+        return await self._serve(request, partial(self._tell, self._messages.react))
 
     async def redact(self, request: Request) -> Response:
         """Remove what a message says
 
         It is kept until it can be sent, as a message is, also while its target is queued.
         """
-        return await self._serve(request, self._messages.redact)
+        return await self._serve(request, partial(self._tell, self._messages.redact))
 
-    async def _serve(self, request: Request, say: Say, *, takes_text: bool = False) -> Response:
+    async def _say(
+        self, request: Request, headers: Headers, credential: Credential, room: str, how: How, patience: float
+    ) -> Told:
+        content_type = headers.get("content-type", "")
+        given: bytes = request.scope["query_string"]
+        asked = parameters.given(given) if given else ()
+        if essence(content_type) == "multipart/form-data":
+            async with self._messages.form(credential, request.stream(), content_type, asked) as (value, files):
+                return await self._messages.say(credential, room, value, how, patience, files)
+        async with contextlib.AsyncExitStack() as stack:
+            limit, length = MAX_BODY_BYTES, headers.get("content-length", "")
+            if length.isdigit() and int(length[:20]) > limit:  # a file is inside
+                await stack.enter_async_context(self._messages.large(credential))
+                limit = MAX_LARGE_BYTES
+            body = await read_body(request, headers, limit)
+            value = await self._messages.read(body, content_type, asked)
+            if len(body) <= MAX_KEPT_BYTES:
+                how = replace(how, request=body)
+            return await self._messages.say(credential, room, value, how, patience)
+
+    async def _tell(
+        self,
+        say: Say,
+        request: Request,
+        headers: Headers,
+        credential: Credential,
+        room: str,
+        how: How,
+        patience: float,
+    ) -> Told:
+        body = await read_body(request, headers)
+        return await say(credential, room, await self._messages.read_object(body), replace(how, request=body), patience)
+
+    async def _serve(self, request: Request, call: Call) -> Response:
         headers = headers_of(request)
         credential = await self._callers.credential(headers, request.scope["query_string"])
         self._acceptance.check_share(credential)
         room = identifiers.room_or_user(request.path_params["roomId"])
-        body = await read_body(request, headers)
-        if takes_text:
-            given: bytes = request.scope["query_string"]
-            asked = parameters.given(given) if given else ()
-            value = await self._messages.read(body, headers.get("content-type", ""), asked)
-        else:
-            value = await self._messages.read_object(body)
-        key = key_of(request.headers.getlist("idempotency-key")) if "idempotency-key" in headers else None
         patience, is_async = preference(request, headers, "flow", self._wait_seconds)
-        how = How("flow", key, body, waits=patience is not None)
-        told = await say(credential, room, value, how, patience or 0.0)
+        key = key_of(request.headers.getlist("idempotency-key")) if "idempotency-key" in headers else None
+        how = How("flow", key, waits=patience is not None)
+        told = await call(request, headers, credential, room, how, patience or 0.0)
         request.scope[LOG] = {"user": told.user_id, "delivery": told.delivery}
         response = _answer(told)
         response.add(b"flowbridge-delivery", told.delivery)

@@ -129,15 +129,18 @@ TARGET = "is no target: give an event id ($…), the id of a delivery, or key:NA
         ({"text": "a", "attachments": {}}, {"/attachments": "must be a list of objects"}),
         ({"text": "a", "attachments": ["x"]}, {"/attachments/0": "must be an object"}),
         (
-            {"text": "a", "attachments": [{"url": "http://x/"}, {"data": "aGk="}]},
+            {"text": "a", "attachments": [{"url": "file:///etc/passwd"}, {"data": "aGk=", "url": "http://x/"}]},
             {
-                f"/attachments/{at}": "is not taken here: upload the file with POST /media, and give its content_uri"
-                for at in ("0/url", "1/data")
+                "/attachments/0/url": "is no address of a file on the web: https://… or http://…",
+                "/attachments/1/data": "is one too many: there is url already, and a file has one source",
             },
         ),
         (
             {"text": "a", "attachments": [{}]},
-            {"/attachments/0/content_uri": "is required: the mxc:// address that POST /media answers"},
+            {
+                "/attachments/0": "is no file: give its url, its data (base64), or the content_uri that POST /media "
+                "answers"
+            },
         ),
         (
             {"text": "a", "attachments": [{"content_uri": "https://hs/x"}]},

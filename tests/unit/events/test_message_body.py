@@ -70,36 +70,13 @@ def test_field_that_is_there_twice_is_refused() -> None:
         message_body.read(b"x", "", [("title", "a"), ("title", "b")])
 
 
-def multipart(*parts: tuple[str, str], end: str = "--\r\n") -> tuple[bytes, str]:
-    lines = "".join(f"--b\r\nContent-Disposition: form-data; {head}\r\n\r\n{value}\r\n" for head, value in parts)
-    return f"{lines}--b{end}".encode(), "multipart/form-data; boundary=b"
-
-
-def test_multipart_fields_are_read() -> None:
-    found = message_body.read(
-        *multipart(('name="text"', "Grüße\r\nan alle"), ('name="title"', "T"), ('name="key"', ""))
-    )
-    assert found == {"text": "Grüße\r\nan alle", "title": "T"}
-
-
-@pytest.mark.parametrize(
-    ("form", "sentence"),
-    [
-        (multipart(('name="colour"', "red")), "message: is unknown here: known are text, "),
-        (
-            multipart(('name="file"; filename="a.png"', "…")),
-            "the form holds a file: upload it with POST /media, and name its content_uri in `attachments`",
-        ),
-        (multipart(('name="text"', "x"), end="\r\n"), "the body is not multipart/form-data: it ends before its last"),
-        ((b"x", "multipart/form-data"), "Content-Type: multipart/form-data without a boundary"),
-        ((b"x", "multipart/form-data; boundary=b"), "the body is not multipart/form-data: "),
-        (multipart(*[('name="text"', "x")] * 51), "the form holds more than 50 fields"),
-    ],
-)
-def test_multipart_body_that_is_wrong_is_refused(form: tuple[bytes, str], sentence: str) -> None:
-    with pytest.raises(BadRequest) as found:
-        message_body.read(*form)
-    assert found.value.error.startswith(sentence)
+def test_fields_of_a_form_with_files_are_read() -> None:
+    fields = [("text", "Grüße\r\nan alle"), ("title", "T"), ("key", "")]
+    assert message_body.read_form(fields) == {"text": "Grüße\r\nan alle", "title": "T"}
+    with pytest.raises(BadContent, match=r"is unknown here: known are text, .* at /colour"):
+        message_body.read_form([("text", "x"), ("colour", "red")])
+    with pytest.raises(BadContent, match="is given in the query, too at /title"):
+        message_body.read_form(fields, [("title", "U")])
 
 
 def test_query_says_what_a_text_is() -> None:

@@ -1,0 +1,1 @@
+"""HTTP to addresses that callers name, which may be anybody's: checked, bounded in time and size, never private."""
