@@ -13,6 +13,8 @@ const { valueOf } = require("./lib/values");
 
 const CLOSE = 10_000; // ms: Node-RED waits 15 s for a node to close
 const PATIENCE_MINUTES = 10;
+const MAX_INSIDE = 2 * 1024 * 1024; // bytes of Buffers that go along in a message; JSON takes more memory than an upload
+const FETCH_SECONDS = 90; // what the bridge may take for a file from an address, its turn included
 // The message's keys by the names of their fields in the dialog.
 const OPTIONS = {
     title: "title",
@@ -58,8 +60,9 @@ module.exports = function (RED) {
         }
 
         /**
-         * The request that a message makes: `{server, room, path, body, key, token, says, events, files}`. `says`: whether it is a
-         * message for people; `events`: how many it becomes; `files`, each `{data, label}`, are uploaded first; then each has its `url`, and `complete()` is the body.
+         * The request that a message makes: `{server, room, path, body, key, token, says, events, seconds, files}`. `says`: whether
+         * it is a message for people; `events`: how many it becomes; `seconds`: what it may take beside the client's timeout;
+         * `files`, each `{data, label}`, are uploaded first: then each has its `url`, and `complete()` is the body.
          */
         async read(msg) {
             const config = this.config;
@@ -71,7 +74,7 @@ module.exports = function (RED) {
             const said = isMessage ? message.read(payload, { ...(await this.options(typed)), msg }) : undefined;
             const room = roomOf(await typed("room"), msg, { users: Boolean(said) });
             const key = keyOf(await typed("key"));
-            const common = { server, room, key, token: tokenOf(msg), says: Boolean(said), events: 1, files: [] };
+            const common = { server, room, key, token: tokenOf(msg), says: Boolean(said), events: 1, seconds: 0, files: [] };
             if (said) return { ...common, ...messageRequest(said, room) };
             const type = (!isMessage && (await typed("eventType"))) || content.MESSAGE;
             if (typeof type !== "string") throw new InputError("the event type is not a string", "/eventType");
@@ -150,7 +153,8 @@ module.exports = function (RED) {
             const body = request.complete ? written(request.complete()) : request.body;
             const headers = { "idempotency-key": request.key };
             if (this.queues) headers.prefer = "respond-async";
-            return client.call("POST", request.path, { body, headers, key: request.token, signal });
+            const timeout = client.timeout + request.seconds;
+            return client.call("POST", request.path, { body, headers, key: request.token, timeout, signal });
         }
 
         tell(waiting, trouble) {
@@ -166,17 +170,21 @@ module.exports = function (RED) {
 /** A message for `POST …/messages`. Encoded at once, as an event is: a flow may change its objects while they wait. */
 function messageRequest({ message: said, files }, room) {
     const path = segments("rooms", room, "messages");
-    const body = written(said);
     const { attachments = [] } = said;
     const hasText = message.FORMATS.some((format) => format in said);
-    const events = Number(hasText) + (Array.isArray(attachments) ? attachments.length : 0);
-    if (!files.length) return { path, body, events };
+    const events = Number(hasText) + attachments.length;
+    const common = { path, events, seconds: attachments.filter(({ url }) => url).length * FETCH_SECONDS };
+    if (files.reduce((sum, { data }) => sum + data.length, 0) <= MAX_INSIDE) {
+        for (const { at, data } of files) attachments[at].data = data.toString("base64");
+        return { ...common, body: written(said) };
+    }
+    const body = written(said);
     const complete = () => {
         const found = JSON.parse(body);
         for (const { at, url } of files) found.attachments[at].content_uri = url;
         return found;
     };
-    return { path, body, events, files, complete };
+    return { ...common, body, files, complete };
 }
 
 /** The deliveries of a message with so many events. */

@@ -172,8 +172,11 @@ describe("flowbridge send, as people write", () => {
 
     it("a text with its files, as one message with one key", async () => {
         const config = { attachments: "attachments", attachmentsType: "msg", key: "once", keyType: "msg" };
-        const msg = () => ({ payload: "look", attachments: [{ data: PNG, caption: "a dot" }, OGG], once: `files ${Date.now()}` });
+        const once = `files ${Date.now()}`;
+        const msg = () => ({ payload: "look", attachments: [{ data: PNG, caption: "a dot" }, OGG], once });
         const { sent, contents } = await sends(config, msg());
+        await unload();
+        assert.deepEqual((await sends(config, msg())).sent.events, sent.events, "once, however often it is given");
         assert.deepEqual(contents.map(({ msgtype, body }) => [msgtype, body]), [["m.text", "look"], ["m.image", "a dot"], ["m.audio", "file.ogg"]]);
         assert.equal(sent.events.length, 3);
         const headers = { Authorization: `Bearer ${facts.bot.access_token}` };
@@ -181,10 +184,43 @@ describe("flowbridge send, as people write", () => {
         assert.deepEqual(Buffer.from(await back.arrayBuffer()), PNG);
     });
 
+    it("a large file, which is uploaded first, by its address", async () => {
+        const large = Buffer.alloc(3 * 1024 * 1024, 7);
+        PNG.copy(large);
+        const { contents } = await sends({ attachments: "attachments", attachmentsType: "msg" }, { payload: "look", attachments: { data: large, caption: "large" } });
+        const [, { msgtype, body, url }] = contents;
+        assert.deepEqual([msgtype, body], ["m.image", "large"]);
+        const headers = { Authorization: `Bearer ${facts.bot.access_token}` };
+        const back = await fetch(`${facts.bridge}/media/${url.slice("mxc://".length)}`, { headers });
+        assert.ok(Buffer.from(await back.arrayBuffer()).equals(large));
+    });
+
+    it("a file from an address, which the bridge fetches, and not from a private one", async () => {
+        const files = http.createServer((request, response) => {
+            response.setHeader("content-type", "image/png");
+            response.end(PNG);
+        });
+        await new Promise((resolve) => files.listen(0, "127.0.0.1", resolve));
+        try {
+            const config = { as: "markdown", attachments: "attachments", attachmentsType: "msg" };
+            const url = `http://127.0.0.1:${files.address().port}/dot.png`;
+            const { contents } = await sends(config, { payload: "*look*", attachments: [url, { url, filename: "again.png", caption: "again" }] });
+            assert.deepEqual(contents.slice(1).map(({ msgtype, body, info }) => [msgtype, body, info.w]), [["m.image", "dot.png", 1], ["m.image", "again", 1]]);
+            await unload();
+            const { ask } = await load([{ ...SEND, room, ...config }]);
+            const { error } = await ask({ payload: "x", attachments: "http://10.0.0.1/a.png" });
+            assert.deepEqual([error.status, error.problems[0].pointer], [400, "/attachments/0/url"]);
+        } finally {
+            files.close();
+            files.closeAllConnections();
+        }
+    });
+
     it("a Buffer as a file with a caption, and nothing for an empty one", async () => {
         const { contents } = await sends({}, { payload: PNG, filename: "dot.png", caption: "a dot" });
         const [{ msgtype, body, filename, info }] = contents;
-        assert.deepEqual([msgtype, body, filename, info.mimetype], ["m.image", "a dot", "dot.png", "image/png"]);
+        assert.deepEqual([msgtype, body, filename], ["m.image", "a dot", "dot.png"]);
+        assert.deepEqual(info, { mimetype: "image/png", size: PNG.length, w: 1, h: 1 });
         await unload();
         const { ask } = await load([{ ...SEND, room }]);
         assert.match((await ask({ payload: Buffer.alloc(0) })).error.message, /empty/);
