@@ -36,18 +36,18 @@ module.exports = function (RED) {
         /** The properties that the message gets; the others go on as they came, to whatever answers it. */
         async work(msg) {
             const { config } = this;
-            const typed = async (name) => (await valueOf(RED, this, msg, config[name], config[`${name}Type`])).value;
+            const typed = (name) => valueOf(RED, this, msg, config[name], config[`${name}Type`]);
             const server = serverOf(RED, config.server);
             server.usable();
             const operation = OPERATIONS[config.operation];
             if (!operation) throw new InputError("choose what the node does");
-            const room = roomOf(await typed("room"), msg, { users: operation.users });
+            const room = roomOf((await typed("room")).value, msg, { users: operation.users });
             const more = { key: tokenOf(msg), signal: this.stopping.signal };
             const call = (method, path, options) => server.call(method, path, { ...options, ...more });
-            const value = (await typed(operation.value)) ?? "";
-            const target = operation.target ? targetOf(await typed("target")) : undefined;
+            const { value } = operation.value ? await typed(operation.value) : {};
+            const target = operation.target ? targetOf((await typed("target")).value) : undefined;
             show(this, "sending", RED._("flowbridge-react.status.working"));
-            const found = await operation.do({ call, room, target, value });
+            const found = await operation.do({ call, room, target, value: value ?? "" });
             const isAccepted = found && Object.values(found).some(({ status }) => status === "queued");
             const status = isAccepted ? ["queued", "accepted"] : ["connected", "done"];
             if (!more.signal.aborted) show(this, status[0], RED._(`flowbridge-react.status.${status[1]}`));
@@ -117,14 +117,14 @@ function targetOf(given) {
 }
 
 function textOf(value, what, pointer) {
-    if (typeof value === "object") throw new InputError(`${what} is a text`, pointer);
+    if (!["string", "number", "boolean", "bigint"].includes(typeof value)) throw new InputError(`${what} is a text`, pointer);
     return String(value);
 }
 
 /** For how long; 0 ends it. A plain yes or no is enough. */
 function secondsOf(value) {
     if (typeof value === "boolean") return value ? TYPING_SECONDS : 0;
-    const seconds = typeof value === "object" ? NaN : Number(value);
+    const seconds = ["string", "number"].includes(typeof value) ? Number(value) : NaN;
     if (seconds >= 0 && seconds <= MAX_TYPING_SECONDS) return seconds;
     throw new InputError(`for how long is a number of seconds, at most ${MAX_TYPING_SECONDS}; 0 ends it`, "/seconds");
 }

@@ -66,17 +66,17 @@ module.exports = function (RED) {
          */
         async read(msg) {
             const config = this.config;
-            const typed = async (name) => (await valueOf(RED, this, msg, config[name], config[`${name}Type`])).value;
+            const typed = (name) => valueOf(RED, this, msg, config[name], config[`${name}Type`]);
             const server = serverOf(RED, config.server);
             server.usable();
             const isMessage = message.FORMATS.includes(config.as); // else it is an event, also for flows from before there was a choice
-            const payload = config.payloadType ? await typed("payload") : msg.payload;
+            const { value: payload } = config.payloadType ? await typed("payload") : { value: msg.payload };
             const said = isMessage ? message.read(payload, { ...(await this.options(typed)), msg }) : undefined;
-            const room = roomOf(await typed("room"), msg, { users: Boolean(said) });
-            const key = keyOf(await typed("key"));
+            const room = roomOf((await typed("room")).value, msg, { users: Boolean(said) });
+            const key = keyOf((await typed("key")).value);
             const common = { server, room, key, token: tokenOf(msg), says: Boolean(said), events: 1, seconds: 0, files: [] };
             if (said) return { ...common, ...messageRequest(said, room) };
-            const type = (!isMessage && (await typed("eventType"))) || content.MESSAGE;
+            const type = (!isMessage && (await typed("eventType")).value) || content.MESSAGE;
             if (typeof type !== "string") throw new InputError("the event type is not a string", "/eventType");
             return { ...common, ...eventRequest(content.read(payload, type), room, msg) };
         }
@@ -85,7 +85,7 @@ module.exports = function (RED) {
         async options(typed) {
             const options = {};
             for (const [name, key] of Object.entries(OPTIONS)) {
-                if (String(this.config[name] ?? "").trim()) options[key] = await typed(name);
+                if (String(this.config[name] ?? "").trim()) options[key] = (await typed(name)).value;
             }
             if (options.msgtype === "m.text") delete options.msgtype; // what it is anyway
             return { format: this.config.as, refuses: this.config.objects === "refuse", options };

@@ -33,7 +33,7 @@ function read(payload, { format, refuses = false, options = {}, msg = {} }) {
     return { message, files };
 }
 
-/** The message of a payload alone; undefined for what is Matrix' already. */
+/** The message of a payload alone. */
 function said(payload, format, refuses, hasFiles, msg) {
     if (payload === undefined || payload === null || (payload === "" && hasFiles)) {
         if (hasFiles) return {};
@@ -73,9 +73,9 @@ function attachment(given, at, files) {
     const pointer = `/attachments/${at}`;
     if (typeof given === "string" && /^mxc:/i.test(given)) return { content_uri: given.trim() };
     if (typeof given === "string" && /^https?:/i.test(given)) return { url: given.trim() };
-    const item = isFile(given) ? { data: given } : given;
+    const item = isFile(given) || isDataUrl(given) ? { data: given } : ofEmail(given);
     if (!isPlain(item)) {
-        const kinds = "a Buffer, an address (https://… or mxc://…), or an object with data, url or content_uri";
+        const kinds = "a Buffer, an address (https://…, mxc://… or data:…), or an object with data, url or content_uri";
         throw new InputError(`attachment ${at + 1} is not a file: give ${kinds}`, pointer);
     }
     const { data: source, ...rest } = item;
@@ -84,11 +84,17 @@ function attachment(given, at, files) {
     for (const name of ["url", "content_uri"]) {
         if (name in rest) throw new InputError(`attachment ${at + 1} has data and ${name}: it is one file`, `${pointer}/${name}`);
     }
+    if (isDataUrl(source)) return { ...rest, data: source }; // the bridge reads it, its type, too
     const data = bytes(source);
-    if (!data) throw new InputError(`the data of attachment ${at + 1} is neither a Buffer nor a string in base64`, `${pointer}/data`);
+    if (!data) throw new InputError(`the data of attachment ${at + 1} is neither a Buffer nor base64 nor a data: URL`, `${pointer}/data`);
     const label = content.label(data, { filename: rest.filename, contentType: rest.mimetype });
     files.push({ at, data, label });
     return { ...rest, filename: label.filename, mimetype: label.contentType };
+}
+
+/** A file as Node-RED's email node gives it in msg.attachments, with much that is of no use here; others as they are. */
+function ofEmail(given) {
+    return isPlain(given) && isBytes(given.content) ? { data: given.content, filename: given.filename, mimetype: given.contentType } : given;
 }
 
 /** The Buffer of a file, which is not copied; undefined if it is none. */
@@ -104,6 +110,7 @@ const isAbsent = (value) => value === undefined || value === null || value === "
 const isPlain = (value) => Boolean(value) && typeof value === "object" && !Array.isArray(value) && !isBytes(value);
 /** What JSON makes of a Buffer. */
 const isWrittenBuffer = (value) => isPlain(value) && value.type === "Buffer" && Array.isArray(value.data);
+const isDataUrl = (value) => typeof value === "string" && /^data:/i.test(value);
 const isFile = (value) => isBytes(value) || isWrittenBuffer(value);
 const listed = (value) => (value === undefined || value === null ? [] : Array.isArray(value) ? value : [value]);
 

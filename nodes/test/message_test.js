@@ -28,6 +28,7 @@ describe("a payload as a message", () => {
         ["any other object", { level: 5, text: "low" }, {}, { markdown: '```json\n{\n  "level": 5,\n  "text": "low"\n}\n```', overflow: "file" }],
         ["an object with a type that is no event's", { type: "alarm", content: { a: 1 } }, {}, { markdown: '```json\n{\n  "type": "alarm",\n  "content": {\n    "a": 1\n  }\n}\n```', overflow: "file" }],
         ["only addresses", undefined, { options: { attachments: "https://example.org/a.png" } }, { attachments: [{ url: "https://example.org/a.png" }] }],
+        ["data: URLs", "a", { options: { attachments: ["data:text/plain,a", { data: "data:,b", filename: "b.txt" }] } }, { text: "a", attachments: [{ data: "data:text/plain,a" }, { data: "data:,b", filename: "b.txt" }] }],
         ["a text and files", "a", { options: { attachments: ["mxc://a/b", { url: "https://x/", caption: "x", filename: null }] } }, { text: "a", attachments: [{ content_uri: "mxc://a/b" }, { url: "https://x/", caption: "x" }] }],
     ]) {
         it(`is made of ${what}`, () => assert.deepEqual(messageOf(payload, more), message));
@@ -55,6 +56,13 @@ describe("a payload as a message", () => {
         assert.equal(files[0].data, PNG, "and is not copied");
     });
 
+    it("takes the files of an email as Node-RED's node gives them", () => {
+        const email = { type: "attachment", content: PNG, contentType: "image/png", contentDisposition: "attachment", filename: "dot.png", cid: undefined, size: PNG.length };
+        const { message, files } = read("Hello", { format: "text", options: { attachments: [email] } });
+        assert.deepEqual(message, { text: "Hello", attachments: [{ filename: "dot.png", mimetype: "image/png" }] });
+        assert.equal(files[0].data, PNG);
+    });
+
     const cyclic = {};
     cyclic.self = cyclic;
     for (const [what, payload, options, sentence, pointer] of [
@@ -62,9 +70,9 @@ describe("a payload as a message", () => {
         ["nothing, null", null, { title: "T" }, "there is nothing to send: the payload is empty", ""],
         ["a circle", cyclic, {}, /^the payload cannot be written as JSON: Converting circular structure/, ""],
         ["a function", () => {}, {}, "the payload cannot be written as JSON: its type is function", ""],
-        ["a file that is a number", "a", { attachments: ["https://x/", 5] }, "attachment 2 is not a file: give a Buffer, an address (https://… or mxc://…), or an object with data, url or content_uri", "/attachments/1"],
+        ["a file that is a number", "a", { attachments: ["https://x/", 5] }, "attachment 2 is not a file: give a Buffer, an address (https://…, mxc://… or data:…), or an object with data, url or content_uri", "/attachments/1"],
         ["a file that is a path", "a", { attachments: "/etc/passwd" }, /^attachment 1 is not a file: give a Buffer/, "/attachments/0"],
-        ["data that is not base64", "a", { attachments: { data: "ü" } }, "the data of attachment 1 is neither a Buffer nor a string in base64", "/attachments/0/data"],
+        ["data that is not base64", "a", { attachments: { data: "ü" } }, "the data of attachment 1 is neither a Buffer nor base64 nor a data: URL", "/attachments/0/data"],
         ["a file that is two", "a", { attachments: { data: PNG, url: "https://x/" } }, "attachment 1 has data and url: it is one file", "/attachments/0/url"],
     ]) {
         it(`is refused: ${what}`, () => {
@@ -173,12 +181,13 @@ describe("flowbridge send, as people write", () => {
     it("a text with its files, as one message with one key", async () => {
         const config = { attachments: "attachments", attachmentsType: "msg", key: "once", keyType: "msg" };
         const once = `files ${Date.now()}`;
-        const msg = () => ({ payload: "look", attachments: [{ data: PNG, caption: "a dot" }, OGG], once });
+        const url = `data:image/png;base64,${PNG.toString("base64")}`;
+        const msg = () => ({ payload: "look", attachments: [{ data: PNG, caption: "a dot" }, OGG, { data: url, filename: "b.png" }], once });
         const { sent, contents } = await sends(config, msg());
         await unload();
         assert.deepEqual((await sends(config, msg())).sent.events, sent.events, "once, however often it is given");
-        assert.deepEqual(contents.map(({ msgtype, body }) => [msgtype, body]), [["m.text", "look"], ["m.image", "a dot"], ["m.audio", "file.ogg"]]);
-        assert.equal(sent.events.length, 3);
+        assert.deepEqual(contents.map(({ msgtype, body }) => [msgtype, body]), [["m.text", "look"], ["m.image", "a dot"], ["m.audio", "file.ogg"], ["m.image", "b.png"]]);
+        assert.equal(sent.events.length, 4);
         const headers = { Authorization: `Bearer ${facts.bot.access_token}` };
         const back = await fetch(`${facts.bridge}/media/${contents[1].url.slice("mxc://".length)}`, { headers });
         assert.deepEqual(Buffer.from(await back.arrayBuffer()), PNG);
