@@ -5,9 +5,9 @@ import contextlib
 import math
 import ssl
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from flowbridge import log
 from flowbridge.auth.api_keys import ApiKeys
@@ -25,7 +25,7 @@ from flowbridge.delivery.backpressure import Backpressure, Limits
 from flowbridge.delivery.breaker import Breaker
 from flowbridge.delivery.encryption import EncryptionCheck
 from flowbridge.delivery.lookup import Lookup
-from flowbridge.delivery.waiting import waiting
+from flowbridge.delivery.waiting import Waiting, waiting
 from flowbridge.delivery.write_queue import WriteQueue
 from flowbridge.errors import MatrixError
 from flowbridge.events import Catalogue
@@ -41,17 +41,20 @@ from flowbridge.services.accounts import Accounts
 from flowbridge.services.deliveries import Deliveries
 from flowbridge.services.direct_rooms import DirectRooms
 from flowbridge.services.history import History
+from flowbridge.services.invitations import Invitations
 from flowbridge.services.maintenance import Maintenance
 from flowbridge.services.media.files import Media
 from flowbridge.services.media.transfer import Transfer
 from flowbridge.services.messages import Messages
 from flowbridge.services.readings import Readings
+from flowbridge.services.refused_calls import RefusedCalls
 from flowbridge.services.replays import Replays
 from flowbridge.services.rooms import Rooms
 from flowbridge.services.sending import Sender
 from flowbridge.settings import Settings
 from flowbridge.store import Database
 from flowbridge.store.accounts import account_of
+from flowbridge.store.delivery_log import Standing
 
 if TYPE_CHECKING:
     from flowbridge.outbound.fetch import Fetcher
@@ -151,6 +154,7 @@ class Core:
             self.account_limits,
             self.breaker,
         )
+        self.refused_calls = RefusedCalls(self.database)
         self.deliveries = Deliveries(
             self.database,
             self.callers,
@@ -160,11 +164,21 @@ class Core:
             cancel=self.worker.cancel,
             wake=self.worker.wake,
             amended=self.write_queue.amended,
-            waiting=partial(waiting, self.account_limits, self.breaker),
+            waiting=self._waits_for,
+            flush_refused=self.refused_calls.flush,
             readings=self.readings,
         )
         self.accounts = Accounts(settings, self.homeserver, self.callers)
         self.rooms = Rooms(self.homeserver, self.callers, self.room_access, joined=self.worker.joined)
+        self.invitations = Invitations(
+            settings.auto_join,
+            self.bot,
+            self.callers,
+            self.homeserver,
+            self.database,
+            joined=self.worker.joined,
+            timing=self.timing,
+        )
         self.history = History(
             self.callers, self.room_access, self.homeserver, encrypted_rooms=settings.encrypted_rooms
         )
@@ -184,7 +198,13 @@ class Core:
         )
         self.live = Live(self.homeserver, self.callers, timing=self.timing)
         self.maintenance = Maintenance(
-            settings, self.database, self.backpressure, self.keys, self.worker, timing=self.timing
+            settings,
+            self.database,
+            self.backpressure,
+            self.keys,
+            self.worker,
+            flush_refused=self.refused_calls.flush,
+            timing=self.timing,
         )
         self.tokens.on_change = self.account_limits.trust
         # By account: when its refused tokens are tried again, and the pause after that.
@@ -227,6 +247,8 @@ class Core:
         tasks = [asyncio.create_task(self.locator.keep_fresh())]
         if not self._beside:
             tasks.append(asyncio.create_task(self.maintenance.run()))
+        if not self._beside and self.bot.is_configured:
+            tasks.append(asyncio.create_task(self.invitations.run()))
         try:
             yield
         finally:
@@ -251,6 +273,11 @@ class Core:
         from flowbridge.outbound.fetch import Fetcher  # httpcore and httpx, which most bridges never need
 
         return Fetcher(tls, Allowed(self.settings.fetch_allow), timing=self.timing)
+
+    def _waits_for(self, row: Mapping[str, Any], standing: Standing) -> Waiting:
+        """What a queued event waits for."""
+        is_sending, me = self.worker.is_sending(row["delivery"]), self.worker.owner
+        return waiting(self.account_limits, self.breaker, row["account"], standing, is_sending=is_sending, me=me)
 
     def _seen(self, caller: Caller) -> None:
         """A token is good: events that wait for a token of its user are sent with it, whatever it came for."""

@@ -22,6 +22,8 @@ accepted = _counter("events_accepted", "Events taken, by surface.", "surface")
 settled = _counter("events_settled", "Events that ended, by how: sent or dead.", "state")
 attempts = _counter("attempts", "Attempts to send, by what came of them.", "verdict")
 rate_limited = _counter("rate_limited_seconds", "Seconds of pause that the homeserver asked for (429).")
+refused_unlisted = _counter("refused_unlisted", "Refused calls too many for the delivery log.")
+dropped_early = _counter("sent_dropped_early", "Sent events deleted before their time: the log was at its bound.")
 leases_lost = _counter("leases_lost", "Rooms taken over by another process, or held for too long.")
 commit_seconds = Histogram(
     "flowbridge_commit_seconds",
@@ -43,6 +45,7 @@ accounts_paused = _gauge("accounts_paused", "Accounts whose token the homeserver
 homeserver_up = _gauge("homeserver_up", "0 while the homeserver cannot be reached.")
 live_listeners = _gauge("live_listeners", "Open streams of live events.")
 live_accounts = _gauge("live_accounts", "Accounts that are listened to: one long poll each.")
+log_seconds = _gauge("log_seconds", "Age of the oldest sent event in the delivery log; 0 without one.")
 store_bytes = _gauge("store_bytes", "Bytes that the store takes.")
 store_full = _gauge("store_full", "1 while nothing is accepted because the store is full.")
 

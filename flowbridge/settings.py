@@ -35,6 +35,11 @@ LEASE_MARGIN_SECONDS = 5.0  # otherwise a request could still be in flight when 
 _BASE_URL = re.compile(r"https?://(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+)(?::[0-9]{1,5})?(?:/[A-Za-z0-9._~/-]*)?")
 _HOST = re.compile(r"(?=.*[a-z])[a-z0-9_-]+(?:\.[a-z0-9_-]+)*\.?", re.IGNORECASE)
 _KEY = re.compile(r"fb_[\x21-\x7e]{32,1000}")
+_SERVER = r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+)(?::[0-9]{1,5})?"
+_INVITER = re.compile(rf"(?:@[^\s:]+:)?{_SERVER}")
+_AUTO_JOIN = frozenset({"own", "all", "off"})
+_SWITCHES = frozenset({"on", "yes", "no", "true", "false", "none", "0", "1", "any", "everyone", "everybody"})
+MAX_INVITERS = 1_000
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(?:\[[0-9a-f:.]+\]|[a-z0-9_.-]+)(?::[0-9]{1,5})?")
 _FILES = "SECRET=FILES"  # not a possible name of an environment variable
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
@@ -90,6 +95,7 @@ class Settings(BaseSettings):
     secret_key: SecretStr | None = _name("FLOWBRIDGE_SECRET_KEY")
     public_url: str | None = _name("FLOWBRIDGE_PUBLIC_URL")
     encrypted_rooms: Literal["refuse", "allow"] = _name("FLOWBRIDGE_ENCRYPTED_ROOMS", "refuse")
+    auto_join: Annotated[tuple[str, ...], NoDecode] = _name("FLOWBRIDGE_AUTO_JOIN", ("own",))
     registration: bool = _name("FLOWBRIDGE_REGISTRATION", True)
     pass_federation: bool = _name("FLOWBRIDGE_PASS_FEDERATION", True)
     schemas_dir: Path | None = _name("FLOWBRIDGE_SCHEMAS_DIR")
@@ -106,7 +112,11 @@ class Settings(BaseSettings):
     wrong_keys_per_minute: Annotated[int, Field(ge=1)] = _name("FLOWBRIDGE_WRONG_KEYS_PER_MINUTE", 60)
     max_share: Annotated[float, Field(gt=0, le=1)] = _name("FLOWBRIDGE_MAX_SHARE", 0.5)
     keep_queued_days: Annotated[float, Field(gt=0, le=365)] = _name("FLOWBRIDGE_KEEP_QUEUED_DAYS", 7.0)
-    keep_sent_hours: Annotated[float, Field(ge=0, le=87_600)] = _name("FLOWBRIDGE_KEEP_SENT_HOURS", 24.0)
+    max_sent: Annotated[int, Field(ge=0)] = _name("FLOWBRIDGE_MAX_SENT", 1_000_000)
+    keep_sent_days: Annotated[float, Field(ge=0, le=36_500)] = _name("FLOWBRIDGE_KEEP_SENT_DAYS", 30.0)
+    # What it was called before: still obeyed, since it says how long contents are kept.
+    keep_sent_hours: Annotated[float, Field(ge=0, le=87_600)] | None = _name("FLOWBRIDGE_KEEP_SENT_HOURS")
+    keep_content_days: Annotated[float, Field(ge=0, le=36_500)] | None = _name("FLOWBRIDGE_KEEP_CONTENT_DAYS")
     keep_dead_days: Annotated[float, Field(ge=0, le=36_500)] = _name("FLOWBRIDGE_KEEP_DEAD_DAYS", 30.0)
     max_file_bytes: Annotated[int, Field(ge=1)] | None = _name("FLOWBRIDGE_MAX_FILE_BYTES")
     fetch_allow: Annotated[tuple[str, ...], NoDecode] = _name("FLOWBRIDGE_FETCH_ALLOW", ())
@@ -169,6 +179,11 @@ class Settings(BaseSettings):
         return self.access_token is not None or self.user is not None
 
     @property
+    def sent_days(self) -> float:
+        """For how long the delivery log keeps what was sent, under either name of the setting."""
+        return self.keep_sent_days if self.keep_sent_hours is None else self.keep_sent_hours / 24
+
+    @property
     def database_file(self) -> Path | None:
         """The file of an SQLite database; None for another database, or one in memory."""
         url = self.database_url.get_secret_value()
@@ -210,6 +225,25 @@ class Settings(BaseSettings):
                         f"host names, addresses and networks (10.0.0.0/8), separated by commas; {text[:80]!r} is none"
                     ) from None
         return found
+
+    @field_validator("auto_join", mode="before")
+    @classmethod
+    def _are_inviters(cls, value: Any) -> Any:
+        """`own`, `all`, `off`, or users and servers; `own` may stand among these."""
+        if not isinstance(value, str):
+            return value
+        found = [text.lower() if text.lower() in _AUTO_JOIN else text for text in value.replace(",", " ").split()]
+        for text in found or [value]:
+            if text not in _AUTO_JOIN and (text.lower() in _SWITCHES or not _INVITER.fullmatch(text)):
+                raise ValueError(
+                    f"{text[:80]!r} is neither own, all or off, nor a user id (@alice:example.org) or a server "
+                    "(example.org)"
+                )
+        if len(found) > 1 and (alone := {"all", "off"} & set(found)):
+            raise ValueError(f"{min(alone)} stands alone, without users and servers beside it")
+        if len(found) > MAX_INVITERS:
+            raise ValueError(f"at most {MAX_INVITERS} users and servers can be named")
+        return tuple(found)
 
     @field_validator("trusted_proxies", mode="before")
     @classmethod
@@ -271,6 +305,10 @@ class Settings(BaseSettings):
             raise ValueError("FLOWBRIDGE_USER and FLOWBRIDGE_PASSWORD go together")
         if self.user is not None and self.access_token is not None:
             raise ValueError("ACCESS_TOKEN and FLOWBRIDGE_USER both name the bot account: set one of them")
+        if self.keep_sent_hours is not None and "keep_sent_days" in self.model_fields_set:
+            raise ValueError(
+                "FLOWBRIDGE_KEEP_SENT_DAYS and FLOWBRIDGE_KEEP_SENT_HOURS, its older name, say the same: set the first"
+            )
         if self.request_seconds + LEASE_MARGIN_SECONDS > self.lease_seconds:
             raise ValueError(
                 f"FLOWBRIDGE_LEASE_SECONDS: {self.lease_seconds:g} s is too short for FLOWBRIDGE_REQUEST_SECONDS "

@@ -36,6 +36,7 @@ from flowbridge.events.relations import Binding
 from flowbridge.homeserver import Homeserver
 from flowbridge.homeserver.answers import Verdict
 from flowbridge.homeserver.pool import Answer
+from flowbridge.homeserver.standing import Standing
 from flowbridge.models import Caller, Event
 from flowbridge.models.timing import Timing
 from flowbridge.store import Database, Row, clock, outbox, tables
@@ -140,6 +141,10 @@ class Rooms(Homeserver):
     async def is_joined(self, token: str, room_id: str, user_id: str) -> bool:
         self.looks.append(("joined", room_id))
         return await _say(self.joined)
+
+    async def standing(self, token: str, room_id: str, user_id: str) -> Standing:
+        self.looks.append(("standing", room_id))
+        return Standing(user_id, room_id)
 
     async def recent(
         self, token: str, room_id: str, before: str, *, only: Any = None, limit: int = 100

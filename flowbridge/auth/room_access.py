@@ -98,6 +98,10 @@ class RoomAccess:
             raise trouble
         return []
 
+    async def room_id(self, caller: Caller, alias: str) -> str:
+        """Where an alias leads, without joining."""
+        return await self._found.room_id(caller, alias)
+
     async def scope(self, caller: Caller, key: ApiKey, *, joins: bool = False, strict: bool = False) -> frozenset[str]:
         """The ids of the rooms that a key covers, without aliases that currently lead nowhere.
 

@@ -3,6 +3,7 @@
 from flowbridge.errors import Forbidden
 from flowbridge.models import ApiKey
 
+MEMBER = "m.room.member"
 MAX_NAMED = 10  # rooms and event types that an error names
 
 
@@ -19,6 +20,23 @@ def permit(key: ApiKey | None, event_type: str, *rooms: str) -> None:
         raise Forbidden(
             f"this API key is not for this: it is for {_named(key.event_types, 'all event types')} "
             f"in {_named(key.rooms, 'all rooms')}, and for nothing else"
+        )
+
+
+def permit_joining(key: ApiKey | None, *rooms: str) -> None:
+    """Raises Forbidden unless the bot may join the room with these names for this key.
+
+    A key that names the room may, whatever its event types: many clients join before they send, and what they join is
+    where they may send. Another one must cover `m.room.member`.
+    """
+    if key is None or any(room in key.rooms for room in rooms):
+        return
+    if key.rooms:
+        raise Forbidden(f"this API key is not for this room: it is for {_named(key.rooms, '')}, and for no other")
+    if not any(covers(scope, MEMBER) for scope in key.event_types or ("*",)):
+        raise Forbidden(
+            f"this API key is for {_named(key.event_types, '')} only, and names no room that it may join: make one "
+            "with --room, or have the bot join by another key"
         )
 
 

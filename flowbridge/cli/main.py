@@ -143,24 +143,28 @@ delivery_log = typer.Typer(
 )
 app.add_typer(delivery_log, name="deliveries")
 
-InRoom = Annotated[str, typer.Option("--room", metavar="ID", help="Only of this room (an id, not an alias).")]
+InRoom = Annotated[str, typer.Option("--room", metavar="ROOM", help="Only of this room: its id, or an alias.")]
 OfType = Annotated[str, typer.Option("--type", metavar="TYPE", help="Only of this event type.")]
 Since = Annotated[str, typer.Option(metavar="TIME", help="Accepted since: 2026-11-22T10:00:00Z (UTC), or 2h, 7d ago.")]
 
 
 @delivery_log.command("list")
 def list_deliveries(
-    state: Annotated[list[str] | None, typer.Option(help="sent, queued or dead; may be repeated.")] = None,
+    state: Annotated[list[str] | None, typer.Option(help="sent, queued, dead or refused; may be repeated.")] = None,
     room: InRoom = "",
     event_type: OfType = "",
+    key: Annotated[
+        str, typer.Option(metavar="KEY", help="Only what was sent under this Idempotency-Key or txnId.")
+    ] = "",
     since: Since = "",
+    q: Annotated[str, typer.Option("--q", metavar="TEXT", help="Only with this text in its content.")] = "",
     limit: Annotated[int, typer.Option(min=1, max=1_000_000, help="How many at most.")] = 50,
     as_json: AsJson = False,
 ) -> None:
     """List deliveries, the newest first."""
     from flowbridge.cli import deliveries, selection
 
-    selected = selection.select(state=state or [], room=room, event_type=event_type, since=since)
+    selected = selection.select(state=state or [], room=room, event_type=event_type, key=key, since=since, text=q)
     raise typer.Exit(deliveries.show_all(_settings(), selected, limit, in_json=as_json))
 
 
@@ -198,11 +202,11 @@ def replay_deliveries(
 
 @delivery_log.command("purge")
 def purge_deliveries(
-    state: Annotated[list[str] | None, typer.Option(help="sent or dead; both by default.")] = None,
+    state: Annotated[list[str] | None, typer.Option(help="sent, dead or refused; all by default.")] = None,
     older_than: Annotated[str, typer.Option(metavar="AGE", help="Settled longer ago than 90m, 12h, 7d.")] = "",
     queued: Annotated[bool, typer.Option("--queued", help="Queued events instead: they will not be sent.")] = False,
     user: Annotated[str, typer.Option(metavar="@USER:SERVER", help="Only events queued by this user.")] = "",
-    room: Annotated[str, typer.Option(metavar="!ROOM", help="Only events queued for this room.")] = "",
+    room: Annotated[str, typer.Option(metavar="ROOM", help="Only events queued for this room (id or alias).")] = "",
     key: Annotated[str, typer.Option(metavar="ID", help="Only events queued by this API key.")] = "",
     everything: Annotated[bool, typer.Option("--all", help="All queued events.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,

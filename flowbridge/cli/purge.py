@@ -7,11 +7,12 @@ from dataclasses import replace
 from sqlalchemy.sql import ColumnElement
 
 from flowbridge.cli import FAILED, Usage
-from flowbridge.cli.selection import ago, select
+from flowbridge.cli.selection import ago, located, select
 from flowbridge.cli.store import opened
 from flowbridge.cli.terminal import as_text, confirmed, printable, progress, say
+from flowbridge.services.delivery_views import REFUSED
 from flowbridge.settings import Settings
-from flowbridge.store import Database, abandoned, clock, delivery_log, retention
+from flowbridge.store import Database, abandoned, clock, delivery_log, refused, retention
 from flowbridge.store.delivery_log import Whose
 
 SHOWN = 5  # callers that a question names
@@ -22,15 +23,15 @@ MARGIN_SECONDS = 5.0  # beyond a lease, and beyond a request, after which a brid
 
 def purge(settings: Settings, wanted: Sequence[str], older_than: str, *, yes: bool) -> int:
     """Delete settled deliveries; returns the exit code: 1 when it is not confirmed. Raises Usage."""
-    chosen = select(state=wanted).states or ("sent", "dead")
+    chosen = select(state=wanted).states or ("sent", "dead", REFUSED)
     if "queued" in chosen:
-        raise Usage("--state: only what is sent or dead can be purged so; --queued is for what is queued")
+        raise Usage("--state: only what is sent, dead or refused can be purged so; --queued is for what is queued")
     before = ago(older_than, "--older-than") if older_than else clock.now_ms()
     with opened(settings) as database:
         with database.reading() as connection:
-            counts = delivery_log.settled(connection, before)
+            counts = {**delivery_log.settled(connection, before), REFUSED: refused.number(connection, before)}
         total = sum(counts.get(state, 0) for state in chosen)
-        what = " and ".join(f"{counts.get(state, 0)} {state}" for state in chosen)
+        what = _and([f"{counts.get(state, 0)} {state}" for state in chosen])
         if total and not yes and not confirmed(f"Delete {what} deliveries? Their content cannot be had back."):
             return FAILED
         gone = 0
@@ -39,8 +40,15 @@ def purge(settings: Settings, wanted: Sequence[str], older_than: str, *, yes: bo
             while number := _purge_batch(database, sent, dead):
                 gone += number
                 advance(number)
+            if REFUSED in chosen:
+                with database.engine.begin() as connection:
+                    gone += refused.purge(connection, before)
     print(f"{gone} deliveries are deleted")
     return 0
+
+
+def _and(parts: Sequence[str]) -> str:
+    return " and ".join(filter(None, [", ".join(parts[:-1]), parts[-1]]))
 
 
 def purge_queued(
@@ -62,7 +70,7 @@ def purge_queued(
     if user and not user.startswith("@"):
         raise Usage(f"--user: {printable(as_text(user))[:80]!r} is not a user id, which begins with '@'")
     whose = Whose(as_text(user) or None, as_text(key) or None)
-    selection = replace(select(state=["queued"], room=room), whose=whose)
+    selection = replace(located(settings, select(state=["queued"], room=room)), whose=whose)
     with opened(settings) as database:
         with database.reading() as connection:
             total, newest = delivery_log.extent(connection, selection)

@@ -13,13 +13,16 @@ from sqlalchemy import Connection
 from flowbridge.auth.tokens import cipher
 from flowbridge.cli import FAILED
 from flowbridge.cli.deliveries import unknown
+from flowbridge.cli.selection import located
 from flowbridge.cli.store import opened
 from flowbridge.cli.terminal import as_json, as_text, printable, progress, say
 from flowbridge.errors import MatrixError
 from flowbridge.services.deliveries import new_txn_id
+from flowbridge.services.refused_calls import PREFIX
 from flowbridge.settings import Settings
 from flowbridge.store import Database, delivery_log
 from flowbridge.store.delivery_log import Selection
+from flowbridge.store.retention import BLANK
 
 BATCH = 100  # replays in one commit: a server beside us waits for no longer than for one of its own
 
@@ -34,8 +37,14 @@ def replay(settings: Settings, deliveries: Sequence[str], *, overwrite: bool = F
         for delivery in map(as_text, deliveries):
             with database.reading() as connection:
                 row = delivery_log.get(connection, delivery)
-            if row is None:
+            if row is None and delivery.startswith(PREFIX):
+                failed = True
+                say(f"{printable(delivery)} is a call that was refused, of which nothing is kept: send it again")
+            elif row is None:
                 failed = bool(unknown(delivery))
+            elif row["content"] == BLANK:
+                failed = True
+                say(f"{delivery} cannot be sent again: its content is not kept any more (FLOWBRIDGE_KEEP_CONTENT_DAYS)")
             elif row["state"] == "queued":
                 failed = True
                 say(f"{delivery} is queued already")
@@ -57,6 +66,7 @@ def replay_dead(settings: Settings, selection: Selection, *, overwrite: bool = F
 
     Without `overwrite`, state events that would overwrite what was set since are left as they are: then it is 1.
     """
+    selection = located(settings, selection)
     with opened(settings) as database:
         with database.reading() as connection:
             total, newest = delivery_log.extent(connection, selection)

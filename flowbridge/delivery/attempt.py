@@ -10,9 +10,10 @@ from flowbridge.delivery.account_limits import AccountLimits
 from flowbridge.delivery.breaker import Breaker
 from flowbridge.delivery.encryption import IN_PLAIN_TEXT, EncryptionCheck
 from flowbridge.delivery.lookup import Lookup
-from flowbridge.errors import BadGateway, Forbidden, GatewayTimeout, HomeserverError, MatrixError, Unauthorized
-from flowbridge.homeserver import Homeserver, answers
+from flowbridge.errors import BadGateway, Forbidden, GatewayTimeout, MatrixError, Unauthorized
+from flowbridge.homeserver import Homeserver, answers, standing
 from flowbridge.homeserver.answers import Verdict
+from flowbridge.homeserver.standing import Standing
 from flowbridge.models import Event
 from flowbridge.store import Row
 
@@ -112,7 +113,8 @@ class Attempts:
             verdict = _of_the_event(answer)
         attempt.verdict = verdict
         if answer is not None and answer.kind == "forbidden":
-            return await self._absent(answer, attempt) or verdict
+            found = await self._forbidden(answer, attempt)
+            return found if found.kind == "absent" else _of_the_event(found)
         return verdict
 
     async def _prepare(self, attempt: Attempt) -> Verdict | None:
@@ -164,19 +166,23 @@ class Attempts:
         error.sent = error.sent and sending
         return replace(answers.refused(error), beforehand=not sending)
 
-    async def _absent(self, verdict: Verdict, attempt: Attempt) -> Verdict | None:
-        """The verdict over a 403 that comes from not being in the room, which an invitation on its way would mend."""
-        room_id, user_id = attempt.row.room_id, attempt.user_id
+    async def _forbidden(self, verdict: Verdict, attempt: Attempt) -> Verdict:
+        """The verdict over a 403: "absent", in words, where the account is not in the room.
+
+        That is what an invitation on its way would mend.
+        """
+        room_id, user_id, token, error = attempt.row.room_id, attempt.user_id, attempt.token, verdict.error
+        assert error is not None
         try:
-            joined = await self._homeserver.is_joined(attempt.token, room_id, user_id)
+            if await self._homeserver.is_joined(token, room_id, user_id):
+                return verdict
         except MatrixError:
-            return None
-        if joined or verdict.error is None:
-            return None
-        refusal = verdict.error
-        error = f"{user_id} is not in this room: invite {user_id}, or POST /join/{room_id} ({refusal.error})"
-        explained = HomeserverError(error, errcode=refusal.errcode, status=refusal.status, **dict(refusal.extra))
-        return replace(verdict, kind="absent", error=explained)
+            return verdict
+        try:
+            found = await self._homeserver.standing(token, room_id, user_id)
+        except MatrixError:
+            found = Standing(user_id, room_id)
+        return replace(verdict, kind="absent", error=standing.in_words(error, str(found)))
 
 
 def _event(row: Row) -> Event:

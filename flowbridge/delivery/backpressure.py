@@ -154,6 +154,11 @@ class Backpressure:
         )
 
     @property
+    def allowed_bytes(self) -> float:
+        """The bytes that the store may take, as far as its disk has them."""
+        return self.bytes.limit / FILLED
+
+    @property
     def is_crowded(self) -> bool:
         """Whether dead letters leave too little room for queued events."""
         return self.bytes.reserved > 0 and self.bytes.free < (1 - FILLED) * self.bytes.limit
@@ -404,12 +409,13 @@ def used_bytes(connection: Connection, enough: int) -> int:
     """Bytes in use by the store, without free pages; exact only from `enough` on."""
     if connection.dialect.name == "postgresql":
         size = connection.scalar(text("SELECT pg_total_relation_size('outbox')")) or 0
-        return int(size) if size < enough else _live_bytes(connection)  # a table never shrinks by deletions
+        return int(size) if size < enough else live_bytes(connection)  # a table never shrinks by deletions
     pages = connection.scalar(text("PRAGMA page_count")) or 0
     free = connection.scalar(text("PRAGMA freelist_count")) or 0
     return int(pages - free) * int(connection.scalar(text("PRAGMA page_size")) or 0)
 
 
-def _live_bytes(connection: Connection) -> int:
+def live_bytes(connection: Connection) -> int:
+    """Bytes of the events themselves: the whole table is read."""
     width = "octet_length(content) + octet_length(history) + coalesce(octet_length(request), 0)"
     return int(connection.scalar(text(f"SELECT sum({width} + {ROW_BYTES}) FROM outbox")) or 0)  # noqa: S608 (constants)

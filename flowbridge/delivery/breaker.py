@@ -1,6 +1,7 @@
 """Circuit breaker: while the homeserver cannot be reached, one probe asks for its versions, and nothing is sent."""
 
 import asyncio
+import time
 
 from flowbridge import log
 from flowbridge.delivery.limiter import WIDEST, RateLimiter
@@ -20,11 +21,17 @@ class Breaker:
         self._timing = timing
         self._failures = 0
         self._probing: asyncio.Task[None] | None = None
+        self._probes_at = 0.0  # monotonic
 
     @property
     def is_open(self) -> bool:
         """Whether the homeserver cannot be reached at the moment."""
         return self._probing is not None
+
+    @property
+    def probes_in(self) -> float:
+        """Seconds until the homeserver is asked again whether it is back."""
+        return max(0.0, self._probes_at - time.monotonic())
 
     def reached(self) -> None:
         """An answer came, whatever it says."""
@@ -44,14 +51,18 @@ class Breaker:
 
     async def _probe(self) -> None:
         pause = self._timing.first_probe_pause
-        await asyncio.sleep(pause)
+        await self._sleep(pause)
         while not await self._answers():
             pause = min(pause * 2, self._timing.max_probe_pause)
-            await asyncio.sleep(pause)
+            await self._sleep(pause)
         log.info("homeserver_back")
         self._failures = 0
         self._probing = None
         self.limiter.open()
+
+    async def _sleep(self, pause: float) -> None:
+        self._probes_at = time.monotonic() + pause
+        await asyncio.sleep(pause)
 
     async def _answers(self) -> bool:
         """Whether the homeserver is there again: one that answers 429 to this is."""

@@ -366,6 +366,8 @@ class Lane:
         entry, wait = _entry(started, found), None
         if suspicion is not None:
             entry["failed"] = suspicion.entry()
+        elif found.kind in ("slow", "account", "token"):  # other replicas learn of an account's pause from its events
+            entry["paused"] = [found.kind, _ends(self._shared.limits.pause_of(self.account))]
         if found.kind == "absent":
             wait = _wait_for_invitation(pending.history, entry, self._shared.timing.absent_pauses)
         pending.record(entry)
@@ -539,6 +541,11 @@ def _wait_for_invitation(
         until = now + int(pauses[number] * 1000)
     entry["absent"] = [number, until]
     return max(0.001, (until - now) / 1000)
+
+
+def _ends(seconds: float) -> int | None:
+    """When a pause ends (ms); None for one without an end that is known."""
+    return int((time.time() + seconds) * 1000) if seconds < float("inf") else None
 
 
 def pause_after(failures: int, timing: Timing) -> float:

@@ -32,7 +32,7 @@ class PendingDelivery:
 
     `committed`: its row is on the disk. `settled`: how it ended; None when this process ends before the delivery does.
     `token`: the caller's own, which sends it rather than another one of the account. `request`: the body as it came,
-    where it was not the content.
+    where it was not the content. `key`: its Idempotency-Key or txnId, of which `idem` is a hash.
 
     Two threads touch it. The event loop owns it, and makes every transition but two: `begin_write` and `set_existing`
     are the writer thread's. What `set_existing` writes is read only after `committed` is done, which the writer's
@@ -48,6 +48,7 @@ class PendingDelivery:
     request: str | None = None
     idem: str | None = None
     fingerprint: str | None = None
+    key: str | None = None
     following: "tuple[PendingDelivery, ...]" = ()  # the other events of its message: written with it, or not at all
     # Whose share of the store it takes: the API key's, or that of the account which sent it with its own token. Many
     # keys share the bot's account: one of them must not take what the others need.
@@ -126,6 +127,7 @@ class PendingDelivery:
             "api_key": row.api_key,
             "accepted_at": row.accepted_at,
             "settled_at": self._settled_at if outcome else None,
+            "caller_key": self.key,
             "binding": row.binding,
         }
 

@@ -344,6 +344,17 @@ class Worker:
         """Answer all callers who wait, without an outcome: this process is about to end."""
         self._deliveries.release_waiters()
 
+    @property
+    def owner(self) -> str:
+        """Under which name this process holds its lanes in the store."""
+        return self._owner
+
+    def is_sending(self, delivery: str) -> bool:
+        """Whether a request of this delivery is in flight here."""
+        pending = self._deliveries.get(delivery)
+        lane = self._lanes.get(pending.row.lane) if pending is not None else None
+        return pending is not None and lane is not None and lane.is_sending(pending)
+
     def lanes(self) -> dict[str, int]:
         """How many lanes are held: `sending`, in a `pause`, or `idle`; `uncertain` counts across these."""
         found = {"sending": 0, "pause": 0, "idle": 0, "uncertain": 0}

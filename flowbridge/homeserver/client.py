@@ -8,10 +8,11 @@ from typing import Any, Final
 
 from flowbridge import __version__
 from flowbridge.errors import BadGateway, Errcode, HomeserverError, TooLarge
-from flowbridge.homeserver import answers, large_json, paths
+from flowbridge.homeserver import answers, large_json, paths, standing
 from flowbridge.homeserver.address import Locator
 from flowbridge.homeserver.connection import NoAnswer, Oversize
 from flowbridge.homeserver.pool import Answer, Pool
+from flowbridge.homeserver.standing import Standing
 from flowbridge.homeserver.sync import Read, SyncClient
 from flowbridge.limits import peer
 from flowbridge.limits.concurrency import Limiter
@@ -111,6 +112,24 @@ class Homeserver:
         if not isinstance(room_id, str) or not room_id.startswith("!"):
             raise BadGateway("the homeserver's answer to a new room names no room_id")
         return room_id
+
+    async def standing(self, token: str, room_id: str, user_id: str) -> Standing:
+        """How a user stands to a room that it is not in, as far as this token may know. Raises MatrixError."""
+        answer = await self.call("GET", paths.summary_target(room_id), token=token, limit=READ_LIMIT)
+        if answer.status != 200:
+            error = answers.error(answer)
+            if error.status >= 429 or not isinstance(error, HomeserverError):
+                raise error
+            found = standing.of_refusal(user_id, room_id, error)
+        else:
+            found = standing.of_summary(user_id, room_id, answers.success(answer))
+        if found.membership not in ("leave", "") or found.access == "none":
+            return found
+        target = paths.state_target(room_id, "m.room.member", user_id) + "?format=event"
+        answer = await self.call("GET", target, token=token)
+        if answer.status != 200:  # it was never in this room, or may not see it any more
+            return found
+        return standing.as_member(found, answers.success(answer))
 
     async def recent(
         self, token: str, room_id: str, before: str, *, only: Mapping[str, Any] | None = None, limit: int = 100

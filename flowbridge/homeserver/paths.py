@@ -42,6 +42,11 @@ def alias_target(alias: str) -> str:
     return f"{CLIENT}/directory/room/{_q(alias)}"
 
 
+def summary_target(room_or_alias: str) -> str:
+    """What a room is like for one who is not in it (Matrix 1.15)."""
+    return f"/_matrix/client/v1/room_summary/{_q(room_or_alias)}"
+
+
 def listing_target(room_id: str) -> str:
     return f"{CLIENT}/directory/list/room/{_q(room_id)}"
 

@@ -10,6 +10,8 @@ from flowbridge.homeserver import large_json, paths
 
 Json = dict[str, Any]
 
+MAX_TEXT: Final = 255  # characters of a name or an alias in an invitation: strangers choose them
+
 # For filters.
 NOTHING: Final[Json] = {"types": []}
 ROOMS_ALONE: Final[Json] = {"presence": NOTHING, "account_data": NOTHING}
@@ -30,6 +32,23 @@ class Batch:
     value: Json
     next_batch: str
     size: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Invitation:
+    """An invitation as a sync has it. `event`: the m.room.member event that invites, with few of its fields."""
+
+    room_id: str
+    inviter: str
+    name: str
+    canonical_alias: str
+    event: Json
+
+    def shown(self) -> Json:
+        """As callers see it, without the fields that it does not have."""
+        found = {"room_id": self.room_id, "inviter": self.inviter, "name": self.name}
+        found["canonical_alias"] = self.canonical_alias
+        return {name: text for name, text in found.items() if text}
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +125,28 @@ class SyncClient:
             raise BadGateway("the homeserver's answer to /messages is not a JSON object")
         end = value.get("end")
         return Page(objects(value, "chunk"), end if isinstance(end, str) else "", len(body))
+
+
+def invitations(sync: Json, user_id: str) -> list[Invitation]:
+    """The rooms of a sync that a user is invited to. Everything in them is what another server says."""
+    found = []
+    for room_id, data in section(sync, "rooms", "invite").items():
+        state = listed(data, "invite_state")
+        members = [each for each in state if each.get("type") == "m.room.member" and each.get("state_key") == user_id]
+        event = members[-1] if members else {}
+        name, alias = _of(state, "m.room.name", "name"), _of(state, "m.room.canonical_alias", "alias")
+        found.append(Invitation(room_id, _text(event.get("sender")), name, alias, event))
+    return found
+
+
+def _of(state: list[Json], type_: str, key: str) -> str:
+    """A text in the content of a state event; "" where there is none."""
+    contents = (section(each, "content") for each in state if (each.get("type"), each.get("state_key")) == (type_, ""))
+    return next((_text(content.get(key)) for content in contents), "")
+
+
+def _text(value: Any) -> str:
+    return value[:MAX_TEXT] if isinstance(value, str) else ""
 
 
 def section(value: Any, *names: str) -> Json:

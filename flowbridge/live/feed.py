@@ -11,6 +11,7 @@ from flowbridge import log, metrics
 from flowbridge.errors import BadRequest, MatrixError
 from flowbridge.homeserver import answers
 from flowbridge.live import frames
+from flowbridge.live.frames import Frame
 from flowbridge.live.listener import Listener
 from flowbridge.live.position import Position
 from flowbridge.live.reader import Item, Reader
@@ -152,7 +153,7 @@ class Feed:
         """Notify every listener of the batch's audience; then all attached listeners have the batch behind them."""
         ends = time.monotonic() + TURN_SECONDS
         async for item in items:
-            frame = frames.event(item.position, item.room, item.event)
+            frame = _frame(item)
             for listener in self._audience:
                 listener.notify(frame)
             self._at = item.position
@@ -211,7 +212,7 @@ class Feed:
             try:
                 async with contextlib.aclosing(self._reader.rest(at)) as items:
                     async for item in items:
-                        await listener.replay(frames.event(item.position, item.room, item.event))
+                        await listener.replay(_frame(item))
                         if listener.ended:
                             return
                         at = item.position
@@ -231,6 +232,13 @@ class Feed:
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("live_failed", exc_info=error, user=self.user_id)
             listener.end(MatrixError(MISTAKE))
+
+
+def _frame(item: Item) -> Frame:
+    """An event, or an invitation, as listeners read it."""
+    if item.invitation is not None:
+        return frames.invitation(item.invitation)
+    return frames.event(item.position, item.room, item.event)
 
 
 class _Backoff:

@@ -6,7 +6,7 @@ from typing import Final
 from flowbridge.auth.scopes import covers
 from flowbridge.errors import MatrixError
 from flowbridge.homeserver import large_json
-from flowbridge.homeserver.sync import Json
+from flowbridge.homeserver.sync import Invitation, Json
 from flowbridge.live.position import Position
 
 RETRY_MS: Final = 3_000
@@ -17,6 +17,9 @@ COMMENT: Final = b":\n\n"
 _OLD_FORM = frozenset(
     {"user_id", "age", "prev_content", "replaces_state", "redacted_because", "invite_room_state", "knock_room_state"}
 )
+
+
+_INVITATION = ("type", "state_key", "sender", "content", "origin_server_ts", "event_id")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +54,16 @@ def event(at: Position, room: str, found: Json) -> Frame:
     data["room_id"] = room
     frame = b"id: %b\ndata: %b\n\n" % (str(at).encode(), large_json.write(data, levels=0))
     return Frame(frame, room, str(found.get("type")), str(found.get("sender")))
+
+
+def invitation(found: Invitation) -> Frame:
+    """An invitation to this room, without a position of its own: in the homeserver's stream it has none.
+
+    Its data is an m.room.member event, so that filters and readers take it as one, with what `GET /rooms` says of it.
+    """
+    event = {key: found.event[key] for key in _INVITATION if key in found.event}
+    data = large_json.write({**event, **found.shown()}, levels=0)
+    return Frame(b"event: invite\ndata: %b\n\n" % data, found.room_id, "m.room.member", found.inviter)
 
 
 def position(at: Position) -> bytes:

@@ -11,7 +11,16 @@ from typing import Any, Final, TypeVar
 
 from flowbridge.errors import Errcode, MatrixError
 from flowbridge.homeserver import Homeserver, large_json
-from flowbridge.homeserver.sync import NOTHING, ROOMS_ALONE, Json, SyncClient, listed, section
+from flowbridge.homeserver.sync import (
+    NOTHING,
+    ROOMS_ALONE,
+    Invitation,
+    Json,
+    SyncClient,
+    invitations,
+    listed,
+    section,
+)
 from flowbridge.limits.cache import Cache
 from flowbridge.limits.tasks import Once
 from flowbridge.live.position import Position, mark
@@ -40,11 +49,12 @@ def _timeline(limit: int) -> Json:
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """An event, and the position behind it."""
+    """An event, and the position behind it; or an invitation, at the position where its batch begins."""
 
     position: Position
     room: str
     event: Json
+    invitation: Invitation | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +64,7 @@ class News:
     since: str
     until: str
     rooms: dict[str, list[Json] | None]
+    invitations: list[Invitation]
 
 
 class Reader:
@@ -88,8 +99,10 @@ class Reader:
             fresh=False,
             limit=SYNC_LIMIT,
         )
-        rooms = await large_json.aside(batch.size, self._rooms, batch.value)
-        return News(since, batch.next_batch, rooms)
+        rooms, invited = await large_json.aside(
+            batch.size, lambda: (self._rooms(batch.value), invitations(batch.value, self._user_id))
+        )
+        return News(since, batch.next_batch, rooms, invited)
 
     def _rooms(self, sync: Json) -> dict[str, list[Json] | None]:
         rooms: dict[str, list[Json] | None] = {}
@@ -101,7 +114,9 @@ class Reader:
         return rooms
 
     async def items(self, news: News) -> AsyncGenerator[Item, None]:
-        """The events of a poll in their order."""
+        """The invitations of a poll, then its events in their order."""
+        for invitation in news.invitations:
+            yield _invited(Position(news.until, news.since), invitation)
         last = next(reversed(news.rooms), "")
         for room_id, events in news.rooms.items():
             position = Position(news.until, news.since, room_id)
@@ -115,8 +130,14 @@ class Reader:
                 yield item
 
     async def rest(self, position: Position) -> AsyncGenerator[Item, None]:
-        """The events between a position and its `until`."""
-        for room_id in await self.changed(position.since, position.until):
+        """The events between a position and its `until`; where no room is done yet, the invitations before them.
+
+        Nothing of an invitation says when it came: one that is newer than `until` is among them, too, and comes again.
+        """
+        rooms, invited = await self._difference(position.since, position.until)
+        for invitation in () if position.room else invited:
+            yield _invited(position, invitation)
+        for room_id in rooms:
             if room_id < position.room:
                 continue
             begun = room_id == position.room
@@ -125,13 +146,15 @@ class Reader:
 
     async def changed(self, since: str, until: str) -> list[str]:
         """The rooms, sorted, that have events between two positions, and perhaps some that have not."""
+        return (await self._difference(since, until))[0]
 
-        async def ask() -> tuple[list[str], int]:
+    async def _difference(self, since: str, until: str) -> tuple[list[str], list[Invitation]]:
+        async def ask() -> tuple[tuple[list[str], list[Invitation]], int]:
             batch = await self._sync.sync(
                 self._token, _timeline(1), since=since, patience=MARGIN_SECONDS, limit=SYNC_LIMIT
             )
-            found = sorted(_rooms(batch.value))
-            return found, 1_000 + 100 * len(found)
+            found, invited = sorted(_rooms(batch.value)), invitations(batch.value, self._user_id)
+            return (found, invited), 1_000 + 100 * len(found) + 1_000 * len(invited)
 
         return await self._remembered(f"{since} {until}", ask)
 
@@ -189,6 +212,10 @@ class Reader:
             return True
         is_own = event.get("type") == "m.room.member" and event.get("state_key") == self._user_id
         return is_own and isinstance(content, dict) and content.get("membership") in ("leave", "ban")
+
+
+def _invited(position: Position, invitation: Invitation) -> Item:
+    return Item(position, invitation.room_id, invitation.event, invitation)
 
 
 def _listed(position: Position, events: list[Json]) -> Iterator[Item]:

@@ -60,11 +60,15 @@ class Timing:
     token_idle_seconds: float = 600.0  # how long a token is kept that no queued event needs
     count_seconds: float = 10.0  # between two counts, and two censuses, of what is in the store
     purge_seconds: float = 60.0
+    refused_seconds: float = 1.0  # until a refused call is in the delivery log
     give_up_seconds: float = 60.0  # also after a start: what the bridge's own outage made too old may still be sent
     forget_seconds: float = 600.0
     upkeep_retry_seconds: float = 10.0  # after maintenance work that failed
 
     render_seconds: float = 10.0  # for a text to be rendered on a busy machine; of the processor it gets one second
+    invitation_seconds: float = 4.0  # between two looks for invitations of the bot
+    invitation_lease_seconds: float = 90.0  # for which one of several replicas looks for them
+    join_pauses: tuple[float, ...] = (5.0, 30.0, 120.0, 600.0, 3_600.0)  # after a join that failed, in turn
 
     # store
     sqlite_busy_seconds: float = 5.0  # for which SQLite waits for a lock on its file

@@ -54,18 +54,15 @@ class How:
 class Receipt:
     """An accepted event. `replayed`: it had been accepted before, under the same key.
 
-    `waits`: the caller may ask the worker for its outcome, once, and for those of the events that follow it.
+    `waits`: the caller may ask the worker for its outcome, once. `following`: the other events of its message, for
+    which the same holds.
     """
 
     caller: Caller
     pending: PendingDelivery
     replayed: bool = False
     waits: bool = True
-
-    @property
-    def deliveries(self) -> tuple[PendingDelivery, ...]:
-        """All events of its message, in order."""
-        return (self.pending, *self.pending.following)
+    following: tuple[PendingDelivery, ...] = ()
 
 
 class Acceptance:
@@ -188,7 +185,7 @@ class Acceptance:
         metrics.count(metrics.accepted, how.surface)
         for _ in pending.following:
             metrics.count(metrics.accepted, how.surface)
-        return Receipt(caller, pending, waits=how.waits)
+        return Receipt(caller, pending, waits=how.waits, following=pending.following)
 
     async def earlier(
         self, credential: Credential, room: str, event_type: str, how: How, following: int
@@ -258,6 +255,7 @@ class Acceptance:
             request=None if is_same else how.request.decode("utf-8", "replace").replace("\0", "\ufffd"),
             idem=idem,
             fingerprint=fingerprint,
+            key=how.key,
         )
 
     def _idem(self, row: Row, caller: Caller, how: How, key: str) -> tuple[str, str]:
@@ -286,13 +284,13 @@ class Acceptance:
                 "key_reused", was=existing["fingerprint"], now=pending.fingerprint, delivery=existing["delivery"]
             )
             raise Conflict("this Idempotency-Key was used before, with other content")
-        first = await self._joined(existing, how)
+        first, others = await self._joined(existing, how), list[PendingDelivery]()
         if following:
             names = [following_id(existing["delivery"], number + 1) for number in range(following)]
             rows = await self._worker.rows(names)
-            first.following = tuple([await self._joined(rows[name], how) for name in names if name in rows])
-        is_settled = all(each.settled.done() for each in (first, *first.following))
-        return Receipt(caller, first, replayed=True, waits=how.waits or is_settled)
+            others = [await self._joined(rows[name], how) for name in names if name in rows]
+        is_settled = all(each.settled.done() for each in (first, *others))
+        return Receipt(caller, first, replayed=True, waits=how.waits or is_settled, following=tuple(others))
 
     async def _joined(self, existing: Mapping[str, Any], how: How) -> PendingDelivery:
         """A delivery that was accepted before, to wait for."""

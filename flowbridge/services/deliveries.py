@@ -3,14 +3,17 @@
 Reading needs neither the homeserver nor the writer, so that it works while either of them is away or busy.
 """
 
+import asyncio
 import base64
 import re
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
+
+from sqlalchemy import Connection
 
 from flowbridge import log
 from flowbridge.auth.callers import Callers, Credential
@@ -23,22 +26,33 @@ from flowbridge.errors import (
     Errcode,
     Forbidden,
     GatewayTimeout,
+    MatrixError,
     NotFound,
     Unavailable,
     WrongState,
 )
 from flowbridge.models import ApiKey, Caller
-from flowbridge.services.delivery_views import DELIVERY, detail, iso, summary, without_none
+from flowbridge.services.delivery_views import DELIVERY, REFUSED, detail, refused_summary, summary
 from flowbridge.services.readings import Readings
+from flowbridge.services.refused_calls import PREFIX
 from flowbridge.services.replays import Replays
-from flowbridge.store import Database, StoreUnavailable, delivery_log
-from flowbridge.store.delivery_log import ALL, Scope, Selection, Standing, Whose
+from flowbridge.store import Database, StoreUnavailable, delivery_log, refused
+from flowbridge.store.delivery_log import ALL, Scope, Selection, Standing, TooSlow, Whose, at_most
 from flowbridge.store.errors import MISSING_RETRY_MS
+from flowbridge.store.refused import Place
+from flowbridge.store.retention import BLANK
 
-SPAN = 10_000  # ids that one read searches: others wait for it at most, some 10 ms
-QUICK_SECONDS = 0.01  # after a quicker read the next one may search twice as many
+SPAN = 10_000  # events that one read searches at first, …
+TEXT_SPAN = 500  # … and where it reads their contents: others wait for it, some 10 ms
+QUICK_SECONDS = 0.02  # after a quicker read the next one may search twice as many, …
+SLOW_SECONDS = 0.05  # … after a slower one half as many
+READ_SECONDS = 0.25  # after which a read of contents is broken off, and tried with fewer
+SEARCH_SECONDS = 5.0  # after which a page is answered as it is: the next one goes on
+UNPACED_SECONDS = 0.25  # a longer search for a text leaves the store as much time as it takes
 
-_CURSOR = re.compile(r"[A-Za-z0-9_-]{11}")
+T = TypeVar("T")
+
+_CURSOR = re.compile(r"[A-Za-z0-9_-]{11}|[A-Za-z0-9_-]{22}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +69,8 @@ class Deliveries:
     """`cancel`: give a queued delivery up; False while it is being sent. `wake`: tell the worker of news in a lane.
 
     `amended`: a row with the outcome that its caller has and the disk has not, yet: reading does not wait for the
-    writer. `waiting`: what an event of an account waits for, by its position in its lane. `span`: see SPAN.
+    writer. `waiting`: what a queued event waits for, by its row and its place in its lane. `flush_refused`: write the
+    refused calls that were noted so far. `span`, `text_span`: see SPAN.
     """
 
     def __init__(
@@ -69,10 +84,13 @@ class Deliveries:
         cancel: Callable[[str], Awaitable[bool]],
         wake: Callable[[str], None],
         amended: Callable[[dict[str, Any]], dict[str, Any]] = dict,
-        waiting: Callable[[str, Standing], Waiting] | None = None,
+        waiting: Callable[[Mapping[str, Any], Standing], Waiting] | None = None,
+        flush_refused: Callable[[], Awaitable[None]] | None = None,
         readings: Readings | None = None,
         span: int = SPAN,
+        text_span: int = TEXT_SPAN,
         quick_seconds: float = QUICK_SECONDS,
+        search_seconds: float = SEARCH_SECONDS,
     ) -> None:
         self._database = database
         self._callers = callers
@@ -83,9 +101,12 @@ class Deliveries:
         self._wake = wake
         self._amended = amended
         self._waiting = waiting
+        self._flush_refused = flush_refused
         self._readings = readings or Readings(database)
         self._span = span
+        self._text_span = text_span
         self._quick_seconds = quick_seconds
+        self._search_seconds = search_seconds
 
     async def viewer(self, credential: Credential) -> Viewer:
         """Keys with `admin` see all in their rooms and of their event types, other keys what they sent.
@@ -112,38 +133,117 @@ class Deliveries:
         except (BadGateway, GatewayTimeout) as error:
             raise Unavailable(f"where this key's room aliases lead is not known: {error.error}") from None
 
+    async def room(self, viewer: Viewer, room: str, name: str) -> str:
+        """The id of a room that is named by it, or by an alias.
+
+        Raises BadRequest, which names the parameter, for an alias that leads nowhere.
+        """
+        if not room.startswith("#"):
+            return room
+        try:
+            caller = viewer.caller or await self._callers.identify(Credential(None, viewer.key))
+            return await self._room_access.room_id(caller, room)
+        except (BadGateway, GatewayTimeout, Unavailable) as error:
+            raise Unavailable(f"{name}: where {room} leads is not known, name the room's id: {error.error}") from None
+        except MatrixError as error:
+            raise BadRequest(f"{name}: {room} leads to no room, or not for this account: {error.error}") from None
+
     async def page(self, viewer: Viewer, selection: Selection, limit: int, cursor: str = "") -> dict[str, Any]:
-        """A page, the newest first: `{"deliveries": […], "next": cursor}`; the last page has no `next`."""
+        """A page, the newest first: `{"deliveries": […], "next": cursor}`; the last page has no `next`.
+
+        One with a `next` may hold fewer than `limit`, even none: after some seconds the next page goes on searching.
+        """
         selection = replace(selection, whose=viewer.whose)
-        before = _position(cursor) if cursor else None
-        if before is None:  # a caller that was just answered 200 finds its event: the row may not be on the disk yet
+        place = _place(cursor) if cursor else None
+        if place is None:  # a caller that was just answered 200 finds its event: the row may not be on the disk yet
             await self._database.flush()
+            if self._flush_refused is not None:
+                await self._flush_refused()
+        calls = [] if has_no_calls(selection) else await self._calls(selection, limit + 1, place)
+        found, before = await self._search(selection, limit + 1, place)
+        # Calls that come behind what was not searched so far are for the next page.
+        rows = [*found, *(call for call in calls if before is None or call["position"] >= before)]
+        rows.sort(key=place_of, reverse=True)
+        shown = rows[:limit]
+        waiting = await self._all_wait_for(shown)
+        answer: dict[str, Any] = {"deliveries": [self._summary(row, waiting.get(row["delivery"])) for row in shown]}
+        if len(rows) > limit:
+            answer["next"] = _cursor(*place_of(shown[-1]))
+        elif before is not None:
+            answer["next"] = _cursor(before)
+        return answer
+
+    async def _calls(self, selection: Selection, limit: int, place: Place | None) -> list[dict[str, Any]]:
+        before = None if place is None else (place[0], place[1])
+        return await self._readings.read(partial(refused.page, selection=selection, limit=limit, before=before))
+
+    async def _search(
+        self, selection: Selection, limit: int, place: Place | None
+    ) -> tuple[list[dict[str, Any]], int | None]:
+        """Events, and the id before which to go on; None when there are no more.
+
+        In steps, between which other reads of the store have their turn, and for some seconds at most.
+        """
+        if selection.states == (REFUSED,):
+            return [], None
+        states = tuple(state for state in selection.states if state != REFUSED)
+        selection = replace(selection, states=states)
+        before = None if place is None else place[0] + (place[1] > 0)  # behind a call come the events at its place
         found: list[dict[str, Any]] = []
-        span = self._span
+        is_text = selection.text is not None
+        span = self._text_span if is_text else self._span
+        ends = time.monotonic() + self._search_seconds
+        taken_in_all = 0.0
         while True:
             started = time.monotonic()
-            missing = limit + 1 - len(found)
-            rows, before = await self._readings.read(
-                partial(delivery_log.page, selection=selection, limit=missing, before=before, span=span)
-            )
+            work = partial(delivery_log.page, selection=selection, limit=limit - len(found), before=before, span=span)
+            try:
+                rows, before = await self._readings.read(partial(_within, work) if is_text and span > 1 else work)
+            except TooSlow:  # some contents are long, or made for that
+                span = max(1, span // 8)
+                continue
             amended = map(self._amended, rows)
-            found += [row for row in amended if not selection.states or row["state"] in selection.states]
-            if before is None or len(found) > limit:
-                break
-            span *= 2 if time.monotonic() - started < self._quick_seconds else 1
-        answer: dict[str, Any] = {"deliveries": [summary(row) for row in found[:limit]]}
-        if len(found) > limit:
-            answer["next"] = _cursor(found[limit - 1]["id"])
-        return answer
+            found += [row for row in amended if not states or row["state"] in states]
+            now = time.monotonic()
+            if before is None or len(found) >= limit or now > ends:
+                return found, before
+            taken = now - started
+            taken_in_all += taken
+            if taken < self._quick_seconds:
+                span *= 2
+            elif taken > SLOW_SECONDS:
+                span = max(1, span // 2)
+            if is_text and taken_in_all > UNPACED_SECONDS:
+                await asyncio.sleep(min(taken, SLOW_SECONDS))
+
+    async def _all_wait_for(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Waiting]:
+        """What those of these rows wait for that are queued."""
+        queued = {row["delivery"]: row for row in rows if row.get("state") == "queued"}
+        if not queued or self._waiting is None:
+            return {}
+        places = await self._readings.read(partial(delivery_log.standings, deliveries=list(queued)))
+        return {name: self._waiting(queued[name], standing) for name, standing in places.items()}
+
+    def _summary(self, row: Mapping[str, Any], waiting: Waiting | None) -> dict[str, Any]:
+        return refused_summary(row) if "position" in row else summary(row, waiting)
 
     async def get(self, viewer: Viewer, delivery: str) -> dict[str, Any]:
         """All that is known of a delivery. Raises NotFound, also for another caller's."""
+        if (call := await self._refused(viewer, delivery)) is not None:
+            return refused_summary(call)
         row = await self._row(viewer, delivery)
-        found = detail(row)
-        if (waiting := await self._waits_for(row)) is not None:
-            reason, until = waiting
-            found["waiting"] = without_none({"reason": reason, "until": iso(until)})
-        return found
+        return detail(row, (await self._all_wait_for([row])).get(delivery))
+
+    async def _refused(self, viewer: Viewer, delivery: str) -> dict[str, Any] | None:
+        """A refused call by its id; None for any other. Raises NotFound."""
+        if not delivery.startswith(PREFIX):
+            return None
+        row = None
+        if DELIVERY.fullmatch(delivery):
+            row = await self._readings.read(partial(refused.get, delivery=delivery, whose=viewer.whose))
+        if row is None:
+            raise NotFound("there is no such delivery", errcode=Errcode.NOT_FOUND)
+        return row
 
     async def _row(self, viewer: Viewer, delivery: str) -> dict[str, Any]:
         """The delivery with its latest outcome. Raises NotFound, also for one that the viewer may not see."""
@@ -154,13 +254,6 @@ class Deliveries:
             raise NotFound("there is no such delivery", errcode=Errcode.NOT_FOUND)
         return self._amended(row)
 
-    async def _waits_for(self, row: Mapping[str, Any]) -> Waiting | None:
-        """What a queued delivery waits for, and until when; None for any other."""
-        if row["state"] != "queued" or self._waiting is None:
-            return None
-        standing = await self._readings.read(partial(delivery_log.standing, delivery=row["delivery"]))
-        return None if standing is None else self._waiting(row["account"], standing)
-
     async def replay(self, viewer: Viewer, delivery: str, *, overwrite: bool = False) -> None:
         """Queue a settled delivery again. Raises NotFound; Forbidden for what another Matrix user sent.
 
@@ -169,8 +262,14 @@ class Deliveries:
         """
         if self._database.missing:
             raise StoreUnavailable(self._database.missing, retry_after_ms=MISSING_RETRY_MS)
+        if await self._refused(viewer, delivery) is not None:
+            raise WrongState("this call was refused, and nothing of its body is kept: send it again")
         row = await self._row(viewer, delivery)
         await self._permit_replay(viewer, row)
+        if row["content"] == BLANK:
+            raise WrongState(
+                "its content is not kept any more (FLOWBRIDGE_KEEP_CONTENT_DAYS), so it cannot be sent again"
+            )
         if row["state_key"] is not None and row["state"] != "queued" and not overwrite:
             await self._replays.check(row, viewer.caller)
         account = self._tokens.remember(viewer.caller) if viewer.caller else None
@@ -186,8 +285,8 @@ class Deliveries:
             row = await self._row(viewer, delivery)
             if row["state"] != "queued":
                 raise StoreUnavailable("how it ended cannot be written down at the moment")
-            waiting = await self._waits_for(row)
-            why = f", and waits: {waiting[0]}" if waiting is not None else ""
+            waiting = (await self._all_wait_for([row])).get(delivery)
+            why = f", and waits: {waiting.reason}" if waiting is not None else ""
             raise WrongState(f"it is queued already{why}; only what is sent or dead can be replayed")
         log.info("delivery_replayed", delivery=delivery, by=viewer.name)
         self._wake(queued["lane"])  # before the answer: events that are sent after it go behind this one
@@ -209,6 +308,9 @@ class Deliveries:
 
         Raises Forbidden for what another Matrix user sent, unless the viewer is an admin without limits.
         """
+        if await self._refused(viewer, delivery) is not None:
+            await self._database.run(partial(refused.remove, delivery=delivery, whose=viewer.whose))
+            return
         row = await self._row(viewer, delivery)
         key = viewer.key
         if key is not None and (key.rooms or key.event_types) and (sender := _other_sender(key, row)) is not None:
@@ -238,14 +340,32 @@ def new_txn_id() -> str:
     return secrets.token_urlsafe(16)
 
 
-def _cursor(id_: int) -> str:
-    return base64.urlsafe_b64encode(id_.to_bytes(8, "big")).decode().rstrip("=")
+def _within(work: Callable[[Connection], T], connection: Connection) -> T:
+    with at_most(READ_SECONDS, connection):
+        return work(connection)
 
 
-def _position(cursor: str) -> int:
-    """The id that a cursor stands for: where to go on; it grants nothing. Raises BadRequest."""
+def has_no_calls(selection: Selection) -> bool:
+    """Whether no refused call can match: of these neither the key nor anything of the body is kept."""
+    is_other = bool(selection.states) and REFUSED not in selection.states
+    return is_other or selection.key is not None or selection.text is not None
+
+
+def place_of(row: Mapping[str, Any]) -> Place:
+    """Where an event or a refused call stands in the log: a call behind the events that were accepted before it."""
+    return (row["position"], row["id"]) if "position" in row else (row["id"], 0)
+
+
+def _cursor(position: int, call: int = 0) -> str:
+    data = position.to_bytes(8, "big") + (call.to_bytes(8, "big") if call else b"")
+    return base64.urlsafe_b64encode(data).decode().rstrip("=")
+
+
+def _place(cursor: str) -> Place:
+    """The place that a cursor stands for, before which to go on; it grants nothing. Raises BadRequest."""
     if _CURSOR.fullmatch(cursor):
-        position = int.from_bytes(base64.urlsafe_b64decode(f"{cursor}="), "big")
-        if position < 2**63:
-            return position
+        data = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4))
+        position, call = int.from_bytes(data[:8], "big"), int.from_bytes(data[8:], "big")
+        if max(position, call) < 2**63:
+            return position, call
     raise BadRequest("cursor: this is not the `next` of a page")

@@ -5,18 +5,26 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from flowbridge.delivery.waiting import Waiting
 from flowbridge.errors import BadRequest
+from flowbridge.store import clock
 from flowbridge.store.json_columns import from_json
+from flowbridge.store.retention import BLANK
 
-STATES = ("sent", "queued", "dead")
 DELIVERY = re.compile(r"[A-Za-z0-9_~.-]{1,128}")  # an id that a delivery may have
 MAX_NAMED = 100  # deliveries in one question
+REFUSED = "refused"
+STATES = ("sent", "queued", "dead", REFUSED)
+MIN_TEXT, MAX_TEXT = 2, 200  # characters to search for
 
 _TIME = re.compile(r"[0-9]{4}-?[0-9]{2}-?[0-9]{2}([T ][0-9:.,]{1,20}(Z|[+-][0-9:]{1,10})?)?")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_AGE = re.compile(r"([0-9]{1,6})([smhdw])")
+_SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
+_SECONDS_SINCE_1970, _MS_SINCE_1970 = re.compile(r"[0-9]{9,10}"), re.compile(r"[0-9]{12,13}")
 
 
-def summary(row: Mapping[str, Any]) -> dict[str, Any]:
+def summary(row: Mapping[str, Any], waiting: Waiting | None = None) -> dict[str, Any]:
     """A delivery as a list shows it, without the fields that it does not have, or not yet."""
     found = {
         "delivery_id": row["delivery"],
@@ -31,17 +39,50 @@ def summary(row: Mapping[str, Any]) -> dict[str, Any]:
         "settled_at": iso(row["settled_at"]),
         "user_id": row["user_id"],
         "api_key": row["api_key"],
+        "key": row["caller_key"],
+        "waiting": None if waiting is None else _waiting(waiting),
     }
     return without_none(found)
 
 
-def detail(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A delivery with its request as it came, its event as it is sent, and every attempt that is remembered."""
-    event = {"type": row["event_type"], "state_key": row["state_key"], "content": from_json(row["content"])}
+def _waiting(waiting: Waiting) -> dict[str, Any]:
+    return without_none({"reason": waiting.reason, "until": iso(waiting.until), "behind": waiting.behind})
+
+
+def refused_summary(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A call, or several alike, that were refused: nothing of their bodies is kept."""
+    number = row["number"]
+    found = {
+        "delivery_id": row["delivery"],
+        "status": REFUSED,
+        "room_id": row["room_id"],
+        "event_type": row["event_type"],
+        "error": from_json(row["error"]),
+        "attempts": 0,
+        "refused_at": iso(row["refused_at"]),
+        "last_refused_at": iso(row["last_at"]) if number > 1 else None,
+        "count": number,
+        "user_id": row["user_id"],
+        "api_key": row["api_key"],
+        "address": row["address"],
+    }
+    return without_none(found)
+
+
+def detail(row: Mapping[str, Any], waiting: Waiting | None = None) -> dict[str, Any]:
+    """A delivery with its request as it came, its event as it is sent, and every attempt that is remembered.
+
+    Without both once its content is not kept any more.
+    """
+    if row["content"] == BLANK:
+        shown = {}
+    else:
+        event = {"type": row["event_type"], "state_key": row["state_key"], "content": from_json(row["content"])}
+        request = row["content"] if row["request"] is None else row["request"]
+        shown = {"request": request, "event": without_none(event)}
     return {
-        **summary(row),
-        "request": row["content"] if row["request"] is None else row["request"],
-        "event": without_none(event),
+        **summary(row, waiting),
+        **shown,
         "txn_id": row["txn_id"],
         "history": [_happened(entry) for entry in from_json(row["history"])],
     }
@@ -82,6 +123,34 @@ def deliveries(text: str, name: str) -> tuple[str, ...]:
         if not DELIVERY.fullmatch(delivery):
             raise BadRequest(f"{name}: {delivery[:80]!r} is not the id of a delivery")
     return found
+
+
+def text(searched: str, name: str) -> str:
+    """Part of a content. Raises BadRequest, which names the parameter."""
+    if not MIN_TEXT <= len(searched) <= MAX_TEXT:
+        raise BadRequest(f"{name}: it takes {MIN_TEXT} to {MAX_TEXT} characters to search for, not {len(searched)}")
+    return searched
+
+
+def age(text: str) -> int | None:
+    """The time that was so long ago (`90m`, `7d`), as ms since 1970; None for what is no age."""
+    found = _AGE.fullmatch(text.strip())
+    return clock.now_ms() - int(found[1]) * _SECONDS[found[2]] * 1000 if found else None
+
+
+def since(text: str, name: str) -> int:
+    """A time, an age, or seconds or milliseconds since 1970, as ms since 1970. Raises BadRequest."""
+    text = text.strip()
+    if (ago := age(text)) is not None:
+        return ago
+    if _SECONDS_SINCE_1970.fullmatch(text):
+        return int(text) * 1000
+    if _MS_SINCE_1970.fullmatch(text):
+        return int(text)
+    try:
+        return moment(text, name)
+    except BadRequest as error:
+        raise BadRequest(f"{error.error}, like 2h or 7d for so long ago, or as seconds since 1970") from None
 
 
 def moment(text: str, name: str) -> int:

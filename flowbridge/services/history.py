@@ -17,7 +17,7 @@ from flowbridge.auth.room_access import RoomAccess
 from flowbridge.errors import BadRequest, Errcode, Forbidden, HomeserverError
 from flowbridge.homeserver import Homeserver, identifiers, large_json, paths
 from flowbridge.homeserver.client import READERS
-from flowbridge.homeserver.sync import NOTHING, ROOMS_ALONE, Batch, Json, Page, SyncClient, section
+from flowbridge.homeserver.sync import NOTHING, ROOMS_ALONE, Batch, Json, Page, SyncClient, invitations, section
 from flowbridge.limits import peer
 from flowbridge.limits.cache import Cache
 from flowbridge.limits.concurrency import Limiter
@@ -82,16 +82,23 @@ class History:
     async def rooms(self, credential: Credential) -> bytes:
         """The rooms that the caller is in, of an API key with rooms those: ids, names and aliases, sorted by name.
 
-        Beside them stands what FLOWBRIDGE_ENCRYPTED_ROOMS says of the encrypted ones.
+        And the rooms that it is invited to, and has not joined, with the inviter of each. Beside them stands what
+        FLOWBRIDGE_ENCRYPTED_ROOMS says of the encrypted ones.
         """
         caller = await self._callers.identify(credential)
         async with self._snapshots.turn(peer.who(), SNAPSHOT_SECONDS):
             batch = await self._state(caller, _NAMES)
-            found = await large_json.aside(batch.size, legacy_events.named_rooms, batch.value)
+
+            def made() -> tuple[list[Json], list[Json]]:
+                invited = [invitation.shown() for invitation in invitations(batch.value, caller.user_id)]
+                return legacy_events.named_rooms(batch.value), invited
+
+            found, invited = await large_json.aside(batch.size, made)
         if credential.key is not None and credential.key.rooms:
             scope = await self._room_access.scope(caller, credential.key)
-            found = [room for room in found if room["room_id"] in scope]
-        return large_json.write({"rooms": found, "encrypted_rooms": self._encrypted_rooms})
+            found, invited = ([room for room in rooms if room["room_id"] in scope] for rooms in (found, invited))
+        answer = {"rooms": found, "invitations": invited, "encrypted_rooms": self._encrypted_rooms}
+        return large_json.write(answer)
 
     async def snapshot(self, credential: Credential, limit: int, *, archived: bool = False) -> bytes:
         """All rooms that the caller is in or invited to, with their state and `limit` newest events.

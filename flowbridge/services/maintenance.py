@@ -2,23 +2,41 @@
 
 import asyncio
 import contextlib
+import math
+import time
 from collections.abc import Awaitable, Callable
 from functools import partial
 
-from flowbridge import log
+from flowbridge import log, metrics
 from flowbridge.auth import names
 from flowbridge.auth.api_keys import ApiKeys
 from flowbridge.delivery import Worker
-from flowbridge.delivery.backpressure import FILLED, Backpressure
+from flowbridge.delivery.backpressure import FILLED, Backpressure, live_bytes
 from flowbridge.models.timing import Timing
 from flowbridge.settings import Settings
-from flowbridge.store import Database, abandoned, accounts, clock, leases, message_keys, resolved, retention
+from flowbridge.store import (
+    Database,
+    abandoned,
+    accounts,
+    clock,
+    holdings,
+    leases,
+    message_keys,
+    refused,
+    resolved,
+    retention,
+)
 from flowbridge.store.engine import reason
 
 COUNT_SHARE = 50  # counting takes at most one of so many seconds
 GIVE_UP_LANES = 100
+PIECE_PAUSE = 0.05  # between two pieces of a large job, for accepting
 SPACE_SECONDS = 1.0  # between two purges while space is short
-HOUR_MS = 3_600_000
+DAY_MS = 86_400_000
+# Sent events of more than a day are the log, not the memory of their keys: these may take so much of the allowed bytes.
+# Well below FILLED, so that the log alone never makes space short.
+LOGGED = 0.4
+TOLD_SECONDS = 3_600.0  # between two warnings that the log is shortened
 
 
 class Maintenance:
@@ -30,6 +48,7 @@ class Maintenance:
         keys: ApiKeys,
         worker: Worker,
         *,
+        flush_refused: Callable[[], Awaitable[None]] | None = None,
         timing: Timing = Timing(),
         count_share: int = COUNT_SHARE,
         give_up_lanes: int = GIVE_UP_LANES,
@@ -39,6 +58,10 @@ class Maintenance:
         self._backpressure = backpressure
         self._keys = keys
         self._worker = worker
+        self._flush_refused = flush_refused
+        self._blanked_until = 0  # ms: contents of what was sent before are gone
+        self._told_at = -math.inf  # monotonic
+        self._next_upkeep = -math.inf  # likewise: of the delivery log
         self._timing = timing
         self._count_share = count_share
         self._give_up_lanes = give_up_lanes
@@ -53,6 +76,7 @@ class Maintenance:
             self._forever(self._purge),
             self._forever(self._give_up, timing.give_up_seconds, begin=timing.give_up_seconds),
             self._forever(self._forget_idle, timing.forget_seconds),
+            self._forever(self._write_refused, timing.refused_seconds),
         )
 
     async def _forever(
@@ -76,9 +100,14 @@ class Maintenance:
 
     async def _purge(self) -> float:
         now = clock.now_ms()
-        sent = now - int(self._settings.keep_sent_hours * HOUR_MS)
-        dead = now - int(self._settings.keep_dead_days * 24 * HOUR_MS)
+        sent = now - int(self._settings.sent_days * DAY_MS)
+        dead = now - int(self._settings.keep_dead_days * DAY_MS)
         gone = await self._repeat(lambda: self._database.run(partial(retention.purge, sent=sent, dead=dead)))
+        if time.monotonic() >= self._next_upkeep:  # while space is short, the rest comes once a second
+            self._next_upkeep = time.monotonic() + self._timing.purge_seconds
+            await self._database.run(partial(refused.purge, before=sent))
+            await self._blank(now)
+            gone += await self._shorten(now)
         if self._backpressure.pressed.is_set():
             await self._backpressure.refresh()
         while self._backpressure.is_crowded and (early := await self._backpressure.drop_dead()):
@@ -96,9 +125,68 @@ class Maintenance:
                 await self._backpressure.pressed.wait()
         return min(SPACE_SECONDS, self._timing.purge_seconds)
 
+    async def _blank(self, now: int) -> None:
+        """Blank contents that are not to be kept for as long as what else the log has of sent events."""
+        days = self._settings.keep_content_days
+        if days is None or days >= self._settings.sent_days:
+            return
+        before = now - int(days * DAY_MS)
+
+        async def piece() -> int:
+            work = partial(retention.blank, before=before, after=self._blanked_until)
+            number, self._blanked_until = await self._database.run(work)
+            return number
+
+        await self._repeat(piece)
+
+    async def _shorten(self, now: int) -> int:
+        """Delete the oldest sent events before their time where the log is at its bound: rows, or bytes."""
+        yesterday = now - DAY_MS
+        nth = await self._database.read(partial(retention.nth_newest, number=self._settings.max_sent))
+        beyond = min(nth + 1, yesterday)  # itself, too
+        gone = await self._repeat(lambda: self._database.run(partial(retention.purge_oldest, before=beyond)))
+        excess = await self._excess()
+        while excess > 0:
+            rows, freed = await self._database.run(partial(holdings.drop_oldest, before=yesterday, most=excess))
+            if not rows:
+                break
+            gone, excess = gone + rows, excess - freed
+            await asyncio.sleep(PIECE_PAUSE)
+        oldest = await self._database.read(retention.oldest_sent)
+        metrics.log_seconds.set((now - oldest) / 1000 if oldest is not None else 0)
+        if gone:
+            metrics.dropped_early.inc(gone)
+            self._tell(now, oldest, gone)
+            await self._backpressure.refresh()
+        return gone
+
+    async def _excess(self) -> float:
+        """By how many bytes the store is larger than the log may make it."""
+        bound = LOGGED * self._backpressure.allowed_bytes
+        used = self._backpressure.used_bytes
+        if used > bound and not self._database.is_sqlite:  # a table never shrinks by deletions
+            used = await self._database.read(live_bytes)
+        return used - bound
+
+    def _tell(self, now: int, oldest: int | None, gone: int) -> None:
+        if time.monotonic() < self._told_at + TOLD_SECONDS:
+            return
+        self._told_at = time.monotonic()
+        log.warning(
+            "log_shortened",
+            events=gone,
+            days=round((now - oldest) / DAY_MS, 1) if oldest is not None else 0,
+            hint="FLOWBRIDGE_MAX_DATABASE_BYTES or FLOWBRIDGE_MAX_SENT allow no more: sent events go before "
+            "FLOWBRIDGE_KEEP_SENT_DAYS",
+        )
+
+    async def _write_refused(self) -> None:
+        if self._flush_refused is not None:
+            await self._flush_refused()
+
     async def _give_up(self) -> None:
         """Make a dead letter of each event that was not delivered in time, also where nothing was even tried."""
-        before = clock.now_ms() - int(self._settings.keep_queued_days * 24 * HOUR_MS)
+        before = clock.now_ms() - int(self._settings.keep_queued_days * DAY_MS)
         oldest, gone = self._backpressure.oldest_at, 0
         after: int | None = 0
         while oldest is not None and oldest * 1000 < before and after is not None:
@@ -114,7 +202,7 @@ class Maintenance:
         idle = clock.now_ms() - int(self._timing.token_idle_seconds * 1000)
         unseen = clock.now_ms() - int(names.KEEP_SECONDS * 1000)  # what is needed again is asked for again
         await self._repeat(lambda: self._database.run(leases.forget_idle, alone=True))
-        unused = clock.now_ms() - message_keys.KEEP_DAYS * 24 * HOUR_MS
+        unused = clock.now_ms() - message_keys.KEEP_DAYS * DAY_MS
         await self._repeat(lambda: self._database.run(partial(message_keys.forget, used_before=unused)))
         await self._repeat(lambda: self._database.run(retention.forget_ids))
         await self._database.run(lambda connection: accounts.drop_idle_tokens(connection, idle))
@@ -126,5 +214,5 @@ class Maintenance:
         gone = 0
         while piece := await work():
             gone += piece
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(PIECE_PAUSE)
         return gone

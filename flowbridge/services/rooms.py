@@ -1,6 +1,7 @@
-"""Rooms: create them, and change who is in them.
+"""Rooms: create them, change who is in them, and say why that was refused.
 
-An API key acts as the bot, in the rooms of its scopes: membership is the event type `m.room.member`.
+An API key acts as the bot, in the rooms of its scopes: membership is the event type `m.room.member`. A key that names a
+room may join it without that.
 """
 
 from collections.abc import Awaitable, Callable
@@ -10,8 +11,10 @@ from typing import Any, Literal
 from flowbridge.auth import scopes
 from flowbridge.auth.callers import Callers, Credential
 from flowbridge.auth.room_access import RoomAccess
+from flowbridge.errors import Errcode, MatrixError
 from flowbridge.events import canonical_json
-from flowbridge.homeserver import Homeserver, answers, paths
+from flowbridge.homeserver import Homeserver, answers, paths, standing
+from flowbridge.homeserver.standing import Standing
 from flowbridge.limits import peer
 from flowbridge.limits.concurrency import Limiter
 from flowbridge.models import Caller
@@ -21,10 +24,14 @@ Action = Literal["join", "invite", "leave", "kick", "ban", "unban"]
 
 Joined = Callable[[str, str], Awaitable[None]]
 
-MEMBER = "m.room.member"
 PATIENCE_SECONDS = 120.0  # a room of another server may take a minute to join
 MAX_AT_ONCE = 64  # of what may take so long: sends need the connections to the homeserver, too
 MAX_OF_ONE = 16  # of one caller
+MAX_EXPLAINED = 16  # refusals at once that the homeserver is asked about; the others are answered as they came
+MAX_EXPLAINED_OF_ONE = 4
+
+
+_AS_WORDS = {"invite": "inviting", "kick": "removing a user", "ban": "banning a user", "unban": "unbanning a user"}
 
 
 class Rooms:
@@ -40,6 +47,7 @@ class Rooms:
         self._callers = callers
         self._room_access = room_access
         self._turns = Limiter("rooms that are being made, joined or left", MAX_AT_ONCE, MAX_OF_ONE)
+        self._explanations = Limiter("refusals that are being explained", MAX_EXPLAINED, MAX_EXPLAINED_OF_ONE)
         self._joined = joined
 
     async def create(self, credential: Credential, body: Json, query: str = "") -> tuple[Caller, Json]:
@@ -65,7 +73,9 @@ class Rooms:
         if action == "join" and credential.key is None:
             caller, room_id = await self._callers.identify(credential), room
         else:
-            permit = partial(scopes.permit, credential.key, MEMBER)
+            permit = partial(scopes.permit, credential.key, scopes.MEMBER)
+            if action == "join":
+                permit = partial(scopes.permit_joining, credential.key)
             caller, room_id = await self._room_access.enter(credential, room, permit)
         if action == "join" and (query or room.startswith("#")):
             target = paths.join_target(room)
@@ -76,6 +86,40 @@ class Rooms:
         if action == "join" and self._joined is not None and isinstance(joined := found.get("room_id", room_id), str):
             await self._joined(caller.user_id, joined)
         return caller, found
+
+    async def standing(self, caller: Caller, room_id: str) -> Standing:
+        """How an account stands to a room, as far as it may know."""
+        with self._callers.as_(caller):
+            if await self._homeserver.is_joined(caller.token, room_id, caller.user_id):
+                return Standing(caller.user_id, room_id, "join")
+            return await self._homeserver.standing(caller.token, room_id, caller.user_id)
+
+    async def explained(self, credential: Credential, room: str, action: str, error: MatrixError) -> MatrixError:
+        """What the homeserver refused in a room, in words that say which mistake it was, before its own.
+
+        `action`: what was to be done, as the path names it. The error is returned as it is where nothing is known.
+        """
+        try:
+            with self._explanations.hold(peer.who()):
+                return await self._explained(credential, room, action, error)
+        except MatrixError:
+            return error
+
+    async def _explained(self, credential: Credential, room: str, action: str, error: MatrixError) -> MatrixError:
+        caller = await self._callers.identify(credential)
+        try:
+            room_id = await self._homeserver.resolve(caller.token, room) if room.startswith("#") else room
+        except MatrixError as trouble:
+            is_unknown = trouble.status == 404 and trouble.errcode == Errcode.NOT_FOUND
+            words = f"no room has the alias {room}: check its spelling, or use the room's id"
+            return standing.in_words(error, words if is_unknown else "")
+        if error.status == 404 and action != "join":  # something in the room is not there
+            return error
+        found = await self.standing(caller, room_id)
+        words = str(found)
+        if found.membership == "join" and error.errcode == Errcode.FORBIDDEN:
+            words = standing.of_power(caller.user_id, _AS_WORDS.get(action, "this"), error.error)
+        return standing.in_words(error, words)
 
     async def _post(self, caller: Caller, target: str, body: Json) -> Json:
         async with self._turns.turn(peer.who(), self._homeserver.deadline):

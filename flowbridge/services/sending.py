@@ -18,8 +18,8 @@ from flowbridge.delivery.account_limits import AccountLimits
 from flowbridge.delivery.breaker import Breaker
 from flowbridge.delivery.pending import Outcome, PendingDelivery
 from flowbridge.errors import BadGateway, Errcode, GatewayTimeout, MatrixError
-from flowbridge.homeserver import Homeserver
-from flowbridge.models import Event
+from flowbridge.homeserver import Homeserver, standing
+from flowbridge.models import Event, Surface
 from flowbridge.services import room_upgrades
 from flowbridge.services.acceptance import Acceptance, How, Receipt
 
@@ -95,20 +95,21 @@ class Sender:
     async def _told_together(self, receipt: Receipt, outcomes: Sequence[Outcome | None]) -> Told:
         told = [
             await self._told_of(replace(receipt, pending=pending), outcome)
-            for pending, outcome in zip(receipt.deliveries, outcomes, strict=True)
+            for pending, outcome in zip((receipt.pending, *receipt.following), outcomes, strict=True)
         ]
         return replace(told[0], following=tuple(told[1:]))
 
     async def _outcomes(self, receipt: Receipt, how: How, seconds: float) -> list[Outcome | None]:
         """Of all events of a message. Waited for at once: those behind a refused one hear it, too."""
+        deliveries = (receipt.pending, *receipt.following)
         if not (how.waits and receipt.waits):
-            return [None for _ in receipt.deliveries]
-        return await asyncio.gather(*(self._worker.wait(pending, seconds) for pending in receipt.deliveries))
+            return [None for _ in deliveries]
+        return await asyncio.gather(*(self._worker.wait(pending, seconds) for pending in deliveries))
 
     async def _told_of(self, receipt: Receipt, outcome: Outcome | None) -> Told:
         try:
             if outcome is not None:
-                return await self._ended(receipt, outcome)
+                return await self._ended(receipt, outcome, "flow")
             return _told(receipt, status=await self._accepted(receipt))
         except MatrixError as error:
             return _told(receipt, error=error)
@@ -126,7 +127,7 @@ class Sender:
             if event.room.startswith("#") and outcome is not None and room_upgrades.is_forbidden(outcome.error):
                 receipt, outcome = await self._follow(credential, event, how, receipt, outcome, ends)
             if outcome is not None:
-                return await self._ended(receipt, outcome)
+                return await self._ended(receipt, outcome, how.surface)
             if waits and how.surface == "matrix":
                 return _told(receipt, error=await self._unsettled(receipt.pending))
             return _told(receipt, status=await self._accepted(receipt))
@@ -175,12 +176,18 @@ class Sender:
         outcome = pending.settled.result() if pending.settled.done() else None
         return outcome.state if outcome is not None else "queued"
 
-    async def _ended(self, receipt: Receipt, outcome: Outcome) -> Told:
+    async def _ended(self, receipt: Receipt, outcome: Outcome, surface: Surface) -> Told:
         if outcome.state == "sent":
             return _told(receipt, event_id=outcome.event_id)
         caller, found = receipt.caller, dict(outcome.error or {})
         if room_upgrades.is_forbidden(found):
             found = await room_upgrades.explained(self._homeserver, caller, receipt.pending.row.room_id, found)
+            if surface == "flow" and "flowbridge" not in found:
+                own = found.get("error", "")
+                words = standing.of_power(caller.user_id, receipt.pending.row.event_type, own)
+                found["error"] = f"{words} ({own})" if words else own
+        if surface == "matrix":
+            found = standing.as_it_came(found)
         error = MatrixError(
             found.pop("error", ""),
             errcode=found.pop("errcode", None),

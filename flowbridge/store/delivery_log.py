@@ -1,19 +1,23 @@
 """The delivery log: list, show, replay, remove. Each function is work on a connection."""
 
-from collections.abc import Mapping
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, and_, delete, func, insert, or_, select
+from sqlalchemy import Connection, and_, delete, exists, func, insert, or_, select, union_all
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.sql import ColumnElement
 
 from flowbridge.store import clock
 from flowbridge.store.json_columns import from_json, to_json
 from flowbridge.store.leases import mark_dirty
 from flowbridge.store.outbox import HISTORY
-from flowbridge.store.retention import keep_ids
+from flowbridge.store.retention import BLANK, keep_ids
 from flowbridge.store.statements import QUEUED, is_state
-from flowbridge.store.tables import accounts, lanes, outbox
+from flowbridge.store.tables import accounts, lanes, outbox, tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +52,8 @@ ALL = Whose()
 class Selection:
     """The events that match everything given. Times are ms; `until` itself is excluded.
 
-    `names`: only these deliveries.
+    `names`: only these deliveries. `key`: the caller's Idempotency-Key or txnId. `text`: part of the content, in any
+    case of ASCII letters. `alias`: of the room, if it was named by one; refused calls have what they named.
     """
 
     whose: Whose = ALL
@@ -58,28 +63,41 @@ class Selection:
     event_type: str | None = None
     since: int | None = None
     until: int | None = None
+    key: str | None = None
+    text: str | None = None
+    alias: str | None = None
 
     @property
     def is_quick(self) -> bool:
         """Whether its rows are found without a search: it selects all events, or has an index of its own."""
-        return bool(self.names) or self.states == ("dead",) or self == Selection()
+        return self.text is None and (bool(self.names) or self.states == ("dead",) or self == Selection())
 
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """The place of an event in its lane: how many are before it, and the history of the first one (JSON).
+    """The place of an event in its lane: how many are before it, and the first one's id and history (JSON).
 
-    `rests_until`: when the lane is tried again (ms); None when it does not rest.
+    `rests_until`: when the lane is tried again (ms); None when it does not rest. `owner`: the process that sends for
+    the lane; None when none does. `is_locked_out`: the homeserver has refused every known token of the account.
     """
 
     before: int
     history: str
     rests_until: int | None
+    first: str = ""
+    owner: str | None = None
+    is_locked_out: bool = False
+
+
+class TooSlow(Exception):
+    """The reading took longer than it may."""
 
 
 MAX_OLDER = 1_000  # events that are counted before one
+STEPS = 1_000  # of SQLite, between two looks at the clock: some 50 events
+FEW_QUEUED = 10_000  # up to so many, all are read rather than searched for among what is settled
 
-_UNLISTED = ("lane", "account", "content", "request", "idem", "fingerprint", "history")
+_UNLISTED = ("lane", "content", "request", "idem", "fingerprint", "history")
 _LISTED = (*(column for column in outbox.c if column.name not in _UNLISTED), accounts.c.user_id)
 _WITH_USER = outbox.outerjoin(accounts, accounts.c.account == outbox.c.account)
 
@@ -91,17 +109,43 @@ def get(connection: Connection, delivery: str, whose: Whose = ALL) -> dict[str, 
     return dict(found) if found else None
 
 
-def standing(connection: Connection, delivery: str) -> Standing | None:
-    """The place of a queued event in its lane; None when it is not queued any more."""
-    mine = connection.execute(select(outbox.c.id, outbox.c.lane).where(outbox.c.delivery == delivery, QUEUED)).first()
-    if mine is None:
-        return None
-    queued = (outbox.c.lane == mine.lane, QUEUED)
-    older = select(outbox.c.id).where(*queued, outbox.c.id < mine.id).limit(MAX_OLDER)
-    before = connection.scalar(select(func.count()).select_from(older.subquery())) or 0
-    history = connection.scalar(select(outbox.c.history).where(*queued).order_by(outbox.c.id).limit(1))
-    resting = (lanes.c.lane == mine.lane, lanes.c.owner.is_(None), lanes.c.lease_until > clock.now_ms())
-    return Standing(before, history or "[]", connection.scalar(select(lanes.c.lease_until).where(*resting)))
+def standings(connection: Connection, deliveries: Sequence[str]) -> dict[str, Standing]:
+    """The places in their lanes of those of these deliveries that are queued."""
+    mine, older, first = outbox.alias(), outbox.alias(), outbox.alias()
+    before = select(older.c.id).where(older.c.lane == mine.c.lane, is_state("queued", older), older.c.id < mine.c.id)
+    head = select(func.min(first.c.id)).where(first.c.lane == mine.c.lane, is_state("queued", first)).correlate(mine)
+    known = select(tokens.c.token_hash).where(tokens.c.account == mine.c.account)
+    query = (
+        select(
+            mine.c.delivery,
+            select(func.count())
+            .select_from(before.limit(MAX_OLDER).correlate(mine).subquery())
+            .scalar_subquery()
+            .label("before"),
+            outbox.c.delivery.label("first"),
+            outbox.c.history,
+            lanes.c.owner,
+            lanes.c.lease_until,
+            and_(exists(known), ~exists(known.where(tokens.c.refused_at.is_(None)))).label("is_locked_out"),
+            clock.lease_clock(connection).label("now"),
+        )
+        .select_from(
+            mine.join(outbox, outbox.c.id == head.scalar_subquery()).outerjoin(lanes, lanes.c.lane == mine.c.lane)
+        )
+        .where(mine.c.delivery.in_(deliveries), is_state("queued", mine))
+    )
+    found = {}
+    for row in connection.execute(query):
+        is_leased = (row.lease_until or 0) > row.now
+        found[row.delivery] = Standing(
+            row.before,
+            row.history,
+            row.lease_until if is_leased and row.owner is None else None,
+            row.first,
+            row.owner if is_leased else None,
+            bool(row.is_locked_out),
+        )
+    return found
 
 
 def page(
@@ -109,20 +153,64 @@ def page(
 ) -> tuple[list[dict[str, Any]], int | None]:
     """Events as a list shows them, the newest first, and the id before which to go on; None when there are no more.
 
-    Only ids below `before`. `span`: how many ids are searched, so that a search for rare events can be cut up.
+    Only ids below `before`. `span`: how many events are searched, so that a search for rare ones can be cut up.
     """
-    query = select(*_LISTED).select_from(_WITH_USER).where(*chosen(selection)).order_by(outbox.c.id.desc())
     if before is None:
         before = (connection.scalar(select(func.max(outbox.c.id))) or 0) + 1
-    query = query.where(outbox.c.id < before)
-    floor = 0 if span is None or selection.is_quick else before - span
-    if floor > 0:
-        query = query.where(outbox.c.id >= floor)
-    rows = [dict(row) for row in connection.execute(query.limit(limit)).mappings()]
+    floor = 0 if selection.since is None else _first_since(connection, selection.since)
+    is_few = _is_few(connection, selection)
+    if span is not None and not selection.is_quick and not is_few:
+        searched = select(outbox.c.id).where(outbox.c.id < before, outbox.c.id >= floor).order_by(outbox.c.id.desc())
+        ends = list(connection.scalars(searched.offset(span - 1).limit(2)))
+        floor, more = (ends[0] if ends else floor), len(ends) == 2
+    else:
+        more = False
+    among = [outbox.c.id < before, outbox.c.id >= floor]
+    indexed = _in_index(selection)
+    if is_few:
+        few = [select(outbox.c.id).where(is_state(state)) for state in selection.states]
+        among += [outbox.c.id.in_(union_all(*few)), *indexed]
+    elif selection.names:
+        among += indexed
+    elif indexed:  # alone, so that no event is read that the index rules out
+        among.append(outbox.c.id.in_(select(outbox.c.id).where(*among, *indexed)))
+    if selection.text is not None:
+        among.append(_contains(connection, selection.text))
+    query = select(*_LISTED).select_from(_WITH_USER).where(*among, *_not_in_index(selection))
+    rows = [dict(row) for row in connection.execute(query.order_by(outbox.c.id.desc()).limit(limit)).mappings()]
     if len(rows) == limit:
         return rows, rows[-1]["id"]
-    older = connection.scalar(select(func.max(outbox.c.id)).where(outbox.c.id < floor)) if floor > 0 else None
-    return rows, None if older is None else older + 1
+    return rows, floor if more else None
+
+
+def _first_since(connection: Connection, since: int) -> int:
+    """An id below which nothing was accepted since then (ms).
+
+    Ids follow the order of acceptance, but for what another replica, by another clock, accepted at the same time.
+    """
+    early = since - 2 * clock.CLOCK_SKEW_MS
+    # Two questions: for both at once SQLite reads the whole index.
+    low = connection.scalar(select(func.min(outbox.c.id))) or 0
+    high = (connection.scalar(select(func.max(outbox.c.id))) or 0) + 1
+    while low < high:
+        middle = (low + high) // 2
+        at = select(outbox.c.id, outbox.c.accepted_at).where(outbox.c.id >= middle, outbox.c.id < high)
+        found = connection.execute(at.order_by(outbox.c.id).limit(1)).first()
+        if found is None or found.accepted_at >= early:
+            high = middle
+        else:
+            low = found.id + 1
+    return low
+
+
+def _is_few(connection: Connection, selection: Selection) -> bool:
+    """Whether its states have indexes of their own, with few entries: all of them are read."""
+    if not selection.states or not {"queued", "dead"}.issuperset(selection.states):
+        return False
+    if selection.text is not None or "queued" not in selection.states:
+        return selection.text is None
+    some = select(outbox.c.id).where(QUEUED).limit(FEW_QUEUED + 1).subquery()
+    return (connection.scalar(select(func.count()).select_from(some)) or 0) <= FEW_QUEUED
 
 
 def queued_behind(connection: Connection, row: Mapping[str, Any]) -> str | None:
@@ -188,12 +276,13 @@ def queued_of(connection: Connection, selection: Selection) -> list[tuple[str, i
 def replay(
     connection: Connection, delivery: str, txn_id: str, by: str, *, whose: Whose = ALL, account: str | None = None
 ) -> dict[str, Any] | None:
-    """Queue a settled event again, at the tail of its lane. Returns the row as it is now; None when it is not settled.
+    """Queue a settled event again, at the tail of its lane. Returns the row as it is now; None when it is not settled,
+    or its content is not kept any more.
 
     `by`: who asked for it, for the history. `account`: send it with this account of the same user, if a user sent it.
     Repeated with the same `txn_id`, because the answer to the first call was lost, it does nothing more.
     """
-    settled = [*_settled(delivery, whose), outbox.c.txn_id != txn_id]
+    settled = [*_settled(delivery, whose), outbox.c.txn_id != txn_id, outbox.c.content != BLANK]
     keep_ids(connection, *settled)
     row = connection.execute(delete(outbox).where(*settled).returning(outbox)).mappings().first()
     if row is None:
@@ -253,32 +342,78 @@ def _within(scope: Scope) -> list[ColumnElement[bool]]:
     if scope.rooms is not None:
         found.append(outbox.c.room_id.in_(sorted(scope.rooms)))
     if scope.event_types:
-        found.append(or_(*map(_is_type, scope.event_types)))
+        found.append(or_(*(is_type(outbox.c.event_type, scope_) for scope_ in scope.event_types)))
     return found
 
 
-def _is_type(scope: str) -> ColumnElement[bool]:
+def is_type(column: ColumnElement[str], scope: str) -> ColumnElement[bool]:
     """`m.room.*` is any type that begins with `m.room.`; not by LIKE, which SQLite compares without regard to case."""
     if scope.endswith("*"):
-        return func.substr(outbox.c.event_type, 1, len(scope) - 1) == scope[:-1]
-    return outbox.c.event_type == scope
+        return func.substr(column, 1, len(scope) - 1) == scope[:-1]
+    return column == scope
 
 
 def chosen(selection: Selection, last: int | None = None) -> list[ColumnElement[bool]]:
-    """The conditions of a selection; only ids up to `last`."""
+    """The conditions of a selection, which has no text; only ids up to `last`."""
+    assert selection.text is None
+    found = [*_in_index(selection), *_not_in_index(selection)]
+    return found if last is None else [*found, outbox.c.id <= last]
+
+
+def _in_index(selection: Selection) -> list[ColumnElement[bool]]:
+    """The conditions on what the index `outbox_log` has."""
     found = _belongs(selection.whose)
-    if last is not None:
-        found.append(outbox.c.id <= last)
-    if selection.names:
-        found.append(outbox.c.delivery.in_(selection.names))
-    if selection.states:
-        found.append(or_(*map(is_state, selection.states)))
     if selection.room_id is not None:
         found.append(outbox.c.room_id == selection.room_id)
     if selection.event_type is not None:
         found.append(outbox.c.event_type == selection.event_type)
+    if selection.key is not None:
+        found.append(outbox.c.caller_key == selection.key)
+    return found
+
+
+def _not_in_index(selection: Selection) -> list[ColumnElement[bool]]:
+    found: list[ColumnElement[bool]] = []
+    if selection.names:  # which have an index of their own
+        found.append(outbox.c.delivery.in_(selection.names))
+    if selection.states:
+        found.append(or_(*map(is_state, selection.states)))
     if selection.since is not None:
         found.append(outbox.c.accepted_at >= selection.since)
     if selection.until is not None:
         found.append(outbox.c.accepted_at < selection.until)
     return found
+
+
+def _contains(connection: Connection, text: str) -> ColumnElement[bool]:
+    """Whether the content has this text, as JSON writes it. SQLite's LIKE knows no case of ASCII letters, as ILIKE.
+
+    200 times the letter a, searched in 60 kB of it, takes 40 ms: see `at_most`. lower() and instr() need one, but twice
+    as long for what people write.
+    """
+    for_like = str.maketrans({letter: f"\\{letter}" for letter in "\\%_"})
+    pattern = f"%{json.dumps(text, ensure_ascii=False)[1:-1].translate(for_like)}%"
+    if connection.dialect.name == "postgresql":
+        return outbox.c.content.ilike(pattern, escape="\\")
+    return outbox.c.content.like(pattern, escape="\\")
+
+
+@contextmanager
+def at_most(seconds: float, connection: Connection) -> Iterator[None]:
+    """Some reading that is broken off after so many seconds: the store has one reader. Raises TooSlow."""
+    is_sqlite = connection.dialect.name == "sqlite"
+    raw: Any = connection.connection.driver_connection
+    ends = time.monotonic() + seconds
+    if is_sqlite:
+        raw.set_progress_handler(lambda: time.monotonic() > ends, STEPS)
+    else:
+        connection.exec_driver_sql(f"SET LOCAL statement_timeout = {max(1, int(seconds * 1000))}")
+    try:
+        yield
+    except OperationalError as error:
+        if time.monotonic() < ends:
+            raise
+        raise TooSlow from error
+    finally:
+        if is_sqlite:
+            raw.set_progress_handler(None, STEPS)

@@ -94,6 +94,22 @@ def oldest(connection: Connection, caller: str, state: str, most: float = DROP_B
     return found
 
 
+def drop_oldest(connection: Connection, before: int, most: float) -> tuple[int, int]:
+    """Delete the oldest of what was sent before (ms), until so many bytes are free; returns how many, and their bytes.
+
+    Some at once: more may have to follow.
+    """
+    settled = (SENT, outbox.c.settled_at.is_not(None), outbox.c.settled_at < before)
+    query = select(_ID, _weight(connection)).where(*settled).order_by(outbox.c.settled_at)
+    ids, weight = [], 0
+    for id_, bytes_ in connection.execute(query.limit(DROP_ROWS)):
+        ids.append(id_)
+        weight += bytes_
+        if weight >= min(most, DROP_BYTES):
+            break
+    return forget(connection, ids, ["sent"]), weight
+
+
 def drop(connection: Connection, ids: list[int], state: str) -> int:
     """Delete those of these events that are still in this state; returns how many there were."""
     return forget(connection, ids, [state])

@@ -18,6 +18,7 @@ PURGED = 2_500  # rows that are deleted at once: some 15 ms, for which accepting
 # The search for an event begins one skew before it was accepted, and asks what was settled since as much before that.
 # And once more: for what is accepted and not in the store yet, and for the clocks of other replicas.
 NEEDED_MS = 3 * clock.CLOCK_SKEW_MS
+BLANK = ""  # in the place of a content that is not kept any more: no JSON
 _NEVER = 2**62
 
 
@@ -28,10 +29,45 @@ def purge(connection: Connection, sent: int, dead: int) -> int:
     return forget(connection, list(connection.scalars(ids)))
 
 
-def purge_oldest(connection: Connection) -> int:
-    """Delete sent events before their time, the oldest first: the disk is needed for what is queued."""
-    settled = select(outbox.c.id).where(outbox.c.settled_at.is_not(None), SENT)
+def purge_oldest(connection: Connection, before: int = _NEVER) -> int:
+    """Delete sent events before their time, the oldest first: the disk is needed for what is queued.
+
+    `before`: only of those that were sent before (ms).
+    """
+    settled = select(outbox.c.id).where(outbox.c.settled_at.is_not(None), outbox.c.settled_at < before, SENT)
     return forget(connection, list(connection.scalars(settled.order_by(outbox.c.settled_at).limit(PURGED))))
+
+
+def blank(connection: Connection, before: int, after: int = 0) -> tuple[int, int]:
+    """Blank the contents of what was sent before (ms), the oldest first, some at once.
+
+    `after`: when what was settled earlier has been blanked. Returns how many there were, and where to go on.
+    """
+    old = (outbox.c.settled_at >= after, outbox.c.settled_at < before, SENT, outbox.c.content != BLANK)
+    found = connection.execute(
+        select(outbox.c.id, outbox.c.settled_at).where(*old).order_by(outbox.c.settled_at).limit(PURGED)
+    ).all()
+    if not found:
+        return 0, before
+    chosen = outbox.c.id.in_(bindparam("ids", [row.id for row in found], expanding=True, literal_execute=True))
+    blanked = update(outbox).where(chosen, SENT).values(content=BLANK, request=None)
+    return connection.execute(blanked).rowcount, found[-1].settled_at
+
+
+def nth_newest(connection: Connection, number: int) -> int:
+    """When (ms) the last event was settled that has so many newer ones; 0 when there are not so many.
+
+    Dead letters count, too: they are few.
+    """
+    settled = select(outbox.c.settled_at).where(outbox.c.settled_at.is_not(None)).order_by(outbox.c.settled_at.desc())
+    return connection.scalar(settled.offset(number).limit(1)) or 0
+
+
+def oldest_sent(connection: Connection) -> int | None:
+    """When (ms) the oldest sent event of the log was settled."""
+    settled = select(outbox.c.settled_at).where(outbox.c.settled_at.is_not(None), SENT)
+    found: int | None = connection.scalar(settled.order_by(outbox.c.settled_at).limit(1))
+    return found
 
 
 def forget(connection: Connection, ids: Sequence[int], states: Sequence[str] = ("sent", "dead")) -> int:

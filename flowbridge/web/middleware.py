@@ -12,7 +12,7 @@ Requests under `/_matrix/` that no endpoint serves pass through to the homeserve
 import asyncio
 import contextlib
 import time
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from typing import Any
 
 from fastapi import FastAPI
@@ -36,6 +36,7 @@ from flowbridge.limits.proxies import Proxies
 from flowbridge.web import cors, streaming
 from flowbridge.web.endpoint import FORWARDED, LOG, Handler, error_answer
 from flowbridge.web.event_stream import EventStream
+from flowbridge.web.explained import explained
 from flowbridge.web.routing import Route
 
 Tree = dict[str, Any]
@@ -52,6 +53,7 @@ _HANDLERS = "{handlers}"  # method → handler; braces cannot stand raw in a pat
 MATRIX = "/_matrix/"
 TRIALS = "/validate/"
 READS = ("GET", "HEAD")
+FAILED = 500
 REFUSED = 400  # and every status above; HTTPStatus, an enum, would cost a send 1 µs
 OPERATIONS = ("/metrics", "/readyz")
 HEALTH = "/healthz"
@@ -84,6 +86,7 @@ class Middleware:
         self._tree = _tree_of(one for one in endpoints if not (apart and one.path in OPERATIONS))
         self._operations = _tree_of(one for one in endpoints if one.path in (*OPERATIONS, HEALTH)) if apart else {}
         self._relay = relay
+        self._sends = frozenset(one.handler for one in endpoints if one.sends)
         self._proxies = proxies or None
         self._origins = origins or None
         self._allowances = _Allowances()
@@ -116,7 +119,7 @@ class Middleware:
             if scope["method"] == "OPTIONS" and methods is not None:
                 methods = {"OPTIONS": self._origins.preflight(methods), **methods}
         try:
-            response = await _respond(Request(scope, receive), methods, path)
+            response = await _respond(Request(scope, receive), methods, path, self._sends)
             # A known caller pays for reads, refusals and trials.
             is_paid = scope["method"] in READS or response.status_code >= REFUSED or path.startswith(TRIALS)
             if (is_paid or peer.is_guest()) and not is_operator:
@@ -193,7 +196,9 @@ def _length(scope: Scope) -> int:
     return min(int(length[:10]), MAX_RECEIVED) if length.isdigit() else 0
 
 
-async def _respond(request: Request, methods: dict[str, Handler] | None, path: str) -> Response:
+async def _respond(
+    request: Request, methods: dict[str, Handler] | None, path: str, sends: Container[Handler]
+) -> Response:
     handler = methods.get(request.method) if methods else None
     try:
         if methods is None:
@@ -203,8 +208,13 @@ async def _respond(request: Request, methods: dict[str, Handler] | None, path: s
             hint = _NO_PAGES if request.method == "OPTIONS" else ""
             raise MethodNotAllowed(f"{request.method} is not served on this path; {allowed} is{hint}")
         return await handler(request)
-    except MatrixError as error:
+    except MatrixError as raised:
+        error = raised if path.startswith(MATRIX) else await explained(request, raised)
         request.scope.setdefault(LOG, {}).update(errcode=str(error.errcode), error=error.error[:300])
+        if handler in sends and REFUSED <= error.status < FAILED:
+            request.app.core.refused_calls.note(
+                request.path_params.get("roomId", ""), request.path_params.get("eventType", ""), error
+            )
         response = error_answer(error)
         if methods and handler is None:
             response.headers["Allow"] = allowed

@@ -6,6 +6,7 @@ use go on to the homeserver. A blank value means that the parameter is absent (c
 """
 
 from collections.abc import Awaitable, Callable
+from difflib import get_close_matches
 from typing import Annotated, Any
 from urllib.parse import parse_qsl, urlencode
 
@@ -24,6 +25,7 @@ ACCESS_TOKEN = "access_token"  # noqa: S105 (a name, not a secret)
 IDENTITY = frozenset({"user_id", "device_id", "org.matrix.msc3202.device_id"})
 MAX_PARAMETERS = 200
 MAX_VALUE = 4_096  # characters
+NEAR = 0.6  # difflib's own measure of two names that are alike
 
 _OF_SENDS = IDENTITY | {"ts"}
 _MATRIX_SURFACE = "; a Matrix client can say it to /_matrix/client/v3/…, whence it goes on to the homeserver"
@@ -113,4 +115,6 @@ def as_nobody_else() -> Forbidden:
 def _unknown(name: str, known: frozenset[str]) -> BadRequest:
     shown = name[:80] if name[:80].isprintable() else repr(name[:80])
     hint = _MATRIX_SURFACE if name in _OF_SENDS or "delay" in name else ""
-    return BadRequest(f"{shown}: unknown here; known are {', '.join(sorted(known | {ACCESS_TOKEN}))}{hint}")
+    near = get_close_matches(name[:80].lower(), known, 1, NEAR)
+    meant = f"did you mean {near[0]}? " if near else ""
+    return BadRequest(f"{shown}: unknown here; {meant}known are {', '.join(sorted(known | {ACCESS_TOKEN}))}{hint}")

@@ -69,7 +69,7 @@ class Route(APIRoute):
     the homeserver's answers pass as they came. `ok`: what a success is, else the type's docstring says it. `body`: the
     type of one that a raw handler reads. `errors`: those that do not follow from the dependencies. `uses`: dependencies
     without a value. `lenient`: unknown query parameters are ignored on the flow surface, too. `kept`: answers have an
-    ETag.
+    ETag. `sends`: what it refuses is in the delivery log.
     """
 
     def __init__(
@@ -87,12 +87,14 @@ class Route(APIRoute):
         errors: Iterable[int] = (),
         lenient: bool = False,
         kept: bool = False,
+        sends: bool = False,
         response_class: type[Response] = JSONResponse,
         uses: Sequence[Callable[..., Any]] = (),
         documented: bool = True,
         extra: Json | None = None,
     ) -> None:
         self.paths, path = paths, paths[0]
+        self.sends = sends
         summary, _, description = cleandoc(endpoint.__doc__ or "").partition("\n")
         super().__init__(
             path,

@@ -93,6 +93,7 @@ class Live extends EventEmitter {
             over(error || "the bridge ended the stream", { refused: errcode === "M_UNKNOWN_TOKEN" });
             return;
         }
+        if (event && event !== "message") return; // an invitation, or what a later bridge may have to say
         const found = data === undefined ? undefined : json(data);
         if (id) this.position = id; // before the event is emitted: its listener may save the position
         if (found) this.emit("event", found, this.position);

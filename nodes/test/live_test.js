@@ -105,6 +105,7 @@ describe("the live stream", () => {
 
     it("is not hurt by what is no event", async () => {
         const odd = ["data: no json\n\n", "data: 5\n\n", "data: null\n\n", "data\n\n", ": x\n\n", "id\n\n", "nonsense\n\n"];
+        odd.push('event: invite\ndata: {"n": 2}\n\n'); // an invitation is none
         const seen = await streaming(sends(...odd, 'id: a\ndata: {"n": 1}\n\n'));
         await until(() => seen.events.length);
         assert.deepEqual([seen.events, seen.lost], [[1], []]);

@@ -15,7 +15,11 @@ README = Path(__file__).parents[2] / "README.md"
 NONE = "\N{EN DASH}"
 UNITS = {"MiB": 1024**2, "GiB": 1024**3}
 # What is no value, but says what happens without one.
-IN_WORDS = {"FLOWBRIDGE_SECRET_KEY": "`<database>.key`", "FLOWBRIDGE_PUBLIC_URL": "from the request"}
+IN_WORDS = {
+    "FLOWBRIDGE_SECRET_KEY": "`<database>.key`",
+    "FLOWBRIDGE_PUBLIC_URL": "from the request",
+    "FLOWBRIDGE_KEEP_CONTENT_DAYS": "as long",
+}
 
 
 def table(text: str) -> dict[str, str]:
@@ -46,6 +50,8 @@ def says(text: str, default: Any) -> bool:
         default = default.get_secret_value()
     if default in (None, ()):
         return text == NONE
+    if isinstance(default, tuple):
+        default = ", ".join(default)
     if isinstance(default, bool):
         return text in (("`on`", "`1`") if default else ("`off`", "`0`"))
     if isinstance(default, int | float):
@@ -72,6 +78,8 @@ def test_table_has_the_default(name: str) -> None:
     [
         (NONE, None, True),
         (NONE, (), True),
+        ("`own`", ("own",), True),
+        ("`own`", ("all",), False),
         (NONE, 0, False),
         ("`on`", True, True),
         ("`on`", False, False),

@@ -245,6 +245,10 @@ def settings_for(url: str, folder: Path, **values: Any) -> Settings:
     return Settings.model_construct(base_url=url, **{**defaults, **values})
 
 
+# The bridge asks the scripted homeserver nothing of its own accord.
+STILL = Timing(invitation_seconds=1_000_000.0)
+
+
 @contextmanager
 def running(
     upstream: Upstream,
@@ -252,14 +256,16 @@ def running(
     *,
     timing: Timing | None = None,
     readiness_seconds: float = 0.0,
+    invitation_seconds: float = STILL.invitation_seconds,
     max_connections: int = MAX_CONNECTIONS,
     **values: Any,
 ) -> Iterator[Bridge]:
     """A bridge of its own, on what an earlier one left in this folder. `values`: settings.
 
-    `readiness_seconds`: none, so that no test hears what the homeserver said to the one before.
+    `readiness_seconds`: none, so that no test hears what the homeserver said to the one before. `invitation_seconds`:
+    so many that the bridge asks the scripted homeserver nothing of its own accord.
     """
-    timing = replace(timing or Timing(), readiness_seconds=readiness_seconds)
+    timing = replace(timing or Timing(), readiness_seconds=readiness_seconds, invitation_seconds=invitation_seconds)
     settings = settings_for(upstream.url, folder, **values)
     with background(settings, timing=timing, max_connections=max_connections) as url:
         yield Bridge(url, upstream)

@@ -156,6 +156,18 @@ def test_no_credential_is_a_401(bridge: Bridge) -> None:
         assert bridge.post(path, b'{"text": "x"}', "Authorization: Basic x").status == 401
 
 
+@pytest.mark.parametrize(
+    ("path", "event_type"),
+    [(MESSAGES, "m.room.message"), (REACTIONS, "m.reaction"), (REDACTIONS, "m.room.redaction")],
+)
+def test_refused_call_is_in_the_delivery_log(caller: httpx.Client, path: str, event_type: str) -> None:
+    said(caller.post(MESSAGES, json={"text": "x"}))  # from here on it is known whose token it is
+    assert caller.post(path, json={"nonsense": 1}).status_code == 400
+    (entry,) = caller.get("/deliveries?state=refused").json()["deliveries"]
+    assert (entry["event_type"], entry["room_id"]) == (event_type, ROOM)
+    assert "is unknown here" in entry["error"]["error"]
+
+
 # several events
 
 

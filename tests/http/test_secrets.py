@@ -22,7 +22,7 @@ from pydantic import SecretStr
 
 from flowbridge.web.server import background
 from tests import upstream as scripted
-from tests.http.conftest import HASTE_SECONDS, HELLO, ROOM, SEND, Bridge, post, settings_for
+from tests.http.conftest import HASTE_SECONDS, HELLO, ROOM, SEND, STILL, Bridge, post, settings_for
 from tests.upstream import PATIENCE, Upstream
 
 HEADER = "canary_in_the_header"
@@ -171,7 +171,7 @@ def test_no_logger_of_the_process_says_a_token(tmp_path: Path) -> None:
             api_keys=(SecretStr(KEY),),
             wait_seconds=HASTE_SECONDS,
         )
-        with background(settings) as url:
+        with background(settings, timing=STILL) as url:
             said = play(Bridge(url, upstream), *BEHAVIOURS)
         check_upstream(upstream)
     check_store(tmp_path)
@@ -260,7 +260,7 @@ def test_password_goes_to_login_alone_and_into_no_log(tmp_path: Path) -> None:
             password=SecretStr(PASSWORD),
             api_keys=(SecretStr(KEY),),
         )
-        with background(settings) as url:
+        with background(settings, timing=STILL) as url:
             assert Bridge(url, upstream).post(SEND, BODY, f"X-API-Key: {KEY}").status == 200
         seen = [request for request in upstream.requests if PASSWORD.encode() in request.body]
         assert [request.target for request in seen] == [f"{MATRIX}/login"]

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from sqlalchemy import NullPool, create_engine, make_url, text
 
-from flowbridge.delivery.pending import Outcome
+from flowbridge.delivery.pending import Outcome, PendingDelivery
+from flowbridge.delivery.waiting import Waiting, waiting
 from flowbridge.events.relations import Binding
 from flowbridge.store import StoreUnavailable, delivery_log
 from tests.patience import PATIENCE
@@ -97,6 +98,36 @@ async def test_replay_by_a_replica_that_has_heard_of_the_event_before_is_sent(
     other.worker.wake()
     await until(lambda: rooms.bodies() == ["first", "a", "a"])
     assert rooms.sends[-1].txn_id == "new"
+
+
+async def told(rig: Rig, pending: PendingDelivery) -> Waiting:
+    """What a delivery waits for, as this replica says it."""
+    name, me = pending.row.delivery, rig.worker.owner
+    place = (await rig.database.read(partial(delivery_log.standings, deliveries=[name])))[name]
+    account, is_sending = pending.row.account, rig.worker.is_sending(name)
+    return waiting(rig.account_limits, rig.breaker, account, place, is_sending=is_sending, me=me)
+
+
+async def test_replica_says_what_an_event_waits_for_that_another_one_sends(pair: tuple[Rig, Rig], rooms: Rooms) -> None:
+    one, other = pair
+    answered = asyncio.Event()
+    rooms.then(after(answered))
+    sending = await one.accept("a")
+    await until(lambda: len(rooms.sends) == 2)
+    behind = await other.accept("b")
+    for replica in pair:
+        assert await told(replica, sending) == Waiting("it is being sent")
+    older = Waiting("an older event of this room first", None, sending.row.delivery)
+    assert await told(other, behind) == older
+    rooms.always(slow(60_000))
+    answered.set()
+    await until(lambda: one.account_limits.pause_of(behind.row.account) > 0)
+    assert other.account_limits.pause_of(behind.row.account) == 0, "it has not heard of that itself"
+    async with asyncio.timeout(PATIENCE):
+        while (found := await told(other, behind)).until is None:
+            await one.database.flush()  # the attempt is on its way to the store
+    assert found.reason == "the homeserver limits how much this account may send"
+    assert 0 < found.until / 1000 - time.time() <= 66
 
 
 async def test_join_through_a_replica_wakes_what_another_one_lets_rest_just_now(

@@ -312,3 +312,36 @@ def test_key_of_a_room_is_for_that_room_alone(
         for path in ("/rooms", "/createRoom", "/logout", "/register", "/login"):
             check_error(client.post(path), 403, "M_FORBIDDEN")
         assert client.get("/whoami").json()["user_id"] == bot.user_id
+
+
+@pytest.mark.parametrize("by_alias", [False, True])
+@pytest.mark.parametrize("prefix", ["", "/_matrix/client/v3"])
+def test_key_for_messages_in_a_room_may_join_that_room(
+    synapse: LocalSynapse, make_account: MakeAccount, new_room: NewRoom, tmp_path: Path, prefix: str, *, by_alias: bool
+) -> None:
+    """README's recipe for a key; Apprise joins before it sends."""
+    bot, alias = make_account(), f"ops-{secrets.token_hex(4)}"
+    room, other = new_room(preset="public_chat", room_alias_name=alias), new_room(preset="public_chat")
+    name = quote(f"#{alias}:localhost" if by_alias else room.id, safe="")
+    settings = Settings.load(base_url=synapse.url, access_token=bot.access_token, database_url=store_in(tmp_path))
+    key = make_key(tmp_path, ApiKey("one", rooms=(room.id,), event_types=("m.room.message",)))
+    with (
+        background(settings) as url,
+        httpx.Client(base_url=url, headers={"X-API-Key": key}, trust_env=False) as caller,
+    ):
+        for path in (f"/join/{name}", f"/rooms/{name}/join"):
+            assert caller.post(f"{prefix}{path}", json={}).json() == {"room_id": room.id}
+        assert caller.post(
+            f"{prefix}/rooms/{name}/send/m.room.message", json={"msgtype": "m.text", "body": "hi"}
+        ).json()
+        assert room.bodies() == ["hi"]
+        refused = [
+            caller.post(f"{prefix}/join/{other.id}", json={}),
+            caller.post(f"{prefix}{other.path}/join", json={}),
+            caller.get(f"{prefix}{other.path}/messages"),
+            caller.get(f"{prefix}{room.path}/messages"),
+            caller.post(f"{prefix}{room.path}/leave", json={}),
+            caller.post(f"{prefix}{room.path}/invite", json={"user_id": "@x:localhost"}),
+        ]
+        assert {(answer.status_code, answer.json()["errcode"]) for answer in refused} == {(403, "M_FORBIDDEN")}
+        assert f"this API key is not for this room: it is for {room.id}" in refused[0].json()["error"]

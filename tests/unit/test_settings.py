@@ -23,6 +23,11 @@ VALUES = {
     "FLOWBRIDGE_DATABASE_URL": ("database_url", "sqlite:////srv/x.db", SecretStr("sqlite:////srv/x.db")),
     "FLOWBRIDGE_SECRET_KEY": ("secret_key", "c2VjcmV0", SecretStr("c2VjcmV0")),
     "FLOWBRIDGE_ENCRYPTED_ROOMS": ("encrypted_rooms", "Allow", "allow"),
+    "FLOWBRIDGE_AUTO_JOIN": (
+        "auto_join",
+        "OWN, @alice:partner.example hs.example:8448",
+        ("own", "@alice:partner.example", "hs.example:8448"),
+    ),
     "FLOWBRIDGE_WAIT_SECONDS": ("wait_seconds", "2.5", 2.5),
     "FLOWBRIDGE_REQUEST_SECONDS": ("request_seconds", "5", 5.0),
     "FLOWBRIDGE_LEASE_SECONDS": ("lease_seconds", "60", 60.0),
@@ -46,7 +51,10 @@ VALUES = {
     ),
     "FLOWBRIDGE_WRONG_KEYS_PER_MINUTE": ("wrong_keys_per_minute", "5", 5),
     "FLOWBRIDGE_KEEP_QUEUED_DAYS": ("keep_queued_days", "1.5", 1.5),
+    "FLOWBRIDGE_MAX_SENT": ("max_sent", "0", 0),
+    "FLOWBRIDGE_KEEP_SENT_DAYS": ("keep_sent_days", "0.5", 0.5),
     "FLOWBRIDGE_KEEP_SENT_HOURS": ("keep_sent_hours", "0.5", 0.5),
+    "FLOWBRIDGE_KEEP_CONTENT_DAYS": ("keep_content_days", "0", 0.0),
     "FLOWBRIDGE_KEEP_DEAD_DAYS": ("keep_dead_days", "7", 7.0),
     "FLOWBRIDGE_TRUSTED_PROXIES": (
         "trusted_proxies",
@@ -99,6 +107,7 @@ def test_defaults_are_those_of_the_contract() -> None:
         "wait_seconds": 10.0,
         "request_seconds": 10.0,
         "lease_seconds": 30.0,
+        "auto_join": ("own",),
         "registration": True,
         "pass_federation": True,
         "reused_txn_id": "send",
@@ -110,7 +119,10 @@ def test_defaults_are_those_of_the_contract() -> None:
         "wrong_keys_per_minute": 60,
         "max_share": 0.5,
         "keep_queued_days": 7.0,
-        "keep_sent_hours": 24.0,
+        "max_sent": 1_000_000,
+        "keep_sent_days": 30.0,
+        "keep_sent_hours": None,
+        "keep_content_days": None,
         "keep_dead_days": 30.0,
         "max_file_bytes": None,
         "fetch_allow": (),
@@ -355,6 +367,15 @@ def test_secrets_are_not_printed() -> None:
         ("FLOWBRIDGE_PUBLIC_URL", "https://bridge.example.org:http"),
         ("FLOWBRIDGE_PUBLIC_URL", "https:///x"),
         ("FLOWBRIDGE_PUBLIC_URL", "https://bridge.example.org\n"),
+        ("FLOWBRIDGE_AUTO_JOIN", "true"),
+        ("FLOWBRIDGE_AUTO_JOIN", "@alice"),
+        ("FLOWBRIDGE_AUTO_JOIN", "https://hs.example"),
+        ("FLOWBRIDGE_AUTO_JOIN", "*.example.org"),
+        ("FLOWBRIDGE_AUTO_JOIN", "#room:hs.example"),
+        ("FLOWBRIDGE_AUTO_JOIN", "off, hs.example"),
+        ("FLOWBRIDGE_AUTO_JOIN", "all own"),
+        ("FLOWBRIDGE_AUTO_JOIN", ","),
+        ("FLOWBRIDGE_AUTO_JOIN", " ".join(f"hs{number}.example" for number in range(1_001))),
         ("FLOWBRIDGE_WAIT_SECONDS", "soon"),
         ("FLOWBRIDGE_WAIT_SECONDS", "0"),
         ("FLOWBRIDGE_WAIT_SECONDS", "-1"),
@@ -380,6 +401,10 @@ def test_secrets_are_not_printed() -> None:
         ("FLOWBRIDGE_MAX_SHARE", "nan"),
         ("FLOWBRIDGE_KEEP_QUEUED_DAYS", "0"),
         ("FLOWBRIDGE_KEEP_QUEUED_DAYS", "400"),
+        ("FLOWBRIDGE_MAX_SENT", "-1"),
+        ("FLOWBRIDGE_KEEP_SENT_DAYS", "-1"),
+        ("FLOWBRIDGE_KEEP_CONTENT_DAYS", "-1"),
+        ("FLOWBRIDGE_KEEP_CONTENT_DAYS", "nan"),
         ("FLOWBRIDGE_KEEP_SENT_HOURS", "-1"),
         ("FLOWBRIDGE_KEEP_SENT_HOURS", "nan"),
         ("FLOWBRIDGE_KEEP_DEAD_DAYS", "-0.5"),
@@ -405,6 +430,16 @@ def test_wrong_value_is_one_line_that_names_the_variable(
 ) -> None:
     monkeypatch.setenv(name, value)
     assert refused().startswith(f"{name}: ")
+
+
+def test_wrong_inviter_is_named_with_what_may_stand_there() -> None:
+    assert refused(auto_join="own, *.example.org") == (
+        "FLOWBRIDGE_AUTO_JOIN: '*.example.org' is neither own, all or off, nor a user id (@alice:example.org) or a "
+        "server (example.org)"
+    )
+    assert refused(auto_join="off, example.org") == (
+        "FLOWBRIDGE_AUTO_JOIN: off stands alone, without users and servers beside it"
+    )
 
 
 def test_wrong_secret_from_a_file_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -500,3 +535,16 @@ def test_empty_secret_file_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     Path("secret").write_text("\n")
     monkeypatch.setenv("ACCESS_TOKEN_FILE", "secret")
     assert refused() == "ACCESS_TOKEN_FILE: secret is empty"
+
+
+def test_older_name_of_the_retention_of_sent_events_still_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It says how long contents are kept: an upgrade must not keep them for longer."""
+    assert Settings.load().sent_days == 30
+    monkeypatch.setenv("FLOWBRIDGE_KEEP_SENT_HOURS", "12")
+    assert Settings.load().sent_days == 0.5
+    monkeypatch.setenv("FLOWBRIDGE_KEEP_SENT_DAYS", "3")
+    assert refused() == (
+        "FLOWBRIDGE_KEEP_SENT_DAYS and FLOWBRIDGE_KEEP_SENT_HOURS, its older name, say the same: set the first"
+    )
+    monkeypatch.delenv("FLOWBRIDGE_KEEP_SENT_HOURS")
+    assert Settings.load().sent_days == 3

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from typing import Annotated, Any, Literal, NotRequired
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 from fastapi import Depends
 from pydantic import BeforeValidator, Field, with_config
@@ -13,11 +13,12 @@ from typing_extensions import TypedDict
 from flowbridge.errors import BadRequest
 from flowbridge.homeserver import identifiers
 from flowbridge.services.deliveries import Viewer
-from flowbridge.services.delivery_views import deliveries, moment, states
+from flowbridge.services.delivery_views import deliveries, states, text
+from flowbridge.services.delivery_views import since as moment_of
 from flowbridge.store.delivery_log import Selection
 from flowbridge.web.dependencies import ROOM, Caller, LogLine, TheCore, segment
 from flowbridge.web.endpoint import json_answer
-from flowbridge.web.parameters import DIGITS, query
+from flowbridge.web.parameters import DIGITS, Text, query
 from flowbridge.web.routing import Routes, header
 
 Json = dict[str, Any]
@@ -29,7 +30,7 @@ LOCATION = header("The delivery: `/deliveries/{deliveryId}`.")
 _HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}  # there is content in these answers
 
 Id = Annotated[str, Field(examples=["KZbVxTqKq5mS0o3lPz9r_g1f"])]
-Status = Literal["queued", "sent", "dead"]
+Status = Literal["queued", "sent", "dead", "refused"]
 Time = Annotated[
     str,
     Field(
@@ -53,11 +54,19 @@ class Accepted(TypedDict):
 
 
 class Refusal(TypedDict):
-    """The homeserver's answer."""
+    """The homeserver's answer; of a refused call, the bridge's."""
 
     status: int
     errcode: str
     error: str
+
+
+class Waiting(TypedDict):
+    """What a queued event waits for: the homeserver, its account, an invitation, older events."""
+
+    reason: Annotated[str, Field(description="For people to read.")]
+    until: NotRequired[Annotated[Time, Field(description="When it is tried again, where that is known.")]]
+    behind: NotRequired[Annotated[Id, Field(description="The first event of the room, while that is another one.")]]
 
 
 class Delivery(TypedDict):
@@ -67,12 +76,20 @@ class Delivery(TypedDict):
     event_type: str
     state_key: NotRequired[Annotated[str, Field(description="Only of a state event.")]]
     event_id: NotRequired[Annotated[str, Field(description="Once it is sent.")]]
-    error: NotRequired[Annotated[Refusal, Field(description="Why it is dead.")]]
+    error: NotRequired[Annotated[Refusal, Field(description="Why it is dead, or was refused.")]]
     attempts: Annotated[int, Field(ge=0, description="Since it was accepted, or replayed.")]
-    accepted_at: Annotated[Time, Field(description="When it was accepted, or replayed.")]
+    accepted_at: NotRequired[
+        Annotated[Time, Field(description="When it was accepted, or replayed. A refused call has `refused_at`.")]
+    ]
     settled_at: NotRequired[Annotated[Time, Field(description="When it was sent, or died.")]]
     user_id: NotRequired[Annotated[str, Field(description="Whose account it is sent with.")]]
     api_key: NotRequired[Annotated[str, Field(description="The id of the API key that sent it.")]]
+    key: NotRequired[Annotated[str, Field(description="The caller's `Idempotency-Key` or txnId.")]]
+    waiting: NotRequired[Annotated[Waiting, Field(description="Only while it is queued.")]]
+    refused_at: NotRequired[Annotated[Time, Field(description="When the call was refused.")]]
+    last_refused_at: NotRequired[Annotated[Time, Field(description="Of several calls alike: when the last one was.")]]
+    count: NotRequired[Annotated[int, Field(ge=1, description="How many calls alike were refused.")]]
+    address: NotRequired[Annotated[str, Field(description="Where a refused call came from.")]]
 
 
 class Deliveries(TypedDict):
@@ -108,21 +125,19 @@ class HistoryEntry(TypedDict):
     replayed: NotRequired[Replay]
 
 
-class Waiting(TypedDict):
-    """What a queued event waits for: the homeserver, its account, an invitation, older events."""
-
-    reason: Annotated[str, Field(description="For people to read.")]
-    until: NotRequired[Annotated[Time, Field(description="When it is tried again, where that is known.")]]
-
-
 class DeliveryDetail(Delivery):
-    """The request as it came, the event as it is sent, and every attempt."""
+    """The request as it came, the event as it is sent, and every attempt. A refused call has none of them."""
 
-    request: Annotated[str, Field(description="The body as it came.")]
-    event: StoredEvent
-    txn_id: Annotated[str, Field(description="Under which the homeserver knows it; a replay has a new one.")]
-    history: Annotated[list[HistoryEntry], Field(description="The last attempts and replays, the oldest first.")]
-    waiting: NotRequired[Waiting]
+    request: NotRequired[
+        Annotated[str, Field(description="The body as it came, unless `FLOWBRIDGE_KEEP_CONTENT_DAYS` are over.")]
+    ]
+    event: NotRequired[StoredEvent]
+    txn_id: NotRequired[
+        Annotated[str, Field(description="Under which the homeserver knows it; a replay has a new one.")]
+    ]
+    history: NotRequired[
+        Annotated[list[HistoryEntry], Field(description="The last attempts and replays, the oldest first.")]
+    ]
 
 
 @with_config(extra="forbid")
@@ -150,35 +165,62 @@ async def delivery_id(
 
 async def selection(
     request: Request,
+    core: TheCore,
+    viewer: Annotated[Viewer, Depends(viewer)],
     state: Annotated[
-        list[str], query("`sent`, `queued`, `dead`; several with commas, or repeated.", ["dead"], default_factory=list)
+        list[str],
+        query("`sent`, `queued`, `dead`, `refused`; several with commas, or repeated.", ["dead"], default_factory=list),
     ],
     names: Annotated[
         list[str],
         query("These, by their ids; 100 at most.", ["KZbVxTqKq5mS0o3lPz9r_g1f"], alias="id", default_factory=list),
     ],
-    room_id: Annotated[str, query("A room id; no alias.", ROOM)] = "",
-    event_type: Annotated[str, query("An event type.", "m.room.message")] = "",
-    since: Annotated[
-        str, query("Accepted then or later: ISO 8601, UTC where it has no offset.", "2026-11-22T10:00:00Z")
+    room: Annotated[Text, query("A room id, or an alias `#name:server`.", ROOM)] = "",
+    type_: Annotated[Text, query("An event type.", "m.room.message", alias="type")] = "",
+    key: Annotated[
+        Text, query("The `Idempotency-Key` or txnId that the caller sent, as it is.", "order-17-shipped")
     ] = "",
-    until: Annotated[str, query("Accepted before then.", "2026-11-22T12:00:00+01:00")] = "",
+    since: Annotated[
+        str,
+        query(
+            "Accepted then or later: ISO 8601 (UTC where it has no offset), so long ago (`2h`, `7d`), or seconds since "
+            "1970.",
+            "2026-11-22T10:00:00Z",
+        ),
+    ] = "",
+    until: Annotated[str, query("Accepted before then, as `since`.", "2026-11-22T12:00:00+01:00")] = "",
+    q: Annotated[Text, query("Part of the content, capital or small letters (of ASCII) alike.", "backup")] = "",
+    room_id: Annotated[Text, query("An older name of `room`.")] = "",
+    event_type: Annotated[Text, query("An older name of `type`.")] = "",
 ) -> Selection:
     for name, number in Counter(name for name, _ in request.query_params.multi_items()).items():
         if number > 1 and name not in ("state", "id"):
             raise BadRequest(f"{name}: it is there twice")
-    if room_id and not identifiers.identifier(room_id, "room_id").startswith("!"):
-        raise BadRequest(f"room_id: {room_id!r} is not a room id, which begins with '!'")
-    if event_type:
-        identifiers.identifier(event_type, "event_type")
+    if (room and room_id) or (type_ and event_type):
+        raise BadRequest("room_id and event_type are older names of room and type: send one of the two")
+    named = _room(room, "room") or _room(room_id, "room_id")
     return Selection(
         names=deliveries(",".join(names), "id"),
         states=states(",".join(state), "state"),
-        room_id=room_id or None,
-        event_type=event_type or None,
-        since=moment(since, "since") if since else None,
-        until=moment(until, "until") if until else None,
+        room_id=await core.deliveries.room(viewer, named, "room" if room else "room_id") if named else None,
+        alias=named if named.startswith("#") else None,
+        event_type=(_type(type_, "type") or _type(event_type, "event_type")) or None,
+        since=moment_of(since, "since") if since else None,
+        until=moment_of(until, "until") if until else None,
+        key=identifiers.identifier(key, "key") if key else None,
+        text=text(q, "q") if q else None,
     )
+
+
+def _type(event_type: str, name: str) -> str:
+    return identifiers.identifier(event_type, name) if event_type else ""
+
+
+def _room(room: str, name: str) -> str:
+    try:
+        return identifiers.room(quote(room)) if room else ""
+    except BadRequest as error:
+        raise BadRequest(f"{name}: {error.error}") from None
 
 
 TheViewer = Annotated[Viewer, Depends(viewer)]
@@ -199,7 +241,11 @@ async def index(
 
     A key with `admin` sees all deliveries in its rooms and of its event types, another key those that it sent, a Matrix
     token those that its user sent. A key made for users (`--user`) also sees what these sent by themselves. The newest
-    first.
+    first. Calls that were refused (4xx) are among them, without their bodies; those without a known key or token only a
+    key with `admin` and no limits sees.
+
+    A search that takes longer than some seconds is answered with what it has found: as long as there is a `next`, it
+    goes on there, even after an empty page.
     """
     return json_answer(await core.deliveries.page(viewer, selection, limit, cursor), headers=_HEADERS)
 

@@ -31,6 +31,7 @@ class Listening:
         self._callers = core.callers
         self._room_access = core.room_access
         self._homeserver = core.homeserver
+        self._rooms = core.rooms
 
     async def everywhere(self, request: Request) -> Response:
         """Listen to all rooms
@@ -41,12 +42,14 @@ class Listening:
         `room_id`, as one line of JSON. Its `id` is a position: sent back in `Last-Event-ID`, which an EventSource does
         by itself, it resumes the stream there without gap or repeat, even after a restart of the bridge. Within a room,
         messages and state events come in the homeserver's order; between rooms there is no order. A comment comes at
-        least every 15 s. However many listen, the homeserver sees one long poll per access token; while it is away, the
-        stream stays open. A message of the type `error` is the last one and says why the stream ends:
-        `M_UNKNOWN_TOKEN`, or `M_LIMIT_EXCEEDED` for a listener that reads too slowly, and may connect again. An API key
-        that is for some event types only needs `types=`. A client that decrypts messages needs an access token of its
-        own: with a shared one both are the same device to the homeserver, and the first to ask gets the keys that are
-        sent to it.
+        least every 15 s. A message of the type `invite` is an invitation that the account has got: an m.room.member
+        event with the `inviter` and, where they are told, the room's `name` and `canonical_alias`; without an `id`, and
+        perhaps once more after a resumption. However many listen, the homeserver sees one long poll per access token;
+        while it is away, the stream stays open. A message of the type `error` is the last one and says why the stream
+        ends: `M_UNKNOWN_TOKEN`, or `M_LIMIT_EXCEEDED` for a listener that reads too slowly, and may connect again. An
+        API key that is for some event types only needs `types=`. A client that decrypts messages needs an access token
+        of its own: with a shared one both are the same device to the homeserver, and the first to ask gets the keys
+        that are sent to it.
         """
         credential = await self._callers.credential(headers_of(request), request.scope["query_string"])
         types, since = self._types(request, credential), _position(request)
@@ -95,7 +98,8 @@ class Listening:
         """Check that the caller is in the room. Raises Forbidden, or what the homeserver says."""
         answer = await self._homeserver.read_state(caller.token, room_id, "m.room.member", caller.user_id, "")
         if answers.success(answer).get("membership") != "join":
-            raise Forbidden(f"{caller.user_id} is not in this room: join it first")
+            standing = await self._rooms.standing(caller, room_id)
+            raise Forbidden(str(standing) or f"{caller.user_id} is not in this room: join it first")
 
     async def _stream(
         self, request: Request, credential: Credential, caller: Caller, wanted: EventFilter, since: Position | None

@@ -16,6 +16,7 @@ from typing_extensions import TypedDict
 
 from flowbridge.auth.callers import Credential
 from flowbridge.bridge import Core
+from flowbridge.events import shaping
 from flowbridge.homeserver import identifiers
 from flowbridge.services.acceptance import How
 from flowbridge.services.media.attachment import essence
@@ -130,21 +131,21 @@ class Messages:
         files. A body that is not a JSON object is the text itself, whatever its Content-Type, and the query says the
         rest; a form may hold files. A target that is queued gets its event id when this message's turn comes.
         """
-        return await self._serve(request, self._say)
+        return await self._serve(request, shaping.MESSAGE, self._say)
 
     async def react(self, request: Request) -> Response:
         """React to a message
 
         It is kept until it can be sent, as a message is, also while its target is queued.
         """
-        return await self._serve(request, partial(self._tell, self._messages.react))
+        return await self._serve(request, shaping.REACTION, partial(self._tell, self._messages.react))
 
     async def redact(self, request: Request) -> Response:
         """Remove what a message says
 
         It is kept until it can be sent, as a message is, also while its target is queued.
         """
-        return await self._serve(request, partial(self._tell, self._messages.redact))
+        return await self._serve(request, shaping.REDACTION, partial(self._tell, self._messages.redact))
 
     async def _say(
         self, request: Request, headers: Headers, credential: Credential, room: str, how: How, patience: float
@@ -179,7 +180,8 @@ class Messages:
         body = await read_body(request, headers)
         return await say(credential, room, await self._messages.read_object(body), replace(how, request=body), patience)
 
-    async def _serve(self, request: Request, call: Call) -> Response:
+    async def _serve(self, request: Request, event_type: str, call: Call) -> Response:
+        request.path_params["eventType"] = event_type  # as in the path of a send: refused calls are logged by it
         headers = headers_of(request)
         credential = await self._callers.credential(headers, request.scope["query_string"])
         self._acceptance.check_share(credential)
@@ -286,6 +288,7 @@ def routes(core: Core) -> list[Route]:
             answers=Said,
             ok="All its events are in the room.",
             body=body,
+            sends=True,
             errors=(*BODY, 422),
             extra=_SAID if body is MessageObject else _DONE,
         )

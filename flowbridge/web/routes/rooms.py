@@ -106,10 +106,19 @@ class JoinedRoom(RoomId, total=False):
     encrypted: Annotated[bool, Field(description="Only, and `true`, of an encrypted room.")]
 
 
+class InvitedRoom(RoomId, total=False):
+    """A room that the caller is invited to; its name and alias are what the inviter's server says."""
+
+    name: str
+    canonical_alias: str
+    inviter: Annotated[str, Field(examples=["@myfriend:localhost"])]
+
+
 class JoinedRooms(TypedDict):
-    """The rooms that the caller has joined, by name; of an API key with rooms, those."""
+    """The rooms that the caller has joined, by name; of an API key with rooms, those. And its open invitations."""
 
     rooms: list[JoinedRoom]
+    invitations: list[InvitedRoom]
     encrypted_rooms: Annotated[
         Literal["refuse", "allow", "encrypt"],
         Field(description="What becomes of plain text for an encrypted room: `FLOWBRIDGE_ENCRYPTED_ROOMS`."),
@@ -119,6 +128,9 @@ class JoinedRooms(TypedDict):
 routes = Routes()
 
 _KEYS = "An API key acts as the bot, in the rooms of its scopes; membership is the event type `m.room.member`."
+_JOINING_KEYS = (
+    "An API key acts as the bot: one that names rooms may join these, any other needs the event type `m.room.member`."
+)
 _CHANGES: dict[Action, str] = {
     "join": "Join a room",
     "invite": "Invite a user",
@@ -153,7 +165,11 @@ async def servers(
 
 @routes.flow("GET", "/rooms", "flow_read_rooms", errors=[413], answers=JoinedRooms)
 async def joined(core: TheCore, credential: Caller) -> Response:
-    """Where the caller is"""
+    """Where the caller is, and where it is invited
+
+    The bot takes invitations by itself, as `FLOWBRIDGE_AUTO_JOIN` says; any other is taken with
+    `POST /join/{roomIdOrAlias}`.
+    """
     return Response(await core.history.rooms(credential), media_type="application/json")
 
 
@@ -180,8 +196,8 @@ async def join(
 ) -> Response:
     """Join a room by its id or an alias
 
-    Joining a room that one is in does nothing. An API key acts as the bot, in the rooms of its scopes; membership is
-    the event type `m.room.member`.
+    Joining a room that one is in does nothing. An API key acts as the bot: one that names rooms may join these, any
+    other needs the event type `m.room.member`.
     """
     return _answer(line, *await core.rooms.change(credential, room, "join", body, query))
 
@@ -200,7 +216,7 @@ def _change(action: Action, summary: str) -> None:
     ) -> Response:
         return _answer(line, *await core.rooms.change(credential, room, action, body, query))
 
-    change.__doc__ = f"{summary}\n\n{_KEYS}"
+    change.__doc__ = f"{summary}\n\n{_JOINING_KEYS if action == 'join' else _KEYS}"
     register = routes.both(
         "POST",
         f"/rooms/{{roomId}}/{action}",

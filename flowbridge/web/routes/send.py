@@ -293,6 +293,7 @@ def _routes(surface: Surface, core: Core, relaying: Relaying) -> list[Route]:
             answers=EventId,
             ok="The event is in the room." if is_send else "The state is set.",
             errors=(*BODY, 422) if is_flow else BODY,
+            sends=True,
             extra={"responses": responses, "requestBody": _body(surface, text=is_flow and is_send)},
         )
 

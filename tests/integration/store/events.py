@@ -46,6 +46,7 @@ def event(delivery: str = "", lane: str = LANE, **values: Any) -> dict[str, Any]
         "api_key": None,
         "accepted_at": int(time.time() * 1000),
         "settled_at": None,
+        "caller_key": None,
         "binding": None,
         **values,
     }

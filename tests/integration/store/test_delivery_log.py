@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 from sqlalchemy import Connection, Engine, event, insert, select, text, update
+from sqlalchemy.exc import OperationalError, ProgrammingError
 
 from flowbridge.store import clock, delivery_log, leases, outbox
 from flowbridge.store.delivery_log import ALL, Selection, Whose
-from flowbridge.store.tables import accounts, lanes
+from flowbridge.store.tables import accounts, lanes, tokens
 from flowbridge.store.tables import outbox as events
 from tests.integration.store import events as rows
 from tests.patience import PATIENCE
@@ -373,3 +374,148 @@ def test_settled_are_counted_by_state(connection: Connection) -> None:
     put(connection, "d", state="sent", settled_at=200)
     put(connection, "e")
     assert delivery_log.settled(connection, 200) == {"dead": 2, "sent": 1}
+
+
+# the key, a text, and the time
+
+
+def test_event_is_found_by_the_key_that_its_caller_sent(connection: Connection) -> None:
+    put(connection, "a", caller_key="order-17")
+    put(connection, "b", caller_key="order-170")
+    put(connection, "c", caller_key="order-17", room=OTHER_ROOM)
+    put(connection, "d")
+    assert names(connection, Selection(key="order-17")) == ["c", "a"]
+    assert names(connection, Selection(key="order-17", room_id=ROOM)) == ["a"]
+    assert names(connection, Selection(key="order-1%")) == []
+
+
+@pytest.mark.parametrize(
+    ("searched", "expected"),
+    [
+        ("backup", ["caps", "plain"]),
+        ("BACKUP", ["caps", "plain"]),
+        ("Geburtstagsgrüße", ["umlaut"]),
+        ('say "hi"', ["quoted"]),
+        ("two\nlines", ["lines"]),
+        ("50%", ["percent"]),
+        ("a_b", ["underscore"]),
+        ("back\\slash", ["backslash"]),
+        ("'; DROP TABLE outbox; --", []),
+        ("%%", []),
+    ],
+)
+@pytest.mark.parametrize("span", [None, 1, 3])
+def test_event_is_found_by_a_part_of_its_content(
+    connection: Connection, span: int | None, searched: str, expected: list[str]
+) -> None:
+    bodies = {
+        "plain": "the backup is done",
+        "caps": "BackUp failed",
+        "umlaut": "viele Geburtstagsgrüße",
+        "quoted": 'they say "hi"',
+        "lines": "two\nlines",
+        "percent": "50% full",
+        "underscore": "a_b",
+        "no underscore": "axb",
+        "backslash": "back\\slash",
+    }
+    for name, body in bodies.items():
+        put(connection, name, content=json.dumps({"body": body}, ensure_ascii=False))
+    found, before = [], None
+    while True:
+        page, before = delivery_log.page(connection, Selection(text=searched), 2, before, span)
+        found += [row["delivery"] for row in page]
+        if before is None:
+            break
+    assert found == expected
+
+
+def test_search_for_a_text_is_not_a_selection_to_act_on(connection: Connection) -> None:
+    with pytest.raises(AssertionError):
+        delivery_log.extent(connection, Selection(text="backup"))
+
+
+@pytest.mark.parametrize("since", [0, 1, 7, 49, 99, 100])
+def test_nothing_that_is_older_is_read(connection: Connection, since: int) -> None:
+    """Replicas have clocks of their own, and ids may miss."""
+    for number in range(100):
+        put(connection, f"{number}", accepted_at=number * 1_000_000 + (number % 2) * clock.CLOCK_SKEW_MS)
+    connection.execute(text("DELETE FROM outbox WHERE delivery IN ('3', '50', '51', '98')"))
+    with said(connection) as statements:
+        page, before = delivery_log.page(connection, Selection(since=since * 1_000_000), 1_000, span=1_000)
+    assert [row["delivery"] for row in page] == [f"{n}" for n in range(99, since - 1, -1) if n not in (3, 50, 51, 98)]
+    assert before is None
+    assert len(statements) < 20, "by halves"
+
+
+def test_filters_read_an_index_and_no_event_that_it_rules_out(engine: Engine) -> None:
+    if engine.dialect.name != "sqlite":
+        pytest.skip("PostgreSQL chooses by what the table holds")
+    with engine.begin() as connection:
+        for selection in (Selection(room_id=ROOM), Selection(event_type="x"), Selection(key="k", whose=Whose("@a:hs"))):
+            with said(connection) as statements:
+                delivery_log.page(connection, selection, 50, 1_000, 100)
+            query, parameters = statements[-1]
+            plan = [row[3] for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {query}", parameters)]
+            assert any("COVERING INDEX outbox_log" in line for line in plan), plan
+
+
+# what an event waits for
+
+
+def test_place_of_an_event_in_its_lane(connection: Connection) -> None:
+    put(connection, "sent", **SENT)
+    put(connection, "a", history='[{"at": 1, "error": "no"}]')
+    put(connection, "b", "c")
+    put(connection, "other", room=OTHER_ROOM)
+    leases.mark_dirty(connection, [(f"alice-1|{ROOM}", "alice-1")])
+    (claimed,) = rows.claim(connection, "me")
+    found = delivery_log.standings(connection, ["sent", "a", "c", "other", "unknown"])
+    assert found.keys() == {"a", "c", "other"}
+    assert found["a"] == delivery_log.Standing(0, '[{"at": 1, "error": "no"}]', None, "a", "me")
+    assert found["c"] == delivery_log.Standing(2, '[{"at": 1, "error": "no"}]', None, "a", "me")
+    assert found["other"] == delivery_log.Standing(0, "[]", None, "other")
+    leases.release(connection, [claimed.fence], 60_000)
+    rests = delivery_log.standings(connection, ["a"])["a"]
+    assert rests.owner is None
+    assert rests.rests_until == rows.lane(connection, f"alice-1|{ROOM}").lease_until
+
+
+def test_many_older_events_are_counted_up_to_a_bound(connection: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(delivery_log, "MAX_OLDER", 3)
+    put(connection, *(f"{number}" for number in range(10)))
+    assert delivery_log.standings(connection, ["9"])["9"].before == 3
+
+
+def test_account_whose_tokens_are_all_refused_is_locked_out(connection: Connection) -> None:
+    put(connection, "a")
+    assert not delivery_log.standings(connection, ["a"])["a"].is_locked_out, "nothing is known"
+    for number, refused_at in enumerate((1_000, None)):
+        token = {"token_hash": f"{number}", "account": "alice-1", "seen_at": 1, "refused_at": refused_at}
+        connection.execute(insert(tokens), [token])
+        assert delivery_log.standings(connection, ["a"])["a"].is_locked_out == (number == 0)
+
+
+def test_content_that_is_not_kept_is_not_sent_again(connection: Connection) -> None:
+    put(connection, "a", content="", **SENT)
+    assert delivery_log.replay(connection, "a", "new", "me") is None
+    assert delivery_log.get(connection, "a")["state"] == "sent"  # type: ignore[index]
+
+
+def test_reading_is_broken_off_when_it_takes_too_long(engine: Engine) -> None:
+    slow = {
+        "sqlite": "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n",
+        "postgresql": "SELECT pg_sleep(60)",
+    }[engine.dialect.name]
+    with engine.connect() as connection, pytest.raises(delivery_log.TooSlow):  # noqa: SIM117
+        with delivery_log.at_most(0.05, connection):
+            connection.execute(text(slow))
+    with engine.connect() as connection, delivery_log.at_most(60, connection):
+        assert connection.scalar(text("SELECT count(*) FROM outbox")) == 0
+    with engine.connect() as connection, pytest.raises(OperationalError if is_sqlite(engine) else ProgrammingError):  # noqa: SIM117
+        with delivery_log.at_most(60, connection):
+            connection.execute(text("SELECT * FROM nowhere"))
+
+
+def is_sqlite(engine: Engine) -> bool:
+    return engine.dialect.name == "sqlite"

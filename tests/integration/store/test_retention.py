@@ -1,10 +1,12 @@
 """What is deleted after its time, and the ids that are kept of it."""
 
 import time
+from typing import Any
 
-from sqlalchemy import Engine
+from sqlalchemy import Engine, select
 
-from flowbridge.store import outbox, retention
+from flowbridge.store import holdings, outbox, retention
+from flowbridge.store.tables import outbox as events
 from tests.integration.store.events import (
     LANE,
     OTHER,
@@ -81,3 +83,41 @@ def test_what_goes_before_its_time_is_sent_and_the_oldest(engine: Engine) -> Non
         put(connection, "queued")
         assert retention.purge_oldest(connection) == retention.PURGED
         assert set(states(connection)) == {f"sent-{retention.PURGED + 1}", "dead", "queued"}
+
+
+def test_contents_of_what_was_sent_are_blanked_piece_by_piece(engine: Engine) -> None:
+    kept: dict[str, Any] = {"state": "sent", "request": "as it came", "content": '{"body": "x"}'}
+    rows = [event(f"sent-{at}", settled_at=at, **kept) for at in range(retention.PURGED + 10)]
+    new = event("new", settled_at=10_000, **kept)
+    dead = event("dead", **{**kept, "state": "dead", "settled_at": 1})
+    with engine.begin() as connection:
+        outbox.insert_rows(connection, [*rows, new, dead])
+        number, after = retention.blank(connection, before=5_000)
+        assert (number, after) == (retention.PURGED, retention.PURGED - 1)
+        assert retention.blank(connection, before=5_000, after=after) == (10, retention.PURGED + 9)
+        assert retention.blank(connection, before=5_000, after=after) == (0, 5_000)
+        found = connection.execute(select(events.c.delivery, events.c.content, events.c.request))
+        left = {row.delivery for row in found if row.content != retention.BLANK and row.request is not None}
+        assert left == {"new", "dead"}
+
+
+def test_bound_of_rows_is_the_time_of_the_newest_beyond_it(engine: Engine) -> None:
+    with engine.begin() as connection:
+        assert retention.nth_newest(connection, 0) == 0
+        outbox.insert_rows(connection, [event(state="sent", settled_at=at) for at in (10, 20, 30)])
+        put(connection, "queued")
+        assert [retention.nth_newest(connection, number) for number in range(4)] == [30, 20, 10, 0]
+        assert retention.oldest_sent(connection) == 10
+        assert retention.purge_oldest(connection, before=21) == 2
+
+
+def test_oldest_are_dropped_with_their_weight(engine: Engine) -> None:
+    rows = [event(f"sent-{at}", state="sent", settled_at=at, content="x" * 1_000) for at in (3, 1, 2)]
+    with engine.begin() as connection:
+        outbox.insert_rows(connection, [*rows, event("dead", state="dead", settled_at=1)])
+        number, freed = holdings.drop_oldest(connection, before=3, most=1_000)
+        assert number == 1
+        assert 1_600 <= freed < 1_700
+        assert set(states(connection)) == {"sent-3", "sent-2", "dead"}
+        assert holdings.drop_oldest(connection, before=3, most=10_000) == (1, freed)
+        assert holdings.drop_oldest(connection, before=3, most=10_000) == (0, 0)

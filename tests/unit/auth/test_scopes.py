@@ -105,6 +105,44 @@ def test_only_an_admin_key_without_limits_may_do_what_concerns_no_room(key: ApiK
             scopes.permit_all(key)
 
 
+# joining
+
+
+@pytest.mark.parametrize(
+    ("key", "good"),
+    [
+        (None, True),
+        (ApiKey("k"), True),
+        (ApiKey("k", rooms=(ROOM,)), True),
+        (ApiKey("k", rooms=(ALIAS,)), True),
+        (ApiKey("k", rooms=(ROOM,), event_types=("m.room.message",)), True),
+        (ApiKey("k", rooms=(OTHER,)), False),
+        (ApiKey("k", rooms=(OTHER,), event_types=("m.room.member",)), False),
+        (ApiKey("k", event_types=("m.room.member",)), True),
+        (ApiKey("k", event_types=("m.room.*",)), True),
+        (ApiKey("k", event_types=("m.room.message",)), False),
+        (ApiKey("k", event_types=("m.room.message",), admin=True), False),
+    ],
+)
+def test_key_joins_the_rooms_that_it_names_whatever_its_event_types(key: ApiKey | None, *, good: bool) -> None:
+    if good:
+        scopes.permit_joining(key, ALIAS, ROOM)
+    else:
+        with pytest.raises(Forbidden):
+            scopes.permit_joining(key, ALIAS, ROOM)
+
+
+def test_refused_join_says_how_to_get_a_key_that_may() -> None:
+    with pytest.raises(Forbidden) as caught:
+        scopes.permit_joining(ApiKey("k", event_types=("m.room.message",)), ROOM)
+    assert caught.value.error == (
+        "this API key is for m.room.message only, and names no room that it may join: make one with --room, or have "
+        "the bot join by another key"
+    )
+    with pytest.raises(Forbidden, match="this API key is not for this room: it is for !b:hs, and for no other"):
+        scopes.permit_joining(ApiKey("k", rooms=(OTHER,)), ROOM)
+
+
 # reading
 
 

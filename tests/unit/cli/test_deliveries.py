@@ -16,14 +16,23 @@ from flowbridge import log
 from flowbridge.cli import main as command_line
 from flowbridge.cli import purge
 from flowbridge.settings import Settings
-from flowbridge.store import Database, abandoned, clock, leases, outbox, tables
+from flowbridge.store import Database, abandoned, clock, leases, outbox, refused, resolved, tables
+from tests import upstream as scripted
 from tests.integration.store.events import event
+from tests.integration.store.test_refused import call
+from tests.upstream import Upstream
 
 ROOM, OTHER = "!room:example.org", "!other:example.org"
 HOUR = 3_600_000
 REFUSED = json.dumps({"status": 403, "errcode": "M_FORBIDDEN", "error": "You are not in the room"})
 
 pytestmark = pytest.mark.usefixtures("nothing_set")
+
+
+@pytest.fixture
+def upstream() -> Iterator[Upstream]:
+    with Upstream() as upstream:
+        yield upstream
 
 
 @dataclass(frozen=True)
@@ -333,3 +342,119 @@ def test_wrong_options_are_one_line_and_exit_code_2(cli: Cli, arguments: list[st
     assert done.err.startswith(f"flowbridge: {says}") or says in done.err
     assert len(done.err.splitlines()) == 1
     assert cli.list("--state", "dead") == ["x"]
+
+
+# refused calls, what an event waits for, and rooms by an alias
+
+
+def test_refused_calls_are_listed_shown_and_purged(cli: Cli) -> None:
+    put_dead(cli, "dead")
+    with working(cli) as connection:
+        refused.write(connection, [call("a", "key k1", number=7)], [])
+    assert cli.list() == ["refused-a", "dead"]
+    assert cli.list("--state", "refused") == ["refused-a"]
+    line = next(line for line in cli("list").out.splitlines() if line.startswith("refused-a"))
+    assert line.split()[2:] == ["refused", "m.room.message", "1970-01-01T00:00:01Z", "k1", "7", "no"]
+    shown = cli("show", "refused-a")
+    assert shown.code == 0, shown.err
+    assert "error        400 M_BAD_JSON no" in shown.out
+    assert "history" not in shown.out
+    assert cli("show", "refused-b").err == "flowbridge: there is no delivery refused-b\n"
+    replayed = cli("replay", "refused-a")
+    assert (replayed.code, replayed.err) == (
+        1,
+        "flowbridge: refused-a is a call that was refused, of which nothing is kept: send it again\n",
+    )
+    assert cli("purge", "--state", "refused", "--older-than", "1h", "--yes").out == "1 deliveries are deleted\n"
+    assert cli.list() == ["dead"]
+
+
+def test_queued_event_says_what_it_waits_for(cli: Cli) -> None:
+    history = json.dumps([{"at": 1, "ms": 1, "status": 502, "error": "bad gateway"}])
+    put(cli, "first", history=history)
+    put(cli, "second")
+    reasons = {one["delivery_id"]: one["waiting"] for one in cli.json("list")["deliveries"]}
+    assert reasons["first"] == {"reason": "the last attempt failed: bad gateway"}
+    assert reasons["second"] == {
+        "reason": "an older event of this room first; of the first one: its last attempt failed",
+        "behind": "first",
+    }
+    assert "waits: the last attempt failed: bad gateway" in cli("list").out
+    assert "waiting      the last attempt failed: bad gateway" in cli("show", "first").out
+
+
+def test_list_is_chosen_by_the_key_and_by_a_text(cli: Cli) -> None:
+    put(cli, "a", caller_key="order-17", content='{"body": "The Backup"}')
+    put(cli, "b", content='{"body": "something else"}')
+    assert cli.list("--key", "order-17") == ["a"]
+    assert cli.list("--q", "backup") == ["a"]
+    assert cli.list("--q", "backup", "--key", "order-18") == []
+    done = cli("list", "--q", "x")
+    assert (done.code, done.err) == (2, "flowbridge: --q: it takes 2 to 200 characters to search for, not 1\n")
+
+
+def test_content_that_is_not_kept_is_said_and_not_sent_again(cli: Cli) -> None:
+    put(cli, "a", content="", state="sent", settled_at=1)
+    assert "its content is not kept any more (FLOWBRIDGE_KEEP_CONTENT_DAYS)" in cli("show", "a").out
+    done = cli("replay", "a")
+    assert done.code == 1
+    assert done.err.startswith("flowbridge: a cannot be sent again: its content is not kept any more")
+    assert cli.list("--state", "queued") == []
+
+
+@pytest.mark.parametrize(
+    ("room", "said"),
+    [
+        ("lobby", "--room: 'lobby' is not a room: a room id begins with '!', an alias with '#'"),
+        ("#lobby", "--room: '#lobby' is not a room alias: it has the form #name:server"),
+    ],
+)
+def test_room_that_is_none_is_said_to_be_none(cli: Cli, room: str, said: str) -> None:
+    put_dead(cli, "a")
+    assert cli("list", "--room", room).err == f"flowbridge: {said}\n"
+
+
+def test_room_of_version_12_has_no_server(cli: Cli) -> None:
+    put(cli, "a", room="!kYmM3pLCrX")
+    put(cli, "b")
+    assert cli.list("--room", "!kYmM3pLCrX") == ["a"]
+
+
+def test_alias_is_what_the_homeserver_said_last_while_it_cannot_be_asked(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BASE_URL", "http://127.0.0.1:9")  # nothing is there
+    monkeypatch.setenv("ACCESS_TOKEN", "syt_bot_token")
+    put(cli, "a", room=ROOM)
+    put(cli, "b", room=OTHER)
+    with working(cli) as connection:
+        resolved.note(connection, "joined|@bot:hs|#ops:hs", ROOM, 1)
+        resolved.note(connection, "found|@bot:hs|#ops:hs", ROOM, 1)
+        resolved.note(connection, "joined|@bot:hs|#OPS:hs", OTHER, 1)
+    assert cli.list("--room", "#ops:hs") == ["a"]
+    done = cli("list", "--room", "#nowhere:hs")
+    assert done.code == 2
+    assert done.err.startswith("flowbridge: --room: where #nowhere:hs leads is not known (")
+    assert done.err.endswith("): name the room's id, as `flowbridge deliveries list` shows it\n")
+
+
+def test_alias_is_what_the_homeserver_says(cli: Cli, monkeypatch: pytest.MonkeyPatch, upstream: Upstream) -> None:
+    monkeypatch.setenv("BASE_URL", upstream.url)
+    monkeypatch.setenv("ACCESS_TOKEN", "syt_bot_token")
+    upstream.always(scripted.answer({"room_id": ROOM, "servers": []}), at="/directory/room/")
+    put_dead(cli, "a", room=ROOM)
+    put_dead(cli, "b", room=OTHER)
+    assert cli.list("--room", "#ops:upstream") == ["a"]
+    assert cli("replay", "--dead", "--room", "#ops:upstream").out == "1 of 1 dead letters are queued\n"
+    done = cli("purge", "--queued", "--room", "#ops:upstream", "--yes")
+    assert done.out == "1 queued events are deleted\n"
+    assert cli.list() == ["b"]
+
+
+def test_alias_without_an_account_says_what_to_do(cli: Cli) -> None:
+    put_dead(cli, "a")
+    done = cli("list", "--room", "#ops:hs")
+    assert done.err == (
+        "flowbridge: --room: where #ops:hs leads is not known (the bridge has no account to ask with: set "
+        "ACCESS_TOKEN): name the room's id, as `flowbridge deliveries list` shows it\n"
+    )

@@ -6,6 +6,7 @@ import json
 import pytest
 
 from flowbridge.errors import Unauthorized
+from flowbridge.homeserver.sync import Invitation
 from flowbridge.live import frames
 from flowbridge.live.frames import EventFilter, Frame
 from flowbridge.live.listener import Listener
@@ -137,3 +138,16 @@ def test_event_is_one_line_of_json_with_its_room_in_todays_form() -> None:
     }
     assert "\r" not in second
     assert (made.room, made.type, made.sender) == ("!r:hs", "m.room.message", "@you:hs")
+
+
+def test_invitation_is_a_message_of_its_own_type_and_filtered_as_a_membership() -> None:
+    event = {"type": "m.room.member", "state_key": "@me:hs", "sender": "@a:hs", "content": {"membership": "invite"}}
+    found = Invitation("!r:hs", "@a:hs", "Ops", "", {**event, "unsigned": {"invite_room_state": []}})
+    made = frames.invitation(found)
+    kind, data, *rest = made.data.split(b"\n")
+    assert (kind, rest) == (b"event: invite", [b"", b""])
+    assert json.loads(data.removeprefix(b"data: ")) == {**event, "room_id": "!r:hs", "inviter": "@a:hs", "name": "Ops"}
+    assert EventFilter(types=("m.room.member",)).matches(made)
+    assert not EventFilter(types=("m.room.message",)).matches(made)
+    assert not EventFilter(rooms=frozenset({"!other:hs"})).matches(made)
+    assert not EventFilter(not_senders=frozenset({"@a:hs"})).matches(made)

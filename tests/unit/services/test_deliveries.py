@@ -5,7 +5,7 @@ import base64
 import contextlib
 import json
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar, cast
@@ -19,6 +19,7 @@ from sqlalchemy import Connection, update
 from flowbridge.auth.callers import Callers, Credential
 from flowbridge.auth.room_access import RoomAccess
 from flowbridge.auth.tokens import Tokens
+from flowbridge.delivery.waiting import Waiting
 from flowbridge.delivery.write_queue import WriteQueue
 from flowbridge.errors import (
     BadGateway,
@@ -31,14 +32,17 @@ from flowbridge.errors import (
     WrongState,
 )
 from flowbridge.models import ApiKey, Caller
+from flowbridge.services import deliveries as service
+from flowbridge.services import delivery_views
 from flowbridge.services.deliveries import Deliveries, Viewer
 from flowbridge.services.delivery_views import deliveries, detail, moment, states, summary
 from flowbridge.services.replays import Replays
-from flowbridge.store import Database, accounts, delivery_log, outbox
-from flowbridge.store.delivery_log import Selection
+from flowbridge.store import Database, accounts, clock, delivery_log, outbox, refused
+from flowbridge.store.delivery_log import Selection, TooSlow
 from flowbridge.store.tables import outbox as events
 from tests.integration.store import events as rows
 from tests.integration.store.test_database import busy
+from tests.integration.store.test_refused import call
 from tests.patience import PATIENCE
 
 T = TypeVar("T")
@@ -336,7 +340,7 @@ async def test_forged_cursor_only_says_where_to_go_on(log: Log, id_: int) -> Non
 
 
 async def test_one_long_search_lets_others_read_in_between(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    log = await make(span=1, quick_seconds=0.0)
+    log = await make(span=1, quick_seconds=0.0, search_seconds=float("inf"))
     await log.put(*(f"n-{number}" for number in range(200)))
     order: list[str] = []
     begun = asyncio.Event()
@@ -762,3 +766,162 @@ def test_no_text_is_more_than_refused(text: str) -> None:
     for read in (moment, states):
         with contextlib.suppress(BadRequest):
             read(text, "x")
+
+
+# searches, and what is among events
+
+
+async def test_search_ends_after_some_seconds_and_goes_on_with_the_next_page(make: Make) -> None:
+    log = await make(span=5, search_seconds=0.0)
+    await log.put("rare", event_type="rare")
+    await log.put(*(f"common-{number}" for number in range(23)))
+    found = await pages(log, 50, Selection(event_type="rare"))
+    assert found == [[], [], [], [], ["rare"]]
+
+
+async def test_search_for_a_text_reads_little_at_a_time_and_leaves_time_to_others(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = await make(span=1_000, text_span=4, quick_seconds=0.0)
+    monkeypatch.setattr(service, "SLOW_SECONDS", float("inf"))
+    monkeypatch.setattr(service, "READ_SECONDS", PATIENCE)
+    await log.put("found", content='{"body": "needle"}')
+    await log.put(*(f"hay-{number}" for number in range(20)))
+    spans: list[int | None] = []
+    page = delivery_log.page
+
+    def counted(*arguments: Any, **values: Any) -> Any:
+        spans.append(values["span"])
+        return page(*arguments, **values)
+
+    monkeypatch.setattr(delivery_log, "page", counted)
+    assert await log.seen(ADMIN, Selection(text="Needle")) == ["found"]
+    assert spans == [4] * 6
+    spans.clear()
+    assert await log.seen(ADMIN, Selection(event_type="none")) == []
+    assert spans == [1_000]
+
+
+async def test_slow_read_is_followed_by_a_smaller_one(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = await make(text_span=8, quick_seconds=0.0)
+    await log.put(*(f"hay-{number}" for number in range(20)))
+    monkeypatch.setattr(service, "SLOW_SECONDS", -1.0)
+    monkeypatch.setattr(service, "READ_SECONDS", PATIENCE)
+    spans: list[int | None] = []
+    page = delivery_log.page
+
+    def counted(*arguments: Any, **values: Any) -> Any:
+        spans.append(values["span"])
+        return page(*arguments, **values)
+
+    monkeypatch.setattr(delivery_log, "page", counted)
+    monkeypatch.setattr(asyncio, "sleep", nothing_for)
+    assert await log.seen(ADMIN, Selection(text="needle")) == []
+    assert spans[:4] == [8, 4, 2, 1]
+
+
+async def nothing_for(seconds: float) -> None: ...
+
+
+async def test_refused_calls_are_written_before_the_first_page_alone(make: Make) -> None:
+    flushed = 0
+
+    async def flush() -> None:
+        nonlocal flushed
+        flushed += 1
+
+    log = await make(flush_refused=flush)
+    await log.put("a", "b")
+    await pages(log, 1)
+    assert flushed == 1
+
+
+async def test_calls_behind_what_was_not_searched_are_for_the_next_page(make: Make) -> None:
+    log = await make(span=2, search_seconds=0.0)
+    for number in range(3):
+        calls = [call(f"{number}", event_type="rare")]
+        await log.database.run(partial(refused.write, new=calls, again=[]))
+        await log.put(f"rare-{number}", event_type="rare")
+        await log.put(*(f"common-{number}-{other}" for other in range(4)))
+    found = [name for page in await pages(log, 50, Selection(event_type="rare")) for name in page]
+    assert found == ["rare-2", "refused-2", "rare-1", "refused-1", "rare-0", "refused-0"]
+
+
+async def test_queued_events_of_a_page_say_what_they_wait_for(make: Make) -> None:
+    def waiting(row: Mapping[str, Any], place: delivery_log.Standing) -> Waiting:
+        return Waiting(f"{row['delivery']} in {row['account']} behind {place.before}", 0, place.first)
+
+    log = await make(waiting=waiting)
+    await log.put("a", "b")
+    await log.put("sent", state="sent", event_id="$e", settled_at=1)
+    page = (await log.deliveries.page(await log.viewer(ADMIN), Selection(), 50))["deliveries"]
+    assert [one.get("waiting") for one in page] == [
+        None,
+        {"reason": f"b in {BOT} behind 1", "until": "1970-01-01T00:00:00.000Z", "behind": "a"},
+        {"reason": f"a in {BOT} behind 0", "until": "1970-01-01T00:00:00.000Z", "behind": "a"},
+    ]
+    assert (await log.deliveries.get(await log.viewer(ADMIN), "b"))["waiting"] == page[1]["waiting"]
+
+
+@pytest.mark.parametrize("state", ["sent", "dead"])
+async def test_content_that_is_not_kept_is_left_out_and_cannot_be_replayed(log: Log, state: str) -> None:
+    await log.put("a", content="", state=state, settled_at=1, api_key="root")
+    viewer = await log.viewer(ADMIN)
+    shown = await log.deliveries.get(viewer, "a")
+    assert not shown.keys() & {"event", "request"}
+    with pytest.raises(WrongState, match="its content is not kept any more"):
+        await log.deliveries.replay(viewer, "a")
+    assert log.worker.woken == []
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("1764500000", 1_764_500_000_000),
+        ("1764500000123", 1_764_500_000_123),
+        (" 2026-11-22T10:00:00Z", 1_795_341_600_000),
+    ],
+)
+def test_since_is_a_time_or_a_timestamp(text: str, expected: int) -> None:
+    assert delivery_views.since(text, "since") == expected
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("2h", 7_200), ("7d", 604_800), ("1w", 604_800)])
+def test_since_is_an_age(text: str, seconds: int) -> None:
+    assert abs(delivery_views.since(text, "since") - (clock.now_ms() - seconds * 1000)) < 60_000
+
+
+@pytest.mark.parametrize("text", ["", "h", "2", "-2h", "2 h", "٣d", "12345678901", "9" * 30, "2h7d", "\ud800"])
+def test_since_that_is_none_of_these_is_refused_by_name(text: str) -> None:
+    with pytest.raises(BadRequest, match=r"^since: .* is not a time: .*like 2h or 7d"):
+        delivery_views.since(text, "since")
+
+
+async def test_read_of_contents_that_takes_too_long_is_tried_with_fewer(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = await make(text_span=200, quick_seconds=0.0)
+    content = json.dumps({"body": "a" * 60_000})
+    await log.put("found", content='{"body": "needle"}')
+    await log.put(*(f"hay-{number}" for number in range(60)), content=content)
+    monkeypatch.setattr(service, "READ_SECONDS", -1.0)  # whatever it is
+    monkeypatch.setattr(delivery_log, "STEPS", 1)
+    if not log.database.is_sqlite:
+        monkeypatch.setattr(service, "at_most", never)
+    spans: list[int | None] = []
+    page = delivery_log.page
+
+    def counted(*arguments: Any, **values: Any) -> Any:
+        spans.append(values["span"])
+        return page(*arguments, **values)
+
+    monkeypatch.setattr(delivery_log, "page", counted)
+    assert await log.seen(ADMIN, Selection(text="Needle")) == ["found"]
+    assert spans[:4] == [200, 25, 3, 1]
+    assert len(spans) == 3 + 61
+
+
+@contextlib.contextmanager
+def never(seconds: float, connection: Connection) -> Iterator[None]:
+    yield
+    raise TooSlow

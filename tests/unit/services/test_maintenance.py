@@ -3,8 +3,10 @@
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,15 +14,19 @@ import pytest
 from sqlalchemy import insert, select, update
 
 from flowbridge.auth.api_keys import ApiKeys
+from flowbridge.delivery.backpressure import used_bytes
 from flowbridge.models.timing import Timing
-from flowbridge.services.maintenance import Maintenance
+from flowbridge.services.maintenance import LOGGED, Maintenance
 from flowbridge.settings import Settings
-from flowbridge.store import retention, tables
+from flowbridge.store import delivery_log, refused, retention, tables
 from flowbridge.store.accounts import account_of
 from flowbridge.store.clock import now_ms
+from flowbridge.store.delivery_log import Selection
+from tests.integration.store.test_refused import call
 from tests.rig import (
     ALICE,
     BOB,
+    PLENTY,
     Rig,
     Rooms,
     after,
@@ -66,12 +72,19 @@ QUICK = Timing(
     forget_seconds=0.01,
     upkeep_retry_seconds=0.01,
     key_refresh_seconds=0.01,
+    refused_seconds=0.01,
 )
 
 
 @contextlib.asynccontextmanager
 async def running(
-    rig: Rig, callers: FakeCallers | None = None, *, timing: Timing = QUICK, count_share: int = 0, **values: Any
+    rig: Rig,
+    callers: FakeCallers | None = None,
+    *,
+    timing: Timing = QUICK,
+    count_share: int = 0,
+    flush_refused: Callable[[], Awaitable[None]] | None = None,
+    **values: Any,
 ) -> AsyncIterator[None]:
     """Maintenance at work, over and over."""
     keep = Maintenance(
@@ -80,6 +93,7 @@ async def running(
         rig.backpressure,
         cast("ApiKeys", callers or FakeCallers()),
         rig.worker,
+        flush_refused=flush_refused,
         timing=timing,
         count_share=count_share,
         give_up_lanes=2,
@@ -109,11 +123,11 @@ def names(rig: Rig) -> set[str]:
     return set(rig.rows("delivery"))
 
 
-async def test_sent_events_go_after_a_day_and_dead_ones_after_thirty(rig: Rig) -> None:
+async def test_settled_events_go_after_thirty_days(rig: Rig) -> None:
     now = now_ms()
     await put(rig, "queued", accepted_at=now - 6 * DAY)
-    await put(rig, "sent", state="sent", settled_at=now - DAY + HOUR)
-    await put(rig, "sent long ago", state="sent", settled_at=now - DAY - HOUR)
+    await put(rig, "sent", state="sent", settled_at=now - 30 * DAY + HOUR)
+    await put(rig, "sent long ago", state="sent", settled_at=now - 30 * DAY - HOUR)
     await put(rig, "dead", state="dead", settled_at=now - 29 * DAY)
     await put(rig, "dead long ago", state="dead", settled_at=now - 31 * DAY)
     async with running(rig):
@@ -127,6 +141,107 @@ async def test_retention_is_a_setting(rig: Rig) -> None:
     await put(rig, "dead", state="dead", settled_at=now - 2 * DAY)
     async with running(rig, keep_sent_hours=0, keep_dead_days=1):
         await until(lambda: names(rig) == {"queued"})
+
+
+async def test_retention_is_a_setting_in_days(rig: Rig) -> None:
+    now = now_ms()
+    await put(rig, "new", state="sent", settled_at=now - HOUR)
+    await put(rig, "old", state="sent", settled_at=now - 3 * HOUR)
+    async with running(rig, keep_sent_days=2 / 24):
+        await until(lambda: names(rig) == {"new"})
+
+
+async def test_contents_go_before_their_events(rig: Rig) -> None:
+    now = now_ms()
+    await put(rig, "new", state="sent", settled_at=now - HOUR)
+    await put(rig, "old", state="sent", settled_at=now - 2 * DAY, request="as it came")
+    await put(rig, "dead", state="dead", settled_at=now - 2 * DAY)
+    await put(rig, "queued", accepted_at=now - 2 * DAY)
+    async with running(rig, keep_content_days=1):
+        await until(lambda: "" in rig.rows("content"))
+        assert names(rig) == {"new", "old", "dead", "queued"}
+        await put(rig, "late", state="sent", settled_at=now - DAY - HOUR)
+        await until(lambda: rig.rows("content").count("") == 2)
+    kept = {
+        row["delivery"]
+        for name in names(rig)
+        if (row := await rig.database.read(partial(delivery_log.get, delivery=name))) and row["content"]
+    }
+    assert kept == {"new", "dead", "queued"}
+    old = await rig.database.read(partial(delivery_log.get, delivery="old"))
+    assert old is not None
+    assert (old["content"], old["request"]) == ("", None)
+
+
+def shortened(caplog: pytest.LogCaptureFixture) -> list[dict[str, Any]]:
+    return [record.fields for record in caplog.records if record.msg == "log_shortened"]  # type: ignore[attr-defined]
+
+
+async def test_log_holds_so_many_sent_events_and_those_of_the_last_day(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    now = now_ms()
+    for days in range(10):
+        await put(rig, f"{days}", state="sent", settled_at=now - days * DAY - HOUR)
+    await put(rig, "dead", state="dead", settled_at=now - 20 * DAY)
+    await put(rig, "queued", accepted_at=now - 6 * DAY)
+    callers = FakeCallers()
+    async with running(rig, callers, max_sent=4):
+        await until(lambda: names(rig) == {"0", "1", "2", "3", "dead", "queued"})
+        await until(lambda: bool(shortened(caplog)))
+        await put(rig, "more", state="sent", settled_at=now - 8 * DAY)
+        await until(lambda: "more" not in names(rig))
+        await rounds(rig, callers)
+    (line,) = shortened(caplog)  # not each minute
+    assert line["hint"].startswith("FLOWBRIDGE_MAX_DATABASE_BYTES or FLOWBRIDGE_MAX_SENT allow no more")
+    assert line["days"] == 3.0
+    async with running(rig, max_sent=0):
+        await until(lambda: names(rig) == {"0", "dead", "queued"})
+
+
+async def test_log_takes_a_part_of_the_bytes_and_leaves_the_last_day(empty_url: str) -> None:
+    now = now_ms()
+    async with Rig(empty_url, Rooms()) as rig:
+        body = {"content": secrets.token_hex(5_000), "state": "sent"}  # which PostgreSQL cannot compress
+        for number in range(100):
+            await put(rig, f"old-{number:02}", settled_at=now - 2 * DAY + number, **body)
+            await put(rig, f"new-{number:02}", settled_at=now - HOUR + number, **body)
+        with rig.database.engine.connect() as connection:
+            used = used_bytes(connection, 0)
+    bound = int(used * 0.75 / LOGGED)
+    new = {f"new-{number:02}" for number in range(100)}
+    async with Rig(empty_url, Rooms(), limits=replace(PLENTY, database_bytes=bound)) as rig:
+        await rig.backpressure.refresh()
+        async with running(rig, max_database_bytes=bound):
+            await until(lambda: len(names(rig)) < 180)
+            await asyncio.sleep(0.1)
+            left = names(rig)
+    assert new <= left
+    assert "old-99" in left, "the oldest go, and no more than have to"
+    assert "old-00" not in left
+    bound = int(used / 0.85)  # not so little that the last day would have to give way
+    async with Rig(empty_url, Rooms(), limits=replace(PLENTY, database_bytes=bound)) as rig:
+        await rig.backpressure.refresh()
+        async with running(rig, max_database_bytes=bound):
+            await until(lambda: names(rig) == new)
+
+
+async def test_refused_calls_are_written_and_go_with_sent_events(rig: Rig) -> None:
+    now, flushed = now_ms(), 0
+
+    async def flush() -> None:
+        nonlocal flushed
+        flushed += 1
+
+    old = call("old", refused_at=now - 40 * DAY, last_at=now - 31 * DAY)
+    new = call("new", refused_at=now - 40 * DAY, last_at=now - 29 * DAY)
+    await rig.database.run(lambda connection: refused.write(connection, [old, new], []))
+    look = partial(refused.page, selection=Selection(), limit=9)
+    callers = FakeCallers()
+    async with running(rig, callers, flush_refused=flush):
+        await until(lambda: flushed > 2)
+        await rounds(rig, callers)
+        assert [row["delivery"] for row in await rig.database.read(look)] == ["refused-new"]
 
 
 @pytest.mark.parametrize("why", ["retention", "space"])

@@ -4,7 +4,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0006"
-down_revision = "0004"
+down_revision = "0005"
 
 
 def upgrade() -> None:
@@ -20,4 +20,5 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("owner", "room_id", "key"),
     )
     op.create_index("message_keys_delivery", "message_keys", ["delivery"])
-    op.create_index("message_keys_used", "message_keys", ["owner", "used_at"])
+    op.create_index("message_keys_owner", "message_keys", ["owner", "used_at"])
+    op.create_index("message_keys_used", "message_keys", ["used_at"])
