@@ -7,7 +7,7 @@ const { InputError } = require("./errors");
 const FORMATS = ["text", "markdown", "html"];
 const KEYS = new Set([...FORMATS, "title", "msgtype", "mentions", "reply_to", "thread", "edit", "key", "on_update", "attachments", "overflow"]);
 const EVENT_TYPE = /^\w[\w-]*(\.[\w-]+)+$/; // m.room.message, com.example.alarm
-const BASE64 = /^[A-Za-z0-9+/\s]+={0,2}\s*$/;
+const NOT_BASE64 = /[^A-Za-z0-9+/\s]/; // one that looks for all of it would go back over a long text again and again
 
 /**
  * The message to send: `{message, files}`, or undefined for a payload that is an event's content, or a whole event.
@@ -102,7 +102,8 @@ function bytes(source) {
     if (Buffer.isBuffer(source)) return source;
     if (isBytes(source)) return Buffer.from(source.buffer, source.byteOffset, source.byteLength);
     if (isWrittenBuffer(source)) return Buffer.from(source.data);
-    return typeof source === "string" && BASE64.test(source) ? Buffer.from(source, "base64") : undefined;
+    const isBase64 = typeof source === "string" && !NOT_BASE64.test(source.trim().replace(/={1,2}$/, ""));
+    return isBase64 ? Buffer.from(source, "base64") : undefined;
 }
 
 const isBytes = (value) => value instanceof Uint8Array; // a Buffer is one

@@ -73,6 +73,8 @@ describe("a payload as a message", () => {
         ["a file that is a number", "a", { attachments: ["https://x/", 5] }, "attachment 2 is not a file: give a Buffer, an address (https://…, mxc://… or data:…), or an object with data, url or content_uri", "/attachments/1"],
         ["a file that is a path", "a", { attachments: "/etc/passwd" }, /^attachment 1 is not a file: give a Buffer/, "/attachments/0"],
         ["data that is not base64", "a", { attachments: { data: "ü" } }, "the data of attachment 1 is neither a Buffer nor base64 nor a data: URL", "/attachments/0/data"],
+        ["data that is base64url", "a", { attachments: { data: "_-8=" } }, /neither a Buffer nor base64/, "/attachments/0/data"],
+        ["data that is almost base64, and long", "a", { attachments: { data: `${" ".repeat(1e6)}${"=".repeat(1e6)}!` } }, /neither a Buffer nor base64/, "/attachments/0/data"],
         ["a file that is two", "a", { attachments: { data: PNG, url: "https://x/" } }, "attachment 1 has data and url: it is one file", "/attachments/0/url"],
     ]) {
         it(`is refused: ${what}`, () => {
