@@ -5,10 +5,11 @@ const { randomUUID } = require("node:crypto");
 
 const { segments } = require("./lib/client");
 const { InputError } = require("./lib/errors");
-const { fail, roomOf, serverOf, show, tokenOf } = require("./lib/node");
+const { copyOf, dead, fail, roomOf, serverOf, show, tokenOf } = require("./lib/node");
 const { valueOf } = require("./lib/values");
 
 const TYPING_SECONDS = 30; // for a plain "yes": clients repeat theirs about as often
+const WATCHED_BYTES = 1024; // of a message whose reaction is on its way, beside a payload that is a text or a Buffer
 const MAX_TYPING_SECONDS = 300; // a flow that breaks off must not type for ever
 
 module.exports = function (RED) {
@@ -48,10 +49,26 @@ module.exports = function (RED) {
             const target = operation.target ? targetOf((await typed("target")).value) : undefined;
             show(this, "sending", RED._("flowbridge-react.status.working"));
             const found = await operation.do({ call, room, target, value: value ?? "" });
-            const isAccepted = found && Object.values(found).some(({ status }) => status === "queued");
-            const status = isAccepted ? ["queued", "accepted"] : ["connected", "done"];
-            if (!more.signal.aborted) show(this, status[0], RED._(`flowbridge-react.status.${status[1]}`));
+            const [{ delivery_id: id, status } = {}] = Object.values(found || {});
+            if (status) this.watch(server, id, more.key, msg);
+            const shown = status ? ["queued", "accepted"] : ["connected", "done"];
+            if (!more.signal.aborted) show(this, shown[0], RED._(`flowbridge-react.status.${shown[1]}`));
             return found;
+        }
+
+        /** What is accepted, and dies later, goes to Catch nodes as it came; also from the node that a deploy makes of this one. */
+        watch(server, id, key, msg) {
+            const { id: owner, type } = this;
+            const copy = copyOf(RED, msg);
+            const size = WATCHED_BYTES + (Number(copy.payload?.length) || 0);
+            const tell = (outcome) => {
+                const node = RED.nodes.getNode(owner);
+                if (!node || node.type !== type) return false;
+                if (outcome.status === "sent") show(node, "connected", RED._("flowbridge-react.status.done"));
+                else fail(node, Object.assign(copy, { deliveryId: id }), (error) => node.error(error, copy), dead(outcome));
+                return true;
+            };
+            server.deliveries.watch({ id, key, owner, size, tell });
         }
     }
 

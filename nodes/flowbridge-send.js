@@ -7,7 +7,7 @@ const { segments, written } = require("./lib/client");
 const content = require("./lib/content");
 const { InputError } = require("./lib/errors");
 const message = require("./lib/message");
-const { fail, roomOf, serverOf, show, tokenOf } = require("./lib/node");
+const { copyOf, dead, fail, roomOf, serverOf, show, tokenOf } = require("./lib/node");
 const { Outbox } = require("./lib/outbox");
 const { valueOf } = require("./lib/values");
 
@@ -199,22 +199,6 @@ function eventRequest({ type, content: found, file: data }, room, msg) {
     const file = { data, label: content.label(data, msg) };
     const body = Buffer.alloc(0);
     return { path, body, files: [file], complete: () => content.fileMessage(file.url, data.length, file.label) };
-}
-
-/** The message as it is now; of one that cannot be copied, what finds it again. */
-function copyOf(RED, msg) {
-    try {
-        return RED.util.cloneMessage(msg);
-    } catch {
-        return { _msgid: msg._msgid };
-    }
-}
-
-/** Why an accepted event did not reach its room, as an error like that of an event which is refused at once. */
-function dead(outcome) {
-    if (outcome instanceof Error) return outcome;
-    const { status, errcode, error } = outcome.error || {};
-    return Object.assign(new Error(error || errcode || "the event was given up"), { status, errcode });
 }
 
 /** The Idempotency-Key: the node's, or a unique one. */

@@ -42,6 +42,22 @@ function fail(node, msg, done, thrown) {
     done(error);
 }
 
+/** The message as it is now; of one that cannot be copied, what finds it again. */
+function copyOf(RED, msg) {
+    try {
+        return RED.util.cloneMessage(msg);
+    } catch {
+        return { _msgid: msg._msgid };
+    }
+}
+
+/** Why an accepted event did not reach its room, as an error like that of an event which is refused at once. */
+function dead(outcome) {
+    if (outcome instanceof Error) return outcome;
+    const { status, errcode, error } = outcome.error || {};
+    return Object.assign(new Error(error || errcode || "the event was given up"), { status, errcode });
+}
+
 /** The room of a message: the node's own, else `msg.roomId`, else `msg.topic`; `users`: as in `roomNamed`. Throws InputError. */
 function roomOf(given, msg, { users = false } = {}) {
     const name = [given, msg.roomId, msg.topic].find((each) => each !== undefined && each !== null && each !== "");
@@ -80,4 +96,4 @@ function wordsOf(RED, node, group) {
     };
 }
 
-module.exports = { serverOf, show, fail, roomNamed, roomOf, tokenOf, wordsOf };
+module.exports = { serverOf, show, fail, copyOf, dead, roomNamed, roomOf, tokenOf, wordsOf };

@@ -4,10 +4,12 @@
 const assert = require("node:assert/strict");
 const { execFile, spawn } = require("node:child_process");
 const fs = require("node:fs/promises");
+const http = require("node:http");
 const os = require("node:os");
 const path = require("node:path");
 const { promisify } = require("node:util");
 
+const CATCH = require("@node-red/nodes/core/common/25-catch.js");
 const { load, shown, unload } = require("./flow");
 const world = require("./world");
 
@@ -119,6 +121,34 @@ describe("flowbridge react", () => {
         assert.match((await ask({ eventId: "$x" })).error.message, /what to react with/);
         assert.match((await ask({ eventId: "$x" }, "nonsense")).error.message, /choose what the node does/);
     });
+
+    for (const [status, colour] of [["dead", "red"], ["sent", "green"]]) {
+        it(`tells what became of a reaction that was accepted, by a bridge that is slow: ${status}`, async () => {
+            const deliveries = [{ delivery_id: "d1", status, room_id: room, error: { status: 404, errcode: "M_NOT_FOUND", error: "its target was never sent" } }];
+            const slow = http.createServer((request, response) => {
+                const isPost = request.method === "POST";
+                response.writeHead(isPost ? 202 : 200, { "content-type": "application/json" });
+                response.end(JSON.stringify(isPost ? { delivery_id: "d1", status: "queued" } : { deliveries }));
+            });
+            await new Promise((resolve) => slow.listen(0, "127.0.0.1", resolve));
+            try {
+                const nodes = [{ ...node("react", { emoji: "👍" }), wires: [[]] }, { id: "catch", type: "catch", scope: ["react"] }];
+                const { ask, received, node: found } = await load(nodes, { more: [CATCH], server: { url: `http://127.0.0.1:${slow.address().port}` } });
+                const { error } = await ask({ payload: "hello", eventId: "d0" });
+                assert.equal(error, undefined);
+                assert.equal(shown(found("react")).fill, "yellow");
+                await world.until(() => shown(found("react")).fill === colour);
+                if (status === "sent") return assert.deepEqual(received, []);
+                await world.until(() => received.length);
+                const [{ payload, eventId, deliveryId, errcode, error: caught }] = received;
+                assert.deepEqual([payload, eventId, deliveryId, errcode, caught.message], ["hello", "d0", "d1", "M_NOT_FOUND", "its target was never sent"]);
+            } finally {
+                await unload();
+                slow.close();
+                slow.closeAllConnections();
+            }
+        });
+    }
 
     it("says which key typing needs, and reacts with one that is limited", async function () {
         const { url, key, stop } = await limited(facts, room);
