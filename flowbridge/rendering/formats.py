@@ -4,15 +4,19 @@ import re
 from collections.abc import Sequence
 from html import unescape
 
-from markdown_it import MarkdownIt
+from comrak import ExtensionOptions, RenderOptions, render_markdown
 
 from flowbridge.rendering.cleaning import clean
 from flowbridge.rendering.pills import with_pills
 from flowbridge.rendering.reading import text_of
 
-MAX_CELLS = 2_000  # of all tables: each row is as wide as the head, so 14 kB were 4 million cells, of 28 µs each
+MAX_CELLS = 2_000  # of all tables: each row is as wide as the head, so 14 kB can be 4 million cells
 
-_MARKDOWN = MarkdownIt("commonmark", {"html": False, "breaks": True}).enable(["table", "strikethrough"])
+_EXTENSIONS = ExtensionOptions()
+_EXTENSIONS.table = _EXTENSIONS.strikethrough = True
+_OPTIONS = RenderOptions()
+_OPTIONS.hardbreaks = True  # a line break is one, as in every chat
+_OPTIONS.escape = True  # HTML inside of Markdown is text
 _LINES = re.compile(r"\r\n|\r|\n")
 _DASHES = frozenset(" \t>|:-")
 _PARAGRAPH = re.compile(r"<p>((?:(?!<p>).)*)</p>", re.DOTALL)
@@ -26,7 +30,7 @@ def markdown(source: str, users: Sequence[str]) -> tuple[str, str | None]:
     """CommonMark with tables and strikethrough: the body, which is the source, and its HTML if that adds something."""
     if "|" in source and _cells(source) > MAX_CELLS:
         raise RefusedError(f"has tables of more than {MAX_CELLS} cells")
-    html = with_pills(clean(_MARKDOWN.render(source)).strip(), users)
+    html = with_pills(clean(render_markdown(source, _EXTENSIONS, render_options=_OPTIONS)).strip(), users)
     paragraph = _PARAGRAPH.fullmatch(html)
     html = paragraph[1] if paragraph else html
     return source, None if "<" not in html and unescape(html) == source.strip() else html

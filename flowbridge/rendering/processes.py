@@ -1,9 +1,8 @@
 """Markdown and HTML are rendered in processes of their own, which may be killed at any time.
 
 No library carries it: pebble's pool, which kills what takes too long, costs the event loop's process 277 µs a text and
-the text 3 ms; a socket costs a third of that (docs/architecture.md). Three processes, each started when it is needed:
-short texts, which no library takes long for, wait for no long one; and callers whose long texts took too much share one
-that the others do not use.
+the text 3 ms; a socket costs a third of that (docs/architecture.md). Two processes, each started when it is needed:
+short texts wait for no long one.
 """
 
 import asyncio
@@ -19,19 +18,15 @@ from typing import cast
 from flowbridge import log
 from flowbridge.errors import BadContent, Problem, Unavailable
 from flowbridge.limits import peer
-from flowbridge.limits.cache import Cache
 from flowbridge.limits.concurrency import Limiter, Place
 from flowbridge.limits.tasks import Once
 from flowbridge.models import Rendered
 from flowbridge.models.timing import Timing
 from flowbridge.rendering.child import NO_MEMORY
 
-SHORT_BYTES = 2_560  # of a request: 2 KiB of the worst Markdown take 32 ms of the processor
-SLOW_TEXT = 0.1  # seconds of the processor: most texts of 16 KiB take less
+SHORT_BYTES = 2_560  # of a request: 2 KiB of the worst text take 4 ms of the processor, 32 KiB of it 40 ms
 WAITING = 256  # texts of one caller: each is held in memory
 TURN_SECONDS = 20.0
-MAX_SLOW = 10_000
-SLOW_SECONDS = 60.0  # for which a caller counts as slow
 RULE = "render"  # what Problem.schema says for these rules
 
 _OF_THE_TEXT = (-signal.SIGPROF, -signal.SIGABRT, -signal.SIGSEGV, NO_MEMORY)  # too much processor time, or memory
@@ -192,28 +187,22 @@ class Rendering:
     """For one event loop."""
 
     def __init__(self, *, timing: Timing = Timing()) -> None:
-        self._short, self._long, self._slow = self._lines = [_Line(timing.render_seconds) for _ in range(3)]
-        self._slow_callers = Cache[str, bool](MAX_SLOW, SLOW_SECONDS)
+        self._short, self._long = self._lines = [_Line(timing.render_seconds) for _ in range(2)]
 
     async def render(self, format_: str, source: str, users: Sequence[str]) -> Rendered:
         """Raises BadContent for a text that cannot be rendered, TooMany and Unavailable."""
         request = json.dumps([format_, source, users]).encode()
         caller = peer.who() or "here"
-        line = self._short
-        if len(request) > SHORT_BYTES:
-            line = self._slow if self._slow_callers.get(caller) else self._long
+        line = self._short if len(request) <= SHORT_BYTES else self._long
         try:
             # Once more where its process was ended from outside.
             answer = await line.ask(request, caller) or await line.ask(request, caller)
         except _EndedError as error:
-            self._slow_callers.put(caller, True)
             log.warning("render_killed", caller=caller, bytes=len(source), status=error.status)
             raise _problem(format_, _TOO_SLOW if error.status == -signal.SIGPROF else _TOO_BIG) from None
         if answer is None:
             raise Unavailable(_ENDED)
-        spent, wrong, *rendered = json.loads(answer)
-        if spent > SLOW_TEXT:
-            self._slow_callers.put(caller, True)
+        wrong, *rendered = json.loads(answer)
         if wrong:
             raise _problem(format_, wrong)
         return Rendered(*rendered)
