@@ -24,6 +24,7 @@ def main() -> None:
             "BASE_URL": homeserver.url,
             "ACCESS_TOKEN": bot.access_token,
             "FLOWBRIDGE_API_KEYS": KEY,
+            "FLOWBRIDGE_FETCH_ALLOW": "127.0.0.1",
             "FLOWBRIDGE_DATABASE_URL": f"sqlite:///{folder}/flowbridge.db",
         }
         port, log = free_port(), Path(folder) / "log"

@@ -17,7 +17,7 @@ def with_pills(html: str, users: Sequence[str]) -> str:
         return html
     # The longest first: @al:hs is in @al:hs.example.
     names = sorted((escape(user, quote=False) for user in named), key=len, reverse=True)
-    any_of = re.compile(r"(?<![\w@:])(?:" + "|".join(map(re.escape, names)) + r")(?![\w:]|[.-]\w)")
+    any_of = re.compile(r"(?<![\w@:])(?:" + "|".join(map(re.escape, names)) + r")(?!\w|[.:-]\w)")
     links = {escape(user, quote=False): _link(user) for user in named}
     pieces, inside = TAG.split(html), 0
     for index, piece in enumerate(pieces):

@@ -10,13 +10,13 @@ const { english } = require("./words");
 
 const MAX_ANSWER_BYTES = 64 * 1024 * 1024;
 const MAX_SOCKETS = 32;
-const SLOW_BYTES = 100_000; // of an upload, in a second
+const SLOW_BYTES = 100_000; // of a body, in a second
 const LOOK_SECONDS = 5; // to find out what is at an address that is no bridge's
 const LOOK_AGAIN = 30_000; // ms
 
 class Client {
     /**
-     * `timeout`: seconds for a whole call; `tls`: options of Node's https (ca, cert, key, rejectUnauthorized …); `words`:
+     * `timeout`: seconds for a whole call, beside what its body takes; `tls`: options of Node's https (ca, cert, key, rejectUnauthorized …); `words`:
      * the sentences about addresses, by a kind and its values, as lib/words.js has them in English.
      */
     constructor({ url, key = "", timeout = 30, tls = {}, words = english("flowbridge-server", "address") }) {
@@ -44,7 +44,8 @@ class Client {
         }
         // If a kept connection breaks, it is unknown whether the bridge saw the request: only repeatable ones use one.
         request.agent = method !== "POST" || headers["idempotency-key"] ? this.agent : this.fresh;
-        const ask = () => this.exchange(request, data, timeout, signal);
+        const seconds = timeout + (data ? data.length / SLOW_BYTES : 0);
+        const ask = () => this.exchange(request, data, seconds, signal);
         const answer = await ask().catch((error) => {
             if (error.stale) return ask();
             throw error;
@@ -56,10 +57,9 @@ class Client {
 
     /** Uploads a file to the homeserver, in one piece; resolves to its mxc:// address. */
     async upload(data, { filename = "", contentType = "application/octet-stream", key, signal } = {}) {
-        const timeout = this.timeout + data.length / SLOW_BYTES;
         const query = filename ? { filename } : {};
         const headers = { "content-type": contentType };
-        const answer = await this.call("POST", "/media", { query, body: data, headers, key, timeout, signal });
+        const answer = await this.call("POST", "/media", { query, body: data, headers, key, signal });
         return answer.body.content_uri;
     }
 

@@ -42,20 +42,38 @@ function fail(node, msg, done, thrown) {
     done(error);
 }
 
-/** The room of a message: the node's own, else `msg.roomId`, else `msg.topic`. Throws InputError. */
-function roomOf(given, msg) {
+/** The message as it is now; of one that cannot be copied, what finds it again. */
+function copyOf(RED, msg) {
+    try {
+        return RED.util.cloneMessage(msg);
+    } catch {
+        return { _msgid: msg._msgid };
+    }
+}
+
+/** Why an accepted event did not reach its room, as an error like that of an event which is refused at once. */
+function dead(outcome) {
+    if (outcome instanceof Error) return outcome;
+    const { status, errcode, error } = outcome.error || {};
+    return Object.assign(new Error(error || errcode || "the event was given up"), { status, errcode });
+}
+
+/** The room of a message: the node's own, else `msg.roomId`, else `msg.topic`; `users`: as in `roomNamed`. Throws InputError. */
+function roomOf(given, msg, { users = false } = {}) {
     const name = [given, msg.roomId, msg.topic].find((each) => each !== undefined && each !== null && each !== "");
     if (name === undefined) {
         throw new InputError("which room? Neither the node nor msg.roomId nor msg.topic names one", "/roomId");
     }
-    return roomNamed(name);
+    return roomNamed(name, { users });
 }
 
-/** A room's id or alias, trimmed. Throws InputError for anything else. */
-function roomNamed(name) {
+/** A room's id or alias, trimmed; `users`: or a user's id, for the direct room with them. Throws InputError for anything else. */
+function roomNamed(name, { users = false } = {}) {
     const room = typeof name === "string" ? name.trim() : "";
+    if (users && /^@./.test(room)) return room;
     if (!/^[!#]./.test(room)) {
-        throw new InputError("this is not a room: a room id begins with '!', an alias with '#'", "/roomId");
+        const direct = users ? ", a user whose direct room it is with '@'" : "";
+        throw new InputError(`this is not a room: a room id begins with '!', an alias with '#'${direct}`, "/roomId");
     }
     return room;
 }
@@ -78,4 +96,4 @@ function wordsOf(RED, node, group) {
     };
 }
 
-module.exports = { serverOf, show, fail, roomNamed, roomOf, tokenOf, wordsOf };
+module.exports = { serverOf, show, fail, copyOf, dead, roomNamed, roomOf, tokenOf, wordsOf };

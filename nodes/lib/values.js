@@ -16,7 +16,7 @@ function evaluate(RED, node, value, type) {
  * taken for a promise. Types that only our editor has are strings.
  */
 function valueOf(RED, node, msg, value, type) {
-    if (["", "str", "env", "room", "eventType"].includes(type || "")) {
+    if (["", "str", "env", "room", "eventType", "msgtype", "onUpdate"].includes(type || "")) {
         const kind = type === "env" ? "env" : "str";
         return Promise.resolve({ value: evaluate(RED, node, value, kind) });
     }

@@ -67,6 +67,50 @@ const DOES = {
             },
         },
     ],
+    "markdown.json": [
+        {
+            inject: "The build failed",
+            expects: async ({ messages, editor }) => {
+                const event = await only(messages);
+                const { body, formatted_body: html, "m.mentions": mentions } = event.content;
+                const { user_id: who } = world.facts().friend;
+                assert.match(body, /^Build 17\n@friend:localhost: the build of \*\*main\*\* failed/);
+                assert.match(html, /<strong>Build 17<\/strong>.*matrix\.to\/#\/@friend:localhost.*<strong>main<\/strong>.*<table>/s);
+                assert.deepEqual(mentions, { user_ids: [who] });
+                await shows(editor, "react", { text: "done", fill: "green" });
+                await shows(editor, "Event id", { text: event.event_id.slice(0, 32) });
+            },
+        },
+    ],
+    "alert-that-edits.json": [
+        {
+            inject: "Disk 91 %",
+            expects: async ({ messages, editor }) => {
+                const { content, event_id: id } = await only(messages);
+                assert.equal(content.body, "Alert\nDisk 91 % full");
+                await shows(editor, "Event id", { text: id.slice(0, 32) });
+            },
+        },
+        {
+            inject: "Disk 97 %",
+            expects: async ({ messages }) => {
+                const edit = await arrives(messages, "* Alert\nDisk 97 % full");
+                const [first] = await messages();
+                assert.deepEqual(edit.content["m.relates_to"], { rel_type: "m.replace", event_id: first.event_id });
+            },
+        },
+        { inject: "All is well", expects: ({ messages }) => arrives(messages, "* Alert\nDisk 40 % full: all is well again") },
+        {
+            inject: "I am on it",
+            expects: async ({ messages, editor, room }) => {
+                await shows(editor, "react to it", { text: "done", fill: "green" });
+                const [first] = await messages();
+                const target = `/rooms/${encodeURIComponent(room)}/relations/${encodeURIComponent(first.event_id)}/m.annotation`;
+                const { chunk } = await world.matrix(world.facts().bot, "GET", target, undefined, "v1");
+                assert.deepEqual(chunk.map(({ content }) => content["m.relates_to"].key), ["👀"]);
+            },
+        },
+    ],
     "listen.json": [
         {
             inject: "Say !ping",
@@ -168,7 +212,8 @@ describe("the examples", function () {
                 const { label, env } = flow.find(({ type }) => type === "tab");
                 const { bridge, key } = world.facts();
                 if (ours) await editor.makeServer(ours.id, { url: bridge, key });
-                if (ours && env) await editor.setVariable(label, "ROOM", room);
+                const values = { ROOM: room, WHO: world.facts().friend.user_id };
+                for (const variable of (ours && env) || []) await editor.setVariable(label, variable.name, values[variable.name]);
                 await editor.deploy();
             });
 

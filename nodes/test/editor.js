@@ -151,6 +151,22 @@ class Editor {
         await this.page.locator(".red-ui-typedInput-options:visible a", { hasText: new RegExp(`^${type}$`) }).first().click();
     }
 
+    /** Chooses a value of a TypedInput that has a menu of them. */
+    async chooseOption(field, text) {
+        await this.page.locator(`${field} + .red-ui-typedInput-container .red-ui-typedInput-option-trigger`).first().click();
+        await this.page.locator(".red-ui-typedInput-options:visible a").getByText(text, { exact: true }).click();
+    }
+
+    /** Puts a new node of a type, with its standard values, into the flow in view. */
+    async add(type, name) {
+        await this.page.evaluate(([kind, label]) => {
+            const [node] = RED.nodes.import([{ id: RED.nodes.id(), type: kind, z: RED.workspaces.active(), x: 300, y: 600, name: label, wires: [[]] }]).nodes;
+            const { defaults } = node._def;
+            for (const key of Object.keys(defaults)) if (!["name", "server"].includes(key)) node[key] = defaults[key].value;
+            RED.view.redraw(true);
+        }, [type, name]);
+    }
+
     /** Types into a TypedInput; the text of its suggestions. */
     async suggestions(field, text) {
         const input = this.page.locator(`${field} + .red-ui-typedInput-container input[type=text]`).first();

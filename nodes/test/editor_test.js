@@ -9,7 +9,7 @@ const browser = require("./editor");
 const nodeRed = require("./node_red");
 const world = require("./world");
 
-const TYPES = ["send", "listen", "room", "account"].map((name) => `flowbridge ${name}`);
+const TYPES = ["send", "react", "listen", "room", "account"].map((name) => `flowbridge ${name}`);
 
 describe("the editor", function () {
     this.timeout(300_000);
@@ -49,7 +49,18 @@ describe("the editor", function () {
         await editor.deploy();
     });
 
-    for (const word of ["matrix", "chat", "notify"]) {
+    it("leaves a flow from before messages as it is", async () => {
+        const kept = () => editor.page.evaluate(() => RED.nodes.filterNodes({ type: "flowbridge send" }).map((node) => node.as));
+        assert.equal((await kept())[1], undefined, "which sends events: message_test.js");
+        const dialog = await editor.openNode("queue");
+        assert.equal(await editor.page.locator("#node-input-as").inputValue(), "content");
+        await editor.page.locator(".flowbridge-of-an-event").waitFor();
+        await editor.page.locator("details.flowbridge-of-a-message").waitFor({ state: "hidden" });
+        await dialog.done();
+        assert.equal((await kept())[1], "content");
+    });
+
+    for (const [word, types] of [["matrix", TYPES], ["chat", TYPES], ["notify", TYPES], ["emoji", ["flowbridge react"]], ["markdown", ["flowbridge send"]]]) {
         it(`is found in the palette by “${word}”`, async () => {
             const search = editor.page.locator("#red-ui-palette-search input");
             await search.pressSequentially(word); // it listens to keys
@@ -59,23 +70,25 @@ describe("the editor", function () {
             await search.press("Control+a");
             await search.press("Backspace");
             await editor.page.locator(`${other}:not([data-filter])`).waitFor({ state: "attached" });
-            assert.deepEqual(found.sort(), [...TYPES].sort());
+            assert.deepEqual(found.sort(), [...types].sort());
         });
     }
 
     it("flags a room that is none", async () => {
-        const valid = (room) =>
-            editor.page.evaluate((value) => {
+        const valid = (room, as = "content") =>
+            editor.page.evaluate(([value, how]) => {
                 const node = RED.nodes.filterNodes({ type: "flowbridge send" })[0];
-                const { room: before, roomType } = node;
-                Object.assign(node, { room: value, roomType: "room" });
+                const { room: before, roomType, as: asBefore } = node;
+                Object.assign(node, { room: value, roomType: "room", as: how });
                 const errors = RED.editor.validateNode(node) ? [] : node.validationErrors;
-                Object.assign(node, { room: before, roomType });
+                Object.assign(node, { room: before, roomType, as: asBefore });
                 RED.editor.validateNode(node);
                 return errors.map(String);
-            }, room);
+            }, [room, as]);
         for (const good of ["", "!abc:example.org", "#ops:example.org", "${ROOM}"]) assert.deepEqual(await valid(good), []);
         assert.match((await valid("ops")).join(), /begins with '!', an alias with '#'/);
+        assert.match((await valid("@al:example.org")).join(), /begins with '!'/);
+        assert.deepEqual(await valid("@al:example.org", "text"), [], "a message may go to a user");
     });
 
     it("flags a server whose URL is none", async () => {
@@ -163,8 +176,72 @@ describe("the editor", function () {
         }
     });
 
+    it("shows what a message has beside its text for messages only, and folded away until it is in use", async () => {
+        const { page } = editor;
+        const section = page.locator("details.flowbridge-of-a-message");
+        const isOpen = () => section.evaluate((element) => element.open);
+        const choose = (as) => page.locator("#node-input-as").selectOption(as);
+        const stored = () => editor.page.evaluate(() => {
+            const { as, title, titleType, mentions, messageKey, onUpdate, onUpdateType, msgtype, msgtypeType, attachments, attachmentsType, objects } = RED.nodes.filterNodes({ type: "flowbridge send" })[0];
+            return { as, title, titleType, mentions, messageKey, onUpdate, onUpdateType, msgtype, msgtypeType, attachments, attachmentsType, objects };
+        });
+        const standard = { as: "markdown", title: "", titleType: "str", mentions: "", messageKey: "", onUpdate: "edit", onUpdateType: "onUpdate" };
+        const others = { msgtype: "m.text", msgtypeType: "msgtype", attachments: "attachments", attachmentsType: "msg", objects: "json" };
+
+        let dialog = await editor.openNode("send and wait");
+        await section.waitFor({ state: "hidden" });
+        await choose("markdown");
+        await section.waitFor();
+        await page.locator(".flowbridge-of-an-event").waitFor({ state: "hidden" });
+        assert.equal(await isOpen(), false);
+        await dialog.done();
+        assert.deepEqual(await stored(), { ...standard, ...others });
+
+        dialog = await editor.openNode("send and wait");
+        assert.equal(await isOpen(), false);
+        await section.locator("summary").click();
+        await editor.fill("#node-input-title", "Disk");
+        await editor.fill("#node-input-mentions", "@al:example.org, @room");
+        await page.locator(".flowbridge-of-a-key").waitFor({ state: "hidden" });
+        await editor.fill("#node-input-messageKey", "disk-alarm");
+        await page.locator(".flowbridge-of-a-key").waitFor();
+        await editor.chooseOption("#node-input-msgtype", "notice (pings nobody)");
+        await editor.chooseOption("#node-input-onUpdate", "post in its thread");
+        await editor.screenshot(browser.picture("message"), { of: "dialog" });
+        await dialog.done();
+        const used = { title: "Disk", mentions: "@al:example.org, @room", messageKey: "disk-alarm", onUpdate: "thread", msgtype: "m.notice" };
+        assert.deepEqual(await stored(), { ...standard, ...others, ...used });
+
+        dialog = await editor.openNode("send and wait");
+        assert.equal(await isOpen(), true);
+        await editor.chooseOption("#node-input-msgtype", "message");
+        await editor.chooseOption("#node-input-onUpdate", "edit the first message");
+        for (const name of ["title", "mentions", "messageKey"]) await editor.fill(`#node-input-${name}`, "");
+        await choose("content");
+        await section.waitFor({ state: "hidden" });
+        await dialog.done();
+    });
+
+    it("shows what a reaction needs, by what the node does", async () => {
+        const { page } = editor;
+        await editor.add("flowbridge react", "reacts");
+        const dialog = await editor.openNode("reacts");
+        for (const [operation, fields] of [["typing", ["seconds"]], ["read", ["target"]], ["redact", ["target", "reason"]], ["react", ["target", "emoji"]]]) {
+            await page.locator("#node-input-operation").selectOption(operation);
+            const shown = await page.locator("[class*=flowbridge-has-]:visible").evaluateAll((rows) => rows.map(({ className }) => /flowbridge-has-(\w+)/.exec(className)[1]));
+            assert.deepEqual(shown, fields);
+        }
+        await dialog.done();
+        const kept = await page.evaluate(() => {
+            const [{ operation, target, targetType, emoji, server }] = RED.nodes.filterNodes({ type: "flowbridge react" });
+            return { operation, target, targetType, emoji, server: Boolean(server) };
+        });
+        assert.deepEqual(kept, { operation: "react", target: "eventId", targetType: "msg", emoji: "👍", server: true });
+    });
+
     it("makes a picture of a dialog", async () => {
         const dialog = await editor.openNode("send and wait");
+        await editor.page.locator("#node-input-as").selectOption("text"); // as a new node has it
         await editor.screenshot(browser.picture("dialog"), { of: "dialog" });
         await dialog.cancel();
     });

@@ -4,7 +4,7 @@
 const helper = require("node-red-node-test-helper");
 const world = require("./world");
 
-const NODES = ["server", "send", "listen", "room", "account"].map((name) => require(`../flowbridge-${name}`));
+const NODES = ["server", "send", "react", "listen", "room", "account"].map((name) => require(`../flowbridge-${name}`));
 
 helper.init(require.resolve("node-red"));
 

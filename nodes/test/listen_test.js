@@ -195,7 +195,7 @@ describe("flowbridge listen", () => {
     it("says what is wrong with its configuration", async () => {
         for (const [config, options, words] of [
             [{ room: "nonsense" }, {}, /is not a room/],
-            [{ room: "#nowhere:localhost" }, {}, /not found|Room alias/i],
+            [{ room: "#nowhere:localhost" }, {}, /no room has the alias #nowhere:localhost/],
             [{ server: "" }, {}, /no flowbridge server/],
             [{}, { key: "fb_wrong" }, /key|token/i],
             [{}, { server: { url: "nonsense" } }, /is not a URL/],

@@ -77,6 +77,31 @@ describe("odd values", function () {
 
     const NODES = [
         { id: "send", type: "flowbridge send", payload: "payload", payloadType: "msg" },
+        { id: "send-text", type: "flowbridge send", as: "text", payload: "payload", payloadType: "msg" },
+        { id: "send-strict", type: "flowbridge send", as: "markdown", objects: "refuse", title: "payload", titleType: "msg", payload: "payload", payloadType: "msg" },
+        { id: "send-files", type: "flowbridge send", as: "html", attachments: "payload", attachmentsType: "msg", payload: "text", payloadType: "str" },
+        ...["title", "mentions", "msgtype", "messageKey", "onUpdate", "replyTo", "thread", "edit"].map((option) => ({
+            id: `send-${option}`,
+            type: "flowbridge send",
+            as: "text",
+            payload: "text",
+            payloadType: "str",
+            [option]: "payload",
+            [`${option}Type`]: "msg",
+        })),
+        ...["react", "redact", "read", "typing"].map((operation) => ({
+            id: operation,
+            type: "flowbridge react",
+            operation,
+            target: operation === "react" ? "$event" : "payload",
+            targetType: operation === "react" ? "str" : "msg",
+            emoji: "payload",
+            emojiType: "msg",
+            reason: "payload",
+            reasonType: "msg",
+            seconds: "payload",
+            secondsType: "msg",
+        })),
         { id: "send-state", type: "flowbridge send", eventType: "m.room.topic" },
         ...["invite", "name", "avatar", "pinned", "state"].map((operation) => ({
             id: operation,

@@ -52,8 +52,8 @@ async function close() {
 }
 
 /** A call to the homeserver itself, as an account; the JSON of its answer. */
-async function matrix(account, method, target, body) {
-    const answer = await fetch(`${world.facts.homeserver}/_matrix/client/v3${target}`, {
+async function matrix(account, method, target, body, version = "v3") {
+    const answer = await fetch(`${world.facts.homeserver}/_matrix/client/${version}${target}`, {
         method,
         headers: { Authorization: `Bearer ${account.access_token}` },
         body: body === undefined ? undefined : JSON.stringify(body),

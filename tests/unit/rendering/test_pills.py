@@ -15,6 +15,8 @@ AL = '<a href="https://matrix.to/#/@al:hs">@al:hs</a>'
         ("<b>@al:hs</b>.", f"<b>{AL}</b>."),
         ("(@al:hs) @al:hs", f"({AL}) {AL}"),
         ("@al:hs.", f"{AL}."),
+        ("@al:hs: look", f"{AL}: look"),
+        ("@al:hs:8448", "@al:hs:8448"),
         ("@al:hs.example", "@al:hs.example"),
         ("@al:hs-2", "@al:hs-2"),
         ("@al:hs2", "@al:hs2"),
