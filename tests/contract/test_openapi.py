@@ -181,8 +181,10 @@ def is_to_be_expected(response: Response) -> bool:
     """Whether it is one of the ways in which this upstream makes the bridge itself answer a 5xx."""
     refused = response.status_code == 502 and "own account" in response.text  # the upstream's 401, for a key
     unsettled = response.status_code == 504 and "the same txnId" in response.text
-    # The upstream's 400 to the question whether the room is encrypted: the event waits, which Matrix has no answer for.
-    unasked = response.status_code == 502 and "nothing was sent: Cannot do this" in response.text
+    # The upstream's 400 or 403 to the question whether the room is encrypted: the event waits, which Matrix has no
+    # answer for. The 403 contradicts what the upstream says of the membership.
+    says = ("nothing was sent: Cannot do this", "nothing was sent: You are not in the room")
+    unasked = response.status_code == 502 and any(each in response.text for each in says)
     return refused or unsettled or unasked
 
 

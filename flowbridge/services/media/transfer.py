@@ -75,7 +75,7 @@ class Transfer:
                 async with self._fetcher.open(url, most) as fetched:
                     body = _Counted(fetched.body)
                     label = label.or_else(_label(fetched))
-                    uri, head = await self._put(caller, body, fetched.length, label, pointer)
+                    uri, head, label = await self._put(caller, body, fetched.length, label, pointer)
             except FileTooLarge as error:
                 raise _too_large(pointer, str(error)) from None
             except NotFetched as error:
@@ -87,13 +87,13 @@ class Transfer:
         found = await asyncio.to_thread(attachment.decode, data, pointer)
         await self._check(caller, len(found.data), pointer)
         label = label.or_else(found.label)
-        uri, head = await self._put(caller, _once(found.data), len(found.data), label, pointer)
+        uri, head, label = await self._put(caller, _once(found.data), len(found.data), label, pointer)
         return uri, label, await _info(head, len(found.data))
 
     async def _from_spool(self, caller: Caller, spool: Spool, label: Label, pointer: str) -> "_Stored":
         """Upload a file of a form."""
         await self._check(caller, spool.size, pointer)
-        uri, head = await self._put(caller, spool.chunks(), spool.size, label, pointer)
+        uri, head, label = await self._put(caller, spool.chunks(), spool.size, label, pointer)
         return uri, label, await _info(head, spool.size)
 
     async def _check(self, caller: Caller, size: int, pointer: str) -> None:
@@ -103,8 +103,11 @@ class Transfer:
 
     async def _put(
         self, caller: Caller, body: AsyncIterator[bytes], length: int | None, label: Label, pointer: str
-    ) -> tuple[str, bytes]:
-        """Upload it, unless its first bytes contradict its type. Its address, and these bytes."""
+    ) -> tuple[str, bytes, Label]:
+        """Upload it, unless its first bytes contradict its type. Its address, these bytes, and its name and type.
+
+        The type of a file that nobody has named is what its first bytes show.
+        """
         head = b""
         async for piece in body:
             head += piece
@@ -112,9 +115,11 @@ class Transfer:
                 break
         if not head:
             raise BadContent([Problem(pointer, "is empty", RULE)])
+        if not label.content_type and label.media_type == attachment.UNKNOWN:
+            label = Label(label.filename, content.media_type(head))
         if reason := content.contradiction(head, label.media_type):
             raise BadContent([Problem(pointer, reason, RULE)])
-        return await self._media.store(caller, Upload(_chain(head, body), length, label)), head
+        return await self._media.store(caller, Upload(_chain(head, body), length, label)), head, label
 
 
 _Stored = tuple[str, Label, Mapping[str, int]]  # its address, its name and type, and what is known of it

@@ -201,6 +201,14 @@ async def test_file_of_a_form_is_uploaded() -> None:
     assert media.files == [(Label("cat.png"), len(png()), png())]
 
 
+@pytest.mark.parametrize(("filename", "named"), [("", "file.png"), ("cat", "cat")])
+async def test_picture_without_a_type_is_known_by_its_first_bytes(filename: str, named: str) -> None:
+    data = base64.b64encode(png()).decode()
+    async with transferring(FakeMedia()) as transfer:
+        found = await transfer.bring(CALLER, Attachment(data=data, filename=filename), AT)
+    assert (found.filename, found.mimetype) == (named, "image/png")
+
+
 async def test_file_that_the_homeserver_has_is_left_alone() -> None:
     media, file = FakeMedia(), Attachment("mxc://hs/x", "a", "text/plain")
     async with transferring(media) as transfer:
