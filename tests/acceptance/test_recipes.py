@@ -265,12 +265,14 @@ def home_assistant() -> Path:
         wanted = hashlib.sha256(file.read()).hexdigest()
         stamp = folder / ".venv" / ".installed"
         if not stamp.exists() or stamp.read_text() != wanted:
-            uv = f"{PROGRAMS}/uv"
+            uv, environment = f"{PROGRAMS}/uv", {**os.environ, "UV_NATIVE_TLS": "1"}  # the machine's authorities
             for command in (
                 [uv, "venv", "-q", "--clear", "--python", "3.11", str(folder / ".venv")],
                 [uv, "pip", "install", "-q", "--require-hashes", "--python", str(python), "-r", str(lock)],
             ):
-                done = subprocess.run(command, capture_output=True, text=True, timeout=node.INSTALL_SECONDS)
+                done = subprocess.run(
+                    command, env=environment, capture_output=True, text=True, timeout=node.INSTALL_SECONDS
+                )
                 if done.returncode:
                     node.missing(f"Home Assistant cannot be installed, so that it is NOT TESTED:\n{done.stderr}")
             stamp.write_text(wanted)
