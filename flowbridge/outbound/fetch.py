@@ -128,9 +128,12 @@ def parse(text: str) -> httpx.URL:
         raise NotFetched(f"is longer than {MAX_URL_BYTES} bytes")
     try:
         url = httpx.URL(text)
-    except httpx.InvalidURL:
+        host = url.host  # decoded now: `xn--a` is found to be malformed here
+    except (httpx.InvalidURL, ValueError):
         raise NotFetched("is not a URL") from None
-    if url.scheme not in ("http", "https") or not url.host:
+    if not 0 < (url.port or 80) < 65_536:
+        raise NotFetched("names a port that there is not")
+    if url.scheme not in ("http", "https") or not host:
         raise NotFetched("is not a URL that begins with https:// or http://")
     if url.userinfo:
         raise NotFetched("holds a user name or password: it would be stored and shown in the delivery log")
@@ -141,9 +144,11 @@ def _redirected(url: httpx.URL, location: str) -> httpx.URL:
     if not location:
         raise NotFetched("redirects to nowhere")
     try:
-        return parse(str(url.join(location)))
-    except httpx.InvalidURL:
+        joined = str(url.join(location))
+    except (httpx.InvalidURL, ValueError):
         raise NotFetched("redirects to what is not a URL") from None
+    try:
+        return parse(joined)
     except NotFetched as error:
         raise NotFetched(f"redirects to an address that {error}") from None
 

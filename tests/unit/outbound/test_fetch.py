@@ -1,13 +1,18 @@
 """flowbridge.outbound.fetch: files from servers that hang, drip, lie, and redirect for ever."""
 
 import asyncio
+import contextlib
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from flowbridge.models.timing import Timing
+from flowbridge.outbound import fetch
 from flowbridge.outbound.destination import Allowed
 from flowbridge.outbound.fetch import Fetched, Fetcher, FileTooLarge, NotFetched
 from tests.patience import PATIENCE
@@ -192,6 +197,9 @@ async def test_what_is_no_file_is_told(answer: bytes, reason: str) -> None:
         ("http:///x", "is not a URL that begins with https:// or http://"),
         ("http://a:b@example.org/", "holds a user name or password"),
         ("http://[::1", "is not a URL"),
+        ("http://xn--a", "is not a URL"),
+        ("http://xn--/x", "is not a URL"),
+        ("http://127.0.0.1:99999/", "names a port that there is not"),
         ("http://x\r\ny/", "is not a URL"),
         ("http://" + "x" * 3_000, "is longer than 2048 bytes"),
         ("http://127。0。0。1:1/", "leads to an address that is not on the internet"),
@@ -205,6 +213,20 @@ async def test_url_that_cannot_or_may_not_be_fetched_is_told(url: str, reason: s
             async with found.open(url, MOST):
                 pass
     assert reason in str(caught.value)
+
+
+# ruff: noqa: SIM905
+PIECES = """http:// https:// // a xn-- xn--a 。 K ß : 65536 -1 @ [ ] ::1 % %zz %00 / .. ? # é 💥 127.0.0.1""".split()
+
+
+@given(st.lists(st.sampled_from([*PIECES, " ", "\0", "\r\n", "\xad", "\ud800", "a" * 300]), max_size=8).map("".join))
+def test_any_text_is_a_url_or_is_told(text: str) -> None:
+    for read_one in (fetch.parse, partial(fetch._redirected, fetch.parse("http://h/x"))):
+        for address in (text, f"http://{text}"):
+            with contextlib.suppress(NotFetched):
+                url = read_one(address)
+                fetch._raw(url)
+                fetch._headers(url)
 
 
 async def test_private_addresses_are_fetched_from_only_when_they_are_allowed() -> None:
