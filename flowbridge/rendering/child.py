@@ -5,7 +5,7 @@ memory. On a busy machine a second may be long, so the time is the processor's. 
 environment, nor its files.
 
 A request and its answer are JSON behind their length in 4 bytes. In: [format, source, users]. Out: ["", body, html
-or null], or [what is wrong].
+or null], or [what is wrong]. The format "webhook" has what `webhooks` is given for users, and its answer for the body.
 """
 
 import contextlib
@@ -16,6 +16,9 @@ import socket
 from collections.abc import Callable, Mapping
 from functools import partial
 from io import BufferedIOBase
+from typing import Any
+
+Render = Callable[[str, Any], tuple[str, str | None]]
 
 CPU_SECONDS = 1.0  # for one request: the worst of 32 KiB takes 0.04
 MEMORY_BYTES = 512 * 1024 * 1024
@@ -34,10 +37,10 @@ def serve() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     with contextlib.suppress(OSError):
         os.nice(NICE)
-    from flowbridge.rendering import formats
+    from flowbridge.rendering import formats, webhooks
 
     stream = socket.socket(fileno=0).makefile("rwb")
-    renders = {"markdown": formats.markdown, "html": formats.html}
+    renders: Mapping[str, Render] = {"markdown": formats.markdown, "html": formats.html, "webhook": webhooks.webhook}
     for request in iter(partial(_read, stream), b""):
         signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)  # SIGPROF, for which there is no handler, ends the process
         try:
@@ -49,7 +52,7 @@ def serve() -> None:
         stream.flush()
 
 
-def _answer(request: bytes, renders: Mapping[str, Callable[[str, list[str]], tuple[str, str | None]]]) -> bytes:
+def _answer(request: bytes, renders: Mapping[str, Render]) -> bytes:
     format_, source, users = json.loads(request)
     answer: tuple[str, ...] | tuple[str, str, str | None]
     try:

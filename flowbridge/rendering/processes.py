@@ -1,8 +1,8 @@
 """Markdown and HTML are rendered in processes of their own, which may be killed at any time.
 
 No library carries it: pebble's pool, which kills what takes too long, costs the event loop's process 277 µs a text and
-the text 3 ms; a socket costs a third of that (docs/architecture.md). Two processes, each started when it is needed:
-short texts wait for no long one.
+the text 3 ms; a socket costs a third of that (docs/architecture.md). Three processes, each started when it is needed:
+short texts wait for no long one, and webhooks have one of their own.
 """
 
 import asyncio
@@ -11,9 +11,9 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 from flowbridge import log
 from flowbridge.errors import BadContent, Problem, Unavailable
@@ -21,10 +21,12 @@ from flowbridge.limits import peer
 from flowbridge.limits.concurrency import Limiter, Place
 from flowbridge.limits.tasks import Once
 from flowbridge.models import Rendered
+from flowbridge.models.hooks import Made, Said
 from flowbridge.models.timing import Timing
 from flowbridge.rendering.child import NO_MEMORY
 
 SHORT_BYTES = 2_560  # of a request: 2 KiB of the worst text take 4 ms of the processor, 32 KiB of it 40 ms
+HOOK_BYTES = 64 * 1024  # of a request to a hook: GitHub's largest usual ones are 30 kB, and take 1 ms
 WAITING = 256  # texts of one caller: each is held in memory
 TURN_SECONDS = 20.0
 RULE = "render"  # what Problem.schema says for these rules
@@ -187,25 +189,61 @@ class Rendering:
     """For one event loop."""
 
     def __init__(self, *, timing: Timing = Timing()) -> None:
-        self._short, self._long = self._lines = [_Line(timing.render_seconds) for _ in range(2)]
+        self._short, self._long, self._hooks = self._lines = [_Line(timing.render_seconds) for _ in range(3)]
 
     async def render(self, format_: str, source: str, users: Sequence[str]) -> Rendered:
         """Raises BadContent for a text that cannot be rendered, TooMany and Unavailable."""
         request = json.dumps([format_, source, users]).encode()
-        caller = peer.who() or "here"
         line = self._short if len(request) <= SHORT_BYTES else self._long
+        return Rendered(*await self._ask(line, format_, request))
+
+    async def webhook(self, body: str, given: Mapping[str, Any]) -> Made:
+        """What a request to a hook becomes; `given`: see `webhooks.webhook`.
+
+        Raises BadContent for one that cannot be read, or whose template takes too long (then `plain` helps), TooMany
+        and Unavailable. Built-in templates take 0.2 ms; a template of the hook's own may take a second.
+        """
+        request = json.dumps(["webhook", body, given]).encode()
+        line = self._hooks if len(request) <= HOOK_BYTES and not given["template"] else self._long
+        found = json.loads((await self._ask(line, "body", request))[0])
+        if "wrong" in found:
+            raise _problem("", found["wrong"])
+        messages = [
+            Said(
+                each["members"],
+                Rendered(each["body"], each["html"]),
+                event=each["event"],
+                key=each["key"],
+                state=each["state"],
+                firing=tuple(each["firing"]),
+                time=each["time"],
+                digest=each["digest"],
+            )
+            for each in found["messages"]
+        ]
+        return Made(
+            found["source"],
+            tuple(messages),
+            found["event"],
+            found["delivery_id"],
+            found.get("nothing", ""),
+            tuple(found["warnings"]),
+        )
+
+    async def _ask(self, line: _Line, what: str, request: bytes) -> Sequence[Any]:
+        caller = peer.who() or "here"
         try:
             # Once more where its process was ended from outside.
             answer = await line.ask(request, caller) or await line.ask(request, caller)
         except _EndedError as error:
-            log.warning("render_killed", caller=caller, bytes=len(source), status=error.status)
-            raise _problem(format_, _TOO_SLOW if error.status == -signal.SIGPROF else _TOO_BIG) from None
+            log.warning("render_killed", caller=caller, bytes=len(request), status=error.status)
+            raise _problem(what, _TOO_SLOW if error.status == -signal.SIGPROF else _TOO_BIG) from None
         if answer is None:
             raise Unavailable(_ENDED)
         wrong, *rendered = json.loads(answer)
         if wrong:
-            raise _problem(format_, wrong)
-        return Rendered(*rendered)
+            raise _problem(what, wrong)
+        return cast("list[Any]", rendered)
 
     @property
     def pids(self) -> list[int]:
@@ -218,4 +256,4 @@ class Rendering:
 
 
 def _problem(format_: str, message: str) -> BadContent:
-    return BadContent([Problem(f"/{format_}", message, RULE)])
+    return BadContent([Problem(f"/{format_}" if format_ else "", message, RULE)])
