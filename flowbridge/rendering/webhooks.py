@@ -18,6 +18,7 @@ from flowbridge.sources.summary import summary
 
 MAX_DEPTH = 64
 MAX_MESSAGES = 50  # of one request
+MAX_KEY = 255  # bytes: as events/relations.py has it
 MAX_TEXT = 24_000  # bytes of body and HTML: an event holds 62,000, and an edit holds its text twice
 
 _TEXTS = ("text", "markdown", "html")
@@ -93,7 +94,7 @@ def _said(source: Source, notice: Notice, payload: Any, given: Mapping[str, Any]
         "body": _whole(body),
         "html": _whole(html) if html is not None else None,
         "event": notice.event,
-        "key": str(members.get("key") or notice.key),
+        "key": _named(str(members.get("key") or notice.key)),
         "state": notice.state,
         "firing": list(notice.firing),
         "time": notice.time,
@@ -165,6 +166,13 @@ def _size(body: str, html: str | None) -> int:
 def _titled(source: Source, notice: Notice) -> str:
     name = "" if source is generic.SOURCE else source.title
     return ": ".join(filter(None, (name, notice.event)))
+
+
+def _named(key: str) -> str:
+    """A key that a store takes: Alertmanager's hold all matchers of a route, and can be as long as these."""
+    if len(key.encode("utf-8", "replace")) <= MAX_KEY and key.isprintable():
+        return _whole(key)
+    return hashlib.sha256(key.encode("utf-8", "replace")).hexdigest()
 
 
 def _whole(text: str) -> str:
