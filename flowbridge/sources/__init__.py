@@ -2,11 +2,17 @@
 
 from typing import Any
 
-from flowbridge.sources import alertmanager, generic
+from flowbridge.sources import alertmanager, cloudevents, generic, grafana, pagerduty, sentry, sns, uptime_kuma
 from flowbridge.sources.source import Headers, Source
 
 # In the order in which `auto` asks them: Forgejo and Gitea send GitHub's headers beside their own.
 SOURCES: tuple[Source, ...] = (
+    cloudevents.SOURCE,  # its headers, or four keys that it requires, say so
+    sns.SOURCE,
+    sentry.SOURCE,
+    pagerduty.SOURCE,
+    uptime_kuma.SOURCE,
+    grafana.SOURCE,  # its groups are Alertmanager's, and more
     alertmanager.SOURCE,
     generic.SOURCE,
 )

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote
 
-from flowbridge.sources.alerts import Alert, notice
-from flowbridge.sources.reading import at, items, objects, text
+from flowbridge.sources.alerts import Alert, notices
+from flowbridge.sources.reading import at, objects, text
 from flowbridge.sources.report import TEMPLATE, web
 from flowbridge.sources.source import Headers, Incoming, Nothing, Notice, Source, UnrecognisedError
 
@@ -31,16 +31,7 @@ def read(incoming: Incoming) -> Sequence[Notice] | Nothing:
         Alert.read(alert, status, [("Source", text(alert, "generatorURL"))] if web(alert.get("generatorURL")) else [])
         for alert in objects(payload, "alerts")
     ]
-    if not alerts:
-        if items(payload, "alerts"):
-            raise UnrecognisedError("its alerts are no objects")
-        return Nothing("a notification without alerts", status)
-    links = _links(payload)
-    if incoming.per == "alerts":
-        return [notice([alert], alert.id, links=links) for alert in alerts]
-    truncated = at(payload, "truncatedAlerts")
-    left_out = truncated if isinstance(truncated, int) else 0
-    return [notice(alerts, text(payload, "groupKey"), links=links, left_out=left_out)]
+    return notices(payload, alerts, incoming.per, links=_links(payload))
 
 
 def _links(payload: Any) -> list[tuple[str, str]]:

@@ -5,10 +5,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from flowbridge.sources.reading import moment, text
-from flowbridge.sources.report import FIRING, RESOLVED, Pairs, report, web
-from flowbridge.sources.source import Json, Notice, State
+from flowbridge.models.hooks import Per
+from flowbridge.sources.reading import at, items, moment, text
+from flowbridge.sources.report import FIRING, MAX_PARTS, RESOLVED, Pairs, report, web
+from flowbridge.sources.source import Json, Nothing, Notice, State, UnrecognisedError
 
+MAX_ALONE = 50  # alerts with a message each; a group of more is one message all the same, so that none is lost
 _TEXTS = ("summary", "description", "message")
 _LINKS = {  # annotations; by the names that mixins and Grafana's editor use
     "runbook_url": "Runbook",
@@ -22,7 +24,10 @@ Pair = tuple[str, str]
 
 @dataclass(frozen=True, slots=True)
 class Alert:
-    """One of a group. `labels`, `annotations`: those that a person reads; `links`: to where more is."""
+    """One of a group. `labels`, `annotations`: those that a person reads; `links`: to where more is.
+
+    `values`: what was measured, in a few words.
+    """
 
     id: str
     is_firing: bool
@@ -31,9 +36,10 @@ class Alert:
     started: Any
     ended: Any  # None while it fires
     links: tuple[Pair, ...]
+    values: str = ""
 
     @classmethod
-    def read(cls, alert: Mapping[str, Any], status: str, links: Pairs) -> "Alert":
+    def read(cls, alert: Mapping[str, Any], status: str, links: Pairs, values: str = "") -> "Alert":
         """`status`: of the group, for an alert without one of its own."""
         is_firing = (text(alert, "status") or status) != "resolved"
         labels = _texts(alert.get("labels"))
@@ -51,6 +57,7 @@ class Alert:
             started,
             None if is_firing else text(alert, "endsAt"),  # what fires may have a time at which it would end unrenewed
             tuple(dict.fromkeys((*urls, *links))),
+            values,
         )
 
     @property
@@ -61,11 +68,32 @@ class Alert:
     @property
     def same(self) -> list[Any]:
         """What makes it say something new. No URL: each of two Alertmanagers, or Prometheuses, names itself."""
-        return [self.id, self.is_firing, sorted(self.annotations.items())]
+        return [self.id, self.is_firing, sorted(self.annotations.items()), self.values]
 
 
-def notice(alerts: Sequence[Alert], key: str, *, title: str = "", message: str = "", **more: Any) -> Notice:
-    """What a group says, or one alert of it. `title`, `message`: where the tool's owner has worded them."""
+def _group_key(payload: Any) -> str:
+    """The group's key; tools that only speak Alertmanager's body may not send one."""
+    labels = _texts(at(payload, "groupLabels"))
+    key = text(payload, "groupKey")
+    return key or (f"{text(payload, 'receiver')}:{sorted(labels.items())}" if labels else "")
+
+
+def notices(
+    payload: Any, alerts: Sequence[Alert], per: Per, *, title: str = "", message: str = "", links: Pairs = ()
+) -> Sequence[Notice] | Nothing:
+    """What a group says, or each alert of it. `title`, `message`: where the tool's owner has worded them."""
+    if not alerts:
+        if items(payload, "alerts"):
+            raise UnrecognisedError("its alerts are no objects")
+        return Nothing("a notification without alerts", text(payload, "status"))
+    if per == "alerts" and len(alerts) <= MAX_ALONE:
+        return [_notice([alert], alert.id, links=links) for alert in alerts]
+    truncated = at(payload, "truncatedAlerts")
+    left_out = truncated if isinstance(truncated, int) else 0
+    return [_notice(alerts, _group_key(payload), title=title, message=message, links=links, left_out=left_out)]
+
+
+def _notice(alerts: Sequence[Alert], key: str, *, title: str = "", message: str = "", **more: Any) -> Notice:
     firing = [alert for alert in alerts if alert.is_firing]
     resolved = [alert for alert in alerts if not alert.is_firing]
     state: State = "firing" if firing else "resolved"
@@ -91,7 +119,7 @@ def _report(
             mark=mark,
             outcome="firing" if firing else "resolved",
             text=message or _text(alert.annotations),
-            facts=_facts(alert.labels, alert.annotations),
+            facts=[*_facts(alert.labels, alert.annotations), ("value", alert.values)],
             since=alert.started,
             until=alert.ended,
             links=(*alert.links, *links),
@@ -107,8 +135,11 @@ def _report(
         text=message or _text(annotations),
         facts=_facts(labels, annotations),
         links=(*shared, *links),
-        parts=[_part(alert, labels, annotations, shared, is_mixed=bool(firing and resolved)) for alert in alerts],
-        more=_left_out(left_out),
+        parts=[
+            _part(alert, labels, annotations, shared, is_mixed=bool(firing and resolved))
+            for alert in alerts[:MAX_PARTS]
+        ],
+        more=_left_out(left_out) or (f"… and {len(alerts) - MAX_PARTS} more" if len(alerts) > MAX_PARTS else ""),
     )
 
 
@@ -134,7 +165,7 @@ def _part(
         title or alert.labels.get("alertname", "Alert"),
         mark=(FIRING if alert.is_firing else RESOLVED) if is_mixed else "",
         text=_text(own),
-        facts=[("alert", alertname), *_facts(differing, own)],
+        facts=[("alert", alertname), *_facts(differing, own), ("value", alert.values)],
         since=alert.started,
         until=alert.ended,
         links=[link for link in alert.links if link not in links],

@@ -8,7 +8,7 @@ from flowbridge.sources.reading import moment
 from flowbridge.sources.source import Json
 
 FIRING, RESOLVED, NOTED, PAUSED = "🔥", "✅", "👀", "🔧"
-MAX_PARTS = 300  # of a report; some 150 fit into an event
+MAX_PARTS = 150  # of a report: about what fits into an event
 MAX_FACTS = 20
 MAX_VALUE = 200  # characters
 MAX_TEXT = 1_500
@@ -24,7 +24,7 @@ TEMPLATE = """
 {% elif it.since %}{{ it.began }} {{ it.since|datetime }}{% endif %}
 {% endmacro %}
 {%- set time = when(report) %}
-<p>{% if report.mark %}{{ report.mark }} {% endif %}<strong>{{ report.title|link(report.url) }}</strong>
+<p>{% if report.mark %}{{ report.mark }} {% endif %}<strong>{{ report.title }}</strong>
 {%- if report.outcome %}: {{ report.outcome }}{% endif %}</p>
 {% if report.text %}<p>{{ lines(report.text) }}</p>{% endif %}
 {% if report.facts or time %}
@@ -58,7 +58,6 @@ def report(
     title: str,
     *,
     mark: str = "",
-    url: str = "",
     outcome: str = "",
     text: str = "",
     facts: Pairs = (),
@@ -77,7 +76,6 @@ def report(
     return {
         "mark": mark,
         "title": cut(line(title), MAX_VALUE) or "Untitled",
-        "url": web(url),
         "outcome": cut(line(outcome), MAX_VALUE),
         "text": cut(text.strip(), MAX_TEXT),
         "facts": [[cut(name, MAX_VALUE), cut(line(value), MAX_VALUE)] for name, value in _filled(facts)],
@@ -86,8 +84,8 @@ def report(
         "began": began,
         "ended": ended,
         "links": [[name, found] for name, given in links if (found := web(given))],
-        "parts": list(parts)[:MAX_PARTS],
-        "more": more or (f"… and {len(parts) - MAX_PARTS} more" if len(parts) > MAX_PARTS else ""),
+        "parts": list(parts),
+        "more": more,
     }
 
 
