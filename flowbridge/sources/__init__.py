@@ -2,11 +2,18 @@
 
 from typing import Any
 
-from flowbridge.sources import generic
+from flowbridge.sources import discord, generic, gotify, ntfy, slack, teams
 from flowbridge.sources.source import Headers, Source
 
 # In the order in which `auto` asks them: Forgejo and Gitea send GitHub's headers beside their own.
-SOURCES: tuple[Source, ...] = (generic.SOURCE,)
+SOURCES: tuple[Source, ...] = (
+    teams.SOURCE,
+    discord.SOURCE,
+    slack.SOURCE,
+    ntfy.SOURCE,
+    gotify.SOURCE,
+    generic.SOURCE,
+)
 AUTO = "auto"
 BY_NAME = {source.name: source for source in SOURCES}
 NAMES = (AUTO, *sorted(BY_NAME))
