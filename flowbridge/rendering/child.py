@@ -5,8 +5,7 @@ memory. On a busy machine a second may be long, so the time is the processor's. 
 environment, nor its files.
 
 A request and its answer are JSON behind their length in 4 bytes. In: [format, source, users]. Out: ["", body, html
-or null], or [what is wrong]. The formats "webhook" and "template" have what `webhooks` is given for users, and what it
-answers for the body.
+or null], or [what is wrong]. The format "webhook" has what `webhooks` is given for users, and its answer for the body.
 """
 
 import contextlib
@@ -42,12 +41,7 @@ def serve() -> None:
     from flowbridge.rendering import formats, webhooks
 
     stream = socket.socket(fileno=0).makefile("rwb")
-    renders: Mapping[str, Render] = {
-        "markdown": formats.markdown,
-        "html": formats.html,
-        "webhook": webhooks.webhook,
-        "template": webhooks.check,
-    }
+    renders: Mapping[str, Render] = {"markdown": formats.markdown, "html": formats.html, "webhook": webhooks.webhook}
     for request in iter(partial(_read, stream), b""):
         signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)  # SIGPROF, for which there is no handler, ends the process
         try:

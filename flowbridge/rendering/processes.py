@@ -200,10 +200,12 @@ class Rendering:
     async def webhook(self, body: str, given: Mapping[str, Any]) -> Made:
         """What a request to a hook becomes; `given`: see `webhooks.webhook`.
 
-        One whose template takes too long, or too much memory, becomes a summary. Raises BadContent for one that cannot
-        be read, TooMany and Unavailable. Built-in templates take 0.2 ms, a template of the hook's own a second at most.
+        Raises BadContent for one that cannot be read, or whose template takes too long (then `plain` helps), TooMany
+        and Unavailable. Built-in templates take 0.2 ms; a template of the hook's own may take a second.
         """
-        found = await self._webhook(body, given)
+        request = json.dumps(["webhook", body, given]).encode()
+        line = self._hooks if len(request) <= HOOK_BYTES and not given["template"] else self._long
+        found = json.loads((await self._ask(line, "body", request))[0])
         if "wrong" in found:
             raise _problem("", found["wrong"])
         messages = [
@@ -227,29 +229,6 @@ class Rendering:
             found.get("nothing", ""),
             tuple(found["warnings"]),
         )
-
-    async def check_template(self, template: Mapping[str, str], source: str) -> None:
-        """Compile a hook's templates, and try them on what this source sends.
-
-        Raises BadContent, whose pointer is that of the member in the template, TooMany and Unavailable.
-        """
-        request = json.dumps(["template", source, template]).encode()
-        found = json.loads((await self._ask(self._long, "", request))[0])
-        if found:
-            raise _problem(found["member"], found["message"])
-
-    async def _webhook(self, body: str, given: Mapping[str, Any]) -> dict[str, Any]:
-        request = json.dumps(["webhook", body, given]).encode()
-        line = self._hooks if len(request) <= HOOK_BYTES and not given["template"] else self._long
-        try:
-            return cast("dict[str, Any]", json.loads((await self._ask(line, "body", request))[0]))
-        except BadContent as error:
-            if given["plain"]:
-                raise
-            reason = error.problems[0].message.partition(": ")[0]
-        # What was sent must not be lost by its template.
-        request = json.dumps(["webhook", body, {**given, "plain": reason}]).encode()
-        return cast("dict[str, Any]", json.loads((await self._ask(line, "body", request))[0]))
 
     async def _ask(self, line: _Line, what: str, request: bytes) -> Sequence[Any]:
         caller = peer.who() or "here"

@@ -32,15 +32,11 @@ _PLACE = re.compile(r" \(in \w+(?::\d+)?\)")
 
 
 class FailedError(ValueError):
-    """What is wrong with a template, in one line, as its author reads it."""
-
-    def __init__(self, member: str, message: str) -> None:
-        super().__init__(message)
-        self.member = member
+    """A template cannot be rendered, for a reason that minijinja has no error for. One line, for its author."""
 
 
 class Template:
-    """Compiled templates for members of a message. Raises FailedError when made, or rendered."""
+    """Compiled templates for members of a message. Raises TemplateError when made; that and FailedError when rendered."""
 
     def __init__(self, sources: tuple[tuple[str, str], ...]) -> None:
         self._environment = Environment(
@@ -55,10 +51,7 @@ class Template:
             finalizer=_shown,
         )
         for member, source in sources:
-            try:
-                self._environment.add_template(member, source)
-            except TemplateError as error:
-                raise FailedError(member, _said(member, error)) from None
+            self._environment.add_template(member, source)
         self._members = [member for member, _ in sources]
 
     def render(self, view: dict[str, Any]) -> dict[str, str]:
@@ -72,27 +65,28 @@ class Template:
     def _rendered(self, member: str, view: dict[str, Any]) -> str:
         try:
             found = self._environment.render_template(member, **view)
-        except (KeyboardInterrupt, SystemExit):
+        except (TemplateError, KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:  # a method of a value raises what it likes, and a panic is no Exception
-            raise FailedError(member, _said(member, error)) from None
+            said = " ".join(str(error).split())[:200]
+            raise FailedError(f"`{member}`: {type(error).__name__}: {said}") from None
         if len(found) > MAX_OUTPUT:
-            raise FailedError(member, f"`{member}` becomes longer than {MAX_OUTPUT // 1024 // 1024} MiB")
+            raise FailedError(f"`{member}` becomes longer than {MAX_OUTPUT // 1024 // 1024} MiB")
         return found
 
 
 compiled = lru_cache(MAX_KEPT)(Template)
 
 
-def _said(member: str, error: BaseException) -> str:
-    """`line 2 of `html`: unknown filter: filter nope is unknown`."""
+def worded(error: BaseException) -> str:
+    """What is wrong, in one line, as the template's author reads it: `line 2 of html: filter nope is unknown`."""
     if not isinstance(error, TemplateError):
-        return f"`{member}`: {type(error).__name__}: {str(error)[:200]}".split("\n", 1)[0]
+        return str(error)[:300] or type(error).__name__
     if error.kind == "OutOfFuel":
         what = "takes too many steps: make its loops shorter"
     else:
-        what = _PLACE.sub("", str(error).split("\n", 1)[0])[:300]
-    return f"line {error.line} of `{member}`: {what}" if error.line else f"`{member}`: {what}"
+        what = _PLACE.sub("", " ".join((error.detail or str(error).split("\n", 1)[0]).split()))[:300]
+    return f"line {error.line} of {error.name}: {what}" if error.line else what
 
 
 @pass_state

@@ -13,7 +13,7 @@ from flowbridge import sources
 from flowbridge.rendering import fitting, formats
 from flowbridge.rendering.fitting import MAX_TEXT
 from flowbridge.rendering.reading import text_of
-from flowbridge.rendering.templates import FailedError, Template, compiled
+from flowbridge.rendering.templates import compiled, worded
 from flowbridge.sources import generic
 from flowbridge.sources.reading import depth_of
 from flowbridge.sources.source import Incoming, Nothing, Notice, Source, UnrecognisedError
@@ -32,7 +32,7 @@ Json = dict[str, Any]
 def webhook(body: str, given: Mapping[str, Any]) -> tuple[str, None]:
     """`given`: `source`, `headers`, `per`, `template` (or null), `is_text` (it is no JSON), `plain`.
 
-    `plain`: why no template is to be used, as a clause: the one before ended the process.
+    `plain`: no template is used, since one that ends the process is one that fails.
     """
     try:
         payload = body if given["is_text"] else _parsed(body)
@@ -42,27 +42,6 @@ def webhook(body: str, given: Mapping[str, Any]) -> tuple[str, None]:
     return json.dumps(found, ensure_ascii=False), None
 
 
-def check(source: str, template: Mapping[str, str]) -> tuple[str, None]:
-    """Compile templates, and try them on what this source sends: `{}`, or what is wrong, as {"member", "message"}."""
-    try:
-        compiled_ = Template(tuple(template.items()))
-        found = sources.BY_NAME.get(source)
-        if found is not None and found.sample is not None:
-            _try(compiled_, found)
-    except FailedError as error:
-        return json.dumps({"member": error.member, "message": str(error)}), None
-    return "{}", None
-
-
-def _try(template: Template, source: Source) -> None:
-    try:
-        notices = source.read(Incoming(source.sample, source.sample_headers))
-    except UnrecognisedError:
-        return
-    for notice in () if isinstance(notices, Nothing) else notices:
-        template.render(_view(source, notice, source.sample, source.sample_headers))
-
-
 def _made(payload: Any, given: Mapping[str, Any]) -> Json:
     headers: Mapping[str, str] = given["headers"]
     source = sources.find(given["source"], headers, payload)
@@ -70,7 +49,7 @@ def _made(payload: Any, given: Mapping[str, Any]) -> Json:
     warnings: list[str] = []
     try:
         made["delivery_id"] = source.delivery_id(headers, payload)
-        found = _notices(source, Incoming(payload, headers, given["per"]), given, warnings)
+        found = _notices(source, Incoming(payload, headers, given["per"]), warnings)
     except UnrecognisedError as error:
         if source.dialect:
             raise
@@ -88,12 +67,7 @@ def _made(payload: Any, given: Mapping[str, Any]) -> Json:
     return made
 
 
-def _notices(
-    source: Source, incoming: Incoming, given: Mapping[str, Any], warnings: list[str]
-) -> Sequence[Notice] | Nothing:
-    if given["plain"] and not given["template"]:  # it was the source itself
-        warnings.append(f"{source.title}: {given['plain']}")
-        return [Notice(message={"html": summary(incoming.payload)})]
+def _notices(source: Source, incoming: Incoming, warnings: list[str]) -> Sequence[Notice] | Nothing:
     try:
         return source.read(incoming)
     except UnrecognisedError:
@@ -108,12 +82,12 @@ def _said(
 ) -> Json:
     members: Json = {}
     try:
-        if given["plain"] and given["template"]:
-            raise formats.RefusedError(str(given["plain"]))
+        if given["plain"]:
+            raise formats.RefusedError("takes more than a second, or too much memory")
         members = _members(source, notice, given["template"], _view(source, notice, payload, given["headers"]))
         body, html = _text(members, limit, is_template=bool(given["template"]))
-    except (ValueError, RecursionError, MemoryError) as error:
-        warnings.append(f"the template failed, and a summary was sent: {str(error)[:500] or type(error).__name__}")
+    except Exception as error:  # TemplateError, RefusedError, MemoryError …: what was sent must not be lost by it
+        warnings.append(f"the template failed, and a summary was sent: {worded(error)}")
         members = {name: value for name, value in members.items() if name not in _TEXTS}
         body, html = fitting.html(summary(payload, _titled(source, notice)), limit)
     same = notice.same if notice.same is not None else body
