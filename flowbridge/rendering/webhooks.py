@@ -6,7 +6,7 @@ In: the body as text, and what the bridge knows of it. Out: `Made`, as JSON.
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from flowbridge import sources
@@ -26,7 +26,11 @@ Json = dict[str, Any]
 
 
 def webhook(body: str, given: Mapping[str, Any]) -> tuple[str, None]:
-    """`given`: `source`, `headers`, `per`, `template` (or null), `is_text` (it is no JSON), `plain` (no template)."""
+    """What a request to a hook becomes.
+
+    `given`: `source`, `headers`, `per`, `template` (or null), `is_text` (it is no JSON), `plain` (no template),
+    `ignore` (events that are not shown).
+    """
     try:
         payload = body if given["is_text"] else _parsed(body)
         found = _made(payload, given)
@@ -50,6 +54,10 @@ def _made(payload: Any, given: Mapping[str, Any]) -> Json:
     if isinstance(found, Nothing):
         return {**made, "nothing": found.reason, "event": found.event}
     made["event"] = found[0].event if found else ""
+    shown = [each for each in found if not _is_ignored(each, given.get("ignore", ()))]
+    if found and not shown:
+        return {**made, "nothing": "an event that this hook does not show"}
+    found = shown
     made["messages"] = [_said(source, each, payload, given, made["warnings"]) for each in found[:MAX_MESSAGES]]
     if len(found) > MAX_MESSAGES:
         made["warnings"].append(f"it holds {len(found)} messages: {MAX_MESSAGES} were made")
@@ -64,6 +72,17 @@ def _notices(source: Source, incoming: Incoming, warnings: list[str]) -> Sequenc
     except Exception as error:  # a fault of ours must not lose what was sent
         warnings.append(f"{source.title}: cannot be read: {type(error).__name__}")
         return [Notice(message={"html": summary(incoming.payload)})]
+
+
+def _is_ignored(notice: Notice, ignore: Collection[str]) -> bool:
+    """Whether the hook does not show it: the entry that says most about it counts. `+NAME` shows what is quiet else."""
+    kind = notice.event.partition(".")[0]
+    for name in (f"{notice.event}.{notice.outcome}", notice.event, kind):
+        if name in ignore:
+            return True
+        if f"+{name}" in ignore:
+            return False
+    return notice.is_quiet
 
 
 def _said(source: Source, notice: Notice, payload: Any, given: Mapping[str, Any], warnings: list[str]) -> Json:

@@ -2,11 +2,17 @@
 
 from typing import Any
 
-from flowbridge.sources import generic
+from flowbridge.sources import generic, gitea, github, gitlab
 from flowbridge.sources.source import Headers, Source
 
 # In the order in which `auto` asks them: Forgejo and Gitea send GitHub's headers beside their own.
-SOURCES: tuple[Source, ...] = (generic.SOURCE,)
+SOURCES: tuple[Source, ...] = (
+    gitea.FORGEJO,
+    gitea.SOURCE,
+    github.SOURCE,
+    gitlab.SOURCE,
+    generic.SOURCE,
+)
 AUTO = "auto"
 BY_NAME = {source.name: source for source in SOURCES}
 NAMES = (AUTO, *sorted(BY_NAME))

@@ -50,7 +50,7 @@ def moment(value: Any) -> int | None:
     if not isinstance(value, str) or not 10 <= len(value) <= 40:
         return None
     try:
-        parsed = datetime.fromisoformat(value)
+        parsed = datetime.fromisoformat(value.removesuffix(" UTC"))  # GitLab writes `2016-08-12 15:23:28 UTC`
     except ValueError:
         return None
     if parsed.tzinfo is None:
