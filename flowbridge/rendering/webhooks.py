@@ -18,6 +18,7 @@ from flowbridge.sources.summary import summary
 
 MAX_DEPTH = 64
 MAX_MESSAGES = 50  # of one request
+MAX_KEY = 255  # bytes: as events/relations.py has it
 MAX_TEXT = 24_000  # bytes of body and HTML: an event holds 62,000, and an edit holds its text twice
 
 _TEXTS = ("text", "markdown", "html")
@@ -54,10 +55,11 @@ def _made(payload: Any, given: Mapping[str, Any]) -> Json:
     if isinstance(found, Nothing):
         return {**made, "nothing": found.reason, "event": found.event}
     made["event"] = found[0].event if found else ""
-    shown = [each for each in found if not _is_ignored(each, given.get("ignore", ()))]
-    if found and not shown:
-        return {**made, "nothing": "an event that this hook does not show"}
-    found = shown
+    ignore = given.get("ignore", ())
+    if shown := [each for each in found if not _is_ignored(each, ignore)]:
+        found = shown
+    elif found:
+        return {**made, "nothing": _unshown(found[0])}
     made["messages"] = [_said(source, each, payload, given, made["warnings"]) for each in found[:MAX_MESSAGES]]
     if len(found) > MAX_MESSAGES:
         made["warnings"].append(f"it holds {len(found)} messages: {MAX_MESSAGES} were made")
@@ -83,6 +85,12 @@ def _is_ignored(notice: Notice, ignore: Collection[str]) -> bool:
         if f"+{name}" in ignore:
             return False
     return notice.is_quiet
+
+
+def _unshown(notice: Notice) -> str:
+    if notice.is_quiet:
+        return f"{notice.event}, which is shown only if the hook's `ignore` has +{notice.event}"
+    return f"{notice.event}, which the hook's `ignore` has"
 
 
 def _said(source: Source, notice: Notice, payload: Any, given: Mapping[str, Any], warnings: list[str]) -> Json:
@@ -112,7 +120,7 @@ def _said(source: Source, notice: Notice, payload: Any, given: Mapping[str, Any]
         "body": _whole(body),
         "html": _whole(html) if html is not None else None,
         "event": notice.event,
-        "key": str(members.get("key") or notice.key),
+        "key": _named(str(members.get("key") or notice.key)),
         "state": notice.state,
         "firing": list(notice.firing),
         "time": notice.time,
@@ -184,6 +192,13 @@ def _size(body: str, html: str | None) -> int:
 def _titled(source: Source, notice: Notice) -> str:
     name = "" if source is generic.SOURCE else source.title
     return ": ".join(filter(None, (name, notice.event)))
+
+
+def _named(key: str) -> str:
+    """A key that a store takes: Alertmanager's hold all matchers of a route, and can be as long as these."""
+    if len(key.encode("utf-8", "replace")) <= MAX_KEY and key.isprintable():
+        return _whole(key)
+    return hashlib.sha256(key.encode("utf-8", "replace")).hexdigest()
 
 
 def _whole(text: str) -> str:

@@ -2,7 +2,19 @@
 
 from typing import Any
 
-from flowbridge.sources import generic, gitea, github, gitlab
+from flowbridge.sources import (
+    alertmanager,
+    cloudevents,
+    generic,
+    gitea,
+    github,
+    gitlab,
+    grafana,
+    pagerduty,
+    sentry,
+    sns,
+    uptime_kuma,
+)
 from flowbridge.sources.source import Headers, Source
 
 # In the order in which `auto` asks them: Forgejo and Gitea send GitHub's headers beside their own.
@@ -11,6 +23,13 @@ SOURCES: tuple[Source, ...] = (
     gitea.SOURCE,
     github.SOURCE,
     gitlab.SOURCE,
+    cloudevents.SOURCE,  # its headers, or four keys that it requires, say so
+    sns.SOURCE,
+    sentry.SOURCE,
+    pagerduty.SOURCE,
+    uptime_kuma.SOURCE,
+    grafana.SOURCE,  # its groups are Alertmanager's, and more
+    alertmanager.SOURCE,
     generic.SOURCE,
 )
 AUTO = "auto"

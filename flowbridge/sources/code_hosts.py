@@ -3,7 +3,6 @@
 Titles, branches and commit messages are plain text (`__init__`, `5*3*2`); what people write at length is Markdown.
 """
 
-import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -249,13 +248,8 @@ def _picture(found: re.Match[str]) -> str:
 
 
 def key(*parts: str) -> str:
-    """Of a story, as long as keys may be; empty where a part is missing."""
-    if not all(parts):
-        return ""
-    found = "/".join(parts)
-    if len(found.encode("utf-8", "replace")) <= 200 and found.isprintable():
-        return found
-    return f"{parts[0]}/{hashlib.sha256(found.encode('utf-8', 'replace')).hexdigest()[:32]}"
+    """Of a story; empty where a part is missing."""
+    return "/".join(parts) if all(parts) else ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -155,7 +155,7 @@ def _action_run(payload: Json, action: str) -> Report:
     )
     # Of the workflow, not of the run: it recovers from an earlier run.
     report.key = code_hosts.key("action_run", text(run, "repository", "full_name"), workflow, ref)
-    report.firing = (text(run, "id"),) if report.state == "firing" else ()
+    report.firing = (text(run, "id")[:64],) if report.state == "firing" else ()
     report.time = moment(run.get("stopped")) or moment(run.get("updated"))
     return report
 

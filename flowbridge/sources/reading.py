@@ -1,5 +1,6 @@
 """Reading what others send: no type can be relied on. Pure."""
 
+import json
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -35,6 +36,16 @@ def items(value: Any, *path: str) -> list[Any]:
 def objects(value: Any, *path: str) -> Iterator[dict[str, Any]]:
     """The objects of a list; what else is in it is passed over."""
     return (item for item in items(value, *path) if isinstance(item, dict))
+
+
+def parsed(value: Any) -> Any:
+    """JSON inside of a text; the value itself where it is none, or nested too deeply."""
+    if not isinstance(value, str) or not value.lstrip().startswith(("{", "[")):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        return value
 
 
 def moment(value: Any) -> int | None:
