@@ -36,7 +36,7 @@ class FailedError(ValueError):
 
 
 class Template:
-    """Compiled templates for members of a message. Raises TemplateError when made; that and FailedError when rendered."""
+    """Compiled templates for members of a message. Raises TemplateError, and FailedError when rendered."""
 
     def __init__(self, sources: tuple[tuple[str, str], ...]) -> None:
         self._environment = Environment(
@@ -130,13 +130,13 @@ def _markdown(state: State, text: Any, blocks: bool = False) -> str:
     try:
         body, html = formats.markdown(source, ())
     except ValueError:  # too large a table
-        return _lines(state, source)
+        return _breaks(state, source)
     found = html if html is not None else str(escape(body.strip()))
     return safe(f"<p>{found}</p>" if blocks and found and not found.startswith(_BLOCKS) else found)
 
 
 @pass_state
-def _lines(state: State, text: Any) -> str:
+def _breaks(state: State, text: Any) -> str:
     """The text with its line breaks, which HTML would lose."""
     source = _plain(text)
     if state.name != "html":
@@ -209,7 +209,7 @@ def _mask(text: Any) -> str:
 _FILTERS: dict[str, Callable[..., Any]] = {
     "link": _link,
     "markdown": _markdown,
-    "lines": _lines,
+    "breaks": _breaks,
     "code": _code,
     "truncate": _truncate,
     "datetime": _datetime,

@@ -5,7 +5,7 @@ In: the body as text, and what the bridge knows of it. Out: `Made`, as JSON.
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from html import unescape
 from typing import Any
 
@@ -24,15 +24,17 @@ MAX_MESSAGES = 50  # of one request
 MAX_ALL = 100_000  # bytes of their texts together: what the render process answers is bounded
 MAX_TITLE = 500  # characters, as in a message
 MAX_MEMBER = 2_000  # characters of mentions; of ids and keys 255 bytes are taken
+MAX_KEY = 255  # bytes: as events/relations.py has it
 
 _TEXTS = ("text", "markdown", "html")
 Json = dict[str, Any]
 
 
 def webhook(body: str, given: Mapping[str, Any]) -> tuple[str, None]:
-    """`given`: `source`, `headers`, `per`, `template` (or null), `is_text` (it is no JSON), `plain`.
+    """What a request to a hook becomes.
 
-    `plain`: no template is used, since one that ends the process is one that fails.
+    `given`: `source`, `headers`, `per`, `template` (or null), `is_text` (it is no JSON), `ignore` (events that are not
+    shown), `plain` (no template is used, since one that ends the process is one that fails).
     """
     try:
         payload = body if given["is_text"] else _parsed(body)
@@ -58,9 +60,13 @@ def _made(payload: Any, given: Mapping[str, Any]) -> Json:
     if isinstance(found, Nothing):
         return {**made, "nothing": found.reason, "event": found.event}
     made["event"] = found[0].event if found else ""
-    shown = found[:MAX_MESSAGES]
-    limit = min(MAX_TEXT, MAX_ALL // max(1, len(shown)))
-    made["messages"] = [_said(source, each, payload, given, limit, warnings) for each in shown]
+    ignore = given.get("ignore", ())
+    if shown := [each for each in found if not _is_ignored(each, ignore)]:
+        found = shown
+    elif found:
+        return {**made, "nothing": _unshown(found[0])}
+    limit = min(MAX_TEXT, MAX_ALL // max(1, min(len(found), MAX_MESSAGES)))
+    made["messages"] = [_said(source, each, payload, given, limit, warnings) for each in found[:MAX_MESSAGES]]
     if len(found) > MAX_MESSAGES:
         warnings.append(f"it holds {len(found)} messages: {MAX_MESSAGES} were made")
     made["warnings"] = [_whole(each[:600]) for each in dict.fromkeys(warnings)][:10]
@@ -75,6 +81,23 @@ def _notices(source: Source, incoming: Incoming, warnings: list[str]) -> Sequenc
     except Exception as error:  # a fault of ours must not lose what was sent
         warnings.append(f"{source.title}: cannot be read: {type(error).__name__}")
         return [Notice(message={"html": summary(incoming.payload)})]
+
+
+def _is_ignored(notice: Notice, ignore: Collection[str]) -> bool:
+    """Whether the hook does not show it: the entry that says most about it counts. `+NAME` shows what is quiet else."""
+    kind = notice.event.partition(".")[0]
+    for name in (f"{notice.event}.{notice.outcome}", notice.event, kind):
+        if name in ignore:
+            return True
+        if f"+{name}" in ignore:
+            return False
+    return notice.is_quiet
+
+
+def _unshown(notice: Notice) -> str:
+    if notice.is_quiet:
+        return f"{notice.event}, which is shown only if the hook's `ignore` has +{notice.event}"
+    return f"{notice.event}, which the hook's `ignore` has"
 
 
 def _said(
@@ -96,7 +119,7 @@ def _said(
         "body": _whole(body),
         "html": _whole(html) if html is not None else None,
         "event": _whole(notice.event),
-        "key": _whole(str(members.get("key") or notice.key)),
+        "key": _named(str(members.get("key") or notice.key)),
         "state": notice.state,
         "firing": [_whole(each) for each in notice.firing],
         "time": notice.time,
@@ -164,6 +187,13 @@ def _text(members: Mapping[str, Any], limit: int, *, is_template: bool) -> tuple
 def _titled(source: Source, notice: Notice) -> str:
     name = "" if source is generic.SOURCE else source.title
     return ": ".join(filter(None, (name, notice.event)))
+
+
+def _named(key: str) -> str:
+    """A key that a store takes: Alertmanager's hold all matchers of a route, and can be as long as these."""
+    if len(key.encode("utf-8", "replace")) <= MAX_KEY and key.isprintable():
+        return _whole(key)
+    return hashlib.sha256(key.encode("utf-8", "replace")).hexdigest()
 
 
 def _whole(text: str) -> str:

@@ -20,7 +20,7 @@ TEMPLATE = """
 {% elif part.markdown %}
 {{ part.markdown|markdown(blocks=true) }}
 {% elif part.text %}
-<p>{{ part.text|lines }}</p>
+<p>{{ part.text|breaks }}</p>
 {% elif part.facts %}
 <ul>
 {% for fact in part.facts %}
