@@ -119,6 +119,7 @@ class Settings(BaseSettings):
     keep_content_days: Annotated[float, Field(ge=0, le=36_500)] | None = _name("FLOWBRIDGE_KEEP_CONTENT_DAYS")
     keep_dead_days: Annotated[float, Field(ge=0, le=36_500)] = _name("FLOWBRIDGE_KEEP_DEAD_DAYS", 30.0)
     max_file_bytes: Annotated[int, Field(ge=1)] | None = _name("FLOWBRIDGE_MAX_FILE_BYTES")
+    max_hook_bytes: Annotated[int, Field(ge=1_024, le=25 * 1024**2)] = _name("FLOWBRIDGE_MAX_HOOK_BYTES", 1024**2)
     fetch_allow: Annotated[tuple[str, ...], NoDecode] = _name("FLOWBRIDGE_FETCH_ALLOW", ())
     trusted_proxies: Annotated[tuple[Network, ...], NoDecode] = _name("FLOWBRIDGE_TRUSTED_PROXIES", ())
     cors_origins: Annotated[tuple[str, ...], NoDecode] = _name("FLOWBRIDGE_CORS_ORIGINS", ())

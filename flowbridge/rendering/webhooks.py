@@ -26,9 +26,12 @@ Json = dict[str, Any]
 
 
 def webhook(body: str, given: Mapping[str, Any]) -> tuple[str, None]:
-    """`given`: `source`, `headers`, `per`, `template` (or null), `is_text` (it is no JSON), `plain` (no template)."""
+    """`given`: `source`, `headers`, `per`, `template` (or null), `is_text` (it is no JSON), `plain` (no template).
+
+    `may_be_text`: what begins as JSON, and is none, is a text.
+    """
     try:
-        payload = body if given["is_text"] else _parsed(body)
+        payload = body if given["is_text"] else _read(body, may_be_text=given.get("may_be_text", False))
         found = _made(payload, given)
     except ValueError as error:
         found = {"wrong": str(error)}
@@ -170,6 +173,15 @@ def _titled(source: Source, notice: Notice) -> str:
 def _whole(text: str) -> str:
     """Without what no event may hold: lone surrogates, and zeros."""
     return text.encode("utf-8", "replace").decode().replace("\0", "\ufffd")
+
+
+def _read(body: str, *, may_be_text: bool) -> Any:
+    try:
+        return _parsed(body)
+    except ValueError:
+        if not may_be_text:
+            raise
+        return body
 
 
 def _parsed(body: str) -> Any:
