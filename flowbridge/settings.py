@@ -99,6 +99,7 @@ class Settings(BaseSettings):
     registration: bool = _name("FLOWBRIDGE_REGISTRATION", True)
     pass_federation: bool = _name("FLOWBRIDGE_PASS_FEDERATION", True)
     schemas_dir: Path | None = _name("FLOWBRIDGE_SCHEMAS_DIR")
+    hooks_file: Path | None = _name("FLOWBRIDGE_HOOKS_FILE")
     wait_seconds: Annotated[float, Field(gt=0, le=300)] = _name("FLOWBRIDGE_WAIT_SECONDS", 10.0)
     request_seconds: Annotated[float, Field(gt=0, le=300)] = _name("FLOWBRIDGE_REQUEST_SECONDS", 10.0)
     lease_seconds: Annotated[float, Field(gt=0, le=600)] = _name("FLOWBRIDGE_LEASE_SECONDS", 30.0)
