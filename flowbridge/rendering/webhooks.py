@@ -33,11 +33,12 @@ Json = dict[str, Any]
 def webhook(body: str, given: Mapping[str, Any]) -> tuple[str, None]:
     """What a request to a hook becomes.
 
-    `given`: `source`, `headers`, `per`, `template` (or null), `is_text` (it is no JSON), `ignore` (events that are not
-    shown), `plain` (no template is used, since one that ends the process is one that fails).
+    `given`: `source`, `headers`, `per`, `template` (or null), `is_text` (it is no JSON), `may_be_text` (what begins as
+    JSON, and is none, is a text), `ignore` (events that are not shown), `plain` (no template is used, since one that
+    ends the process is one that fails).
     """
     try:
-        payload = body if given["is_text"] else _parsed(body)
+        payload = body if given["is_text"] else _read(body, may_be_text=given.get("may_be_text", False))
         found = _made(payload, given)
     except ValueError as error:
         found = {"wrong": str(error)}
@@ -199,6 +200,15 @@ def _named(key: str) -> str:
 def _whole(text: str) -> str:
     """Without what no event may hold: lone surrogates, and zeros."""
     return text.encode("utf-8", "replace").decode().replace("\0", "\ufffd")
+
+
+def _read(body: str, *, may_be_text: bool) -> Any:
+    try:
+        return _parsed(body)
+    except ValueError:
+        if not may_be_text:
+            raise
+        return body
 
 
 def _parsed(body: str) -> Any:
