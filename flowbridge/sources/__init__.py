@@ -2,11 +2,32 @@
 
 from typing import Any
 
-from flowbridge.sources import alertmanager, cloudevents, generic, grafana, pagerduty, sentry, sns, uptime_kuma
+from flowbridge.sources import (
+    alertmanager,
+    cloudevents,
+    discord,
+    generic,
+    gitea,
+    github,
+    gitlab,
+    gotify,
+    grafana,
+    ntfy,
+    pagerduty,
+    sentry,
+    slack,
+    sns,
+    teams,
+    uptime_kuma,
+)
 from flowbridge.sources.source import Headers, Source
 
 # In the order in which `auto` asks them: Forgejo and Gitea send GitHub's headers beside their own.
 SOURCES: tuple[Source, ...] = (
+    gitea.FORGEJO,
+    gitea.SOURCE,
+    github.SOURCE,
+    gitlab.SOURCE,
     cloudevents.SOURCE,  # its headers, or four keys that it requires, say so
     sns.SOURCE,
     sentry.SOURCE,
@@ -14,6 +35,11 @@ SOURCES: tuple[Source, ...] = (
     uptime_kuma.SOURCE,
     grafana.SOURCE,  # its groups are Alertmanager's, and more
     alertmanager.SOURCE,
+    teams.SOURCE,
+    discord.SOURCE,
+    slack.SOURCE,
+    ntfy.SOURCE,
+    gotify.SOURCE,
     generic.SOURCE,
 )
 AUTO = "auto"
