@@ -30,6 +30,8 @@ from flowbridge.delivery.write_queue import WriteQueue
 from flowbridge.errors import MatrixError
 from flowbridge.events import Catalogue
 from flowbridge.homeserver import Address, AddressError, AddressUnknown, Homeserver, Locator, Relay, tls_context
+from flowbridge.hooks.admission import Admission
+from flowbridge.hooks.receiving import Receiving
 from flowbridge.hooks.registry import Registry
 from flowbridge.hooks.requests import Requests
 from flowbridge.limits.processor import BODIES_SHARE, Account
@@ -200,6 +202,17 @@ class Core:
         )
         self.registry = Registry(settings, self.database, timing=self.timing)
         self.requests = Requests(self.database)
+        self.admission = Admission(self.registry, refusals, self.acceptance.aside)
+        self.receiving = Receiving(
+            self.registry,
+            self.requests,
+            self.rendering,
+            self.acceptance,
+            self.callers,
+            self.messages,
+            self.sender,
+            self.transfer,
+        )
         self.live = Live(self.homeserver, self.callers, timing=self.timing)
         self.maintenance = Maintenance(
             settings,

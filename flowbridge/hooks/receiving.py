@@ -142,8 +142,8 @@ class Receiving:
             return Done(made.source, why=why, warnings=warnings)
         with ours(whole=True):
             told = await self._send(credential, hook.room, planned, made.delivery_id, digest, warnings)
-            if error := next((each.error for each in (told, *told.following) if each.error), None):
-                raise error  # of the store
+            if troubles := [each.error for each in (told, *told.following) if each.error]:
+                raise troubles[0]  # the store's
         self._keep(
             hook,
             shown,
