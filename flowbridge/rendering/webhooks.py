@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flowbridge import sources
+from flowbridge.models.hooks import TEMPLATE_FAILED
 from flowbridge.rendering import formats
-from flowbridge.rendering.templates import TemplateError, compiled
+from flowbridge.rendering.templates import compiled
 from flowbridge.sources import generic
 from flowbridge.sources.source import Incoming, Nothing, Notice, Source, UnrecognisedError
 from flowbridge.sources.summary import summary
@@ -86,8 +87,8 @@ def _said(source: Source, notice: Notice, payload: Any, given: Mapping[str, Any]
             raise formats.RefusedError("its template takes more than a second")  # it was ended
         members = _members(source, notice, given["template"], view)
         body, html = _text(members)
-    except (TemplateError, ValueError, RecursionError) as error:
-        warnings.append(f"the template failed, and a summary was sent: {str(error)[:500]}")
+    except Exception as error:  # TemplateError, and whatever a method of a value raises
+        warnings.append(f"{TEMPLATE_FAILED}, and a summary was sent: {str(error)[:500]}")
         members = {name: value for name, value in members.items() if name not in _TEXTS}
         body, html = formats.html(summary(payload, _titled(source, notice)), ())
     same = notice.same if notice.same is not None else body

@@ -9,8 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from tests.http.conftest import ROOM, Answer, Bridge, running
 from tests.upstream import Upstream
 
@@ -29,7 +27,7 @@ def hooked(upstream: Upstream, folder: Path, *more: Mapping[str, Any], **values:
     """`more`: further hooks; each may replace one of the same name. `values`: as `running` has them."""
     hooks = {hook["name"]: hook for hook in (*HOOKS, *more)}
     file = folder / "hooks.yaml"
-    file.write_text(yaml.safe_dump(list(hooks.values())))
+    file.write_text(json.dumps(list(hooks.values())))
     with running(upstream, folder, hooks_file=file, **values) as bridge:
         yield bridge
 
