@@ -1,7 +1,7 @@
 """Deliveries in flight: each accepted event on its way through this process, and the registry of them all."""
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any, ClassVar, Literal
@@ -26,13 +26,22 @@ def _read_only(slot: str) -> Any:
     return property(attrgetter(slot))
 
 
+@dataclass(frozen=True, slots=True)
+class KeyBefore:
+    """A key that counts beside an event's own, if it was used no longer ago than `since` (ms)."""
+
+    key: str
+    since: int
+
+
 @dataclass(eq=False, slots=True)
 class PendingDelivery:
     """An accepted event until it is settled. `committed` and `settled` are what callers await.
 
     `committed`: its row is on the disk. `settled`: how it ended; None when this process ends before the delivery does.
     `token`: the caller's own, which sends it rather than another one of the account. `request`: the body as it came,
-    where it was not the content. `key`: its Idempotency-Key or txnId, of which `idem` is a hash.
+    where it was not the content. `key`: its Idempotency-Key or txnId, of which `idem` is a hash. `before`: another such
+    hash.
 
     Two threads touch it. The event loop owns it, and makes every transition but two: `begin_write` and `set_existing`
     are the writer thread's. What `set_existing` writes is read only after `committed` is done, which the writer's
@@ -49,6 +58,7 @@ class PendingDelivery:
     idem: str | None = None
     fingerprint: str | None = None
     key: str | None = None
+    before: KeyBefore | None = None
     following: "tuple[PendingDelivery, ...]" = ()  # the other events of its message: written with it, or not at all
     # Whose share of the store it takes: the API key's, or that of the account which sent it with its own token. Many
     # keys share the bot's account: one of them must not take what the others need.
@@ -144,6 +154,12 @@ class PendingDelivery:
             "b_error": to_json(outcome.error) if outcome.error else None,
             "b_settled_at": self._settled_at,
         }
+
+    def recent(self, known: Mapping[str, dict[str, Any]]) -> dict[str, Any] | None:
+        """Of the rows with these keys the one that was accepted under the other key of this, not too long ago."""
+        before = self.before
+        row = known.get(before.key) if before is not None else None
+        return row if row is not None and before is not None and row["accepted_at"] >= before.since else None
 
     # accepted, and committed
 

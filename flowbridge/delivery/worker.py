@@ -208,8 +208,10 @@ class Worker:
         """The row of what was accepted under the same key, with its outcome; None if there is nothing."""
         if pending.idem is None:
             return None
-        found = await self._database.run(partial(outbox.by_idem, keys=[pending.idem]))
-        row = found.get(pending.idem)
+        before = pending.before
+        keys = [pending.idem, *([before.key] if before else [])]
+        found = await self._database.run(partial(outbox.by_idem, keys=keys))
+        row = found.get(pending.idem) or (pending.recent(found) if before else None)
         return self._write_queue.amended(row) if row else None
 
     def may_wait(self, caller: str) -> bool:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import deque
+from collections.abc import Mapping
 from typing import Any
 
 from sqlalchemy import Connection
@@ -207,8 +208,10 @@ class _Batch:
     def _append(self, connection: Connection) -> set[str]:
         if self._ran and not self._write_queue._database.is_sqlite:
             self._found_nothing = self._insert_first(connection)
-        refused = outbox.insert_rows(connection, [pending.begin_write() for pending in self.new])
-        self._join(connection)
+        repeats = self._repeats(connection)
+        new = [pending for pending in self.new if pending.row.delivery not in repeats]
+        refused = outbox.insert_rows(connection, [pending.begin_write() for pending in new])
+        self._join(connection, repeats)
         for pending in self.new:
             if pending.following:
                 refused |= self._together(connection, pending, refused)
@@ -243,7 +246,16 @@ class _Batch:
         first = next(mine, None)
         return first is None or outbox.insert_one(connection, first.values())
 
-    def _join(self, connection: Connection) -> None:
+    def _repeats(self, connection: Connection) -> dict[str, dict[str, Any]]:
+        """By delivery: the rows that were accepted under its other key. It is not inserted."""
+        new = [pending for pending in self.new if pending.before is not None]
+        if not new:
+            return {}
+        known = outbox.by_idem(connection, [pending.before.key for pending in new if pending.before is not None])
+        found = {pending.row.delivery: pending.recent(known) for pending in new}
+        return {delivery: row for delivery, row in found.items() if row is not None and row["delivery"] != delivery}
+
+    def _join(self, connection: Connection, repeats: Mapping[str, dict[str, Any]]) -> None:
         """Find the deliveries whose key was used before: their rows were not inserted.
 
         After the insertion, since another replica may have inserted the key during this transaction.
@@ -253,7 +265,7 @@ class _Batch:
             return
         known = outbox.by_idem(connection, [pending.idem for pending in keyed if pending.idem])
         for pending in keyed:
-            row = known.get(pending.idem or "")
+            row = repeats.get(pending.row.delivery) or known.get(pending.idem or "")
             pending.set_existing(row if row is not None and row["delivery"] != pending.row.delivery else None)
 
 

@@ -11,13 +11,18 @@ OnUpdate = Literal["edit", "thread", "reply", "new"]
 Mentions = Literal["never", "firing", "template"]
 
 KEPT_REQUESTS = 20
+TOKEN = "token"  # noqa: S105 (the scheme's name): what stands in the path, or in a header as it is
+SCHEMES = (  # hooks/signatures.py has what they mean
+    TOKEN,
+    *("github", "gitlab", "gitea", "grafana", "slack", "stripe", "pagerduty", "sentry", "standard-webhooks", "hmac"),
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Verification:
     """How a hook knows its sender. `scheme`: a name of `hooks/signatures.py`; what else there is belongs to `hmac`."""
 
-    scheme: str = "token"
+    scheme: str = TOKEN
     header: str = ""
     prefix: str = ""
     encoding: Literal["hex", "base64"] = "hex"

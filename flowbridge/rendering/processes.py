@@ -30,6 +30,7 @@ HOOK_BYTES = 64 * 1024  # of a request to a hook: GitHub's largest usual ones ar
 WAITING = 256  # texts of one caller: each is held in memory
 TURN_SECONDS = 20.0
 RULE = "render"  # what Problem.schema says for these rules
+KILLED = "/body"  # the pointer of a request to a hook that took too long, or too much memory
 
 _OF_THE_TEXT = (-signal.SIGPROF, -signal.SIGABRT, -signal.SIGSEGV, NO_MEMORY)  # too much processor time, or memory
 _WHAT = "texts that are being rendered"
@@ -203,9 +204,10 @@ class Rendering:
         Raises BadContent for one that cannot be read, or whose template takes too long (then `plain` helps), TooMany
         and Unavailable. Built-in templates take 0.2 ms; a template of the hook's own may take a second.
         """
-        request = json.dumps(["webhook", body, given]).encode()
+        encode = partial(_encoded, body, given)
+        request = await asyncio.to_thread(encode) if len(body) > HOOK_BYTES else encode()
         line = self._hooks if len(request) <= HOOK_BYTES and not given["template"] else self._long
-        found = json.loads((await self._ask(line, "body", request))[0])
+        found = json.loads((await self._ask(line, KILLED[1:], request))[0])
         if "wrong" in found:
             raise _problem("", found["wrong"])
         messages = [
@@ -253,6 +255,10 @@ class Rendering:
     async def stop(self) -> None:
         """End all processes; texts that are being rendered are not."""
         await asyncio.gather(*(line.stop() for line in self._lines))
+
+
+def _encoded(body: str, given: Mapping[str, Any]) -> bytes:
+    return json.dumps(["webhook", body, given]).encode()
 
 
 def _problem(format_: str, message: str) -> BadContent:

@@ -5,14 +5,19 @@ from typing import Any
 from flowbridge.sources import (
     alertmanager,
     cloudevents,
+    discord,
     generic,
     gitea,
     github,
     gitlab,
+    gotify,
     grafana,
+    ntfy,
     pagerduty,
     sentry,
+    slack,
     sns,
+    teams,
     uptime_kuma,
 )
 from flowbridge.sources.source import Headers, Source
@@ -30,6 +35,11 @@ SOURCES: tuple[Source, ...] = (
     uptime_kuma.SOURCE,
     grafana.SOURCE,  # its groups are Alertmanager's, and more
     alertmanager.SOURCE,
+    teams.SOURCE,
+    discord.SOURCE,
+    slack.SOURCE,
+    ntfy.SOURCE,
+    gotify.SOURCE,
     generic.SOURCE,
 )
 AUTO = "auto"

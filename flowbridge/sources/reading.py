@@ -67,3 +67,18 @@ def moment(value: Any) -> int | None:
     if parsed.tzinfo is None:
         parsed = parsed.replace(tzinfo=UTC)
     return round(parsed.timestamp() * 1000) if parsed.year > 1970 else None
+
+
+def depth_of(value: Any, limit: int) -> int:
+    """How many lists and objects are in one another; `limit` + 1 where there are more."""
+    level = [value] if isinstance(value, dict | list) else []
+    for depth in range(limit + 1):
+        if not level:
+            return depth
+        level = [
+            item
+            for each in level
+            for item in (each.values() if isinstance(each, dict) else each)
+            if isinstance(item, dict | list)
+        ]
+    return limit + 1

@@ -26,6 +26,7 @@ from flowbridge.web.routes import (
     rooms,
     schemas,
     send,
+    webhooks,
 )
 
 
@@ -64,6 +65,7 @@ def create_app(settings: Settings, core: Core | None = None) -> middleware.Middl
         *rooms.routes,
         *history.routes,
         *messages.routes(core),
+        *webhooks.routes(core),
         *deliveries.routes,
         *media.routes(core),
         *live.routes(core),
