@@ -151,13 +151,12 @@ class Receiving:
         warnings = [*made.warnings, *planned.warnings]
         self._registry.note_failure(hook.name, warnings[0] if warnings else "")
         if not planned.shaped:
-            why = made.nothing or f"{made.event or 'this event'} is ignored"
-            self._keep(hook, shown, body, {"done": why, "source": made.source, "event": made.event})
-            return Done(made.source, why=why, warnings=warnings)
+            self._keep(hook, shown, body, {"done": made.nothing, "source": made.source, "event": made.event})
+            return Done(made.source, why=made.nothing, warnings=warnings)
         with ours(whole=True):
             told = await self._send(credential, hook.room, planned, made.delivery_id, digest, warnings)
-            if error := next((each.error for each in (told, *told.following) if each.error), None):
-                raise error  # of the store
+            if troubles := [each.error for each in (told, *told.following) if each.error]:
+                raise troubles[0]  # the store's
         self._keep(
             hook,
             shown,
@@ -179,6 +178,7 @@ class Receiving:
             "template": dict(hook.template) if hook.template else None,
             "is_text": body.form == "text",
             "may_be_text": body.form == "either",
+            "ignore": hook.ignore,
             "plain": False,
         }
         try:
@@ -222,8 +222,6 @@ class Receiving:
         files: dict[int, Attachment] = {}
         warnings: list[str] = []
         for said in made.messages:
-            if is_ignored(hook, said.event):
-                continue
             found, problems = _message(hook, said)
             warnings += problems
             if found is None:
@@ -235,7 +233,7 @@ class Receiving:
             first = len(shaped) + len(events) - len(found.attachments)
             files |= {first + number: file for number, file in enumerate(found.attachments)}
             shaped += events
-        if made.messages and not shaped and not all(is_ignored(hook, said.event) for said in made.messages):
+        if made.messages and not shaped:
             raise BadRequest("the body has nothing to say")
         return Planned(shaped, files, warnings)
 
@@ -310,11 +308,6 @@ def credential_of(hook: Hook) -> Credential:
 def without_secrets(headers: Mapping[str, str]) -> dict[str, str]:
     """What a template sees of the headers, and what is kept of them."""
     return {name: value for name, value in headers.items() if not is_secret(name) and not _is_proof(name)}
-
-
-def is_ignored(hook: Hook, event: str) -> bool:
-    """Whether the owner does not want this event: `issues` means all actions of it, `issues.opened` one."""
-    return bool(hook.ignore) and (event in hook.ignore or event.partition(".")[0] in hook.ignore)
 
 
 def _is_proof(name: str) -> bool:

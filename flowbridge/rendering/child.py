@@ -24,6 +24,7 @@ Render = Callable[[str, Any], tuple[str, str | None]]
 CPU_SECONDS = 1.0  # for one request: the worst of 32 KiB takes 0.04
 MEMORY_BYTES = 512 * 1024 * 1024
 MAX_OUTPUT = 128 * 1024  # bytes; an event holds half of that
+MAX_HOOK_OUTPUT = 256 * 1024  # of all messages that a webhook becomes, beyond what was in its body
 NO_MEMORY = 3  # the exit status, where there is none for an answer
 NICE = 5  # the event loop goes first
 
@@ -64,7 +65,8 @@ def _answer(request: bytes, renders: Mapping[str, Render]) -> bytes:
     try:
         body, html = renders[format_](source, users)
         answer = ("", body, html)
-        if len(body) + len(html or "") > MAX_OUTPUT:
+        # Files and ids in a webhook's body come back with its texts, which are bounded.
+        if len(body) + len(html or "") > (MAX_HOOK_OUTPUT + len(source) if format_ == "webhook" else MAX_OUTPUT):
             answer = ("becomes too long",)
     except ValueError as error:  # RefusedError, TooDeepError
         answer = (str(error),)
