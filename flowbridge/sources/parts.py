@@ -13,7 +13,9 @@ MAX_PARTS = 200
 MAX_CHARACTERS = 40_000  # of all texts: an event holds fewer
 
 TEMPLATE = """
-{% if username %}<p><strong>{{ username }}</strong></p>{% endif %}
+{% if username %}
+<p><strong>{{ username }}</strong></p>
+{% endif %}
 {% for part in parts %}
 {% if part.title %}
 <p><strong>{{ part.title|link(part.url or "") }}</strong></p>
