@@ -107,12 +107,12 @@ def _plain(value: Any) -> str:
 
 
 @pass_state
-def _link(state: State, text: Any, url: Any = None) -> str:
+def _link(state: State, text: Any, url: Any = None) -> Any:
     """`{{ title|link(url) }}`; the text alone where the URL is none of http or https."""
     label = _plain(text)
     address = label if url is None else url
     if not isinstance(address, str) or len(address) > MAX_ADDRESS or not _LINK.fullmatch(address):
-        return str(_shown(state, text))
+        return _shown(state, text)
     if state.name == "markdown":
         shown = label if hasattr(text, "__html__") else _MARKDOWN.sub(r"\\\1", label)
         return safe(f"[{shown}](<{address}>)")
@@ -122,7 +122,7 @@ def _link(state: State, text: Any, url: Any = None) -> str:
 
 
 @pass_state
-def _markdown(state: State, text: Any, blocks: bool = False) -> str:
+def _markdown(state: State, text: Any, blocks: bool = False) -> Any:
     """Text that its author wrote in Markdown. `blocks`: in HTML, a paragraph alone has its tag, too."""
     source = _plain(text)[:MAX_MARKDOWN]
     if state.name != "html":
@@ -136,11 +136,11 @@ def _markdown(state: State, text: Any, blocks: bool = False) -> str:
 
 
 @pass_state
-def _breaks(state: State, text: Any) -> str:
+def _breaks(state: State, text: Any) -> Any:
     """The text with its line breaks, which HTML would lose."""
     source = _plain(text)
     if state.name != "html":
-        return str(_shown(state, source))
+        return _shown(state, source)
     return safe(str(escape(source.strip())).replace("\r\n", "\n").replace("\n", "<br>"))
 
 

@@ -66,6 +66,7 @@ _LINKS = (
     "build_url",
     "details_url",
 )
+_PEOPLE = re.compile(r"account|user|sender|author|owner|organi[sz]ation|actor", re.IGNORECASE)
 _NO_LINK = re.compile(r"callback|unsubscribe|avatar|icon|image|logo|api|hook|documentation", re.IGNORECASE)
 _NOISE = re.compile(
     r"(?:^|[_.-])(?:u?uid|guid|id|digest|sha\d*|hash|checksum|fingerprint|etag|api_?version|schema)$"
@@ -193,11 +194,6 @@ def _head(leaves: list[_Leaf]) -> tuple[str, set[int]]:
         and leaf is not kind
         and _is_word(leaf)
     ][:2]
-    link = _first(
-        leaves,
-        _LINKS,
-        lambda leaf: len(leaf.path) <= 2 and _is_link(leaf.value) and not _NO_LINK.search(".".join(leaf.path)),
-    )
     if named and kind:
         is_event = kind.key.lower() in _EVENTS or named.key.lower() in _NAMES
         if not is_event or kind.shown.lower() in named.shown.lower():
@@ -205,6 +201,7 @@ def _head(leaves: list[_Leaf]) -> tuple[str, set[int]]:
     title = named or kind
     if title is None:
         return "", set()
+    link = _link_of(title, leaves)
     used = {id(leaf) for leaf in (title, link, *states) if leaf is not None}
     prefix = ""
     if kind is not None and kind is not title:
@@ -217,6 +214,23 @@ def _head(leaves: list[_Leaf]) -> tuple[str, set[int]]:
     state = " · ".join(dict.fromkeys(escape(leaf.shown) for leaf in states))
     more = f"<p>{_lined(_cut(rest.strip(), MAX_VALUE))}</p>" if rest.strip() else ""
     return f"<p><strong>{shown}</strong>{f' — {state}' if state else ''}</p>{more}", used
+
+
+def _link_of(title: _Leaf, leaves: list[_Leaf]) -> _Leaf | None:
+    """An address beside the title, else at the root, else of what is neither a person nor an account."""
+    found = [
+        leaf
+        for leaf in leaves
+        if leaf.key.lower() in _LINKS
+        and len(leaf.path) <= 2
+        and _is_link(leaf.value)
+        and not _NO_LINK.search(".".join(leaf.path))
+    ]
+    beside = [leaf for leaf in found if leaf.path[:-1] == title.path[:-1]]
+    above = [leaf for leaf in found if len(leaf.path) == 1]
+    others = [leaf for leaf in found if not _PEOPLE.search(leaf.path[0])]
+    keys = {key: number for number, key in enumerate(_LINKS)}
+    return next((min(some, key=lambda leaf: keys[leaf.key.lower()]) for some in (beside, above, others) if some), None)
 
 
 def _first(leaves: list[_Leaf], keys: tuple[str, ...], fits: Callable[[_Leaf], bool]) -> _Leaf | None:
