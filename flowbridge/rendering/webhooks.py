@@ -23,7 +23,8 @@ MAX_DEPTH = 64
 MAX_MESSAGES = 50  # of one request
 MAX_ALL = 100_000  # bytes of their texts together: what the render process answers is bounded
 MAX_TITLE = 500  # characters, as in a message
-MAX_MEMBER = 2_000  # characters of mentions; of ids and keys 255 bytes are taken
+MAX_MENTIONS = 2_000  # characters
+MAX_MEMBER = 256  # characters of a key or an id: longer ones are none
 MAX_KEY = 255  # bytes: as events/relations.py has it
 
 _TEXTS = ("text", "markdown", "html")
@@ -38,8 +39,7 @@ def webhook(body: str, given: Mapping[str, Any]) -> tuple[str, None]:
     ends the process is one that fails).
     """
     try:
-        payload = body if given["is_text"] else _read(body, may_be_text=given.get("may_be_text", False))
-        found = _made(payload, given)
+        found = _made(_payload(body, given), {**given, "body": body})
     except ValueError as error:
         found = {"wrong": str(error)}
     return json.dumps(found, ensure_ascii=False), None
@@ -113,6 +113,8 @@ def _said(
     except Exception as error:  # TemplateError, RefusedError, MemoryError …: what was sent must not be lost by it
         warnings.append(f"the template failed, and a summary was sent: {worded(error)}")
         members = {name: value for name, value in members.items() if name not in _TEXTS}
+        if given["template"]:  # which can change what it is given: `payload.list.append(1)`
+            payload = _payload(given["body"], given)
         body, html = fitting.html(summary(payload, _titled(source, notice)), limit)
     same = notice.same if notice.same is not None else body
     return {
@@ -157,9 +159,9 @@ def _bounded(members: Mapping[str, Any]) -> Json:
         elif name == "title":
             found[name] = _whole(" ".join(value[: 4 * MAX_TITLE].split())[:MAX_TITLE])
         elif name == "mentions" and value.lstrip().startswith("["):
-            found[name] = _listed(value[:MAX_MEMBER])
+            found[name] = _listed(value[:MAX_MENTIONS])
         else:
-            found[name] = _whole(value.strip()[:MAX_MEMBER])
+            found[name] = _whole(value.strip()[: MAX_MENTIONS if name in ("mentions", "key") else MAX_MEMBER])
     return found
 
 
@@ -202,11 +204,13 @@ def _whole(text: str) -> str:
     return text.encode("utf-8", "replace").decode().replace("\0", "\ufffd")
 
 
-def _read(body: str, *, may_be_text: bool) -> Any:
+def _payload(body: str, given: Mapping[str, Any]) -> Any:
+    if given["is_text"]:
+        return body
     try:
         return _parsed(body)
     except ValueError:
-        if not may_be_text:
+        if not given.get("may_be_text", False):
             raise
         return body
 
