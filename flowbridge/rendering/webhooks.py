@@ -24,7 +24,7 @@ MAX_MESSAGES = 50  # of one request
 MAX_ALL = 100_000  # bytes of their texts together: what the render process answers is bounded
 MAX_TITLE = 500  # characters, as in a message
 MAX_MENTIONS = 2_000  # characters
-MAX_MEMBER = 256  # characters of a key or an id: longer ones are none
+MAX_MEMBER = 256  # characters of what has no text: an id has 255 bytes at most
 MAX_KEY = 255  # bytes: as events/relations.py has it
 
 _TEXTS = ("text", "markdown", "html")
@@ -115,7 +115,7 @@ def _said(
         members = {name: value for name, value in members.items() if name not in _TEXTS}
         if given["template"]:  # which can change what it is given: `payload.list.append(1)`
             payload = _payload(given["body"], given)
-        body, html = fitting.html(summary(payload, _titled(source, notice)), limit)
+        body, html = fitting.html(_whole(summary(payload, _titled(source, notice))), limit)
     same = notice.same if notice.same is not None else body
     return {
         "members": {name: value for name, value in members.items() if name not in _TEXTS},
@@ -175,16 +175,16 @@ def _listed(mentions: str) -> Any:
 def _text(members: Mapping[str, Any], limit: int, *, is_template: bool) -> tuple[str, str | None]:
     """Body and HTML, cut to what fits. Raises ValueError."""
     if (html := members.get("html")) is not None:
-        body, found = fitting.html(str(html), limit)
+        body, found = fitting.html(_whole(str(html)), limit)
         return body, found if found and ("<" in found or unescape(found) != body) else None
     if (markdown := members.get("markdown")) is not None:
-        body, found = fitting.markdown(str(markdown), limit)
+        body, found = fitting.markdown(_whole(str(markdown)), limit)
         # In a template's Markdown the payload's own marks are escaped, which none should read.
         return (text_of(found) or body, found) if found and is_template else (body, found)
     text = members.get("text")
     if text is None and not members.get("attachments"):
         raise formats.RefusedError("it makes none of text, markdown and html")
-    return fitting.text(str(text or ""), limit), None
+    return fitting.text(_whole(str(text or "")), limit), None
 
 
 def _titled(source: Source, notice: Notice) -> str:

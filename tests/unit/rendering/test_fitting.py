@@ -110,7 +110,7 @@ def test_markdown_and_text_are_cut(text: str, limit: int) -> None:
 
 
 def made(body: str, **given: Any) -> dict[str, Any]:
-    whole = {
+    whole: dict[str, Any] = {
         "source": "alertmanager",
         "headers": {},
         "per": "alerts",
@@ -142,7 +142,13 @@ async def test_many_messages_share_what_the_process_may_answer() -> None:
     assert len(json.dumps(found, ensure_ascii=False)) < MAX_HOOK_OUTPUT
     rendering = Rendering()
     try:
-        whole = {"source": "alertmanager", "headers": {}, "per": "alerts", "is_text": False, "plain": False}
+        whole: dict[str, Any] = {
+            "source": "alertmanager",
+            "headers": {},
+            "per": "alerts",
+            "is_text": False,
+            "plain": False,
+        }
         assert len((await rendering.webhook(body, whole | {"template": own})).messages) == MAX_MESSAGES
         # Files pass through as they are.
         message = json.dumps({"attachments": [{"data": "QUJD" * 200_000, "filename": "a.txt"}]})

@@ -73,7 +73,14 @@ def test_nothing_is_said_to_be_nothing(payload: Any) -> None:
 
 
 def test_text_that_is_no_json_is_the_message() -> None:
-    given = {"source": "auto", "headers": {}, "per": "notification", "template": None, "is_text": True, "plain": False}
+    given: dict[str, Any] = {
+        "source": "auto",
+        "headers": {},
+        "per": "notification",
+        "template": None,
+        "is_text": True,
+        "plain": False,
+    }
     from flowbridge.rendering.webhooks import webhook
 
     assert only(json.loads(webhook("{not json", given)[0]))["body"] == "{not json"

@@ -114,3 +114,12 @@ def test_time_is_linear(name: str) -> None:
     begun = time.process_time()
     assert len(summary(HUGE[name])) < 30_000
     assert time.process_time() - begun < 1  # it is 0.07 at most; the machine may be busy
+
+
+@pytest.mark.parametrize("value", [{"a": "\ud800"}, {"\udfff": 1}, ["\ud83d"], {"a": "x\0y"}, {"title": "\ud800"}])
+def test_half_a_character_is_shown_as_a_mark(value: Any) -> None:
+    """Half of a UTF-16 pair is JSON, and no text that an event could hold."""
+    (message,) = made(json.dumps(value), source="generic")["messages"]
+    message["body"].encode()
+    message["html"].encode()
+    assert "\0" not in message["body"] + message["html"]
