@@ -57,11 +57,11 @@ class Registry:
     """The hooks of the store and of hooks.yaml; of two with one name, the file's. For one event loop."""
 
     def __init__(self, settings: Settings, database: Database, *, timing: Timing = Timing()) -> None:
-        self._path = settings.hooks_file
+        self.path = settings.hooks_file
         self._database = database
         self._timing = timing
         self._clock = timing.clock
-        self._fernet: Fernet
+        self.fernet: Fernet
         self.fixed: dict[str, Definition] = {}
         self.trouble = ""  # why the file could not be read again: what was read before holds
         self._stored = _Stored()
@@ -78,8 +78,8 @@ class Registry:
 
     def open(self, fernet: Fernet) -> None:
         """Read the file, and set the cipher, before anything else is called. Raises SettingsError."""
-        self._fernet = fernet
-        self.fixed = file.load(self._path) if self._path else {}
+        self.fernet = fernet
+        self.fixed = self.load()
         self._build()
 
     # what requests ask
@@ -137,20 +137,22 @@ class Registry:
         await self._note()
         await self._read()
 
-    def reload(self) -> None:
-        """Read the file again. Where it cannot be used, what was read before holds."""
-        if self._path is None:
-            return
-        try:
-            self.fixed = file.load(self._path)
-        except SettingsError as error:
-            self.trouble = str(error)
-            log.error("hooks_file_refused", error=self.trouble, hint="the hooks that were read before stay as they are")
-            return
+    def load(self) -> dict[str, Definition]:
+        """The file as it is now. Raises SettingsError."""
+        return file.load(self.path) if self.path else {}
+
+    def take(self, fixed: dict[str, Definition]) -> None:
+        """These are the hooks of the file from now on."""
+        self.fixed = fixed
         self.trouble = ""
         self._told.clear()
         self._build()
-        log.info("hooks_reloaded", file=str(self._path), hooks=len(self.fixed))
+        log.info("hooks_reloaded", file=str(self.path), hooks=len(fixed))
+
+    def keep(self, error: SettingsError) -> None:
+        """The file cannot be used as it is now: what was read before holds."""
+        self.trouble = str(error)
+        log.error("hooks_file_refused", error=self.trouble, hint="the hooks that were read before stay as they are")
 
     async def _look(self) -> None:
         now = self._clock()
@@ -202,7 +204,7 @@ class Registry:
             return _Kept(hook, tuple((secrets.plain(secret), None) for secret in given))
         signs = hook.verification.scheme != TOKEN
         usable = [secret for secret in stored if (secret.sealed is not None) is signs][:HOLDING]
-        found = [(secrets.opened(secret, self._fernet), secret.until) for secret in usable]
+        found = [(secrets.opened(secret, self.fernet), secret.until) for secret in usable]
         kept = tuple((secret, until) for secret, until in found if secret is not None)
         if len(kept) < len(found):
             self._tell(hook.name, "hook_secret_unreadable", hint=_KEY_HINT)

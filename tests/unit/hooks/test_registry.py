@@ -258,12 +258,14 @@ async def test_file_is_read_again_and_a_bad_one_keeps_the_old(
     registry = make(FILE)
     path = tmp_path / "hooks.yaml"
     path.write_text("- name: Wrong Name\n  room: '!r:hs'\n")
-    registry.reload()
-    assert "/0/name must be 1 to 64" in registry.trouble
+    with pytest.raises(SettingsError, match="/0/name must be 1 to 64") as refused:
+        registry.load()
+    registry.keep(refused.value)
+    assert "/0/name" in registry.trouble
     assert registry.hook("ci") is not None
     assert "hooks_file_refused" in caplog.text
     path.write_text("- name: new\n  room: '!r:hs'\n")
-    registry.reload()
+    registry.take(registry.load())
     assert registry.trouble == ""
     assert (registry.hook("ci"), registry.hook("new")) == (None, Hook("new", "!r:hs", is_fixed=True))
 
