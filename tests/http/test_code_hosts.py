@@ -10,6 +10,7 @@ import pytest
 from tests.http.conftest import ROOM, Answer, Bridge
 from tests.http.hooked import hooked, signed, tell
 from tests.unit.sources.test_code_hosts import RUN, loaded, pipeline, run
+from tests.unit.sources.test_github import examples  # noqa: F401 (a fixture)
 from tests.upstream import Rooms, Upstream
 
 GITLAB = "fh_the-secret-token-of-a-project-in-gitlab"
@@ -134,3 +135,21 @@ def test_forgejo_is_known_before_github(bridge: Bridge, rooms: Rooms) -> None:
     settled(bridge, tell(bridge, body, *headers, signed(body), path="/hooks/signed"))
     (content,) = contents(rooms)
     assert content["body"].startswith("example/example: example2 opened pull request #2 update (http://")
+
+
+def test_all_that_github_is_known_to_send_is_taken(
+    bridge: Bridge,
+    examples: dict[str, list[tuple[str, Any]]],  # noqa: F811
+) -> None:
+    """None is a 4xx or 5xx; what is not shown says why."""
+    shown = []
+    for number, (event, payload) in enumerate(each for found in examples.values() for each in found):
+        answer = github(bridge, event, payload, f"all-{number}")
+        assert answer.status == 200, (event, answer)
+        found = answer.json()
+        if "delivery_id" in found:
+            shown.append(found["delivery_id"])
+        else:
+            assert event in found["done"], found
+    assert len(shown) > 400
+    bridge.wait_until(shown[-1], "sent")
