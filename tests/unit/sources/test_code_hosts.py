@@ -491,8 +491,8 @@ def test_commit_status_is_one_story_for_each_context() -> None:
         "context": "ci/jenkins",
         "target_url": "https://j.org/1",
         "branches": [{"name": "main"}],
+        "repository": {"full_name": "octo/repo"},
     }
-    payload["repository"] = {"full_name": "octo/repo"}
     red = only(github("status", {**payload, "state": "failure", "description": "2 tests failed"}))
     green = only(github("status", {**payload, "state": "success"}))
     assert red["key"] == green["key"]
@@ -534,6 +534,23 @@ def test_unknown_event_is_told_in_a_line() -> None:
         "octo/repo: octocat reticulated the spline bundle nurbs (https://github.com/s)"
     )
     assert only(github("spline_bundle", {}))["body"] == "Spline bundle"
+
+
+def test_template_of_a_hook_sees_what_ours_shows() -> None:
+    html = "{{ icon }}|{{ repository }}|{{ who }}|{{ title }}|{{ url }}|{{ outcome }}|{{ event }}|{{ state }}"
+    given = {
+        "source": "auto",
+        "headers": headers_of(RUN),
+        "per": "notification",
+        "template": {"text": html},
+        "is_text": False,
+        "plain": False,
+    }
+    found = json.loads(webhook(body(RUN), given)[0])
+    assert only(found)["body"] == (
+        "✅|octo-org/octo-repo|Codertocat|test passed on master: run #163"
+        "|https://github.com/octo-org/octo-repo/actions/runs/289782451|success|workflow_run.completed|resolved"
+    )
 
 
 # GitLab.
