@@ -30,8 +30,12 @@ from flowbridge.delivery.write_queue import WriteQueue
 from flowbridge.errors import MatrixError
 from flowbridge.events import Catalogue
 from flowbridge.homeserver import Address, AddressError, AddressUnknown, Homeserver, Locator, Relay, tls_context
+from flowbridge.hooks.administration import Administration
+from flowbridge.hooks.admission import Admission
+from flowbridge.hooks.receiving import Receiving
 from flowbridge.hooks.registry import Registry
 from flowbridge.hooks.requests import Requests
+from flowbridge.hooks.rooms import HookRooms
 from flowbridge.limits.processor import BODIES_SHARE, Account
 from flowbridge.live import Live
 from flowbridge.models import Caller
@@ -200,6 +204,26 @@ class Core:
         )
         self.registry = Registry(settings, self.database, timing=self.timing)
         self.requests = Requests(self.database)
+        self.admission = Admission(self.registry, refusals, self.acceptance.aside)
+        self.receiving = Receiving(
+            self.registry,
+            self.requests,
+            self.rendering,
+            self.acceptance,
+            self.callers,
+            self.messages,
+            self.sender,
+            self.transfer,
+        )
+        self.administration = Administration(
+            self.database,
+            self.registry,
+            self.requests,
+            self.rendering,
+            self.receiving,
+            standing=HookRooms(self.callers, self.room_access, self.homeserver).standing,
+            limit=settings.max_hook_bytes,
+        )
         self.live = Live(self.homeserver, self.callers, timing=self.timing)
         self.maintenance = Maintenance(
             settings,
@@ -210,6 +234,7 @@ class Core:
             flush_refused=self.refused_calls.flush,
             beside=[
                 (self.registry.refresh, self.timing.key_refresh_seconds),
+                (self.registry.flush, self.timing.refused_seconds),
                 (self.requests.flush, self.timing.refused_seconds),
             ],
             timing=self.timing,
@@ -279,7 +304,7 @@ class Core:
 
     async def reload(self) -> None:
         """Learn the homeserver's address again, the bot's token or password where they are in files, and hooks.yaml."""
-        self.registry.reload()
+        await self.administration.reload()
         await self.locator.refresh()
         await self.bot.reload()
 

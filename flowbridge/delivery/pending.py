@@ -201,9 +201,9 @@ class PendingDelivery:
     def remove_waiter(self) -> None:
         self._waiters -= 1
 
-    def bind(self, content: bytes, history: list[dict[str, Any]]) -> None:
-        """Its content has its relations from now on, in the store, too."""
-        self._row = self._row._replace(content=content, binding=None)
+    def bind(self, content: bytes, history: list[dict[str, Any]], binding: str | None = None) -> None:
+        """Its content has its relations from now on, in the store, too. `binding`: what is kept for replays."""
+        self._row = self._row._replace(content=content, binding=binding)
         self._history = history
 
     # begun

@@ -7,7 +7,7 @@ from functools import partial
 
 from flowbridge import log
 from flowbridge.auth.refusals import Refusals
-from flowbridge.errors import Unauthorized
+from flowbridge.errors import MatrixError, Unauthorized
 from flowbridge.hooks import signatures
 from flowbridge.hooks.definition import NAME
 from flowbridge.hooks.known import Known
@@ -53,7 +53,7 @@ class Admission:
             if known is not None or NAME.fullmatch(name):  # else it may be a token
                 log.note(hook=name)
             log.note(why=why)
-            self._refuse(name, known, asked)
+            raise self._refusal(name, asked)
         _identify(known)
         return known
 
@@ -65,7 +65,7 @@ class Admission:
         with ours():
             return await self._aside(check)
 
-    def _refuse(self, name: str, known: Known | None, asked: Asked) -> None:
+    def _refusal(self, name: str, asked: Asked) -> MatrixError:
         # The same token again is no new guess. Signatures cannot be guessed: a sender with a wrong secret makes
         # another one of each body, and must not use up what its address has for others.
         digest = hashlib.sha256(f"hook {name} {asked.token} {asked.headers.get('authorization', '')}".encode()).digest()
@@ -73,7 +73,7 @@ class Admission:
         self._refusals.check(address, digest)
         refusal = Unauthorized(_REFUSED)
         self._refusals.note(address, digest, refusal)
-        raise refusal
+        return refusal
 
 
 def _identify(known: Known) -> None:

@@ -1,7 +1,7 @@
 """A hook as its owner writes it: JSON, or YAML, with every problem that it has. Pure."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast, get_args
 
@@ -84,6 +84,11 @@ def to_json(hook: Hook) -> dict[str, Any]:
         "ignore": list(hook.ignore),
         "keep_requests": hook.keep_requests,
     }
+
+
+def unknown(value: Mapping[str, Any], known: Sequence[str]) -> list[Problem]:
+    """A problem for each key that is none of these."""
+    return _Reader({str(key): item for key, item in value.items()}, known).problems
 
 
 class _Reader(Reader):

@@ -8,6 +8,7 @@ without that, and its history says so.
 import asyncio
 import contextlib
 import hashlib
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -112,8 +113,19 @@ class Receiving:
         self._own = Limiter("requests to this hook, whose template is busy", 100_000, 1)
         self._suspects = Cache[object, bool](1_000, SUSPECT_SECONDS)  # templates that were ended
 
-    async def receive(self, hook: Hook, headers: Mapping[str, str], raw: bytes, limit: int, dialect: str = "") -> Done:
+    async def receive(
+        self,
+        hook: Hook,
+        headers: Mapping[str, str],
+        raw: bytes,
+        limit: int,
+        dialect: str = "",
+        *,
+        is_test: bool = False,
+    ) -> Done:
         """Take a request whose sender is known. `dialect`: the source that its path says, where it says one.
+
+        `is_test`: the same again is no repeat, and it belongs to no story.
 
         Raises BadRequest, TooLarge or UnsupportedMedia for a body that can never be taken, else Unavailable.
         """
@@ -133,17 +145,18 @@ class Receiving:
             except BadRequest as error:
                 self._keep(hook, shown, body, {"error": error.error})
                 raise
+        if is_test:
+            made, digest = _apart(made), secrets.token_hex(16)
         planned = self.plan(hook, made)
         warnings = [*made.warnings, *planned.warnings]
         self._registry.note_failure(hook.name, warnings[0] if warnings else "")
         if not planned.shaped:
-            why = made.nothing or f"{made.event or 'this event'} is ignored"
-            self._keep(hook, shown, body, {"done": why, "source": made.source, "event": made.event})
-            return Done(made.source, why=why, warnings=warnings)
+            self._keep(hook, shown, body, {"done": made.nothing, "source": made.source, "event": made.event})
+            return Done(made.source, why=made.nothing, warnings=warnings)
         with ours(whole=True):
             told = await self._send(credential, hook.room, planned, made.delivery_id, digest, warnings)
-            if error := next((each.error for each in (told, *told.following) if each.error), None):
-                raise error  # of the store
+            if troubles := [each.error for each in (told, *told.following) if each.error]:
+                raise troubles[0]  # the store's
         self._keep(
             hook,
             shown,
@@ -165,6 +178,7 @@ class Receiving:
             "template": dict(hook.template) if hook.template else None,
             "is_text": body.form == "text",
             "may_be_text": body.form == "either",
+            "ignore": hook.ignore,
             "plain": False,
         }
         try:
@@ -208,8 +222,6 @@ class Receiving:
         files: dict[int, Attachment] = {}
         warnings: list[str] = []
         for said in made.messages:
-            if is_ignored(hook, said.event):
-                continue
             found, problems = _message(hook, said)
             warnings += problems
             if found is None:
@@ -221,7 +233,7 @@ class Receiving:
             first = len(shaped) + len(events) - len(found.attachments)
             files |= {first + number: file for number, file in enumerate(found.attachments)}
             shaped += events
-        if made.messages and not shaped and not all(is_ignored(hook, said.event) for said in made.messages):
+        if made.messages and not shaped:
             raise BadRequest("the body has nothing to say")
         return Planned(shaped, files, warnings)
 
@@ -298,17 +310,21 @@ def without_secrets(headers: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in headers.items() if not is_secret(name) and not _is_proof(name)}
 
 
-def is_ignored(hook: Hook, event: str) -> bool:
-    """Whether the owner does not want this event: `issues` means all actions of it, `issues.opened` one."""
-    return bool(hook.ignore) and (event in hook.ignore or event.partition(".")[0] in hook.ignore)
-
-
 def _is_proof(name: str) -> bool:
     return "signature" in name or (name.endswith(("-key", "-auth")) and name != "idempotency-key")
 
 
 def _read(raw: bytes, headers: Mapping[str, str], limit: int) -> tuple[Body, str]:
     return bodies.read(raw, headers, limit), hashlib.sha256(raw).hexdigest()
+
+
+def _apart(made: Made) -> Made:
+    """The same, without what ties it to other requests."""
+    messages = []
+    for said in made.messages:
+        members = {name: value for name, value in said.members.items() if name not in ("key", "on_update")}
+        messages.append(replace(said, members=members, key=""))
+    return replace(made, messages=tuple(messages), delivery_id="")
 
 
 def _message(hook: Hook, said: Said) -> tuple[Message | None, list[str]]:

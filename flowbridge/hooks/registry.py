@@ -14,7 +14,7 @@ from flowbridge.errors import Unavailable
 from flowbridge.hooks import file, secrets
 from flowbridge.hooks.definition import Definition
 from flowbridge.hooks.known import Known, Secret
-from flowbridge.limits.tasks import Once, ignore_result
+from flowbridge.limits.tasks import Once
 from flowbridge.models.hooks import TOKEN, Hook
 from flowbridge.models.timing import Timing
 from flowbridge.settings import Settings, SettingsError
@@ -57,11 +57,11 @@ class Registry:
     """The hooks of the store and of hooks.yaml; of two with one name, the file's. For one event loop."""
 
     def __init__(self, settings: Settings, database: Database, *, timing: Timing = Timing()) -> None:
-        self._path = settings.hooks_file
+        self.path = settings.hooks_file
         self._database = database
         self._timing = timing
         self._clock = timing.clock
-        self._fernet: Fernet
+        self.fernet: Fernet
         self.fixed: dict[str, Definition] = {}
         self.trouble = ""  # why the file could not be read again: what was read before holds
         self._stored = _Stored()
@@ -78,8 +78,8 @@ class Registry:
 
     def open(self, fernet: Fernet) -> None:
         """Read the file, and set the cipher, before anything else is called. Raises SettingsError."""
-        self._fernet = fernet
-        self.fixed = file.load(self._path) if self._path else {}
+        self.fernet = fernet
+        self.fixed = self.load()
         self._build()
 
     # what requests ask
@@ -134,23 +134,37 @@ class Registry:
 
         While the store cannot be read, the known hooks stay valid.
         """
-        await self._note()
         await self._read()
 
-    def reload(self) -> None:
-        """Read the file again. Where it cannot be used, what was read before holds."""
-        if self._path is None:
+    async def flush(self) -> None:
+        """Write when hooks were last used, to the minute, and how their templates failed. Likewise."""
+        now = self._clock()
+        if not self._failures and (not self._used or now < self._note_at):
             return
-        try:
-            self.fixed = file.load(self._path)
-        except SettingsError as error:
-            self.trouble = str(error)
-            log.error("hooks_file_refused", error=self.trouble, hint="the hooks that were read before stay as they are")
+        if self._database.trouble or self._database.missing:
             return
+        used, failures = self._used, self._failures
+        self._used, self._failures, self._note_at = {}, {}, now + NOTE_SECONDS
+        work = partial(hooks.note, used=used, failures=failures, now=clock.now_ms())
+        with contextlib.suppress(Unavailable):
+            await self._database.run(work, lingers=True, alone=True)
+
+    def load(self) -> dict[str, Definition]:
+        """The file as it is now. Raises SettingsError."""
+        return file.load(self.path) if self.path else {}
+
+    def take(self, fixed: dict[str, Definition]) -> None:
+        """These are the hooks of the file from now on."""
+        self.fixed = fixed
         self.trouble = ""
         self._told.clear()
         self._build()
-        log.info("hooks_reloaded", file=str(self._path), hooks=len(self.fixed))
+        log.info("hooks_reloaded", file=str(self.path), hooks=len(fixed))
+
+    def keep(self, error: SettingsError) -> None:
+        """The file cannot be used as it is now: what was read before holds."""
+        self.trouble = str(error)
+        log.error("hooks_file_refused", error=self.trouble, hint="the hooks that were read before stay as they are")
 
     async def _look(self) -> None:
         now = self._clock()
@@ -202,7 +216,7 @@ class Registry:
             return _Kept(hook, tuple((secrets.plain(secret), None) for secret in given))
         signs = hook.verification.scheme != TOKEN
         usable = [secret for secret in stored if (secret.sealed is not None) is signs][:HOLDING]
-        found = [(secrets.opened(secret, self._fernet), secret.until) for secret in usable]
+        found = [(secrets.opened(secret, self.fernet), secret.until) for secret in usable]
         kept = tuple((secret, until) for secret, until in found if secret is not None)
         if len(kept) < len(found):
             self._tell(hook.name, "hook_secret_unreadable", hint=_KEY_HINT)
@@ -215,17 +229,6 @@ class Registry:
         if f"{action} {name}" not in self._told:
             self._told.add(f"{action} {name}")
             log.warning(action, hook=name, hint=hint)
-
-    async def _note(self) -> None:
-        """Write when hooks were last used, to the minute, and how their templates failed, at once."""
-        now = self._clock()
-        if not self._failures and (not self._used or now < self._note_at):
-            return
-        used, failures = self._used, self._failures
-        self._used, self._failures, self._note_at = {}, {}, now + NOTE_SECONDS
-        work = partial(hooks.note, used=used, failures=failures, now=clock.now_ms())
-        with contextlib.suppress(Unavailable):
-            self._database.run(work, lingers=True, alone=True).add_done_callback(ignore_result)
 
 
 def _read(connection: Connection, before: _Stored) -> _Stored:

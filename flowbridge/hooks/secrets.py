@@ -18,6 +18,7 @@ MIN_CHARACTERS = 16
 MAX_CHARACTERS = 1_000
 STANDARD = "standard-webhooks"
 STANDARD_PREFIX = "whsec_"
+GITLAB = "gitlab"  # sends its secret as it is, or, where that is of the other form, signs by Standard Webhooks
 
 _BYTES = 32
 _STANDARD_BYTES = range(24, 65)  # of a key (Standard Webhooks 1.0, "Signature scheme")
@@ -32,7 +33,7 @@ def new(scheme: str) -> str:
 
 def problem(secret: str, scheme: str) -> str:
     """Why a given secret cannot be taken, as the rest of a sentence; "" when it can. It is not in it."""
-    if scheme == STANDARD:
+    if scheme == STANDARD or (scheme == GITLAB and secret.startswith(STANDARD_PREFIX)):
         return "" if _is_standard(secret) else "must be whsec_ and the base64 of 24 to 64 bytes"
     if not all("!" <= character <= "~" for character in secret):
         return "must be visible ASCII, without spaces"

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from flowbridge.hooks.known import Secret
-from flowbridge.models.hooks import Verification
+from flowbridge.models.hooks import TOKEN, Verification
 
 Headers = Mapping[str, str]  # by lower-case name
 
@@ -49,7 +49,6 @@ class Scheme:
 
 _GITHUB = "x-hub-signature-256"
 _STANDARD = Scheme({"webhook-signature": "v1,"}, " ", "base64", "webhook-timestamp", ("{id}.{time}.",), "webhook-id")
-TOKENS = "token"
 GITLAB = "gitlab"
 SCHEMES: Mapping[str, Scheme] = {
     "github": Scheme({_GITHUB: "sha256="}),
@@ -75,7 +74,7 @@ class Asked:
 
 def has_token(verification: Verification, secrets: Sequence[Secret], asked: Asked) -> bool:
     """Whether a bare token is enough for this hook, and right. Needs no body."""
-    if verification.scheme == TOKENS:
+    if verification.scheme == TOKEN:
         return _is_one_of(secrets, _tokens(asked))
     if verification.scheme == GITLAB:  # a signing token is never sent itself
         plain = [secret for secret in secrets if not secret.text.startswith(_WHSEC)]
@@ -99,7 +98,7 @@ def wrong(verification: Verification, secrets: Sequence[Secret], asked: Asked, b
 def _unsigned(verification: Verification, secrets: Sequence[Secret], check: "_Check") -> str:
     if not secrets:
         return "there is no such hook, or it has no secret"
-    if verification.scheme == TOKENS:
+    if verification.scheme == TOKEN:
         return "the token is wrong, or missing"
     if verification.scheme == GITLAB:
         signing = [secret for secret in secrets if secret.text.startswith(_WHSEC)]

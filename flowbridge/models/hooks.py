@@ -11,6 +11,8 @@ OnUpdate = Literal["edit", "thread", "reply", "new"]
 Mentions = Literal["never", "firing", "template"]
 
 KEPT_REQUESTS = 20
+OWNER = "hook:"
+TEMPLATE_FAILED = "the template failed"  # the beginning of what its owner is told then
 TOKEN = "token"  # noqa: S105 (the scheme's name): what stands in the path, or in a header as it is
 SCHEMES = (  # hooks/signatures.py has what they mean
     TOKEN,
@@ -55,7 +57,12 @@ class Hook:
     @property
     def owner(self) -> str:
         """What stands for it where events name an API key: a hook is a caller like others."""
-        return f"hook:{self.name}"
+        return owner(self.name)
+
+
+def owner(name: str) -> str:
+    """No API key has such an id."""
+    return f"{OWNER}{name}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,8 @@ memory. On a busy machine a second may be long, so the time is the processor's. 
 environment, nor its files.
 
 A request and its answer are JSON behind their length in 4 bytes. In: [format, source, users]. Out: ["", body, html
-or null], or [what is wrong]. The format "webhook" has what `webhooks` is given for users, and its answer for the body.
+or null], or [what is wrong]. The formats "webhook" and "template" have what `webhooks` and `template_check` are given
+for users, and their answers for the body.
 """
 
 import contextlib
@@ -38,10 +39,15 @@ def serve() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     with contextlib.suppress(OSError):
         os.nice(NICE)
-    from flowbridge.rendering import formats, webhooks
+    from flowbridge.rendering import formats, template_check, webhooks
 
     stream = socket.socket(fileno=0).makefile("rwb")
-    renders: Mapping[str, Render] = {"markdown": formats.markdown, "html": formats.html, "webhook": webhooks.webhook}
+    renders: Mapping[str, Render] = {
+        "markdown": formats.markdown,
+        "html": formats.html,
+        "webhook": webhooks.webhook,
+        "template": template_check.check,
+    }
     for request in iter(partial(_read, stream), b""):
         signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)  # SIGPROF, for which there is no handler, ends the process
         try:

@@ -232,6 +232,20 @@ class Rendering:
             tuple(found["warnings"]),
         )
 
+    async def check_template(
+        self, source: str, template: Mapping[str, str], per: str
+    ) -> tuple[list[Problem], list[str]]:
+        """What is wrong with a hook's own template, and what its owner should know of it.
+
+        Raises TooMany and Unavailable.
+        """
+        request = json.dumps(["template", source, {"template": dict(template), "per": per}]).encode()
+        try:
+            found = json.loads((await self._ask(self._long, "template", request))[0])
+        except BadContent as error:
+            return list(error.problems), []
+        return [Problem(f"/template/{member}", text, RULE) for member, text in found["wrong"]], found["warnings"]
+
     async def _ask(self, line: _Line, what: str, request: bytes) -> Sequence[Any]:
         caller = peer.who() or "here"
         try:

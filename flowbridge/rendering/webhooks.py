@@ -10,6 +10,7 @@ from html import unescape
 from typing import Any
 
 from flowbridge import sources
+from flowbridge.models.hooks import TEMPLATE_FAILED
 from flowbridge.rendering import fitting, formats
 from flowbridge.rendering.fitting import MAX_TEXT
 from flowbridge.rendering.reading import text_of
@@ -111,7 +112,7 @@ def _said(
         members = _members(source, notice, given["template"], _view(source, notice, payload, given["headers"]))
         body, html = _text(members, limit, is_template=bool(given["template"]))
     except Exception as error:  # TemplateError, RefusedError, MemoryError …: what was sent must not be lost by it
-        warnings.append(f"the template failed, and a summary was sent: {worded(error)}")
+        warnings.append(f"{TEMPLATE_FAILED}, and a summary was sent: {worded(error)}")
         members = {name: value for name, value in members.items() if name not in _TEXTS}
         if given["template"]:  # which can change what it is given: `payload.list.append(1)`
             payload = _payload(given["body"], given)

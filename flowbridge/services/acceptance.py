@@ -250,7 +250,7 @@ class Acceptance:
             api_key=caller.key.id if caller.key else None,
             binding=event.binding,
         )
-        is_same = how.request == event.content
+        request = None if how.request in (b"", event.content) else how.request.decode("utf-8", "replace")
         idem, fingerprint = self._idem(row, caller, how, how.key) if how.key is not None else (None, None)
         before = how.before
         if before is not None:
@@ -258,9 +258,7 @@ class Acceptance:
         pending = PendingDelivery(
             row,
             token=caller.token,
-            request=None
-            if is_same or not how.request
-            else how.request.decode("utf-8", "replace").replace("\0", "\ufffd"),
+            request=request and request.replace("\0", "\ufffd"),
             idem=idem,
             fingerprint=fingerprint,
             key=how.key,

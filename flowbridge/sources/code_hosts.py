@@ -110,12 +110,11 @@ def sentence(*pieces: Piece) -> Line:
     """Pieces with spaces between them, without those that are empty."""
     found: Line = []
     for piece in pieces:
-        for part in _parts(piece):
-            if not part["text"]:
-                continue
-            if found and part["text"] not in _CLINGS and not found[-1]["text"].endswith((" ", "(")):
-                found.append({"text": " "})
-            found.append(part)
+        if not (parts := [part for part in _parts(piece) if part["text"]]):
+            continue
+        if found and parts[0]["text"] not in _CLINGS and not found[-1]["text"].endswith((" ", "(")):
+            found.append({"text": " "})
+        found += parts
     return found
 
 
@@ -282,10 +281,8 @@ _ENDINGS = {  # GitHub's conclusions, GitLab's statuses, and Gitea's
 
 
 def ending(outcome: str) -> Ending:
-    """Of one that is unknown, or has not begun: quiet."""
-    return _ENDINGS.get(outcome) or Ending(
-        "", f"is {spoken(outcome)[:MAX_NAME] or 'waiting'}", "resolved", is_quiet=True
-    )
+    """One that is unknown is told, but it does not fire."""
+    return _ENDINGS.get(outcome) or Ending("", f"ended: {spoken(outcome)[:MAX_NAME] or 'unknown'}", "resolved")
 
 
 def checked(what: Line, ref: str, lasting: str, more: Part, outcome: str) -> Report:

@@ -108,10 +108,18 @@ def _any(headers: Headers, payload: Any) -> bool:
     return True
 
 
+def delivery_id(headers: Headers, payload: Any) -> str:
+    """That of Standard Webhooks, or of an event of Stripe, which is sent again for days."""
+    name = text(payload, "id")
+    is_stripe = name.startswith("evt_") and text(payload, "object") == "event"
+    return headers.get("webhook-id") or (name if is_stripe else "")
+
+
 SOURCE = Source(
     "generic",
     "Anything else",
     _any,
     read,
+    delivery_id=delivery_id,
     sample={"title": "Backup failed", "markdown": "**db-1** has not been saved since yesterday", "key": "backup-db-1"},
 )

@@ -47,7 +47,7 @@ _QUIET = frozenset(
     )
 )
 # Each release is reported three or four times: as published is the one that says that people can have it.
-_QUIET_RELEASES = frozenset(("created", "edited", "released", "prereleased"))
+_QUIET_RELEASES = frozenset(("created", "edited", "updated", "released", "prereleased"))
 _QUIET_EVENTS = frozenset(("label", "merge_group", "project_card", "project_column", "workflow_dispatch"))
 _OPENING = frozenset(("opened", "reopened", "created", "ready_for_review"))
 _ACTIONS = "github-actions"  # the app whose checks are workflow jobs, which are reported, too
@@ -58,7 +58,8 @@ def event_of(incoming: Incoming, *headers: str) -> str:
     found = first(*(incoming.headers.get(header, "") for header in headers))[: code_hosts.MAX_NAME]
     if found or not isinstance(incoming.payload, dict):
         return found
-    return next((event for event, keys in _GUESSES.items() if keys <= incoming.payload.keys()), "")
+    there = {key for key, value in incoming.payload.items() if value is not None}
+    return next((event for event, keys in _GUESSES.items() if keys <= there), "")
 
 
 def read(incoming: Incoming) -> Sequence[Notice] | Nothing:
@@ -758,11 +759,6 @@ def org_block(payload: Fields, action: str) -> Report:
 
 
 def installation(payload: Fields, action: str) -> Report:
-    app = (
-        f"the app {name(payload, 'installation', 'app_slug')}"
-        if name(payload, "installation", "app_slug")
-        else "an app"
-    )
     verbs = {
         "created": "installed",
         "deleted": "uninstalled",
@@ -770,26 +766,24 @@ def installation(payload: Fields, action: str) -> Report:
         "unsuspend": "resumed",
         "new_permissions_accepted": "accepted new permissions of",
     }
-    where_to = name(payload, "installation", "account", "login")
-    names = _names(payload, "repositories", key="full_name")
     return Report(
-        sentence(who(payload), verbs.get(action, spoken(action)), app, where_to and f"({where_to})"),
-        facts=facts(fact("Repositories", listed(names))),
+        sentence(who(payload), verbs.get(action, spoken(action)), _app(payload)),
+        facts=facts(fact("Repositories", listed(_names(payload, "repositories", key="full_name")))),
     )
 
 
 def installation_repositories(payload: Fields, action: str) -> Report:
-    app = (
-        f"the app {name(payload, 'installation', 'app_slug')}"
-        if name(payload, "installation", "app_slug")
-        else "an app"
-    )
     added = _names(payload, "repositories_added", key="full_name")
     removed = _names(payload, "repositories_removed", key="full_name")
     return Report(
-        sentence(who(payload), "changed the repositories of", app),
+        sentence(who(payload), "changed the repositories of", _app(payload)),
         facts=facts(fact("Added", listed(added)), fact("Removed", listed(removed))),
     )
+
+
+def _app(payload: Fields) -> code_hosts.Part:
+    slug = name(payload, "installation", "app_slug")
+    return link(f"the app {slug}" if slug else "an app", text(payload, "installation", "html_url"))
 
 
 def authorization(payload: Fields, action: str) -> Report:

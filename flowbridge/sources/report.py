@@ -18,6 +18,11 @@ TEMPLATE = """
 {%- macro lines(text) %}
 {% for line in text|lines %}{% if not loop.first %}<br>{% endif %}{{ line }}{% endfor %}
 {% endmacro %}
+{%- macro rest(part, time) %}
+{% for name, value in part.facts %} · {{ name }}: {{ value }}{% endfor %}
+{%- if time %} · {{ time }}{% endif %}
+{%- for name, url in part.links %} · {{ name|link(url) }}{% endfor %}
+{% endmacro %}
 {%- macro when(it) %}
 {% set lasted = it.since|duration(it.until) %}
 {% if it.until %}{{ it.ended }} {{ it.until|datetime }}{% if lasted %} after {{ lasted }}{% endif %}
@@ -34,12 +39,10 @@ TEMPLATE = """
 {% if report.parts %}
 <ul>
 {% for part in report.parts %}
-{% set time = when(part) %}
+{% set more = rest(part, when(part))|trim %}
 <li>{% if part.mark %}{{ part.mark }} {% endif %}<strong>{{ part.title }}</strong>
-{%- for name, value in part.facts %} · {{ name }}: {{ value }}{% endfor %}
-{%- if time %} · {{ time }}{% endif %}
-{%- for name, url in part.links %} · {{ name|link(url) }}{% endfor %}
-{%- if part.text %}<br>{{ lines(part.text) }}{% endif %}</li>
+{%- if part.text %}<br>{{ lines(part.text) }}{% if more %}<br>{{ more[2:]|safe }}{% endif %}
+{% elif more %} {{ more|safe }}{% endif %}</li>
 {% endfor %}
 </ul>
 {% endif %}

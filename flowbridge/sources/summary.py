@@ -18,6 +18,7 @@ from flowbridge.sources.reading import moment
 MAX_ROWS = 30
 MAX_FACTS = 6  # in a row
 MAX_VALUE = 300  # characters
+MAX_LINES = 5  # of one of several values
 MAX_TITLE = 200
 ENOUGH = 8  # rows beside which ids and hashes are left out
 MASK = "•••"
@@ -66,7 +67,6 @@ _LINKS = (
     "build_url",
     "details_url",
 )
-_PEOPLE = re.compile(r"account|user|sender|author|owner|organi[sz]ation|actor", re.IGNORECASE)
 _NO_LINK = re.compile(r"callback|unsubscribe|avatar|icon|image|logo|api|hook|documentation", re.IGNORECASE)
 _NOISE = re.compile(
     r"(?:^|[_.-])(?:u?uid|guid|id|digest|sha\d*|hash|checksum|fingerprint|etag|api_?version|schema)$"
@@ -194,6 +194,15 @@ def _head(leaves: list[_Leaf]) -> tuple[str, set[int]]:
         and leaf is not kind
         and _is_word(leaf)
     ][:2]
+    links = [
+        leaf
+        for leaf in leaves
+        if len(leaf.path) <= 2 and _is_link(leaf.value) and not _NO_LINK.search(".".join(leaf.path))
+    ]
+    # That of the object that has the state, or the title; an account, or a project, has one, too.
+    parents = [leaf.path[:-1] for leaf in (*states, named) if leaf is not None]
+    beside = (_first([leaf for leaf in links if leaf.path[:-1] == parent], _LINKS) for parent in parents)
+    link = next(filter(None, beside), None) or _first(links, _LINKS)
     if named and kind:
         is_event = kind.key.lower() in _EVENTS or named.key.lower() in _NAMES
         if not is_event or kind.shown.lower() in named.shown.lower():
@@ -201,7 +210,6 @@ def _head(leaves: list[_Leaf]) -> tuple[str, set[int]]:
     title = named or kind
     if title is None:
         return "", set()
-    link = _link_of(title, leaves)
     used = {id(leaf) for leaf in (title, link, *states) if leaf is not None}
     prefix = ""
     if kind is not None and kind is not title:
@@ -216,24 +224,11 @@ def _head(leaves: list[_Leaf]) -> tuple[str, set[int]]:
     return f"<p><strong>{shown}</strong>{f' — {state}' if state else ''}</p>{more}", used
 
 
-def _link_of(title: _Leaf, leaves: list[_Leaf]) -> _Leaf | None:
-    """An address beside the title, else at the root, else of what is neither a person nor an account."""
-    found = [
-        leaf
-        for leaf in leaves
-        if leaf.key.lower() in _LINKS
-        and len(leaf.path) <= 2
-        and _is_link(leaf.value)
-        and not _NO_LINK.search(".".join(leaf.path))
-    ]
-    beside = [leaf for leaf in found if leaf.path[:-1] == title.path[:-1]]
-    above = [leaf for leaf in found if len(leaf.path) == 1]
-    others = [leaf for leaf in found if not _PEOPLE.search(leaf.path[0])]
-    keys = {key: number for number, key in enumerate(_LINKS)}
-    return next((min(some, key=lambda leaf: keys[leaf.key.lower()]) for some in (beside, above, others) if some), None)
+def _any(leaf: _Leaf) -> bool:
+    return True
 
 
-def _first(leaves: list[_Leaf], keys: tuple[str, ...], fits: Callable[[_Leaf], bool]) -> _Leaf | None:
+def _first(leaves: list[_Leaf], keys: tuple[str, ...], fits: Callable[[_Leaf], bool] = _any) -> _Leaf | None:
     """Of the first of these keys that there is, at the root before elsewhere."""
     by_key: dict[str, _Leaf] = {}
     for leaf in leaves:
@@ -263,7 +258,7 @@ def _rows(leaves: list[_Leaf]) -> tuple[list[str], int]:
             at = (*at, "")
         if at not in rows and len(rows) == MAX_ROWS:
             continue
-        value = _lined(_cut(leaf.shown, MAX_VALUE))
+        value = _lined(_few_lines(_cut(leaf.shown, MAX_VALUE)))
         is_alone = at == leaf.path
         rows.setdefault(at, []).append(value if is_alone else f"{escape(_words(leaf.key))}: {value}")
         count += 1
@@ -305,6 +300,12 @@ def _is_link(value: Any) -> bool:
 
 def _lined(text: str) -> str:
     return escape(text, quote=False).replace("\r\n", "\n").replace("\n", "<br>")
+
+
+def _few_lines(text: str) -> str:
+    """A Dockerfile, or a page of HTML, is not what a room is to read."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    return "\n".join(lines) if len(lines) <= MAX_LINES else "\n".join([*lines[:MAX_LINES], "…"])
 
 
 def _cut(text: str, length: int) -> str:

@@ -19,6 +19,7 @@ MAX_HOOKS = 1_000
 HOLDING = 2  # secrets of one hook
 
 Added = Literal["added", "exists", "taken", "full"]
+Replaced = Literal["replaced", "absent", "taken"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,15 +87,21 @@ def add(connection: Connection, hook: Hook, secret: NewSecret, now: int) -> Adde
     return "added"
 
 
-def replace(connection: Connection, hook: Hook, now: int) -> bool:
-    """Give a hook another definition; False when there is none of this name. Its template may work again."""
+def replace(connection: Connection, hook: Hook, now: int, secret: NewSecret | None = None) -> Replaced:
+    """Give a hook another definition. Its template may work again.
+
+    `secret`: instead of those that it has, which its new scheme cannot use.
+    """
+    if connection.scalar(select(hooks.c.name).where(hooks.c.name == hook.name)) is None:
+        return "absent"
+    if secret is not None and not rotate(connection, hook.name, secret, now, now):
+        return "taken"
     changed = update(hooks).where(hooks.c.name == hook.name)
     later = case((hooks.c.changed_at < now, now), else_=hooks.c.changed_at + 1)  # never the same twice: see `versions`
-    if not connection.execute(changed.values(definition=definition(hook), changed_at=later)).rowcount:
-        return False
+    connection.execute(changed.values(definition=definition(hook), changed_at=later))
     worked = update(hook_state).where(hook_state.c.name == hook.name)
     connection.execute(worked.values(failed_at=None, failure=None))
-    return True
+    return "replaced"
 
 
 def remove(connection: Connection, name: str) -> bool:

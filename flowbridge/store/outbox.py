@@ -133,10 +133,10 @@ def note(connection: Connection, delivery: str, attempts: int, history: str) -> 
     connection.execute(queued.values(attempts=attempts, history=history))
 
 
-def bind(connection: Connection, delivery: str, content: bytes, history: str) -> None:
+def bind(connection: Connection, delivery: str, content: bytes, history: str, binding: str | None = None) -> None:
     """Give an event that is still queued its content with its relations."""
     queued = update(outbox).where(outbox.c.delivery == delivery, QUEUED)
-    connection.execute(queued.values(content=content.decode(), history=history, binding=None))
+    connection.execute(queued.values(content=content.decode(), history=history, binding=binding))
 
 
 def by_delivery(connection: Connection, deliveries: Sequence[str]) -> dict[str, dict[str, Any]]:

@@ -8,32 +8,27 @@ from flowbridge.hooks.known import PREFIX
 
 MASK = "***"
 
+PLAIN = frozenset("r_")  # rooms, and the Matrix surface: no URL of a hook begins so
 # Where a token can stand, also in paths that nothing is served at: whoever mistypes one has a token in it all the same.
-_FIRST = frozenset("hsaw%HSAW")  # of the paths below: most requests are for none of them
 _TOKENS = re.compile(
     r"(/+(?:webhooks?|services|api/+webhooks/+[^/]*|api/+v1/+matrix/+hook)/+)(.*)", re.IGNORECASE | re.DOTALL
 )
 _HOOK = re.compile(r"(/+hooks?/+)([^/]*)(.*)", re.IGNORECASE | re.DOTALL)
-_OWN = ("/preview", "/rotate", "/test", "/requests")  # behind a hook's name, and no tokens
+_OWN = frozenset({"preview", "rotate", "test", "requests"})  # behind a hook's name, and no tokens
 
 
 def masked(path: str) -> str:
     """A raw path, as it may be logged, counted and answered."""
-    if path[1:2] in _FIRST:
-        path = _masked_behind(path)
-    if PREFIX in path:
-        path = "/".join(MASK if PREFIX in segment else segment for segment in path.split("/"))
-    return path
-
-
-def _masked_behind(path: str) -> str:
     plain = unquote(path)
     if found := _HOOK.fullmatch(plain):
         start, name, rest = found.groups()
         name = name if not name or NAME.fullmatch(name) else MASK
-        return start + name + (rest if rest.startswith(_OWN) else _hidden(rest))
+        is_own = rest[1:].partition("/")[0] in _OWN
+        return start + name + (rest if is_own else _hidden(rest))
     if found := _TOKENS.fullmatch(plain):
         return found[1] + _hidden(found[2])
+    if PREFIX in plain:  # of whoever takes another path for a hook's
+        return "/".join(MASK if PREFIX in unquote(segment) else segment for segment in path.split("/"))
     return path
 
 

@@ -221,7 +221,6 @@ def routes(core: Core) -> list[Route]:
     own, secret = "/hooks/{name}", "/hooks/{name}/{token}"
     found = [
         take("POST", own, hooks.receive, "tell_hook", name, prefer),
-        take("PUT", own, hooks.receive, "put_hook", name, prefer),
         take("POST", secret, hooks.receive, "tell_hook_by_token", name, token, prefer),
         take("PUT", secret, hooks.receive, "put_hook_by_token", name, token, prefer),
         take("GET", secret, hooks.refuse),

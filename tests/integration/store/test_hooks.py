@@ -97,13 +97,26 @@ def test_replaced_hook_has_another_version_each_time_and_its_failure_is_over(eng
         assert hooks.failing(connection) == {"ci": "broke"}
         seen = []
         for now in (50, 40, 90):
-            assert hooks.replace(connection, Hook("ci", "!other:hs"), now)
+            assert hooks.replace(connection, Hook("ci", "!other:hs"), now) == "replaced"
             seen.append(hooks.versions(connection)["ci"])
         assert seen == [51, 52, 90]
         assert hooks.state(connection, "ci") == State(60)
         assert hooks.get(connection, "ci") == hooks.Entry(Hook("ci", "!other:hs"), 50, 90)
         assert [each.hash for each in hooks.secrets(connection, 91)] == [token("a").hash]
-        assert not hooks.replace(connection, FULL, 1)
+        assert hooks.replace(connection, FULL, 1) == "absent"
+
+
+def test_replaced_hook_has_another_secret_where_it_needs_one(engine: Engine) -> None:
+    with engine.begin() as connection:
+        hooks.add(connection, HOOK, token("a"), 0)
+        hooks.add(connection, Hook("other", "!room:hs"), token("b"), 0)
+        hooks.rotate(connection, "ci", token("c"), 1, 100)
+        assert hooks.replace(connection, Hook("ci", "#new:hs"), 2, token("b")) == "taken"
+        assert [entry.hook.room for entry in hooks.every(connection)] == ["!room:hs", "!room:hs"]
+        assert hooks.replace(connection, Hook("ci", "#new:hs"), 2, NewSecret("h", "sealed")) == "replaced"
+        assert [each.hash for each in hooks.secrets(connection, 0, "ci")] == ["h"]
+        assert hooks.replace(connection, FULL, 2, NewSecret("x", "sealed")) == "absent"
+        assert hooks.secrets(connection, 0, "full") == []
 
 
 def test_notes_of_use_and_of_failures_do_not_touch_each_other(engine: Engine) -> None:

@@ -588,8 +588,14 @@ def test_batch_of_cloudevents_is_several_messages() -> None:
         (body("alertmanager/firing-two"), "alertmanager", ""),
         (body(MIXED), "grafana", ""),
         (body(KUMA), "uptime-kuma", ""),
+        (body("stripe/invoice-payment-failed"), "generic", "evt_00000000000000"),
+        ('{"id": "evt_1"}', "generic", ""),
     ],
 )
 def test_senders_own_id_of_a_delivery(text: str, source: str, expected: str) -> None:
     found = made(text)
     assert (found["source"], found["delivery_id"]) == (source, expected)
+
+
+def test_standard_webhooks_have_an_id_of_a_delivery() -> None:
+    assert made('{"type": "user.created"}', webhook_id="msg_1")["delivery_id"] == "msg_1"

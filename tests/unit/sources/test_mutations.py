@@ -138,3 +138,30 @@ def test_time_grows_with_the_body_not_its_square(name: str) -> None:
         return best
 
     assert took(2_000) < 40 * max(took(200), 0.001)
+
+
+HOSTILE = '<del>x</del><a href="https://evil.example">y</a>&amp;'
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_no_text_of_a_body_is_html(name: str) -> None:
+    """Each text and each key at once, but for the words that decide what is shown."""
+
+    def hostile(value: Any, key: str = "") -> Any:
+        if isinstance(value, dict):
+            return {
+                part if key == "" or part in keys else f"{part}{HOSTILE}": hostile(value[part], part) for part in value
+            }
+        if isinstance(value, list):
+            return [hostile(item, key) for item in value]
+        return f"{value}{HOSTILE}" if isinstance(value, str) and key not in kept else value
+
+    kept = ("status", "state", "Type", "event_type", "NewStateValue", "action", "type")
+    payload = json.loads(body(name))
+    keys = {key for path in paths(payload) for key in path if key not in ("instance", "environment")}
+    found = made(json.dumps(hostile(payload)), source=name.partition("/")[0], **HEADERS.get(name, {}))
+    assert found["warnings"] == []
+    for message in found["messages"]:
+        assert "<del>x</del>" in message["body"]
+        assert "<del" not in message["html"]
+        assert '<a href="https://evil' not in message["html"]
