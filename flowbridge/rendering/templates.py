@@ -18,7 +18,7 @@ from minijinja._lowlevel import State
 from flowbridge.rendering import formats
 from flowbridge.sources.reading import depth_of, moment
 
-FUEL = 1_000_000  # instructions: a loop ends after 50 ms; a list of 1,000 alerts with 20 labels each takes 400,000
+FUEL = 500_000  # instructions: a list of 1,000 alerts with 20 labels each takes 400,000, and 50 ms
 MAX_OUTPUT = 4 * 1024 * 1024  # characters of one member: the longest body that is taken makes 2 MB, which are cut
 MAX_KEPT = 256  # compiled templates
 MAX_MARKDOWN = 16 * 1024  # characters, as everywhere
@@ -107,12 +107,12 @@ def _plain(value: Any) -> str:
 
 
 @pass_state
-def _link(state: State, text: Any, url: Any = None) -> str:
+def _link(state: State, text: Any, url: Any = None) -> Any:
     """`{{ title|link(url) }}`; the text alone where the URL is none of http or https."""
     label = _plain(text)
     address = label if url is None else url
     if not isinstance(address, str) or len(address) > MAX_ADDRESS or not _LINK.fullmatch(address):
-        return str(_shown(state, text))
+        return _shown(state, text)
     if state.name == "markdown":
         shown = label if hasattr(text, "__html__") else _MARKDOWN.sub(r"\\\1", label)
         return safe(f"[{shown}](<{address}>)")
@@ -122,7 +122,7 @@ def _link(state: State, text: Any, url: Any = None) -> str:
 
 
 @pass_state
-def _markdown(state: State, text: Any, blocks: bool = False) -> str:
+def _markdown(state: State, text: Any, blocks: bool = False) -> Any:
     """Text that its author wrote in Markdown. `blocks`: in HTML, a paragraph alone has its tag, too."""
     source = _plain(text)[:MAX_MARKDOWN]
     if state.name != "html":
@@ -136,12 +136,12 @@ def _markdown(state: State, text: Any, blocks: bool = False) -> str:
 
 
 @pass_state
-def _breaks(state: State, text: Any) -> str:
+def _breaks(state: State, text: Any) -> Any:
     """The text with its line breaks, which HTML would lose."""
-    source = _plain(text)
+    source = _plain(text).strip().replace("\r\n", "\n")
     if state.name != "html":
-        return str(_shown(state, source))
-    return safe(str(escape(source.strip())).replace("\r\n", "\n").replace("\n", "<br>"))
+        return _shown(state, source)
+    return safe(str(escape(source)).replace("\n", "<br>"))
 
 
 @pass_state

@@ -47,7 +47,7 @@ _QUIET = frozenset(
     )
 )
 # Each release is reported three or four times: as published is the one that says that people can have it.
-_QUIET_RELEASES = frozenset(("created", "edited", "released", "prereleased"))
+_QUIET_RELEASES = frozenset(("created", "edited", "updated", "released", "prereleased"))
 _QUIET_EVENTS = frozenset(("label", "merge_group", "project_card", "project_column", "workflow_dispatch"))
 _OPENING = frozenset(("opened", "reopened", "created", "ready_for_review"))
 _ACTIONS = "github-actions"  # the app whose checks are workflow jobs, which are reported, too
