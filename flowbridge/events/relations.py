@@ -107,13 +107,12 @@ class Binding:
         return bool(self.key) or any(target.kind != "event" for target in self.targets().values())
 
     def to_json(self) -> str:
-        found: dict[str, Any] = {name: [target.kind, target.name] for name, target in self.targets().items()}
+        found: dict[str, Any] = {"bound_as": self.bound_as, "after": self.after} if self.bound_as else {}
+        found |= {name: [target.kind, target.name] for name, target in self.targets().items()}
         if self.key:
             found |= {"key": self.key, "on_update": self.on_update}
         if self.chapter is not None:
             found["chapter"] = self.chapter.to_json()
-        if self.bound_as:
-            found |= {"bound_as": self.bound_as, "after": self.after}
         return json.dumps(found, ensure_ascii=False)
 
     @classmethod
@@ -122,6 +121,11 @@ class Binding:
         chapter = found.pop("chapter", None)
         named = {name: Target(*value) if name in _TARGETS else value for name, value in found.items()}
         return cls(**named, chapter=Chapter.from_json(chapter) if chapter else None)  # type: ignore[arg-type]
+
+
+def is_bound(binding: str, txn_id: str) -> bool:
+    """Whether this, as JSON, was bound under that transaction id: without reading it, which a lane would do often."""
+    return binding.startswith(f'{{"bound_as": {json.dumps(txn_id, ensure_ascii=False)},')
 
 
 NONE = Binding()
