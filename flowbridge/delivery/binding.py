@@ -180,26 +180,27 @@ class _Event:
         binding, row, so_far = self._binding, self._row, self._so_far()
         last = so_far.story.last if so_far else None
         chapter = chapter.heard(row.accepted_at)
-        is_overtaken = bool(binding.bound_as) and last is not None and last.by != binding.after
+        events = self._events()
+        number = binding.number if binding.bound_as else events + 1
+        is_overtaken = last is not None and last.number > number
         decision, why = decide(chapter, last.chapter if last else None, overtaken=is_overtaken)
         if so_far is not None and decision == "nothing":
-            self._remember(so_far, so_far.story.confirmed(chapter))
+            self._remember(so_far, so_far.story.confirmed(chapter, number))
             return Resolved(row.content, self._history(why), row.binding, said=self._says(so_far))
         content = json.loads(row.content)
         if binding.bound_as:
             content = relations.unbound(content)
-        bound = replace(binding, bound_as=row.txn_id, after=last.by if last else "")
-        said = Said(chapter, row.delivery)
+        bound, said = replace(binding, bound_as=row.txn_id, number=number), Said(chapter, row.delivery, number)
         if so_far is not None and decision == "update":
             content = {**content, "m.mentions": {}} if binding.on_update == "edit" else quiet(content)
             resolved = self._bind(content, binding, self._finding(so_far.message), bound)
-            self._remember(so_far, Story(said, last))
+            self._remember(so_far, Story(said, last, events=max(events, number)))
             return resolved
         if decision == "notice":
             content = quiet(content)
         was = (so_far.delivery, so_far.message.event_id) if so_far else None
         resolved = self._bind(content, replace(binding, key=""), self._find, bound)
-        self._all.assign(self._key, row.delivery, story=Story(said, last, was))
+        self._all.assign(self._key, row.delivery, story=Story(said, last, was, max(events, number)))
         return resolved
 
     def _bind(self, content: Content, binding: Binding, find: Find, keeps: Binding | None = None) -> Resolved:
@@ -218,6 +219,11 @@ class _Event:
 
     # stories
 
+    def _events(self) -> int:
+        """How many events the story has had."""
+        found = self._all.known(self._key)
+        return found[1].events if found and found[1] else 0
+
     def _so_far(self) -> "_SoFar | None":
         """The story before this event; None if nothing of it is in the room."""
         found = self._all.known(self._key)
@@ -233,7 +239,7 @@ class _Event:
                 message = self._sent(delivery, event_id) if event_id else None
             if story.before is None:
                 return None
-            story = Story(story.before)
+            story = Story(story.before, events=story.events)
         elif story.last.by != delivery and self._row_of(story.last.by) is None:
             # Deleted, and how it ended is not known: said once more it does no harm, not said at all it might.
             story = replace(story, last=replace(story.last, chapter=replace(story.last.chapter, digest="")))
@@ -284,7 +290,7 @@ class _Event:
         return Found(kept) if kept else None
 
     def _row_of(self, delivery: str) -> dict[str, Any] | None:
-        if self._is_ahead and self._all.is_open(delivery):
+        if self._is_ahead and delivery != self._row.delivery and self._all.is_open(delivery):
             raise _TooEarly
         return self._all.row(delivery)
 

@@ -83,7 +83,7 @@ class Binding:
 
     `reacts`, `redacts`: it is nothing without its target; a message is still worth sending without one. `chapter`: the
     key names a story, and this is what the event says of it. Such a binding is kept, for replays: `bound_as` is the
-    transaction id under which it was bound, `after` the delivery that said the last of the story then.
+    transaction id under which it was bound, `number` that of the event in its story.
     """
 
     reply_to: Target | None = None
@@ -95,7 +95,7 @@ class Binding:
     on_update: str = "edit"
     chapter: Chapter | None = None
     bound_as: str = ""
-    after: str = ""
+    number: int = 0
 
     def targets(self) -> dict[str, Target]:
         named = {name: getattr(self, name) for name in _TARGETS}
@@ -107,7 +107,7 @@ class Binding:
         return bool(self.key) or any(target.kind != "event" for target in self.targets().values())
 
     def to_json(self) -> str:
-        found: dict[str, Any] = {"bound_as": self.bound_as, "after": self.after} if self.bound_as else {}
+        found: dict[str, Any] = {"bound_as": self.bound_as, "number": self.number} if self.bound_as else {}
         found |= {name: [target.kind, target.name] for name, target in self.targets().items()}
         if self.key:
             found |= {"key": self.key, "on_update": self.on_update}
