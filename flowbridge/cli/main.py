@@ -245,6 +245,7 @@ def list_deliveries(
     key: Annotated[
         str, typer.Option(metavar="KEY", help="Only what was sent under this Idempotency-Key or txnId.")
     ] = "",
+    hook: Annotated[str, typer.Option(metavar="NAME", help="Only what came by this hook.")] = "",
     since: Since = "",
     q: Annotated[str, typer.Option("--q", metavar="TEXT", help="Only with this text in its content.")] = "",
     limit: Annotated[int, typer.Option(min=1, max=1_000_000, help="How many at most.")] = 50,
@@ -253,7 +254,9 @@ def list_deliveries(
     """List deliveries, the newest first."""
     from flowbridge.cli import deliveries, selection
 
-    selected = selection.select(state=state or [], room=room, event_type=event_type, key=key, since=since, text=q)
+    selected = selection.select(
+        state=state or [], room=room, event_type=event_type, key=key, hook=hook, since=since, text=q
+    )
     raise typer.Exit(deliveries.show_all(_settings(), selected, limit, in_json=as_json))
 
 

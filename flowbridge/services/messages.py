@@ -112,35 +112,32 @@ class Messages:
         shaped = await self._shape(credential, said)
         if files:  # the same form again is the same message
             value = {**value, "attachments": [_meaning(each) for each in files]}
-        return await self._send(credential, room, shaped, value, how, patience, said.attachments)
+        how = _meant(how, value)
+        return await self.send(credential, room, shaped, how, patience, said.attachments)
 
     async def react(self, credential: Credential, room: str, value: Json, how: How, patience: float) -> Told:
         scopes.permit(credential.key, shaping.REACTION)
         shaped = shaping.react(message.read_reaction(value))
-        return await self._send(credential, room, [shaped], value, how, patience)
+        return await self.send(credential, room, [shaped], _meant(how, value), patience)
 
     async def redact(self, credential: Credential, room: str, value: Json, how: How, patience: float) -> Told:
         scopes.permit(credential.key, shaping.REDACTION)
         shaped = shaping.redact(message.read_redaction(value))
-        return await self._send(credential, room, [shaped], value, how, patience)
+        return await self.send(credential, room, [shaped], _meant(how, value), patience)
 
-    async def _send(
+    async def send(
         self,
         credential: Credential,
         room: str,
         shaped: Sequence[Shaped],
-        value: Json,
         how: How,
         patience: float,
         attachments: Sequence[Attachment] = (),
     ) -> Told:
-        if room.startswith("@"):
-            scopes.permit(credential.key, shaped[0].type)
-            room = await self._direct_rooms.room(credential, room)
+        """Send the events of a message, the last of which are its files."""
+        room = await self.room(credential, room, shaped[0].type)
         if any(event.binding.is_open for event in shaped):
             await self._check_bindings(credential, room, shaped)
-        if how.key is not None:
-            how = replace(how, meaning=canonical_json.write(value))
         if not all(file.is_here for file in attachments):
             if (
                 told := await self._sender.repeat(credential, room, shaping.MESSAGE, how, len(shaped), patience)
@@ -149,6 +146,13 @@ class Messages:
             shaped = await self._with_files(credential, room, shaped, attachments)
         events = [await self._event(room, event) for event in shaped]
         return await self._sender.send_together(credential, events, how, patience)
+
+    async def room(self, credential: Credential, room: str, event_type: str = shaping.MESSAGE) -> str:
+        """The room, where it may be a user: the direct room with that one."""
+        if not room.startswith("@"):
+            return room
+        scopes.permit(credential.key, event_type)
+        return await self._direct_rooms.room(credential, room)
 
     async def _with_files(
         self, credential: Credential, room: str, shaped: Sequence[Shaped], attachments: Sequence[Attachment]
@@ -244,6 +248,11 @@ class Messages:
             if row["room_id"] != room_id:
                 message = f"is a delivery to another room, {row['room_id']}"
                 raise BadContent([Problem(pointer, message, RULE)])
+
+
+def _meant(how: How, value: Json) -> How:
+    """A repeat under the same key is one of the same message, whatever that is rendered to by then."""
+    return how if how.key is None else replace(how, meaning=canonical_json.write(value))
 
 
 def check_source(said: Message) -> None:
