@@ -174,6 +174,14 @@ def test_notification_without_alerts_shows_nothing() -> None:
     assert found["nothing"] == "a notification without alerts"
 
 
+def test_fingerprint_of_any_length_is_an_id() -> None:
+    long, other = (
+        only(made(altered("alertmanager/firing-two", ("alerts.0.fingerprint", "x" * 5_000 + end)))) for end in "ab"
+    )
+    assert [len(each) for each in long["firing"]] == [30, 30]
+    assert long["firing"][0] != other["firing"][0]
+
+
 def test_group_key_of_any_length_is_a_key() -> None:
     payload = json.loads(body("alertmanager/firing-minimal"))
     payload["groupKey"] = "{}:{alertname=" + "x" * 400 + "}"
