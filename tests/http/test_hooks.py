@@ -162,11 +162,14 @@ def test_all_of_a_definition_is_shown_as_it_was_given(admin: httpx.Client) -> No
         ({"template": {"text": "a", "titel": "b"}}, {"/template/titel": "is unknown here: did you mean title?"}),
         ({"template": {"text": "a", "attachments": "b"}}, {"/template/attachments": "is unknown here"}),
         ({"template": "x" * 16_385}, {"/template": "is longer than 16 KiB"}),
-        ({"template": "line\n{{ payload.x"}, {"/template/markdown": "unexpected end of input, expected end of variable"}),
+        (
+            {"template": "line\n{{ payload.x"},
+            {"/template/markdown": "unexpected end of input, expected end of variable"},
+        ),
         ({"template": "{{ payload|nope }}"}, {"/template/markdown": "filter nope is unknown (line 1)"}),
         (
             {"template": LOOP},
-            {"/template/text": "fuel"},
+            {"/template/markdown": "takes too many steps: make its loops shorter (line 1)"},
         ),
         ({"per": "day"}, {"/per": "must be notification or alerts, not 'day'"}),
         ({"on_update": "sing"}, {"/on_update": "must be edit, thread, reply or new, not 'sing'"}),
