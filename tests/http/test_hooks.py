@@ -379,7 +379,7 @@ def test_deleted_hook_takes_nothing_more(bridge: Bridge, admin: httpx.Client) ->
 @pytest.fixture
 def pair(upstream: Upstream, tmp_path: Path, postgres: LocalPostgres) -> Iterator[tuple[Bridge, Bridge]]:
     """Two replicas on one PostgreSQL."""
-    shared = {
+    shared: Json = {
         "database_url": SecretStr(postgres.fresh_database()),
         "secret_key": SecretStr(Fernet.generate_key().decode()),
     }
