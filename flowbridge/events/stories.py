@@ -136,4 +136,6 @@ def quiet(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _short(name: str) -> str:
-    return name if len(name) <= MAX_ID else hashlib.sha256(name.encode()).hexdigest()
+    """A name that any store takes."""
+    is_fit = len(name) <= MAX_ID and name.isprintable()
+    return name if is_fit else hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()
