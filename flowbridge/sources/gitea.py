@@ -149,9 +149,7 @@ def _action_run(payload: Json, action: str) -> Report:
         "success" if is_recovered else action,
     )
     report.facts = facts(
-        sentence(
-            code(short(run.get("commit_sha"))), line(run, "title"), code_hosts.by(name(run, "trigger_user", "login"))
-        )
+        code_hosts.commit(short(run.get("commit_sha")), line(run, "title"), name(run, "trigger_user", "login"))
     )
     # Of the workflow, not of the run: it recovers from an earlier run.
     report.key = code_hosts.key("action_run", text(run, "repository", "full_name"), workflow, ref)
