@@ -230,7 +230,7 @@ _PULLS = {
 def _tracked(payload: Fields, action: str, thing: Fields, noun: str, phrase: str = "") -> Report:
     """Of an issue, a pull request or a discussion: what can happen to each of them."""
     label, milestone = name(payload, "label", "name"), name(payload, "milestone", "title")
-    person = name(payload, "assignee", "login")
+    person = first(name(payload, "assignee", "login"), name(thing, "assignee", "login"))  # the latter is Gitea's
     did: Line
     if phrase:
         did = sentence(phrase)
@@ -275,6 +275,22 @@ def _tracked(payload: Fields, action: str, thing: Fields, noun: str, phrase: str
 
 def _people(thing: Fields, key: str) -> str:
     return ", ".join(_names(thing, key, key="login")[: code_hosts.MAX_NAMES])
+
+
+def sub_issue(payload: Fields, action: str) -> Report:
+    """Reported twice: of the one and of the other."""
+    verb, to = ("removed", "from") if action.endswith("_removed") else ("added", "to")
+    child = line(payload, "sub_issue", "title")
+    return Report(
+        sentence(
+            who(payload),
+            verb,
+            f'sub-issue "{child}"' if child else "a sub-issue",
+            to,
+            ticket(payload.get("parent_issue")),
+        ),
+        is_quiet=action.startswith("parent_issue"),
+    )
 
 
 # Comments and reviews.
@@ -947,6 +963,7 @@ _REPORTS: dict[str, Make] = {
     "sponsorship": sponsorship,
     "star": star,
     "status": status,
+    "sub_issues": sub_issue,
     "team": team,
     "team_add": team,
     "watch": watch,

@@ -831,6 +831,36 @@ def test_gitea_labels_and_pushes_to_pull_requests_are_quiet() -> None:
         assert said in message["body"]
 
 
+def test_fork_in_gitea_is_of_the_forkee() -> None:
+    """GitHub's is the other way round."""
+    old, new = ({"full_name": f"{owner}/it", "html_url": f"https://git.example.org/{owner}/it"} for owner in "ab")
+    payload = {"forkee": old, "repository": new, "sender": {"login": "b"}}
+    assert (
+        only(gitea("fork", payload))["body"] == "a/it: b forked the repository to b/it (https://git.example.org/b/it)"
+    )
+    payload = {"forkee": new, "repository": old, "sender": {"login": "b"}}
+    assert (
+        only(github("fork", payload))["body"] == "a/it: b forked the repository to b/it (https://git.example.org/b/it)"
+    )
+
+
+def test_gitea_says_who_was_assigned() -> None:
+    payload = {**loaded("gitea/issues-opened"), "action": "assigned"}
+    payload["issue"]["assignee"] = {"login": "mona"}
+    assert "example assigned mona to issue #1 example (" in only(gitea("issues", payload))["body"]
+
+
+def test_sub_issue_is_told_once() -> None:
+    payload = {
+        "sender": {"login": "octocat"},
+        "sub_issue": {"number": 3, "title": "Part"},
+        "parent_issue": {"number": 1, "title": "Whole", "html_url": "https://github.com/o/r/issues/1"},
+    }
+    told = only(github("sub_issues", {**payload, "action": "sub_issue_added"}))["body"]
+    assert told == 'octocat added sub-issue "Part" to #1 Whole (https://github.com/o/r/issues/1)'
+    assert github("sub_issues", {**payload, "action": "parent_issue_added"})["messages"] == []
+
+
 def test_secret_in_an_old_gitea_body_is_not_shown() -> None:
     payload = {**loaded("gitea/push"), "secret": "CANARY"}
     assert "CANARY" not in json.dumps(gitea("push", payload))
