@@ -136,6 +136,11 @@ class Registry:
         """
         await self._read()
 
+    def unreadable(self, connection: Connection) -> list[str]:
+        """The hooks with a secret that was written with another secret key."""
+        kept = hooks.secrets(connection, clock.now_ms())
+        return sorted({secret.hook for secret in kept if secrets.opened(secret, self.fernet) is None})
+
     async def flush(self) -> None:
         """Write when hooks were last used, to the minute, and how their templates failed. Likewise."""
         now = self._clock()
