@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 from flowbridge.limits.tasks import ignore_result
 from flowbridge.store import Row, outbox
 from flowbridge.store.json_columns import from_json, history_to_json, to_json
-from flowbridge.store.outbox import ROW_BYTES
+from flowbridge.store.outbox import ROW_BYTES, Taken
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,11 +155,18 @@ class PendingDelivery:
             "b_settled_at": self._settled_at,
         }
 
-    def recent(self, known: Mapping[str, dict[str, Any]]) -> dict[str, Any] | None:
-        """Of the rows with these keys the one that was accepted under the other key of this, not too long ago."""
-        before = self.before
-        row = known.get(before.key) if before is not None else None
-        return row if row is not None and before is not None and row["accepted_at"] >= before.since else None
+    @property
+    def idems(self) -> list[str]:
+        """Under which it may have been accepted before."""
+        return [key for key in (self.idem, self.before.key if self.before else None) if key is not None]
+
+    def earlier(self, taken: Mapping[str, Taken]) -> str:
+        """The other delivery that was accepted under one of its keys; "" where there is none."""
+        own, before = taken.get(self.idem or ""), self.before
+        if own is not None and own.delivery != self._row.delivery:
+            return own.delivery
+        other = taken.get(before.key) if before is not None else None
+        return other.delivery if other is not None and before is not None and other.accepted_at >= before.since else ""
 
     # accepted, and committed
 

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Mapping
 from typing import Any
 
 from sqlalchemy import Connection
@@ -208,12 +207,10 @@ class _Batch:
     def _append(self, connection: Connection) -> set[str]:
         if self._ran and not self._write_queue._database.is_sqlite:
             self._found_nothing = self._insert_first(connection)
-        repeats = self._repeats(connection)
-        new = [pending for pending in self.new if pending.row.delivery not in repeats]
-        refused = outbox.insert_rows(connection, [pending.begin_write() for pending in new])
-        self._join(connection, repeats)
+        refused = outbox.insert_rows(connection, [pending.begin_write() for pending in self.new])
+        self._join(connection)
         for pending in self.new:
-            if pending.following:
+            if pending.following or pending.before is not None:
                 refused |= self._together(connection, pending, refused)
         if self._write_queue._database.is_sqlite:
             fresh = [pending for pending in self.new if pending.existing is None]
@@ -231,7 +228,6 @@ class _Batch:
         if first.existing is not None:
             for pending in first.following:
                 pending.set_existing(first.existing)
-            deliveries.remove(first.row.delivery)
         elif refused.isdisjoint(deliveries):
             return set()
         outbox.remove_queued(connection, list(deliveries))
@@ -246,27 +242,21 @@ class _Batch:
         first = next(mine, None)
         return first is None or outbox.insert_one(connection, first.values())
 
-    def _repeats(self, connection: Connection) -> dict[str, dict[str, Any]]:
-        """By delivery: the rows that were accepted under its other key. It is not inserted."""
-        new = [pending for pending in self.new if pending.before is not None]
-        if not new:
-            return {}
-        known = outbox.by_idem(connection, [pending.before.key for pending in new if pending.before is not None])
-        found = {pending.row.delivery: pending.recent(known) for pending in new}
-        return {delivery: row for delivery, row in found.items() if row is not None and row["delivery"] != delivery}
-
-    def _join(self, connection: Connection, repeats: Mapping[str, dict[str, Any]]) -> None:
-        """Find the deliveries whose key was used before: their rows were not inserted.
+    def _join(self, connection: Connection) -> None:
+        """Find the deliveries whose key was used before: their rows were not inserted, or are to be taken back.
 
         After the insertion, since another replica may have inserted the key during this transaction.
         """
         keyed = [pending for pending in self.new if pending.idem]
         if not keyed:
             return
-        known = outbox.by_idem(connection, [pending.idem for pending in keyed if pending.idem])
+        taken = outbox.taken(connection, [key for pending in keyed for key in pending.idems])
+        earlier = {pending.row.delivery: pending.earlier(taken) for pending in keyed}
+        known = (
+            outbox.by_delivery(connection, [name for name in earlier.values() if name]) if any(earlier.values()) else {}
+        )
         for pending in keyed:
-            row = repeats.get(pending.row.delivery) or known.get(pending.idem or "")
-            pending.set_existing(row if row is not None and row["delivery"] != pending.row.delivery else None)
+            pending.set_existing(known.get(earlier[pending.row.delivery]))
 
 
 _OUTCOME = ("state", "attempts", "history", "event_id", "error", "settled_at")

@@ -11,7 +11,7 @@ import hashlib
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 from flowbridge.auth.callers import Callers, Credential
@@ -307,10 +307,13 @@ def credential_of(hook: Hook) -> Credential:
 
 def without_secrets(headers: Mapping[str, str]) -> dict[str, str]:
     """What a template sees of the headers, and what is kept of them."""
-    return {name: value for name, value in headers.items() if not is_secret(name) and not _is_proof(name)}
+    return {name: value for name, value in headers.items() if not _is_hidden(name)}
 
 
-def _is_proof(name: str) -> bool:
+@lru_cache(1_000)
+def _is_hidden(name: str) -> bool:
+    if is_secret(name):
+        return True
     return "signature" in name or (name.endswith(("-key", "-auth")) and name != "idempotency-key")
 
 
