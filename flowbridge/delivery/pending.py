@@ -59,6 +59,7 @@ class PendingDelivery:
     fingerprint: str | None = None
     key: str | None = None
     before: KeyBefore | None = None
+    is_patient: bool = False  # its caller does not mind some milliseconds
     following: "tuple[PendingDelivery, ...]" = ()  # the other events of its message: written with it, or not at all
     # Whose share of the store it takes: the API key's, or that of the account which sent it with its own token. Many
     # keys share the bot's account: one of them must not take what the others need.

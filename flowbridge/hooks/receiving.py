@@ -247,7 +247,7 @@ class Receiving:
         warnings: Sequence[str],
     ) -> Told:
         notes = tuple(text[:MAX_NOTE] for text in warnings[:MAX_NOTES])
-        how = How("flow", waits=False, meaning=b"", notes=notes)
+        how = How("flow", waits=False, meaning=b"", notes=notes, is_patient=True)
         if delivery_id:
             name = delivery_id if is_name(delivery_id) else hashlib.sha256(delivery_id.encode()).hexdigest()
             how = replace(how, key=f"id:{name}")
