@@ -9,11 +9,15 @@ from typing import Any
 
 import httpx
 import pytest
+from cryptography.fernet import Fernet
+from pydantic import SecretStr
 
 from flowbridge.models import ApiKey
 from flowbridge.store import Database, api_keys
 from tests import upstream as scripted
 from tests.http.conftest import BOT_TOKEN, KEY, ROOM, Bridge, as_caller, running
+from tests.patience import until
+from tests.postgres import LocalPostgres
 from tests.upstream import PATIENCE, Rooms, Upstream
 
 Json = dict[str, Any]
@@ -373,6 +377,60 @@ def test_deleted_hook_takes_nothing_more(bridge: Bridge, admin: httpx.Client) ->
     assert admin.get("/hooks").json() == {"hooks": []}
     assert refused(admin.delete("/hooks/ci"), 404) == "there is no hook ci"
     assert made(admin, verification={"secret": CANARY})["url"].endswith(CANARY)
+
+
+@pytest.fixture
+def pair(upstream: Upstream, tmp_path: Path, postgres: LocalPostgres) -> Iterator[tuple[Bridge, Bridge]]:
+    """Two replicas on one PostgreSQL."""
+    shared = {
+        "database_url": SecretStr(postgres.fresh_database()),
+        "secret_key": SecretStr(Fernet.generate_key().decode()),
+    }
+    with running(upstream, tmp_path, **shared) as one, running(upstream, tmp_path, **shared) as other:
+        yield one, other
+
+
+def test_replicas_know_of_each_others_changes(pair: tuple[Bridge, Bridge]) -> None:
+    """Of a new hook at once, of all else within 2 s: here within what a busy machine needs."""
+    one, other = pair
+    headers = {"X-API-Key": KEY}
+    with httpx.Client(base_url=one.url, headers=headers, trust_env=False, timeout=2 * PATIENCE) as admin:
+        first = made(admin)["secret"]
+        assert tell(other, f"/hooks/ci/{first}", {"text": "first"}).status_code == 200
+        second = admin.post("/hooks/ci/rotate").json()["secret"]
+        until(lambda: tell(other, f"/hooks/ci/{second}", {"text": "second"}).status_code == 200)
+        assert tell(other, f"/hooks/ci/{first}", {"text": "old"}).status_code == 200
+        admin.post("/hooks/ci/rotate?now=1")
+        until(lambda: tell(other, f"/hooks/ci/{second}", {"text": "gone"}).status_code == 401)
+        changed = admin.put("/hooks/ci", json={"room": ROOM, "verification": {"scheme": "gitlab"}}).json()
+        own = {"X-Gitlab-Token": changed["secret"]}
+        until(
+            lambda: (
+                httpx.post(f"{other.url}/hooks/ci", json={"text": "x"}, headers=own, trust_env=False).status_code == 200
+            )
+        )
+        assert len(httpx.get(f"{other.url}/hooks/ci/requests", headers=headers, trust_env=False).json()["requests"]) > 2
+        admin.delete("/hooks/ci")
+        until(
+            lambda: (
+                httpx.post(f"{other.url}/hooks/ci", json={"text": "x"}, headers=own, trust_env=False).status_code == 401
+            )
+        )
+
+
+def test_another_secret_key_is_a_503_and_no_wrong_secret(upstream: Upstream, tmp_path: Path) -> None:
+    headers = {"X-API-Key": KEY}
+    with running(upstream, tmp_path) as bridge:
+        body = {"name": "ci", "room": ROOM, "verification": {"scheme": "gitlab", "secret": CANARY}}
+        assert httpx.post(f"{bridge.url}/hooks", json=body, headers=headers, trust_env=False).status_code == 201
+    with running(upstream, tmp_path, secret_key=SecretStr(Fernet.generate_key().decode())) as bridge:
+        own = {"X-Gitlab-Token": CANARY}
+        answer = httpx.post(f"{bridge.url}/hooks/ci", json={"text": "x"}, headers=own, trust_env=False)
+        assert answer.status_code == 503
+        assert "retry-after" in answer.headers
+        again = httpx.post(f"{bridge.url}/hooks/ci/rotate", headers=headers, trust_env=False)
+        own = {"X-Gitlab-Token": again.json()["secret"]}
+        assert httpx.post(f"{bridge.url}/hooks/ci", json={"text": "x"}, headers=own, trust_env=False).status_code == 200
 
 
 # trying them
