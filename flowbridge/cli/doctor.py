@@ -147,9 +147,11 @@ def _clock(date: str) -> Finding:
 async def _hooks(core: Core) -> list[Finding]:
     """hooks.yaml, and hooks whose template failed or whose secret cannot be read."""
     findings = []
+    fernet = None
     try:
-        if core.database.is_open:
-            core.registry.open(cipher(core.settings))
+        fernet = cipher(core.settings) if core.database.is_open else None
+        if fernet is not None:
+            core.registry.open(fernet)
         fixed = core.registry.load()
         await core.administration.check_file(fixed)
         if core.settings.hooks_file is not None:
@@ -158,7 +160,7 @@ async def _hooks(core: Core) -> list[Finding]:
         findings.append(Finding("hooks", False, str(error)))
     finally:
         await core.rendering.stop()
-    if core.database.is_open:
+    if fernet is not None:
         with core.database.reading() as connection:
             failing, unreadable = hooks.failing(connection), core.registry.unreadable(connection)
         for name, failure in sorted(failing.items()):

@@ -291,14 +291,16 @@ def _base(settings: Settings) -> str:
 
 
 def _told(made: Json, verb: str) -> None:
-    note(f"The hook {made['name']} is {verb}: {made['source']} tells {made['room']}.")
+    note(f"The hook {made['name']} is {verb}: what it is told appears in {made['room']}.")
     for warning in made.get("warnings", ()):
         say(printable(warning))
     if "url" not in made:
         return
     if made["verification"]["scheme"] != "token":
         note(f"Its secret is {made['secret']}")
-    note("Neither the secret nor this line is shown again. To try it, run the second line.")
+    else:
+        note("Its URL holds its secret.")
+    note("It is not shown again. The second line is for a shell, to try it.")
     if made["url"].startswith(("http://127.", "http://localhost")):
         note("Where senders on other machines reach the bridge, FLOWBRIDGE_PUBLIC_URL says.")
     print(made["url"])

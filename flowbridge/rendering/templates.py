@@ -25,6 +25,8 @@ MAX_MARKDOWN = 16 * 1024  # characters, as everywhere
 MAX_ADDRESS = 2_000
 MAX_DEPTH = 64
 
+TOO_LONG = "takes too many steps: make its loops shorter"
+
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+\-.!|<>~&=])")
 _LINK = re.compile(r"https?://[^\s<>\"]+", re.IGNORECASE)
 _BLOCKS = ("<p", "<h", "<ul", "<ol", "<pre", "<blockquote", "<table")
@@ -83,7 +85,7 @@ def worded(error: BaseException) -> str:
     if not isinstance(error, TemplateError):
         return str(error)[:300] or type(error).__name__
     if error.kind == "OutOfFuel":
-        what = "takes too many steps: make its loops shorter"
+        what = TOO_LONG
     else:
         what = _PLACE.sub("", " ".join((error.detail or str(error).split("\n", 1)[0]).split()))[:300]
     return f"line {error.line} of {error.name}: {what}" if error.line else what

@@ -1,6 +1,7 @@
 """`flowbridge hooks`, run as a user runs it: alone, beside a running bridge, and what senders then get."""
 
 import json
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +9,10 @@ from typing import Any
 
 import httpx
 import pytest
+from cryptography.fernet import Fernet
 
+from flowbridge.store import Database
+from flowbridge.store import hooks as store
 from tests.patience import PATIENCE, until
 from tests.processes import run, serving
 from tests.upstream import Rooms, Upstream
@@ -64,7 +68,7 @@ def test_create_prints_the_bare_url_and_a_line_to_try_it() -> None:
     assert base == "https://hooks.example.org/hooks/ci"
     assert token.startswith("fh_")
     assert line == f"curl -H 'Content-Type: application/json' -d '{{\"text\": \"A test of the hook ci\"}}' {url}"
-    assert "The hook ci is made: auto tells !room:upstream." in done.stderr
+    assert "The hook ci is made: what it is told appears in !room:upstream." in done.stderr
     assert token not in done.stderr
     (hook,) = listed()
     assert (hook["name"], hook["room"], hook["fixed"]) == ("ci", ROOM, False)
@@ -114,49 +118,33 @@ def test_all_options_are_in_the_definition(tmp_path: Path) -> None:
     assert CANARY not in hooks("show", "ci").stdout
 
 
-@pytest.mark.parametrize(
-    ("arguments", "code", "says"),
-    [
-        (["create", "CI", "--room", ROOM], 2, "NAME: must be 1 to 64 of a-z"),
-        (["create", "ci", "--room", "ops"], 2, "--room: names no room: 'ops' is not a room"),
-        (["create", "ci", "--room", ROOM, "--scheme", "md5"], 2, "--scheme: must be token, github"),
-        (["create", "ci", "--room", ROOM, "--scheme", "hmac"], 2, "--header: is required with the scheme hmac"),
-        (["create", "ci", "--room", ROOM, "--mention", "bob"], 2, "--mention: is no user id"),
-        (
-            ["create", "ci", "--room", ROOM, "--keep-requests", "21"],
-            2,
-            "--keep-requests: must be a number",
-        ),
-        (
-            ["create", "ci", "--room", ROOM, "--template", "/nowhere"],
-            2,
-            "--template: cannot read /nowhere: No such",
-        ),
-        (
-            ["create", "ci", "--room", ROOM, "--template", "-"],
-            2,
-            "--template (/template/text): unexpected",
-        ),
-        (["create", "ci", "--room", ROOM, "--secret-file", "-"], 2, "--secret-file: must be visible ASCII"),
-        (["rotate", "none"], 1, "there is no hook none"),
-        (["show", "none"], 1, "there is no hook none"),
-        (["delete", "none"], 1, "there is no hook none"),
-        (["requests", "none"], 1, "there is no hook none"),
-        (["preview", "none", "-"], 1, "there is no hook none"),
-        (["preview", "none"], 2, "give the file of a body (- is standard input), or the id of a kept request"),
-        (
-            ["preview", "none", "-", "--header", "x"],
-            2,
-            "--header: x is no header: write it like",
-        ),
-    ],
-)
+WRONG: list[tuple[list[str], int, str]] = [
+    (["create", "CI", "--room", ROOM], 2, "NAME: must be 1 to 64 of a-z"),
+    (["create", "ci", "--room", "ops"], 2, "--room: names no room: 'ops' is not a room"),
+    (["create", "ci", "--room", ROOM, "--scheme", "md5"], 2, "--scheme: must be token, github"),
+    (["create", "ci", "--room", ROOM, "--scheme", "hmac"], 2, "--header: is required with the scheme hmac"),
+    (["create", "ci", "--room", ROOM, "--mention", "bob"], 2, "--mention: is no user id"),
+    (["create", "ci", "--room", ROOM, "--keep-requests", "21"], 2, "--keep-requests: must be a number"),
+    (["create", "ci", "--room", ROOM, "--template", "/nowhere"], 2, "--template: cannot read /nowhere: No such"),
+    (["create", "ci", "--room", ROOM, "--template", "-"], 2, "--template (/template/text): unexpected"),
+    (["create", "ci", "--room", ROOM, "--secret-file", "-"], 2, "--secret-file: must be visible ASCII"),
+    (["rotate", "none"], 1, "there is no hook none"),
+    (["show", "none"], 1, "there is no hook none"),
+    (["delete", "none"], 1, "there is no hook none"),
+    (["requests", "none"], 1, "there is no hook none"),
+    (["preview", "none", "-"], 1, "there is no hook none"),
+    (["preview", "none", "-", "--header", "x"], 2, "--header: x is no header: write it like"),
+    (["preview", "none"], 2, "give the file of a body (- is standard input), or the id of a kept request"),
+]
+
+
 @pytest.mark.usefixtures("upstream")
-def test_what_is_wrong_is_a_line_that_names_the_option(arguments: list[str], code: int, says: str) -> None:
-    done = hooks(*arguments, stdin="{{ a")
-    assert (done.returncode, done.stdout) == (code, ""), done.stderr
-    assert says in done.stderr
-    assert "Traceback" not in done.stderr
+def test_what_is_wrong_is_a_line_that_names_the_option() -> None:
+    for arguments, code, says in WRONG:
+        done = hooks(*arguments, stdin="{{ a")
+        assert (done.returncode, done.stdout) == (code, ""), done.stderr
+        assert says in done.stderr
+        assert "Traceback" not in done.stderr
 
 
 @pytest.mark.usefixtures("upstream")
@@ -221,14 +209,65 @@ def test_sample_is_sent_with_and_without_a_bridge(upstream: Upstream, rooms: Roo
 
 
 @pytest.mark.usefixtures("upstream")
-def test_doctor_tells_of_a_bad_file_and_of_templates_that_failed(tmp_path: Path) -> None:
-    (tmp_path / "hooks.yaml").write_text("- name: one\n  room: '!r:hs'\n- name: two\n")
+def test_file_is_read_again_on_sighup_and_a_bad_one_keeps_the_old(tmp_path: Path) -> None:
+    path, log = tmp_path / "hooks.yaml", tmp_path / "log"
+
+    def write(text: str) -> None:
+        path.write_text(text.format(room=ROOM, secret=CANARY))
+        process.send_signal(signal.SIGHUP)
+
+    path.write_text(f"- {{name: one, room: '{ROOM}', verification: {{secret: {CANARY}}}}}\n")
+    with serving(log=log, FLOWBRIDGE_HOOKS_FILE="hooks.yaml", FLOWBRIDGE_LOG_LEVEL="debug") as (bridge, process):
+
+        def status(name: str) -> int:
+            return tell(f"{bridge}/hooks/{name}/{CANARY}", {"text": name}).status_code
+
+        assert (status("one"), status("two")) == (200, 401)
+        write("- {{name: one, room: '{room}', template: '{{{{ payload|nope }}}}', verification: {{secret: {secret}}}}}")
+        until(lambda: "filter nope is unknown" in log.read_text())
+        write("- {{name: one, verification: {{secret: {secret}}}}}")
+        until(lambda: "/0/room is required" in log.read_text())
+        assert (status("one"), status("two")) == (200, 401)
+        write("- {{name: two, room: '{room}', verification: {{secret: {secret}}}}}")
+        until(lambda: status("two") == 200)
+        assert status("one") == 401
+        refused = hooks("delete", "two", FLOWBRIDGE_HOOKS_FILE="hooks.yaml")
+        assert (refused.returncode, refused.stdout) == (1, "")
+        assert "the hook two stands in hooks.yaml, which alone can change it" in refused.stderr
+    assert CANARY not in log.read_text()
+
+
+@pytest.mark.usefixtures("upstream")
+def test_doctor_tells_of_a_bad_file() -> None:
+    wrong = "- name: one\n  room: '!r:hs'\n- name: two\n"
+    Path("hooks.yaml").write_text(wrong)
     done = run("doctor", BASE_URL="http://127.0.0.1:1", FLOWBRIDGE_HOOKS_FILE="hooks.yaml")
     assert "BAD  hooks        FLOWBRIDGE_HOOKS_FILE: hooks.yaml: /1/room is required" in done.stdout
-    served = run("serve", "--port", "0", FLOWBRIDGE_HOOKS_FILE="hooks.yaml", BASE_URL="http://127.0.0.1:1")
-    assert (served.returncode, served.stdout) == (2, "")
-    assert "flowbridge: FLOWBRIDGE_HOOKS_FILE: hooks.yaml: /1/room is required" in served.stderr
-    (tmp_path / "hooks.yaml").write_text("- name: one\n  room: '!r:hs'\n  template: '{{ payload|nope }}'\n")
-    served = run("serve", "--port", "0", FLOWBRIDGE_HOOKS_FILE="hooks.yaml", BASE_URL="http://127.0.0.1:1")
-    assert (served.returncode, served.stdout) == (2, "")
-    assert "hooks.yaml: the hook one: /template/text filter nope is unknown (line 1)" in served.stderr
+    for text, says in (
+        (wrong, "hooks.yaml: /1/room is required"),
+        (
+            "- name: one\n  room: '!r:hs'\n  template: '{{ payload|nope }}'\n",
+            "hooks.yaml: the hook one: /template/text filter nope is unknown (line 1)",
+        ),
+        ("hooks: [", "hooks.yaml is not YAML: expected the node content, but found '<stream end>' at line 1"),
+    ):
+        Path("hooks.yaml").write_text(text)
+        served = run("serve", "--port", "0", FLOWBRIDGE_HOOKS_FILE="hooks.yaml")
+        assert (served.returncode, served.stdout) == (2, "")
+        assert f"flowbridge: FLOWBRIDGE_HOOKS_FILE: {says}" in served.stderr
+
+
+@pytest.mark.usefixtures("upstream")
+def test_doctor_tells_of_templates_that_failed_and_secrets_that_it_cannot_read() -> None:
+    create("ci", "--room", ROOM)
+    create("gh", "--room", ROOM, "--scheme", "github")
+    database = Database("sqlite:///flowbridge.db")
+    database.open(shared=True)
+    with database.engine.begin() as connection:
+        store.note(connection, {}, {"ci": "no such filter"}, 1)
+    database.close()
+    good = run("doctor")
+    assert "BAD  hooks        the template of ci failed, and a summary was sent: no such filter;" in good.stdout
+    assert "the secret of gh" not in good.stdout
+    bad = run("doctor", FLOWBRIDGE_SECRET_KEY=Fernet.generate_key().decode())
+    assert "BAD  hooks        the secret of gh was written with another FLOWBRIDGE_SECRET_KEY" in bad.stdout

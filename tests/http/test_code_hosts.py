@@ -16,6 +16,12 @@ from tests.upstream import Rooms, Upstream
 GITLAB = "fh_the-secret-token-of-a-project-in-gitlab"
 MORE = [
     {"name": "octo", "room": ROOM, "source": "github", "verification": {"scheme": "github", "secret": f"{GITLAB}-2"}},
+    {
+        "name": "gogs",
+        "room": ROOM,
+        "source": "gitea",
+        "verification": {"scheme": "hmac", "header": "X-Gogs-Signature", "secret": f"{GITLAB}-3"},
+    },
     {"name": "lab", "room": ROOM, "source": "gitlab", "verification": {"secret": GITLAB}},
 ]
 
@@ -135,6 +141,16 @@ def test_forgejo_is_known_before_github(bridge: Bridge, rooms: Rooms) -> None:
     settled(bridge, tell(bridge, body, *headers, signed(body), path="/hooks/signed"))
     (content,) = contents(rooms)
     assert content["body"].startswith("example/example: example2 opened pull request #2 update (http://")
+
+
+def test_gogs_signs_in_a_header_of_its_own(bridge: Bridge, rooms: Rooms) -> None:
+    body = json.dumps(loaded("gitea/issues-opened")).encode()
+    proof = signed(body, f"{GITLAB}-3").replace("X-Hub-Signature-256: sha256=", "X-Gogs-Signature: ")
+    settled(bridge, tell(bridge, body, "X-Gogs-Event: issues", proof, path="/hooks/gogs"))
+    assert tell(bridge, body, "X-Gogs-Event: issues", proof[:-1], path="/hooks/gogs").status == 401
+    assert [content["body"].partition(" (")[0] for content in contents(rooms)] == [
+        "example/example: example opened issue #1 example"
+    ]
 
 
 def test_all_that_github_is_known_to_send_is_taken(

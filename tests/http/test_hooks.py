@@ -9,11 +9,15 @@ from typing import Any
 
 import httpx
 import pytest
+from cryptography.fernet import Fernet
+from pydantic import SecretStr
 
 from flowbridge.models import ApiKey
 from flowbridge.store import Database, api_keys
 from tests import upstream as scripted
 from tests.http.conftest import BOT_TOKEN, KEY, ROOM, Bridge, as_caller, running
+from tests.patience import until
+from tests.postgres import LocalPostgres
 from tests.upstream import PATIENCE, Rooms, Upstream
 
 Json = dict[str, Any]
@@ -162,11 +166,14 @@ def test_all_of_a_definition_is_shown_as_it_was_given(admin: httpx.Client) -> No
         ({"template": {"text": "a", "titel": "b"}}, {"/template/titel": "is unknown here: did you mean title?"}),
         ({"template": {"text": "a", "attachments": "b"}}, {"/template/attachments": "is unknown here"}),
         ({"template": "x" * 16_385}, {"/template": "is longer than 16 KiB"}),
-        ({"template": "line\n{{ payload.x"}, {"/template/text": "unexpected end of input, expected end of variable"}),
-        ({"template": "{{ payload|nope }}"}, {"/template/text": "filter nope is unknown (line 1)"}),
+        (
+            {"template": "line\n{{ payload.x"},
+            {"/template/markdown": "unexpected end of input, expected end of variable"},
+        ),
+        ({"template": "{{ payload|nope }}"}, {"/template/markdown": "filter nope is unknown (line 1)"}),
         (
             {"template": LOOP},
-            {"/template/text": "fuel"},
+            {"/template/markdown": "takes too many steps: make its loops shorter (line 1)"},
         ),
         ({"per": "day"}, {"/per": "must be notification or alerts, not 'day'"}),
         ({"on_update": "sing"}, {"/on_update": "must be edit, thread, reply or new, not 'sing'"}),
@@ -299,7 +306,7 @@ def test_changed_hook_keeps_its_secret(bridge: Bridge, admin: httpx.Client, room
     answer = admin.put("/hooks/ci", json={"room": ROOM, "template": "new: {{ payload.n }}"})
     assert answer.status_code == 200, answer.text
     assert not {"secret", "curl"} & answer.json().keys()
-    assert answer.json()["template"] == {"text": "new: {{ payload.n }}"}
+    assert answer.json()["template"] == {"markdown": "new: {{ payload.n }}"}
     assert tell(bridge, f"/hooks/ci/{hook['secret']}", {"n": 1}).status_code == 200
     rooms.wait_for(1)
     assert rooms.bodies == ["new: 1"]
@@ -372,6 +379,60 @@ def test_deleted_hook_takes_nothing_more(bridge: Bridge, admin: httpx.Client) ->
     assert made(admin, verification={"secret": CANARY})["url"].endswith(CANARY)
 
 
+@pytest.fixture
+def pair(upstream: Upstream, tmp_path: Path, postgres: LocalPostgres) -> Iterator[tuple[Bridge, Bridge]]:
+    """Two replicas on one PostgreSQL."""
+    shared: Json = {
+        "database_url": SecretStr(postgres.fresh_database()),
+        "secret_key": SecretStr(Fernet.generate_key().decode()),
+    }
+    with running(upstream, tmp_path, **shared) as one, running(upstream, tmp_path, **shared) as other:
+        yield one, other
+
+
+def test_replicas_know_of_each_others_changes(pair: tuple[Bridge, Bridge]) -> None:
+    """Of a new hook at once, of all else within 2 s: here within what a busy machine needs."""
+    one, other = pair
+    headers = {"X-API-Key": KEY}
+    with httpx.Client(base_url=one.url, headers=headers, trust_env=False, timeout=2 * PATIENCE) as admin:
+        first = made(admin)["secret"]
+        assert tell(other, f"/hooks/ci/{first}", {"text": "first"}).status_code == 200
+        second = admin.post("/hooks/ci/rotate").json()["secret"]
+        until(lambda: tell(other, f"/hooks/ci/{second}", {"text": "second"}).status_code == 200)
+        assert tell(other, f"/hooks/ci/{first}", {"text": "old"}).status_code == 200
+        admin.post("/hooks/ci/rotate?now=1")
+        until(lambda: tell(other, f"/hooks/ci/{second}", {"text": "gone"}).status_code == 401)
+        changed = admin.put("/hooks/ci", json={"room": ROOM, "verification": {"scheme": "gitlab"}}).json()
+        own = {"X-Gitlab-Token": changed["secret"]}
+        until(
+            lambda: (
+                httpx.post(f"{other.url}/hooks/ci", json={"text": "x"}, headers=own, trust_env=False).status_code == 200
+            )
+        )
+        assert len(httpx.get(f"{other.url}/hooks/ci/requests", headers=headers, trust_env=False).json()["requests"]) > 2
+        admin.delete("/hooks/ci")
+        until(
+            lambda: (
+                httpx.post(f"{other.url}/hooks/ci", json={"text": "x"}, headers=own, trust_env=False).status_code == 401
+            )
+        )
+
+
+def test_another_secret_key_is_a_503_and_no_wrong_secret(upstream: Upstream, tmp_path: Path) -> None:
+    headers = {"X-API-Key": KEY}
+    with running(upstream, tmp_path) as bridge:
+        body = {"name": "ci", "room": ROOM, "verification": {"scheme": "gitlab", "secret": CANARY}}
+        assert httpx.post(f"{bridge.url}/hooks", json=body, headers=headers, trust_env=False).status_code == 201
+    with running(upstream, tmp_path, secret_key=SecretStr(Fernet.generate_key().decode())) as bridge:
+        own = {"X-Gitlab-Token": CANARY}
+        answer = httpx.post(f"{bridge.url}/hooks/ci", json={"text": "x"}, headers=own, trust_env=False)
+        assert answer.status_code == 503
+        assert "retry-after" in answer.headers
+        again = httpx.post(f"{bridge.url}/hooks/ci/rotate", headers=headers, trust_env=False)
+        own = {"X-Gitlab-Token": again.json()["secret"]}
+        assert httpx.post(f"{bridge.url}/hooks/ci", json={"text": "x"}, headers=own, trust_env=False).status_code == 200
+
+
 # trying them
 
 
@@ -426,7 +487,7 @@ def test_template_that_fails_is_refused_in_a_preview_and_in_no_request(
         ({"body": 1, "headers": ["x"]}, {"/headers": "must be an object of strings"}),
         ({"body": 1, "headers": {"x": 1}}, {"/headers": "must be an object of strings"}),
         ({"request": ["1"]}, {"/request": "must be the id of a kept request"}),
-        ({"body": 1, "template": "{{"}, {"/template/text": "unexpected end of input"}),
+        ({"body": 1, "template": "{{"}, {"/template/markdown": "unexpected end of input"}),
     ],
 )
 def test_preview_of_what_is_none_is_refused(admin: httpx.Client, value: Json, wrong: dict[str, str]) -> None:

@@ -388,9 +388,26 @@ def test_run_is_one_story_from_its_start_to_its_end() -> None:
     passed = only(github("workflow_run", run("completed", "success", at="2020-10-05T16:36:49Z")))
     assert started["key"] == passed["key"] == "workflow_run/289782451"
     assert (started["state"], passed["state"]) == ("resolved", "resolved")  # neither pings
-    assert passed["time"] - started["time"] == 180_000
+    assert passed["time"] - started["time"] == 180_001
     assert started["body"].startswith("▶️ octo-org/octo-repo: test started on master: run #163 (https://")
     assert passed["body"].startswith("✅ octo-org/octo-repo: test passed on master after 3 min: run #163 (https://")
+
+
+def test_end_of_a_run_comes_after_its_beginning_in_the_same_second() -> None:
+    started, passed = (
+        only(github("workflow_run", run(*each))) for each in (("in_progress",), ("completed", "success"))
+    )
+    assert passed["time"] > started["time"]
+    assert only(gitlab(pipeline("success")))["time"] > only(gitlab(pipeline("running")))["time"]
+
+
+def test_run_leads_to_its_pull_requests() -> None:
+    payload = run("completed", "failure", attempt=2)
+    payload["workflow_run"]["pull_requests"] = [{"number": 3}, {"number": None}, None]
+    assert (
+        "\nPull request: #3 (https://github.com/octo-org/octo-repo/pull/3) · Attempt: 2"
+        in only(github("workflow_run", payload))["body"]
+    )
 
 
 def test_failed_run_fires_with_each_attempt_and_a_later_one_resolves_it() -> None:
@@ -480,7 +497,7 @@ def test_deployment_is_one_story() -> None:
     details = "details (https://ci.example.org/7)\naaaaaaa"
     assert failed["body"] == f"❌ main could not be deployed to production by octocat: {details}"
     assert done["body"] == (f"✅ main was deployed to production by octocat: {details}\nSite: https://example.org")
-    for state in ("queued", "pending", "waiting"):
+    for state in ("queued", "pending", "waiting", "inactive"):
         found = {**base, "deployment_status": {"state": state}}
         assert github("deployment_status", found)["messages"] == []
 
@@ -591,6 +608,20 @@ def test_time_of_a_pipeline_is_that_of_the_last_thing_it_did() -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "moment"),
+    [
+        ("2021-04-28 21:50:00 +0200", 1619639400000),
+        ("2021-04-28 19:50:00 UTC", 1619639400000),
+        ("2021-04-28T19:50:00Z", 1619639400000),
+        ("2021-04-28 12:50:00 -0700", 1619639400000),
+    ],
+)
+def test_times_of_gitlab_are_understood(text: str, moment: int) -> None:
+    payload = {"object_kind": "deployment", "status": "success", "deployment_id": 1, "status_changed_at": text}
+    assert only(gitlab({**payload, "project": {"name": "x"}}))["time"] == moment
+
+
+@pytest.mark.parametrize(
     ("action", "more", "said"),
     [
         ("open", {"draft": True}, "opened draft merge request !1"),
@@ -664,6 +695,10 @@ MONA = {"name": "Mona", "username": "mona"}
                 " (https://gitlab.example.org/octo/hello/-/jobs/9)\n"
                 "Stage: check · Reason: script failure\naaaaaaa Fix — Mona"
             ),
+        ),
+        (
+            {"object_kind": "job", "job_id": 9, "job_name": "test", "job_status": "failed", "job_stage": "check"},
+            ("❌ octo/hello: Job test failed: details (https://gitlab.example.org/octo/hello/-/jobs/9)\nStage: check"),
         ),
         (
             {
@@ -794,6 +829,36 @@ def test_gitea_labels_and_pushes_to_pull_requests_are_quiet() -> None:
         assert gitea("pull_request", {**payload, "action": action})["messages"] == []
         message = only(gitea("pull_request", {**payload, "action": action}, ignore=("+pull_request",)))
         assert said in message["body"]
+
+
+def test_fork_in_gitea_is_of_the_forkee() -> None:
+    """GitHub's is the other way round."""
+    old, new = ({"full_name": f"{owner}/it", "html_url": f"https://git.example.org/{owner}/it"} for owner in "ab")
+    payload = {"forkee": old, "repository": new, "sender": {"login": "b"}}
+    assert (
+        only(gitea("fork", payload))["body"] == "a/it: b forked the repository to b/it (https://git.example.org/b/it)"
+    )
+    payload = {"forkee": new, "repository": old, "sender": {"login": "b"}}
+    assert (
+        only(github("fork", payload))["body"] == "a/it: b forked the repository to b/it (https://git.example.org/b/it)"
+    )
+
+
+def test_gitea_says_who_was_assigned() -> None:
+    payload = {**loaded("gitea/issues-opened"), "action": "assigned"}
+    payload["issue"]["assignee"] = {"login": "mona"}
+    assert "example assigned mona to issue #1 example (" in only(gitea("issues", payload))["body"]
+
+
+def test_sub_issue_is_told_once() -> None:
+    payload = {
+        "sender": {"login": "octocat"},
+        "sub_issue": {"number": 3, "title": "Part"},
+        "parent_issue": {"number": 1, "title": "Whole", "html_url": "https://github.com/o/r/issues/1"},
+    }
+    told = only(github("sub_issues", {**payload, "action": "sub_issue_added"}))["body"]
+    assert told == 'octocat added sub-issue "Part" to #1 Whole (https://github.com/o/r/issues/1)'
+    assert github("sub_issues", {**payload, "action": "parent_issue_added"})["messages"] == []
 
 
 def test_secret_in_an_old_gitea_body_is_not_shown() -> None:

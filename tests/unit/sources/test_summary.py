@@ -9,23 +9,7 @@ import pytest
 
 from flowbridge.rendering.reading import text_of
 from flowbridge.sources.summary import MAX_ROWS, MAX_VALUE, is_secret, summary
-from tests.unit.sources.test_alerting import GOLDEN, PAYLOADS, body, golden, made, only
-
-FOLDERS = (
-    *("bugsnag", "checkmk", "dockerhub", "flux", "harbor", "librenms", "radarr", "sonarr", "statuspage", "stripe"),
-    *("travisci", "zabbix"),
-)
-RECORDED = [
-    str(file.relative_to(PAYLOADS).with_suffix("")) for name in FOLDERS for file in (PAYLOADS / name).glob("*.json")
-]
-
-
-@pytest.mark.parametrize("name", RECORDED)
-def test_recorded_body_is_shown_as_it_was_looked_at(name: str) -> None:
-    found = made(body(name))
-    assert (found["source"], found["warnings"]) == ("generic", [])
-    golden(GOLDEN / f"{name}.html", only(found)["html"])
-    golden(GOLDEN / f"{name}.txt", only(found)["body"])
+from tests.unit.sources.test_alerting import made
 
 
 def lines(value: Any, title: str = "") -> list[str]:
