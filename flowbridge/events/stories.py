@@ -71,7 +71,7 @@ class Chapter:
 def decide(chapter: Chapter, last: Chapter | None, *, overtaken: bool = False) -> tuple[Decision, str]:
     """What an event becomes, and why where that is nothing. `last`: what was last said; None: nothing yet.
 
-    `overtaken`: its turn was before that, and it is replayed: only a newer time of the sender's can make it news.
+    `overtaken`: it is replayed, and its turn was before that: only a newer time of the sender's can make it news.
     """
     if last is None:
         return ("notice" if chapter.state == "resolved" else "new"), ""
@@ -88,10 +88,11 @@ def decide(chapter: Chapter, last: Chapter | None, *, overtaken: bool = False) -
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """What was said of a story, and by which delivery."""
+    """What was said of a story, and by which delivery. `number`: of the event in its story that says it (last)."""
 
     chapter: Chapter
     by: str
+    number: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,28 +101,32 @@ class Story:
 
     `before`: what holds again if the delivery of `last` dies; None where that was the first. Its own delivery was sent:
     each event of a lane ends before the next one's turn. `was`: the delivery and the event id of the message that the
-    key stood for then, if `last` began another.
+    key stood for then, if `last` began another. `events`: how many there were, with those that died.
     """
 
     last: Said
     before: Said | None = None
     was: tuple[str, str] | None = None
+    events: int = 0
 
-    def confirmed(self, chapter: Chapter) -> "Story":
+    def confirmed(self, chapter: Chapter, number: int) -> "Story":
         """Said once more, with its time: what is older than that must not overwrite it."""
         last = self.last.chapter
         times = [time for time in (last.time, chapter.time) if time is not None]
-        return replace(self, last=replace(self.last, chapter=replace(last, time=max(times, default=None))))
+        last = replace(last, time=max(times, default=None))
+        number, events = max(self.last.number, number), max(self.events, number)
+        return replace(self, last=replace(self.last, chapter=last, number=number), events=events)
 
     def to_json(self) -> str:
-        said = [[said.by, *said.chapter.to_json()] for said in (self.last, self.before) if said is not None]
-        return json.dumps({"said": said, "was": self.was}, ensure_ascii=False)
+        said = [[said.by, said.number, *said.chapter.to_json()] for said in (self.last, self.before) if said]
+        return json.dumps({"said": said, "was": self.was, "events": self.events}, ensure_ascii=False)
 
     @classmethod
     def from_json(cls, text: str) -> "Story":
         found = json.loads(text)
-        last, *before = [Said(Chapter.from_json(chapter), by) for by, *chapter in found["said"]]
-        return cls(last, before[0] if before else None, tuple(found["was"]) if found["was"] else None)
+        last, *before = [Said(Chapter.from_json(chapter), by, number) for by, number, *chapter in found["said"]]
+        was = tuple(found["was"]) if found["was"] else None
+        return cls(last, before[0] if before else None, was, found["events"])
 
 
 def quiet(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -131,4 +136,6 @@ def quiet(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _short(name: str) -> str:
-    return name if len(name) <= MAX_ID else hashlib.sha256(name.encode()).hexdigest()
+    """A name that any store takes."""
+    is_fit = len(name) <= MAX_ID and name.isprintable()
+    return name if is_fit else hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()

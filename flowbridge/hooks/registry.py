@@ -76,6 +76,7 @@ class Registry:
         self._used: dict[str, int] = {}
         self._failures: dict[str, str] = {}
         self._note_at = 0.0
+        self._writing = asyncio.Lock()
 
     def open(self, fernet: Fernet) -> None:
         """Read the file, and set the cipher, before anything else is called. Raises SettingsError."""
@@ -115,6 +116,10 @@ class Registry:
         found = self._known.get(name)
         return found.hook if found else None
 
+    def is_hook(self, name: str) -> bool:
+        """Whether there is one of this name, as far as that is known in memory."""
+        return name in self._known
+
     def note_use(self, name: str) -> None:
         self._used[name] = clock.now_ms()
 
@@ -144,17 +149,19 @@ class Registry:
 
     async def flush(self) -> None:
         """Write when hooks were last used, to the minute, and how their templates failed. Likewise."""
-        now = self._clock()
-        if not self._failures and (not self._used or now < self._note_at):
-            return
         if self._database.trouble or self._database.missing:
             return
-        used = {name: at for name, at in self._used.items() if name in self._known}  # others are deleted
-        failures = {name: text for name, text in self._failures.items() if name in self._known}
-        self._used, self._failures, self._note_at = {}, {}, now + NOTE_SECONDS
-        work = partial(hooks.note, used=used, failures=failures, now=clock.now_ms())
-        with contextlib.suppress(Unavailable):
-            await self._database.run(work, lingers=True, alone=True)
+        async with self._writing:  # also for who finds nothing new: what is being written should be there
+            now = self._clock()
+            if not self._failures and (not self._used or now < self._note_at):
+                return
+            used = {name: at for name, at in self._used.items() if name in self._known}  # others are deleted
+            failures = {name: text for name, text in self._failures.items() if name in self._known}
+            self._used, self._failures, self._note_at = {}, {}, now + NOTE_SECONDS
+            self._stored.failing.update(failures)
+            work = partial(hooks.note, used=used, failures=failures, now=clock.now_ms())
+            with contextlib.suppress(Unavailable):
+                await self._database.run(work, lingers=True, alone=True)
 
     def load(self) -> dict[str, Definition]:
         """The file as it is now. Raises SettingsError."""
