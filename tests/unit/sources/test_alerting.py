@@ -37,7 +37,7 @@ def made(body: str, *, source: str = "auto", per: str = "notification", **header
 
 
 def _made(body: str, **given: Any) -> dict[str, Any]:
-    usual = {
+    usual: dict[str, Any] = {
         "source": "auto",
         "per": "notification",
         "headers": {},
