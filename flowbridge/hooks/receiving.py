@@ -263,11 +263,12 @@ class Receiving:
                 return told  # nothing is fetched again
             planned, more = await self._with_files(credential, planned)
             how = replace(how, notes=(*notes, *more)[:MAX_NOTES])
-        try:
-            return await self._messages.send(credential, room, planned.shaped, how, 0.0)
-        except (BadRequest, TooLarge, NotFound) as error:  # what it refers to is not there, or it is too long
-            how = replace(how, notes=(*how.notes, f"sent without what it cannot have: {error.error}")[:MAX_NOTES])
-            return await self._messages.send(credential, room, _least(planned.shaped), how, 0.0)
+        for shaped in (planned.shaped, _alone(planned.shaped)):
+            try:
+                return await self._messages.send(credential, room, shaped, how, 0.0)
+            except (BadRequest, TooLarge, NotFound) as error:  # what it refers to is not there, or it is too long
+                how = replace(how, notes=(*how.notes, f"sent without what it cannot have: {error.error}")[:MAX_NOTES])
+        return await self._messages.send(credential, room, _least(planned.shaped), how, 0.0)
 
     async def _with_files(self, credential: Credential, planned: Planned) -> tuple[Planned, list[str]]:
         """With the files that come within some seconds; in place of another one its address is sent.
@@ -389,15 +390,19 @@ def _with(event: Shaped, content: Content) -> Shaped:
     return replace(event, content={**content, **kept})
 
 
+def _alone(shaped: Sequence[Shaped]) -> list[Shaped]:
+    """The same events without what they refer to."""
+    return [replace(each, binding=replace(each.binding, reply_to=None, thread=None, edit=None)) for each in shaped]
+
+
 def _least(shaped: Sequence[Shaped]) -> list[Shaped]:
     """The same events with the beginning of their texts alone."""
     found = []
-    for event in shaped:
+    for event in _alone(shaped):
         body = str(event.content.get("body", ""))
         cut = body.encode("utf-8", "replace")[:SHORT_TEXT].decode("utf-8", "ignore")
-        binding = replace(event.binding, reply_to=None, thread=None, edit=None)
         content = event.content if "url" in event.content else _text(cut if cut == body else f"{cut}…", event)
-        found.append(Shaped(event.type, content, binding))
+        found.append(replace(event, content=content))
     return found
 
 

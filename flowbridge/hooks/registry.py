@@ -114,6 +114,10 @@ class Registry:
         found = self._known.get(name)
         return found.hook if found else None
 
+    def is_hook(self, name: str) -> bool:
+        """Whether there is one of this name, as far as that is known in memory."""
+        return name in self._known
+
     def note_use(self, name: str) -> None:
         self._used[name] = clock.now_ms()
 

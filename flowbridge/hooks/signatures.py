@@ -103,7 +103,7 @@ def _unsigned(verification: Verification, secrets: Sequence[Secret], check: "_Ch
     if verification.scheme == GITLAB:
         signing = [secret for secret in secrets if secret.text.startswith(_WHSEC)]
         return check.wrong(_STANDARD, signing) if signing else "X-Gitlab-Token is wrong, or missing"
-    return check.wrong(_scheme(verification), secrets)
+    return check.wrong(_scheme(verification), [secret for secret in secrets if secret.text])  # "" is no key
 
 
 def _scheme(verification: Verification) -> Scheme:

@@ -93,7 +93,8 @@ class Webhooks:
         headers = headers_of(request)
         path = request.path_params
         name = _decoded(path.get("name", ""))
-        asked = Asked(headers, _decoded(path.get("token", "")))
+        token = path.get("token", "") if name else next(reversed(path.values()), "")  # its last segment
+        asked = Asked(headers, _decoded(token))
         async with contextlib.AsyncExitStack() as stack:
             with ours():
                 found = await self._admission.find(name, asked)
@@ -214,6 +215,7 @@ def routes(core: Core) -> list[Route]:
             answers=Taken,
             errors=(*BODY, 401, 429, 503),
             sends=True,
+            lenient=True,
             documented=bool(operation),
             extra=_ANY if operation else None,
         )
@@ -238,8 +240,8 @@ def others(hooks: Webhooks) -> dict[str, Handler]:
     return {
         "/webhook/{token}": hooks.receive,  # matrix-hookshot
         "/api/v1/matrix/hook/{token}": hooks.receive,  # matrix-appservice-webhooks
-        "/services/{token}": hooks.slack,
-        "/services/{bot}/{token}": hooks.slack,
+        "/services/{team}": hooks.slack,
+        "/services/{team}/{bot}": hooks.slack,
         "/services/{team}/{bot}/{token}": hooks.slack,
         "/api/webhooks/{id}/{token}": hooks.discord,
         "/api/webhooks/{id}/{token}/slack": hooks.slack,
