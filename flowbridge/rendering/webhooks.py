@@ -55,8 +55,10 @@ def _made(payload: Any, given: Mapping[str, Any]) -> Json:
         made["delivery_id"] = source.delivery_id(headers, payload)
         found = _notices(source, Incoming(payload, headers, given["per"]), warnings)
     except UnrecognisedError as error:
-        if source.dialect:
+        if source.dialect and given["source"] != sources.AUTO:
             raise
+        if source.dialect:  # it was taken for what it is not
+            source, made["source"] = generic.SOURCE, generic.SOURCE.name
         warnings.append(f"{source.title}: {error}")
         found = [Notice(message={"html": summary(payload)})]
     if isinstance(found, Nothing):

@@ -19,6 +19,7 @@ _KEYS = frozenset(
         *("files", "payload_json", "attachments", "flags", "thread_name", "thread_id", "applied_tags", "poll", "wait"),
     )
 )
+_AFTER_A_LIST = re.compile(r"^([*+-] .*)\n(?=[^\s*+\-\d#>|`~])", re.MULTILINE)
 _SPECIAL = re.compile(
     r"<(?:a?:(?P<emoji>\w{1,40}):\d{1,25}|(?P<who>@!?|@&|#)(?P<id>\d{1,25})|t:(?P<time>-?\d{1,12})(?::[a-zA-Z])?)>"
 )
@@ -52,8 +53,9 @@ def _add(said: Parts, embed: Mapping[str, Any]) -> None:
 
 
 def _plain(said: str) -> str:
-    """Discord's own marks as texts: its ids mean nothing elsewhere."""
-    return with_emoji(_SPECIAL.sub(_special, said[: parts.MAX_CHARACTERS]))
+    """Discord's own marks as texts, since its ids mean nothing elsewhere. The line below a list is not of the list."""
+    shown = with_emoji(_SPECIAL.sub(_special, said[: parts.MAX_CHARACTERS]))
+    return _AFTER_A_LIST.sub(r"\1\n\n", shown)
 
 
 def _special(found: re.Match[str]) -> str:

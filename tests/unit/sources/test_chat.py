@@ -270,3 +270,20 @@ def test_ntfy(payload: Any, headers: dict[str, str], expected: str) -> None:
 )  # fmt: skip
 def test_gotify(payload: Any, expected: str) -> None:
     assert shown(payload, "gotify") == expected
+
+
+@pytest.mark.parametrize(
+    ("payload", "shown_"),
+    [
+        ({"blocks": [{"type": "0x1f", "height": 7}], "chain": "main"}, "chain: main"),
+        ({"content": "", "embeds": [{"vector": [1.5]}], "model": "m"}, "model: m"),
+        ({"topic": "zigbee/door", "message": "open"}, "topic: zigbee/door"),
+        ({"title": "T", "message": "m", "priority": "high"}, "priority: high"),
+        ({"@type": "MessageCard", "id": "x", "level": "info"}, "level: info"),
+    ],
+)
+def test_what_only_looks_like_a_chats_is_summed_up(payload: Any, shown_: str) -> None:
+    """By `auto`: what no chat tool would show is no reason for a 400, which loses it."""
+    found = made(json.dumps(payload))
+    assert found["source"] == "generic"
+    assert shown_ in only(found)["body"]
