@@ -59,7 +59,8 @@ def _made(payload: Any, given: Mapping[str, Any]) -> Json:
             raise
         if source.dialect:  # it was taken for what it is not
             source, made["source"] = generic.SOURCE, generic.SOURCE.name
-        warnings.append(f"{source.title}: {error}")
+        else:
+            warnings.append(f"{source.title}: {error}")
         found = [Notice(message={"html": summary(payload)})]
     if isinstance(found, Nothing):
         return {**made, "nothing": found.reason, "event": found.event}

@@ -285,5 +285,5 @@ def test_gotify(payload: Any, expected: str) -> None:
 def test_what_only_looks_like_a_chats_is_summed_up(payload: Any, shown_: str) -> None:
     """By `auto`: what no chat tool would show is no reason for a 400, which loses it."""
     found = made(json.dumps(payload))
-    assert found["source"] == "generic"
+    assert (found["source"], found["warnings"]) == ("generic", [])
     assert shown_ in only(found)["body"]
