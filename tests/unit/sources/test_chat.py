@@ -174,10 +174,17 @@ def test_everybody_is_mentioned_only_as_a_member() -> None:
     assert said({"blocks": blocks}, "slack")["members"] == {"mentions": ["@room"]}
     for text in ("@room @channel @here", "`<!channel>`", "```<!here>```", "<@U024BE7LH>", "&lt;!channel&gt;"):
         assert said({"text": text}, "slack")["members"] == {}
-    assert (
-        said({"content": "@everyone @here @room", "allowed_mentions": {"parse": ["everyone"]}}, "discord")["members"]
-        == {}
-    )
+    quiet: list[dict[str, Any]] = [
+        {"allowed_mentions": {"parse": []}},
+        {"allowed_mentions": {}},
+        {"content": "@room a@here"},
+    ]
+    for allowed in quiet:
+        assert said({"content": "@everyone @here", **allowed}, "discord")["members"] == {}
+    for asked in ({}, {"allowed_mentions": {"parse": ["everyone"]}}):
+        message = said({"content": "@here: down", **asked}, "discord")
+        assert (message["members"], message["body"]) == ({"mentions": ["@room"]}, "@here: down")
+    assert said({"embeds": [{"description": "@everyone"}]}, "discord")["members"] == {}
 
 
 @pytest.mark.parametrize(
