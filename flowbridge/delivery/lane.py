@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import takewhile
+from itertools import islice, takewhile
 from typing import Any
 
 from flowbridge import log, metrics
@@ -223,7 +223,7 @@ class Lane:
         if pending.idem is not None:
             # The commit tells whether it is new. Awaited even when done: the worker's callback has to run first.
             await asyncio.wait([pending.committed])
-        if pending.row.binding is not None and not await self._bind(pending):
+        if pending.row.binding is not None and binding.is_due(pending.row) and not await self._bind(pending):
             return 0.0
         limits = self._shared.limits
         while not (self._stopping or pending.withdrawn):
@@ -256,25 +256,37 @@ class Lane:
         """Give it the relations to events that were sent before it; False: it is not to be sent."""
         while not (self._stopping or pending.withdrawn):
             await self._keep_lease()
-            work = partial(binding.resolve, row=pending.row, fence=self.fence, amended=self._shared.write_queue.amended)
+            behind = (each for each in islice(self.queue, 1, None) if not each.withdrawn and binding.is_due(each.row))
+            together = [pending, *behind]
+            rows, amended = [each.row for each in together], self._shared.write_queue.amended
+            work = partial(binding.resolve, rows=rows, fence=self.fence, amended=amended)
             try:
-                resolved = await self._shared.database.run(work, alone=True)
+                found = await self._shared.database.run(work, alone=True)
             except Exception as error:
                 log.warning("store_away", error=reason(error))
                 await asyncio.sleep(self._shared.timing.first_pause)
                 continue
-            if resolved is None:
+            if found is None:
                 raise LeaseLost
-            if resolved.missing:
-                missing = HomeserverError(resolved.missing, errcode=Errcode.NOT_FOUND, status=404)
-                self._settle(pending, Verdict("dead", error=missing))
-                return False
-            pending.bind(resolved.content, resolved.history)
-            for entry in resolved.history:
-                if "note" in entry:
-                    log.info("target_missing", delivery=pending.row.delivery, note=entry["note"])
-            return True
+            for each, resolved in zip(together, found, strict=False):
+                self._take_over(each, resolved)
+            return not (found[0].missing or found[0].said)
         return False
+
+    def _take_over(self, pending: PendingDelivery, resolved: binding.Resolved) -> None:
+        """What the store says of its relations. Without a need to send it, it has ended."""
+        if resolved.missing:
+            missing = HomeserverError(resolved.missing, errcode=Errcode.NOT_FOUND, status=404)
+            self._settle(pending, Verdict("dead", error=missing))
+            return
+        pending.bind(resolved.content, resolved.history, resolved.binding)
+        for entry in resolved.history:
+            if "note" in entry:
+                action = "nothing_new" if resolved.said else "target_missing"
+                log.info(action, delivery=pending.row.delivery, note=entry["note"])
+        if resolved.said:
+            self.had_turn = True
+            self._close(pending, Verdict("sent", event_id=resolved.said))
 
     async def _attempt(self, pending: PendingDelivery) -> Verdict | None:
         """Wait for the account's turn, then try once. None: it is not to be sent, or not yet."""

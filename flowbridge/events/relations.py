@@ -82,7 +82,8 @@ class Binding:
     """Which relations an event gets. `key`, `on_update`: see `Message`.
 
     `reacts`, `redacts`: it is nothing without its target; a message is still worth sending without one. `chapter`: the
-    key names a story, and this is what the event says of it.
+    key names a story, and this is what the event says of it. Such a binding is kept, for replays: `bound_as` is the
+    transaction id under which it was bound, `after` the delivery that said the last of the story then.
     """
 
     reply_to: Target | None = None
@@ -93,6 +94,8 @@ class Binding:
     key: str = ""
     on_update: str = "edit"
     chapter: Chapter | None = None
+    bound_as: str = ""
+    after: str = ""
 
     def targets(self) -> dict[str, Target]:
         named = {name: getattr(self, name) for name in _TARGETS}
@@ -109,6 +112,8 @@ class Binding:
             found |= {"key": self.key, "on_update": self.on_update}
         if self.chapter is not None:
             found["chapter"] = self.chapter.to_json()
+        if self.bound_as:
+            found |= {"bound_as": self.bound_as, "after": self.after}
         return json.dumps(found, ensure_ascii=False)
 
     @classmethod
@@ -203,11 +208,20 @@ def placed(content: Content, root: str | None, answered: str | None) -> Content:
     return {**content, "m.relates_to": relation}
 
 
+def unbound(content: Content) -> Content:
+    """A content as it was before it became an edit, or was placed."""
+    new = content.get("m.new_content")
+    found = new if isinstance(new, dict) else content
+    return {name: value for name, value in found.items() if name != "m.relates_to"}
+
+
 def largest(content: Content, binding: Binding) -> Content:
     """The content as it is checked before it is accepted: with the longest event ids, and as an edit if it may be one.
 
-    An edit holds its text twice.
+    An edit holds its text twice. What is told in a story may become an `m.notice`.
     """
+    if binding.chapter is not None and content.get("msgtype") == "m.text":
+        content = {**content, "msgtype": "m.notice"}
     may_edit = binding.edit is not None or (binding.key and binding.on_update == "edit")
     if binding.reacts or binding.redacts or not may_edit:
         if binding.key and binding.on_update in ("thread", "reply"):

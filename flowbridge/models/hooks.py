@@ -11,13 +11,20 @@ OnUpdate = Literal["edit", "thread", "reply", "new"]
 Mentions = Literal["never", "firing", "template"]
 
 KEPT_REQUESTS = 20
+OWNER = "hook:"
+TEMPLATE_FAILED = "the template failed"  # the beginning of what its owner is told then
+TOKEN = "token"  # noqa: S105 (the scheme's name): what stands in the path, or in a header as it is
+SCHEMES = (  # hooks/signatures.py has what they mean
+    TOKEN,
+    *("github", "gitlab", "gitea", "grafana", "slack", "stripe", "pagerduty", "sentry", "standard-webhooks", "hmac"),
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Verification:
     """How a hook knows its sender. `scheme`: a name of `hooks/signatures.py`; what else there is belongs to `hmac`."""
 
-    scheme: str = "token"
+    scheme: str = TOKEN
     header: str = ""
     prefix: str = ""
     encoding: Literal["hex", "base64"] = "hex"
@@ -50,7 +57,12 @@ class Hook:
     @property
     def owner(self) -> str:
         """What stands for it where events name an API key: a hook is a caller like others."""
-        return f"hook:{self.name}"
+        return owner(self.name)
+
+
+def owner(name: str) -> str:
+    """No API key has such an id."""
+    return f"{OWNER}{name}"
 
 
 @dataclass(frozen=True, slots=True)

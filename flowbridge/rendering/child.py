@@ -5,7 +5,8 @@ memory. On a busy machine a second may be long, so the time is the processor's. 
 environment, nor its files.
 
 A request and its answer are JSON behind their length in 4 bytes. In: [format, source, users]. Out: ["", body, html
-or null], or [what is wrong]. The format "webhook" has what `webhooks` is given for users, and its answer for the body.
+or null], or [what is wrong]. The formats "webhook" and "template" have what `webhooks` and `template_check` are given
+for users, and their answers for the body.
 """
 
 import contextlib
@@ -23,6 +24,7 @@ Render = Callable[[str, Any], tuple[str, str | None]]
 CPU_SECONDS = 1.0  # for one request: the worst of 32 KiB takes 0.04
 MEMORY_BYTES = 512 * 1024 * 1024
 MAX_OUTPUT = 128 * 1024  # bytes; an event holds half of that
+MAX_HOOK_OUTPUT = 256 * 1024  # of all messages that a webhook becomes, beyond what was in its body
 NO_MEMORY = 3  # the exit status, where there is none for an answer
 NICE = 5  # the event loop goes first
 
@@ -37,10 +39,15 @@ def serve() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     with contextlib.suppress(OSError):
         os.nice(NICE)
-    from flowbridge.rendering import formats, webhooks
+    from flowbridge.rendering import formats, template_check, webhooks
 
     stream = socket.socket(fileno=0).makefile("rwb")
-    renders: Mapping[str, Render] = {"markdown": formats.markdown, "html": formats.html, "webhook": webhooks.webhook}
+    renders: Mapping[str, Render] = {
+        "markdown": formats.markdown,
+        "html": formats.html,
+        "webhook": webhooks.webhook,
+        "template": template_check.check,
+    }
     for request in iter(partial(_read, stream), b""):
         signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)  # SIGPROF, for which there is no handler, ends the process
         try:
@@ -58,7 +65,8 @@ def _answer(request: bytes, renders: Mapping[str, Render]) -> bytes:
     try:
         body, html = renders[format_](source, users)
         answer = ("", body, html)
-        if len(body) + len(html or "") > MAX_OUTPUT:
+        # Files and ids in a webhook's body come back with its texts, which are bounded.
+        if len(body) + len(html or "") > (MAX_HOOK_OUTPUT + len(source) if format_ == "webhook" else MAX_OUTPUT):
             answer = ("becomes too long",)
     except ValueError as error:  # RefusedError, TooDeepError
         answer = (str(error),)

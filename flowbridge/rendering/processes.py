@@ -30,6 +30,7 @@ HOOK_BYTES = 64 * 1024  # of a request to a hook: GitHub's largest usual ones ar
 WAITING = 256  # texts of one caller: each is held in memory
 TURN_SECONDS = 20.0
 RULE = "render"  # what Problem.schema says for these rules
+KILLED = "/body"  # the pointer of a request to a hook that took too long, or too much memory
 
 _OF_THE_TEXT = (-signal.SIGPROF, -signal.SIGABRT, -signal.SIGSEGV, NO_MEMORY)  # too much processor time, or memory
 _WHAT = "texts that are being rendered"
@@ -203,9 +204,10 @@ class Rendering:
         Raises BadContent for one that cannot be read, or whose template takes too long (then `plain` helps), TooMany
         and Unavailable. Built-in templates take 0.2 ms; a template of the hook's own may take a second.
         """
-        request = json.dumps(["webhook", body, given]).encode()
+        encode = partial(_encoded, body, given)
+        request = await asyncio.to_thread(encode) if len(body) > HOOK_BYTES else encode()
         line = self._hooks if len(request) <= HOOK_BYTES and not given["template"] else self._long
-        found = json.loads((await self._ask(line, "body", request))[0])
+        found = json.loads((await self._ask(line, KILLED[1:], request))[0])
         if "wrong" in found:
             raise _problem("", found["wrong"])
         messages = [
@@ -230,6 +232,20 @@ class Rendering:
             tuple(found["warnings"]),
         )
 
+    async def check_template(
+        self, source: str, template: Mapping[str, str], per: str
+    ) -> tuple[list[Problem], list[str]]:
+        """What is wrong with a hook's own template, and what its owner should know of it.
+
+        Raises TooMany and Unavailable.
+        """
+        request = json.dumps(["template", source, {"template": dict(template), "per": per}]).encode()
+        try:
+            found = json.loads((await self._ask(self._long, "template", request))[0])
+        except BadContent as error:
+            return list(error.problems), []
+        return [Problem(f"/template/{member}", text, RULE) for member, text in found["wrong"]], found["warnings"]
+
     async def _ask(self, line: _Line, what: str, request: bytes) -> Sequence[Any]:
         caller = peer.who() or "here"
         try:
@@ -253,6 +269,10 @@ class Rendering:
     async def stop(self) -> None:
         """End all processes; texts that are being rendered are not."""
         await asyncio.gather(*(line.stop() for line in self._lines))
+
+
+def _encoded(body: str, given: Mapping[str, Any]) -> bytes:
+    return json.dumps(["webhook", body, given]).encode()
 
 
 def _problem(format_: str, message: str) -> BadContent:

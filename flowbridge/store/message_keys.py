@@ -3,7 +3,8 @@
 A key stands for a delivery, and outlives it: `retention` keeps the event id of what it deletes.
 """
 
-from typing import Any
+import random
+from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, and_, delete, func, select, update
 from sqlalchemy.sql import ColumnElement
@@ -11,9 +12,18 @@ from sqlalchemy.sql import ColumnElement
 from flowbridge.store.statements import insert
 from flowbridge.store.tables import message_keys
 
-MAX_KEYS = 20_000  # of one API key or account; the one that was used longest ago gives way (counting them takes 1 ms)
+MAX_KEYS = 20_000  # of one API key or account, about; those that were used longest ago give way …
+COUNTED = 100  # … when they are counted, which takes 1 ms: as many times as this on the way to so many
 KEEP_DAYS = 90
 PURGED = 2_500  # keys that are deleted at once
+
+
+class Known(NamedTuple):
+    """What a key stands for. `event_id`: if the delivery may be deleted; `story`: JSON (events/stories.py)."""
+
+    delivery: str
+    event_id: str | None
+    story: str | None
 
 
 def find(connection: Connection, owner: str, room_id: str, key: str) -> dict[str, Any] | None:
@@ -23,6 +33,13 @@ def find(connection: Connection, owner: str, room_id: str, key: str) -> dict[str
     return dict(found) if found else None
 
 
+def read(connection: Connection, owner: str, room_id: str, key: str) -> Known | None:
+    """As `find`, with what was last said of its story, if it is one."""
+    columns = (message_keys.c.delivery, message_keys.c.event_id, message_keys.c.story)
+    found = connection.execute(select(*columns).where(_is(owner, room_id, key))).first()
+    return Known(*found) if found else None
+
+
 def of_delivery(connection: Connection, delivery: str) -> str | None:
     """The event id of a deleted delivery that a key stands for."""
     found = select(message_keys.c.event_id).where(message_keys.c.delivery == delivery)
@@ -30,17 +47,27 @@ def of_delivery(connection: Connection, delivery: str) -> str | None:
     return event_id
 
 
-def assign(connection: Connection, owner: str, room_id: str, key: str, delivery: str, now: int) -> None:
+def assign(
+    connection: Connection,
+    owner: str,
+    room_id: str,
+    key: str,
+    delivery: str,
+    now: int,
+    *,
+    event_id: str | None = None,
+    story: str | None = None,
+) -> None:
     """Let a key stand for this delivery from now on (ms)."""
-    values = {"delivery": delivery, "event_id": None, "used_at": now}
+    values = {"delivery": delivery, "event_id": event_id, "used_at": now, "story": story}
     statement = insert(connection, message_keys).values(owner=owner, room_id=room_id, key=key, **values)
     connection.execute(statement.on_conflict_do_update(index_elements=["owner", "room_id", "key"], set_=values))
     _make_room(connection, owner)
 
 
 def touch(connection: Connection, owner: str, room_id: str, key: str, now: int) -> None:
-    """A key was used (ms)."""
-    connection.execute(update(message_keys).where(_is(owner, room_id, key)).values(used_at=now))
+    """A key was used (ms), by a message of no story: what was said of one holds no longer."""
+    connection.execute(update(message_keys).where(_is(owner, room_id, key)).values(used_at=now, story=None))
 
 
 def forget(connection: Connection, used_before: int) -> int:
@@ -57,8 +84,11 @@ def _is(owner: str, room_id: str, key: str) -> ColumnElement[bool]:
 
 
 def _make_room(connection: Connection, owner: str) -> None:
+    if random.randrange(MAX_KEYS // COUNTED + 1):  # noqa: S311 (no secret)
+        return
     mine = message_keys.c.owner == owner
-    if (connection.scalar(select(func.count()).where(mine)) or 0) > MAX_KEYS:
+    excess = (connection.scalar(select(func.count()).where(mine)) or 0) - MAX_KEYS
+    if excess > 0:
         oldest = select(message_keys.c.room_id, message_keys.c.key).where(mine).order_by(message_keys.c.used_at)
-        room_id, key = connection.execute(oldest.limit(1)).one()
-        connection.execute(delete(message_keys).where(_is(owner, room_id, key)))
+        for room_id, key in connection.execute(oldest.limit(excess)).all():
+            connection.execute(delete(message_keys).where(_is(owner, room_id, key)))
