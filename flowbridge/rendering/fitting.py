@@ -135,7 +135,8 @@ def _beginning(source: str, limit: int) -> tuple[str, str | None]:
             start = start[: start.rfind("<")]
         start = re.sub(r"&[#\w]{0,10}$", "", start)
         try:
-            body, found = formats.html(f"{start}{CUT}", ())
+            # In a table's row it would be moved in front of the table.
+            body, found = formats.html(f"{start}</table>{CUT}" if "<table" in start else f"{start}{CUT}", ())
         except TooDeepError:
             return text(re.sub(r"<[^<>]*>", " ", source[: 4 * limit]), limit), None
         if (size := size_of(body) + size_of(found or "")) <= limit:

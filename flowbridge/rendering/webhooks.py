@@ -24,7 +24,8 @@ MAX_DEPTH = 64
 MAX_MESSAGES = 50  # of one request
 MAX_ALL = 100_000  # bytes of their texts together: what the render process answers is bounded
 MAX_TITLE = 500  # characters, as in a message
-MAX_MEMBER = 2_000  # characters of mentions; of ids and keys 255 bytes are taken
+MAX_MENTIONS = 2_000  # characters
+MAX_MEMBER = 256  # characters of what has no text: an id has 255 bytes at most
 MAX_KEY = 255  # bytes: as events/relations.py has it
 
 _TEXTS = ("text", "markdown", "html")
@@ -39,8 +40,7 @@ def webhook(body: str, given: Mapping[str, Any]) -> tuple[str, None]:
     ends the process is one that fails).
     """
     try:
-        payload = body if given["is_text"] else _read(body, may_be_text=given.get("may_be_text", False))
-        found = _made(payload, given)
+        found = _made(_payload(body, given), {**given, "body": body})
     except ValueError as error:
         found = {"wrong": str(error)}
     return json.dumps(found, ensure_ascii=False), None
@@ -114,7 +114,9 @@ def _said(
     except Exception as error:  # TemplateError, RefusedError, MemoryError …: what was sent must not be lost by it
         warnings.append(f"{TEMPLATE_FAILED}, and a summary was sent: {worded(error)}")
         members = {name: value for name, value in members.items() if name not in _TEXTS}
-        body, html = fitting.html(summary(payload, _titled(source, notice)), limit)
+        if given["template"]:  # which can change what it is given: `payload.list.append(1)`
+            payload = _payload(given["body"], given)
+        body, html = fitting.html(_whole(summary(payload, _titled(source, notice))), limit)
     same = notice.same if notice.same is not None else body
     return {
         "members": {name: value for name, value in members.items() if name not in _TEXTS},
@@ -158,9 +160,9 @@ def _bounded(members: Mapping[str, Any]) -> Json:
         elif name == "title":
             found[name] = _whole(" ".join(value[: 4 * MAX_TITLE].split())[:MAX_TITLE])
         elif name == "mentions" and value.lstrip().startswith("["):
-            found[name] = _listed(value[:MAX_MEMBER])
+            found[name] = _listed(value[:MAX_MENTIONS])
         else:
-            found[name] = _whole(value.strip()[:MAX_MEMBER])
+            found[name] = _whole(value.strip()[: MAX_MENTIONS if name in ("mentions", "key") else MAX_MEMBER])
     return found
 
 
@@ -174,16 +176,16 @@ def _listed(mentions: str) -> Any:
 def _text(members: Mapping[str, Any], limit: int, *, is_template: bool) -> tuple[str, str | None]:
     """Body and HTML, cut to what fits. Raises ValueError."""
     if (html := members.get("html")) is not None:
-        body, found = fitting.html(str(html), limit)
+        body, found = fitting.html(_whole(str(html)), limit)
         return body, found if found and ("<" in found or unescape(found) != body) else None
     if (markdown := members.get("markdown")) is not None:
-        body, found = fitting.markdown(str(markdown), limit)
+        body, found = fitting.markdown(_whole(str(markdown)), limit)
         # In a template's Markdown the payload's own marks are escaped, which none should read.
         return (text_of(found) or body, found) if found and is_template else (body, found)
     text = members.get("text")
     if text is None and not members.get("attachments"):
         raise formats.RefusedError("it makes none of text, markdown and html")
-    return fitting.text(str(text or ""), limit), None
+    return fitting.text(_whole(str(text or "")), limit), None
 
 
 def _titled(source: Source, notice: Notice) -> str:
@@ -203,11 +205,13 @@ def _whole(text: str) -> str:
     return text.encode("utf-8", "replace").decode().replace("\0", "\ufffd")
 
 
-def _read(body: str, *, may_be_text: bool) -> Any:
+def _payload(body: str, given: Mapping[str, Any]) -> Any:
+    if given["is_text"]:
+        return body
     try:
         return _parsed(body)
     except ValueError:
-        if not may_be_text:
+        if not given.get("may_be_text", False):
             raise
         return body
 
