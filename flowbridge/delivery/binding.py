@@ -9,9 +9,8 @@ meanwhile.
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from typing import Any
 
 from sqlalchemy import Connection
@@ -21,15 +20,24 @@ from flowbridge.events.relations import Binding, Content, Find, Found, Target
 from flowbridge.events.stories import Chapter, Said, Story, decide, quiet
 from flowbridge.store import Fence, Row, clock, leases, message_keys, outbox
 from flowbridge.store.json_columns import from_json, to_json
+from flowbridge.store.message_keys import Key, Known
 
 Amended = Callable[[dict[str, Any]], dict[str, Any]]  # a row of the outbox, with an outcome that is not written yet
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Events of a lane, in their order, the first of which has its turn."""
+
+    rows: Sequence[Row]
+    fence: Fence
 
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
     """What became of a binding: columns of the row. `missing`: why the event is pointless, and its row as it was.
 
-    `said`: the event that says it already; then the row is as it was, but for the history.
+    `said`: the event that says it already; then the row is as it was, too, but for the history.
     """
 
     content: bytes
@@ -40,88 +48,160 @@ class Resolved:
 
 
 class _TooEarly(Exception):
-    """An event before it is yet to end."""
+    """An event that this one depends on is yet to end."""
 
 
 def is_due(row: Row) -> bool:
     """Whether an event is yet to get its relations; that of a story gets them once more when it is replayed."""
-    return row.binding is not None and Binding.from_json(row.binding).bound_as != row.txn_id
+    return row.binding is not None and not relations.is_bound(row.binding, row.txn_id)
 
 
-def resolve(connection: Connection, rows: Sequence[Row], fence: Fence, amended: Amended) -> list[Resolved] | None:
-    """Write contents with their relations, and what keys stand for now; None: the lane has another holder.
+def resolve(connection: Connection, wanted: Sequence[Wanted], amended: Amended) -> list[list[Resolved] | None]:
+    """Write contents with their relations, and what keys stand for now; None for a lane that has another holder.
 
-    Of the first row, whose turn it is, and with it of those behind it, up to the first one that needs to know how
-    another one ends: a commit for each would hold up a lane.
+    Of each lane the first event, and with it those behind it, up to one that has to know how another one ends: a
+    commit for each would hold up a lane, and a statement for each all of them.
     """
-    if not leases.is_held(connection, fence):
-        return None
-    return list(_resolved(connection, rows, amended))
-
-
-def _resolved(connection: Connection, rows: Sequence[Row], amended: Amended) -> Iterator[Resolved]:
-    for number, row in enumerate(rows):
-        try:
-            yield _Resolving(connection, row, amended, is_ahead=number > 0).run()
-        except _TooEarly:
-            return
+    if not wanted:
+        return []
+    held = leases.held(connection, [each.fence for each in wanted])
+    mine = [each for each in wanted if each.fence in held]
+    resolving = _Resolving(connection, [row for each in mine for row in each.rows], amended)
+    found = [resolving.lane(each.rows) if each.fence in held else None for each in wanted]
+    resolving.write()
+    return found
 
 
 class _Resolving:
-    """One event. `is_ahead`: it is not its turn yet: nothing is written before an event that this depends on ends."""
+    """Events of several lanes: what they refer to is read at once, and what becomes of them is written at once."""
 
-    def __init__(self, connection: Connection, row: Row, amended: Amended, *, is_ahead: bool) -> None:
+    def __init__(self, connection: Connection, rows: Sequence[Row], amended: Amended) -> None:
         self._connection = connection
-        self._row = row
-        self._amended = amended
-        self._is_ahead = is_ahead
-        self._binding = Binding.from_json(row.binding or "{}")
-        self._key = (row.api_key or row.account, row.room_id, self._binding.key)
         self._now = clock.now_ms()
-        self._find = cache(self._found)
-        self._row_of = cache(self._looked_up)
+        self._bindings = {row.delivery: Binding.from_json(row.binding or "{}") for row in rows}
+        self._keys = message_keys.read(connection, set(self._named(rows)))
+        self._stories = {key: Story.from_json(known.story) for key, known in self._keys.items() if known.story}
+        ended = outbox.ended(connection, list(self._deliveries()))
+        self._ended = {delivery: amended(row) for delivery, row in ended.items()}
+        self._changed: dict[Key, Known] = {}
+        self._bound: list[dict[str, Any]] = []
 
-    def run(self) -> Resolved:
+    def lane(self, rows: Sequence[Row]) -> list[Resolved]:
+        found: list[Resolved] = []
+        for row in rows:
+            try:
+                found.append(_Event(self, row, self._bindings[row.delivery], is_ahead=bool(found)).resolved())
+            except _TooEarly:
+                break
+        return found
+
+    def write(self) -> None:
+        message_keys.write(self._connection, self._changed, self._now)
+        outbox.bind(self._connection, self._bound)
+
+    def _named(self, rows: Sequence[Row]) -> Iterable[Key]:
+        for row in rows:
+            binding, owner = self._bindings[row.delivery], row.api_key or row.account
+            names = [target.name for target in binding.targets().values() if target.kind == "key"]
+            yield from ((owner, row.room_id, name) for name in (*names, binding.key) if name)
+
+    def _deliveries(self) -> Iterable[str]:
+        found = {known.delivery for known in self._keys.values()}
+        for story in self._stories.values():
+            found.add(story.last.by)
+            if story.was is not None:
+                found.add(story.was[0])
+        for binding in self._bindings.values():
+            found.update(target.name for target in binding.targets().values() if target.kind == "delivery")
+        return found
+
+    # for one event
+
+    def known(self, key: Key) -> tuple[Known, Story | None] | None:
+        known = self._changed.get(key) or self._keys.get(key)
+        return (known, self._stories.get(key)) if known else None
+
+    def assign(self, key: Key, delivery: str, event_id: str | None = None, story: Story | None = None) -> None:
+        """Let a key stand for this delivery from now on."""
+        self._changed[key] = Known(delivery, event_id, story.to_json() if story else None)
+        if story is not None:
+            self._stories[key] = story
+        else:
+            self._stories.pop(key, None)
+
+    def bind(self, row: Row, content: bytes, history: list[dict[str, Any]], binding: str | None) -> None:
+        values = {"content": content.decode(), "history": to_json(history), "binding": binding}
+        self._bound.append({"delivery": row.delivery, **values})
+
+    def is_open(self, delivery: str) -> bool:
+        """Whether it is yet to end."""
+        row = self._ended.get(delivery)
+        return row["state"] == "queued" if row is not None else delivery in self._bindings
+
+    def row(self, delivery: str) -> dict[str, Any] | None:
+        return self._ended.get(delivery)
+
+    def kept_id(self, delivery: str) -> str | None:
+        """The event id of a deleted delivery."""
+        return message_keys.of_delivery(self._connection, delivery)
+
+    def note(self, text: str) -> dict[str, Any]:
+        return {"at": self._now, "note": text}
+
+
+class _Event:
+    """`is_ahead`: it is not its turn yet: nothing becomes of it before an event that it depends on has ended."""
+
+    def __init__(self, all_: _Resolving, row: Row, binding: Binding, *, is_ahead: bool) -> None:
+        self._all = all_
+        self._row = row
+        self._is_ahead = is_ahead
+        self._binding = binding
+        self._key = (row.api_key or row.account, row.room_id, binding.key)
+
+    def resolved(self) -> Resolved:
         chapter = self._binding.chapter
-        return self._tell(chapter) if chapter is not None and self._binding.key else self._relate()
+        return self._told(chapter) if chapter is not None and self._binding.key else self._related()
 
-    def _relate(self) -> Resolved:
+    def _related(self) -> Resolved:
         """A message that is of no story."""
         binding = self._binding
         resolved = self._bind(json.loads(self._row.content), binding, self._find)
         if binding.key and not resolved.missing:
-            if binding.on_update == "new" or isinstance(self._find(Target("key", binding.key)), str):
-                message_keys.assign(self._connection, *self._key, self._row.delivery, self._now)
+            known = self._all.known(self._key)
+            if known is None or binding.on_update == "new" or isinstance(self._find(Target("key", binding.key)), str):
+                self._all.assign(self._key, self._row.delivery)
             else:
-                message_keys.touch(self._connection, *self._key, self._now)
+                self._all.assign(self._key, known[0].delivery, known[0].event_id)
         return resolved
 
-    def _tell(self, chapter: Chapter) -> Resolved:
+    def _told(self, chapter: Chapter) -> Resolved:
         """A chapter of a story."""
-        binding, row, told = self._binding, self._row, self._told()
-        last = told.story.last if told else None
+        binding, row, so_far = self._binding, self._row, self._so_far()
+        last = so_far.story.last if so_far else None
         chapter = chapter.heard(row.accepted_at)
-        is_overtaken = bool(binding.bound_as) and last is not None and last.by != binding.after
+        events = self._events()
+        number = binding.number if binding.bound_as else events + 1
+        is_overtaken = last is not None and last.number > number
         decision, why = decide(chapter, last.chapter if last else None, overtaken=is_overtaken)
-        if told is not None and decision == "nothing":
-            if self._is_ahead:
-                raise _TooEarly  # it is settled in its turn
-            self._remember(told, told.story.confirmed(chapter))
-            return Resolved(row.content, self._history(why), row.binding, said=self._says(told))
+        if so_far is not None and decision == "nothing":
+            self._remember(so_far, so_far.story.confirmed(chapter, number))
+            return Resolved(row.content, self._history(why), row.binding, said=self._says(so_far))
         content = json.loads(row.content)
         if binding.bound_as:
             content = relations.unbound(content)
-        bound = replace(binding, bound_as=row.txn_id, after=last.by if last else "")
-        said = Said(chapter, row.delivery)
-        if told is not None and decision == "update":
+        bound, said = replace(binding, bound_as=row.txn_id, number=number), Said(chapter, row.delivery, number)
+        if so_far is not None and decision == "update":
             content = {**content, "m.mentions": {}} if binding.on_update == "edit" else quiet(content)
-            self._remember(told, Story(said, last))
-            return self._bind(content, binding, self._finding(told.message), bound)
+            resolved = self._bind(content, binding, self._finding(so_far.message), bound)
+            self._remember(so_far, Story(said, last, events=max(events, number)))
+            return resolved
         if decision == "notice":
             content = quiet(content)
-        story = Story(said, last, (told.delivery, told.message.event_id) if told else None)
-        message_keys.assign(self._connection, *self._key, row.delivery, self._now, story=story.to_json())
-        return self._bind(content, replace(binding, key=""), self._find, bound)
+        was = (so_far.delivery, so_far.message.event_id) if so_far else None
+        resolved = self._bind(content, replace(binding, key=""), self._find, bound)
+        self._all.assign(self._key, row.delivery, story=Story(said, last, was, max(events, number)))
+        return resolved
 
     def _bind(self, content: Content, binding: Binding, find: Find, keeps: Binding | None = None) -> Resolved:
         bound = relations.bind(content, binding, find)
@@ -131,34 +211,39 @@ class _Resolving:
                 raise _TooEarly
             return Resolved(self._row.content, history, missing=bound.missing)
         written, kept = canonical_json.write(bound.content), keeps.to_json() if keeps else None
-        outbox.bind(self._connection, self._row.delivery, written, to_json(history), kept)
+        self._all.bind(self._row, written, history, kept)
         return Resolved(written, history, kept)
 
     def _history(self, *notes: str) -> list[dict[str, Any]]:
-        return [*from_json(self._row.history), *({"at": self._now, "note": note} for note in notes)]
+        return [*from_json(self._row.history), *map(self._all.note, notes)]
 
     # stories
 
-    def _told(self) -> "_Told | None":
-        """The story so far; None if nothing of it is in the room."""
-        known = message_keys.read(self._connection, *self._key)
-        if known is None:
+    def _events(self) -> int:
+        """How many events the story has had."""
+        found = self._all.known(self._key)
+        return found[1].events if found and found[1] else 0
+
+    def _so_far(self) -> "_SoFar | None":
+        """The story before this event; None if nothing of it is in the room."""
+        found = self._all.known(self._key)
+        if found is None:
             return None
-        message = self._sent(known.delivery, known.event_id)
-        if known.story is None:  # a message of no story has the key
-            return _Told(Story(Said(Chapter(), known.delivery)), known.delivery, message) if message else None
-        story, delivery = Story.from_json(known.story), known.delivery
+        (delivery, event_id, _), story = found
+        message = self._sent(delivery, event_id)
+        if story is None:  # a message of no story has the key
+            return _SoFar(Story(Said(Chapter(), delivery)), delivery, message) if message else None
         if not self._is_said(story.last.by, delivery, message):
             if story.last.by == delivery:
                 delivery, event_id = story.was or ("", "")
                 message = self._sent(delivery, event_id) if event_id else None
             if story.before is None:
                 return None
-            story = Story(story.before)
+            story = Story(story.before, events=story.events)
         elif story.last.by != delivery and self._row_of(story.last.by) is None:
             # Deleted, and how it ended is not known: said once more it does no harm, not said at all it might.
             story = replace(story, last=replace(story.last, chapter=replace(story.last.chapter, digest="")))
-        return _Told(story, delivery, message) if message else None
+        return _SoFar(story, delivery, message) if message else None
 
     def _is_said(self, by: str, delivery: str, message: Found | None) -> bool:
         """Whether what was said last is in the room. `message`: of the delivery that the key stands for."""
@@ -169,17 +254,15 @@ class _Resolving:
         row = self._row_of(by)
         return row is None or row["state"] == "sent"
 
-    def _says(self, told: "_Told") -> str:
+    def _says(self, so_far: "_SoFar") -> str:
         """The event that shows what was said last."""
-        row = self._row_of(told.story.last.by)
+        row = self._row_of(so_far.story.last.by)
         found = _event(row) if row is not None else None
-        return (found or told.message).original
+        return (found or so_far.message).original
 
-    def _remember(self, told: "_Told", story: Story) -> None:
-        event_id = told.message.event_id  # the key may have stood for a message that died
-        message_keys.assign(
-            self._connection, *self._key, told.delivery, self._now, event_id=event_id, story=story.to_json()
-        )
+    def _remember(self, so_far: "_SoFar", story: Story) -> None:
+        """The key may have stood for a message that died."""
+        self._all.assign(self._key, so_far.delivery, so_far.message.event_id, story)
 
     def _finding(self, message: Found) -> Find:
         key = Target("key", self._binding.key)
@@ -187,35 +270,33 @@ class _Resolving:
 
     # look-ups
 
-    def _found(self, target: Target) -> Found | str:
+    def _find(self, target: Target) -> Found | str:
         if target.kind == "event":
             return Found(target.name)
         if target.kind == "delivery":
             return self._sent(target.name, None) or f"{target} was not sent"
         owner, room_id, _ = self._key
-        known = message_keys.read(self._connection, owner, room_id, target.name)
-        if known is None:
+        found = self._all.known((owner, room_id, target.name))
+        if found is None:
             return f"{target} is not known"
-        return self._sent(known.delivery, known.event_id) or f"{target} was not sent"
+        return self._sent(found[0].delivery, found[0].event_id) or f"{target} was not sent"
 
     def _sent(self, delivery: str, kept: str | None) -> Found | None:
         """The event that a delivery became. `kept`: its id, where its row may be deleted."""
         row = self._row_of(delivery)
         if row is not None and (found := _event(row)) is not None:
             return found
-        kept = kept or message_keys.of_delivery(self._connection, delivery)
+        kept = kept or self._all.kept_id(delivery)
         return Found(kept) if kept else None
 
-    def _looked_up(self, delivery: str) -> dict[str, Any] | None:
-        row = outbox.by_delivery(self._connection, [delivery]).get(delivery)
-        row = self._amended(row) if row is not None else None
-        if self._is_ahead and row is not None and row["state"] == "queued":
+    def _row_of(self, delivery: str) -> dict[str, Any] | None:
+        if self._is_ahead and delivery != self._row.delivery and self._all.is_open(delivery):
             raise _TooEarly
-        return row
+        return self._all.row(delivery)
 
 
 @dataclass(frozen=True, slots=True)
-class _Told:
+class _SoFar:
     """A story, and the message that its key stands for."""
 
     story: Story

@@ -11,7 +11,6 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice, takewhile
 from typing import Any
 
@@ -20,6 +19,7 @@ from flowbridge.delivery import binding
 from flowbridge.delivery.account_limits import AccountLimits
 from flowbridge.delivery.attempt import Attempt, Attempts
 from flowbridge.delivery.backpressure import Backpressure
+from flowbridge.delivery.binder import Binder
 from flowbridge.delivery.pending import Outcome, PendingDeliveries, PendingDelivery
 from flowbridge.delivery.suspects import Suspects, Suspicion, is_failure, must_be_looked_for
 from flowbridge.delivery.write_queue import WriteQueue
@@ -34,6 +34,7 @@ from flowbridge.store.json_columns import history_to_json
 from flowbridge.store.leases import Claim
 
 DAY_SECONDS = 86_400.0
+MAX_BOUND = 50  # events of a lane that are bound at once
 TOLD = 50  # waiting callers that are told of a refusal in one go
 IN_DOUBT = "; it may be in the room all the same"
 EARLY_MS = 5  # an attempt may be this early
@@ -45,6 +46,7 @@ class Shared:
 
     database: Database
     write_queue: WriteQueue
+    binder: Binder
     backpressure: Backpressure
     limits: AccountLimits
     attempts: Attempts
@@ -254,14 +256,12 @@ class Lane:
 
     async def _bind(self, pending: PendingDelivery) -> bool:
         """Give it the relations to events that were sent before it; False: it is not to be sent."""
-        while not (self._stopping or pending.withdrawn):
+        while not (self._stopping or pending.withdrawn or pending.outcome is not None):
             await self._keep_lease()
-            behind = (each for each in islice(self.queue, 1, None) if not each.withdrawn and binding.is_due(each.row))
-            together = [pending, *behind]
-            rows, amended = [each.row for each in together], self._shared.write_queue.amended
-            work = partial(binding.resolve, rows=rows, fence=self.fence, amended=amended)
+            behind = (each for each in islice(self.queue, 1, None) if self._is_to_be_bound(each))
+            together = [pending, *islice(behind, MAX_BOUND - 1)]
             try:
-                found = await self._shared.database.run(work, alone=True)
+                found = await self._shared.binder.bind([each.row for each in together], self.fence)
             except Exception as error:
                 log.warning("store_away", error=reason(error))
                 await asyncio.sleep(self._shared.timing.first_pause)
@@ -269,9 +269,14 @@ class Lane:
             if found is None:
                 raise LeaseLost
             for each, resolved in zip(together, found, strict=False):
-                self._take_over(each, resolved)
+                if each.outcome is None:  # else it was refused meanwhile
+                    self._take_over(each, resolved)
             return not (found[0].missing or found[0].said)
         return False
+
+    def _is_to_be_bound(self, pending: PendingDelivery) -> bool:
+        is_open = pending.outcome is None and not pending.withdrawn
+        return pending.row.binding is not None and is_open and binding.is_due(pending.row)
 
     def _take_over(self, pending: PendingDelivery, resolved: binding.Resolved) -> None:
         """What the store says of its relations. Without a need to send it, it has ended."""

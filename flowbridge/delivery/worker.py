@@ -21,6 +21,7 @@ from flowbridge import log, metrics
 from flowbridge.delivery.account_limits import AccountLimits
 from flowbridge.delivery.attempt import Attempts
 from flowbridge.delivery.backpressure import Backpressure
+from flowbridge.delivery.binder import Binder
 from flowbridge.delivery.fairness import share_of_lanes
 from flowbridge.delivery.lane import DAY_SECONDS, Lane, LeaseLost, Shared
 from flowbridge.delivery.pending import Outcome, PendingDeliveries, PendingDelivery
@@ -102,6 +103,7 @@ class Worker:
         self._shared = Shared(
             database,
             write_queue,
+            Binder(database, write_queue.amended),
             backpressure,
             limits,
             attempts,

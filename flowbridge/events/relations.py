@@ -83,7 +83,7 @@ class Binding:
 
     `reacts`, `redacts`: it is nothing without its target; a message is still worth sending without one. `chapter`: the
     key names a story, and this is what the event says of it. Such a binding is kept, for replays: `bound_as` is the
-    transaction id under which it was bound, `after` the delivery that said the last of the story then.
+    transaction id under which it was bound, `number` that of the event in its story.
     """
 
     reply_to: Target | None = None
@@ -95,7 +95,7 @@ class Binding:
     on_update: str = "edit"
     chapter: Chapter | None = None
     bound_as: str = ""
-    after: str = ""
+    number: int = 0
 
     def targets(self) -> dict[str, Target]:
         named = {name: getattr(self, name) for name in _TARGETS}
@@ -107,13 +107,12 @@ class Binding:
         return bool(self.key) or any(target.kind != "event" for target in self.targets().values())
 
     def to_json(self) -> str:
-        found: dict[str, Any] = {name: [target.kind, target.name] for name, target in self.targets().items()}
+        found: dict[str, Any] = {"bound_as": self.bound_as, "number": self.number} if self.bound_as else {}
+        found |= {name: [target.kind, target.name] for name, target in self.targets().items()}
         if self.key:
             found |= {"key": self.key, "on_update": self.on_update}
         if self.chapter is not None:
             found["chapter"] = self.chapter.to_json()
-        if self.bound_as:
-            found |= {"bound_as": self.bound_as, "after": self.after}
         return json.dumps(found, ensure_ascii=False)
 
     @classmethod
@@ -122,6 +121,11 @@ class Binding:
         chapter = found.pop("chapter", None)
         named = {name: Target(*value) if name in _TARGETS else value for name, value in found.items()}
         return cls(**named, chapter=Chapter.from_json(chapter) if chapter else None)  # type: ignore[arg-type]
+
+
+def is_bound(binding: str, txn_id: str) -> bool:
+    """Whether this, as JSON, was bound under that transaction id: without reading it, which a lane would do often."""
+    return binding.startswith(f'{{"bound_as": {json.dumps(txn_id, ensure_ascii=False)},')
 
 
 NONE = Binding()

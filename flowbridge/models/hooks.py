@@ -79,6 +79,7 @@ class Said:
     key: str = ""
     state: str = ""
     firing: tuple[str, ...] = ()
+    ended: tuple[str, ...] | None = None
     time: int | None = None
     digest: str = ""
 

@@ -126,6 +126,7 @@ def _said(
         "key": _named(str(members.get("key") or notice.key)),
         "state": notice.state,
         "firing": [_whole(each) for each in notice.firing],
+        "ended": None if notice.ended is None else [_whole(each) for each in notice.ended],
         "time": notice.time,
         "digest": hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()[:32],
     }

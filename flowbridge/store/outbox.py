@@ -144,10 +144,30 @@ def note(connection: Connection, delivery: str, attempts: int, history: str) -> 
     connection.execute(queued.values(attempts=attempts, history=history))
 
 
-def bind(connection: Connection, delivery: str, content: bytes, history: str, binding: str | None = None) -> None:
-    """Give an event that is still queued its content with its relations."""
-    queued = update(outbox).where(outbox.c.delivery == delivery, QUEUED)
-    connection.execute(queued.values(content=content.decode(), history=history, binding=binding))
+_BIND = (
+    update(outbox)
+    .where(outbox.c.delivery == bindparam("b_delivery"), QUEUED)
+    .values({name: bindparam(f"b_{name}") for name in ("content", "history", "binding")})
+)
+
+
+def bind(connection: Connection, bound: Sequence[Mapping[str, Any]]) -> None:
+    """Give events that are still queued their contents with their relations."""
+    if bound:
+        connection.execute(_BIND, [{f"b_{name}": value for name, value in row.items()} for row in bound])
+
+
+_ENDED = select(*(outbox.c[name] for name in ("delivery", "state", "txn_id", "event_id", "content")))
+_ENDED = _ENDED.where(outbox.c.delivery.in_(bindparam("deliveries", expanding=True)))
+
+
+def ended(connection: Connection, deliveries: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """How these deliveries have ended, if they have, and what they said."""
+    found: dict[str, dict[str, Any]] = {}
+    for start in range(0, len(deliveries), _NAMED):
+        rows = connection.execute(_ENDED, {"deliveries": deliveries[start : start + _NAMED]}).mappings()
+        found.update((row["delivery"], dict(row)) for row in rows)
+    return found
 
 
 def by_delivery(connection: Connection, deliveries: Sequence[str]) -> dict[str, dict[str, Any]]:

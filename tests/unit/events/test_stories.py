@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from flowbridge.events.relations import LONGEST_ID, Binding, Found, bind, largest, unbound
 from flowbridge.events.stories import (
     AHEAD_MS,
+    LATE_MS,
     MAX_FIRING,
     OLDER,
     SAID,
@@ -57,6 +58,19 @@ RUNS = Chapter("", (), 10, "runs")
         (ONE, replace(BOTH, digest="x"), ("nothing", OLDER)),
         (replace(ONE, time=29), DONE, ("nothing", OLDER)),
         (replace(DONE, time=9), ONE, ("nothing", OLDER)),
+        # older, but of a beginning, or an end, that was not told
+        (replace(ONE, time=29, ended=()), replace(DONE, ended=()), ("new", "")),
+        (replace(ONE, time=29, ended=()), replace(DONE, ended=("2",)), ("new", "")),
+        (replace(BOTH, firing=("1", "3"), time=19, ended=()), replace(BOTH, ended=()), ("new", "")),
+        (replace(ONE, ended=("2",)), replace(BOTH, ended=()), ("update", "")),
+        (replace(DONE, time=5, ended=("1",)), replace(ONE, ended=("2",)), ("update", "")),
+        (replace(ONE, time=29, ended=()), replace(DONE, ended=("1",)), ("nothing", OLDER)),
+        (replace(ONE, ended=()), replace(BOTH, digest="x", ended=()), ("nothing", OLDER)),
+        (replace(ONE, time=29, ended=()), DONE, ("nothing", OLDER)),  # of which it is not known
+        (replace(ONE, ended=(), at=LATE_MS), replace(DONE, ended=("1",)), ("nothing", OLDER)),
+        (replace(ONE, ended=(), at=LATE_MS + 1), replace(DONE, ended=("1",)), ("new", "")),  # fires again
+        (replace(ONE, at=LATE_MS + 1), DONE, ("nothing", OLDER)),
+        (replace(ONE, time=29), replace(DONE, ended=()), ("nothing", OLDER)),
         # in the order in which they came
         (replace(ONE, time=20), BOTH, ("update", "")),
         (replace(ONE, time=None), BOTH, ("update", "")),
@@ -98,8 +112,10 @@ chapters = st.builds(
     st.lists(st.text(max_size=80), max_size=5).map(tuple),
     st.none() | st.integers(0, 2**53),
     st.text(max_size=32),
+    st.none() | st.lists(st.text(max_size=80), max_size=5).map(tuple),
+    st.integers(0, 2**53),
 )
-said = st.builds(Said, chapters, st.text(max_size=20))
+said = st.builds(Said, chapters, st.text(max_size=20), st.integers(0))
 
 
 @given(chapters)
@@ -111,23 +127,26 @@ def test_chapter_is_read_as_it_was_written(chapter: Chapter) -> None:
     assert decide(read, read)[0] == ("nothing" if chapter.digest else "update")
 
 
-@given(said, st.none() | said, st.none() | st.tuples(st.text(), st.text()))
-def test_story_is_read_as_it_was_written(last: Said, before: Said | None, was: tuple[str, str] | None) -> None:
-    found = Story.from_json(Story(last, before, was).to_json())
-    assert found.last == Said(last.chapter.bounded, last.by)
-    assert found.before == (None if before is None else Said(before.chapter.bounded, before.by))
-    assert found.was == was
+@given(said, st.none() | said, st.none() | st.tuples(st.text(), st.text()), st.integers(0))
+def test_story_is_read_as_it_was_written(
+    last: Said, before: Said | None, was: tuple[str, str] | None, events: int
+) -> None:
+    found = Story.from_json(Story(last, before, was, events).to_json())
+    assert found.last == replace(last, chapter=last.chapter.bounded)
+    assert found.before == (None if before is None else replace(before, chapter=before.chapter.bounded))
+    assert (found.was, found.events) == (was, events)
     assert Story.from_json(found.to_json()) == found
 
 
 def test_story_said_once_more_has_the_newer_time() -> None:
-    story = Story(Said(ONE, "d"))
-    assert story.confirmed(replace(ONE, time=50)).last == Said(replace(ONE, time=50), "d")
-    assert story.confirmed(replace(ONE, time=5)) == story
-    assert story.confirmed(replace(ONE, time=None)) == story
-    untimed = Story(Said(replace(ONE, time=None), "d"))
-    assert untimed.confirmed(ONE).last.chapter == ONE
-    assert untimed.confirmed(replace(ONE, time=None)) == untimed
+    story = Story(Said(ONE, "d", 1), events=3)
+    assert story.confirmed(replace(ONE, time=50), 2).last == Said(replace(ONE, time=50), "d", 2)
+    assert story.confirmed(replace(ONE, time=5), 4).events == 4
+    assert story.confirmed(replace(ONE, time=5), 3).last == Said(ONE, "d", 3)
+    assert story.confirmed(replace(ONE, time=None), 3).last == Said(ONE, "d", 3)
+    untimed = Story(Said(replace(ONE, time=None), "d", 1), events=2)
+    assert untimed.confirmed(ONE, 2).last.chapter == ONE
+    assert untimed.confirmed(replace(ONE, time=None), 1) == untimed
 
 
 def test_thousands_that_fire_take_bounded_room_and_news_among_them_is_told_where_it_can_be() -> None:
@@ -166,6 +185,6 @@ def test_event_of_a_story_is_never_larger_than_it_was_checked(on_update: str) ->
 
 
 def test_binding_with_a_chapter_is_read_as_it_was_written() -> None:
-    binding = Binding(key="k", on_update="reply", chapter=BOTH, bound_as="txn", after="delivery")
+    binding = Binding(key="k", on_update="reply", chapter=BOTH, bound_as="txn", number=7)
     assert Binding.from_json(binding.to_json()) == binding
     assert Binding.from_json(Binding(key="k").to_json()) == Binding(key="k")
