@@ -48,7 +48,7 @@ def webhook(body: str, given: Mapping[str, Any]) -> tuple[str, None]:
 
 def _made(payload: Any, given: Mapping[str, Any]) -> Json:
     headers: Mapping[str, str] = given["headers"]
-    source = sources.find(given["source"], headers, payload)
+    source = _source(given["source"], headers, payload)
     made: Json = {"source": source.name, "messages": [], "warnings": [], "delivery_id": "", "event": ""}
     warnings: list[str] = []
     try:
@@ -73,6 +73,13 @@ def _made(payload: Any, given: Mapping[str, Any]) -> Json:
         warnings.append(f"it holds {len(found)} messages: {MAX_MESSAGES} were made")
     made["warnings"] = [_whole(each[:600]) for each in dict.fromkeys(warnings)][:10]
     return made
+
+
+def _source(name: str, headers: Mapping[str, str], payload: Any) -> Source:
+    try:
+        return sources.find(name, headers, payload)
+    except Exception:  # a fault of ours must not lose what was sent
+        return generic.SOURCE
 
 
 def _notices(source: Source, incoming: Incoming, warnings: list[str]) -> Sequence[Notice] | Nothing:
@@ -112,12 +119,15 @@ def _said(
         members = _members(source, notice, given["template"], _view(source, notice, payload, given["headers"]))
         body, html = _text(members, limit, is_template=bool(given["template"]))
     except Exception as error:  # TemplateError, RefusedError, MemoryError …: what was sent must not be lost by it
-        warnings.append(f"{TEMPLATE_FAILED}, and a summary was sent: {worded(error)}")
+        what = TEMPLATE_FAILED if given["template"] or notice.message is None else "its text cannot be shown"
+        warnings.append(f"{what}, and a summary was sent: {worded(error)}")
         members = {name: value for name, value in members.items() if name not in _TEXTS}
         if given["template"]:  # which can change what it is given: `payload.list.append(1)`
             payload = _payload(given["body"], given)
         body, html = fitting.html(_whole(summary(payload, _titled(source, notice))), limit)
-    same = notice.same if notice.same is not None else body
+    # A template of the hook's own may show what the source does not look at.
+    is_own = bool(given["template"]) or notice.same is None
+    same = [members.get("title"), body, html] if is_own else notice.same
     return {
         "members": {name: value for name, value in members.items() if name not in _TEXTS},
         "body": _whole(body),

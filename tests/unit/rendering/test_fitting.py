@@ -9,6 +9,7 @@ import pytest
 
 from flowbridge.rendering import fitting
 from flowbridge.rendering.child import MAX_HOOK_OUTPUT
+from flowbridge.rendering.cleaning import TooDeepError
 from flowbridge.rendering.fitting import MAX_TEXT, size_of
 from flowbridge.rendering.formats import RefusedError
 from flowbridge.rendering.processes import Rendering
@@ -93,7 +94,7 @@ def test_cut_html_keeps_its_tags() -> None:
 @pytest.mark.parametrize("html", ["<b>" * 101 + "x" * 90_000, "<b></i>" * 20_000, "<" * 200_000, "<li " * 90_000 + "x"])
 def test_hostile_html_is_cut_in_linear_time(html: str) -> None:
     begun = time.process_time()
-    with contextlib.suppress(RefusedError):  # it holds nothing
+    with contextlib.suppress(RefusedError, TooDeepError):  # it holds nothing
         assert fits(fitting.html(html, MAX_TEXT))
     assert time.process_time() - begun < 1  # it is 0.07 at most; the machine may be busy
 
@@ -181,3 +182,42 @@ def test_keys_and_ids_are_what_a_store_takes() -> None:
     (message,) = found["messages"]
     assert len(message["key"]) == 64
     assert "\0" not in json.dumps(message["members"])
+
+
+def test_what_cannot_be_rendered_is_shown_as_a_text() -> None:
+    table = "|a" * 60 + "\n" + "|-" * 60 + "\n" + "|x\n" * 60
+    assert fitting.markdown(table, MAX_TEXT) == (table, None)
+    assert fitting.html("<b>" * 101 + "deep &amp; <i>down</i>", MAX_TEXT) == ("deep & down", None)
+    found = made(json.dumps({"html": "<br>", "a": "b"}), source="generic")
+    assert found["warnings"] == [
+        "its text cannot be shown, and a summary was sent: holds nothing that a room could show"
+    ]
+    assert "a: b" in found["messages"][0]["body"]
+
+
+def test_digest_is_of_all_that_is_shown() -> None:
+    def digest(payload: dict[str, Any], **given: Any) -> str:
+        return str(made(json.dumps(payload), source="generic", **given)["messages"][0]["digest"])
+
+    first = digest({"text": "x", "key": "k"})
+    assert digest({"text": "x", "key": "k", "other": 1}) == first
+    assert (
+        len({first, digest({"text": "x", "title": "T"}), digest({"text": "x", "title": "U"}), digest({"text": "y"})})
+        == 4
+    )
+    assert digest({"html": '<a href="https://x/">x</a>'}) != digest({"html": '<a href="https://y/">x</a>'})
+    # A template shows what the source itself leaves out.
+    own = {"template": {"text": "{{ payload.value }}"}}
+    assert digest({"text": "x", "value": 1}, **own) != digest({"text": "x", "value": 2}, **own)
+
+
+def test_fault_in_a_source_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> Any:
+        raise KeyError("x")
+
+    broken = Source("broken", "Broken", fail, fail)
+    monkeypatch.setitem(BY_NAME, "broken", broken)
+    monkeypatch.setattr("flowbridge.sources.SOURCES", (broken, *BY_NAME.values()))
+    found = made('{"a": "b"}', source="broken")
+    assert (found["messages"][0]["body"], found["warnings"]) == ("- a: b", ["Broken: cannot be read: KeyError"])
+    assert made('{"a": "b"}', source="auto")["messages"][0]["body"] == "- a: b"
