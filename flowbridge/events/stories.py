@@ -163,4 +163,6 @@ def _first(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def _short(name: str) -> str:
-    return name if len(name) <= MAX_ID else hashlib.sha256(name.encode()).hexdigest()
+    """A name that any store takes."""
+    is_fit = len(name) <= MAX_ID and name.isprintable()
+    return name if is_fit else hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()

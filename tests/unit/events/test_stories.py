@@ -161,6 +161,14 @@ def test_thousands_that_fire_take_bounded_room_and_news_among_them_is_told_where
     assert decide(fewer, last)[0] == "update"
 
 
+def test_id_that_no_store_takes_is_told_from_others_all_the_same() -> None:
+    odd = Chapter("firing", ("\ud800", "\0", "\0" * 70, "x\n"))
+    written = json.dumps(odd.to_json(), ensure_ascii=False)
+    written.encode()
+    assert "\\u0000" not in written
+    assert len(Chapter.from_json(json.loads(written)).fires) == 4
+
+
 def test_update_pings_nobody() -> None:
     content = {"msgtype": "m.text", "body": "b", "m.mentions": {"room": True}}
     assert quiet(content) == {"msgtype": "m.notice", "body": "b", "m.mentions": {}}
