@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 from unicodedata import category
 
+from flowbridge.events.stories import Chapter
+
 Content = dict[str, Any]
 Kind = Literal["event", "delivery", "key"]
 
@@ -79,7 +81,8 @@ class Found:
 class Binding:
     """Which relations an event gets. `key`, `on_update`: see `Message`.
 
-    `reacts`, `redacts`: it is nothing without its target; a message is still worth sending without one.
+    `reacts`, `redacts`: it is nothing without its target; a message is still worth sending without one. `chapter`: the
+    key names a story, and this is what the event says of it.
     """
 
     reply_to: Target | None = None
@@ -89,6 +92,7 @@ class Binding:
     redacts: Target | None = None
     key: str = ""
     on_update: str = "edit"
+    chapter: Chapter | None = None
 
     def targets(self) -> dict[str, Target]:
         named = {name: getattr(self, name) for name in _TARGETS}
@@ -103,12 +107,16 @@ class Binding:
         found: dict[str, Any] = {name: [target.kind, target.name] for name, target in self.targets().items()}
         if self.key:
             found |= {"key": self.key, "on_update": self.on_update}
+        if self.chapter is not None:
+            found["chapter"] = self.chapter.to_json()
         return json.dumps(found, ensure_ascii=False)
 
     @classmethod
     def from_json(cls, text: str) -> "Binding":
         found: dict[str, Any] = json.loads(text)
-        return cls(**{name: Target(*value) if name in _TARGETS else value for name, value in found.items()})  # type: ignore[arg-type]
+        chapter = found.pop("chapter", None)
+        named = {name: Target(*value) if name in _TARGETS else value for name, value in found.items()}
+        return cls(**named, chapter=Chapter.from_json(chapter) if chapter else None)  # type: ignore[arg-type]
 
 
 NONE = Binding()

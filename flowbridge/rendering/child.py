@@ -6,7 +6,8 @@ environment, nor its files.
 
 Several texts come at once: each system call, and each change from one process to the other, would cost as much as a
 short text. Both ways JSON goes behind its length in 4 bytes. In: [[format, source, users], …]. Out, in the same order
-and in as many parts as it takes: [["", body, html or null], or [what is wrong], …].
+and in as many parts as it takes: [["", body, html or null], or [what is wrong], …]. The format "webhook" has what
+`webhooks` is given for users, and its answer for the body.
 """
 
 import contextlib
@@ -18,10 +19,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from io import BufferedRWPair
-from typing import cast
+from typing import Any, cast
 
-Text = tuple[str, str, list[str]]  # its format, the text itself, the users whose names in it become links
-Render = Callable[[str, list[str]], tuple[str, str | None]]
+Text = tuple[str, str, Any]  # its format, the text itself, the users whose names in it become links
+Render = Callable[[str, Any], tuple[str, str | None]]
 
 CPU_SECONDS = 1.0  # for the texts of one request: the worst 32 KiB take 0.04
 ANSWER_SECONDS = 0.002  # after which the texts that are done do not wait for the others
@@ -42,10 +43,10 @@ def serve() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     with contextlib.suppress(OSError):
         os.nice(NICE)
-    from flowbridge.rendering import formats
+    from flowbridge.rendering import formats, webhooks
 
     stream = cast("BufferedRWPair", socket.socket(fileno=0).makefile("rwb", BUFFER_BYTES))
-    renders = {"markdown": formats.markdown, "html": formats.html}
+    renders: Mapping[str, Render] = {"markdown": formats.markdown, "html": formats.html, "webhook": webhooks.webhook}
     for texts in iter(partial(_read, stream), []):
         signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)  # SIGPROF, for which there is no handler, ends the process
         answers, began = list[bytes](), time.monotonic()

@@ -1,8 +1,9 @@
 """Markdown and HTML are rendered in processes of their own, which may be killed at any time.
 
 No library carries it: pebble's pool, which kills what takes too long, costs the event loop's process 277 µs a text and
-the text 3 ms (docs/architecture.md). Two processes, each started when it is needed: short texts wait for no long one.
-Texts that wait go to their process together: a system call, and a change of process, cost more than a short text.
+the text 3 ms (docs/architecture.md). Three processes, each started when it is needed: short texts wait for no long one,
+and webhooks have one of their own. Texts that wait go to their process together: a system call, and a change of
+process, cost more than a short text.
 """
 
 import asyncio
@@ -12,10 +13,10 @@ import socket
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextvars import Context
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 from flowbridge import log
 from flowbridge.errors import BadContent, Problem, TooMany, Unavailable
@@ -23,10 +24,12 @@ from flowbridge.limits import peer
 from flowbridge.limits.tasks import Once
 from flowbridge.limits.turns import Turns
 from flowbridge.models import Rendered
+from flowbridge.models.hooks import Made, Said
 from flowbridge.models.timing import Timing
 from flowbridge.rendering.child import NO_MEMORY
 
 SHORT_BYTES = 2_560  # of a request: 2 KiB of the worst text take 4 ms of the processor, 32 KiB of it 40 ms
+HOOK_BYTES = 64 * 1024  # of a request to a hook: GitHub's largest usual ones are 30 kB, and take 1 ms
 TOGETHER_BYTES = 8 * 1024  # of short texts that go together: of the worst ones, 16 ms for which the next ones wait
 WAITING = 256  # texts of one caller: each is held in memory
 TURN_SECONDS = 20.0
@@ -267,22 +270,58 @@ class Rendering:
         self, *, timing: Timing = Timing(), short_bytes: int = SHORT_BYTES, together_bytes: int = TOGETHER_BYTES
     ) -> None:
         self._short_bytes = short_bytes
-        self._short = _Line(timing.render_seconds, together_bytes)
+        self._short, self._hooks = (_Line(timing.render_seconds, together_bytes) for _ in range(2))
         self._long = _Line(timing.render_seconds, 0)  # one at a time: they take long enough
-        self._lines = (self._short, self._long)
+        self._lines = (self._short, self._long, self._hooks)
 
     async def render(self, format_: str, source: str, users: Sequence[str]) -> Rendered:
         """Raises BadContent for a text that cannot be rendered, TooMany and Unavailable."""
         request = json.dumps([format_, source, users]).encode()
-        caller = peer.who() or "here"
         line = self._short if len(request) <= self._short_bytes else self._long
+        return await self._ask(line, format_, request)
+
+    async def webhook(self, body: str, given: Mapping[str, Any]) -> Made:
+        """What a request to a hook becomes; `given`: see `webhooks.webhook`.
+
+        Raises BadContent for one that cannot be read, or whose template takes too long (then `plain` helps), TooMany
+        and Unavailable. Built-in templates take 0.2 ms; a template of the hook's own may take a second.
+        """
+        request = json.dumps(["webhook", body, given]).encode()
+        line = self._hooks if len(request) <= HOOK_BYTES and not given["template"] else self._long
+        found = json.loads((await self._ask(line, "body", request)).body)
+        if "wrong" in found:
+            raise _problem("", found["wrong"])
+        messages = [
+            Said(
+                each["members"],
+                Rendered(each["body"], each["html"]),
+                event=each["event"],
+                key=each["key"],
+                state=each["state"],
+                firing=tuple(each["firing"]),
+                time=each["time"],
+                digest=each["digest"],
+            )
+            for each in found["messages"]
+        ]
+        return Made(
+            found["source"],
+            tuple(messages),
+            found["event"],
+            found["delivery_id"],
+            found.get("nothing", ""),
+            tuple(found["warnings"]),
+        )
+
+    async def _ask(self, line: _Line, what: str, request: bytes) -> Rendered:
+        caller = peer.who() or "here"
         try:
             found = await line.ask(request, caller)
         except _EndedError as error:
-            log.warning("render_killed", caller=caller, bytes=len(source), status=error.status)
-            raise _problem(format_, _TOO_SLOW if error.status == -signal.SIGPROF else _TOO_BIG) from None
+            log.warning("render_killed", caller=caller, bytes=len(request), status=error.status)
+            raise _problem(what, _TOO_SLOW if error.status == -signal.SIGPROF else _TOO_BIG) from None
         if isinstance(found, str):
-            raise _problem(format_, found)
+            raise _problem(what, found)
         return found
 
     @property
@@ -296,7 +335,7 @@ class Rendering:
 
 
 def _problem(format_: str, message: str) -> BadContent:
-    return BadContent([Problem(f"/{format_}", message, RULE)])
+    return BadContent([Problem(f"/{format_}" if format_ else "", message, RULE)])
 
 
 def _read(answer: object) -> Rendered | str:

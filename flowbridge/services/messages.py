@@ -13,7 +13,7 @@ from flowbridge.delivery import Worker
 from flowbridge.errors import BadContent, Errcode, NotFound, Problem, TooLarge
 from flowbridge.events import canonical_json, message, message_body, shaping, size
 from flowbridge.events.message import RULE, Attachment, Message
-from flowbridge.events.relations import largest
+from flowbridge.events.relations import Binding, largest
 from flowbridge.events.shaping import Shaped
 from flowbridge.limits import peer
 from flowbridge.limits.concurrency import Limiter
@@ -27,6 +27,7 @@ from flowbridge.services.media.files import Media, Upload
 from flowbridge.services.media.form import FormFile
 from flowbridge.services.media.transfer import Transfer
 from flowbridge.services.sending import Sender, Told
+from flowbridge.services.targets import Targets
 from flowbridge.store.accounts import account_of
 
 T = TypeVar("T")
@@ -56,6 +57,7 @@ class Messages:
         direct_rooms: DirectRooms,
         media: Media,
         transfer: Transfer,
+        targets: Targets,
     ) -> None:
         self._acceptance = acceptance
         self._sender = sender
@@ -66,6 +68,7 @@ class Messages:
         self._direct_rooms = direct_rooms
         self._media = media
         self._transfer = transfer
+        self._targets = targets
         self._large = Limiter("messages with files inside that are being read", MAX_LARGE, 1)
 
     @contextlib.asynccontextmanager
@@ -112,23 +115,28 @@ class Messages:
         shaped = await self._shape(credential, said)
         if files:  # the same form again is the same message
             value = {**value, "attachments": [_meaning(each) for each in files]}
-        return await self._send(credential, room, shaped, value, how, patience, said.attachments)
+        return await self._send(credential, room, shaped, said.binding, value, how, patience, said.attachments)
 
     async def react(self, credential: Credential, room: str, value: Json, how: How, patience: float) -> Told:
         scopes.permit(credential.key, shaping.REACTION)
-        shaped = shaping.react(message.read_reaction(value))
-        return await self._send(credential, room, [shaped], value, how, patience)
+        reaction = message.read_reaction(value)
+        return await self._send(
+            credential, room, [shaping.react(reaction)], Binding(reacts=reaction.target), value, how, patience
+        )
 
     async def redact(self, credential: Credential, room: str, value: Json, how: How, patience: float) -> Told:
         scopes.permit(credential.key, shaping.REDACTION)
-        shaped = shaping.redact(message.read_redaction(value))
-        return await self._send(credential, room, [shaped], value, how, patience)
+        redaction = message.read_redaction(value)
+        return await self._send(
+            credential, room, [shaping.redact(redaction)], Binding(redacts=redaction.target), value, how, patience
+        )
 
     async def _send(
         self,
         credential: Credential,
         room: str,
         shaped: Sequence[Shaped],
+        binding: Binding,
         value: Json,
         how: How,
         patience: float,
@@ -139,6 +147,12 @@ class Messages:
             room = await self._direct_rooms.room(credential, room)
         if any(event.binding.is_open for event in shaped):
             await self._check_bindings(credential, room, shaped)
+        if named := {
+            _pointer(name): target.name for name, target in binding.targets().items() if target.kind == "event"
+        }:
+            permit = partial(scopes.permit, credential.key, shaped[0].type)
+            caller, room_id = await self._room_access.enter(credential, room, permit, joins=True, writes=True)
+            await self._targets.check(caller, room_id, named)
         if how.key is not None:
             how = replace(how, meaning=canonical_json.write(value))
         if not all(file.is_here for file in attachments):

@@ -93,6 +93,7 @@ message_keys = Table(  # callers' names for their messages: see `message_keys.py
     Column("delivery", Text, nullable=False),  # what the key stands for
     Column("event_id", Text),  # of the delivery, once that is deleted
     Column("used_at", BigInteger, nullable=False),
+    Column("story", Text),  # JSON: what was last said of it, where a hook tells a story (events/stories.py)
 )
 Index("message_keys_delivery", message_keys.c.delivery)
 Index("message_keys_owner", message_keys.c.owner, message_keys.c.used_at)
@@ -156,3 +157,46 @@ api_keys = Table(
     Column("used_at", BigInteger),
     Column("users", Text, nullable=False, server_default="[]"),  # JSON: whose events it may replay and delete
 )
+
+hooks = Table(
+    "hooks",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("definition", Text, nullable=False),  # JSON: models.hooks.Hook, without name and secrets
+    Column("created_at", BigInteger, nullable=False),
+    Column("changed_at", BigInteger, nullable=False),
+)
+
+hook_state = Table(  # of hooks of the store and of hooks.yaml
+    "hook_state",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("used_at", BigInteger),
+    Column("failed_at", BigInteger),  # when its template failed last …
+    Column("failure", Text),  # … and how
+)
+
+hook_secrets = Table(  # the two newest of a hook hold
+    "hook_secrets",
+    metadata,
+    Column("id", _Id, primary_key=True, autoincrement=True),
+    Column("hook", Text, nullable=False),
+    Column("hash", Text, nullable=False, unique=True),  # SHA-256, hexadecimal
+    Column("secret", Text),  # encrypted, where a signature needs it; NULL for a token
+    Column("created_at", BigInteger, nullable=False),
+    Column("until", BigInteger),  # NULL: for as long as there is no newer one
+    sqlite_autoincrement=True,
+)
+Index("hook_secrets_hook", hook_secrets.c.hook, hook_secrets.c.id)
+
+hook_requests = Table(  # the last ones of each hook, for its owner
+    "hook_requests",
+    metadata,
+    Column("id", _Id, primary_key=True, autoincrement=True),
+    Column("hook", Text, nullable=False),
+    Column("received_at", BigInteger, nullable=False),
+    Column("request", Text, nullable=False),  # JSON of its headers and its body, encrypted
+    Column("outcome", Text, nullable=False),  # JSON: what was done with it
+    sqlite_autoincrement=True,
+)
+Index("hook_requests_hook", hook_requests.c.hook, hook_requests.c.id)

@@ -1,0 +1,58 @@
+"""Reading what others send: no type can be relied on. Pure."""
+
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+
+def text(value: Any, *path: str) -> str:
+    """The text at a path of keys; "" for what is not there, or is no text, number or boolean."""
+    found = at(value, *path)
+    if isinstance(found, bool):
+        return "true" if found else "false"
+    return str(found) if isinstance(found, str | int | float) else ""
+
+
+def at(value: Any, *path: str) -> Any:
+    """What is at a path of keys; None where there is nothing."""
+    for key in path:
+        if not isinstance(value, dict):
+            return None
+        value = value.get(key)
+    return value
+
+
+def mapping(value: Any, *path: str) -> Mapping[str, Any]:
+    found = at(value, *path)
+    return found if isinstance(found, dict) else {}
+
+
+def items(value: Any, *path: str) -> list[Any]:
+    found = at(value, *path)
+    return found if isinstance(found, list) else []
+
+
+def objects(value: Any, *path: str) -> Iterator[dict[str, Any]]:
+    """The objects of a list; what else is in it is passed over."""
+    return (item for item in items(value, *path) if isinstance(item, dict))
+
+
+def moment(value: Any) -> int | None:
+    """Milliseconds since 1970 of an ISO 8601 text, or of a number of seconds or milliseconds; None for anything else.
+
+    Go's zero time, the year 1, is none: Alertmanager writes it for what has not ended.
+    """
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, int | float):
+        found = value if abs(value) > 1e11 else value * 1000
+        return int(found) if 0 < found < 1e14 else None
+    if not isinstance(value, str) or not 10 <= len(value) <= 40:
+        return None
+    try:
+        parsed = datetime.fromisoformat(value)
+    except ValueError:
+        return None
+    if parsed.tzinfo is None:
+        parsed = parsed.replace(tzinfo=UTC)
+    return round(parsed.timestamp() * 1000) if parsed.year > 1970 else None
