@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar, cast, get_args
 
 from flowbridge.errors import BadContent, Problem
 from flowbridge.events.canonical_json import is_unicode, pointer
-from flowbridge.events.relations import MAX_BYTES, Binding, Target, is_name
+from flowbridge.events.relations import MAX_BYTES, NONE, Binding, Target, is_name
 
 T = TypeVar("T")
 
@@ -91,6 +91,8 @@ class Message:
     @property
     def binding(self) -> Binding:
         """Of its first event."""
+        if not (self.reply_to or self.thread or self.edit or self.key):
+            return NONE
         return Binding(self.reply_to, self.thread, self.edit, key=self.key, on_update=self.on_update)
 
     @property
@@ -133,6 +135,8 @@ class _Reader:
 
     def message(self) -> Message:
         format_, source = self._source()
+        if source and len(self._value) == 1:  # most messages: there is nothing else to read
+            return Message(format_, source)
         users, mentions_room = self._mentions()
         attachments = self._attachments()
         on_update = self._one_of("on_update", ON_UPDATE, "edit")

@@ -155,7 +155,7 @@ class Messages:
             await self._targets.check(caller, room_id, named)
         if how.key is not None:
             how = replace(how, meaning=canonical_json.write(value))
-        if not all(file.is_here for file in attachments):
+        if attachments and not all(file.is_here for file in attachments):
             if (
                 told := await self._sender.repeat(credential, room, shaping.MESSAGE, how, len(shaped), patience)
             ) is not None:
