@@ -40,7 +40,7 @@ _TARGET = "is no target: give an event id ($…), the id of a delivery, or key:N
 @dataclass(frozen=True, slots=True)
 class Attachment:
     """A file of a message. `content_uri`: where the homeserver has it; empty until it does, and before that `url` or
-    `data` (base64, or a Node-RED Buffer) says where it comes from.
+    `data` (base64, or a Node-RED Buffer; as bytes, the file itself) says where it comes from.
 
     `filename`, `mimetype`: may be empty, until it is `named`. `info`: what is known of it (specification, `info` of
     m.image …).
