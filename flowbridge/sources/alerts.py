@@ -103,6 +103,7 @@ def _notice(alerts: Sequence[Alert], key: str, *, title: str = "", message: str 
         key=key,
         state=state,
         firing=tuple(dict.fromkeys(alert.id for alert in firing)),
+        ended=tuple(dict.fromkeys(alert.id for alert in resolved)),
         time=max((alert.time for alert in alerts if alert.time is not None), default=None),
         same=[title, message, *sorted(alert.same for alert in alerts)],
     )

@@ -166,11 +166,14 @@ def test_all_of_a_definition_is_shown_as_it_was_given(admin: httpx.Client) -> No
         ({"template": {"text": "a", "titel": "b"}}, {"/template/titel": "is unknown here: did you mean title?"}),
         ({"template": {"text": "a", "attachments": "b"}}, {"/template/attachments": "is unknown here"}),
         ({"template": "x" * 16_385}, {"/template": "is longer than 16 KiB"}),
-        ({"template": "line\n{{ payload.x"}, {"/template/text": "unexpected end of input, expected end of variable"}),
-        ({"template": "{{ payload|nope }}"}, {"/template/text": "filter nope is unknown (line 1)"}),
+        (
+            {"template": "line\n{{ payload.x"},
+            {"/template/markdown": "unexpected end of input, expected end of variable"},
+        ),
+        ({"template": "{{ payload|nope }}"}, {"/template/markdown": "filter nope is unknown (line 1)"}),
         (
             {"template": LOOP},
-            {"/template/text": "fuel"},
+            {"/template/markdown": "takes too many steps: make its loops shorter (line 1)"},
         ),
         ({"per": "day"}, {"/per": "must be notification or alerts, not 'day'"}),
         ({"on_update": "sing"}, {"/on_update": "must be edit, thread, reply or new, not 'sing'"}),
@@ -303,7 +306,7 @@ def test_changed_hook_keeps_its_secret(bridge: Bridge, admin: httpx.Client, room
     answer = admin.put("/hooks/ci", json={"room": ROOM, "template": "new: {{ payload.n }}"})
     assert answer.status_code == 200, answer.text
     assert not {"secret", "curl"} & answer.json().keys()
-    assert answer.json()["template"] == {"text": "new: {{ payload.n }}"}
+    assert answer.json()["template"] == {"markdown": "new: {{ payload.n }}"}
     assert tell(bridge, f"/hooks/ci/{hook['secret']}", {"n": 1}).status_code == 200
     rooms.wait_for(1)
     assert rooms.bodies == ["new: 1"]
@@ -491,7 +494,7 @@ def test_template_that_fails_is_refused_in_a_preview_and_in_no_request(
         ({"body": 1, "headers": ["x"]}, {"/headers": "must be an object of strings"}),
         ({"body": 1, "headers": {"x": 1}}, {"/headers": "must be an object of strings"}),
         ({"request": ["1"]}, {"/request": "must be the id of a kept request"}),
-        ({"body": 1, "template": "{{"}, {"/template/text": "unexpected end of input"}),
+        ({"body": 1, "template": "{{"}, {"/template/markdown": "unexpected end of input"}),
     ],
 )
 def test_preview_of_what_is_none_is_refused(admin: httpx.Client, value: Json, wrong: dict[str, str]) -> None:

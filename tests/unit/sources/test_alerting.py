@@ -599,3 +599,9 @@ def test_senders_own_id_of_a_delivery(text: str, source: str, expected: str) -> 
 
 def test_standard_webhooks_have_an_id_of_a_delivery() -> None:
     assert made('{"type": "user.created"}', webhook_id="msg_1")["delivery_id"] == "msg_1"
+
+
+def test_what_has_ended_is_listed_too() -> None:
+    message = only(made(body("alertmanager/real-0.25-3-new-firing-in-the-same-group")))
+    assert (message["firing"], message["ended"]) == ([WEB_2, WEB_3], [WEB_1])
+    assert only(made(body(KUMA)))["ended"] is None
