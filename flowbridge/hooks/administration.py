@@ -75,6 +75,7 @@ class Administration:
 
     async def one(self, name: str) -> Json:
         """All that is known of a hook, but its secrets. Raises NotFound."""
+        _check_name(name)
         await self._refresh()
         entry, state, kept = await self._database.read(partial(_one, name=name, now=clock.now_ms()))
         if entry is None and name not in self._registry.fixed:
@@ -167,7 +168,8 @@ class Administration:
         if problems := definition.unknown(value, ("secret",)):
             raise BadContent(problems)
         scheme = hook.verification.scheme
-        secret = value.get("secret") or secrets.new(scheme)
+        given = value.get("secret")
+        secret = secrets.new(scheme) if given is None else given
         if not isinstance(secret, str) or (wrong := secrets.problem(secret, scheme)):
             raise _problem("/secret", wrong if isinstance(secret, str) else "must be a string")
         await self._rotate(hook, secret, now=now)
@@ -186,6 +188,7 @@ class Administration:
     async def remove(self, name: str) -> None:
         """Delete a hook with its secrets, its state and its requests. Raises NotFound, and WrongState as `replace`."""
         await self._own(name)
+        await self._requests.flush()  # none of its requests may be written after it is gone
         if not await self._database.run(partial(hooks.remove, name=name)):
             raise not_found(name)
         await self._registry.refresh()
@@ -319,6 +322,7 @@ class Administration:
 
     async def _any(self, name: str) -> Hook:
         """Raises NotFound, or Unavailable."""
+        _check_name(name)
         if (found := self._registry.hook(name)) is None:
             await self._registry.refresh()
             found = self._registry.hook(name)
@@ -328,12 +332,19 @@ class Administration:
 
     async def _own(self, name: str) -> Entry:
         """A hook of the store. Raises NotFound, and WrongState for one of hooks.yaml."""
+        _check_name(name)
         if name in self._registry.fixed:
             raise WrongState(f"the hook {name} stands in {self._file}, which alone can change it")
         found = await self._database.read(partial(hooks.get, name=name))
         if found is None:
             raise not_found(name)
         return found
+
+
+def _check_name(name: str) -> None:
+    """Raises NotFound for what no hook is called: not every text may go into a statement."""
+    if not definition.NAME.fullmatch(name):
+        raise not_found(name)
 
 
 def not_found(name: str) -> NotFound:

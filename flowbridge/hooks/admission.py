@@ -9,7 +9,6 @@ from flowbridge import log
 from flowbridge.auth.refusals import Refusals
 from flowbridge.errors import MatrixError, Unauthorized
 from flowbridge.hooks import signatures
-from flowbridge.hooks.definition import NAME
 from flowbridge.hooks.known import Known
 from flowbridge.hooks.registry import Registry
 from flowbridge.hooks.signatures import Asked
@@ -50,8 +49,8 @@ class Admission:
             if again != known:
                 known, why = again, await self._wrong(again, asked, body)
         if why or known is None:
-            if known is not None or NAME.fullmatch(name):  # else it may be a token
-                log.note(hook=name)
+            if known is not None:  # what else stands in its place may be a token
+                log.note(hook=known.hook.name)
             log.note(why=why)
             raise self._refusal(name, asked)
         _identify(known)

@@ -78,7 +78,9 @@ def create_app(settings: Settings, core: Core | None = None) -> middleware.Middl
     app.router.routes.extend(endpoints)
     apart, proxies = settings.operations_port is not None, Proxies(settings.trusted_proxies)
     origins = cors.Origins(settings.cors_origins)
-    return middleware.Middleware(app, endpoints, relaying.relay, proxies=proxies, origins=origins, apart=apart)
+    return middleware.Middleware(
+        app, endpoints, relaying.relay, proxies=proxies, origins=origins, apart=apart, is_hook=core.registry.is_hook
+    )
 
 
 @contextlib.asynccontextmanager

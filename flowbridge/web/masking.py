@@ -1,9 +1,9 @@
 """Paths as they may be shown: without the tokens that the URLs of hooks, and of the tools they stand in for, hold."""
 
 import re
+from collections.abc import Callable
 from urllib.parse import unquote
 
-from flowbridge.hooks.definition import NAME
 from flowbridge.hooks.known import PREFIX
 
 MASK = "***"
@@ -17,12 +17,15 @@ _HOOK = re.compile(r"(/+hooks?/+)([^/]*)(.*)", re.IGNORECASE | re.DOTALL)
 _OWN = frozenset({"preview", "rotate", "test", "requests"})  # behind a hook's name, and no tokens
 
 
-def masked(path: str) -> str:
-    """A raw path, as it may be logged, counted and answered."""
+def masked(path: str, is_hook: Callable[[str], bool]) -> str:
+    """A raw path, as it may be logged and answered. `is_hook`: tells the name of a hook, which may be shown.
+
+    Whatever else stands in its place may be a token.
+    """
     plain = unquote(path)
     if found := _HOOK.fullmatch(plain):
         start, name, rest = found.groups()
-        name = name if not name or NAME.fullmatch(name) else MASK
+        name = name if not name or is_hook(name) else MASK
         is_own = rest[1:].partition("/")[0] in _OWN
         return start + name + (rest if is_own else _hidden(rest))
     if found := _TOKENS.fullmatch(plain):

@@ -12,7 +12,7 @@ Requests under `/_matrix/` that no endpoint serves pass through to the homeserve
 import asyncio
 import contextlib
 import time
-from collections.abc import Container, Iterable
+from collections.abc import Callable, Container, Iterable
 from typing import Any
 
 from fastapi import FastAPI
@@ -67,7 +67,7 @@ _SCHEMES = (b"https", b"http")
 class Middleware:
     """The ASGI application, around FastAPI's. `relay` handles what no endpoint serves under `/_matrix/`.
 
-    `apart`: the operator's endpoints are served on `operations_port` only.
+    `apart`: the operator's endpoints are served on `operations_port` only. `is_hook`: tells a hook's name.
     """
 
     operations_port: int | None = None  # set when the server listens
@@ -81,8 +81,10 @@ class Middleware:
         proxies: Proxies | None = None,
         origins: cors.Origins | None = None,
         apart: bool = False,
+        is_hook: Callable[[str], bool] = lambda name: False,
     ) -> None:
         self.app = app
+        self._is_hook = is_hook
         endpoints = list(endpoints)
         self._tree = _tree_of(one for one in endpoints if not (apart and one.path in OPERATIONS))
         self._operations = _tree_of(one for one in endpoints if one.path in (*OPERATIONS, HEALTH)) if apart else {}
@@ -120,7 +122,7 @@ class Middleware:
             if scope["method"] == "OPTIONS" and methods is not None:
                 methods = {"OPTIONS": self._origins.preflight(methods), **methods}
         try:
-            response = await _respond(Request(scope, receive), methods, path, self._sends)
+            response = await _respond(Request(scope, receive), methods, path, self._sends, self._is_hook)
             # A known caller pays for reads, refusals and trials.
             is_paid = scope["method"] in READS or response.status_code >= REFUSED or path.startswith(TRIALS)
             if (is_paid or peer.is_guest()) and not is_operator:
@@ -133,7 +135,7 @@ class Middleware:
         log.info(
             "request",
             method=scope["method"],
-            path=path[:MAX_LOGGED] if path[1:2] in PLAIN else masked(path[:MAX_LOGGED]),
+            path=path[:MAX_LOGGED] if path[1:2] in PLAIN else masked(path[:MAX_LOGGED], self._is_hook),
             status=response.status_code,
             ms=round((time.perf_counter() - started) * 1000, 1),
             client=client[0] if client else None,
@@ -198,12 +200,18 @@ def _length(scope: Scope) -> int:
 
 
 async def _respond(
-    request: Request, methods: dict[str, Handler] | None, path: str, sends: Container[Handler]
+    request: Request,
+    methods: dict[str, Handler] | None,
+    path: str,
+    sends: Container[Handler],
+    is_hook: Callable[[str], bool],
 ) -> Response:
     handler = methods.get(request.method) if methods else None
     try:
         if methods is None:
-            raise NotFound(f"there is nothing at {masked(path[:MAX_LOGGED])[:200]}; GET /docs lists what there is")
+            raise NotFound(
+                f"there is nothing at {masked(path[:MAX_LOGGED], is_hook)[:200]}; GET /docs lists what there is"
+            )
         if handler is None:
             allowed = ", ".join(sorted(methods))
             hint = _NO_PAGES if request.method == "OPTIONS" else ""
@@ -223,7 +231,7 @@ async def _respond(
     except ClientDisconnect:
         return error_answer(MatrixError("the caller went away", status=499))
     except Exception as error:
-        log.error("internal_error", exc_info=error, path=masked(path[:MAX_LOGGED]))
+        log.error("internal_error", exc_info=error, path=masked(path[:MAX_LOGGED], is_hook))
         return error_answer(MatrixError("flowbridge made a mistake; its log says which"))
 
 

@@ -370,6 +370,13 @@ def test_rotation_refuses_what_is_no_secret(admin: httpx.Client) -> None:
     assert refused(admin.post("/hooks/none/rotate"), 404) == "there is no hook none"
 
 
+@pytest.mark.parametrize("name", ["%00", "%2e%2e", "CI", "a%2Fb", "%ff", "%F0%9F%98%80", "a" * 65])
+def test_name_that_no_hook_can_have_is_not_found(bad: httpx.Client, name: str) -> None:
+    for method, path in (("GET", ""), ("PUT", ""), ("DELETE", ""), ("POST", "/rotate"), ("GET", "/requests")):
+        answer = bad.request(method, f"/hooks/{name}{path}", json={"room": ROOM} if method == "PUT" else None)
+        assert answer.status_code == 404, answer.text
+
+
 def test_deleted_hook_takes_nothing_more(bridge: Bridge, admin: httpx.Client) -> None:
     hook = made(admin)
     assert admin.delete("/hooks/ci").json() == {}

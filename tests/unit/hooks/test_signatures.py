@@ -260,7 +260,12 @@ def test_every_refusal_makes_as_many_hashes(monkeypatch: pytest.MonkeyPatch, ver
     bodies: list[int] = []
     check: Any = signatures._Check
     inner = check._hmac
-    monkeypatch.setattr(check, "_hmac", lambda self, key, before: bodies.append(1) or inner(self, key, before))
+
+    def counted(self: Any, key: bytes, before: bytes) -> Any:
+        bodies.append(1)
+        return inner(self, key, before)
+
+    monkeypatch.setattr(check, "_hmac", counted)
     for secrets in ((), (SECRET,), (SECRET, SECRET[::-1])):
         bodies.clear()
         assert wrong(verification, {}, secrets=secrets) != ""
