@@ -24,7 +24,7 @@ Render = Callable[[str, Any], tuple[str, str | None]]
 CPU_SECONDS = 1.0  # for one request: the worst of 32 KiB takes 0.04
 MEMORY_BYTES = 512 * 1024 * 1024
 MAX_OUTPUT = 128 * 1024  # bytes; an event holds half of that
-MAX_HOOK_OUTPUT = 256 * 1024  # of all messages that a webhook becomes, beyond what was in its body
+MAX_HOOK_OUTPUT = 384 * 1024  # of all messages that a webhook becomes, beyond what was in its body
 NO_MEMORY = 3  # the exit status, where there is none for an answer
 NICE = 5  # the event loop goes first
 
