@@ -39,7 +39,7 @@ class Chapter:
     @property
     def fires(self) -> frozenset[str]:
         """What fires: a story without parts fires as a whole."""
-        return frozenset(self.firing or ("",)) if self.state == "firing" else frozenset()
+        return frozenset(map(_short, self.firing or ("",))) if self.state == "firing" else frozenset()
 
     @property
     def bounded(self) -> "Chapter":
@@ -76,8 +76,7 @@ class Chapter:
             return True
         if max(len(last.fires), len(last.ended)) >= MAX_FIRING:
             return False
-        fires, ended = {_short(each) for each in self.fires}, {_short(each) for each in self.ended}
-        return bool(fires - last.fires - set(last.ended) or ended & last.fires)
+        return bool(self.fires - last.fires - set(last.ended) or last.fires & set(map(_short, self.ended)))
 
     def to_json(self) -> list[Any]:
         bounded = self.bounded

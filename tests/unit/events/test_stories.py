@@ -149,6 +149,12 @@ def test_story_said_once_more_has_the_newer_time() -> None:
     assert untimed.confirmed(replace(ONE, time=None), 1) == untimed
 
 
+def test_long_id_is_the_same_when_it_is_told_again() -> None:
+    long = Chapter("firing", ("x" * 200,), 1, "a")
+    assert decide(long, Chapter.from_json(long.to_json())) == ("nothing", SAID)
+    assert decide(replace(long, digest="b"), Chapter.from_json(long.to_json())) == ("update", "")
+
+
 def test_thousands_that_fire_take_bounded_room_and_news_among_them_is_told_where_it_can_be() -> None:
     many = Chapter("firing", tuple(f"id {number:06}" for number in range(5_000)), 1, "many")
     assert len(many.bounded.firing) == MAX_FIRING
