@@ -11,6 +11,7 @@ from benchmarks import nginx
 from benchmarks.durable import durable
 from benchmarks.footprint import memory, start
 from benchmarks.hogs import hogs
+from benchmarks.hooks import hooks
 from benchmarks.latency import latency
 from benchmarks.live import live
 from benchmarks.messages import messages
@@ -29,6 +30,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "relay": relay,
     "live": live,
     "messages": messages,
+    "hooks": hooks,
     "nodes": nodes,
     "hogs": hogs,
 }

@@ -3,6 +3,7 @@
 import http.client
 import json
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -10,6 +11,7 @@ from urllib.parse import urlsplit
 from benchmarks.servers import PeerError
 
 SCRIPT = Path(__file__).parent / "post.lua"
+HOOKS_SCRIPT = Path(__file__).parent / "hooks.lua"
 TOKEN = "syt_YmVuY2g_benchmarkbenchmarkbe_0aBcDe"
 ROOMS = 64
 SEND_PATH = "/rooms/%21room%3Aexample.org/send/m.room.message"
@@ -48,7 +50,16 @@ def run(
 ) -> Load:
     """Post for that long; any status of 400 and above, socket error or timeout is a failure."""
     message = [body, TOKEN, str(rooms), *([prefer] if prefer else [])]
-    command = [*arguments(seconds, connections), "-s", str(SCRIPT), url, "--", *message]
+    return _run([*arguments(seconds, connections), "-s", str(SCRIPT), url, "--", *message])
+
+
+def tell(url: str, seconds: float, *, connections: int = 32, hooks: int, body: str, headers: Sequence[str]) -> Load:
+    """The same with requests to hooks; `url`: that of the first, without its number."""
+    told = [body, str(hooks), *headers]
+    return _run([*arguments(seconds, connections), "-s", str(HOOKS_SCRIPT), url, "--", *told])
+
+
+def _run(command: Sequence[str]) -> Load:
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     if done.returncode:
         raise PeerError(f"wrk ended with {done.returncode}: {(done.stdout + done.stderr).strip()[:160]}")

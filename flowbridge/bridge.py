@@ -30,6 +30,12 @@ from flowbridge.delivery.write_queue import WriteQueue
 from flowbridge.errors import MatrixError
 from flowbridge.events import Catalogue
 from flowbridge.homeserver import Address, AddressError, AddressUnknown, Homeserver, Locator, Relay, tls_context
+from flowbridge.hooks.administration import Administration
+from flowbridge.hooks.admission import Admission
+from flowbridge.hooks.receiving import Receiving
+from flowbridge.hooks.registry import Registry
+from flowbridge.hooks.requests import Requests
+from flowbridge.hooks.rooms import HookRooms
 from flowbridge.limits.processor import BODIES_SHARE, Account
 from flowbridge.live import Live
 from flowbridge.models import Caller
@@ -198,6 +204,28 @@ class Core:
             self.transfer,
             Targets(self.homeserver),
         )
+        self.registry = Registry(settings, self.database, timing=self.timing)
+        self.requests = Requests(self.database)
+        self.admission = Admission(self.registry, refusals, self.acceptance.aside)
+        self.receiving = Receiving(
+            self.registry,
+            self.requests,
+            self.rendering,
+            self.acceptance,
+            self.callers,
+            self.messages,
+            self.sender,
+            self.transfer,
+        )
+        self.administration = Administration(
+            self.database,
+            self.registry,
+            self.requests,
+            self.rendering,
+            self.receiving,
+            standing=HookRooms(self.callers, self.room_access, self.homeserver).standing,
+            limit=settings.max_hook_bytes,
+        )
         self.live = Live(self.homeserver, self.callers, timing=self.timing)
         self.maintenance = Maintenance(
             settings,
@@ -206,6 +234,11 @@ class Core:
             self.keys,
             self.worker,
             flush_refused=self.refused_calls.flush,
+            beside=[
+                (self.registry.refresh, self.timing.key_refresh_seconds),
+                (self.registry.flush, self.timing.refused_seconds),
+                (self.requests.flush, self.timing.refused_seconds),
+            ],
             timing=self.timing,
         )
         self.tokens.on_change = self.account_limits.trust
@@ -218,7 +251,11 @@ class Core:
         When there is none it is created, unless it is `required`, or another process' own.
         """
         self.database.open(shared=self._beside, required=required)
-        self.tokens.unlock(cipher(self.settings))
+        fernet = cipher(self.settings)
+        self.tokens.unlock(fernet)
+        self.requests.open(fernet)
+        if not self._beside:
+            self.registry.open(fernet)
 
     async def locate(self) -> None:
         """Learn the homeserver's address, for a second at most: a slow network must not hold up the start.
@@ -245,6 +282,8 @@ class Core:
         self.bot.on_new = self.tokens.remember
         await self.backpressure.refresh()
         await self.keys.refresh()
+        if not self._beside:
+            await self.registry.refresh()
         await self.worker.start()
         tasks = [asyncio.create_task(self.locator.keep_fresh())]
         if not self._beside:
@@ -266,7 +305,8 @@ class Core:
             self.relay.close()
 
     async def reload(self) -> None:
-        """Learn the homeserver's address again, and the bot's token or password where they are in files."""
+        """Learn the homeserver's address again, the bot's token or password where they are in files, and hooks.yaml."""
+        await self.administration.reload()
         await self.locator.refresh()
         await self.bot.reload()
 

@@ -117,7 +117,7 @@ def _table(found: Sequence[dict[str, Any]], *, stacked: bool) -> Table:
 def _cells(one: dict[str, Any]) -> tuple[tuple[Text, Text], ...]:
     outcome = one.get("event_id") or one.get("error", {}).get("error", "") or _reason(one.get("waiting"))
     at, number = one.get("accepted_at") or one["refused_at"], one.get("count") or one["attempts"]
-    by = one.get("api_key") or one.get("user_id") or one.get("address", "")
+    by = one.get("api_key") or one.get("hook") or one.get("user_id") or one.get("address", "")
     return (
         (Text(one["delivery_id"]), Text(printable(one["room_id"]))),
         (Text(one["status"], style=_COLOURS[one["status"]]), Text(printable(one["event_type"]))),

@@ -23,6 +23,7 @@ def select(
     room: str = "",
     event_type: str = "",
     key: str = "",
+    hook: str = "",
     since: str = "",
     text: str = "",
 ) -> Selection:
@@ -36,6 +37,7 @@ def select(
             alias=named if is_alias else None,
             event_type=identifiers.identifier(event_type, "--type") if event_type else None,
             key=identifiers.identifier(as_text(key), "--key") if key else None,
+            hook=identifiers.identifier(as_text(hook), "--hook") if hook else None,
             since=delivery_views.since(since, "--since") if since else None,
             text=delivery_views.text(as_text(text), "--q") if text else None,
         )

@@ -2,76 +2,310 @@
 
 Its target is in the same lane, and before it, so it has been sent by then, or is dead. The content with its relations
 is in the store before it is sent: what is tried again, or looked for, is the same event.
+
+So is decided what an event is to its story (events/stories.py). The decision is one commit with what it leaves behind:
+it is made once, whatever becomes of the process. For a replay it is made once more, since others may have been told
+meanwhile.
 """
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy import Connection
 
-from flowbridge.events import canonical_json
-from flowbridge.events.relations import Binding, Found, Target, bind
+from flowbridge.events import canonical_json, relations
+from flowbridge.events.relations import Binding, Content, Find, Found, Target
+from flowbridge.events.stories import Chapter, Said, Story, decide, quiet
 from flowbridge.store import Fence, Row, clock, leases, message_keys, outbox
 from flowbridge.store.json_columns import from_json, to_json
+from flowbridge.store.message_keys import Key, Known
 
 Amended = Callable[[dict[str, Any]], dict[str, Any]]  # a row of the outbox, with an outcome that is not written yet
 
 
 @dataclass(frozen=True, slots=True)
+class Wanted:
+    """Events of a lane, in their order, the first of which has its turn."""
+
+    rows: Sequence[Row]
+    fence: Fence
+
+
+@dataclass(frozen=True, slots=True)
 class Resolved:
-    """What became of a binding. `missing`: why the event is pointless, and its row as it was."""
+    """What became of a binding: columns of the row. `missing`: why the event is pointless, and its row as it was.
+
+    `said`: the event that says it already; then the row is as it was, too, but for the history.
+    """
 
     content: bytes
     history: list[dict[str, Any]]
+    binding: str | None = None
     missing: str = ""
+    said: str = ""
 
 
-def resolve(connection: Connection, row: Row, fence: Fence, amended: Amended) -> Resolved | None:
-    """Write the content with its relations, and what a key stands for now; None: the lane has another holder."""
-    if not leases.is_held(connection, fence):
-        return None
-    binding = Binding.from_json(row.binding or "{}")
-    owner, now = row.api_key or row.account, clock.now_ms()
+class _TooEarly(Exception):
+    """An event that this one depends on is yet to end."""
 
-    @cache
-    def find(target: Target) -> Found | str:
+
+def is_due(row: Row) -> bool:
+    """Whether an event is yet to get its relations; that of a story gets them once more when it is replayed."""
+    return row.binding is not None and not relations.is_bound(row.binding, row.txn_id)
+
+
+def resolve(connection: Connection, wanted: Sequence[Wanted], amended: Amended) -> list[list[Resolved] | None]:
+    """Write contents with their relations, and what keys stand for now; None for a lane that has another holder.
+
+    Of each lane the first event, and with it those behind it, up to one that has to know how another one ends: a
+    commit for each would hold up a lane, and a statement for each all of them.
+    """
+    if not wanted:
+        return []
+    held = leases.held(connection, [each.fence for each in wanted])
+    mine = [each for each in wanted if each.fence in held]
+    resolving = _Resolving(connection, [row for each in mine for row in each.rows], amended)
+    found = [resolving.lane(each.rows) if each.fence in held else None for each in wanted]
+    resolving.write()
+    return found
+
+
+class _Resolving:
+    """Events of several lanes: what they refer to is read at once, and what becomes of them is written at once."""
+
+    def __init__(self, connection: Connection, rows: Sequence[Row], amended: Amended) -> None:
+        self._connection = connection
+        self._now = clock.now_ms()
+        self._bindings = {row.delivery: Binding.from_json(row.binding or "{}") for row in rows}
+        self._keys = message_keys.read(connection, set(self._named(rows)))
+        self._stories = {key: Story.from_json(known.story) for key, known in self._keys.items() if known.story}
+        ended = outbox.ended(connection, list(self._deliveries()))
+        self._ended = {delivery: amended(row) for delivery, row in ended.items()}
+        self._changed: dict[Key, Known] = {}
+        self._bound: list[dict[str, Any]] = []
+
+    def lane(self, rows: Sequence[Row]) -> list[Resolved]:
+        found: list[Resolved] = []
+        for row in rows:
+            try:
+                found.append(_Event(self, row, self._bindings[row.delivery], is_ahead=bool(found)).resolved())
+            except _TooEarly:
+                break
+        return found
+
+    def write(self) -> None:
+        message_keys.write(self._connection, self._changed, self._now)
+        outbox.bind(self._connection, self._bound)
+
+    def _named(self, rows: Sequence[Row]) -> Iterable[Key]:
+        for row in rows:
+            binding, owner = self._bindings[row.delivery], row.api_key or row.account
+            names = [target.name for target in binding.targets().values() if target.kind == "key"]
+            yield from ((owner, row.room_id, name) for name in (*names, binding.key) if name)
+
+    def _deliveries(self) -> Iterable[str]:
+        found = {known.delivery for known in self._keys.values()}
+        for story in self._stories.values():
+            found.add(story.last.by)
+            if story.was is not None:
+                found.add(story.was[0])
+        for binding in self._bindings.values():
+            found.update(target.name for target in binding.targets().values() if target.kind == "delivery")
+        return found
+
+    # for one event
+
+    def known(self, key: Key) -> tuple[Known, Story | None] | None:
+        known = self._changed.get(key) or self._keys.get(key)
+        return (known, self._stories.get(key)) if known else None
+
+    def assign(self, key: Key, delivery: str, event_id: str | None = None, story: Story | None = None) -> None:
+        """Let a key stand for this delivery from now on."""
+        self._changed[key] = Known(delivery, event_id, story.to_json() if story else None)
+        if story is not None:
+            self._stories[key] = story
+        else:
+            self._stories.pop(key, None)
+
+    def bind(self, row: Row, content: bytes, history: list[dict[str, Any]], binding: str | None) -> None:
+        values = {"content": content.decode(), "history": to_json(history), "binding": binding}
+        self._bound.append({"delivery": row.delivery, **values})
+
+    def is_open(self, delivery: str) -> bool:
+        """Whether it is yet to end."""
+        row = self._ended.get(delivery)
+        return row["state"] == "queued" if row is not None else delivery in self._bindings
+
+    def row(self, delivery: str) -> dict[str, Any] | None:
+        return self._ended.get(delivery)
+
+    def kept_id(self, delivery: str) -> str | None:
+        """The event id of a deleted delivery."""
+        return message_keys.of_delivery(self._connection, delivery)
+
+    def note(self, text: str) -> dict[str, Any]:
+        return {"at": self._now, "note": text}
+
+
+class _Event:
+    """`is_ahead`: it is not its turn yet: nothing becomes of it before an event that it depends on has ended."""
+
+    def __init__(self, all_: _Resolving, row: Row, binding: Binding, *, is_ahead: bool) -> None:
+        self._all = all_
+        self._row = row
+        self._is_ahead = is_ahead
+        self._binding = binding
+        self._key = (row.api_key or row.account, row.room_id, binding.key)
+
+    def resolved(self) -> Resolved:
+        chapter = self._binding.chapter
+        return self._told(chapter) if chapter is not None and self._binding.key else self._related()
+
+    def _related(self) -> Resolved:
+        """A message that is of no story."""
+        binding = self._binding
+        resolved = self._bind(json.loads(self._row.content), binding, self._find)
+        if binding.key and not resolved.missing:
+            known = self._all.known(self._key)
+            if known is None or binding.on_update == "new" or isinstance(self._find(Target("key", binding.key)), str):
+                self._all.assign(self._key, self._row.delivery)
+            else:
+                self._all.assign(self._key, known[0].delivery, known[0].event_id)
+        return resolved
+
+    def _told(self, chapter: Chapter) -> Resolved:
+        """A chapter of a story."""
+        binding, row, so_far = self._binding, self._row, self._so_far()
+        last = so_far.story.last if so_far else None
+        chapter = chapter.heard(row.accepted_at)
+        events = self._events()
+        number = binding.number if binding.bound_as else events + 1
+        is_overtaken = last is not None and last.number > number
+        decision, why = decide(chapter, last.chapter if last else None, overtaken=is_overtaken)
+        if so_far is not None and decision == "nothing":
+            self._remember(so_far, so_far.story.confirmed(chapter, number))
+            return Resolved(row.content, self._history(why), row.binding, said=self._says(so_far))
+        content = json.loads(row.content)
+        if binding.bound_as:
+            content = relations.unbound(content)
+        bound, said = replace(binding, bound_as=row.txn_id, number=number), Said(chapter, row.delivery, number)
+        if so_far is not None and decision == "update":
+            content = {**content, "m.mentions": {}} if binding.on_update == "edit" else quiet(content)
+            resolved = self._bind(content, binding, self._finding(so_far.message), bound)
+            self._remember(so_far, Story(said, last, events=max(events, number)))
+            return resolved
+        if decision == "notice":
+            content = quiet(content)
+        was = (so_far.delivery, so_far.message.event_id) if so_far else None
+        resolved = self._bind(content, replace(binding, key=""), self._find, bound)
+        self._all.assign(self._key, row.delivery, story=Story(said, last, was, max(events, number)))
+        return resolved
+
+    def _bind(self, content: Content, binding: Binding, find: Find, keeps: Binding | None = None) -> Resolved:
+        bound = relations.bind(content, binding, find)
+        history = self._history(*bound.notes)
+        if bound.missing:
+            if self._is_ahead:
+                raise _TooEarly
+            return Resolved(self._row.content, history, missing=bound.missing)
+        written, kept = canonical_json.write(bound.content), keeps.to_json() if keeps else None
+        self._all.bind(self._row, written, history, kept)
+        return Resolved(written, history, kept)
+
+    def _history(self, *notes: str) -> list[dict[str, Any]]:
+        return [*from_json(self._row.history), *map(self._all.note, notes)]
+
+    # stories
+
+    def _events(self) -> int:
+        """How many events the story has had."""
+        found = self._all.known(self._key)
+        return found[1].events if found and found[1] else 0
+
+    def _so_far(self) -> "_SoFar | None":
+        """The story before this event; None if nothing of it is in the room."""
+        found = self._all.known(self._key)
+        if found is None:
+            return None
+        (delivery, event_id, _), story = found
+        message = self._sent(delivery, event_id)
+        if story is None:  # a message of no story has the key
+            return _SoFar(Story(Said(Chapter(), delivery)), delivery, message) if message else None
+        if not self._is_said(story.last.by, delivery, message):
+            if story.last.by == delivery:
+                delivery, event_id = story.was or ("", "")
+                message = self._sent(delivery, event_id) if event_id else None
+            if story.before is None:
+                return None
+            story = Story(story.before, events=story.events)
+        elif story.last.by != delivery and self._row_of(story.last.by) is None:
+            # Deleted, and how it ended is not known: said once more it does no harm, not said at all it might.
+            story = replace(story, last=replace(story.last, chapter=replace(story.last.chapter, digest="")))
+        return _SoFar(story, delivery, message) if message else None
+
+    def _is_said(self, by: str, delivery: str, message: Found | None) -> bool:
+        """Whether what was said last is in the room. `message`: of the delivery that the key stands for."""
+        if by == self._row.delivery:  # it is replayed
+            return False
+        if by == delivery:
+            return message is not None
+        row = self._row_of(by)
+        return row is None or row["state"] == "sent"
+
+    def _says(self, so_far: "_SoFar") -> str:
+        """The event that shows what was said last."""
+        row = self._row_of(so_far.story.last.by)
+        found = _event(row) if row is not None else None
+        return (found or so_far.message).original
+
+    def _remember(self, so_far: "_SoFar", story: Story) -> None:
+        """The key may have stood for a message that died."""
+        self._all.assign(self._key, so_far.delivery, so_far.message.event_id, story)
+
+    def _finding(self, message: Found) -> Find:
+        key = Target("key", self._binding.key)
+        return lambda target: message if target == key else self._find(target)
+
+    # look-ups
+
+    def _find(self, target: Target) -> Found | str:
         if target.kind == "event":
             return Found(target.name)
         if target.kind == "delivery":
-            return _sent(connection, target.name, None, amended) or f"{target} was not sent"
-        known = message_keys.find(connection, owner, row.room_id, target.name)
-        if known is None:
+            return self._sent(target.name, None) or f"{target} was not sent"
+        owner, room_id, _ = self._key
+        found = self._all.known((owner, room_id, target.name))
+        if found is None:
             return f"{target} is not known"
-        return _sent(connection, known["delivery"], known["event_id"], amended) or f"{target} was not sent"
+        return self._sent(found[0].delivery, found[0].event_id) or f"{target} was not sent"
 
-    bound = bind(json.loads(row.content), binding, find)
-    history = [*from_json(row.history), *({"at": now, "note": note} for note in bound.notes)]
-    if bound.missing:
-        return Resolved(row.content, history, bound.missing)
-    if binding.key:
-        if binding.on_update == "new" or isinstance(find(Target("key", binding.key)), str):
-            message_keys.assign(connection, owner, row.room_id, binding.key, row.delivery, now)
-        else:
-            message_keys.touch(connection, owner, row.room_id, binding.key, now)
-    content = canonical_json.write(bound.content)
-    outbox.bind(connection, row.delivery, content, to_json(history))
-    return Resolved(content, history)
+    def _sent(self, delivery: str, kept: str | None) -> Found | None:
+        """The event that a delivery became. `kept`: its id, where its row may be deleted."""
+        row = self._row_of(delivery)
+        if row is not None and (found := _event(row)) is not None:
+            return found
+        kept = kept or self._all.kept_id(delivery)
+        return Found(kept) if kept else None
 
-
-def _sent(connection: Connection, delivery: str, kept: str | None, amended: Amended) -> Found | None:
-    """The event that a delivery became. `kept`: its id, where its row may be deleted."""
-    row = outbox.by_delivery(connection, [delivery]).get(delivery)
-    if row is not None:
-        row = amended(row)
-        if row["state"] == "sent" and row["event_id"]:
-            return Found(row["event_id"], _content(row["content"]))
-    kept = kept or message_keys.of_delivery(connection, delivery)
-    return Found(kept) if kept else None
+    def _row_of(self, delivery: str) -> dict[str, Any] | None:
+        if self._is_ahead and delivery != self._row.delivery and self._all.is_open(delivery):
+            raise _TooEarly
+        return self._all.row(delivery)
 
 
-def _content(text: str) -> Any:
-    """What an event said; its content may be blanked."""
-    return json.loads(text) if text else None
+@dataclass(frozen=True, slots=True)
+class _SoFar:
+    """A story, and the message that its key stands for."""
+
+    story: Story
+    delivery: str
+    message: Found
+
+
+def _event(row: dict[str, Any]) -> Found | None:
+    """The event of a row. Its content may be blanked."""
+    if row["state"] != "sent" or not row["event_id"]:
+        return None
+    return Found(row["event_id"], json.loads(row["content"]) if row["content"] else None)

@@ -11,8 +11,7 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from itertools import takewhile
+from itertools import islice, takewhile
 from typing import Any
 
 from flowbridge import log, metrics
@@ -20,6 +19,7 @@ from flowbridge.delivery import binding
 from flowbridge.delivery.account_limits import AccountLimits
 from flowbridge.delivery.attempt import Attempt, Attempts
 from flowbridge.delivery.backpressure import Backpressure
+from flowbridge.delivery.binder import Binder
 from flowbridge.delivery.pending import Outcome, PendingDeliveries, PendingDelivery
 from flowbridge.delivery.suspects import Suspects, Suspicion, is_failure, must_be_looked_for
 from flowbridge.delivery.write_queue import WriteQueue
@@ -34,6 +34,7 @@ from flowbridge.store.json_columns import history_to_json
 from flowbridge.store.leases import Claim
 
 DAY_SECONDS = 86_400.0
+MAX_BOUND = 50  # events of a lane that are bound at once
 TOLD = 50  # waiting callers that are told of a refusal in one go
 IN_DOUBT = "; it may be in the room all the same"
 EARLY_MS = 5  # an attempt may be this early
@@ -45,6 +46,7 @@ class Shared:
 
     database: Database
     write_queue: WriteQueue
+    binder: Binder
     backpressure: Backpressure
     limits: AccountLimits
     attempts: Attempts
@@ -223,7 +225,7 @@ class Lane:
         if pending.idem is not None:
             # The commit tells whether it is new. Awaited even when done: the worker's callback has to run first.
             await asyncio.wait([pending.committed])
-        if pending.row.binding is not None and not await self._bind(pending):
+        if pending.row.binding is not None and binding.is_due(pending.row) and not await self._bind(pending):
             return 0.0
         limits = self._shared.limits
         while not (self._stopping or pending.withdrawn):
@@ -254,27 +256,42 @@ class Lane:
 
     async def _bind(self, pending: PendingDelivery) -> bool:
         """Give it the relations to events that were sent before it; False: it is not to be sent."""
-        while not (self._stopping or pending.withdrawn):
+        while not (self._stopping or pending.withdrawn or pending.outcome is not None):
             await self._keep_lease()
-            work = partial(binding.resolve, row=pending.row, fence=self.fence, amended=self._shared.write_queue.amended)
+            behind = (each for each in islice(self.queue, 1, None) if self._is_to_be_bound(each))
+            together = [pending, *islice(behind, MAX_BOUND - 1)]
             try:
-                resolved = await self._shared.database.run(work, alone=True)
+                found = await self._shared.binder.bind([each.row for each in together], self.fence)
             except Exception as error:
                 log.warning("store_away", error=reason(error))
                 await asyncio.sleep(self._shared.timing.first_pause)
                 continue
-            if resolved is None:
+            if found is None:
                 raise LeaseLost
-            if resolved.missing:
-                missing = HomeserverError(resolved.missing, errcode=Errcode.NOT_FOUND, status=404)
-                self._settle(pending, Verdict("dead", error=missing))
-                return False
-            pending.bind(resolved.content, resolved.history)
-            for entry in resolved.history:
-                if "note" in entry:
-                    log.info("target_missing", delivery=pending.row.delivery, note=entry["note"])
-            return True
+            for each, resolved in zip(together, found, strict=False):
+                if each.outcome is None:  # else it was refused meanwhile
+                    self._take_over(each, resolved)
+            return not (found[0].missing or found[0].said)
         return False
+
+    def _is_to_be_bound(self, pending: PendingDelivery) -> bool:
+        is_open = pending.outcome is None and not pending.withdrawn
+        return pending.row.binding is not None and is_open and binding.is_due(pending.row)
+
+    def _take_over(self, pending: PendingDelivery, resolved: binding.Resolved) -> None:
+        """What the store says of its relations. Without a need to send it, it has ended."""
+        if resolved.missing:
+            missing = HomeserverError(resolved.missing, errcode=Errcode.NOT_FOUND, status=404)
+            self._settle(pending, Verdict("dead", error=missing))
+            return
+        pending.bind(resolved.content, resolved.history, resolved.binding)
+        for entry in resolved.history:
+            if "note" in entry:
+                action = "nothing_new" if resolved.said else "target_missing"
+                log.info(action, delivery=pending.row.delivery, note=entry["note"])
+        if resolved.said:
+            self.had_turn = True
+            self._close(pending, Verdict("sent", event_id=resolved.said))
 
     async def _attempt(self, pending: PendingDelivery) -> Verdict | None:
         """Wait for the account's turn, then try once. None: it is not to be sent, or not yet."""

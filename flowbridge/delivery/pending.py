@@ -1,7 +1,7 @@
 """Deliveries in flight: each accepted event on its way through this process, and the registry of them all."""
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any, ClassVar, Literal
@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 from flowbridge.limits.tasks import ignore_result
 from flowbridge.store import Row, outbox
 from flowbridge.store.json_columns import from_json, history_to_json, to_json
-from flowbridge.store.outbox import ROW_BYTES
+from flowbridge.store.outbox import ROW_BYTES, Taken
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,13 +26,22 @@ def _read_only(slot: str) -> Any:
     return property(attrgetter(slot))
 
 
+@dataclass(frozen=True, slots=True)
+class KeyBefore:
+    """A key that counts beside an event's own, if it was used no longer ago than `since` (ms)."""
+
+    key: str
+    since: int
+
+
 @dataclass(eq=False, slots=True)
 class PendingDelivery:
     """An accepted event until it is settled. `committed` and `settled` are what callers await.
 
     `committed`: its row is on the disk. `settled`: how it ended; None when this process ends before the delivery does.
     `token`: the caller's own, which sends it rather than another one of the account. `request`: the body as it came,
-    where it was not the content. `key`: its Idempotency-Key or txnId, of which `idem` is a hash.
+    where it was not the content. `key`: its Idempotency-Key or txnId, of which `idem` is a hash. `before`: another such
+    hash.
 
     Two threads touch it. The event loop owns it, and makes every transition but two: `begin_write` and `set_existing`
     are the writer thread's. What `set_existing` writes is read only after `committed` is done, which the writer's
@@ -49,6 +58,8 @@ class PendingDelivery:
     idem: str | None = None
     fingerprint: str | None = None
     key: str | None = None
+    before: KeyBefore | None = None
+    is_patient: bool = False  # its caller does not mind some milliseconds
     following: "tuple[PendingDelivery, ...]" = ()  # the other events of its message: written with it, or not at all
     # Whose share of the store it takes: the API key's, or that of the account which sent it with its own token. Many
     # keys share the bot's account: one of them must not take what the others need.
@@ -145,6 +156,19 @@ class PendingDelivery:
             "b_settled_at": self._settled_at,
         }
 
+    @property
+    def idems(self) -> list[str]:
+        """Under which it may have been accepted before."""
+        return [key for key in (self.idem, self.before.key if self.before else None) if key is not None]
+
+    def earlier(self, taken: Mapping[str, Taken]) -> str:
+        """The other delivery that was accepted under one of its keys; "" where there is none."""
+        own, before = taken.get(self.idem or ""), self.before
+        if own is not None and own.delivery != self._row.delivery:
+            return own.delivery
+        other = taken.get(before.key) if before is not None else None
+        return other.delivery if other is not None and before is not None and other.accepted_at >= before.since else ""
+
     # accepted, and committed
 
     def mark_dirty(self) -> None:
@@ -185,9 +209,9 @@ class PendingDelivery:
     def remove_waiter(self) -> None:
         self._waiters -= 1
 
-    def bind(self, content: bytes, history: list[dict[str, Any]]) -> None:
-        """Its content has its relations from now on, in the store, too."""
-        self._row = self._row._replace(content=content, binding=None)
+    def bind(self, content: bytes, history: list[dict[str, Any]], binding: str | None = None) -> None:
+        """Its content has its relations from now on, in the store, too. `binding`: what is kept for replays."""
+        self._row = self._row._replace(content=content, binding=binding)
         self._history = history
 
     # begun

@@ -15,10 +15,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from sqlalchemy import Connection
+
 from flowbridge import log, metrics
 from flowbridge.delivery.account_limits import AccountLimits
 from flowbridge.delivery.attempt import Attempts
 from flowbridge.delivery.backpressure import Backpressure
+from flowbridge.delivery.binder import Binder
 from flowbridge.delivery.fairness import share_of_lanes
 from flowbridge.delivery.lane import DAY_SECONDS, Lane, LeaseLost, Shared
 from flowbridge.delivery.pending import Outcome, PendingDeliveries, PendingDelivery
@@ -100,6 +103,7 @@ class Worker:
         self._shared = Shared(
             database,
             write_queue,
+            Binder(database, write_queue.amended),
             backpressure,
             limits,
             attempts,
@@ -208,8 +212,7 @@ class Worker:
         """The row of what was accepted under the same key, with its outcome; None if there is nothing."""
         if pending.idem is None:
             return None
-        found = await self._database.run(partial(outbox.by_idem, keys=[pending.idem]))
-        row = found.get(pending.idem)
+        row = await self._database.run(partial(_accepted_before, pending=pending))
         return self._write_queue.amended(row) if row else None
 
     def may_wait(self, caller: str) -> bool:
@@ -708,3 +711,8 @@ class Worker:
 def _wake(heard: "asyncio.Future[None]", _: object = None) -> None:
     if not heard.done():
         heard.set_result(None)
+
+
+def _accepted_before(connection: Connection, pending: PendingDelivery) -> dict[str, Any] | None:
+    earlier = pending.earlier(outbox.taken(connection, pending.idems))
+    return outbox.by_delivery(connection, [earlier]).get(earlier) if earlier else None

@@ -1,6 +1,5 @@
 """A message as people write it, read from JSON (contract §5), with every problem that it has. Pure."""
 
-import difflib
 import mimetypes
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -8,7 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar, cast, get_args
 
 from flowbridge.errors import BadContent, Problem
-from flowbridge.events.canonical_json import is_unicode, pointer
+from flowbridge.events.canonical_json import pointer
+from flowbridge.events.reader import Reader
 from flowbridge.events.relations import MAX_BYTES, NONE, Binding, Target, is_name
 
 T = TypeVar("T")
@@ -114,24 +114,8 @@ def read(value: Mapping[str, Any], files: Sequence[Attachment] = ()) -> Message:
     return message
 
 
-class _Reader:
-    """Reads an object key by key, and notes what is wrong."""
-
-    def __init__(
-        self, value: Mapping[str, Any], known: Sequence[str], at: str = "", problems: list[Problem] | None = None
-    ) -> None:
-        self.problems: list[Problem] = [] if problems is None else problems
-        self._value = value
-        self._at = at
-        for name in value:
-            if name not in known:
-                near = difflib.get_close_matches(name[:80], known, 1)
-                hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
-                self.problem(name, f"is unknown here: {hint}")
-
-    def problem(self, name: str, message: str) -> None:
-        if len(self.problems) < 100:
-            self.problems.append(Problem(pointer(self._at, name) if name else self._at, message, RULE))
+class _Reader(Reader):
+    rule = RULE
 
     def message(self) -> Message:
         format_, source = self._source()
@@ -139,12 +123,12 @@ class _Reader:
             return Message(format_, source)
         users, mentions_room = self._mentions()
         attachments = self._attachments()
-        on_update = self._one_of("on_update", ON_UPDATE, "edit")
+        on_update = self.one_of("on_update", ON_UPDATE, "edit")
         message = Message(
             format=format_,
             source=source,
             title=self._title(),
-            msgtype=self._one_of("msgtype", MSGTYPES, "m.text"),
+            msgtype=self.one_of("msgtype", MSGTYPES, "m.text"),
             users=users,
             mentions_room=mentions_room,
             reply_to=self.target("reply_to"),
@@ -153,7 +137,7 @@ class _Reader:
             key=self._key(),
             on_update=cast("OnUpdate", on_update),
             attachments=attachments,
-            overflow=self._one_of("overflow", ("file",), ""),
+            overflow=self.one_of("overflow", ("file",), ""),
         )
         self._check_together()
         return message
@@ -171,18 +155,6 @@ class _Reader:
             self.problem(named[0], "is empty")
         return named[0], source
 
-    def text(self, name: str, default: str = "") -> str:
-        """A string, which homeservers can store."""
-        value = self._value.get(name, default)
-        if not isinstance(value, str):
-            self.problem(name, "must be a string")
-            return default
-        if "\0" in value:
-            self.problem(name, "holds a NUL character, which homeservers cannot store")
-        elif not is_unicode(value):
-            self.problem(name, "holds a lone surrogate, which is not Unicode text")
-        return value
-
     def _title(self) -> str:
         title = self.text("title").strip()
         if len(title) > MAX_TITLE:
@@ -190,15 +162,6 @@ class _Reader:
         elif len(title.splitlines()) > 1:
             self.problem("title", "is one line: put the rest into the text")
         return title
-
-    def _one_of(self, name: str, known: Sequence[str], default: str) -> str:
-        value = self._value.get(name, default)
-        if value != default and value not in known:
-            shown = f", not {value[:80]!r}" if isinstance(value, str) else ""
-            listed = " or ".join([", ".join(known[:-1]), known[-1]]) if len(known) > 1 else known[0]
-            self.problem(name, f"must be {listed}{shown}")
-            return default
-        return str(value)
 
     def _mentions(self) -> tuple[tuple[str, ...], bool]:
         given = self._value.get("mentions", [])

@@ -82,7 +82,8 @@ class Binding:
     """Which relations an event gets. `key`, `on_update`: see `Message`.
 
     `reacts`, `redacts`: it is nothing without its target; a message is still worth sending without one. `chapter`: the
-    key names a story, and this is what the event says of it.
+    key names a story, and this is what the event says of it. Such a binding is kept, for replays: `bound_as` is the
+    transaction id under which it was bound, `number` that of the event in its story.
     """
 
     reply_to: Target | None = None
@@ -93,6 +94,8 @@ class Binding:
     key: str = ""
     on_update: str = "edit"
     chapter: Chapter | None = None
+    bound_as: str = ""
+    number: int = 0
 
     def targets(self) -> dict[str, Target]:
         if self is NONE:
@@ -108,7 +111,8 @@ class Binding:
         return bool(self.key) or any(target.kind != "event" for target in self.targets().values())
 
     def to_json(self) -> str:
-        found: dict[str, Any] = {name: [target.kind, target.name] for name, target in self.targets().items()}
+        found: dict[str, Any] = {"bound_as": self.bound_as, "number": self.number} if self.bound_as else {}
+        found |= {name: [target.kind, target.name] for name, target in self.targets().items()}
         if self.key:
             found |= {"key": self.key, "on_update": self.on_update}
         if self.chapter is not None:
@@ -121,6 +125,11 @@ class Binding:
         chapter = found.pop("chapter", None)
         named = {name: Target(*value) if name in _TARGETS else value for name, value in found.items()}
         return cls(**named, chapter=Chapter.from_json(chapter) if chapter else None)  # type: ignore[arg-type]
+
+
+def is_bound(binding: str, txn_id: str) -> bool:
+    """Whether this, as JSON, was bound under that transaction id: without reading it, which a lane would do often."""
+    return binding.startswith(f'{{"bound_as": {json.dumps(txn_id, ensure_ascii=False)},')
 
 
 NONE = Binding()
@@ -207,11 +216,20 @@ def placed(content: Content, root: str | None, answered: str | None) -> Content:
     return {**content, "m.relates_to": relation}
 
 
+def unbound(content: Content) -> Content:
+    """A content as it was before it became an edit, or was placed."""
+    new = content.get("m.new_content")
+    found = new if isinstance(new, dict) else content
+    return {name: value for name, value in found.items() if name != "m.relates_to"}
+
+
 def largest(content: Content, binding: Binding) -> Content:
     """The content as it is checked before it is accepted: with the longest event ids, and as an edit if it may be one.
 
-    An edit holds its text twice.
+    An edit holds its text twice. What is told in a story may become an `m.notice`.
     """
+    if binding.chapter is not None and content.get("msgtype") == "m.text":
+        content = {**content, "msgtype": "m.notice"}
     may_edit = binding.edit is not None or (binding.key and binding.on_update == "edit")
     if binding.reacts or binding.redacts or not may_edit:
         if binding.key and binding.on_update in ("thread", "reply"):

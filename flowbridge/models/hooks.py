@@ -11,13 +11,20 @@ OnUpdate = Literal["edit", "thread", "reply", "new"]
 Mentions = Literal["never", "firing", "template"]
 
 KEPT_REQUESTS = 20
+OWNER = "hook:"
+TEMPLATE_FAILED = "the template failed"  # the beginning of what its owner is told then
+TOKEN = "token"  # noqa: S105 (the scheme's name): what stands in the path, or in a header as it is
+SCHEMES = (  # hooks/signatures.py has what they mean
+    TOKEN,
+    *("github", "gitlab", "gitea", "grafana", "slack", "stripe", "pagerduty", "sentry", "standard-webhooks", "hmac"),
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Verification:
     """How a hook knows its sender. `scheme`: a name of `hooks/signatures.py`; what else there is belongs to `hmac`."""
 
-    scheme: str = "token"
+    scheme: str = TOKEN
     header: str = ""
     prefix: str = ""
     encoding: Literal["hex", "base64"] = "hex"
@@ -30,8 +37,9 @@ class Hook:
 
     `source`: a name of `sources/`, or `auto`. `template`: templates for members of a message (`text`, `markdown` or
     `html` among them); empty: the source's own. `mention`: user ids and `@room`, for what begins to fire; `mentions`:
-    who may be pinged at all. `ignore`: the sender's names of events that are not shown. `keep_requests`: how many past
-    requests are kept. `is_fixed`: it comes from hooks.yaml, which alone can change it.
+    who may be pinged at all. `ignore`: the sender's names of events that are not shown, or, with a + in front, of quiet
+    ones that are. `keep_requests`: how many past requests are kept. `is_fixed`: it comes from hooks.yaml, which alone
+    can change it.
     """
 
     name: str
@@ -50,7 +58,12 @@ class Hook:
     @property
     def owner(self) -> str:
         """What stands for it where events name an API key: a hook is a caller like others."""
-        return f"hook:{self.name}"
+        return owner(self.name)
+
+
+def owner(name: str) -> str:
+    """No API key has such an id."""
+    return f"{OWNER}{name}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +79,7 @@ class Said:
     key: str = ""
     state: str = ""
     firing: tuple[str, ...] = ()
+    ended: tuple[str, ...] | None = None
     time: int | None = None
     digest: str = ""
 

@@ -6,8 +6,8 @@ environment, nor its files.
 
 Several texts come at once: each system call, and each change from one process to the other, would cost as much as a
 short text. Both ways JSON goes behind its length in 4 bytes. In: [[format, source, users], …]. Out, in the same order
-and in as many parts as it takes: [["", body, html or null], or [what is wrong], …]. The format "webhook" has what
-`webhooks` is given for users, and its answer for the body.
+and in as many parts as it takes: [["", body, html or null], or [what is wrong], …]. The formats "webhook" and
+"template" have what `webhooks` and `template_check` are given for users, and their answers for the body.
 """
 
 import contextlib
@@ -29,6 +29,8 @@ ANSWER_SECONDS = 0.002  # after which the texts that are done do not wait for th
 ANSWER_LENGTH = 1_000  # … nor for one that is longer than this, and may take as long
 MEMORY_BYTES = 512 * 1024 * 1024
 MAX_OUTPUT = 128 * 1024  # characters; an event holds half of that
+MAX_HOOK_OUTPUT = 384 * 1024  # of all messages that a webhook becomes, beyond what was in its body
+MAX_ANSWERS = 64 * 1024 * 1024  # bytes of one part: a webhook of 25 MiB may hold files that come back
 NO_MEMORY = 3  # the exit status, where there is none for an answer
 NICE = 5  # the event loop goes first
 BUFFER_BYTES = 64 * 1024
@@ -44,10 +46,15 @@ def serve() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     with contextlib.suppress(OSError):
         os.nice(NICE)
-    from flowbridge.rendering import formats, webhooks
+    from flowbridge.rendering import formats, template_check, webhooks
 
     stream = cast("BufferedRWPair", socket.socket(fileno=0).makefile("rwb", BUFFER_BYTES))
-    renders: Mapping[str, Render] = {"markdown": formats.markdown, "html": formats.html, "webhook": webhooks.webhook}
+    renders: Mapping[str, Render] = {
+        "markdown": formats.markdown,
+        "html": formats.html,
+        "webhook": webhooks.webhook,
+        "template": template_check.check,
+    }
     for texts in iter(partial(_read, stream), []):
         signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)  # SIGPROF, for which there is no handler, ends the process
         answers, began = list[bytes](), time.monotonic()
@@ -64,8 +71,11 @@ def _answer(text: Text, renders: Mapping[str, Render]) -> bytes:
     format_, source, users = text
     try:
         body, html = renders[format_](source, users)
-        if len(body) + len(html or "") <= MAX_OUTPUT:
-            return json.dumps(("", body, html)).encode()
+        # Files and ids in a webhook's body come back with its texts, which are bounded.
+        if len(body) + len(html or "") <= (MAX_HOOK_OUTPUT + len(source) if format_ == "webhook" else MAX_OUTPUT):
+            answer = json.dumps(("", body, html)).encode()
+            if len(answer) < MAX_ANSWERS:
+                return answer
         wrong = "becomes too long"
     except ValueError as error:  # RefusedError, TooDeepError
         wrong = str(error)

@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from contextvars import Context
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 from flowbridge import log
@@ -26,7 +27,7 @@ from flowbridge.limits.turns import Turns
 from flowbridge.models import Rendered
 from flowbridge.models.hooks import Made, Said
 from flowbridge.models.timing import Timing
-from flowbridge.rendering.child import NO_MEMORY
+from flowbridge.rendering.child import MAX_ANSWERS, NO_MEMORY
 
 SHORT_BYTES = 2_560  # of a request: 2 KiB of the worst text take 4 ms of the processor, 32 KiB of it 40 ms
 HOOK_BYTES = 64 * 1024  # of a request to a hook: GitHub's largest usual ones are 30 kB, and take 1 ms
@@ -34,8 +35,8 @@ TOGETHER_BYTES = 4 * 1024  # of short texts that go together: of the worst ones,
 WAITING = 256  # texts of one caller: each is held in memory
 TURN_SECONDS = 20.0
 RETRY_MS = 1_000
-MAX_ANSWERS = 4 * 1024 * 1024  # bytes of one part: six for a character, and then some
 RULE = "render"  # what Problem.schema says for these rules
+KILLED = "/body"  # the pointer of a request to a hook that took too long, or too much memory
 
 _OF_THE_TEXT = (-signal.SIGPROF, -signal.SIGABRT, -signal.SIGSEGV, NO_MEMORY)  # too much processor time, or memory
 # The environment and the search path come from us: there may be tokens in the one, and the other may not be the usual.
@@ -286,9 +287,10 @@ class Rendering:
         Raises BadContent for one that cannot be read, or whose template takes too long (then `plain` helps), TooMany
         and Unavailable. Built-in templates take 0.2 ms; a template of the hook's own may take a second.
         """
-        request = json.dumps(["webhook", body, given]).encode()
+        encode = partial(_encoded, body, given)
+        request = await asyncio.to_thread(encode) if len(body) > HOOK_BYTES else encode()
         line = self._hooks if len(request) <= HOOK_BYTES and not given["template"] else self._long
-        found = json.loads((await self._ask(line, "body", request)).body)
+        found = json.loads((await self._ask(line, KILLED[1:], request)).body)
         if "wrong" in found:
             raise _problem("", found["wrong"])
         messages = [
@@ -299,6 +301,7 @@ class Rendering:
                 key=each["key"],
                 state=each["state"],
                 firing=tuple(each["firing"]),
+                ended=None if each["ended"] is None else tuple(each["ended"]),
                 time=each["time"],
                 digest=each["digest"],
             )
@@ -312,6 +315,20 @@ class Rendering:
             found.get("nothing", ""),
             tuple(found["warnings"]),
         )
+
+    async def check_template(
+        self, source: str, template: Mapping[str, str], per: str
+    ) -> tuple[list[Problem], list[str]]:
+        """What is wrong with a hook's own template, and what its owner should know of it.
+
+        Raises TooMany and Unavailable.
+        """
+        request = json.dumps(["template", source, {"template": dict(template), "per": per}]).encode()
+        try:
+            found = json.loads((await self._ask(self._long, "template", request)).body)
+        except BadContent as error:
+            return list(error.problems), []
+        return [Problem(f"/template/{member}", text, RULE) for member, text in found["wrong"]], found["warnings"]
 
     async def _ask(self, line: _Line, what: str, request: bytes) -> Rendered:
         caller = peer.who() or "here"
@@ -332,6 +349,10 @@ class Rendering:
     async def stop(self) -> None:
         """End all processes; texts that are being rendered are not."""
         await asyncio.gather(*(line.stop() for line in self._lines))
+
+
+def _encoded(body: str, given: Mapping[str, Any]) -> bytes:
+    return json.dumps(["webhook", body, given]).encode()
 
 
 def _problem(format_: str, message: str) -> BadContent:

@@ -29,6 +29,10 @@ class _Reader(HTMLParser):
         self._links: list[tuple[str, int, int]] = []  # address, and where its text begins
         self._spoiler = 0  # depth of spans inside of one that hides its text
 
+    def updatepos(self, i: int, j: int) -> int:
+        """Counts lines for error messages, which there are none of: a fifth of its time."""
+        return j
+
     def text(self) -> str:
         self._end_line()
         return "\n".join(self._lines).strip("\n")

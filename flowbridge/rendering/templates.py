@@ -8,6 +8,7 @@ same.
 import json
 import re
 from collections.abc import Callable
+from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any
 
@@ -15,18 +16,29 @@ from minijinja import Environment, TemplateError, escape, pass_state, safe
 from minijinja._lowlevel import State
 
 from flowbridge.rendering import formats
-from flowbridge.sources.reading import moment
+from flowbridge.sources.reading import depth_of, moment
 
-MAX_TEMPLATE_BYTES = 16 * 1024
-FUEL = 200_000  # instructions: 20 ms of a loop; a list of 1,000 alerts takes 40,000
+FUEL = 500_000  # instructions: a list of 1,000 alerts with 20 labels each takes 400,000, and 50 ms
+MAX_OUTPUT = 4 * 1024 * 1024  # characters of one member: the longest body that is taken makes 2 MB, which are cut
 MAX_KEPT = 256  # compiled templates
+MAX_MARKDOWN = 16 * 1024  # characters, as everywhere
+MAX_ADDRESS = 2_000
+MAX_DEPTH = 64
 
-_MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+\-.!|<>~&])")
+TOO_LONG = "takes too many steps: make its loops shorter"
+
+_MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+\-.!|<>~&=])")
 _LINK = re.compile(r"https?://[^\s<>\"]+", re.IGNORECASE)
+_BLOCKS = ("<p", "<h", "<ul", "<ol", "<pre", "<blockquote", "<table")
+_PLACE = re.compile(r" \(in \w+(?::\d+)?\)")
+
+
+class FailedError(ValueError):
+    """A template cannot be rendered, for a reason that minijinja has no error for. One line, for its author."""
 
 
 class Template:
-    """Compiled templates for members of a message. Raises TemplateError when made, or rendered."""
+    """Compiled templates for members of a message. Raises TemplateError, and FailedError when rendered."""
 
     def __init__(self, sources: tuple[tuple[str, str], ...]) -> None:
         self._environment = Environment(
@@ -46,11 +58,37 @@ class Template:
 
     def render(self, view: dict[str, Any]) -> dict[str, str]:
         """The members that are not empty."""
-        found = {member: self._environment.render_template(member, **view) for member in self._members}
-        return {member: value.strip() for member, value in found.items() if value.strip()}
+        found = {}
+        for member in self._members:
+            if text := self._rendered(member, view).strip():
+                found[member] = text
+        return found
+
+    def _rendered(self, member: str, view: dict[str, Any]) -> str:
+        try:
+            found = self._environment.render_template(member, **view)
+        except (TemplateError, KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # a method of a value raises what it likes, and a panic is no Exception
+            said = " ".join(str(error).split())[:200]
+            raise FailedError(f"`{member}`: {type(error).__name__}: {said}") from None
+        if len(found) > MAX_OUTPUT:
+            raise FailedError(f"`{member}` becomes longer than {MAX_OUTPUT // 1024 // 1024} MiB")
+        return found
 
 
 compiled = lru_cache(MAX_KEPT)(Template)
+
+
+def worded(error: BaseException) -> str:
+    """What is wrong, in one line, as the template's author reads it: `line 2 of html: filter nope is unknown`."""
+    if not isinstance(error, TemplateError):
+        return str(error)[:300] or type(error).__name__
+    if error.kind == "OutOfFuel":
+        what = TOO_LONG
+    else:
+        what = _PLACE.sub("", " ".join((error.detail or str(error).split("\n", 1)[0]).split()))[:300]
+    return f"line {error.line} of {error.name}: {what}" if error.line else what
 
 
 @pass_state
@@ -64,33 +102,53 @@ def _shown(state: State, value: Any) -> Any:
     return value
 
 
+def _plain(value: Any) -> str:
+    if value is None or callable(value):
+        return ""
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else str(value)
+
+
 @pass_state
-def _link(state: State, text: Any, url: Any = None) -> str:
+def _link(state: State, text: Any, url: Any = None) -> Any:
     """`{{ title|link(url) }}`; the text alone where the URL is none of http or https."""
-    address = url if url is not None else text
-    if not isinstance(address, str) or not _LINK.fullmatch(address):
-        return str(_shown(state, text))
+    label = _plain(text)
+    address = label if url is None else url
+    if not isinstance(address, str) or len(address) > MAX_ADDRESS or not _LINK.fullmatch(address):
+        return _shown(state, text)
     if state.name == "markdown":
-        label = _MARKDOWN.sub(r"\\\1", str(text))
-        return safe(f"[{label}](<{address.replace('>', '%3E')}>)")
+        shown = label if hasattr(text, "__html__") else _MARKDOWN.sub(r"\\\1", label)
+        return safe(f"[{shown}](<{address}>)")
     if state.name == "html":
-        return safe(f'<a href="{escape(address)}">{escape(str(text))}</a>')
-    return address if text == address else f"{text} ({address})"
+        return safe(f'<a href="{escape(address)}">{escape(text if hasattr(text, "__html__") else label)}</a>')
+    return address if label == address else f"{label} ({address})"
 
 
 @pass_state
-def _markdown(state: State, text: Any) -> str:
-    """Text that its author wrote in Markdown."""
-    source = "" if text is None else str(text)
+def _markdown(state: State, text: Any, blocks: bool = False) -> Any:
+    """Text that its author wrote in Markdown. `blocks`: in HTML, a paragraph alone has its tag, too."""
+    source = _plain(text)[:MAX_MARKDOWN]
     if state.name != "html":
         return safe(source)
-    body, html = formats.markdown(source[:MAX_TEMPLATE_BYTES], ())
-    return safe(html if html is not None else escape(body))
+    try:
+        body, html = formats.markdown(source, ())
+    except ValueError:  # too large a table
+        return _breaks(state, source)
+    found = html if html is not None else str(escape(body.strip()))
+    return safe(f"<p>{found}</p>" if blocks and found and not found.startswith(_BLOCKS) else found)
+
+
+@pass_state
+def _breaks(state: State, text: Any) -> Any:
+    """The text with its line breaks, which HTML would lose."""
+    source = _plain(text).strip().replace("\r\n", "\n")
+    if state.name != "html":
+        return _shown(state, source)
+    return safe(str(escape(source)).replace("\n", "<br>"))
 
 
 @pass_state
 def _code(state: State, text: Any) -> str:
-    source = "" if text is None else str(text)
+    source = _plain(text)
     if state.name == "html":
         return safe(f"<code>{escape(source)}</code>") if source else ""
     if state.name == "markdown" and source:
@@ -101,7 +159,7 @@ def _code(state: State, text: Any) -> str:
 
 def _truncate(text: Any, length: int = 200) -> str:
     """The beginning of a text, up to the end of a word."""
-    found = "" if text is None else str(text)
+    found = _plain(text)
     if len(found) <= length:
         return found
     start = found[: max(1, length - 1)]
@@ -110,11 +168,9 @@ def _truncate(text: Any, length: int = 200) -> str:
 
 def _datetime(value: Any) -> str:
     """`2026-11-22 10:00 UTC`, of an ISO 8601 text or a number; what is neither stays as it is."""
-    from datetime import UTC, datetime
-
     at = moment(value)
     if at is None:
-        return "" if value is None else str(value)
+        return _plain(value)
     return f"{datetime.fromtimestamp(at / 1000, UTC):%Y-%m-%d %H:%M} UTC"
 
 
@@ -140,11 +196,12 @@ def _duration(seconds: Any, until: Any = None) -> str:
 
 
 def _fromjson(text: Any) -> Any:
-    """JSON inside of a text; the text where it is none."""
+    """JSON inside of a text; the text where it is none, or nested deeper than a body may be."""
     try:
-        return json.loads(text)
+        found = json.loads(text)
     except (TypeError, ValueError, RecursionError):
         return text
+    return found if depth_of(found, MAX_DEPTH) <= MAX_DEPTH else text
 
 
 def _mask(text: Any) -> str:
@@ -154,6 +211,7 @@ def _mask(text: Any) -> str:
 _FILTERS: dict[str, Callable[..., Any]] = {
     "link": _link,
     "markdown": _markdown,
+    "breaks": _breaks,
     "code": _code,
     "truncate": _truncate,
     "datetime": _datetime,
@@ -161,4 +219,3 @@ _FILTERS: dict[str, Callable[..., Any]] = {
     "fromjson": _fromjson,
     "mask": _mask,
 }
-__all__ = ["MAX_TEMPLATE_BYTES", "TemplateError", "compiled"]

@@ -5,55 +5,81 @@ In: the body as text, and what the bridge knows of it. Out: `Made`, as JSON.
 
 import hashlib
 import json
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from html import unescape
 from typing import Any
 
 from flowbridge import sources
-from flowbridge.rendering import formats
-from flowbridge.rendering.templates import TemplateError, compiled
+from flowbridge.models.hooks import TEMPLATE_FAILED
+from flowbridge.rendering import fitting, formats
+from flowbridge.rendering.fitting import MAX_TEXT
+from flowbridge.rendering.reading import text_of
+from flowbridge.rendering.templates import compiled, worded
 from flowbridge.sources import generic
+from flowbridge.sources.reading import depth_of
 from flowbridge.sources.source import Incoming, Nothing, Notice, Source, UnrecognisedError
 from flowbridge.sources.summary import summary
 
 MAX_DEPTH = 64
 MAX_MESSAGES = 50  # of one request
-MAX_TEXT = 24_000  # bytes of body and HTML: an event holds 62,000, and an edit holds its text twice
+MAX_ALL = 100_000  # bytes of their texts together: what the render process answers is bounded
+MAX_TITLE = 500  # characters, as in a message
+MAX_MENTIONS = 2_000  # characters
+MAX_MEMBER = 256  # characters of what has no text: an id has 255 bytes at most
+MAX_KEY = 255  # bytes: as events/relations.py has it
 
 _TEXTS = ("text", "markdown", "html")
-_ITEM = re.compile(r"<li>(?:(?!</?li>).)*</li>\s*", re.DOTALL)
 Json = dict[str, Any]
 
 
 def webhook(body: str, given: Mapping[str, Any]) -> tuple[str, None]:
-    """`given`: `source`, `headers`, `per`, `template` (or null), `is_text` (it is no JSON), `plain` (no template)."""
+    """What a request to a hook becomes.
+
+    `given`: `source`, `headers`, `per`, `template` (or null), `is_text` (it is no JSON), `may_be_text` (what begins as
+    JSON, and is none, is a text), `ignore` (events that are not shown), `plain` (no template is used, since one that
+    ends the process is one that fails).
+    """
     try:
-        payload = body if given["is_text"] else _parsed(body)
-        found = _made(payload, given)
+        found = _made(_payload(body, given), {**given, "body": body})
     except ValueError as error:
         found = {"wrong": str(error)}
-    return json.dumps(found), None
+    return json.dumps(found, ensure_ascii=False), None
 
 
 def _made(payload: Any, given: Mapping[str, Any]) -> Json:
     headers: Mapping[str, str] = given["headers"]
-    source = sources.find(given["source"], headers, payload)
-    made: Json = {"source": source.name, "messages": [], "warnings": [], "delivery_id": ""}
+    source = _source(given["source"], headers, payload)
+    made: Json = {"source": source.name, "messages": [], "warnings": [], "delivery_id": "", "event": ""}
+    warnings: list[str] = []
     try:
         made["delivery_id"] = source.delivery_id(headers, payload)
-        found = _notices(source, Incoming(payload, headers, given["per"]), made["warnings"])
+        found = _notices(source, Incoming(payload, headers, given["per"]), warnings)
     except UnrecognisedError as error:
         if source.dialect:
             raise
-        made["warnings"].append(f"{source.title}: {error}")
+        warnings.append(f"{source.title}: {error}")
         found = [Notice(message={"html": summary(payload)})]
     if isinstance(found, Nothing):
         return {**made, "nothing": found.reason, "event": found.event}
     made["event"] = found[0].event if found else ""
-    made["messages"] = [_said(source, each, payload, given, made["warnings"]) for each in found[:MAX_MESSAGES]]
+    ignore = given.get("ignore", ())
+    if shown := [each for each in found if not _is_ignored(each, ignore)]:
+        found = shown
+    elif found:
+        return {**made, "nothing": _unshown(found[0])}
+    limit = min(MAX_TEXT, MAX_ALL // max(1, min(len(found), MAX_MESSAGES)))
+    made["messages"] = [_said(source, each, payload, given, limit, warnings) for each in found[:MAX_MESSAGES]]
     if len(found) > MAX_MESSAGES:
-        made["warnings"].append(f"it holds {len(found)} messages: {MAX_MESSAGES} were made")
+        warnings.append(f"it holds {len(found)} messages: {MAX_MESSAGES} were made")
+    made["warnings"] = [_whole(each[:600]) for each in dict.fromkeys(warnings)][:10]
     return made
+
+
+def _source(name: str, headers: Mapping[str, str], payload: Any) -> Source:
+    try:
+        return sources.find(name, headers, payload)
+    except Exception:  # a fault of ours must not lose what was sent
+        return generic.SOURCE
 
 
 def _notices(source: Source, incoming: Incoming, warnings: list[str]) -> Sequence[Notice] | Nothing:
@@ -66,100 +92,111 @@ def _notices(source: Source, incoming: Incoming, warnings: list[str]) -> Sequenc
         return [Notice(message={"html": summary(incoming.payload)})]
 
 
-def _said(source: Source, notice: Notice, payload: Any, given: Mapping[str, Any], warnings: list[str]) -> Json:
-    view = {
-        **notice.view,
-        "payload": payload,
-        "headers": given["headers"],
-        "source": source.name,
-        "event": notice.event,
-        "key": notice.key,
-        "state": notice.state,
-    }
+def _is_ignored(notice: Notice, ignore: Collection[str]) -> bool:
+    """Whether the hook does not show it: the entry that says most about it counts. `+NAME` shows what is quiet else."""
+    kind = notice.event.partition(".")[0]
+    for name in (f"{notice.event}.{notice.outcome}", notice.event, kind):
+        if name in ignore:
+            return True
+        if f"+{name}" in ignore:
+            return False
+    return notice.is_quiet
+
+
+def _unshown(notice: Notice) -> str:
+    if notice.is_quiet:
+        return f"{notice.event}, which is shown only if the hook's `ignore` has +{notice.event}"
+    return f"{notice.event}, which the hook's `ignore` has"
+
+
+def _said(
+    source: Source, notice: Notice, payload: Any, given: Mapping[str, Any], limit: int, warnings: list[str]
+) -> Json:
     members: Json = {}
-    body, html = "", None
     try:
         if given["plain"]:
-            raise formats.RefusedError("its template takes more than a second")  # it was ended
-        members = _members(source, notice, given["template"], view)
-        body, html = _text(members)
-    except (TemplateError, ValueError, RecursionError) as error:
-        warnings.append(f"the template failed, and a summary was sent: {str(error)[:500]}")
+            raise formats.RefusedError("takes more than a second, or too much memory")
+        members = _members(source, notice, given["template"], _view(source, notice, payload, given["headers"]))
+        body, html = _text(members, limit, is_template=bool(given["template"]))
+    except Exception as error:  # TemplateError, RefusedError, MemoryError …: what was sent must not be lost by it
+        what = TEMPLATE_FAILED if given["template"] or notice.message is None else "its text cannot be shown"
+        warnings.append(f"{what}, and a summary was sent: {worded(error)}")
         members = {name: value for name, value in members.items() if name not in _TEXTS}
-        body, html = formats.html(summary(payload, _titled(source, notice)), ())
-    same = notice.same if notice.same is not None else body
+        if given["template"]:  # which can change what it is given: `payload.list.append(1)`
+            payload = _payload(given["body"], given)
+        body, html = fitting.html(_whole(summary(payload, _titled(source, notice))), limit)
+    # A template of the hook's own may show what the source does not look at.
+    is_own = bool(given["template"]) or notice.same is None
+    same = [members.get("title"), body, html] if is_own else notice.same
     return {
         "members": {name: value for name, value in members.items() if name not in _TEXTS},
         "body": _whole(body),
         "html": _whole(html) if html is not None else None,
-        "event": notice.event,
-        "key": str(members.get("key") or notice.key),
+        "event": _whole(notice.event),
+        "key": _named(str(members.get("key") or notice.key)),
         "state": notice.state,
-        "firing": list(notice.firing),
+        "firing": [_whole(each) for each in notice.firing],
+        "ended": None if notice.ended is None else [_whole(each) for each in notice.ended],
         "time": notice.time,
         "digest": hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()[:32],
     }
 
 
+def _view(source: Source, notice: Notice, payload: Any, headers: Mapping[str, str]) -> Json:
+    return {
+        **notice.view,
+        "payload": payload,
+        "headers": dict(headers),
+        "source": source.name,
+        "event": notice.event,
+        "key": notice.key,
+        "state": notice.state,
+    }
+
+
 def _members(source: Source, notice: Notice, template: Mapping[str, str] | None, view: Json) -> Json:
     if template:
-        return dict(compiled(tuple(template.items())).render(view))
+        return _bounded(compiled(tuple(template.items())).render(view))
     if notice.message is not None:
-        return dict(notice.message)
+        return _bounded(notice.message)
     return dict(compiled((("html", source.template),)).render(view))
 
 
-def _text(members: Mapping[str, Any]) -> tuple[str, str | None]:
+def _bounded(members: Mapping[str, Any]) -> Json:
+    """A title is one line; the others are short. What they are to be in the message is checked where it is made."""
+    found = {}
+    for name, value in members.items():
+        if not isinstance(value, str) or name in _TEXTS:
+            found[name] = value
+        elif name == "title":
+            found[name] = _whole(" ".join(value[: 4 * MAX_TITLE].split())[:MAX_TITLE])
+        elif name == "mentions" and value.lstrip().startswith("["):
+            found[name] = _listed(value[:MAX_MENTIONS])
+        else:
+            found[name] = _whole(value.strip()[: MAX_MENTIONS if name in ("mentions", "key") else MAX_MEMBER])
+    return found
+
+
+def _listed(mentions: str) -> Any:
+    try:
+        return json.loads(mentions)
+    except ValueError:
+        return mentions
+
+
+def _text(members: Mapping[str, Any], limit: int, *, is_template: bool) -> tuple[str, str | None]:
     """Body and HTML, cut to what fits. Raises ValueError."""
     if (html := members.get("html")) is not None:
-        return _fitting_html(str(html))
+        body, found = fitting.html(_whole(str(html)), limit)
+        return body, found if found and ("<" in found or unescape(found) != body) else None
     if (markdown := members.get("markdown")) is not None:
-        return formats.markdown(_cut(str(markdown)), ())
+        body, found = fitting.markdown(_whole(str(markdown)), limit)
+        # In a template's Markdown the payload's own marks are escaped, which none should read.
+        return (text_of(found) or body, found) if found and is_template else (body, found)
     text = members.get("text")
     if text is None and not members.get("attachments"):
-        raise formats.RefusedError("makes none of text, markdown and html")
-    return _cut(str(text or "")), None
-
-
-def _fitting_html(html: str) -> tuple[str, str | None]:
-    """Items of lists are dropped from the end, then the text is cut."""
-    body, found = formats.html(html, ())
-    if found is None or _size(body, found) <= MAX_TEXT:
-        return body, found
-    items = list(_ITEM.finditer(found))
-    low, high = 0, len(items)  # how many of them stay
-    while low < high:
-        middle = (low + high + 1) // 2
-        if _size(*formats.html(_without(found, items[middle:]), ())) <= MAX_TEXT:
-            low = middle
-        else:
-            high = middle - 1
-    if items and low:
-        return formats.html(_without(found, items[low:]), ())
-    return _cut(body), None
-
-
-def _without(html: str, items: Sequence[re.Match[str]]) -> str:
-    if not items:
-        return html
-    kept, at = [], 0
-    for number, item in enumerate(items):
-        kept.append(html[at : item.start()])
-        if number == 0:
-            kept.append(f"<li>… and {len(items)} more</li>")
-        at = item.end()
-    return "".join([*kept, html[at:]])
-
-
-def _cut(text: str) -> str:
-    if _size(text, "") <= MAX_TEXT:
-        return text
-    start = text.encode("utf-8", "replace")[: MAX_TEXT - 100].decode("utf-8", "ignore")
-    return f"{start}… (cut here)"
-
-
-def _size(body: str, html: str | None) -> int:
-    return len(body.encode("utf-8", "replace")) + len((html or "").encode("utf-8", "replace"))
+        raise formats.RefusedError("it makes none of text, markdown and html")
+    return fitting.text(_whole(str(text or "")), limit), None
 
 
 def _titled(source: Source, notice: Notice) -> str:
@@ -167,9 +204,27 @@ def _titled(source: Source, notice: Notice) -> str:
     return ": ".join(filter(None, (name, notice.event)))
 
 
+def _named(key: str) -> str:
+    """A key that a store takes: Alertmanager's hold all matchers of a route, and can be as long as these."""
+    if len(key.encode("utf-8", "replace")) <= MAX_KEY and key.isprintable():
+        return _whole(key)
+    return hashlib.sha256(key.encode("utf-8", "replace")).hexdigest()
+
+
 def _whole(text: str) -> str:
     """Without what no event may hold: lone surrogates, and zeros."""
     return text.encode("utf-8", "replace").decode().replace("\0", "\ufffd")
+
+
+def _payload(body: str, given: Mapping[str, Any]) -> Any:
+    if given["is_text"]:
+        return body
+    try:
+        return _parsed(body)
+    except ValueError:
+        if not given.get("may_be_text", False):
+            raise
+        return body
 
 
 def _parsed(body: str) -> Any:
@@ -182,20 +237,6 @@ def _parsed(body: str) -> Any:
         where = f" at line {error.lineno} column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
         what = error.msg if isinstance(error, json.JSONDecodeError) else "a number is too long"
         raise ValueError(f"is not valid JSON: {what}{where}") from None
-    _check_depth(found)
+    if depth_of(found, MAX_DEPTH) > MAX_DEPTH:
+        raise ValueError(f"is nested more than {MAX_DEPTH} levels deep")
     return found
-
-
-def _check_depth(value: Any) -> None:
-    level = [value]
-    for _ in range(MAX_DEPTH + 1):
-        level = [
-            item
-            for each in level
-            if isinstance(each, dict | list)
-            for item in (each.values() if isinstance(each, dict) else each)
-            if isinstance(item, dict | list)
-        ]
-        if not level:
-            return
-    raise ValueError(f"is nested more than {MAX_DEPTH} levels deep")

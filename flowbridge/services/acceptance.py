@@ -17,7 +17,7 @@ from flowbridge.auth.callers import Credential
 from flowbridge.auth.room_access import RoomAccess
 from flowbridge.auth.tokens import Tokens
 from flowbridge.delivery import Worker
-from flowbridge.delivery.pending import Outcome, PendingDelivery
+from flowbridge.delivery.pending import KeyBefore, Outcome, PendingDelivery
 from flowbridge.errors import BadContent, Conflict, Problem
 from flowbridge.events import Catalogue, Entry, canonical_json, payload, size
 from flowbridge.homeserver import identifiers
@@ -26,7 +26,7 @@ from flowbridge.models import Caller, Event, Payload, Surface
 from flowbridge.services import room_upgrades
 from flowbridge.store import Row, clock, outbox
 from flowbridge.store.errors import ShareTaken
-from flowbridge.store.json_columns import from_json
+from flowbridge.store.json_columns import from_json, to_json
 
 LARGE_BYTES = 16_384  # a larger body is read and checked outside the event loop
 MAX_TXN_IDS = 10_000
@@ -40,7 +40,9 @@ class How:
     """How an event came: on which surface, under which key (Idempotency-Key or txnId), in which body.
 
     `waits`: the caller wants its outcome, and will ask the worker for it once. `meaning`: what a repeat under the same
-    key has to be equal in, where that is not the event's content.
+    key has to be equal in, where that is not the event's content. `before`: another key under which the
+    same is a repeat. `notes`: what its history says from the beginning. `is_patient`: the caller does not mind
+    some milliseconds more, if that saves others some.
     """
 
     surface: Surface
@@ -48,6 +50,9 @@ class How:
     request: bytes = b""
     waits: bool = True
     meaning: bytes | None = None
+    before: KeyBefore | None = None
+    notes: tuple[str, ...] = ()
+    is_patient: bool = False
 
 
 class Receipt(NamedTuple):  # as `Row`: a frozen dataclass takes longer to make
@@ -246,16 +251,25 @@ class Acceptance:
             api_key=caller.key.id if caller.key else None,
             binding=event.binding,
         )
-        is_same = how.request == event.content
+        request = None if how.request in (b"", event.content) else how.request.decode("utf-8", "replace")
         idem, fingerprint = self._idem(row, caller, how, how.key) if how.key is not None else (None, None)
-        return PendingDelivery(
+        before = how.before
+        if before is not None:
+            before = replace(before, key=self._idem(row, caller, how, before.key)[0])
+        pending = PendingDelivery(
             row,
             token=caller.token,
-            request=None if is_same else how.request.decode("utf-8", "replace").replace("\0", "\ufffd"),
+            request=request and request.replace("\0", "\ufffd"),
             idem=idem,
             fingerprint=fingerprint,
             key=how.key,
+            before=before,
+            is_patient=how.is_patient,
         )
+        if how.notes:
+            history = to_json([{"at": row.accepted_at, "note": note} for note in how.notes])
+            pending.renew(row._replace(history=history))
+        return pending
 
     def _idem(self, row: Row, caller: Caller, how: How, key: str) -> tuple[str, str]:
         """What its key stands for in the store, by user, device (or API key), room and event type; its fingerprint."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from flowbridge.delivery.waiting import Waiting
 from flowbridge.errors import BadRequest
+from flowbridge.models.hooks import OWNER
 from flowbridge.store import clock
 from flowbridge.store.json_columns import from_json
 from flowbridge.store.retention import BLANK
@@ -38,11 +39,18 @@ def summary(row: Mapping[str, Any], waiting: Waiting | None = None) -> dict[str,
         "accepted_at": iso(row["accepted_at"]),
         "settled_at": iso(row["settled_at"]),
         "user_id": row["user_id"],
-        "api_key": row["api_key"],
+        **_sender(row["api_key"]),
         "key": row["caller_key"],
         "waiting": None if waiting is None else _waiting(waiting),
     }
     return without_none(found)
+
+
+def _sender(api_key: str | None) -> dict[str, Any]:
+    """A hook stands where events name an API key."""
+    if api_key is not None and api_key.startswith(OWNER):
+        return {"hook": api_key.removeprefix(OWNER)}
+    return {"api_key": api_key}
 
 
 def _waiting(waiting: Waiting) -> dict[str, Any]:
@@ -63,7 +71,7 @@ def refused_summary(row: Mapping[str, Any]) -> dict[str, Any]:
         "last_refused_at": iso(row["last_at"]) if number > 1 else None,
         "count": number,
         "user_id": row["user_id"],
-        "api_key": row["api_key"],
+        **_sender(row["api_key"]),
         "address": row["address"],
     }
     return without_none(found)

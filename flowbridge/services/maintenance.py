@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import math
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 
 from flowbridge import log, metrics
@@ -20,6 +20,7 @@ from flowbridge.store import (
     accounts,
     clock,
     holdings,
+    hooks,
     leases,
     message_keys,
     refused,
@@ -40,6 +41,8 @@ TOLD_SECONDS = 3_600.0  # between two warnings that the log is shortened
 
 
 class Maintenance:
+    """`beside`: other recurring work, and the pause in seconds before each time."""
+
     def __init__(
         self,
         settings: Settings,
@@ -49,6 +52,7 @@ class Maintenance:
         worker: Worker,
         *,
         flush_refused: Callable[[], Awaitable[None]] | None = None,
+        beside: Sequence[tuple[Callable[[], Awaitable[None]], float]] = (),
         timing: Timing = Timing(),
         count_share: int = COUNT_SHARE,
         give_up_lanes: int = GIVE_UP_LANES,
@@ -59,6 +63,7 @@ class Maintenance:
         self._keys = keys
         self._worker = worker
         self._flush_refused = flush_refused
+        self._beside = beside
         self._blanked_until = 0  # ms: contents of what was sent before are gone
         self._told_at = -math.inf  # monotonic
         self._next_upkeep = -math.inf  # likewise: of the delivery log
@@ -77,6 +82,7 @@ class Maintenance:
             self._forever(self._give_up, timing.give_up_seconds, begin=timing.give_up_seconds),
             self._forever(self._forget_idle, timing.forget_seconds),
             self._forever(self._write_refused, timing.refused_seconds),
+            *(self._forever(work, pause, begin=pause) for work, pause in self._beside),
         )
 
     async def _forever(
@@ -106,6 +112,7 @@ class Maintenance:
         if time.monotonic() >= self._next_upkeep:  # while space is short, the rest comes once a second
             self._next_upkeep = time.monotonic() + self._timing.purge_seconds
             await self._database.run(partial(refused.purge, before=sent))
+            await self._database.run(partial(hooks.purge, now=now, requests=sent))
             await self._blank(now)
             gone += await self._shorten(now)
         if self._backpressure.pressed.is_set():

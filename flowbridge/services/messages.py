@@ -13,7 +13,7 @@ from flowbridge.delivery import Worker
 from flowbridge.errors import BadContent, Errcode, NotFound, Problem, TooLarge
 from flowbridge.events import canonical_json, message, message_body, shaping, size
 from flowbridge.events.message import RULE, Attachment, Message
-from flowbridge.events.relations import Binding, largest
+from flowbridge.events.relations import NONE, Binding, largest
 from flowbridge.events.shaping import Shaped
 from flowbridge.limits import peer
 from flowbridge.limits.concurrency import Limiter
@@ -115,36 +115,33 @@ class Messages:
         shaped, attachments = await self._shape(credential, said)
         if files:  # the same form again is the same message
             value = {**value, "attachments": [_meaning(each) for each in files]}
-        return await self._send(credential, room, shaped, said.binding, value, how, patience, attachments)
+        how = _meant(how, value)
+        return await self.send(credential, room, shaped, how, patience, attachments, said.binding)
 
     async def react(self, credential: Credential, room: str, value: Json, how: How, patience: float) -> Told:
         scopes.permit(credential.key, shaping.REACTION)
         reaction = message.read_reaction(value)
-        return await self._send(
-            credential, room, [shaping.react(reaction)], Binding(reacts=reaction.target), value, how, patience
-        )
+        shaped, binding = [shaping.react(reaction)], Binding(reacts=reaction.target)
+        return await self.send(credential, room, shaped, _meant(how, value), patience, binding=binding)
 
     async def redact(self, credential: Credential, room: str, value: Json, how: How, patience: float) -> Told:
         scopes.permit(credential.key, shaping.REDACTION)
         redaction = message.read_redaction(value)
-        return await self._send(
-            credential, room, [shaping.redact(redaction)], Binding(redacts=redaction.target), value, how, patience
-        )
+        shaped, binding = [shaping.redact(redaction)], Binding(redacts=redaction.target)
+        return await self.send(credential, room, shaped, _meant(how, value), patience, binding=binding)
 
-    async def _send(
+    async def send(
         self,
         credential: Credential,
         room: str,
         shaped: Sequence[Shaped],
-        binding: Binding,
-        value: Json,
         how: How,
         patience: float,
         attachments: Sequence[Attachment] = (),
+        binding: Binding = NONE,
     ) -> Told:
-        if room.startswith("@"):
-            scopes.permit(credential.key, shaped[0].type)
-            room = await self._direct_rooms.room(credential, room)
+        """Send the events of a message, the last of which are its files. `binding`: whose targets are to be there."""
+        room = await self.room(credential, room, shaped[0].type)
         if any(event.binding.is_open for event in shaped):
             await self._check_bindings(credential, room, shaped)
         if named := {
@@ -153,8 +150,6 @@ class Messages:
             permit = partial(scopes.permit, credential.key, shaped[0].type)
             caller, room_id = await self._room_access.enter(credential, room, permit, joins=True, writes=True)
             await self._targets.check(caller, room_id, named)
-        if how.key is not None:
-            how = replace(how, meaning=canonical_json.write(value))
         if attachments and not all(file.is_here for file in attachments):
             if (
                 told := await self._sender.repeat(credential, room, shaping.MESSAGE, how, len(shaped), patience)
@@ -163,6 +158,13 @@ class Messages:
             shaped = await self._with_files(credential, room, shaped, attachments)
         events = [await self._event(room, event) for event in shaped]
         return await self._sender.send_together(credential, events, how, patience)
+
+    async def room(self, credential: Credential, room: str, event_type: str = shaping.MESSAGE) -> str:
+        """The room, where it may be a user: the direct room with that one."""
+        if not room.startswith("@"):
+            return room
+        scopes.permit(credential.key, event_type)
+        return await self._direct_rooms.room(credential, room)
 
     async def _with_files(
         self, credential: Credential, room: str, shaped: Sequence[Shaped], attachments: Sequence[Attachment]
@@ -257,6 +259,11 @@ class Messages:
             if row["room_id"] != room_id:
                 message = f"is a delivery to another room, {row['room_id']}"
                 raise BadContent([Problem(pointer, message, RULE)])
+
+
+def _meant(how: How, value: Json) -> How:
+    """A repeat under the same key is one of the same message, whatever that is rendered to by then."""
+    return how if how.key is None else replace(how, meaning=canonical_json.write(value))
 
 
 def check_source(said: Message) -> None:

@@ -2,11 +2,46 @@
 
 from typing import Any
 
-from flowbridge.sources import generic
+from flowbridge.sources import (
+    alertmanager,
+    cloudevents,
+    discord,
+    generic,
+    gitea,
+    github,
+    gitlab,
+    gotify,
+    grafana,
+    ntfy,
+    pagerduty,
+    sentry,
+    slack,
+    sns,
+    teams,
+    uptime_kuma,
+)
 from flowbridge.sources.source import Headers, Source
 
 # In the order in which `auto` asks them: Forgejo and Gitea send GitHub's headers beside their own.
-SOURCES: tuple[Source, ...] = (generic.SOURCE,)
+SOURCES: tuple[Source, ...] = (
+    gitea.FORGEJO,
+    gitea.SOURCE,
+    github.SOURCE,
+    gitlab.SOURCE,
+    cloudevents.SOURCE,  # its headers, or four keys that it requires, say so
+    sns.SOURCE,
+    sentry.SOURCE,
+    pagerduty.SOURCE,
+    uptime_kuma.SOURCE,
+    grafana.SOURCE,  # its groups are Alertmanager's, and more
+    alertmanager.SOURCE,
+    teams.SOURCE,
+    discord.SOURCE,
+    slack.SOURCE,
+    ntfy.SOURCE,
+    gotify.SOURCE,
+    generic.SOURCE,
+)
 AUTO = "auto"
 BY_NAME = {source.name: source for source in SOURCES}
 NAMES = (AUTO, *sorted(BY_NAME))

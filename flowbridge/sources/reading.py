@@ -1,8 +1,12 @@
 """Reading what others send: no type can be relied on. Pure."""
 
+import json
+import re
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
+
+_GAP = re.compile(r" UTC$|(?<=:\d\d) (?=[+-])")  # GitLab writes `2026-08-12 15:23:28 UTC`, and `… 21:50:00 +0200`
 
 
 def text(value: Any, *path: str) -> str:
@@ -37,6 +41,16 @@ def objects(value: Any, *path: str) -> Iterator[dict[str, Any]]:
     return (item for item in items(value, *path) if isinstance(item, dict))
 
 
+def parsed(value: Any) -> Any:
+    """JSON inside of a text; the value itself where it is none, or nested too deeply."""
+    if not isinstance(value, str) or not value.lstrip().startswith(("{", "[")):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        return value
+
+
 def moment(value: Any) -> int | None:
     """Milliseconds since 1970 of an ISO 8601 text, or of a number of seconds or milliseconds; None for anything else.
 
@@ -50,9 +64,24 @@ def moment(value: Any) -> int | None:
     if not isinstance(value, str) or not 10 <= len(value) <= 40:
         return None
     try:
-        parsed = datetime.fromisoformat(value)
+        parsed = datetime.fromisoformat(_GAP.sub("", value))
     except ValueError:
         return None
     if parsed.tzinfo is None:
         parsed = parsed.replace(tzinfo=UTC)
     return round(parsed.timestamp() * 1000) if parsed.year > 1970 else None
+
+
+def depth_of(value: Any, limit: int) -> int:
+    """How many lists and objects are in one another; `limit` + 1 where there are more."""
+    level = [value] if isinstance(value, dict | list) else []
+    for depth in range(limit + 1):
+        if not level:
+            return depth
+        level = [
+            item
+            for each in level
+            for item in (each.values() if isinstance(each, dict) else each)
+            if isinstance(item, dict | list)
+        ]
+    return limit + 1

@@ -11,6 +11,7 @@ from sqlalchemy import Connection, and_, delete, exists, func, insert, or_, sele
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.sql import ColumnElement
 
+from flowbridge.models.hooks import owner
 from flowbridge.store import clock
 from flowbridge.store.json_columns import from_json, to_json
 from flowbridge.store.leases import mark_dirty
@@ -52,8 +53,9 @@ ALL = Whose()
 class Selection:
     """The events that match everything given. Times are ms; `until` itself is excluded.
 
-    `names`: only these deliveries. `key`: the caller's Idempotency-Key or txnId. `text`: part of the content, in any
-    case of ASCII letters. `alias`: of the room, if it was named by one; refused calls have what they named.
+    `names`: only these deliveries. `key`: the caller's Idempotency-Key or txnId. `hook`: the name of the hook that it
+    came by. `text`: part of the content, in any case of ASCII letters. `alias`: of the room, if it was named by one;
+    refused calls have what they named.
     """
 
     whose: Whose = ALL
@@ -66,6 +68,7 @@ class Selection:
     key: str | None = None
     text: str | None = None
     alias: str | None = None
+    hook: str | None = None
 
     @property
     def is_quick(self) -> bool:
@@ -369,6 +372,8 @@ def _in_index(selection: Selection) -> list[ColumnElement[bool]]:
         found.append(outbox.c.event_type == selection.event_type)
     if selection.key is not None:
         found.append(outbox.c.caller_key == selection.key)
+    if selection.hook is not None:
+        found.append(outbox.c.api_key == owner(selection.hook))
     return found
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, and_, case, delete, func, or_, select, update
+from sqlalchemy import Connection, and_, bindparam, case, delete, func, or_, select, update
 from sqlalchemy.sql import ColumnElement
 
 from flowbridge.store import outbox
@@ -205,9 +205,22 @@ def use_token(connection: Connection, fence: Fence, digest: str) -> bool:
     return connection.execute(update(lanes).where(holds(fence)).values(sent_with=digest)).rowcount > 0
 
 
-def is_held(connection: Connection, fence: Fence) -> bool:
-    """Whether the lease is still this one; it stays so until the end of the transaction."""
-    return connection.scalar(select(lanes.c.lane).where(holds(fence)).with_for_update()) is not None
+def held(connection: Connection, fences: Iterable[Fence]) -> set[Fence]:
+    """Those of these leases that are still the same; they stay so until the end of the transaction.
+
+    All lanes are locked in one order.
+    """
+    wanted = {fence.lane: fence for fence in fences}
+    found = connection.execute(_HOLDERS, {"lanes": list(wanted)})
+    return {fence for lane, *holder in found if (fence := wanted[lane]) == Fence(lane, *holder)}
+
+
+_HOLDERS = (
+    select(lanes.c.lane, lanes.c.owner, lanes.c.fence)
+    .where(lanes.c.lane.in_(bindparam("lanes", expanding=True)))
+    .order_by(lanes.c.lane)
+    .with_for_update()
+)
 
 
 def holds(fence: Fence) -> ColumnElement[bool]:

@@ -1,7 +1,7 @@
 """The queued events: append, fetch, settle, withdraw. Each function is work on a connection."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, bindparam, delete, exists, func, select, true, update
@@ -94,10 +94,21 @@ _INSERT_ALL = (
 )
 
 
-def by_idem(connection: Connection, keys: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """The rows that were accepted under these keys."""
-    found = connection.execute(select(outbox).where(outbox.c.idem.in_(list(keys)))).mappings()
-    return {row["idem"]: dict(row) for row in found}
+class Taken(NamedTuple):
+    """What was accepted under a key, and when (ms)."""
+
+    delivery: str
+    accepted_at: int
+
+
+_TAKEN = select(outbox.c.idem, outbox.c.delivery, outbox.c.accepted_at).where(
+    outbox.c.idem.in_(bindparam("keys", expanding=True))
+)
+
+
+def taken(connection: Connection, keys: Sequence[str]) -> dict[str, Taken]:
+    """What was accepted under these keys."""
+    return {row.idem: Taken(row.delivery, row.accepted_at) for row in connection.execute(_TAKEN, {"keys": keys})}
 
 
 def fetch(connection: Connection, lane: str, limit: int = BATCH) -> list[Row]:
@@ -133,10 +144,30 @@ def note(connection: Connection, delivery: str, attempts: int, history: str) -> 
     connection.execute(queued.values(attempts=attempts, history=history))
 
 
-def bind(connection: Connection, delivery: str, content: bytes, history: str) -> None:
-    """Give an event that is still queued its content with its relations."""
-    queued = update(outbox).where(outbox.c.delivery == delivery, QUEUED)
-    connection.execute(queued.values(content=content.decode(), history=history, binding=None))
+_BIND = (
+    update(outbox)
+    .where(outbox.c.delivery == bindparam("b_delivery"), QUEUED)
+    .values({name: bindparam(f"b_{name}") for name in ("content", "history", "binding")})
+)
+
+
+def bind(connection: Connection, bound: Sequence[Mapping[str, Any]]) -> None:
+    """Give events that are still queued their contents with their relations."""
+    if bound:
+        connection.execute(_BIND, [{f"b_{name}": value for name, value in row.items()} for row in bound])
+
+
+_ENDED = select(*(outbox.c[name] for name in ("delivery", "state", "txn_id", "event_id", "content")))
+_ENDED = _ENDED.where(outbox.c.delivery.in_(bindparam("deliveries", expanding=True)))
+
+
+def ended(connection: Connection, deliveries: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """How these deliveries have ended, if they have, and what they said."""
+    found: dict[str, dict[str, Any]] = {}
+    for start in range(0, len(deliveries), _NAMED):
+        rows = connection.execute(_ENDED, {"deliveries": deliveries[start : start + _NAMED]}).mappings()
+        found.update((row["delivery"], dict(row)) for row in rows)
+    return found
 
 
 def by_delivery(connection: Connection, deliveries: Sequence[str]) -> dict[str, dict[str, Any]]:

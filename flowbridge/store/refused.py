@@ -11,6 +11,7 @@ from typing import Any
 from sqlalchemy import Connection, and_, bindparam, delete, func, or_, select, update
 from sqlalchemy.sql import ColumnElement
 
+from flowbridge.models.hooks import owner
 from flowbridge.store.delivery_log import EVERYWHERE, Scope, Selection, Whose, is_type
 from flowbridge.store.statements import insert
 from flowbridge.store.tables import outbox, refused
@@ -102,6 +103,8 @@ def _chosen(selection: Selection) -> list[ColumnElement[bool]]:
         found.append(refused.c.room_id.in_([selection.room_id, selection.alias or selection.room_id]))
     if selection.event_type is not None:
         found.append(refused.c.event_type == selection.event_type)
+    if selection.hook is not None:
+        found.append(refused.c.api_key == owner(selection.hook))
     if selection.since is not None:
         found.append(refused.c.last_at >= selection.since)
     if selection.until is not None:

@@ -18,6 +18,7 @@ from flowbridge.web.routes import (
     deliveries,
     discovery,
     history,
+    hooks,
     live,
     media,
     messages,
@@ -26,6 +27,7 @@ from flowbridge.web.routes import (
     rooms,
     schemas,
     send,
+    webhooks,
 )
 
 
@@ -64,6 +66,8 @@ def create_app(settings: Settings, core: Core | None = None) -> middleware.Middl
         *rooms.routes,
         *history.routes,
         *messages.routes(core),
+        *hooks.routes,
+        *webhooks.routes(core),
         *deliveries.routes,
         *media.routes(core),
         *live.routes(core),

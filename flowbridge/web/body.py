@@ -4,14 +4,15 @@ Synapse answers 500 to values of the wrong type, to NUL, to lone surrogates and 
 A TypedDict says what the known keys hold, and allows any others: they belong to the homeserver.
 """
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, NoReturn, TypeVar
 
 from pydantic import ConfigDict, FailFast, TypeAdapter, ValidationError, with_config
 from starlette.requests import Request
 
-from flowbridge.errors import BadContent, Problem
+from flowbridge.errors import BadContent, NotJson, Problem
 from flowbridge.events import canonical_json
 from flowbridge.web.endpoint import headers_of, read_body
 
@@ -69,6 +70,32 @@ class JsonBody:
             )
         except ValidationError as error:
             raise BadContent([_problem(each) for each in error.errors()]) from None
+
+
+class ForeignBody(JsonBody):
+    """The same of an object that the use case itself checks, and whose JSON need not be Matrix': a webhook's is in it.
+
+    Raises NotJson, BadContent, TooLarge, UnsupportedMedia.
+    """
+
+    async def __call__(self, request: Request) -> dict[str, Any]:
+        body = await read_body(request, headers_of(request))
+        if not body.strip():
+            return {}
+        if body.count(b"[") + body.count(b"{") > canonical_json.MAX_DEPTH:
+            canonical_json.read(body)  # which says how deep, or what else is wrong
+        try:
+            value = json.loads(body.decode("utf-8-sig"), parse_constant=_not_json)
+        except (ValueError, RecursionError) as error:
+            canonical_json.read(body)
+            raise NotJson(f"the body is not JSON: {error}") from None
+        if not isinstance(value, dict):
+            raise BadContent([Problem("", "must be a JSON object", canonical_json.RULE)])
+        return value
+
+
+def _not_json(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON")
 
 
 def sentence(error: Mapping[str, Any]) -> str:

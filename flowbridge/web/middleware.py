@@ -37,6 +37,7 @@ from flowbridge.web import cors, streaming
 from flowbridge.web.endpoint import FORWARDED, LOG, Handler, error_answer
 from flowbridge.web.event_stream import EventStream
 from flowbridge.web.explained import explained
+from flowbridge.web.masking import PLAIN, masked
 from flowbridge.web.routing import Route
 
 Tree = dict[str, Any]
@@ -132,7 +133,7 @@ class Middleware:
         log.info(
             "request",
             method=scope["method"],
-            path=path[:MAX_LOGGED],
+            path=path[:MAX_LOGGED] if path[1:2] in PLAIN else masked(path[:MAX_LOGGED]),
             status=response.status_code,
             ms=round((time.perf_counter() - started) * 1000, 1),
             client=client[0] if client else None,
@@ -202,7 +203,7 @@ async def _respond(
     handler = methods.get(request.method) if methods else None
     try:
         if methods is None:
-            raise NotFound(f"there is nothing at {path[:200]}; GET /docs lists what there is")
+            raise NotFound(f"there is nothing at {masked(path[:MAX_LOGGED])[:200]}; GET /docs lists what there is")
         if handler is None:
             allowed = ", ".join(sorted(methods))
             hint = _NO_PAGES if request.method == "OPTIONS" else ""
@@ -222,7 +223,7 @@ async def _respond(
     except ClientDisconnect:
         return error_answer(MatrixError("the caller went away", status=499))
     except Exception as error:
-        log.error("internal_error", exc_info=error, path=path[:MAX_LOGGED])
+        log.error("internal_error", exc_info=error, path=masked(path[:MAX_LOGGED]))
         return error_answer(MatrixError("flowbridge made a mistake; its log says which"))
 
 

@@ -98,6 +98,7 @@ class Server(uvicorn.Server):
             self._middleware.operations_port = self._ports.operations_port = operations.getsockname()[1]
             apart = {"operations": url_of(operations)}
         await self.core.locate()
+        await self.core.administration.check_file(self.core.registry.fixed)
         if threading.current_thread() is threading.main_thread():
             loop = asyncio.get_running_loop()
             loop.add_signal_handler(signal.SIGHUP, lambda: loop.create_task(self.core.reload()))
@@ -137,7 +138,7 @@ def url_of(listener: socket.socket) -> str:
 
 
 def serve(settings: Settings, host: str, port: int) -> None:
-    """Serve until SIGINT or SIGTERM. SIGHUP reloads the homeserver's address and the bot's token.
+    """Serve until SIGINT or SIGTERM. SIGHUP reloads the homeserver's address, the bot's token, and hooks.yaml.
 
     Raises OSError when the port is taken, SettingsError when the operations port is, and AddressError or SchemaError
     for settings that cannot work.

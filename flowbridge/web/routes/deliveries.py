@@ -84,6 +84,7 @@ class Delivery(TypedDict):
     settled_at: NotRequired[Annotated[Time, Field(description="When it was sent, or died.")]]
     user_id: NotRequired[Annotated[str, Field(description="Whose account it is sent with.")]]
     api_key: NotRequired[Annotated[str, Field(description="The id of the API key that sent it.")]]
+    hook: NotRequired[Annotated[str, Field(description="The name of the hook that it came by.")]]
     key: NotRequired[Annotated[str, Field(description="The caller's `Idempotency-Key` or txnId.")]]
     waiting: NotRequired[Annotated[Waiting, Field(description="Only while it is queued.")]]
     refused_at: NotRequired[Annotated[Time, Field(description="When the call was refused.")]]
@@ -180,6 +181,7 @@ async def selection(
     key: Annotated[
         Text, query("The `Idempotency-Key` or txnId that the caller sent, as it is.", "order-17-shipped")
     ] = "",
+    hook: Annotated[Text, query("The name of the hook that it came by.", "ci")] = "",
     since: Annotated[
         str,
         query(
@@ -208,6 +210,7 @@ async def selection(
         since=moment_of(since, "since") if since else None,
         until=moment_of(until, "until") if until else None,
         key=identifiers.identifier(key, "key") if key else None,
+        hook=identifiers.identifier(hook, "hook") if hook else None,
         text=text(q, "q") if q else None,
     )
 

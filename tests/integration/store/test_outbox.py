@@ -78,8 +78,8 @@ def test_key_that_is_there_already_makes_no_second_row(engine: Engine) -> None:
     with engine.begin() as connection:
         outbox.insert_rows(connection, [event("again", idem="key"), event("other", idem="other")])
         assert list(states(connection)) == ["one", "other"]
-        found = outbox.by_idem(connection, ["key", "other", "unknown"])
-    assert {key: row["delivery"] for key, row in found.items()} == {"key": "one", "other": "other"}
+        found = outbox.taken(connection, ["key", "other", "unknown"])
+    assert {key: taken.delivery for key, taken in found.items()} == {"key": "one", "other": "other"}
 
 
 SURROGATE = pytest.param({"content": '"\ud800"'}, id="surrogate")

@@ -201,14 +201,14 @@ async def test_binding_waits_for_the_store(make: MakeRig, rooms: Rooms, monkeypa
     async with make() as rig:
         await rig.send("first", binding=KEYED)
         broken = iter([True, True])
-        real = message_keys.find
+        real = message_keys.read
 
         def find(*args: Any) -> Any:
             if next(broken, False):
                 raise StoreUnavailable("away")
             return real(*args)
 
-        monkeypatch.setattr(message_keys, "find", find)
+        monkeypatch.setattr(message_keys, "read", find)
         assert (await rig.send("second", binding=KEYED)) == Outcome("sent", "$2")
         assert relations(rooms)[1] == {"rel_type": "m.replace", "event_id": "$1"}
 

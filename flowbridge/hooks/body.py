@@ -1,0 +1,117 @@
+"""The body of a request to a hook, as the text that its source reads: out of a form, a multipart part, gzip. Pure."""
+
+import json
+import re
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+from urllib.parse import parse_qsl
+
+from flowbridge.errors import BadRequest, TooLarge, UnsupportedMedia
+from flowbridge.services.media.attachment import essence
+from flowbridge.services.media.multipart import Parts, Sink, field_name
+
+Headers = Mapping[str, str]
+Form = Literal["json", "text", "either"]  # of a text; "either": what does not parse as JSON is a text
+
+MAX_FIELDS = 200
+MAX_MEMBERS = 16  # of a gzip body: senders make one, and 50,000 tiny ones would take minutes
+FORM = "application/x-www-form-urlencoded"
+MULTIPART = "multipart/form-data"
+
+_PAYLOADS = ("payload", "data", "payload_json")  # fields that hold JSON: GitHub's and Slack's, Uptime Kuma's, Discord's
+_BEGINNINGS = ("{", "[", '"')  # of JSON: `42` is the text 42
+_FIELD = re.compile(r"[\w.\-\[\]:%+]{1,100}=[^\s]*", re.ASCII)  # of a form as programs write it: curl's -d is a text
+_BOM = "\ufeff"
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    text: str
+    form: Form
+
+
+def read(raw: bytes, headers: Headers, limit: int) -> Body:
+    """Raises BadRequest, TooLarge and UnsupportedMedia: for a body that can never be taken."""
+    raw = _unpacked(raw, headers, limit)
+    content_type = headers.get("content-type", "")
+    kind = essence(content_type)
+    if not raw or raw.isspace():
+        raise BadRequest("the body is empty: there is nothing to say")
+    if kind in ("application/xml", "text/xml") or kind.endswith("+xml") or raw.lstrip()[:5].lower() == b"<?xml":
+        raise UnsupportedMedia("XML is not read here: send JSON, a form with a field `payload`, or a text")
+    if kind == MULTIPART:
+        return _of_fields(_multipart(raw, content_type))
+    text = _decoded(raw)
+    start = text.lstrip()[:1]
+    if start in _BEGINNINGS:
+        return Body(text, "either" if kind == "text/plain" else "json")
+    text = text.strip()
+    if kind == FORM and text.count("&") < MAX_FIELDS and all(map(_FIELD.fullmatch, text.split("&"))):
+        return _of_fields(parse_qsl(text, keep_blank_values=True, errors="replace"))
+    return Body(text, "text")
+
+
+def is_compressed(headers: Headers) -> bool:
+    return headers.get("content-encoding", "").strip().lower() in ("gzip", "x-gzip")
+
+
+def _unpacked(raw: bytes, headers: Headers, limit: int) -> bytes:
+    encoding = headers.get("content-encoding", "").strip().lower()
+    if encoding in ("", "identity"):
+        return raw
+    if not is_compressed(headers):
+        raise UnsupportedMedia(f"Content-Encoding {encoding[:40]!r} is not read: send gzip, or the body as it is")
+    found, rest = bytearray(), raw
+    for _ in range(MAX_MEMBERS):
+        if not rest:
+            break
+        unpacker = zlib.decompressobj(wbits=31)
+        try:
+            found += unpacker.decompress(rest, limit + 1 - len(found))
+        except zlib.error:
+            raise BadRequest("the body is not gzip, as Content-Encoding says") from None
+        if len(found) > limit:
+            raise TooLarge(f"the body is longer than {limit} bytes when it is unpacked")
+        if not unpacker.eof:
+            raise BadRequest("the body is gzip that breaks off")
+        rest = unpacker.unused_data.lstrip(b"\0")
+    if rest:
+        raise BadRequest(f"the body is gzip of more than {MAX_MEMBERS} members")
+    return bytes(found)
+
+
+def _multipart(raw: bytes, content_type: str) -> list[tuple[str, str]]:
+    fields: list[tuple[str, bytearray]] = []
+
+    def begin(headers: dict[str, str]) -> Sink | None:
+        if len(fields) >= MAX_FIELDS:
+            raise BadRequest(f"the form holds more than {MAX_FIELDS} parts")
+        if "filename" in headers.get("content-disposition", "") and field_name(headers) not in _PAYLOADS:
+            return None  # a file: messages have attachments by URL
+        fields.append((field_name(headers), bytearray()))
+        return fields[-1][1].extend
+
+    parts = Parts(content_type, begin)
+    parts.feed(raw)
+    parts.end()
+    return [(name, _decoded(bytes(value))) for name, value in fields]
+
+
+def _of_fields(fields: list[tuple[str, str]]) -> Body:
+    """The field that holds JSON, else all fields as an object."""
+    values = dict(fields)
+    for name in _PAYLOADS:
+        if (value := values.get(name, "").strip()) and value[:1] in _BEGINNINGS:
+            return Body(value, "json")
+    if not any(value.strip() for value in values.values()):
+        raise BadRequest("the form is empty: there is nothing to say")
+    if len(values) == 1 and (value := values.get("payload", "")):
+        return Body(value, "text")
+    return Body(json.dumps(values), "json")
+
+
+def _decoded(raw: bytes) -> str:
+    """What is no UTF-8 is replaced: one wrong byte must not lose a message."""
+    return raw.decode("utf-8", "replace").removeprefix(_BOM)
