@@ -47,7 +47,7 @@ class Timing:
     empty_poll_seconds: float = 0.5  # before the next long poll, where one ended at once with nothing new
 
     # outbound
-    fetch_seconds: float = 60.0  # for a file from a URL to arrive as a whole
+    fetch_seconds: float = 60.0  # for which the server of a file's URL is waited for, in all
     fetch_silence_seconds: float = 10.0  # for its server to answer, and for each further piece
 
     # auth, limits and services
