@@ -236,6 +236,7 @@ class Core:
             flush_refused=self.refused_calls.flush,
             beside=[
                 (self.registry.refresh, self.timing.key_refresh_seconds),
+                (self.registry.flush, self.timing.refused_seconds),
                 (self.requests.flush, self.timing.kept_seconds),
             ],
             timing=self.timing,

@@ -36,6 +36,7 @@ body { margin: 0; padding: 14px 18px 16px; width: 604px; font: 15px/1.45 "DejaVu
 .text p { margin: 0 0 6px } .text p:last-child { margin: 0 } .text ul, .text ol { margin: 4px 0; padding-left: 22px }
 .text table { border-collapse: collapse; margin: 4px 0 } .text td, .text th { border: 1px solid #ccd; padding: 2px 9px }
 .text code { background: #f0f1f4; padding: 1px 4px; border-radius: 3px; font-size: 13px } .text a { color: #0467dd }
+.text blockquote { border-left: 3px solid #c9d2e0; margin: 6px 0; padding-left: 9px; color: #555 }
 .notice .text { color: #656d77 } .gone { color: #656d77; font-style: italic }
 .pill { background: #dde9fb; color: #0a4fa8; border-radius: 11px; padding: 1px 9px }
 .quote { border-left: 3px solid #8a9bb5; padding-left: 9px; margin: 2px 0 4px; font-size: 13px; color: #555 }

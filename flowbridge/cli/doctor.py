@@ -20,7 +20,7 @@ from flowbridge.errors import MatrixError
 from flowbridge.homeserver import AddressError, AddressUnknown
 from flowbridge.homeserver.pool import Answer
 from flowbridge.settings import Settings, SettingsError
-from flowbridge.store import StoreAbsent, StoreError, accounts, api_keys, outbox
+from flowbridge.store import StoreAbsent, StoreError, accounts, api_keys, hooks, outbox
 from flowbridge.store.engine import place, reason
 
 MAX_CLOCK_SECONDS = 60
@@ -45,6 +45,7 @@ async def _examine(core: Core) -> list[Finding]:
         Finding("schemas", True, f"{len(core.catalogue)} schemas are read and sound"),
     ]
     findings += _store(core)
+    findings += await _hooks(core)
     try:
         address = await core.locator.address()
     except (AddressError, AddressUnknown) as error:
@@ -141,6 +142,34 @@ def _clock(date: str) -> Finding:
     return Finding(
         "clock", good, f"this machine's clock is {abs(away):.0f} s {'ahead of' if away > 0 else 'behind'} it"
     )
+
+
+async def _hooks(core: Core) -> list[Finding]:
+    """hooks.yaml, and hooks whose template failed or whose secret cannot be read."""
+    findings = []
+    fernet = None
+    try:
+        fernet = cipher(core.settings) if core.database.is_open else None
+        if fernet is not None:
+            core.registry.open(fernet)
+        fixed = core.registry.load()
+        await core.administration.check_file(fixed)
+        if core.settings.hooks_file is not None:
+            findings.append(Finding("hooks", True, f"{core.settings.hooks_file}: {len(fixed)} hooks"))
+    except SettingsError as error:
+        findings.append(Finding("hooks", False, str(error)))
+    finally:
+        await core.rendering.stop()
+    if fernet is not None:
+        with core.database.reading() as connection:
+            failing, unreadable = hooks.failing(connection), core.registry.unreadable(connection)
+        for name, failure in sorted(failing.items()):
+            says = f"the template of {name} failed, and a summary was sent: {failure}"
+            findings.append(Finding("hooks", False, f"{says}; `flowbridge hooks preview {name}` tries it"))
+        for name in unreadable:
+            says = f"the secret of {name} was written with another FLOWBRIDGE_SECRET_KEY: set that one, or"
+            findings.append(Finding("hooks", False, f"{says} `flowbridge hooks rotate {name}`"))
+    return findings
 
 
 async def _account(core: Core) -> list[Finding]:

@@ -363,6 +363,149 @@ def revoke_key(id_: Annotated[str, typer.Argument(metavar="ID", help="As `keys l
     raise typer.Exit(keys.revoke(_settings(), id_))
 
 
+webhooks = typer.Typer(no_args_is_help=True, help="Hooks: addresses where other tools say what they have to report.")
+app.add_typer(webhooks, name="hooks")
+
+HookName = Annotated[str, typer.Argument(metavar="NAME", help="As `hooks list` shows it.")]
+Template = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", help="A template for the text; .md and .html say its format, .json holds one for each member."
+    ),
+]
+SecretFile = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Holds the secret, of 16 characters at least; - is standard input.")
+]
+
+
+@webhooks.command("create")
+def create_hook(
+    name: Annotated[str, typer.Argument(help="A name of a-z, 0-9, '.', '_' and '-': it stands in the URL.")],
+    room: Annotated[str, typer.Option(help="Where its messages go: a room id, an alias, or @user:server.")],
+    source: Annotated[str, typer.Option(help="Which tool it listens to; auto tells it by the request.")] = "auto",
+    scheme: Annotated[str, typer.Option(help="How its sender proves who it is: token, github, hmac …")] = "token",
+    secret_file: SecretFile = None,
+    header: Annotated[str, typer.Option(help="The header with the signature, for hmac.")] = "",
+    prefix: Annotated[str, typer.Option(help="What stands before the signature, for hmac: sha256=")] = "",
+    encoding: Annotated[str, typer.Option(help="Of the signature, for hmac: hex (default) or base64.")] = "",
+    timestamp_header: Annotated[
+        str, typer.Option(help="The header with the time that is signed, too, for hmac and grafana.")
+    ] = "",
+    template: Template = None,
+    per: Annotated[str, typer.Option(help="One message for each: notification (default) or alerts.")] = "",
+    on_update: Annotated[
+        str, typer.Option(help="What news is to the first message: edit (default), thread, reply or new.")
+    ] = "",
+    mention: Annotated[
+        list[str] | None,
+        typer.Option(metavar="@USER:SERVER", help="Whom to ping when something fires, or @room; may be repeated."),
+    ] = None,
+    mentions: Annotated[str, typer.Option(help="Who may be pinged at all: never, firing (default) or template.")] = "",
+    ignore: Annotated[
+        list[str] | None, typer.Option(metavar="EVENT", help="An event that is not shown: push; may be repeated.")
+    ] = None,
+    keep_requests: Annotated[int | None, typer.Option(help="How many past requests are kept, 0 to 20.")] = None,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Change the hook of this name instead; it keeps its secrets.")
+    ] = False,
+) -> None:
+    """Make a hook. Prints its URL on a line of its own, then a line to try it."""
+    from flowbridge.cli import hooks
+
+    given = {
+        "name": name,
+        "room": room,
+        "source": source,
+        "verification": {
+            "scheme": scheme,
+            "header": header,
+            "prefix": prefix,
+            "encoding": encoding,
+            "timestamp_header": timestamp_header,
+        },
+        "per": per,
+        "on_update": on_update,
+        "mention": mention,
+        "mentions": mentions,
+        "ignore": ignore,
+        "keep_requests": keep_requests,
+    }
+    raise typer.Exit(hooks.create(_settings(), given, template, secret_file, replace=replace))
+
+
+@webhooks.command("list")
+def list_hooks(as_json: AsJson = False) -> None:
+    """List all hooks, never their secrets."""
+    from flowbridge.cli import hooks
+
+    raise typer.Exit(hooks.show_all(_settings(), in_json=as_json))
+
+
+@webhooks.command("show")
+def show_hook(name: HookName, as_json: AsJson = False) -> None:
+    """Show a hook, but not its secrets: how old they are, and how its template failed."""
+    from flowbridge.cli import hooks
+
+    raise typer.Exit(hooks.show(_settings(), name, in_json=as_json))
+
+
+@webhooks.command("rotate")
+def rotate_hook(
+    name: HookName,
+    secret_file: SecretFile = None,
+    now: Annotated[bool, typer.Option("--now", help="The old secrets end at once, not after 7 days.")] = False,
+) -> None:
+    """Give a hook another secret. The one before it holds for 7 days more."""
+    from flowbridge.cli import hooks
+
+    raise typer.Exit(hooks.rotate(_settings(), name, secret_file, now=now))
+
+
+@webhooks.command("delete")
+def delete_hook(name: HookName) -> None:
+    """Delete a hook, with its secrets and its kept requests."""
+    from flowbridge.cli import hooks
+
+    raise typer.Exit(hooks.delete(_settings(), name))
+
+
+@webhooks.command("test")
+def test_hook(name: HookName) -> None:
+    """Send the message of a request as its source sends it. Prints the event id."""
+    from flowbridge.cli import hooks
+
+    raise typer.Exit(hooks.test(_settings(), name))
+
+
+@webhooks.command("requests")
+def hook_requests(
+    name: HookName,
+    id_: Annotated[str | None, typer.Argument(metavar="[ID]", help="One of them, with its body.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the last requests of a hook, and what was done with them."""
+    from flowbridge.cli import hooks
+
+    raise typer.Exit(hooks.requests(_settings(), name, id_, in_json=as_json))
+
+
+@webhooks.command("preview")
+def preview_hook(
+    name: HookName,
+    body: Annotated[str | None, typer.Argument(metavar="[FILE|-]", help="A request's body.")] = None,
+    header: Annotated[
+        list[str] | None, typer.Option(metavar="'NAME: VALUE'", help="A header of the request; may be repeated.")
+    ] = None,
+    request: Annotated[str | None, typer.Option(metavar="ID", help="A kept request, instead of a body.")] = None,
+    template: Template = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print what a request would become. Nothing is sent. --template tries another template."""
+    from flowbridge.cli import hooks
+
+    raise typer.Exit(hooks.preview(_settings(), name, body, header or [], request, template, in_json=as_json))
+
+
 def main() -> None:
     """Run a command; a setting or an argument that cannot be used is one line and exit code 2."""
     from flowbridge.events.schema_lint import SchemaError

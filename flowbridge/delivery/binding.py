@@ -192,7 +192,10 @@ class _Event:
             content = relations.unbound(content)
         bound, said = replace(binding, bound_as=row.txn_id, number=number), Said(chapter, row.delivery, number)
         if so_far is not None and decision == "update":
-            content = {**content, "m.mentions": {}} if binding.on_update == "edit" else quiet(content)
+            if binding.on_update == "edit":
+                content = {**content, "m.mentions": {}}
+            elif chapter.state or not content.get("m.mentions"):  # else its template mentions somebody, as it may
+                content = quiet(content)
             resolved = self._bind(content, binding, self._finding(so_far.message), bound)
             self._remember(so_far, Story(said, last, events=max(events, number)))
             return resolved

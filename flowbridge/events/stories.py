@@ -6,7 +6,7 @@ story, an update, or says nothing new.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -14,6 +14,7 @@ Decision = Literal["new", "update", "notice", "nothing"]
 
 MAX_FIRING = 1_000  # ids that are remembered of one chapter …
 MAX_ID = 64  # … and their lengths: a longer one is hashed
+LATE_MS = 600_000  # Alertmanager tries for `group_interval` to tell what it has to tell, 5 minutes unless it is set
 AHEAD_MS = 300_000  # a sender's clock is so far ahead of ours at most: a later time would silence its story until then
 SAID = "said already"
 OLDER = "older than what was last said"
@@ -24,29 +25,33 @@ class Chapter:
     """What one event says of its story.
 
     `state`: `firing`, `resolved`, or "" where there is no such thing. `firing`: ids of what fires. `time`: the
-    sender's own time of it (ms). `digest`: of its text; an equal one says nothing new.
+    sender's own time of it (ms). `digest`: of its text; an equal one says nothing new. `ended`: ids of what does not
+    fire any more, where the sender lists that, too; else None. `at`: when we were told (ms).
     """
 
     state: str = ""
     firing: tuple[str, ...] = ()
     time: int | None = None
     digest: str = ""
+    ended: tuple[str, ...] | None = None
+    at: int = 0
 
     @property
     def fires(self) -> frozenset[str]:
         """What fires: a story without parts fires as a whole."""
-        return frozenset(self.firing or ("",)) if self.state == "firing" else frozenset()
+        return frozenset(map(_short, self.firing or ("",))) if self.state == "firing" else frozenset()
 
     @property
     def bounded(self) -> "Chapter":
         """With no more ids than are remembered: those that come first, so that what is left out can be told."""
-        firing = sorted({_short(each) for each in self.firing})[:MAX_FIRING]
-        return replace(self, firing=tuple(firing))
+        ended = None if self.ended is None else _first(self.ended)
+        return replace(self, firing=_first(self.firing), ended=ended)
 
     def heard(self, accepted_at: int) -> "Chapter":
-        """Without a time that cannot be (ms): it goes by the order in which it came."""
+        """As we were told then (ms). Without a time that cannot be: it goes by the order in which it came."""
+        told = self if self.at == accepted_at else replace(self, at=accepted_at)
         is_wrong = self.time is not None and self.time > accepted_at + AHEAD_MS
-        return replace(self, time=None) if is_wrong else self
+        return replace(told, time=None) if is_wrong else told
 
     def says_same(self, last: "Chapter") -> bool:
         return bool(self.digest) and (self.state, self.fires, self.digest) == (last.state, last.fires, last.digest)
@@ -58,14 +63,31 @@ class Chapter:
             return min(began) < max(last.fires)  # of those behind them it is not known
         return bool(began)
 
+    def is_news(self, last: "Chapter") -> bool:
+        """Whether alerts of a group are news however old they are: they began, or ended, and that was not told.
+
+        They may go by several clocks, and one may be heard of late: then its beginning is older than another one's end.
+        One that its sender took for ended, having heard nothing of it, fires again as the one that it was: that is told
+        apart from a message that came late by how late that can be.
+        """
+        if last.ended is None or self.ended is None:
+            return False
+        if self.at - last.at > LATE_MS:
+            return True
+        if max(len(last.fires), len(last.ended)) >= MAX_FIRING:
+            return False
+        return bool(self.fires - last.fires - set(last.ended) or last.fires & set(map(_short, self.ended)))
+
     def to_json(self) -> list[Any]:
         bounded = self.bounded
-        return [bounded.state, list(bounded.firing), bounded.time, bounded.digest]
+        ended = None if bounded.ended is None else list(bounded.ended)
+        return [bounded.state, list(bounded.firing), bounded.time, bounded.digest, ended, bounded.at]
 
     @classmethod
     def from_json(cls, value: list[Any]) -> "Chapter":
-        state, firing, time, digest = value
-        return cls(state, tuple(firing), time, digest)
+        state, firing, time, digest, *more = value
+        ended, at = more or (None, 0)
+        return cls(state, tuple(firing), time, digest, None if ended is None else tuple(ended), at)
 
 
 def decide(chapter: Chapter, last: Chapter | None, *, overtaken: bool = False) -> tuple[Decision, str]:
@@ -81,7 +103,7 @@ def decide(chapter: Chapter, last: Chapter | None, *, overtaken: bool = False) -
         is_older = overtaken
     else:
         is_older = chapter.time < last.time or (overtaken and chapter.time == last.time)
-    if is_older:
+    if is_older and (overtaken or not chapter.is_news(last)):
         return "nothing", OLDER
     return ("new" if chapter.begins_to_fire(last) else "update"), ""
 
@@ -133,6 +155,10 @@ def quiet(content: Mapping[str, Any]) -> dict[str, Any]:
     """A content that pings nobody: clients notify of no `m.notice`, and of no text that mentions nobody."""
     kind = {"msgtype": "m.notice"} if content.get("msgtype") == "m.text" else {}
     return {**content, **kind, "m.mentions": {}}
+
+
+def _first(names: Iterable[str]) -> tuple[str, ...]:
+    return tuple(sorted({_short(each) for each in names})[:MAX_FIRING])
 
 
 def _short(name: str) -> str:

@@ -61,7 +61,7 @@ class Administration:
 
     async def all(self) -> Json:
         """Every hook, by name, without its template."""
-        await self._registry.refresh()
+        await self._refresh()
         entries, states = await self._database.read(_all)
         stored = {entry.hook.name: entry for entry in entries}
         names = sorted(stored.keys() | self._registry.fixed.keys())
@@ -75,7 +75,7 @@ class Administration:
 
     async def one(self, name: str) -> Json:
         """All that is known of a hook, but its secrets. Raises NotFound."""
-        await self._registry.refresh()
+        await self._refresh()
         entry, state, kept = await self._database.read(partial(_one, name=name, now=clock.now_ms()))
         if entry is None and name not in self._registry.fixed:
             raise not_found(name)
@@ -83,6 +83,11 @@ class Administration:
             kept = []  # the file's count
         found = [without_none({"created_at": iso(each.created_at), "until": iso(each.until)}) for each in kept]
         return {**self._view(name, entry, state), "secrets": found}
+
+    async def _refresh(self) -> None:
+        """With what was noted so far."""
+        await self._registry.flush()
+        await self._registry.refresh()
 
     def _view(self, name: str, entry: Entry | None, state: State) -> Json:
         fixed = self._registry.fixed.get(name)

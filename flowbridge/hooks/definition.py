@@ -189,7 +189,7 @@ class _Reader(Reader):
     def _template(self) -> Mapping[str, str] | None:
         value = self._value.get("template")
         if isinstance(value, str):
-            value = {"text": value}
+            value = {"markdown": value}
         if value is None or value == {}:
             return None
         if not isinstance(value, Mapping):

@@ -231,7 +231,7 @@ class Receiving:
                 continue
             events = shaping.shape(found, said.rendered)
             if found.key:
-                chapter = Chapter(said.state, said.firing, said.time, said.digest)
+                chapter = Chapter(said.state, said.firing, said.time, said.digest, said.ended)
                 events[0] = replace(events[0], binding=replace(events[0].binding, chapter=chapter))
             first = len(shaped) + len(events) - len(found.attachments)
             files |= {first + number: file for number, file in enumerate(found.attachments)}

@@ -14,7 +14,7 @@ from flowbridge.errors import Unavailable
 from flowbridge.hooks import file, secrets
 from flowbridge.hooks.definition import Definition
 from flowbridge.hooks.known import Known, Secret
-from flowbridge.limits.tasks import Once, ignore_result
+from flowbridge.limits.tasks import Once
 from flowbridge.models.hooks import TOKEN, Hook
 from flowbridge.models.timing import Timing
 from flowbridge.settings import Settings, SettingsError
@@ -138,8 +138,25 @@ class Registry:
 
         While the store cannot be read, the known hooks stay valid.
         """
-        await self._note()
         await self._read()
+
+    def unreadable(self, connection: Connection) -> list[str]:
+        """The hooks with a secret that was written with another secret key."""
+        kept = hooks.secrets(connection, clock.now_ms())
+        return sorted({secret.hook for secret in kept if secrets.opened(secret, self.fernet) is None})
+
+    async def flush(self) -> None:
+        """Write when hooks were last used, to the minute, and how their templates failed. Likewise."""
+        now = self._clock()
+        if not self._failures and (not self._used or now < self._note_at):
+            return
+        if self._database.trouble or self._database.missing:
+            return
+        used, failures = self._used, self._failures
+        self._used, self._failures, self._note_at = {}, {}, now + NOTE_SECONDS
+        work = partial(hooks.note, used=used, failures=failures, now=clock.now_ms())
+        with contextlib.suppress(Unavailable):
+            await self._database.run(work, lingers=True, alone=True)
 
     def load(self) -> dict[str, Definition]:
         """The file as it is now. Raises SettingsError."""
@@ -221,17 +238,6 @@ class Registry:
         if f"{action} {name}" not in self._told:
             self._told.add(f"{action} {name}")
             log.warning(action, hook=name, hint=hint)
-
-    async def _note(self) -> None:
-        """Write when hooks were last used, to the minute, and how their templates failed, at once."""
-        now = self._clock()
-        if not self._failures and (not self._used or now < self._note_at):
-            return
-        used, failures = self._used, self._failures
-        self._used, self._failures, self._note_at = {}, {}, now + NOTE_SECONDS
-        work = partial(hooks.note, used=used, failures=failures, now=clock.now_ms())
-        with contextlib.suppress(Unavailable):
-            self._database.run(work, lingers=True, alone=True).add_done_callback(ignore_result)
 
 
 def _read(connection: Connection, before: _Stored) -> _Stored:

@@ -37,8 +37,9 @@ class Hook:
 
     `source`: a name of `sources/`, or `auto`. `template`: templates for members of a message (`text`, `markdown` or
     `html` among them); empty: the source's own. `mention`: user ids and `@room`, for what begins to fire; `mentions`:
-    who may be pinged at all. `ignore`: the sender's names of events that are not shown. `keep_requests`: how many past
-    requests are kept. `is_fixed`: it comes from hooks.yaml, which alone can change it.
+    who may be pinged at all. `ignore`: the sender's names of events that are not shown, or, with a + in front, of quiet
+    ones that are. `keep_requests`: how many past requests are kept. `is_fixed`: it comes from hooks.yaml, which alone
+    can change it.
     """
 
     name: str
@@ -78,6 +79,7 @@ class Said:
     key: str = ""
     state: str = ""
     firing: tuple[str, ...] = ()
+    ended: tuple[str, ...] | None = None
     time: int | None = None
     digest: str = ""
 

@@ -9,6 +9,7 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from html import unescape
 from itertools import accumulate
 
 from flowbridge.rendering import formats
@@ -17,6 +18,7 @@ from flowbridge.rendering.cleaning import TooDeepError
 MAX_TEXT = 24_000  # bytes of body and HTML: an event holds 62,000, and an edit holds its text twice
 CUT = "… (cut here)"
 
+_TAG = re.compile(r"<[^<>]*>")
 _LIST = re.compile(r"<(/?)(li|ul|ol)\b[^<>]*>", re.IGNORECASE)
 _HTML = 0.6  # of what fits is HTML, mostly: the others are its text
 _FULL = 0.85  # of what fits is enough
@@ -37,7 +39,14 @@ def text(source: str, limit: int) -> str:
 
 
 def markdown(source: str, limit: int) -> tuple[str, str | None]:
-    """Raises RefusedError, TooDeepError."""
+    """What cannot be rendered, for its large tables or its depth, stays as it was written."""
+    try:
+        return _markdown(source, limit)
+    except (formats.RefusedError, TooDeepError):
+        return text(source, limit), None
+
+
+def _markdown(source: str, limit: int) -> tuple[str, str | None]:
     end = min(len(source), limit)
     shown = source if end == len(source) else f"{source[:end]}{CUT}"
     for _ in range(_TRIES):
@@ -50,7 +59,16 @@ def markdown(source: str, limit: int) -> tuple[str, str | None]:
 
 
 def html(source: str, limit: int) -> tuple[str, str | None]:
-    """Raises RefusedError, TooDeepError."""
+    """What is nested too deeply is shown without its tags. Raises RefusedError, TooDeepError for what holds no text."""
+    try:
+        return _html(source, limit)
+    except TooDeepError:
+        if shown := " ".join(unescape(_TAG.sub(" ", source[: 8 * limit])).split()):
+            return text(shown, limit), None
+        raise
+
+
+def _html(source: str, limit: int) -> tuple[str, str | None]:
     if len(source) <= 2 * limit:
         body, found = formats.html(source, ())
         if size_of(body) + size_of(found or "") <= limit:
@@ -134,10 +152,8 @@ def _beginning(source: str, limit: int) -> tuple[str, str | None]:
         if start.rfind("<") > start.rfind(">"):
             start = start[: start.rfind("<")]
         start = re.sub(r"&[#\w]{0,10}$", "", start)
-        try:
-            body, found = formats.html(f"{start}{CUT}", ())
-        except TooDeepError:
-            return text(re.sub(r"<[^<>]*>", " ", source[: 4 * limit]), limit), None
+        # In a table's row it would be moved in front of the table.
+        body, found = formats.html(f"{start}</table>{CUT}" if "<table" in start else f"{start}{CUT}", ())
         if (size := size_of(body) + size_of(found or "")) <= limit:
             return body, found
         end = int(end * limit / size * _MARGIN)

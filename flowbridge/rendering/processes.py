@@ -302,6 +302,7 @@ class Rendering:
                 key=each["key"],
                 state=each["state"],
                 firing=tuple(each["firing"]),
+                ended=None if each["ended"] is None else tuple(each["ended"]),
                 time=each["time"],
                 digest=each["digest"],
             )

@@ -7,7 +7,7 @@ from typing import Any
 from minijinja import TemplateError
 
 from flowbridge import sources
-from flowbridge.rendering.templates import compiled
+from flowbridge.rendering.templates import TOO_LONG, compiled
 from flowbridge.sources.source import Incoming, Nothing, Notice, Source
 
 # Of these the payload is innocent: they are wrong with any.
@@ -59,6 +59,7 @@ def _says(member: str, text: str, views: list[Json]) -> bool:
 def _worded(error: TemplateError) -> str:
     """Without the text around it, which minijinja draws."""
     what = " ".join(str(getattr(error, "detail", None) or error).split())[:300]
+    what = TOO_LONG if error.kind == "OutOfFuel" else what
     line = getattr(error, "line", None)
     return f"{what} (line {line})" if line else what
 

@@ -18,12 +18,14 @@ from minijinja._lowlevel import State
 from flowbridge.rendering import formats
 from flowbridge.sources.reading import depth_of, moment
 
-FUEL = 1_000_000  # instructions: a loop ends after 50 ms; a list of 1,000 alerts with 20 labels each takes 400,000
+FUEL = 500_000  # instructions: a list of 1,000 alerts with 20 labels each takes 400,000, and 50 ms
 MAX_OUTPUT = 4 * 1024 * 1024  # characters of one member: the longest body that is taken makes 2 MB, which are cut
 MAX_KEPT = 256  # compiled templates
 MAX_MARKDOWN = 16 * 1024  # characters, as everywhere
 MAX_ADDRESS = 2_000
 MAX_DEPTH = 64
+
+TOO_LONG = "takes too many steps: make its loops shorter"
 
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+\-.!|<>~&=])")
 _LINK = re.compile(r"https?://[^\s<>\"]+", re.IGNORECASE)
@@ -83,7 +85,7 @@ def worded(error: BaseException) -> str:
     if not isinstance(error, TemplateError):
         return str(error)[:300] or type(error).__name__
     if error.kind == "OutOfFuel":
-        what = "takes too many steps: make its loops shorter"
+        what = TOO_LONG
     else:
         what = _PLACE.sub("", " ".join((error.detail or str(error).split("\n", 1)[0]).split()))[:300]
     return f"line {error.line} of {error.name}: {what}" if error.line else what
@@ -107,12 +109,12 @@ def _plain(value: Any) -> str:
 
 
 @pass_state
-def _link(state: State, text: Any, url: Any = None) -> str:
+def _link(state: State, text: Any, url: Any = None) -> Any:
     """`{{ title|link(url) }}`; the text alone where the URL is none of http or https."""
     label = _plain(text)
     address = label if url is None else url
     if not isinstance(address, str) or len(address) > MAX_ADDRESS or not _LINK.fullmatch(address):
-        return str(_shown(state, text))
+        return _shown(state, text)
     if state.name == "markdown":
         shown = label if hasattr(text, "__html__") else _MARKDOWN.sub(r"\\\1", label)
         return safe(f"[{shown}](<{address}>)")
@@ -122,7 +124,7 @@ def _link(state: State, text: Any, url: Any = None) -> str:
 
 
 @pass_state
-def _markdown(state: State, text: Any, blocks: bool = False) -> str:
+def _markdown(state: State, text: Any, blocks: bool = False) -> Any:
     """Text that its author wrote in Markdown. `blocks`: in HTML, a paragraph alone has its tag, too."""
     source = _plain(text)[:MAX_MARKDOWN]
     if state.name != "html":
@@ -136,12 +138,12 @@ def _markdown(state: State, text: Any, blocks: bool = False) -> str:
 
 
 @pass_state
-def _breaks(state: State, text: Any) -> str:
+def _breaks(state: State, text: Any) -> Any:
     """The text with its line breaks, which HTML would lose."""
-    source = _plain(text)
+    source = _plain(text).strip().replace("\r\n", "\n")
     if state.name != "html":
-        return str(_shown(state, source))
-    return safe(str(escape(source.strip())).replace("\r\n", "\n").replace("\n", "<br>"))
+        return _shown(state, source)
+    return safe(str(escape(source)).replace("\n", "<br>"))
 
 
 @pass_state

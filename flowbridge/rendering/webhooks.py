@@ -24,7 +24,8 @@ MAX_DEPTH = 64
 MAX_MESSAGES = 50  # of one request
 MAX_ALL = 100_000  # bytes of their texts together: what the render process answers is bounded
 MAX_TITLE = 500  # characters, as in a message
-MAX_MEMBER = 2_000  # characters of mentions; of ids and keys 255 bytes are taken
+MAX_MENTIONS = 2_000  # characters
+MAX_MEMBER = 256  # characters of what has no text: an id has 255 bytes at most
 MAX_KEY = 255  # bytes: as events/relations.py has it
 
 _TEXTS = ("text", "markdown", "html")
@@ -39,8 +40,7 @@ def webhook(body: str, given: Mapping[str, Any]) -> tuple[str, None]:
     ends the process is one that fails).
     """
     try:
-        payload = body if given["is_text"] else _read(body, may_be_text=given.get("may_be_text", False))
-        found = _made(payload, given)
+        found = _made(_payload(body, given), {**given, "body": body})
     except ValueError as error:
         found = {"wrong": str(error)}
     return json.dumps(found, ensure_ascii=False), None
@@ -48,7 +48,7 @@ def webhook(body: str, given: Mapping[str, Any]) -> tuple[str, None]:
 
 def _made(payload: Any, given: Mapping[str, Any]) -> Json:
     headers: Mapping[str, str] = given["headers"]
-    source = sources.find(given["source"], headers, payload)
+    source = _source(given["source"], headers, payload)
     made: Json = {"source": source.name, "messages": [], "warnings": [], "delivery_id": "", "event": ""}
     warnings: list[str] = []
     try:
@@ -73,6 +73,13 @@ def _made(payload: Any, given: Mapping[str, Any]) -> Json:
         warnings.append(f"it holds {len(found)} messages: {MAX_MESSAGES} were made")
     made["warnings"] = [_whole(each[:600]) for each in dict.fromkeys(warnings)][:10]
     return made
+
+
+def _source(name: str, headers: Mapping[str, str], payload: Any) -> Source:
+    try:
+        return sources.find(name, headers, payload)
+    except Exception:  # a fault of ours must not lose what was sent
+        return generic.SOURCE
 
 
 def _notices(source: Source, incoming: Incoming, warnings: list[str]) -> Sequence[Notice] | Nothing:
@@ -112,10 +119,15 @@ def _said(
         members = _members(source, notice, given["template"], _view(source, notice, payload, given["headers"]))
         body, html = _text(members, limit, is_template=bool(given["template"]))
     except Exception as error:  # TemplateError, RefusedError, MemoryError …: what was sent must not be lost by it
-        warnings.append(f"{TEMPLATE_FAILED}, and a summary was sent: {worded(error)}")
+        what = TEMPLATE_FAILED if given["template"] or notice.message is None else "its text cannot be shown"
+        warnings.append(f"{what}, and a summary was sent: {worded(error)}")
         members = {name: value for name, value in members.items() if name not in _TEXTS}
-        body, html = fitting.html(summary(payload, _titled(source, notice)), limit)
-    same = notice.same if notice.same is not None else body
+        if given["template"]:  # which can change what it is given: `payload.list.append(1)`
+            payload = _payload(given["body"], given)
+        body, html = fitting.html(_whole(summary(payload, _titled(source, notice))), limit)
+    # A template of the hook's own may show what the source does not look at.
+    is_own = bool(given["template"]) or notice.same is None
+    same = [members.get("title"), body, html] if is_own else notice.same
     return {
         "members": {name: value for name, value in members.items() if name not in _TEXTS},
         "body": _whole(body),
@@ -124,6 +136,7 @@ def _said(
         "key": _named(str(members.get("key") or notice.key)),
         "state": notice.state,
         "firing": [_whole(each) for each in notice.firing],
+        "ended": None if notice.ended is None else [_whole(each) for each in notice.ended],
         "time": notice.time,
         "digest": hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()[:32],
     }
@@ -158,9 +171,9 @@ def _bounded(members: Mapping[str, Any]) -> Json:
         elif name == "title":
             found[name] = _whole(" ".join(value[: 4 * MAX_TITLE].split())[:MAX_TITLE])
         elif name == "mentions" and value.lstrip().startswith("["):
-            found[name] = _listed(value[:MAX_MEMBER])
+            found[name] = _listed(value[:MAX_MENTIONS])
         else:
-            found[name] = _whole(value.strip()[:MAX_MEMBER])
+            found[name] = _whole(value.strip()[: MAX_MENTIONS if name in ("mentions", "key") else MAX_MEMBER])
     return found
 
 
@@ -174,16 +187,16 @@ def _listed(mentions: str) -> Any:
 def _text(members: Mapping[str, Any], limit: int, *, is_template: bool) -> tuple[str, str | None]:
     """Body and HTML, cut to what fits. Raises ValueError."""
     if (html := members.get("html")) is not None:
-        body, found = fitting.html(str(html), limit)
+        body, found = fitting.html(_whole(str(html)), limit)
         return body, found if found and ("<" in found or unescape(found) != body) else None
     if (markdown := members.get("markdown")) is not None:
-        body, found = fitting.markdown(str(markdown), limit)
+        body, found = fitting.markdown(_whole(str(markdown)), limit)
         # In a template's Markdown the payload's own marks are escaped, which none should read.
         return (text_of(found) or body, found) if found and is_template else (body, found)
     text = members.get("text")
     if text is None and not members.get("attachments"):
         raise formats.RefusedError("it makes none of text, markdown and html")
-    return fitting.text(str(text or ""), limit), None
+    return fitting.text(_whole(str(text or "")), limit), None
 
 
 def _titled(source: Source, notice: Notice) -> str:
@@ -203,11 +216,13 @@ def _whole(text: str) -> str:
     return text.encode("utf-8", "replace").decode().replace("\0", "\ufffd")
 
 
-def _read(body: str, *, may_be_text: bool) -> Any:
+def _payload(body: str, given: Mapping[str, Any]) -> Any:
+    if given["is_text"]:
+        return body
     try:
         return _parsed(body)
     except ValueError:
-        if not may_be_text:
+        if not given.get("may_be_text", False):
             raise
         return body
 

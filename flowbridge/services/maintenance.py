@@ -20,6 +20,7 @@ from flowbridge.store import (
     accounts,
     clock,
     holdings,
+    hooks,
     leases,
     message_keys,
     refused,
@@ -111,6 +112,7 @@ class Maintenance:
         if time.monotonic() >= self._next_upkeep:  # while space is short, the rest comes once a second
             self._next_upkeep = time.monotonic() + self._timing.purge_seconds
             await self._database.run(partial(refused.purge, before=sent))
+            await self._database.run(partial(hooks.purge, now=now, requests=sent))
             await self._blank(now)
             gone += await self._shorten(now)
         if self._backpressure.pressed.is_set():

@@ -10,6 +10,7 @@ from flowbridge.sources.reading import at, items, moment, text
 from flowbridge.sources.report import FIRING, MAX_PARTS, RESOLVED, Pairs, report, web
 from flowbridge.sources.source import Json, Nothing, Notice, State, UnrecognisedError
 
+MAX_FINGERPRINT = 40  # characters: Alertmanager's and Grafana's have 16
 MAX_ALONE = 50  # alerts with a message each; a group of more is one message all the same, so that none is lost
 _TEXTS = ("summary", "description", "message")
 _LINKS = {  # annotations; by the names that mixins and Grafana's editor use
@@ -48,9 +49,12 @@ class Alert:
         started = text(alert, "startsAt")
         # Older versions know no fingerprint. An alert that began again is another one: a receiver without send_resolved
         # hears of its second beginning alone.
-        name = text(alert, "fingerprint") or _digest(*map(str, sorted(labels.items())))
+        name = text(alert, "fingerprint")
+        if not name or len(name) > MAX_FINGERPRINT:
+            name = _digest(name, *map(str, sorted(labels.items())))
+        at = moment(started)
         return cls(
-            f"{name[:64]}-{_digest(started)[:8] if moment(started) is None else moment(started)}",
+            f"{name}-{_digest(started)[:8] if at is None else at}",
             is_firing,
             labels,
             {name: value for name, value in annotations.items() if not web(value)},
@@ -103,6 +107,7 @@ def _notice(alerts: Sequence[Alert], key: str, *, title: str = "", message: str 
         key=key,
         state=state,
         firing=tuple(dict.fromkeys(alert.id for alert in firing)),
+        ended=tuple(dict.fromkeys(alert.id for alert in resolved)),
         time=max((alert.time for alert in alerts if alert.time is not None), default=None),
         same=[title, message, *sorted(alert.same for alert in alerts)],
     )

@@ -190,9 +190,10 @@ def spoken(word: str) -> str:
     return word.replace("_", " ").replace("-", " ").strip()
 
 
-def by(person: str) -> str:
-    """`— octocat`, behind a commit."""
-    return f"— {person}" if person else ""
+def commit(sha: str, message: Piece, person: str) -> Line:
+    """`abc1234 Its message — its author`."""
+    found = sentence(code(sha), message)
+    return sentence(found, f"— {person}" if person else "") if found else []
 
 
 def short(sha: Any) -> str:
@@ -261,7 +262,10 @@ class Ending:
     is_quiet: bool = False
 
 
-_BEFORE = ("queued", "waiting", "pending", "preparing", "scheduled", "waiting_for_resource")
+_BEFORE = (
+    *("queued", "waiting", "pending", "preparing", "scheduled", "waiting_for_resource", "waiting_for_callback"),
+    *("canceling", "inactive"),  # GitHub says the latter of each deployment that another one replaces
+)
 _ASKED = ("created", "requested", "rerequested", "requested_action")
 _ENDINGS = {  # GitHub's conclusions, GitLab's statuses, and Gitea's
     "success": Ending("✅", "passed", "resolved"),
@@ -316,6 +320,11 @@ def deployed(what: Part | None, state: str, environment: str, person: str, more:
         has_more and ":",
         more if has_more else None,
     )
+
+
+def in_order(time: int | None, is_over: bool) -> int | None:
+    """Senders count in seconds: in the same one, the end comes after the beginning."""
+    return time + is_over if time is not None else None
 
 
 def lasted(start: int | None, end: int | None) -> str:

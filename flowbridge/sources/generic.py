@@ -39,8 +39,8 @@ def read(incoming: Incoming) -> Sequence[Notice] | Nothing:
                 return slack.read(Incoming(payload, incoming.headers, incoming.per))
             if message := _message(payload):
                 return [Notice(message=message)]
-    if isinstance(payload, str) and payload.strip():
-        return [Notice(message={"text": payload})]
+    if isinstance(payload, str | int | float) and (said := text({"": payload}, "")).strip():
+        return [Notice(message={"text": said})]
     return [Notice(message={"html": summary(payload)})]
 
 

@@ -54,7 +54,8 @@ def read(incoming: Incoming) -> Sequence[Notice] | Nothing:
     report = _report(payload, event, action)
     if report is None:
         return github.notices(payload, _ALIASES.get(event, event))
-    where = first(github.where(payload), name(payload, "run", "repository", "full_name"))
+    original = name(payload, "forkee", "full_name") if event == "fork" else ""
+    where = first(original, github.where(payload), name(payload, "run", "repository", "full_name"))
     return [report.notice(f"{event}.{action}" if action else event, where, github.who(payload))]
 
 
@@ -67,6 +68,9 @@ def _report(payload: Json, event: str, action: str) -> Report | None:
     if payload.get("review") and "pull_request" in payload:
         return _review(payload)
     event = _ALIASES.get(event, event)
+    if event == "fork":  # GitHub's the other way round: `repository` is the new one
+        fork = link(name(payload, "repository", "full_name"), text(payload, "repository", "html_url"))
+        return Report(sentence(github.who(payload), "forked the repository to", fork))
     if event == "wiki":
         return _wiki(payload, action)
     if event == "package":
@@ -149,9 +153,7 @@ def _action_run(payload: Json, action: str) -> Report:
         "success" if is_recovered else action,
     )
     report.facts = facts(
-        sentence(
-            code(short(run.get("commit_sha"))), line(run, "title"), code_hosts.by(name(run, "trigger_user", "login"))
-        )
+        code_hosts.commit(short(run.get("commit_sha")), line(run, "title"), name(run, "trigger_user", "login"))
     )
     # Of the workflow, not of the run: it recovers from an earlier run.
     report.key = code_hosts.key("action_run", text(run, "repository", "full_name"), workflow, ref)

@@ -21,6 +21,7 @@ from flowbridge.sources.code_hosts import (
     facts,
     first,
     first_line,
+    in_order,
     joined,
     lasted,
     line,
@@ -47,7 +48,7 @@ _QUIET = frozenset(
     )
 )
 # Each release is reported three or four times: as published is the one that says that people can have it.
-_QUIET_RELEASES = frozenset(("created", "edited", "released", "prereleased"))
+_QUIET_RELEASES = frozenset(("created", "edited", "updated", "released", "prereleased"))
 _QUIET_EVENTS = frozenset(("label", "merge_group", "project_card", "project_column", "workflow_dispatch"))
 _OPENING = frozenset(("opened", "reopened", "created", "ready_for_review"))
 _ACTIONS = "github-actions"  # the app whose checks are workflow jobs, which are reported, too
@@ -229,7 +230,7 @@ _PULLS = {
 def _tracked(payload: Fields, action: str, thing: Fields, noun: str, phrase: str = "") -> Report:
     """Of an issue, a pull request or a discussion: what can happen to each of them."""
     label, milestone = name(payload, "label", "name"), name(payload, "milestone", "title")
-    person = name(payload, "assignee", "login")
+    person = first(name(payload, "assignee", "login"), name(thing, "assignee", "login"))  # the latter is Gitea's
     did: Line
     if phrase:
         did = sentence(phrase)
@@ -274,6 +275,22 @@ def _tracked(payload: Fields, action: str, thing: Fields, noun: str, phrase: str
 
 def _people(thing: Fields, key: str) -> str:
     return ", ".join(_names(thing, key, key="login")[: code_hosts.MAX_NAMES])
+
+
+def sub_issue(payload: Fields, action: str) -> Report:
+    """Reported twice: of the one and of the other."""
+    verb, to = ("removed", "from") if action.endswith("_removed") else ("added", "to")
+    child = line(payload, "sub_issue", "title")
+    return Report(
+        sentence(
+            who(payload),
+            verb,
+            f'sub-issue "{child}"' if child else "a sub-issue",
+            to,
+            ticket(payload.get("parent_issue")),
+        ),
+        is_quiet=action.startswith("parent_issue"),
+    )
 
 
 # Comments and reviews.
@@ -368,12 +385,19 @@ def workflow_run(payload: Fields, action: str) -> Report:
     )
     report.facts = facts(
         _head(mapping(run, "head_commit"), run, first(name(run, "triggering_actor", "login"), who(payload))),
-        fact("Attempt", str(attempt)) if attempt > 1 else [],
+        joined(_pulls(payload, run), fact("Attempt", str(attempt)) if attempt > 1 else []),
     )
     report.key = code_hosts.key("workflow_run", text(run, "id"))
     report.firing = (str(attempt),) if report.state == "firing" else ()  # the next attempt that fails is news
-    report.time = moment(run.get("updated_at"))
+    report.time = in_order(moment(run.get("updated_at")), action == "completed")
     return report
+
+
+def _pulls(payload: Fields, run: Fields) -> Line:
+    home = text(payload, "repository", "html_url")
+    numbers = [text(pull, "number")[:20] for pull in objects(run, "pull_requests")][: code_hosts.MAX_NAMES]
+    pulls = [link(f"#{each}", f"{home}/pull/{each}") for each in numbers if each]
+    return fact("Pull request" if len(pulls) == 1 else "Pull requests", *pulls)
 
 
 def _start(run: Fields) -> int | None:
@@ -384,7 +408,7 @@ def _head(commit: Fields, run: Fields, by: str) -> Line:
     """`abc1234 Its message — its author`."""
     sha = first(short(run.get("head_sha")), short(commit.get("id")))
     said = first(first_line(commit, "message"), line(run, "display_title"))
-    return sentence(code(sha), said, code_hosts.by(by)) if said or sha else []
+    return code_hosts.commit(sha, said, by)
 
 
 def workflow_job(payload: Fields, action: str) -> Report:
@@ -452,7 +476,7 @@ def status(payload: Fields, action: str) -> Report:
     message = link(first_line(commit, "commit", "message"), text(commit, "html_url"))
     report.facts = facts(
         sentence(line(payload, "description")),
-        sentence(code(short(payload.get("sha"))), message, code_hosts.by(author)),
+        code_hosts.commit(short(payload.get("sha")), message, author),
     )
     report.key = code_hosts.key("status", where(payload), text(payload, "sha"), text(payload, "context"))
     report.time = moment(payload.get("updated_at"))
@@ -469,7 +493,7 @@ def deployment(payload: Fields, action: str) -> Report:
             code(branch(thing.get("ref"))[1]),
             state or "in_progress",
             first(name(thing, "environment"), name(found, "environment")),
-            who(payload),
+            first(name(thing, "creator", "login"), who(payload)),
             link("details", first(text(found, "log_url"), text(found, "target_url"))),
         ),
         end.icon,
@@ -939,6 +963,7 @@ _REPORTS: dict[str, Make] = {
     "sponsorship": sponsorship,
     "star": star,
     "status": status,
+    "sub_issues": sub_issue,
     "team": team,
     "team_add": team,
     "watch": watch,

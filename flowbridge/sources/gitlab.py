@@ -18,6 +18,7 @@ from flowbridge.sources.code_hosts import (
     facts,
     first,
     first_line,
+    in_order,
     joined,
     line,
     link,
@@ -76,8 +77,8 @@ def _of_header(headers: Headers) -> str:
 def _action(payload: Json, event: str) -> str:
     if event == "pipeline":
         return name(payload, "object_attributes", "status")
-    if event == "build":
-        return name(payload, "build_status")
+    if event in ("build", "job"):
+        return name(payload, f"{event}_status")
     if event == "deployment":
         return name(payload, "status")
     found = first(name(payload, "object_attributes", "action"), name(payload, "action"), name(payload, "event_type"))
@@ -260,12 +261,12 @@ def pipeline(payload: Json, action: str) -> Report:
     is_red = report.state == "firing"
     report.facts = facts(
         fact("Failed", _failed(payload)) if is_red else [],
-        sentence(code(first(short(run.get("sha")), short(commit.get("id")))), message, code_hosts.by(who(payload))),
+        code_hosts.commit(first(short(run.get("sha")), short(commit.get("id"))), message, who(payload)),
         fact("Merge request", _ticket(merge, "!")) if merge else [],
     )
     report.key = code_hosts.key("pipeline", where(payload), text(run, "id"))
     report.firing = (str(time),) if is_red else ()  # a retry that fails again is news
-    report.time = time
+    report.time = in_order(time, action != "running")
     return report
 
 
@@ -293,30 +294,30 @@ def _after(seconds: Any) -> str:
 
 
 def build(payload: Json, action: str) -> Report:
-    job, commit = text(payload, "build_id")[:20], mapping(payload, "commit")
+    """Its keys begin with `build_`, or with `job_`, as the event is called elsewhere."""
+    kind = "job" if "job_id" in payload else "build"
+    job, commit = text(payload, f"{kind}_id")[:20], mapping(payload, "commit")
     is_red = ending(action).state == "firing"
     report = checked(
-        sentence("Job", first(name(payload, "build_name"), "(unnamed)")),
+        sentence("Job", first(name(payload, f"{kind}_name"), "(unnamed)")),
         name(payload, "ref"),
-        _after(payload.get("build_duration")) if is_red else "",
+        _after(payload.get(f"{kind}_duration")) if is_red else "",
         link("details", f"{_web(payload)}/-/jobs/{job}" if _web(payload) and job else ""),
         action,
     )
-    reason = spoken(name(payload, "build_failure_reason"))
+    reason = spoken(name(payload, f"{kind}_failure_reason"))
     report.facts = facts(
         joined(
-            fact("Stage", name(payload, "build_stage")),
+            fact("Stage", name(payload, f"{kind}_stage")),
             fact("Reason", reason) if is_red and reason != "unknown failure" else [],
         ),
-        sentence(
-            code(first(short(payload.get("sha")), short(commit.get("sha")))),
-            first_line(commit, "message"),
-            code_hosts.by(who(payload)),
+        code_hosts.commit(
+            first(short(payload.get("sha")), short(commit.get("sha"))), first_line(commit, "message"), who(payload)
         ),
     )
-    report.is_quiet = not is_red or payload.get("build_allow_failure") is True  # its pipeline says it
-    report.key = code_hosts.key("build", where(payload), text(payload, "build_id"))
-    report.time = moment(payload.get("build_finished_at")) or moment(payload.get("build_started_at"))
+    report.is_quiet = not is_red or payload.get(f"{kind}_allow_failure") is True  # its pipeline says it
+    report.key = code_hosts.key("build", where(payload), text(payload, f"{kind}_id"))
+    report.time = moment(payload.get(f"{kind}_finished_at")) or moment(payload.get(f"{kind}_started_at"))
     return report
 
 
@@ -495,6 +496,7 @@ _REPORTS: dict[str, Make] = {
     "emoji": emoji,
     "feature_flag": feature_flag,
     "issue": issue,
+    "job": build,
     "merge_request": merge_request,
     "milestone": milestone,
     "note": note,

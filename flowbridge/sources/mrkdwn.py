@@ -77,7 +77,7 @@ class Mrkdwn:
         pieces: list[str] = []
         opened: list[tuple[str, int]] = []  # what may yet be closed: the mark, and where its piece is
         at = 0
-        for token in _TOKEN.finditer(text):
+        while (token := _TOKEN.search(text, at)) is not None:
             if token.start() > at:
                 pieces.append(_shown(text[at : token.start()]))
             at = token.end()
@@ -95,7 +95,8 @@ class Mrkdwn:
                 pieces.append(link(token["url"], token["text"]))
             else:
                 address = value.rstrip(_TRAILING)
-                pieces.append(link(address, address) + _shown(value[len(address) :]))
+                pieces.append(link(address, address))
+                at = token.start() + len(address)  # what comes behind it may be a mark
         pieces.append(_shown(text[at:]))
         return "".join(pieces)
 

@@ -1,9 +1,12 @@
 """Reading what others send: no type can be relied on. Pure."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
+
+_GAP = re.compile(r" UTC$|(?<=:\d\d) (?=[+-])")  # GitLab writes `2026-08-12 15:23:28 UTC`, and `… 21:50:00 +0200`
 
 
 def text(value: Any, *path: str) -> str:
@@ -61,7 +64,7 @@ def moment(value: Any) -> int | None:
     if not isinstance(value, str) or not 10 <= len(value) <= 40:
         return None
     try:
-        parsed = datetime.fromisoformat(value.removesuffix(" UTC"))  # GitLab writes `2016-08-12 15:23:28 UTC`
+        parsed = datetime.fromisoformat(_GAP.sub("", value))
     except ValueError:
         return None
     if parsed.tzinfo is None:

@@ -39,8 +39,9 @@ class Notice:
     lists these, with or without the action.
 
     The story that it belongs to, if any: `key` is its name within the hook, `state` how it goes, `firing` what of it
-    fires (ids; a story without parts has `("",)`), `time` the sender's own time of it (ms since 1970). `same`: two
-    notices of a story with an equal `same` (JSON) say nothing new; without it their texts are compared.
+    fires (ids; a story without parts has `("",)`), `time` the sender's own time of it (ms since 1970). `ended`: ids of
+    what does not fire any more, where the sender lists that, too; else None. `same`: two notices of a story with an
+    equal `same` (JSON) say nothing new; without it their texts are compared.
 
     `outcome`: how what the event reports has ended, where its name does not say so: `ignore` may have it behind the
     event, as `workflow_run.completed.success`. `is_quiet`: it is shown only if the hook's `ignore` says `+EVENT`.
@@ -52,6 +53,7 @@ class Notice:
     key: str = ""
     state: State = ""
     firing: tuple[str, ...] = ()
+    ended: tuple[str, ...] | None = None
     time: int | None = None
     same: Any = None
     outcome: str = ""

@@ -16,6 +16,7 @@ from urllib.parse import quote
 import httpx
 import pytest
 
+from tests.chaos import stories
 from tests.chaos.client import Client
 from tests.chaos.faults import Limiter
 from tests.chaos.judge import Accepted, Seen, Verdict, judge, read_accepted, read_seen
@@ -123,6 +124,34 @@ def test_logs_are_read_without_a_half_written_line_and_without_strangers(tmp_pat
     log = tmp_path / "log"
     log.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"room": "!ro')
     assert read_seen(log, [ROOM]) == [Seen(ROOM, 0, "$0", "t", 1.0)]
+
+
+def told(n: int, edits: str | None = None, *, pings: bool = False) -> dict[str, Any]:
+    return {"room": ROOM, "n": n, "event_id": f"${n}", "relation": edits, "pings": pings}
+
+
+def test_story_is_told_in_one_message_for_each_beginning() -> None:
+    turn = [told(0, pings=True), told(1, pings=True), told(2, "$1"), told(3, "$1")]
+    assert stories.offenders([*turn, told(4, pings=True), told(5, pings=True), told(6, "$5")]) == []
+    assert stories.offenders([told(0, pings=True), told(1, "$0")]) == [
+        f"{ROOM}#1 begins, and is an edit of $0",
+        f"{ROOM}#1 does not ping",
+    ]
+    assert stories.offenders([*turn[:2], told(2)]) == [f"{ROOM}#2 is a first message, and nothing begins"]
+    assert stories.offenders([*turn[:2], told(2, "$0", pings=True)]) == [
+        f"{ROOM}#2 edits $0, and the newest is $1",
+        f"{ROOM}#2 pings",
+    ]
+
+
+def test_event_of_a_story_is_known_by_its_text() -> None:
+    bodies = [json.loads(stories.body(ROOM, n)) for n in range(4)]
+    assert [body["status"] for body in bodies] == ["firing", "firing", "firing", "resolved"]
+    assert [len(body["alerts"]) for body in bodies] == [1, 2, 2, 1]
+    assert stories.body(ROOM, 1) != stories.body(ROOM, 1, 1)
+    text = bodies[2]["commonAnnotations"]["summary"]
+    assert stories.number_of({"body": "* event 9", "m.new_content": {"body": f"Chaos\n{text}, since noon"}}) == 2
+    assert stories.number_of({"body": "another event"}) is None
 
 
 async def test_replicas_without_a_database_are_refused() -> None:

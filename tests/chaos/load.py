@@ -12,10 +12,11 @@ from io import RawIOBase
 from typing import Literal
 from urllib.parse import quote
 
+from tests.chaos import stories
 from tests.chaos.client import Answer, Client, NoAnswer
 
 Mode = Literal["async", "wait", "mixed"]
-Kind = Literal["keyed", "fire", "state", "matrix"]
+Kind = Literal["keyed", "fire", "state", "matrix", "hook"]
 
 PAUSE_SECONDS = 0.05  # between two tries of one event
 MAX_PAUSE_SECONDS = 1.0
@@ -24,6 +25,7 @@ MAX_PAUSE_SECONDS = 1.0
 TYPES = ("m.room.message", "chaos.test.note")
 STATE_TYPE = "chaos.test.state"  # no transaction id protects it: what is sent again late sets the room back
 ANSWER_SECONDS = 15.0  # longer than the 10 s that a bridge waits by default
+TOLD_TWICE = 0.3  # of the events of a hook: by the other member of an HA pair, too
 REPEATED = frozenset({408, 425, 429})  # and every 5xx: anything else is the bridge's last word
 
 
@@ -34,8 +36,8 @@ class Plan:
     `fire`: further rooms whose events have no key and are never repeated: what has no answer may be there or not, what
     has a 503 must not.
     `states`: further rooms that get state events. `matrix`: further rooms that a Matrix client sends to, by PUT and
-    transaction id. `headers`: the callers; the rooms take turns. `real`: ids of rooms that
-    there are; else names are made up.
+    transaction id. `hooks`: further rooms whose hooks are told stories. `headers`: the callers; the rooms take turns.
+    `real`: ids of rooms that there are; else names are made up.
     """
 
     urls: tuple[str, ...]
@@ -44,6 +46,7 @@ class Plan:
     fire: int = 0
     states: int = 0
     matrix: int = 0
+    hooks: int = 0
     mode: Mode = "mixed"
     rate: float = 0.0
     name: str = "run"
@@ -62,12 +65,16 @@ class Plan:
             "fire": self.fire,
             "state": self.states,
             "matrix": self.matrix,
+            "hook": self.hooks,
         }
         return [kind for kind, count in counts.items() for _ in range(count)]
 
     def room_ids(self) -> list[str]:
         """They bear the run's name: a database may hold what an earlier run left."""
         return list(self.real) or [f"!{self.name}-{index:03d}:chaos.test" for index in range(self.size)]
+
+    def hook_rooms(self) -> list[str]:
+        return [room for room, kind in zip(self.room_ids(), self.kinds(), strict=False) if kind == "hook"]
 
 
 @dataclass
@@ -158,6 +165,9 @@ class _Sender:
             await asyncio.wait_for(self._load.stopping.wait(), max(0.0, due - time.monotonic()))
 
     async def _send(self, n: int) -> None:
+        if self._kind == "hook":
+            await self._tell(n)
+            return
         content = {"msgtype": "m.text", "body": f"{self._room}#{n}", "n": n}
         key = f"{self._load.plan.name}-{n if self._kind == 'state' else n // len(TYPES)}"
         headers = self._headers | self._prefer()
@@ -167,6 +177,18 @@ class _Sender:
         while not await self._try(n, *request) and self._kind != "fire":
             pass
         self._load.under_way.pop(f"{self._room}#{n}", None)
+
+    async def _tell(self, n: int) -> None:
+        """An event of a story, as Alertmanagers tell it: each until it is heard, or, with a bad connection, both."""
+        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {stories.secret_of(self._room)}"}
+        target = f"/hooks/{stories.hook_of(self._room)}"
+        while not await self._try(n, "POST", target, stories.body(self._room, n), headers):
+            pass
+        self._load.under_way.pop(f"{self._room}#{n}", None)
+        if self._chance.random() < TOLD_TWICE:
+            with suppress(NoAnswer):
+                client = self._clients[self._at]
+                await client.ask("POST", target, stories.body(self._room, n, 1), headers, seconds=ANSWER_SECONDS)
 
     def _target(self, n: int, key: str) -> tuple[str, str]:
         room, event_type = f"/rooms/{quote(self._room, safe='')}", TYPES[n % len(TYPES)]

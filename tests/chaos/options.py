@@ -38,6 +38,7 @@ class Options:
     fire: int = 4
     states: int = 4
     matrix: int = 4
+    hooks: int = 0
     mode: Mode = "mixed"
     kills: int | None = None
     every: float = 3.0

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from io import RawIOBase
 from typing import Any
 
+from tests.chaos import stories
+
 Content = dict[str, Any]
 
 
@@ -145,6 +147,9 @@ def _line(event: Event) -> dict[str, Any]:
     }
     if "sum" in event.content:  # fuzzer.py's: whether the content arrived as it was sent
         line["altered"] = event.content["sum"] != sum_of(str(event.content.get("body")).encode())
+    if (number := stories.number_of(event.content)) is not None:
+        relation = event.content.get("m.relates_to", {})
+        line |= {"n": number, "relation": relation.get("event_id"), "pings": bool(event.content.get("m.mentions"))}
     return line
 
 

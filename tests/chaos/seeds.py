@@ -188,6 +188,11 @@ def sure_503() -> None:
     _wrap("flowbridge.store.jobs.may_be_committed", lambda *_: False)
 
 
+def always_new() -> None:
+    """each event of a story is its first message"""
+    _wrap("flowbridge.delivery.binding.decide", lambda *_, **__: ("new", ""))
+
+
 SEEDS = {
     "early-202": Seed(early_202, "sqlite", ("lost",), SQLITE),
     "new-txn-id": Seed(new_txn_id, "sqlite", ("doubled",), SQLITE),
@@ -196,6 +201,7 @@ SEEDS = {
     "short-lease": Seed(short_lease, "replicas", ("overlaps",), SLOW),
     "by-timestamp": Seed(by_timestamp, "replicas", ("out of order",), BACKLOG),
     "key-as-txn-id": Seed(key_as_txn_id, "sqlite", ("lost", "untrue"), SQLITE),
+    "always-new": Seed(always_new, "hooks", ("stories", "doubled"), SQLITE),
     "proxy-404": Seed(proxy_404, "proxy", ("lost",), {"seconds": 6.0, "patience": 15.0}),
     "sure-503": Seed(
         sure_503,

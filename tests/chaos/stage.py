@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from tests.chaos import stories
 from tests.chaos.client import NoAnswer
 from tests.chaos.homeserver import API_KEY, Homeserver, scripted
 from tests.chaos.judge import judge, read_accepted, read_seen
@@ -24,6 +25,7 @@ from tests.chaos.progress import Progress
 from tests.chaos.report import Check, Report
 from tests.processes import Process, free_port
 
+HOOKS = "hooks.yaml"
 LAST_ANSWERS_SECONDS = 90.0  # for what is under way when the load stops
 SECRET_KEY = "Y2hhb3MtY2hhb3MtY2hhb3MtY2hhb3MtY2hhb3MtY2g="  # of this many bytes, since replicas must share one
 HONEST = frozenset({"200", "202", "503 + Retry-After"})  # what a bridge may answer when its store is in trouble
@@ -48,6 +50,7 @@ class Stage:
             fire=options.fire,
             states=options.states,
             matrix=options.matrix,
+            hooks=options.hooks,
             mode=options.mode,
             rate=options.rate or 0.0,
             name=uuid4().hex[:8],
@@ -243,6 +246,8 @@ async def stage(
         monkey = Monkey(bridges, options.seed)
         stack.callback(monkey.end)
         made = Stage(options, directory, homeserver, monkey)
+        if options.hooks:
+            (directory / HOOKS).write_text(stories.hooks(made.plan.hook_rooms()))
         await monkey.start()
         showing = asyncio.ensure_future(_show(made, options.progress))
         stack.callback(showing.cancel)
@@ -265,6 +270,7 @@ def _bridge(options: Options, directory: Path, homeserver: Homeserver, index: in
         "FLOWBRIDGE_DATABASE_URL": database,
         "FLOWBRIDGE_SECRET_KEY": SECRET_KEY,
         "FLOWBRIDGE_LOG_LEVEL": "warning",
+        **({"FLOWBRIDGE_HOOKS_FILE": str(directory / HOOKS)} if options.hooks else {}),
         **options.environment,
     }
     argv = [word.replace("{port}", str(port)) for word in shlex.split(options.bridge)]

@@ -4,6 +4,7 @@ from tests.chaos.scenarios.accounts import renewal
 from tests.chaos.scenarios.bridges import replicas, roll, sqlite, stop, term
 from tests.chaos.scenarios.callers import hog
 from tests.chaos.scenarios.homeservers import memory, outage, proxy, storm
+from tests.chaos.scenarios.hooks import hooks
 from tests.chaos.scenarios.poison import poison
 from tests.chaos.scenarios.real import drain, synapse
 from tests.chaos.scenarios.scenario import Scenario
@@ -21,6 +22,7 @@ _ALL = (
     Scenario(full, seconds=45),
     Scenario(locked, seconds=40),
     Scenario(hog),
+    Scenario(hooks),
     Scenario(outage, seconds=120),
     Scenario(storm),
     Scenario(memory, seconds=0),

@@ -197,7 +197,10 @@ class Stories(RuleBasedStateMachine):
 
     @invariant()
     def nothing_else_pings(self) -> None:
+        """But what a template mentions in a story without states."""
         for shown in self.room:
+            if not shown.told.chapter.state and "m.new_content" not in shown.content:
+                continue
             new = shown.content.get("m.new_content", shown.content)
             assert shown.content["m.mentions"] == new["m.mentions"] == (PINGS if shown.is_first else {})
             assert shown.is_first or "m.new_content" in shown.content or new["msgtype"] == "m.notice"

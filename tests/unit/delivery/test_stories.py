@@ -144,6 +144,16 @@ async def test_update_by_another_way_pings_nobody_either(
         assert "m.relates_to" not in rooms.timeline[ROOM][3]["content"]
 
 
+async def test_update_without_a_state_pings_whom_its_template_mentions_but_not_by_an_edit(
+    make: MakeRig, rooms: Rooms
+) -> None:
+    async with make() as rig:
+        await tell(rig, "step 1", state="", on_update="thread")
+        await tell(rig, "step 2", state="", on_update="thread")
+        await tell(rig, "step 3", state="")
+        assert shown(rooms) == ["step 3", "step 2!"]
+
+
 async def test_older_events_overwrite_nothing(make: MakeRig, rooms: Rooms) -> None:
     async with make() as rig:
         await tell(rig, "a", "a", 10)

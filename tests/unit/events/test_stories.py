@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from flowbridge.events.relations import LONGEST_ID, Binding, Found, bind, largest, unbound
 from flowbridge.events.stories import (
     AHEAD_MS,
+    LATE_MS,
     MAX_FIRING,
     OLDER,
     SAID,
@@ -57,6 +58,19 @@ RUNS = Chapter("", (), 10, "runs")
         (ONE, replace(BOTH, digest="x"), ("nothing", OLDER)),
         (replace(ONE, time=29), DONE, ("nothing", OLDER)),
         (replace(DONE, time=9), ONE, ("nothing", OLDER)),
+        # older, but of a beginning, or an end, that was not told
+        (replace(ONE, time=29, ended=()), replace(DONE, ended=()), ("new", "")),
+        (replace(ONE, time=29, ended=()), replace(DONE, ended=("2",)), ("new", "")),
+        (replace(BOTH, firing=("1", "3"), time=19, ended=()), replace(BOTH, ended=()), ("new", "")),
+        (replace(ONE, ended=("2",)), replace(BOTH, ended=()), ("update", "")),
+        (replace(DONE, time=5, ended=("1",)), replace(ONE, ended=("2",)), ("update", "")),
+        (replace(ONE, time=29, ended=()), replace(DONE, ended=("1",)), ("nothing", OLDER)),
+        (replace(ONE, ended=()), replace(BOTH, digest="x", ended=()), ("nothing", OLDER)),
+        (replace(ONE, time=29, ended=()), DONE, ("nothing", OLDER)),  # of which it is not known
+        (replace(ONE, ended=(), at=LATE_MS), replace(DONE, ended=("1",)), ("nothing", OLDER)),
+        (replace(ONE, ended=(), at=LATE_MS + 1), replace(DONE, ended=("1",)), ("new", "")),  # fires again
+        (replace(ONE, at=LATE_MS + 1), DONE, ("nothing", OLDER)),
+        (replace(ONE, time=29), replace(DONE, ended=()), ("nothing", OLDER)),
         # in the order in which they came
         (replace(ONE, time=20), BOTH, ("update", "")),
         (replace(ONE, time=None), BOTH, ("update", "")),
@@ -98,6 +112,8 @@ chapters = st.builds(
     st.lists(st.text(max_size=80), max_size=5).map(tuple),
     st.none() | st.integers(0, 2**53),
     st.text(max_size=32),
+    st.none() | st.lists(st.text(max_size=80), max_size=5).map(tuple),
+    st.integers(0, 2**53),
 )
 said = st.builds(Said, chapters, st.text(max_size=20), st.integers(0))
 
@@ -131,6 +147,12 @@ def test_story_said_once_more_has_the_newer_time() -> None:
     untimed = Story(Said(replace(ONE, time=None), "d", 1), events=2)
     assert untimed.confirmed(ONE, 2).last.chapter == ONE
     assert untimed.confirmed(replace(ONE, time=None), 1) == untimed
+
+
+def test_long_id_is_the_same_when_it_is_told_again() -> None:
+    long = Chapter("firing", ("x" * 200,), 1, "a")
+    assert decide(long, Chapter.from_json(long.to_json())) == ("nothing", SAID)
+    assert decide(replace(long, digest="b"), Chapter.from_json(long.to_json())) == ("update", "")
 
 
 def test_thousands_that_fire_take_bounded_room_and_news_among_them_is_told_where_it_can_be() -> None:

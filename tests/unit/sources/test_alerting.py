@@ -27,12 +27,19 @@ def body(name: str) -> str:
     return (PAYLOADS / f"{name}.json").read_text()
 
 
-def made(body: str, *, source: str = "auto", per: str = "notification", **headers: str) -> dict[str, Any]:
+def made(
+    body: str,
+    *,
+    source: str = "auto",
+    per: str = "notification",
+    template: dict[str, str] | None = None,
+    **headers: str,
+) -> dict[str, Any]:
     given = {
         "source": source,
         "headers": {name.replace("_", "-"): value for name, value in headers.items()},
         "per": per,
-        "template": None,
+        "template": template,
         "is_text": False,
         "plain": False,
     }
@@ -172,6 +179,14 @@ def test_notification_without_alerts_shows_nothing() -> None:
     found = made('{"status": "firing", "alerts": [], "groupLabels": {}, "groupKey": "{}"}')
     assert found["messages"] == []
     assert found["nothing"] == "a notification without alerts"
+
+
+def test_fingerprint_of_any_length_is_an_id() -> None:
+    long, other = (
+        only(made(altered("alertmanager/firing-two", ("alerts.0.fingerprint", "x" * 5_000 + end)))) for end in "ab"
+    )
+    assert [len(each) for each in long["firing"]] == [30, 30]
+    assert long["firing"][0] != other["firing"][0]
 
 
 def test_group_key_of_any_length_is_a_key() -> None:
@@ -599,3 +614,21 @@ def test_senders_own_id_of_a_delivery(text: str, source: str, expected: str) -> 
 
 def test_standard_webhooks_have_an_id_of_a_delivery() -> None:
     assert made('{"type": "user.created"}', webhook_id="msg_1")["delivery_id"] == "msg_1"
+
+
+def test_what_has_ended_is_listed_too() -> None:
+    message = only(made(body("alertmanager/real-0.25-3-new-firing-in-the-same-group")))
+    assert (message["firing"], message["ended"]) == ([WEB_2, WEB_3], [WEB_1])
+    assert only(made(body(KUMA)))["ended"] is None
+
+
+def test_template_of_the_page_words_alerts() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "hooks.md").read_text()
+    section = page.partition("### Alertmanager\n")[2].partition("\n### ")[0]
+    template = section.partition("```jinja\n")[2].partition("```")[0]
+    found = made(body("alertmanager/real-0.25-1-firing-two"), template={"markdown": template})
+    assert found["warnings"] == []
+    assert only(found)["html"].startswith(
+        "<p>🔥 <strong>HostDown</strong>: firing 2</p>\n<ul>\n<li>web-1:9100: web-1 &lt;b"
+    )
+    assert "<li>web-2:9100: web-2 down, since 2026-11-30 00:28 UTC</li>" in only(found)["html"]

@@ -1,3 +1,4 @@
+# ruff: noqa: E501, ISC004 (bodies, and what is shown of them, side by side)
 """Chat tools' bodies: what rooms read of what senders of Slack, Discord, Teams, ntfy and Gotify send."""
 
 import json
@@ -173,7 +174,10 @@ def test_everybody_is_mentioned_only_as_a_member() -> None:
     assert said({"blocks": blocks}, "slack")["members"] == {"mentions": ["@room"]}
     for text in ("@room @channel @here", "`<!channel>`", "```<!here>```", "<@U024BE7LH>", "&lt;!channel&gt;"):
         assert said({"text": text}, "slack")["members"] == {}
-    assert said({"content": "@everyone @here @room", "allowed_mentions": {"parse": ["everyone"]}}, "discord")["members"] == {}
+    assert (
+        said({"content": "@everyone @here @room", "allowed_mentions": {"parse": ["everyone"]}}, "discord")["members"]
+        == {}
+    )
 
 
 @pytest.mark.parametrize(

@@ -92,13 +92,13 @@ def test_each_says_where_and_leads_there(examples: dict[str, list[tuple[str, Any
             assert link in message["html"], message["html"]
 
 
-def test_most_of_what_is_quiet_happens_all_the_time(examples: dict[str, list[tuple[str, Any]]]) -> None:
-    """The events that docs/hooks.md lists: no more, and no fewer."""
+def test_what_is_quiet_is_documented(examples: dict[str, list[tuple[str, Any]]]) -> None:
     quiet = {
         found["event"]
         for event, payload in (each for found in examples.values() for each in found)
         if not (found := github(event, payload))["messages"] and event != "ping"
     }
+    assert len(quiet) > 50
     documented = (Path(__file__).parents[3] / "docs" / "hooks.md").read_text()
     for event in quiet:
         name, _, action = event.partition(".")
