@@ -27,6 +27,7 @@ from flowbridge.store.hooks import Entry, State, StoredSecret
 Json = dict[str, Any]
 
 OLD_SECRET_MS = 7 * 86_400_000  # for which a secret holds beside the one that replaces it
+SHOWN = ("fixed", "hides_another", "created_at", "changed_at", "used_at", "failure", "secrets", "url", "warnings")
 PREVIEW_KEYS = ("body", "headers", "request", "template")
 
 _TAKEN = "is the token of another hook: a token says which hook it is"
@@ -128,13 +129,15 @@ class Administration:
         warnings += await self._room_warnings(hook)
         return {**await self.one(hook.name), **_secret(base, hook, secret), "warnings": warnings}
 
-    async def replace(self, name: str, value: Any, base: str) -> Json:
+    async def replace(self, name: str, value: Mapping[str, Any], base: str) -> Json:
         """Give a hook another definition. It keeps its secrets, unless its new scheme cannot use them.
+
+        What is only shown of one is left out of account: what `one` answers can be changed and given back.
 
         Raises BadContent, NotFound, and WrongState for one of hooks.yaml.
         """
         before = await self._own(name)
-        found = definition.read(value, name=name)
+        found = definition.read({key: item for key, item in value.items() if key not in SHOWN}, name=name)
         hook = found.hook
         warnings = await self._check(hook)
         was, scheme = before.hook.verification.scheme, hook.verification.scheme

@@ -39,7 +39,7 @@ def read(raw: bytes, headers: Headers, limit: int) -> Body:
     kind = essence(content_type)
     if not raw or raw.isspace():
         raise BadRequest("the body is empty: there is nothing to say")
-    if kind in ("application/xml", "text/xml") or kind.endswith("+xml") or raw.lstrip()[:5].lower() == b"<?xml":
+    if kind in ("application/xml", "text/xml") or kind.endswith("+xml") or raw[:100].lstrip()[:5].lower() == b"<?xml":
         raise UnsupportedMedia("XML is not read here: send JSON, a form with a field `payload`, or a text")
     if kind == MULTIPART:
         return _of_fields(_multipart(raw, content_type))

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, bindparam, delete, exists, func, select, true, update
+from sqlalchemy import Connection, Integer, bindparam, delete, exists, func, select, true, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DataError, IntegrityError
 
@@ -113,8 +113,15 @@ def taken(connection: Connection, keys: Sequence[str]) -> dict[str, Taken]:
 
 def fetch(connection: Connection, lane: str, limit: int = BATCH) -> list[Row]:
     """The first queued events of a lane."""
-    found = select(*_ROW).where(outbox.c.lane == lane, QUEUED).order_by(outbox.c.id).limit(limit)
-    return [_row(values) for values in connection.execute(found)]
+    return [_row(values) for values in connection.execute(_FETCH, {"lane_": lane, "limit_": limit})]
+
+
+_FETCH = (
+    select(*_ROW)
+    .where(outbox.c.lane == bindparam("lane_"), QUEUED)
+    .order_by(outbox.c.id)
+    .limit(bindparam("limit_", type_=Integer))
+)
 
 
 def waiting(connection: Connection, delivery: str) -> tuple[Row, str | None] | None:

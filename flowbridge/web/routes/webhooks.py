@@ -98,9 +98,10 @@ class Webhooks:
         asked = Asked(headers, _decoded(token))
         async with contextlib.AsyncExitStack() as stack:
             with ours():
-                found = await self._admission.find(name, asked)
+                known, is_known = await self._admission.find(name, asked)
                 body = await self._body(request, headers, stack)
-            known = await self._admission.admit(name, found, asked, body)
+            if known is None or not is_known:
+                known = await self._admission.admit(name, known, asked, body)
             path["roomId"], path["eventType"] = quote(known.hook.room), MESSAGE  # refused calls are logged by them
             done = await self._receiving.receive(known.hook, headers, body, self._limit, dialect)
         request.scope[LOG] = {"user": done.user_id, "delivery": done.delivery} if done.delivery else {}
