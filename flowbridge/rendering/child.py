@@ -30,6 +30,7 @@ ANSWER_LENGTH = 1_000  # … nor for one that is longer than this, and may take 
 MEMORY_BYTES = 512 * 1024 * 1024
 MAX_OUTPUT = 128 * 1024  # characters; an event holds half of that
 MAX_HOOK_OUTPUT = 384 * 1024  # of all messages that a webhook becomes, beyond what was in its body
+MAX_ANSWERS = 64 * 1024 * 1024  # bytes of one part: a webhook of 25 MiB may hold files that come back
 NO_MEMORY = 3  # the exit status, where there is none for an answer
 NICE = 5  # the event loop goes first
 BUFFER_BYTES = 64 * 1024
@@ -72,7 +73,9 @@ def _answer(text: Text, renders: Mapping[str, Render]) -> bytes:
         body, html = renders[format_](source, users)
         # Files and ids in a webhook's body come back with its texts, which are bounded.
         if len(body) + len(html or "") <= (MAX_HOOK_OUTPUT + len(source) if format_ == "webhook" else MAX_OUTPUT):
-            return json.dumps(("", body, html)).encode()
+            answer = json.dumps(("", body, html)).encode()
+            if len(answer) < MAX_ANSWERS:
+                return answer
         wrong = "becomes too long"
     except ValueError as error:  # RefusedError, TooDeepError
         wrong = str(error)

@@ -27,7 +27,7 @@ from flowbridge.limits.turns import Turns
 from flowbridge.models import Rendered
 from flowbridge.models.hooks import Made, Said
 from flowbridge.models.timing import Timing
-from flowbridge.rendering.child import NO_MEMORY
+from flowbridge.rendering.child import MAX_ANSWERS, NO_MEMORY
 
 SHORT_BYTES = 2_560  # of a request: 2 KiB of the worst text take 4 ms of the processor, 32 KiB of it 40 ms
 HOOK_BYTES = 64 * 1024  # of a request to a hook: GitHub's largest usual ones are 30 kB, and take 1 ms
@@ -35,7 +35,6 @@ TOGETHER_BYTES = 4 * 1024  # of short texts that go together: of the worst ones,
 WAITING = 256  # texts of one caller: each is held in memory
 TURN_SECONDS = 20.0
 RETRY_MS = 1_000
-MAX_ANSWERS = 4 * 1024 * 1024  # bytes of one part: six for a character, and then some
 RULE = "render"  # what Problem.schema says for these rules
 KILLED = "/body"  # the pointer of a request to a hook that took too long, or too much memory
 

@@ -259,8 +259,8 @@ async def replace(
 ) -> Response:
     """Change a hook
 
-    The whole definition is replaced, its secrets stay; where the new scheme cannot use them, the answer has another
-    one, and the old ones end.
+    The whole definition is replaced; what `GET` shows of it can be given back. Its secrets stay; where the new scheme
+    cannot use them, the answer has another one, and the old ones end.
     """
     return json_answer(await core.administration.replace(name, body, base), headers=_HEADERS)
 

@@ -14,6 +14,7 @@ from flowbridge.limits import peer
 from flowbridge.models import Rendered
 from flowbridge.models.timing import Timing
 from flowbridge.rendering import processes
+from flowbridge.rendering.child import MAX_ANSWERS
 from flowbridge.rendering.processes import Rendering
 from tests.patience import PATIENCE
 
@@ -23,7 +24,7 @@ BOMB = "|\n" * 6_000_000
 
 @pytest.fixture
 async def rendering() -> AsyncIterator[Rendering]:
-    found = Rendering()
+    found = Rendering(timing=Timing(render_seconds=PATIENCE))
     yield found
     await found.stop()
 
@@ -239,7 +240,7 @@ async def test_answer_without_end_ends_the_process(rendering: Rendering) -> None
     await render(rendering, "@a:hs", "x")
     process = rendering._short._process
     assert process is not None
-    process.data_received(b"\xff" * (processes.MAX_ANSWERS + 1))
+    process.data_received(b"\xff" * (MAX_ANSWERS + 1))
     await asyncio.wait_for(asyncio.to_thread(process._popen.wait), PATIENCE)
 
 
