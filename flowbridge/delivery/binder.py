@@ -10,6 +10,7 @@ from sqlalchemy import Connection
 
 from flowbridge.delivery import binding
 from flowbridge.delivery.binding import Amended, Resolved, Wanted
+from flowbridge.delivery.write_queue import PATIENT_SECONDS
 from flowbridge.store import Database, Fence, Row
 
 MAX_EVENTS = 200  # at once: some 20 ms, for which accepting waits
@@ -29,21 +30,32 @@ class Binder:
         self._amended = amended
         self._waiting: deque[_Request] = deque()
         self._planned = False
+        self._hurrying = False
 
-    async def bind(self, rows: Sequence[Row], fence: Fence) -> list[Resolved] | None:
+    async def bind(self, rows: Sequence[Row], fence: Fence, *, urgent: bool = True) -> list[Resolved] | None:
         """What becomes of these events, of the first ones at least; None if the lane has another holder.
 
+        `urgent`: a caller waits for that; otherwise a commit for more of them costs less.
         Raises what the store does: then it may be done all the same, and is to be asked for again.
         """
         request = _Request(Wanted(rows, fence), asyncio.get_running_loop().create_future())
         self._waiting.append(request)
-        self._plan()
+        self._plan(lingers=not urgent)
+        if not urgent and not self._hurrying:
+            self._hurrying = True
+            asyncio.get_running_loop().call_later(PATIENT_SECONDS, self._hurry)
         return await request.future
 
-    def _plan(self) -> None:
+    def _plan(self, *, lingers: bool = False) -> None:
         if not self._planned:
             self._planned = True
-            self._run(_Batch(self._take, self._amended))
+            self._run(_Batch(self._take, self._amended), lingers=lingers)
+        elif not lingers:
+            self._database.hurry()
+
+    def _hurry(self) -> None:
+        self._hurrying = False
+        self._database.hurry()
 
     def _take(self) -> list[_Request]:
         """On the writer's thread: what came while it was busy is bound together."""
@@ -55,8 +67,9 @@ class Binder:
             events += len(found[-1].wanted.rows)
         return found
 
-    def _run(self, batch: "_Batch") -> None:
-        self._database.run(batch.run, alone=True, always=True).add_done_callback(partial(self._done, batch))
+    def _run(self, batch: "_Batch", *, lingers: bool = False) -> None:
+        work = self._database.run(batch.run, lingers=lingers, alone=True, always=True)
+        work.add_done_callback(partial(self._done, batch))
 
     def _done(self, batch: "_Batch", done: "asyncio.Future[list[list[Resolved] | None]]") -> None:
         requests = batch.requests  # if the store was not reached, they were never taken

@@ -261,8 +261,9 @@ class Lane:
             await self._keep_lease()
             behind = (each for each in islice(self.queue, 1, None) if self._is_to_be_bound(each))
             together = [pending, *islice(behind, MAX_BOUND - 1)]
+            urgent = any(each.waiters for each in together)
             try:
-                found = await self._shared.binder.bind([each.row for each in together], self.fence)
+                found = await self._shared.binder.bind([each.row for each in together], self.fence, urgent=urgent)
             except Exception as error:
                 log.warning("store_away", error=reason(error))
                 await asyncio.sleep(self._shared.timing.first_pause)

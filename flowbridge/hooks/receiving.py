@@ -266,9 +266,9 @@ class Receiving:
                 return told  # nothing is fetched again
             planned, more = await self._with_files(credential, planned)
             how = replace(how, notes=(*notes, *more)[:MAX_NOTES])
-        for shaped in (planned.shaped, _alone(planned.shaped)):
+        for less in (list, _alone):
             try:
-                return await self._messages.send(credential, room, shaped, how, 0.0)
+                return await self._messages.send(credential, room, less(planned.shaped), how, 0.0)
             except (BadRequest, TooLarge, NotFound) as error:  # what it refers to is not there, or it is too long
                 how = replace(how, notes=(*how.notes, f"sent without what it cannot have: {error.error}")[:MAX_NOTES])
         return await self._messages.send(credential, room, _least(planned.shaped), how, 0.0)

@@ -271,8 +271,9 @@ class Rendering:
         self, *, timing: Timing = Timing(), short_bytes: int = SHORT_BYTES, together_bytes: int = TOGETHER_BYTES
     ) -> None:
         self._short_bytes = short_bytes
-        self._short, self._hooks = (_Line(timing.render_seconds, together_bytes) for _ in range(2))
+        self._short = _Line(timing.render_seconds, together_bytes)
         self._long = _Line(timing.render_seconds, 0)  # one at a time: they take long enough
+        self._hooks = _Line(timing.render_seconds, HOOK_BYTES)  # together no more than one of them may be
         self._lines = (self._short, self._long, self._hooks)
 
     async def render(self, format_: str, source: str, users: Sequence[str]) -> Rendered:

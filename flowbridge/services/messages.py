@@ -241,7 +241,8 @@ class Messages:
         for event in shaped:
             if event.binding.is_open:
                 content = canonical_json.write(largest(event.content, event.binding))
-                size.check(content, event.type, None, room_id, caller.user_id)
+                if len(content) > size.SMALL_BYTES:
+                    size.check(content, event.type, None, room_id, caller.user_id)
         named = {
             _pointer(name): target.name
             for event in shaped
