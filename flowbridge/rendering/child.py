@@ -7,7 +7,8 @@ environment, nor its files.
 Several texts come at once: each system call, and each change from one process to the other, would cost as much as a
 short text. Both ways JSON goes behind its length in 4 bytes. In: [[format, source, users], …]. Out, in the same order
 and in as many parts as it takes: [["", body, html or null], or [what is wrong], …]. The formats "webhook" and
-"template" have what `webhooks` and `template_check` are given for users, and their answers for the body.
+"template" have what `webhooks` and `template_check` are given for users. The answer of the one stands for body and
+HTML, as it is: ["", {…}]; that of the other for the body.
 """
 
 import contextlib
@@ -74,7 +75,10 @@ def _answer(text: Text, renders: Mapping[str, Render]) -> bytes:
         body, html = renders[format_](source, users)
         # Files and ids in a webhook's body come back with its texts, which are bounded.
         if len(body) + len(html or "") <= (MAX_HOOK_OUTPUT + len(source) if format_ == "webhook" else MAX_OUTPUT):
-            answer = json.dumps(("", body, html)).encode()
+            if format_ == "webhook":  # JSON already
+                answer = b'["",%b]' % body.encode("utf-8", "surrogatepass")
+            else:
+                answer = json.dumps(("", body, html)).encode()
             if len(answer) < MAX_ANSWERS:
                 return answer
         wrong = "becomes too long"

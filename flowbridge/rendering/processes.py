@@ -41,6 +41,7 @@ KILLED = "/body"  # the pointer of a request to a hook that took too long, or to
 _OF_THE_TEXT = (-signal.SIGPROF, -signal.SIGABRT, -signal.SIGSEGV, NO_MEMORY)  # too much processor time, or memory
 # The environment and the search path come from us: there may be tokens in the one, and the other may not be the usual.
 _CODE = "import sys; sys.path[:] = sys.argv[1:]; from flowbridge.rendering.child import serve; serve()"
+_WEBHOOK = b'["webhook", '
 _TOO_SLOW = "takes more than a second to render: make it simpler, or send it as `text`"
 _TOO_BIG = "needs too much memory to render: make it simpler, or send it as `text`"
 _TOO_MANY = f"{WAITING} texts of yours wait to be rendered already, which is the share of one caller"
@@ -57,14 +58,21 @@ class _EndedError(Exception):
         self.status = status
 
 
+Answer = Rendered | dict[str, Any] | str  # of a text; of a request to a hook; what is wrong with it
+
+
 @dataclass(slots=True, eq=False)
 class _Text:
-    """`answer`: what is wrong with it is a string. `is_alone`: it is tried again, with no other text beside it."""
+    """`is_alone`: it is tried again, with no other text beside it. `is_text`: it is no request to a hook."""
 
     request: bytes
-    answer: "asyncio.Future[Rendered | str]"
+    answer: "asyncio.Future[Answer]"
     expires_at: float
     is_alone: bool = False
+
+    @property
+    def is_text(self) -> bool:
+        return not self.request.startswith(_WEBHOOK)
 
 
 class _Process(asyncio.Protocol):
@@ -136,6 +144,8 @@ class _Process(asyncio.Protocol):
         for answer in answers:
             found = _read(answer)
             text = self._texts.popleft()
+            if isinstance(found, dict if text.is_text else Rendered):
+                raise ValueError("no answer to that")
             if not text.answer.done():  # its caller may have gone away
                 text.answer.set_result(found)
         if not self._texts and self._rendering is not None and not self._rendering.done():
@@ -173,7 +183,7 @@ class _Line:
         """Of its process, if there is one at the moment."""
         return self._process.pid if self._process is not None and self._process.is_alive else None
 
-    async def ask(self, request: bytes, caller: str) -> Rendered | str:
+    async def ask(self, request: bytes, caller: str) -> Answer:
         """The text as it is rendered, or what is wrong with it. Raises _EndedError, TooMany or Unavailable."""
         if self._waiting.of(caller) > WAITING:
             raise TooMany(_TOO_MANY, retry_after_ms=RETRY_MS)
@@ -280,7 +290,9 @@ class Rendering:
         """Raises BadContent for a text that cannot be rendered, TooMany and Unavailable."""
         request = json.dumps([format_, source, users]).encode()
         line = self._short if len(request) <= self._short_bytes else self._long
-        return await self._ask(line, format_, request)
+        found = await self._ask(line, format_, request)
+        assert isinstance(found, Rendered)
+        return found
 
     async def webhook(self, body: str, given: Mapping[str, Any]) -> Made:
         """What a request to a hook becomes; `given`: see `webhooks.webhook`.
@@ -291,7 +303,8 @@ class Rendering:
         encode = partial(_encoded, body, given)
         request = await asyncio.to_thread(encode) if len(body) > HOOK_BYTES else encode()
         line = self._hooks if len(request) <= HOOK_BYTES and not given["template"] else self._long
-        found = json.loads((await self._ask(line, KILLED[1:], request)).body)
+        found = await self._ask(line, KILLED[1:], request)
+        assert isinstance(found, dict)
         if "wrong" in found:
             raise _problem("", found["wrong"])
         messages = [
@@ -326,12 +339,14 @@ class Rendering:
         """
         request = json.dumps(["template", source, {"template": dict(template), "per": per}]).encode()
         try:
-            found = json.loads((await self._ask(self._long, "template", request)).body)
+            answer = await self._ask(self._long, "template", request)
         except BadContent as error:
             return list(error.problems), []
+        assert isinstance(answer, Rendered)
+        found = json.loads(answer.body)
         return [Problem(f"/template/{member}", text, RULE) for member, text in found["wrong"]], found["warnings"]
 
-    async def _ask(self, line: _Line, what: str, request: bytes) -> Rendered:
+    async def _ask(self, line: _Line, what: str, request: bytes) -> Rendered | dict[str, Any]:
         caller = peer.who() or "here"
         try:
             found = await line.ask(request, caller)
@@ -360,9 +375,11 @@ def _problem(format_: str, message: str) -> BadContent:
     return BadContent([Problem(f"/{format_}" if format_ else "", message, RULE)])
 
 
-def _read(answer: object) -> Rendered | str:
+def _read(answer: object) -> Answer:
     """Raises ValueError for what the process does not say."""
     match answer:
+        case ["", dict(made)]:
+            return made
         case ["", str(body), None | str() as html]:
             return Rendered(body, html)
         case [str(wrong)]:

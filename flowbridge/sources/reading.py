@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 
 _GAP = re.compile(r" UTC$|(?<=:\d\d) (?=[+-])")  # GitLab writes `2026-08-12 15:23:28 UTC`, and `… 21:50:00 +0200`
@@ -61,8 +62,11 @@ def moment(value: Any) -> int | None:
     if isinstance(value, int | float):
         found = value if abs(value) > 1e11 else value * 1000
         return int(found) if 0 < found < 1e14 else None
-    if not isinstance(value, str) or not 10 <= len(value) <= 40:
-        return None
+    return _moment(value) if isinstance(value, str) and 10 <= len(value) <= 40 else None
+
+
+@lru_cache(256)  # the alerts of a group began together, and a template shows what its source has read
+def _moment(value: str) -> int | None:
     try:
         parsed = datetime.fromisoformat(_GAP.sub("", value))
     except ValueError:

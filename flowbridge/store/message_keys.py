@@ -5,6 +5,7 @@ A key stands for a delivery, and outlives it: `retention` keeps the event id of 
 
 import json
 import random
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any, NamedTuple
@@ -60,8 +61,8 @@ def write(connection: Connection, keys: Mapping[Key, Known], now: int) -> None:
     names = ("owner", "room_id", "key", "delivery", "event_id", "story")
     rows = [dict(zip(names, (*key, *known), strict=True), used_at=now) for key, known in sorted(keys.items())]
     connection.execute(_write(connection.dialect.name), rows)
-    for owner in sorted({owner for owner, _, _ in keys}):
-        _make_room(connection, owner, len(rows))
+    for owner, number in sorted(Counter(owner for owner, _, _ in keys).items()):
+        _make_room(connection, owner, number)
 
 
 @cache

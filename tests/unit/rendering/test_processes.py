@@ -219,7 +219,7 @@ async def test_text_of_a_caller_that_went_away_is_not_rendered(rendering: Render
 
 
 @pytest.mark.parametrize(
-    "answer", [b"{}", b"[]", b"[", b'[["", 5, null]]', b"[[]]", b"[5]", b'[["", "x", null], ["x"]]']
+    "answer", [b"{}", b"[]", b"[", b'[["", 5, null]]', b'[["", {}]]', b"[[]]", b"[5]", b'[["", "x", null], ["x"]]']
 )
 async def test_process_that_answers_what_it_was_not_asked_is_replaced(rendering: Rendering, answer: bytes) -> None:
     await render(rendering, "@a:hs", "x")
