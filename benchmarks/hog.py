@@ -30,6 +30,21 @@ MARKDOWN_BOMB = json.dumps(
     {"markdown": ("|a" * 60 + "\n") * 2 + ("|-" * 60 + "\n") + ("|a" * 60 + "\n") * 120}
 ).encode()
 HTML_BOMB = json.dumps({"html": "<b><i>" * 49 + "<a href='x'>" * 2_000}).encode()
+BOMB_SECRET = "fh_benchmark-of-a-template-that-never-ends"
+TEMPLATE_BOMB = (
+    "{% if payload.n %}{% set a = namespace(x=[1]) %}{% for i in range(40) %}{% set a.x = a.x + a.x %}{% endfor %}"
+    "{% endif %}{{ payload.n }}"
+)
+HOOKS = json.dumps(
+    [
+        {
+            "name": "bomb",
+            "room": "!hog:example.org",
+            "template": {"text": TEMPLATE_BOMB},
+            "verification": {"secret": BOMB_SECRET},
+        },
+    ]
+)
 LARGE = json.dumps({"msgtype": "m.image", "url": 5, "m.mentions": {"user_ids": [{"a": [1] * 20}] * 6_000}}).encode()
 
 
@@ -93,6 +108,10 @@ HOGS: dict[str, Hog] = {
     "html bombs": Hog(
         "messages of one token, 24 kB of HTML that is never closed",
         lambda: _post(MESSAGES_PATH, HTML_BOMB, f"Authorization: Bearer {HOG_TOKEN}"),
+    ),
+    "endless templates": Hog(
+        "requests to a hook whose template never ends",
+        lambda: _post(f"/hooks/bomb/{BOMB_SECRET}", json.dumps({"n": secrets.token_hex(8)}).encode()),
     ),
     "polls": Hog(
         "`GET /events` of one token, held for a second",

@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from statistics import median
 
 from benchmarks import load, nginx
-from benchmarks.hog import CALLERS, HOGS
-from benchmarks.load import SEND_PATH
+from benchmarks.hog import CALLERS, HOGS, HOOKS
+from benchmarks.load import SEND_PATH, TOKEN
 from benchmarks.peers import flowbridge_command
 from benchmarks.report import Run, Section, Target, say
-from benchmarks.servers import HOST, REPOSITORY, PeerError, Server, running
+from benchmarks.servers import HOST, REPOSITORY, Command, PeerError, Server, running
 
 ROUNDS = 7
 SECONDS = 1.0  # of a round: what a machine does beside changes from one ten seconds to the next
@@ -99,8 +99,17 @@ def _start(homeserver: Server, run: Run, stack: ExitStack) -> Server:
     """A bridge; with thousands of connections on this machine its port may be taken before it listens."""
     for _ in range(STARTS - 1):
         with suppress(PeerError):
-            return stack.enter_context(running(flowbridge_command(homeserver.url), run.directory))
-    return stack.enter_context(running(flowbridge_command(homeserver.url), run.directory))
+            return stack.enter_context(running(_command(homeserver, run), run.directory))
+    return stack.enter_context(running(_command(homeserver, run), run.directory))
+
+
+def _command(homeserver: Server, run: Run) -> Command:
+    """A bridge with the hooks of hogs."""
+    file = run.directory / "hogs.yaml"
+    file.write_text(HOOKS)
+    command = flowbridge_command(homeserver.url)
+    command.environment.update(FLOWBRIDGE_HOOKS_FILE=str(file), ACCESS_TOKEN=TOKEN)
+    return command
 
 
 def _beside(name: str, target: str, rate: float, bridge: Server) -> Beside:

@@ -57,6 +57,7 @@ from flowbridge.services.refused_calls import RefusedCalls
 from flowbridge.services.replays import Replays
 from flowbridge.services.rooms import Rooms
 from flowbridge.services.sending import Sender
+from flowbridge.services.targets import Targets
 from flowbridge.settings import Settings
 from flowbridge.store import Database
 from flowbridge.store.accounts import account_of
@@ -201,6 +202,7 @@ class Core:
             DirectRooms(self.callers, self.homeserver, self.names),
             self.media,
             self.transfer,
+            Targets(self.homeserver),
         )
         self.registry = Registry(settings, self.database, timing=self.timing)
         self.requests = Requests(self.database)
@@ -235,7 +237,7 @@ class Core:
             beside=[
                 (self.registry.refresh, self.timing.key_refresh_seconds),
                 (self.registry.flush, self.timing.refused_seconds),
-                (self.requests.flush, self.timing.refused_seconds),
+                (self.requests.flush, self.timing.kept_seconds),
             ],
             timing=self.timing,
         )

@@ -21,6 +21,8 @@ def setup(style: Literal["text", "json"], level: str) -> None:
     # httpx prints whole query strings at INFO, tokens included; uvicorn's own lines repeat ours.
     for name in ("httpx", "httpcore", "uvicorn", "asyncio", "botocore", "boto3", "urllib3"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # It warns of each malformed form, which is answered 400: any caller could fill the log.
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)
 
 
 def begin() -> dict[str, Any]:

@@ -5,8 +5,7 @@ const { randomUUID } = require("node:crypto");
 
 const { segments } = require("./lib/client");
 const { InputError } = require("./lib/errors");
-const { copyOf, dead, fail, roomOf, serverOf, show, tokenOf } = require("./lib/node");
-const { valueOf } = require("./lib/values");
+const { copyOf, dead, fail, operationOf, serverOf, show, worker } = require("./lib/node");
 
 const TYPING_SECONDS = 30; // for a plain "yes": clients repeat theirs about as often
 const WATCHED_BYTES = 1024; // of a message whose reaction is on its way, beside a payload that is a text or a Buffer
@@ -17,33 +16,14 @@ module.exports = function (RED) {
         constructor(config) {
             RED.nodes.createNode(this, config);
             this.config = config;
-            this.stopping = new AbortController();
-            this.on("input", (msg, send, done) => {
-                this.work(msg).then(
-                    (found) => {
-                        Object.assign(msg, found);
-                        send(msg);
-                        done();
-                    },
-                    (error) => fail(this, msg, done, error),
-                );
-            });
-            this.on("close", () => {
-                this.stopping.abort();
-                this.status({});
-            });
+            this.signal = worker(this, (msg) => this.work(msg));
         }
 
         /** The properties that the message gets; the others go on as they came, to whatever answers it. */
         async work(msg) {
-            const { config } = this;
-            const typed = (name) => valueOf(RED, this, msg, config[name], config[`${name}Type`]);
-            const server = serverOf(RED, config.server);
+            const server = serverOf(RED, this.config.server);
             server.usable();
-            const operation = OPERATIONS[config.operation];
-            if (!operation) throw new InputError("choose what the node does");
-            const room = roomOf((await typed("room")).value, msg, { users: operation.users });
-            const more = { key: tokenOf(msg), signal: this.stopping.signal };
+            const { operation, room, typed, more } = await operationOf(RED, this, msg, OPERATIONS);
             const call = (method, path, options) => server.call(method, path, { ...options, ...more });
             const { value } = operation.value ? await typed(operation.value) : {};
             const target = operation.target ? targetOf((await typed("target")).value) : undefined;

@@ -4,8 +4,7 @@
 const { segments } = require("./lib/client");
 const content = require("./lib/content");
 const { InputError } = require("./lib/errors");
-const { fail, roomOf, serverOf, show, tokenOf } = require("./lib/node");
-const { valueOf } = require("./lib/values");
+const { operationOf, serverOf, show, worker } = require("./lib/node");
 
 module.exports = function (RED) {
     class Room {
@@ -13,34 +12,16 @@ module.exports = function (RED) {
             RED.nodes.createNode(this, config);
             this.config = config;
             this.working = 0;
-            this.stopping = new AbortController();
-            this.on("input", (msg, send, done) => {
-                this.work(msg).then(
-                    (found) => {
-                        Object.assign(msg, found);
-                        send(msg);
-                        done();
-                    },
-                    (error) => fail(this, msg, done, error),
-                );
-            });
-            this.on("close", () => {
-                this.stopping.abort();
-                this.status({});
-            });
+            this.signal = worker(this, (msg) => this.work(msg));
         }
 
         /** The properties that the message gets: `payload`, and perhaps `roomId`, `eventId`, `next`. */
         async work(msg) {
             const { config } = this;
-            const typed = (name) => valueOf(RED, this, msg, config[name], config[`${name}Type`]);
             const server = serverOf(RED, config.server);
             server.usable();
-            const operation = OPERATIONS[config.operation];
-            if (!operation) throw new InputError("choose what the node does");
+            const { operation, room, typed, more } = await operationOf(RED, this, msg, OPERATIONS);
             const asked = config.valueType ? (await typed("value")).value : msg.payload;
-            const room = operation.anywhere ? undefined : roomOf((await typed("room")).value, msg);
-            const more = { key: tokenOf(msg), signal: this.stopping.signal };
             const ask = {
                 room,
                 asked,

@@ -1,5 +1,6 @@
 """A real Synapse and a real PostgreSQL for the whole run, each started when the first test asks for it."""
 
+import gc
 import inspect
 import itertools
 import os
@@ -15,6 +16,7 @@ import pytest
 from flowbridge.cli.demo.synapse import Account, LocalSynapse
 from flowbridge.store import Database
 from flowbridge.store.tables import metadata
+from flowbridge.web.server import tune_collector
 from tests.patience import PATIENCE
 from tests.postgres import LocalPostgres, why_unavailable
 
@@ -30,10 +32,19 @@ _DEFAULT.connect = _DEFAULT.read = _DEFAULT.write = _DEFAULT.pool = PATIENCE
 hypothesis.settings.register_profile("patient", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("patient")
 
+gc.disable()  # until all tests are collected: to look through them again and again took a third of that time
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop() -> None:
+    """As the bridge does: never look again through what stays, here every test, and seldom through the rest."""
+    tune_collector()
+    gc.enable()
+
 
 def pytest_xdist_auto_num_workers() -> int:
-    """For `-n auto`: three workers on two cores, since tests wait for processes and deadlines much of their time."""
-    return max(2, (os.cpu_count() or 1) * 3 // 2)
+    """For `-n auto`: four workers on two cores, since tests wait for processes and deadlines much of their time."""
+    return max(4, (os.cpu_count() or 1) * 3 // 2)
 
 
 def require_postgres(*, private: bool = False) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar, cast, get_args
 from flowbridge.errors import BadContent, Problem
 from flowbridge.events.canonical_json import pointer
 from flowbridge.events.reader import Reader
-from flowbridge.events.relations import MAX_BYTES, Binding, Target, is_name
+from flowbridge.events.relations import MAX_BYTES, NONE, Binding, Target, is_name
 
 T = TypeVar("T")
 
@@ -40,7 +40,7 @@ _TARGET = "is no target: give an event id ($…), the id of a delivery, or key:N
 @dataclass(frozen=True, slots=True)
 class Attachment:
     """A file of a message. `content_uri`: where the homeserver has it; empty until it does, and before that `url` or
-    `data` (base64, or a Node-RED Buffer) says where it comes from.
+    `data` (base64, or a Node-RED Buffer; as bytes, the file itself) says where it comes from.
 
     `filename`, `mimetype`: may be empty, until it is `named`. `info`: what is known of it (specification, `info` of
     m.image …).
@@ -91,6 +91,8 @@ class Message:
     @property
     def binding(self) -> Binding:
         """Of its first event."""
+        if not (self.reply_to or self.thread or self.edit or self.key):
+            return NONE
         return Binding(self.reply_to, self.thread, self.edit, key=self.key, on_update=self.on_update)
 
     @property
@@ -117,6 +119,8 @@ class _Reader(Reader):
 
     def message(self) -> Message:
         format_, source = self._source()
+        if source and len(self._value) == 1:  # most messages: there is nothing else to read
+            return Message(format_, source)
         users, mentions_room = self._mentions()
         attachments = self._attachments()
         on_update = self.one_of("on_update", ON_UPDATE, "edit")

@@ -40,6 +40,8 @@ def read_form(fields: Sequence[tuple[str, str]], given: Sequence[tuple[str, str]
 
 def _with(value: Any, given: Sequence[tuple[str, str]]) -> dict[str, Any]:
     """A message, and what the query says of it."""
+    if not given and isinstance(value, dict):
+        return value
     options = _fields(given)
     format_ = options.pop("format", None)
     if format_ is not None and format_ not in FORMATS:

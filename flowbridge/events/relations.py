@@ -98,12 +98,16 @@ class Binding:
     number: int = 0
 
     def targets(self) -> dict[str, Target]:
+        if self is NONE:
+            return {}
         named = {name: getattr(self, name) for name in _TARGETS}
         return {name: target for name, target in named.items() if target is not None}
 
     @property
     def is_open(self) -> bool:
         """Whether it is only known later what this refers to."""
+        if self is NONE:  # most messages
+            return False
         return bool(self.key) or any(target.kind != "event" for target in self.targets().values())
 
     def to_json(self) -> str:

@@ -29,7 +29,7 @@ class Shaped:
     @property
     def bound(self) -> "Shaped":
         """With the relations that need no look-up: those to events that are named by their ids."""
-        if self.binding == NONE or self.binding.is_open:
+        if self.binding is NONE or self.binding.is_open:
             return self
         content = bind(self.content, self.binding, lambda target: Found(target.name)).content
         return replace(self, content=content, binding=NONE)

@@ -21,6 +21,7 @@ from flowbridge.models.timing import Timing
 
 # Bytes of an answer.
 SEND_LIMIT: Final = 64 * 1024
+SOON_SECONDS: Final = 2.0  # for what is asked to be of help
 READ_LIMIT: Final = 1024 * 1024  # an event has at most 64 KiB, its state form a few more
 BULK_LIMIT: Final = 64 * 1024 * 1024  # all state of all rooms
 REDACTION: Final = "m.room.redaction"
@@ -92,6 +93,18 @@ class Homeserver:
         if answer.status in (403, 404) and isinstance(answers.error(answer), HomeserverError):
             return ""
         return str(answers.success(answer).get("membership", ""))
+
+    async def sender_of(self, token: str, room_id: str, event_id: str) -> str | None:
+        """Who sent an event; None when there is none in the room, as far as this token may know.
+
+        Raises MatrixError when that is unknown, or not known soon: for a check that may be left out.
+        """
+        target = paths.event_target(room_id, event_id)
+        answer = await self._question("GET", target, token, limit=READ_LIMIT, deadline=SOON_SECONDS)
+        if answer.status in (403, 404) and answers.error(answer).errcode in (Errcode.NOT_FOUND, Errcode.FORBIDDEN):
+            return None
+        found = (await success(answer)).get("sender")
+        return found if isinstance(found, str) else ""
 
     async def account_data(self, token: str, user_id: str, type_: str) -> dict[str, Any]:
         """What a user's clients keep under this name; {} if there is nothing."""
@@ -264,11 +277,17 @@ class Homeserver:
         return answer.body, await json_of(answer)
 
     async def _question(
-        self, method: str, target: str, token: str, body: bytes = b"", limit: int = SEND_LIMIT
+        self,
+        method: str,
+        target: str,
+        token: str,
+        body: bytes = b"",
+        limit: int = SEND_LIMIT,
+        deadline: float | None = None,
     ) -> Answer:
         """A call for a request, within its caller's share of the connections."""
-        async with self._questions.turn(peer.who(), self.deadline):
-            return await self.call(method, target, token=token, body=body, limit=limit)
+        async with self._questions.turn(peer.who(), deadline or self.deadline):
+            return await self.call(method, target, token=token, body=body, limit=limit, deadline=deadline)
 
     async def _get(self, target: str, *, token: str = "") -> Answer:
         answer = await self._question("GET", target, token, limit=READ_LIMIT)

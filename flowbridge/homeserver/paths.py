@@ -25,6 +25,10 @@ def state_target(room_id: str, type_: str, state_key: str) -> str:
     return f"{CLIENT}/rooms/{_q(room_id)}/state/{_q(type_)}/{_q(state_key)}"
 
 
+def event_target(room_id: str, event_id: str) -> str:
+    return f"{CLIENT}/rooms/{_q(room_id)}/event/{quote(event_id, safe='')}"
+
+
 def room_target(room_id: str, what: str, query: Mapping[str, str]) -> str:
     """What there is to read of a room: members, joined_members, messages or state."""
     return f"{CLIENT}/rooms/{_q(room_id)}/{what}{_query(query)}"

@@ -27,6 +27,7 @@ from flowbridge.store.hooks import Entry, State, StoredSecret
 Json = dict[str, Any]
 
 OLD_SECRET_MS = 7 * 86_400_000  # for which a secret holds beside the one that replaces it
+SHOWN = ("fixed", "hides_another", "created_at", "changed_at", "used_at", "failure", "secrets", "url", "warnings")
 PREVIEW_KEYS = ("body", "headers", "request", "template")
 
 _TAKEN = "is the token of another hook: a token says which hook it is"
@@ -75,6 +76,7 @@ class Administration:
 
     async def one(self, name: str) -> Json:
         """All that is known of a hook, but its secrets. Raises NotFound."""
+        _check_name(name)
         await self._refresh()
         entry, state, kept = await self._database.read(partial(_one, name=name, now=clock.now_ms()))
         if entry is None and name not in self._registry.fixed:
@@ -127,13 +129,15 @@ class Administration:
         warnings += await self._room_warnings(hook)
         return {**await self.one(hook.name), **_secret(base, hook, secret), "warnings": warnings}
 
-    async def replace(self, name: str, value: Any, base: str) -> Json:
+    async def replace(self, name: str, value: Mapping[str, Any], base: str) -> Json:
         """Give a hook another definition. It keeps its secrets, unless its new scheme cannot use them.
+
+        What is only shown of one is left out of account: what `one` answers can be changed and given back.
 
         Raises BadContent, NotFound, and WrongState for one of hooks.yaml.
         """
         before = await self._own(name)
-        found = definition.read(value, name=name)
+        found = definition.read({key: item for key, item in value.items() if key not in SHOWN}, name=name)
         hook = found.hook
         warnings = await self._check(hook)
         was, scheme = before.hook.verification.scheme, hook.verification.scheme
@@ -167,7 +171,8 @@ class Administration:
         if problems := definition.unknown(value, ("secret",)):
             raise BadContent(problems)
         scheme = hook.verification.scheme
-        secret = value.get("secret") or secrets.new(scheme)
+        given = value.get("secret")
+        secret = secrets.new(scheme) if given is None else given
         if not isinstance(secret, str) or (wrong := secrets.problem(secret, scheme)):
             raise _problem("/secret", wrong if isinstance(secret, str) else "must be a string")
         await self._rotate(hook, secret, now=now)
@@ -186,6 +191,7 @@ class Administration:
     async def remove(self, name: str) -> None:
         """Delete a hook with its secrets, its state and its requests. Raises NotFound, and WrongState as `replace`."""
         await self._own(name)
+        await self._requests.flush()  # none of its requests may be written after it is gone
         if not await self._database.run(partial(hooks.remove, name=name)):
             raise not_found(name)
         await self._registry.refresh()
@@ -319,6 +325,7 @@ class Administration:
 
     async def _any(self, name: str) -> Hook:
         """Raises NotFound, or Unavailable."""
+        _check_name(name)
         if (found := self._registry.hook(name)) is None:
             await self._registry.refresh()
             found = self._registry.hook(name)
@@ -328,12 +335,19 @@ class Administration:
 
     async def _own(self, name: str) -> Entry:
         """A hook of the store. Raises NotFound, and WrongState for one of hooks.yaml."""
+        _check_name(name)
         if name in self._registry.fixed:
             raise WrongState(f"the hook {name} stands in {self._file}, which alone can change it")
         found = await self._database.read(partial(hooks.get, name=name))
         if found is None:
             raise not_found(name)
         return found
+
+
+def _check_name(name: str) -> None:
+    """Raises NotFound for what no hook is called: not every text may go into a statement."""
+    if not definition.NAME.fullmatch(name):
+        raise not_found(name)
 
 
 def not_found(name: str) -> NotFound:

@@ -31,18 +31,22 @@ class Admission:
         self._refusals = refusals
         self._aside = aside
 
-    async def find(self, name: str, asked: Asked) -> Known | None:
+    async def find(self, name: str, asked: Asked) -> tuple[Known | None, bool]:
         """The hook that is meant; "" as its name: the one that the token belongs to. Raises Unavailable.
 
-        Its sender is identified where a bare token does that, before the body is read.
+        And whether its sender is identified already, by a bare token, before the body is read.
         """
         known = await (self._registry.find(name) if name else self._registry.find_by_token(asked.token))
         if known is not None and signatures.has_token(known.hook.verification, known.secrets, asked):
             _identify(known)
-        return known
+            return known, True
+        return known, False
 
     async def admit(self, name: str, known: Known | None, asked: Asked, body: bytes) -> Known:
-        """The hook, if the request is its sender's. Raises Unauthorized, TooMany for an address that guesses."""
+        """The hook, if by its body the request is its sender's.
+
+        Raises Unauthorized, TooMany for an address that guesses.
+        """
         why = await self._wrong(known, asked, body)
         if why:  # a secret may be newer than what is known
             again = await (self._registry.find(name, again=True) if name else self._registry.find_by_token(asked.token))

@@ -71,23 +71,22 @@ class Fetcher:
     @contextlib.asynccontextmanager
     async def open(self, url: str, most: int) -> AsyncIterator[Fetched]:
         """The file of a URL, of `most` bytes at most. Raises NotFetched, here and from its body."""
-        ends = asyncio.get_running_loop().time() + self._seconds
+        patience = _Patience(self._seconds)
         target = parse(url)
         for _ in range(MAX_REDIRECTS + 1):
             request = httpcore.Request("GET", _raw(target), headers=_headers(target), extensions=self._timeouts)
-            with _explained(self._seconds):
-                async with asyncio.timeout_at(ends):
-                    response = await self._pool.handle_async_request(request)
+            async with patience.wait():
+                response = await self._pool.handle_async_request(request)
             try:
                 if response.status not in _REDIRECTS:
-                    yield self._fetched(target, response, most, ends)
+                    yield self._fetched(target, response, most, patience)
                     return
                 target = _redirected(target, _header(response, b"location"))
             finally:
                 await response.aclose()
         raise NotFetched(f"redirects more than {MAX_REDIRECTS} times")
 
-    def _fetched(self, url: httpx.URL, response: httpcore.Response, most: int, ends: float) -> Fetched:
+    def _fetched(self, url: httpx.URL, response: httpcore.Response, most: int, patience: "_Patience") -> Fetched:
         if response.status != 200:
             raise NotFetched(f"answers {response.status}")
         coding = _header(response, b"content-encoding").strip().lower()
@@ -103,17 +102,16 @@ class Fetcher:
             filename=name,
             content_type=_header(response, b"content-type"),
             length=length,
-            body=self._body(response, most, ends),
+            body=self._body(response, most, patience),
         )
 
-    async def _body(self, response: httpcore.Response, most: int, ends: float) -> AsyncIterator[bytes]:
-        """The deadline holds for the whole of it: a server that drips is not silent."""
+    async def _body(self, response: httpcore.Response, most: int, patience: "_Patience") -> AsyncIterator[bytes]:
+        """The time is for the whole of it: a server that drips is not silent."""
         pieces = response.aiter_stream()
         read = 0
         while True:
-            with _explained(self._seconds):
-                async with asyncio.timeout_at(ends):
-                    piece = await anext(pieces, None)
+            async with patience.wait():
+                piece = await anext(pieces, None)
             if piece is None:
                 return
             read += len(piece)
@@ -177,6 +175,28 @@ def _filename(disposition: str) -> str:
 
 def _too_large(most: int) -> FileTooLarge:
     return FileTooLarge(f"is larger than {most} bytes, which is the most that may be uploaded")
+
+
+class _Patience:
+    """The seconds for which a file's server is waited for, in all.
+
+    Between two pieces it is the homeserver that takes its time: a URL is not to blame for that.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = self._left = seconds
+
+    @contextlib.asynccontextmanager
+    async def wait(self) -> AsyncIterator[None]:
+        """Raises NotFetched for what the server does, and when its time is over."""
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        try:
+            with _explained(self._seconds):
+                async with asyncio.timeout(self._left):
+                    yield
+        finally:
+            self._left -= loop.time() - began
 
 
 @contextlib.contextmanager

@@ -1,12 +1,13 @@
-"""The render process: reads requests from a socket, one at a time, and answers each, until the socket ends.
+"""The render process: reads texts from a socket, renders one after another, and answers, until the socket ends.
 
-The kernel ends it when a request takes too much of the processor or, as far as the libraries cannot bear it, of the
-memory. On a busy machine a second may be long, so the time is the processor's. It has no secrets: neither the bridge's
+The kernel ends it when texts take too much of the processor or, as far as the libraries cannot bear it, of the memory.
+On a busy machine a second may be long, so the time is the processor's. It has no secrets: neither the bridge's
 environment, nor its files.
 
-A request and its answer are JSON behind their length in 4 bytes. In: [format, source, users]. Out: ["", body, html
-or null], or [what is wrong]. The formats "webhook" and "template" have what `webhooks` and `template_check` are given
-for users, and their answers for the body.
+Several texts come at once: each system call, and each change from one process to the other, would cost as much as a
+short text. Both ways JSON goes behind its length in 4 bytes. In: [[format, source, users], …]. Out, in the same order
+and in as many parts as it takes: [["", body, html or null], or [what is wrong], …]. The formats "webhook" and
+"template" have what `webhooks` and `template_check` are given for users, and their answers for the body.
 """
 
 import contextlib
@@ -14,19 +15,25 @@ import json
 import os
 import signal
 import socket
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from io import BufferedIOBase
-from typing import Any
+from io import BufferedRWPair
+from typing import Any, cast
 
+Text = tuple[str, str, Any]  # its format, the text itself, the users whose names in it become links
 Render = Callable[[str, Any], tuple[str, str | None]]
 
-CPU_SECONDS = 1.0  # for one request: the worst of 32 KiB takes 0.04
+CPU_SECONDS = 1.0  # for the texts of one request: the worst 32 KiB take 0.04
+ANSWER_SECONDS = 0.002  # after which the texts that are done do not wait for the others …
+ANSWER_LENGTH = 1_000  # … nor for one that is longer than this, and may take as long
 MEMORY_BYTES = 512 * 1024 * 1024
-MAX_OUTPUT = 128 * 1024  # bytes; an event holds half of that
+MAX_OUTPUT = 128 * 1024  # characters; an event holds half of that
 MAX_HOOK_OUTPUT = 384 * 1024  # of all messages that a webhook becomes, beyond what was in its body
+MAX_ANSWERS = 64 * 1024 * 1024  # bytes of one part: a webhook of 25 MiB may hold files that come back
 NO_MEMORY = 3  # the exit status, where there is none for an answer
 NICE = 5  # the event loop goes first
+BUFFER_BYTES = 64 * 1024
 
 
 def serve() -> None:
@@ -41,44 +48,54 @@ def serve() -> None:
         os.nice(NICE)
     from flowbridge.rendering import formats, template_check, webhooks
 
-    stream = socket.socket(fileno=0).makefile("rwb")
+    stream = cast("BufferedRWPair", socket.socket(fileno=0).makefile("rwb", BUFFER_BYTES))
     renders: Mapping[str, Render] = {
         "markdown": formats.markdown,
         "html": formats.html,
         "webhook": webhooks.webhook,
         "template": template_check.check,
     }
-    for request in iter(partial(_read, stream), b""):
+    for texts in iter(partial(_read, stream), []):
         signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)  # SIGPROF, for which there is no handler, ends the process
-        try:
-            answer = _answer(request, renders)
-        except MemoryError:
-            answer = b'["needs too much memory"]'
+        answers, began = list[bytes](), time.monotonic()
+        for text in texts:
+            if answers and (len(text[1]) > ANSWER_LENGTH or time.monotonic() - began > ANSWER_SECONDS):
+                _write(stream, answers)
+                answers, began = [], time.monotonic()
+            answers.append(_answer(text, renders))
+        _write(stream, answers)
         signal.setitimer(signal.ITIMER_PROF, 0.0)
-        stream.write(len(answer).to_bytes(4, "big") + answer)
-        stream.flush()
 
 
-def _answer(request: bytes, renders: Mapping[str, Render]) -> bytes:
-    format_, source, users = json.loads(request)
-    answer: tuple[str, ...] | tuple[str, str, str | None]
+def _answer(text: Text, renders: Mapping[str, Render]) -> bytes:
+    format_, source, users = text
     try:
         body, html = renders[format_](source, users)
-        answer = ("", body, html)
         # Files and ids in a webhook's body come back with its texts, which are bounded.
-        if len(body) + len(html or "") > (MAX_HOOK_OUTPUT + len(source) if format_ == "webhook" else MAX_OUTPUT):
-            answer = ("becomes too long",)
+        if len(body) + len(html or "") <= (MAX_HOOK_OUTPUT + len(source) if format_ == "webhook" else MAX_OUTPUT):
+            answer = json.dumps(("", body, html)).encode()
+            if len(answer) < MAX_ANSWERS:
+                return answer
+        wrong = "becomes too long"
     except ValueError as error:  # RefusedError, TooDeepError
-        answer = (str(error),)
+        wrong = str(error)
     except RecursionError:
-        answer = ("is nested too deeply",)
-    return json.dumps(answer).encode()
+        wrong = "is nested too deeply"
+    except MemoryError:
+        wrong = "needs too much memory"
+    return json.dumps((wrong,)).encode()
 
 
-def _read(stream: BufferedIOBase) -> bytes:
-    """The next request; nothing at the end."""
+def _read(stream: BufferedRWPair) -> list[Text]:
+    """The texts of the next request; none at the end."""
     head = stream.read(4)
     try:
-        return stream.read(int.from_bytes(head, "big")) if len(head) == 4 else b""
+        return json.loads(stream.read(int.from_bytes(head, "big"))) if len(head) == 4 else []
     except MemoryError:
         os._exit(NO_MEMORY)
+
+
+def _write(stream: BufferedRWPair, answers: Sequence[bytes]) -> None:
+    found = b"[%b]" % b",".join(answers)
+    stream.write(len(found).to_bytes(4, "big") + found)
+    stream.flush()

@@ -1,8 +1,9 @@
 """Markdown and HTML are rendered in processes of their own, which may be killed at any time.
 
 No library carries it: pebble's pool, which kills what takes too long, costs the event loop's process 277 µs a text and
-the text 3 ms; a socket costs a third of that (docs/architecture.md). Three processes, each started when it is needed:
-short texts wait for no long one, and webhooks have one of their own.
+the text 3 ms (docs/architecture.md). Three processes, each started when it is needed: short texts wait for no long one,
+and webhooks have one of their own. Texts that wait go to their process together: a system call, and a change of
+process, cost more than a short text.
 """
 
 import asyncio
@@ -11,44 +12,59 @@ import signal
 import socket
 import subprocess
 import sys
+from collections import deque
 from collections.abc import Mapping, Sequence
+from contextvars import Context
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
 
 from flowbridge import log
-from flowbridge.errors import BadContent, Problem, Unavailable
+from flowbridge.errors import BadContent, Problem, TooMany, Unavailable
 from flowbridge.limits import peer
-from flowbridge.limits.concurrency import Limiter, Place
 from flowbridge.limits.tasks import Once
+from flowbridge.limits.turns import Turns
 from flowbridge.models import Rendered
 from flowbridge.models.hooks import Made, Said
 from flowbridge.models.timing import Timing
-from flowbridge.rendering.child import NO_MEMORY
+from flowbridge.rendering.child import MAX_ANSWERS, NO_MEMORY
 
 SHORT_BYTES = 2_560  # of a request: 2 KiB of the worst text take 4 ms of the processor, 32 KiB of it 40 ms
 HOOK_BYTES = 64 * 1024  # of a request to a hook: GitHub's largest usual ones are 30 kB, and take 1 ms
+TOGETHER_BYTES = 4 * 1024  # of short texts that go together: of the worst ones, 8 ms for which the next ones wait
 WAITING = 256  # texts of one caller: each is held in memory
 TURN_SECONDS = 20.0
+RETRY_MS = 1_000
 RULE = "render"  # what Problem.schema says for these rules
 KILLED = "/body"  # the pointer of a request to a hook that took too long, or too much memory
 
 _OF_THE_TEXT = (-signal.SIGPROF, -signal.SIGABRT, -signal.SIGSEGV, NO_MEMORY)  # too much processor time, or memory
-_WHAT = "texts that are being rendered"
 # The environment and the search path come from us: there may be tokens in the one, and the other may not be the usual.
 _CODE = "import sys; sys.path[:] = sys.argv[1:]; from flowbridge.rendering.child import serve; serve()"
 _TOO_SLOW = "takes more than a second to render: make it simpler, or send it as `text`"
 _TOO_BIG = "needs too much memory to render: make it simpler, or send it as `text`"
+_TOO_MANY = f"{WAITING} texts of yours wait to be rendered already, which is the share of one caller"
 _STOPS = "the bridge stops"
 _ENDED = "Markdown and HTML cannot be rendered at the moment: the process that does it has ended"
 _STUCK = "Markdown and HTML cannot be rendered at the moment: the machine is too busy"
 
 
 class _EndedError(Exception):
-    """The process has ended before its answer; `status`: as subprocess has it."""
+    """The text has ended the process; `status`: as subprocess has it."""
 
     def __init__(self, status: int) -> None:
         super().__init__(status)
         self.status = status
+
+
+@dataclass(slots=True, eq=False)
+class _Text:
+    """`answer`: what is wrong with it is a string. `is_alone`: it is tried again, with no other text beside it."""
+
+    request: bytes
+    answer: "asyncio.Future[Rendered | str]"
+    expires_at: float
+    is_alone: bool = False
 
 
 class _Process(asyncio.Protocol):
@@ -66,7 +82,8 @@ class _Process(asyncio.Protocol):
         self.pid = self._popen.pid
         self.is_alive = True
         self._received = bytearray()
-        self._answering: asyncio.Future[bytes] | None = None
+        self._texts: deque[_Text] = deque()  # without an answer
+        self._rendering: asyncio.Future[int | None] | None = None
         self._reaping: asyncio.Task[None] | None = None
 
     @classmethod
@@ -77,11 +94,16 @@ class _Process(asyncio.Protocol):
         await asyncio.get_running_loop().create_connection(lambda: process, sock=ours)
         return process
 
-    def ask(self, request: bytes) -> "asyncio.Future[bytes]":
-        """The answer, or _EndedError. One at a time."""
-        self._answering = answering = asyncio.get_running_loop().create_future()
+    def render(self, texts: Sequence[_Text]) -> "asyncio.Future[int | None]":
+        """Gives each text its answer; done when all have one, or else with the status with which the process ended.
+
+        These first, then the next ones.
+        """
+        self._texts = deque(texts)
+        self._rendering = rendering = asyncio.get_running_loop().create_future()
+        request = b"[%b]" % b",".join([text.request for text in texts])
         self._transport.write(len(request).to_bytes(4, "big") + request)
-        return answering
+        return rendering
 
     def kill(self) -> None:
         """End it now; an answer that is waited for will not come."""
@@ -97,12 +119,27 @@ class _Process(asyncio.Protocol):
         self._transport = cast("asyncio.WriteTransport", transport)  # uvloop's is no subclass
 
     def data_received(self, data: bytes) -> None:
-        self._received += data
-        received, answering = self._received, self._answering
-        if len(received) >= 4 and len(received) == 4 + int.from_bytes(received[:4], "big"):
-            self._received, self._answering = bytearray(), None
-            if answering is not None and not answering.done():
-                answering.set_result(bytes(received[4:]))
+        received = self._received
+        received += data
+        try:
+            while len(received) >= 4 and len(received) >= (end := 4 + int.from_bytes(received[:4], "big")):
+                self._answer(json.loads(received[4:end]))
+                del received[:end]
+            if len(received) > MAX_ANSWERS:
+                self.kill()
+        except (ValueError, TypeError, IndexError, RecursionError):  # it is not ours any more
+            self.kill()
+
+    def _answer(self, answers: object) -> None:
+        if not isinstance(answers, list) or not answers:
+            raise ValueError("no answers")
+        for answer in answers:
+            found = _read(answer)
+            text = self._texts.popleft()
+            if not text.answer.done():  # its caller may have gone away
+                text.answer.set_result(found)
+        if not self._texts and self._rendering is not None and not self._rendering.done():
+            self._rendering.set_result(None)
 
     def connection_lost(self, _: Exception | None) -> None:
         self.is_alive = False
@@ -110,16 +147,23 @@ class _Process(asyncio.Protocol):
 
     async def _reap(self) -> None:
         status = await asyncio.to_thread(self._popen.wait)
-        if self._answering is not None and not self._answering.done():
-            self._answering.set_exception(_EndedError(status))
+        if self._rendering is not None and not self._rendering.done():
+            self._rendering.set_result(status)
 
 
 class _Line:
-    """Texts that share one process: one at a time, and callers take turns. `stuck_seconds`: for one text, at most."""
+    """Texts that share one process; callers take turns.
 
-    def __init__(self, stuck_seconds: float) -> None:
+    `stuck_seconds`: for those that go to it together; `together_bytes`: of their requests, unless it is one. When the
+    process ends, it is not known which of several texts has ended it: each is tried again by itself.
+    """
+
+    def __init__(self, stuck_seconds: float, together_bytes: int) -> None:
         self._stuck_seconds = stuck_seconds
-        self._turns = Limiter(_WHAT, 1, 1, waiting=WAITING)
+        self._together_bytes = together_bytes
+        self._waiting = Turns[_Text]()
+        self._again: deque[_Text] = deque()
+        self._working: asyncio.Task[None] | None = None
         self._process: _Process | None = None
         self._starting = Once[None, None]()
         self._has_stopped = False
@@ -129,41 +173,73 @@ class _Line:
         """Of its process, if there is one at the moment."""
         return self._process.pid if self._process is not None and self._process.is_alive else None
 
-    async def ask(self, request: bytes, caller: str) -> bytes | None:
-        """Raises _EndedError when it was this text that ended the process; None: it ended by itself."""
-        place = await self._turns.wait(caller, TURN_SECONDS)
-        try:
-            process = await self._take()
-        except BaseException:
-            place.free()
-            raise
+    async def ask(self, request: bytes, caller: str) -> Rendered | str:
+        """The text as it is rendered, or what is wrong with it. Raises _EndedError, TooMany or Unavailable."""
+        if self._waiting.of(caller) > WAITING:
+            raise TooMany(_TOO_MANY, retry_after_ms=RETRY_MS)
+        loop = asyncio.get_running_loop()
+        text = _Text(request, loop.create_future(), loop.time() + TURN_SECONDS)
+        self._waiting.add(caller, text)
+        if self._working is None:  # it begins after all that has come in this turn of the loop, and serves every caller
+            self._working = loop.create_task(self._work(), context=Context())
+        # A caller that goes away ends nothing: the process would have to be killed for that.
+        return await text.answer
+
+    async def _work(self) -> None:
+        """Render what waits, until nothing does."""
+        while texts := self._together():
+            try:
+                await self._render(texts)
+            except Exception as error:
+                for text in texts:
+                    if not text.answer.done():
+                        text.answer.set_exception(error)
+        self._working = None
+
+    def _together(self) -> list[_Text]:
+        """The texts that go to the process next; none when none waits."""
+        while self._again:
+            text = self._again.popleft()
+            if not text.answer.done():
+                return [text]
+        now, size, found = asyncio.get_running_loop().time(), 0, list[_Text]()
+        while self._waiting and (not found or size + len(self._waiting.next.request) <= self._together_bytes):
+            text = self._waiting.take()
+            if text.answer.done():
+                continue
+            if now >= text.expires_at:
+                text.answer.set_exception(Unavailable(_STUCK))
+                continue
+            found.append(text)
+            size += len(text.request)
+        return found
+
+    async def _render(self, texts: Sequence[_Text]) -> None:
+        """Raises what holds for those that have no answer then."""
+        process = await self._take()
         loop = asyncio.get_running_loop()
         ends_at = loop.time() + self._stuck_seconds
         timer = loop.call_at(ends_at, process.kill)
-        answering = process.ask(request)
-        answering.add_done_callback(partial(self._answered, place, timer))
-        try:
-            # A caller that goes away ends nothing: the process would have to be killed for that.
-            return await asyncio.shield(answering)
-        except _EndedError as error:
-            if self._has_stopped:
-                raise Unavailable(_STOPS) from None
-            if error.status in _OF_THE_TEXT:
-                raise
-            if loop.time() >= ends_at:
-                raise Unavailable(_STUCK) from None
-            return None
-
-    def _answered(self, place: Place, timer: asyncio.TimerHandle, done: "asyncio.Future[bytes]") -> None:
+        status = await process.render(texts)
         timer.cancel()
-        place.free()
-        if done.exception() is not None and not self._has_stopped:
-            self._starting.task(None, self._start)  # so that the next text need not wait for it
+        if status is None:
+            return
+        if self._has_stopped:
+            raise Unavailable(_STOPS)
+        self._starting.task(None, self._start)  # so that the next text need not wait for it
+        if status in _OF_THE_TEXT and len(texts) == 1:
+            raise _EndedError(status)
+        if loop.time() >= ends_at:
+            raise Unavailable(_STUCK)
+        if texts[0].is_alone:
+            raise Unavailable(_ENDED)
+        for text in texts:
+            text.is_alone = True
+            self._again.append(text)
 
     async def _take(self) -> _Process:
-        if self._process is None or not self._process.is_alive:
+        while self._process is None or not self._process.is_alive:
             await self._starting.get(None, self._start)
-        assert self._process is not None
         return self._process
 
     async def _start(self) -> None:
@@ -184,19 +260,26 @@ class _Line:
         await asyncio.gather(*self._starting, return_exceptions=True)
         if self._process is not None:
             await self._process.end()
+        if self._working is not None:
+            await self._working
 
 
 class Rendering:
     """For one event loop."""
 
-    def __init__(self, *, timing: Timing = Timing()) -> None:
-        self._short, self._long, self._hooks = self._lines = [_Line(timing.render_seconds) for _ in range(3)]
+    def __init__(
+        self, *, timing: Timing = Timing(), short_bytes: int = SHORT_BYTES, together_bytes: int = TOGETHER_BYTES
+    ) -> None:
+        self._short_bytes = short_bytes
+        self._short, self._hooks = (_Line(timing.render_seconds, together_bytes) for _ in range(2))
+        self._long = _Line(timing.render_seconds, 0)  # one at a time: they take long enough
+        self._lines = (self._short, self._long, self._hooks)
 
     async def render(self, format_: str, source: str, users: Sequence[str]) -> Rendered:
         """Raises BadContent for a text that cannot be rendered, TooMany and Unavailable."""
         request = json.dumps([format_, source, users]).encode()
-        line = self._short if len(request) <= SHORT_BYTES else self._long
-        return Rendered(*await self._ask(line, format_, request))
+        line = self._short if len(request) <= self._short_bytes else self._long
+        return await self._ask(line, format_, request)
 
     async def webhook(self, body: str, given: Mapping[str, Any]) -> Made:
         """What a request to a hook becomes; `given`: see `webhooks.webhook`.
@@ -207,7 +290,7 @@ class Rendering:
         encode = partial(_encoded, body, given)
         request = await asyncio.to_thread(encode) if len(body) > HOOK_BYTES else encode()
         line = self._hooks if len(request) <= HOOK_BYTES and not given["template"] else self._long
-        found = json.loads((await self._ask(line, KILLED[1:], request))[0])
+        found = json.loads((await self._ask(line, KILLED[1:], request)).body)
         if "wrong" in found:
             raise _problem("", found["wrong"])
         messages = [
@@ -242,25 +325,21 @@ class Rendering:
         """
         request = json.dumps(["template", source, {"template": dict(template), "per": per}]).encode()
         try:
-            found = json.loads((await self._ask(self._long, "template", request))[0])
+            found = json.loads((await self._ask(self._long, "template", request)).body)
         except BadContent as error:
             return list(error.problems), []
         return [Problem(f"/template/{member}", text, RULE) for member, text in found["wrong"]], found["warnings"]
 
-    async def _ask(self, line: _Line, what: str, request: bytes) -> Sequence[Any]:
+    async def _ask(self, line: _Line, what: str, request: bytes) -> Rendered:
         caller = peer.who() or "here"
         try:
-            # Once more where its process was ended from outside.
-            answer = await line.ask(request, caller) or await line.ask(request, caller)
+            found = await line.ask(request, caller)
         except _EndedError as error:
             log.warning("render_killed", caller=caller, bytes=len(request), status=error.status)
             raise _problem(what, _TOO_SLOW if error.status == -signal.SIGPROF else _TOO_BIG) from None
-        if answer is None:
-            raise Unavailable(_ENDED)
-        wrong, *rendered = json.loads(answer)
-        if wrong:
-            raise _problem(what, wrong)
-        return cast("list[Any]", rendered)
+        if isinstance(found, str):
+            raise _problem(what, found)
+        return found
 
     @property
     def pids(self) -> list[int]:
@@ -278,3 +357,13 @@ def _encoded(body: str, given: Mapping[str, Any]) -> bytes:
 
 def _problem(format_: str, message: str) -> BadContent:
     return BadContent([Problem(f"/{format_}" if format_ else "", message, RULE)])
+
+
+def _read(answer: object) -> Rendered | str:
+    """Raises ValueError for what the process does not say."""
+    match answer:
+        case ["", str(body), None | str() as html]:
+            return Rendered(body, html)
+        case [str(wrong)]:
+            return wrong
+    raise ValueError("no answer")

@@ -52,12 +52,15 @@ def _made(payload: Any, given: Mapping[str, Any]) -> Json:
     made: Json = {"source": source.name, "messages": [], "warnings": [], "delivery_id": "", "event": ""}
     warnings: list[str] = []
     try:
-        made["delivery_id"] = source.delivery_id(headers, payload)
+        made["delivery_id"] = _delivery_id(source, headers, payload)
         found = _notices(source, Incoming(payload, headers, given["per"]), warnings)
     except UnrecognisedError as error:
-        if source.dialect:
+        if source.dialect and given["source"] != sources.AUTO:
             raise
-        warnings.append(f"{source.title}: {error}")
+        if source.dialect:  # it was taken for what it is not
+            source, made["source"] = generic.SOURCE, generic.SOURCE.name
+        else:
+            warnings.append(f"{source.title}: {error}")
         found = [Notice(message={"html": summary(payload)})]
     if isinstance(found, Nothing):
         return {**made, "nothing": found.reason, "event": found.event}
@@ -80,6 +83,13 @@ def _source(name: str, headers: Mapping[str, str], payload: Any) -> Source:
         return sources.find(name, headers, payload)
     except Exception:  # a fault of ours must not lose what was sent
         return generic.SOURCE
+
+
+def _delivery_id(source: Source, headers: Mapping[str, str], payload: Any) -> str:
+    try:
+        return source.delivery_id(headers, payload)
+    except Exception:  # as above
+        return ""
 
 
 def _notices(source: Source, incoming: Incoming, warnings: list[str]) -> Sequence[Notice] | Nothing:
@@ -119,12 +129,12 @@ def _said(
         members = _members(source, notice, given["template"], _view(source, notice, payload, given["headers"]))
         body, html = _text(members, limit, is_template=bool(given["template"]))
     except Exception as error:  # TemplateError, RefusedError, MemoryError …: what was sent must not be lost by it
-        what = TEMPLATE_FAILED if given["template"] or notice.message is None else "its text cannot be shown"
+        what = "its text cannot be shown" if _is_said(notice) and not given["template"] else TEMPLATE_FAILED
         warnings.append(f"{what}, and a summary was sent: {worded(error)}")
         members = {name: value for name, value in members.items() if name not in _TEXTS}
         if given["template"]:  # which can change what it is given: `payload.list.append(1)`
             payload = _payload(given["body"], given)
-        body, html = fitting.html(_whole(summary(payload, _titled(source, notice))), limit)
+        body, html = _summary(payload, _titled(source, notice), limit)
     # A template of the hook's own may show what the source does not look at.
     is_own = bool(given["template"]) or notice.same is None
     same = [members.get("title"), body, html] if is_own else notice.same
@@ -157,9 +167,13 @@ def _view(source: Source, notice: Notice, payload: Any, headers: Mapping[str, st
 def _members(source: Source, notice: Notice, template: Mapping[str, str] | None, view: Json) -> Json:
     if template:
         return _bounded(compiled(tuple(template.items())).render(view))
-    if notice.message is not None:
-        return _bounded(notice.message)
-    return dict(compiled((("html", source.template),)).render(view))
+    members = _bounded(notice.message or {})
+    return members if _is_said(notice) else {**members, **compiled((("html", source.template),)).render(view)}
+
+
+def _is_said(notice: Notice) -> bool:
+    """Whether it is a message already."""
+    return any(name in (notice.message or {}) for name in (*_TEXTS, "attachments"))
 
 
 def _bounded(members: Mapping[str, Any]) -> Json:
@@ -197,6 +211,13 @@ def _text(members: Mapping[str, Any], limit: int, *, is_template: bool) -> tuple
     if text is None and not members.get("attachments"):
         raise formats.RefusedError("it makes none of text, markdown and html")
     return fitting.text(_whole(str(text or "")), limit), None
+
+
+def _summary(payload: Any, title: str, limit: int) -> tuple[str, str | None]:
+    try:
+        return fitting.html(_whole(summary(payload, title)), limit)
+    except ValueError:  # all that it holds are spaces
+        return title or "A request that holds no text.", None
 
 
 def _titled(source: Source, notice: Notice) -> str:

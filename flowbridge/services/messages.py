@@ -13,7 +13,7 @@ from flowbridge.delivery import Worker
 from flowbridge.errors import BadContent, Errcode, NotFound, Problem, TooLarge
 from flowbridge.events import canonical_json, message, message_body, shaping, size
 from flowbridge.events.message import RULE, Attachment, Message
-from flowbridge.events.relations import largest
+from flowbridge.events.relations import NONE, Binding, largest
 from flowbridge.events.shaping import Shaped
 from flowbridge.limits import peer
 from flowbridge.limits.concurrency import Limiter
@@ -22,11 +22,12 @@ from flowbridge.rendering.processes import Rendering
 from flowbridge.services.acceptance import LARGE_BYTES, Acceptance, How
 from flowbridge.services.direct_rooms import DirectRooms
 from flowbridge.services.media import form
-from flowbridge.services.media.attachment import Label, essence
-from flowbridge.services.media.files import Media, Upload
+from flowbridge.services.media.attachment import essence
+from flowbridge.services.media.files import Media
 from flowbridge.services.media.form import FormFile
 from flowbridge.services.media.transfer import Transfer
 from flowbridge.services.sending import Sender, Told
+from flowbridge.services.targets import Targets
 from flowbridge.store.accounts import account_of
 
 T = TypeVar("T")
@@ -56,6 +57,7 @@ class Messages:
         direct_rooms: DirectRooms,
         media: Media,
         transfer: Transfer,
+        targets: Targets,
     ) -> None:
         self._acceptance = acceptance
         self._sender = sender
@@ -66,6 +68,7 @@ class Messages:
         self._direct_rooms = direct_rooms
         self._media = media
         self._transfer = transfer
+        self._targets = targets
         self._large = Limiter("messages with files inside that are being read", MAX_LARGE, 1)
 
     @contextlib.asynccontextmanager
@@ -109,21 +112,25 @@ class Messages:
         """Send a message. `how` is that of its first event; `files` came beside it, in a form."""
         scopes.permit(credential.key, shaping.MESSAGE)
         said = message.read(value, [_attachment(file) for file in files])
-        shaped = await self._shape(credential, said)
+        shaped, attachments = await self._shape(credential, said)
         if files:  # the same form again is the same message
             value = {**value, "attachments": [_meaning(each) for each in files]}
         how = _meant(how, value)
-        return await self.send(credential, room, shaped, how, patience, said.attachments)
+        return await self.send(credential, room, shaped, how, patience, attachments, said.binding)
 
     async def react(self, credential: Credential, room: str, value: Json, how: How, patience: float) -> Told:
         scopes.permit(credential.key, shaping.REACTION)
-        shaped = shaping.react(message.read_reaction(value))
-        return await self.send(credential, room, [shaped], _meant(how, value), patience)
+        reaction = message.read_reaction(value)
+        binding = Binding(reacts=reaction.target)
+        shaped = [shaping.react(reaction)]
+        return await self.send(credential, room, shaped, _meant(how, value), patience, binding=binding)
 
     async def redact(self, credential: Credential, room: str, value: Json, how: How, patience: float) -> Told:
         scopes.permit(credential.key, shaping.REDACTION)
-        shaped = shaping.redact(message.read_redaction(value))
-        return await self.send(credential, room, [shaped], _meant(how, value), patience)
+        redaction = message.read_redaction(value)
+        binding = Binding(redacts=redaction.target)
+        shaped = [shaping.redact(redaction)]
+        return await self.send(credential, room, shaped, _meant(how, value), patience, binding=binding)
 
     async def send(
         self,
@@ -133,12 +140,22 @@ class Messages:
         how: How,
         patience: float,
         attachments: Sequence[Attachment] = (),
+        binding: Binding = NONE,
     ) -> Told:
-        """Send the events of a message, the last of which are its files."""
+        """Send the events of a message, the last of which are its files.
+
+        `binding`: what it refers to; the events that it names are looked for.
+        """
         room = await self.room(credential, room, shaped[0].type)
         if any(event.binding.is_open for event in shaped):
             await self._check_bindings(credential, room, shaped)
-        if not all(file.is_here for file in attachments):
+        if named := {
+            _pointer(name): target.name for name, target in binding.targets().items() if target.kind == "event"
+        }:
+            permit = partial(scopes.permit, credential.key, shaped[0].type)
+            caller, room_id = await self._room_access.enter(credential, room, permit, joins=True, writes=True)
+            await self._targets.check(caller, room_id, named)
+        if attachments and not all(file.is_here for file in attachments):
             if (
                 told := await self._sender.repeat(credential, room, shaping.MESSAGE, how, len(shaped), patience)
             ) is not None:
@@ -168,7 +185,8 @@ class Messages:
             event = await self._event(room, text)
             size.check(event.content, event.type, None, room_id, caller.user_id)
         found = []
-        for number, (shown, file) in enumerate(zip(files, attachments, strict=True)):
+        cut = sum(isinstance(file.data, bytes) for file in attachments)  # the file of a text comes first
+        for number, (shown, file) in enumerate(zip(files, attachments, strict=True), -cut):
             stored = await self._transfer.bring(caller, file, f"/attachments/{number}")
             found.append(replace(shown, content={**shown.content, **shaping.file(stored)}))
         return [*texts, *found]
@@ -183,10 +201,11 @@ class Messages:
 
     # texts
 
-    async def _shape(self, credential: Credential, said: Message) -> list[Shaped]:
+    async def _shape(self, credential: Credential, said: Message) -> tuple[list[Shaped], Sequence[Attachment]]:
+        """The events of a message, and the files that the last of them are for."""
         if not said.overflow or not said.source:
             check_source(said)
-            return await self._rendered(credential, said)
+            return await self._rendered(credential, said), said.attachments
         try:
             check_source(said)
             shaped = await self._rendered(credential, said)
@@ -194,8 +213,8 @@ class Messages:
         except TooLarge:
             if said.edit is not None:
                 raise  # an edit has no files
-            return await self._with_file(credential, said)
-        return shaped
+            return await self._cut(credential, said)
+        return shaped, said.attachments
 
     async def _rendered(self, credential: Credential, said: Message) -> list[Shaped]:
         if said.format == "text" or not said.source:
@@ -204,17 +223,14 @@ class Messages:
         rendered = await self._rendering.render(said.format, said.source, said.users)
         return shaping.shape(said, rendered)
 
-    async def _with_file(self, credential: Credential, said: Message) -> list[Shaped]:
+    async def _cut(self, credential: Credential, said: Message) -> tuple[list[Shaped], Sequence[Attachment]]:
         """A text that is too long: its beginning, and all of it as a file."""
         shaped = await self._rendered(credential, shaping.cut(said))  # first: it may be refused
         _check_size(shaped)
-        data = said.source.encode()
         filename, mimetype = _FILES[said.format]
-        label = Label(filename, f"{mimetype}; charset=utf-8")
-        uri = await self._media.upload(credential, Upload(_once(data), len(data), label))
-        attachment = Attachment(uri, filename, mimetype, info={"size": len(data)})
-        file = Shaped(shaping.MESSAGE, shaping.file(attachment), said.later_binding).bound
-        return [shaped[0], file, *shaped[1:]]
+        file = Attachment(filename=filename, mimetype=f"{mimetype}; charset=utf-8", data=said.source.encode())
+        shown = Shaped(shaping.MESSAGE, shaping.file(file), said.later_binding).bound
+        return [shaped[0], shown, *shaped[1:]], [file, *said.attachments]
 
     # targets
 
@@ -292,7 +308,3 @@ def _is_theirs(row: Mapping[str, Any], caller: Caller, key: ApiKey | None) -> bo
 
 def _pointer(name: str) -> str:
     return "/target" if name in ("reacts", "redacts") else f"/{name}"
-
-
-async def _once(data: bytes) -> AsyncIterator[bytes]:
-    yield data

@@ -8,7 +8,7 @@ from typing import Any
 from flowbridge.sources import parts, slack
 from flowbridge.sources.emoji import with_emoji
 from flowbridge.sources.parts import Parts
-from flowbridge.sources.reading import at, moment, objects, text
+from flowbridge.sources.reading import at, items, moment, objects, text
 from flowbridge.sources.source import Headers, Incoming, Notice, Source, UnrecognisedError
 
 MAX_EMBEDS = 10  # as Discord itself takes
@@ -19,6 +19,8 @@ _KEYS = frozenset(
         *("files", "payload_json", "attachments", "flags", "thread_name", "thread_id", "applied_tags", "poll", "wait"),
     )
 )
+_EVERYBODY = re.compile(r"(?<!\w)@(?:everyone|here)(?!\w)")
+_AFTER_A_LIST = re.compile(r"^([*+-] .*)\n(?=[^\s*+\-\d#>|`~])", re.MULTILINE)
 _SPECIAL = re.compile(
     r"<(?:a?:(?P<emoji>\w{1,40}):\d{1,25}|(?P<who>@!?|@&|#)(?P<id>\d{1,25})|t:(?P<time>-?\d{1,12})(?::[a-zA-Z])?)>"
 )
@@ -36,7 +38,15 @@ def read(incoming: Incoming) -> Sequence[Notice]:
         _add(said, embed)
     if not said.found:
         raise UnrecognisedError("has nothing to show: it needs content, or embeds that hold a text")
-    return [Notice(view={"username": text(payload, "username").strip()[:100], "parts": said.found})]
+    view = {"username": text(payload, "username").strip()[:100], "parts": said.found}
+    return [Notice(view=view, message={"mentions": ["@room"]} if _mentions_room(payload) else None)]
+
+
+def _mentions_room(payload: Any) -> bool:
+    """In `content` alone, and only if `allowed_mentions`, where there are any, have it."""
+    allowed = at(payload, "allowed_mentions")
+    is_allowed = not isinstance(allowed, dict) or "everyone" in items(allowed, "parse")
+    return is_allowed and bool(_EVERYBODY.search(text(payload, "content")[: parts.MAX_CHARACTERS]))
 
 
 def _add(said: Parts, embed: Mapping[str, Any]) -> None:
@@ -52,8 +62,9 @@ def _add(said: Parts, embed: Mapping[str, Any]) -> None:
 
 
 def _plain(said: str) -> str:
-    """Discord's own marks as texts: its ids mean nothing elsewhere."""
-    return with_emoji(_SPECIAL.sub(_special, said[: parts.MAX_CHARACTERS]))
+    """Discord's own marks as texts, since its ids mean nothing elsewhere. The line below a list is not of the list."""
+    shown = with_emoji(_SPECIAL.sub(_special, said[: parts.MAX_CHARACTERS]))
+    return _AFTER_A_LIST.sub(r"\1\n\n", shown)
 
 
 def _special(found: re.Match[str]) -> str:

@@ -56,7 +56,7 @@ _ACTIONS = "github-actions"  # the app whose checks are workflow jobs, which are
 
 def event_of(incoming: Incoming, *headers: str) -> str:
     """What has happened: a header says so. Without any, as for a preview, the keys of the body do."""
-    found = first(*(incoming.headers.get(header, "") for header in headers))[: code_hosts.MAX_NAME]
+    found = first(*(incoming.headers.get(header, "").strip() for header in headers))[: code_hosts.MAX_NAME]
     if found or not isinstance(incoming.payload, dict):
         return found
     there = {key for key, value in incoming.payload.items() if value is not None}

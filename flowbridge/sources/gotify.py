@@ -38,7 +38,7 @@ def _recognises(headers: Headers, payload: Any) -> bool:
         isinstance(payload, dict)
         and isinstance(payload.get("message"), str)
         and payload.keys() <= _KEYS
-        and any(name in payload for name in ("priority", "extras"))
+        and (isinstance(payload.get("priority"), int) or isinstance(payload.get("extras"), dict))
     )
 
 

@@ -11,6 +11,24 @@ from flowbridge.sources.reading import items, objects, text
 from flowbridge.sources.source import Headers, Incoming, Notice, Source, UnrecognisedError
 
 _PRIORITIES = {"4": "high", "high": "high", "5": "urgent", "max": "urgent", "urgent": "urgent"}
+_KEYS = frozenset(
+    (
+        *(
+            "topic",
+            "message",
+            "title",
+            "tags",
+            "priority",
+            "actions",
+            "click",
+            "attach",
+            "markdown",
+            "icon",
+            "filename",
+        ),
+        *("delay", "email", "call", "cache", "firebase", "sequence_id", "id", "time", "event", "expires", "attachment"),
+    )
+)
 _HEADERS = {
     "title": ("x-title", "title", "ti", "t"),
     "message": ("x-message", "message", "m"),
@@ -95,7 +113,8 @@ def _is_markdown(headers: Headers) -> bool:
 
 def _recognises(headers: Headers, payload: Any) -> bool:
     if isinstance(payload, dict):
-        return isinstance(payload.get("topic"), str) and any(name in payload for name in ("message", "title"))
+        # Of `topic` and `message` alone, an MQTT bridge's topic says what it is about.
+        return "topic" in payload and payload.keys() <= _KEYS and len(payload.keys() - {"topic", "message"}) > 0
     return isinstance(payload, str) and any(f"x-{name}" in headers for name in ("title", "tags", "priority", "click"))
 
 

@@ -34,7 +34,7 @@ class Notice:
     """One message to be made of a request.
 
     `view`: what the template sees, beside `payload`, `headers`, `source`, `event`, `key` and `state`. `message`:
-    members of a message (contract §5) where the request is one already; then no template of the source is used.
+    members of a message (contract §5); with a text or files among them, no template of the source is used.
     `event`: the sender's name of what happened, with its action behind a dot (`issues.opened`): `ignore` of a hook
     lists these, with or without the action.
 

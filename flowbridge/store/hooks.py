@@ -101,6 +101,7 @@ def replace(connection: Connection, hook: Hook, now: int, secret: NewSecret | No
     connection.execute(changed.values(definition=definition(hook), changed_at=later))
     worked = update(hook_state).where(hook_state.c.name == hook.name)
     connection.execute(worked.values(failed_at=None, failure=None))
+    keep(connection, [], {hook.name: hook.keep_requests})
     return "replaced"
 
 

@@ -2,6 +2,7 @@
 // Shared by the nodes: their server, their status, and how a message ends.
 
 const { InputError } = require("./errors");
+const { valueOf } = require("./values");
 const { english } = require("./words");
 
 const STATUS = {
@@ -40,6 +41,42 @@ function fail(node, msg, done, thrown) {
         // a frozen message, or one with odd setters: the error has it all anyway
     }
     done(error);
+}
+
+/**
+ * Makes a node that works on each message: `work(msg)` resolves to the properties that the message gets. Returns the
+ * signal that ends its calls when the node is closed.
+ */
+function worker(node, work) {
+    const stopping = new AbortController();
+    node.on("input", (msg, send, done) => {
+        work(msg).then(
+            (found) => {
+                Object.assign(msg, found);
+                send(msg);
+                done();
+            },
+            (error) => fail(node, msg, done, error),
+        );
+    });
+    node.on("close", () => {
+        stopping.abort();
+        node.status({});
+    });
+    return stopping.signal;
+}
+
+/**
+ * What an operation of a node needs: `{operation, room, typed, more}`. `typed(name)`: a field of its dialog; `more`: the
+ * options of each of its calls. Throws InputError.
+ */
+async function operationOf(RED, node, msg, operations) {
+    const { config } = node;
+    const typed = (name) => valueOf(RED, node, msg, config[name], config[`${name}Type`]);
+    const operation = operations[config.operation];
+    if (!operation) throw new InputError("choose what the node does");
+    const room = operation.anywhere ? undefined : roomOf((await typed("room")).value, msg, { users: operation.users });
+    return { operation, room, typed, more: { key: tokenOf(msg), signal: node.signal } };
 }
 
 /** The message as it is now; of one that cannot be copied, what finds it again. */
@@ -96,4 +133,4 @@ function wordsOf(RED, node, group) {
     };
 }
 
-module.exports = { serverOf, show, fail, copyOf, dead, roomNamed, roomOf, tokenOf, wordsOf };
+module.exports = { serverOf, show, fail, worker, operationOf, copyOf, dead, roomNamed, roomOf, tokenOf, wordsOf };

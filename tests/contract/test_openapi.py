@@ -119,7 +119,7 @@ def test_every_operation_has_a_name_and_its_errors() -> None:
             names.append(operation["operationId"])
             assert operation["summary"]
             assert {"404", "405"} <= operation["responses"].keys()
-            assert {"200", "202"} & operation["responses"].keys()
+            assert {"200", "201", "202"} & operation["responses"].keys()
     assert len(names) == len(set(names))
 
 

@@ -177,6 +177,37 @@ def test_relations_stay_with_files(caller: httpx.Client, files: Files, web: Upst
 # what is refused
 
 
+LONG = {"text": "line\n" * 20_000, "overflow": "file"}
+
+
+@pytest.mark.parametrize(
+    ("more", "status"),
+    [({"reply_to": "no-delivery-of-mine"}, 404), ({"title": "T", "reply_to": "nothing at all"}, 400)],
+)
+def test_long_text_that_is_refused_uploads_no_file(
+    caller: httpx.Client, files: Files, more: dict[str, Any], status: int
+) -> None:
+    assert caller.post(MESSAGES, json={**LONG, **more}).status_code == status
+    assert (files.uploads, files.events) == ([], [])
+
+
+def test_long_text_is_uploaded_once_under_a_key(caller: httpx.Client, files: Files) -> None:
+    first, second = (caller.post(MESSAGES, json=LONG, headers={"Idempotency-Key": "long"}) for _ in range(2))
+    assert (first.status_code, second.status_code) == (200, 200)
+    assert first.json()["events"] == second.json()["events"]
+    assert files.uploads == [("message.txt", "text/plain; charset=utf-8", LONG["text"].encode())]
+
+
+def test_file_of_a_long_text_comes_before_those_beside_it(caller: httpx.Client, files: Files) -> None:
+    picture = {"data": base64.b64encode(png()).decode(), "filename": "cat.png"}
+    answer = caller.post(MESSAGES, json=attached(picture, **LONG))
+    assert len(answer.json()["events"]) == 3
+    assert [name for name, _, _ in files.uploads] == ["message.txt", "cat.png"]
+    assert [event.content["msgtype"] for event in files.events] == ["m.text", "m.file", "m.image"]
+    broken = caller.post(MESSAGES, json=attached(picture, {"data": "?"}, **LONG))
+    assert problem(broken)[0] == "/attachments/1/data"
+
+
 def test_text_that_is_refused_uploads_nothing(caller: httpx.Client, files: Files, web: Upstream) -> None:
     answer = caller.post(MESSAGES, json=attached({"url": f"{web.url}/a.png"}, text="x" * 70_000))
     assert answer.status_code == 413

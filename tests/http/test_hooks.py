@@ -312,6 +312,50 @@ def test_changed_hook_keeps_its_secret(bridge: Bridge, admin: httpx.Client, room
     assert rooms.bodies == ["new: 1"]
 
 
+def test_what_is_shown_can_be_changed_and_given_back(admin: httpx.Client) -> None:
+    made(admin, template={"markdown": "{{ payload.n }}"}, mention=["@alice:hs"])
+    shown = admin.get("/hooks/ci").json()
+    answer = admin.put("/hooks/ci", json={**shown, "ignore": ["push"]})
+    assert answer.status_code == 200, answer.text
+    again = admin.get("/hooks/ci").json()
+    assert {**again, "ignore": [], "changed_at": ""} == {**shown, "changed_at": ""}
+    assert again["ignore"] == ["push"]
+
+
+def test_hooks_of_the_file_are_changed_by_the_file_alone(upstream: Upstream, tmp_path: Path, rooms: Rooms) -> None:
+    with running(upstream, tmp_path) as bridge:
+        body = {"name": "one", "room": "!hidden:upstream"}
+        httpx.post(f"{bridge.url}/hooks", json=body, headers={"X-API-Key": KEY}, trust_env=False)
+    path = tmp_path / "hooks.yaml"
+    path.write_text(
+        f"- {{name: one, room: '{ROOM}', verification: {{secret: {CANARY}}}}}\n- {{name: two, room: '{ROOM}'}}\n"
+    )
+    with (
+        running(upstream, tmp_path, hooks_file=path) as bridge,
+        httpx.Client(base_url=bridge.url, headers={"X-API-Key": KEY}, trust_env=False, timeout=PATIENCE) as admin,
+    ):
+        one, two = admin.get("/hooks").json()["hooks"]
+        assert (one["room"], one["fixed"], one["hides_another"]) == (ROOM, True, True)
+        assert (two["fixed"], "hides_another" in two) == (True, False)
+        only = f"the hook one stands in {path}, which alone can change it"
+        assert refused(admin.put("/hooks/one", json={"room": ROOM}), 409) == only
+        assert refused(admin.delete("/hooks/one"), 409) == only
+        assert refused(admin.post("/hooks", json={"name": "two", "room": ROOM}), 409) == (
+            f"{path} has a hook two, and alone can change it"
+        )
+        assert refused(admin.post("/hooks/one/rotate"), 409) == (
+            f"{path} has the secret of the hook one, and alone can change it"
+        )
+        assert CANARY not in admin.get("/hooks/one").text
+        assert tell(bridge, f"/hooks/one/{CANARY}", {"text": "one"}).status_code == 200
+        assert tell(bridge, f"/hooks/two/{CANARY}", {"text": "two"}).status_code == 401
+        secret = admin.post("/hooks/two/rotate").json()["secret"]
+        assert tell(bridge, f"/hooks/two/{secret}", {"text": "two"}).status_code == 200
+        assert admin.post("/hooks/two/test").status_code == 200
+        assert len(admin.get("/hooks/two/requests").json()["requests"]) == 2
+        rooms.wait_for(3)
+
+
 def test_changed_hook_needs_what_a_new_one_needs(admin: httpx.Client) -> None:
     made(admin)
     assert problems(admin.put("/hooks/ci", json={"name": "other", "room": ROOM})) == {
@@ -368,6 +412,13 @@ def test_rotation_refuses_what_is_no_secret(admin: httpx.Client) -> None:
         assert problems(admin.post("/hooks/ci/rotate", json={"secret": each})) == {"/secret": taken}
     assert "now: must be" in refused(admin.post("/hooks/ci/rotate?now=yes"), 400)
     assert refused(admin.post("/hooks/none/rotate"), 404) == "there is no hook none"
+
+
+@pytest.mark.parametrize("name", ["%00", "%2e%2e", "CI", "a%2Fb", "%ff", "%F0%9F%98%80", "a" * 65])
+def test_name_that_no_hook_can_have_is_not_found(bad: httpx.Client, name: str) -> None:
+    for method, path in (("GET", ""), ("PUT", ""), ("DELETE", ""), ("POST", "/rotate"), ("GET", "/requests")):
+        answer = bad.request(method, f"/hooks/{name}{path}", json={"room": ROOM} if method == "PUT" else None)
+        assert answer.status_code == 404, answer.text
 
 
 def test_deleted_hook_takes_nothing_more(bridge: Bridge, admin: httpx.Client) -> None:

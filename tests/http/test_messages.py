@@ -336,6 +336,51 @@ def test_reaction_and_redaction_say_what_is_wrong(caller: httpx.Client) -> None:
     assert caller.post(f"{REDACTIONS}?txn=1", json={"target": "$e"}).status_code == 400
 
 
+def test_event_that_is_not_there_and_an_edit_of_somebody_elses_are_refused(
+    caller: httpx.Client, upstream: Upstream, rooms: Rooms
+) -> None:
+    asked: list[str] = []
+
+    def script(request: Request) -> Behaviour | None:
+        if "event" not in request.parts:
+            return rooms(request)
+        asked.append(request.parts[-1])
+        if request.parts[-1] == "$gone":
+            return scripted.matrix_error(404, "M_NOT_FOUND", "Event not found.")
+        return scripted.answer({"sender": "@bob:upstream", "type": "m.room.message"})
+
+    upstream.script(script)
+    refused = caller.post(MESSAGES, json={"text": "a", "edit": "$bobs", "thread": None})
+    assert problems(refused) == {
+        "/edit": "$bobs is a message of @bob:upstream, and only its sender can edit it: answer it by reply_to or thread"
+    }
+    (absent,) = {
+        message
+        for path, body in (
+            (MESSAGES, {"text": "a", "reply_to": "$gone"}),
+            (MESSAGES, {"text": "a", "thread": "$gone"}),
+            (MESSAGES, {"text": "a", "edit": "$gone"}),
+            (REACTIONS, {"target": "$gone", "key": "👍"}),
+            (REDACTIONS, {"target": "$gone"}),
+        )
+        for message in problems(caller.post(path, json=body)).values()
+    }
+    assert absent.startswith("there is no event $gone in this room, or @")
+    assert rooms.events == []
+    for body in ({"text": "a", "reply_to": "$bobs"}, {"text": "a", "thread": "$bobs"}):
+        said(caller.post(MESSAGES, json=body))
+    said(caller.post(REACTIONS, json={"target": "$bobs", "key": "👍"}))
+    assert asked.count("$bobs") == 1  # events do not change their senders
+
+
+@pytest.mark.parametrize("trouble", [scripted.matrix_error(502, "M_UNKNOWN", "away"), scripted.answer([1])])
+def test_target_that_the_homeserver_cannot_tell_about_stops_nothing(
+    caller: httpx.Client, upstream: Upstream, rooms: Rooms, trouble: Behaviour
+) -> None:
+    upstream.script(lambda request: trouble if "event" in request.parts else rooms(request))
+    said(caller.post(MESSAGES, json={"text": "a", "edit": "$e"}))
+
+
 def test_redaction_of_an_event_id(caller: httpx.Client, upstream: Upstream, rooms: Rooms) -> None:
     said(caller.post(REDACTIONS, json={"target": "$e/x", "reason": "why"}, headers=KEYED))
     assert is_replayed(caller.post(REDACTIONS, json={"target": "$e/x", "reason": "why"}, headers=KEYED))

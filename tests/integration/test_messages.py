@@ -91,6 +91,29 @@ def test_edit_thread_and_reply_are_what_the_homeserver_takes_them_for(
     assert shown["unsigned"]["m.relations"]["m.replace"]["content"]["m.new_content"]["body"] == "*second*"
 
 
+def test_message_of_another_room_and_somebody_elses_are_no_targets(
+    bridge: httpx.Client, room: Room, new_room: Callable[..., Room], make_account: MakeAccount
+) -> None:
+    elsewhere = say(bridge, new_room(), {"text": "elsewhere"})["event_id"]
+    other = make_account()
+    bridge.post(f"{room.path}/invite", json={"user_id": other.user_id}).raise_for_status()
+    headers = {"Authorization": f"Bearer {other.access_token}"}
+    bridge.post(f"{room.path}/join", headers=headers).raise_for_status()
+    theirs = httpx.post(
+        f"{bridge.base_url}{room.path}/messages", content="mine", headers=headers, trust_env=False
+    ).json()["event_id"]
+    for body in (
+        {"text": "a", "thread": elsewhere},
+        {"text": "a", "reply_to": elsewhere},
+        {"text": "a", "edit": theirs},
+    ):
+        answer = bridge.post(f"{room.path}/messages", json=body)
+        assert answer.status_code == 400, answer.text
+    assert f"is a message of {other.user_id}" in answer.json()["error"]
+    assert room.bodies() == ["mine"]
+    say(bridge, room, {"text": "answer", "reply_to": theirs})
+
+
 def test_key_updates_its_first_message(bridge: httpx.Client, room: Room) -> None:
     events = [say(bridge, room, {"text": f"{done} %", "key": "upload"})["event_id"] for done in (0, 50, 100)]
     newest = room.event(events[0])["unsigned"]["m.relations"]["m.replace"]

@@ -14,10 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flowbridge import log
+from flowbridge.errors import BadRequest
+from flowbridge.services.media.multipart import Parts
 
 Style = Literal["text", "json"]
 STYLES: tuple[Style, ...] = ("text", "json")
-QUIET = ("httpx", "httpcore", "uvicorn", "asyncio", "botocore", "boto3", "urllib3")
+QUIET = ("httpx", "httpcore", "uvicorn", "asyncio", "botocore", "boto3", "urllib3", "python_multipart")
 TIME = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z"
 
 
@@ -139,6 +141,16 @@ def test_library_that_prints_addresses_is_silent_below_warning(
         logging.getLogger(name).info("GET /?access_token=canary")
         assert stderr.getvalue() == ""
         logging.getLogger(name).warning("trouble")
+    assert "trouble" in stderr.getvalue()
+
+
+@pytest.mark.parametrize("level", ["debug", "info"])
+def test_malformed_form_writes_no_line(level: str) -> None:
+    with logging_as("text", level) as stderr:
+        with pytest.raises(BadRequest, match="is not multipart/form-data"):
+            Parts("multipart/form-data; boundary=x", lambda _: None).feed(b"no form")
+        assert stderr.getvalue() == ""
+        logging.getLogger("python_multipart.multipart").error("trouble")
     assert "trouble" in stderr.getvalue()
 
 

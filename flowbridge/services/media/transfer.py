@@ -1,6 +1,6 @@
 """Files of messages on their way to the homeserver, before the message is accepted.
 
-From a URL, from the message itself, or from a form.
+From a URL, from the message itself, from a form, or a text that is too long for an event.
 """
 
 import asyncio
@@ -48,6 +48,9 @@ class Transfer:
             found = await self._from_url(caller, file.url, label, f"{pointer}/url")
         elif isinstance(file.data, Spool):
             found = await self._from_spool(caller, file.data, label, pointer)
+        elif isinstance(file.data, bytes):
+            upload = Upload(_once(file.data), len(file.data), label)
+            found = await self._media.store(caller, upload), label, {"size": len(file.data)}
         else:
             found = await self._from_data(caller, file.data, label, f"{pointer}/data")
         uri, label, info = found

@@ -58,7 +58,7 @@ class HookDefinition(TypedDict, total=False):
         dict[str, str],
         Field(
             description="Templates (minijinja) for members of a message: one of `text`, `markdown` and `html`, and "
-            "others beside it. A string is one for `text`. Up to 16 KiB.",
+            "others beside it. A string is one for `markdown`. Up to 16 KiB.",
             examples=[{"markdown": "**{{ payload.title }}** {{ payload.status }}"}],
         ),
     ]
@@ -259,8 +259,8 @@ async def replace(
 ) -> Response:
     """Change a hook
 
-    The whole definition is replaced, its secrets stay; where the new scheme cannot use them, the answer has another
-    one, and the old ones end.
+    The whole definition is replaced; what `GET` shows of it can be given back. Its secrets stay; where the new scheme
+    cannot use them, the answer has another one, and the old ones end.
     """
     return json_answer(await core.administration.replace(name, body, base), headers=_HEADERS)
 

@@ -34,6 +34,7 @@ TAG = "Hooks"
 MAX_LARGE = 4  # bodies of more than 512 KiB at a time, each in memory as a whole
 TURN_SECONDS = 5.0  # for one of these places: senders hang up after 10
 ALLOWED = "POST, PUT, OPTIONS"
+ALLOWED_WITHOUT_TOKEN = "GET, POST, PUT, DELETE, OPTIONS"  # noqa: S105 (methods): the hook itself, administered there, too
 ORIGINS = "webhook-request-origin"
 
 _GET = (
@@ -84,7 +85,7 @@ class Webhooks:
     async def shake_hands(self, request: Request) -> Response:
         """CloudEvents' abuse protection: whoever asks may send, if it has the secret."""
         origin = headers_of(request).get(ORIGINS, "")
-        headers = {"Allow": ALLOWED}
+        headers = {"Allow": ALLOWED if "token" in request.path_params else ALLOWED_WITHOUT_TOKEN}
         if origin:
             headers |= {"WebHook-Allowed-Origin": origin, "WebHook-Allowed-Rate": "*"}
         return Response(status_code=200, headers=headers)
@@ -97,9 +98,10 @@ class Webhooks:
         asked = Asked(headers, _decoded(token))
         async with contextlib.AsyncExitStack() as stack:
             with ours():
-                found = await self._admission.find(name, asked)
+                known, is_known = await self._admission.find(name, asked)
                 body = await self._body(request, headers, stack)
-            known = await self._admission.admit(name, found, asked, body)
+            if known is None or not is_known:
+                known = await self._admission.admit(name, known, asked, body)
             path["roomId"], path["eventType"] = quote(known.hook.room), MESSAGE  # refused calls are logged by them
             done = await self._receiving.receive(known.hook, headers, body, self._limit, dialect)
         request.scope[LOG] = {"user": done.user_id, "delivery": done.delivery} if done.delivery else {}

@@ -11,11 +11,12 @@ import pytest
 from sqlalchemy import Connection, Engine, event, insert, select, text, update
 from sqlalchemy.exc import OperationalError, ProgrammingError
 
-from flowbridge.store import clock, delivery_log, leases, outbox
+from flowbridge.store import clock, delivery_log, leases, outbox, refused
 from flowbridge.store.delivery_log import ALL, Selection, Whose
 from flowbridge.store.tables import accounts, lanes, tokens
 from flowbridge.store.tables import outbox as events
 from tests.integration.store import events as rows
+from tests.integration.store.test_refused import call
 from tests.patience import PATIENCE
 
 ROOM, OTHER_ROOM = "!room:example.org", "!other:example.org"
@@ -334,6 +335,17 @@ def test_newer_queued_state_is_found_without_a_walk_through_its_lane(engine: Eng
         explain = "EXPLAIN QUERY PLAN " if engine.dialect.name == "sqlite" else "EXPLAIN "
         plan = str(connection.exec_driver_sql(explain + asked[-1][0], asked[-1][1]).all())
     assert "outbox_queued_states" in plan, plan
+
+
+def test_what_came_by_a_hook_is_found_by_its_name(engine: Engine) -> None:
+    with engine.begin() as connection:
+        put(connection, "of-ci", api_key="hook:ci")
+        put(connection, "of-a-key", api_key="ci")
+        put(connection, "of-another", api_key="hook:ci2")
+        refused.write(connection, [call("ci", "key hook:ci"), call("key", "key ci")], [])
+        rows, _ = delivery_log.page(connection, Selection(hook="ci"), 9)
+        assert [row["delivery"] for row in rows] == ["of-ci"]
+        assert [row["delivery"] for row in refused.page(connection, Selection(hook="ci"), 9)] == ["refused-ci"]
 
 
 def wait_until_blocked(engine: Engine) -> None:

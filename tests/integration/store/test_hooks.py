@@ -148,6 +148,16 @@ def test_last_requests_of_each_hook_are_kept(engine: Engine) -> None:
         assert hooks.requests(connection, "a") == []
 
 
+def test_fewer_requests_are_kept_once_the_hook_says_so(engine: Engine) -> None:
+    with engine.begin() as connection:
+        hooks.add(connection, HOOK, token("a"), 0)
+        hooks.keep(connection, [row("ci", str(number)) for number in range(5)], {"ci": 20})
+        hooks.replace(connection, Hook("ci", "!room:hs", keep_requests=2), 1)
+        assert [each["request"] for each in hooks.requests(connection, "ci")] == ["4", "3"]
+        hooks.replace(connection, Hook("ci", "!room:hs", keep_requests=0), 2)
+        assert hooks.requests(connection, "ci") == []
+
+
 def test_removed_hook_leaves_nothing(engine: Engine) -> None:
     with engine.begin() as connection:
         hooks.add(connection, HOOK, token("a"), 0)

@@ -281,20 +281,24 @@ def test_bad_file_at_the_start_is_one_line(make: Make) -> None:
 async def test_use_is_written_to_the_minute(database: CountedDatabase, make: Make, ticks: Clock) -> None:
     add(database, "ci")
     registry = make()
+    await registry.refresh()
     for _ in range(10):
         registry.note_use("ci")
+        registry.note_use("deleted")
         await registry.flush()
     assert database.writes == 1
     ticks.now += 61
     await registry.flush()
     assert database.writes == 2
     with database.reading() as connection:
+        assert hooks.states(connection).keys() == {"ci"}
         assert hooks.state(connection, "ci").used_at is not None
 
 
 async def test_failure_is_told_until_it_works_again(database: CountedDatabase, make: Make) -> None:
     add(database, "ci")
     registry, replica = make(), make()
+    await registry.refresh()
     registry.note_failure("ci", "no such filter")
     assert registry.failing == {"ci": "no such filter"}
     await registry.flush()

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import ssl
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -171,6 +172,23 @@ async def test_server_that_drips_is_given_up_although_it_is_never_silent() -> No
             await asyncio.sleep(0.02)
 
     assert "did not arrive in time" in await failure(serve, seconds=0.5)
+
+
+async def test_time_that_the_reader_takes_is_not_the_servers() -> None:
+    async def serve(_: str, writer: asyncio.StreamWriter) -> None:
+        writer.write(OK + b"\r\n")
+        for _piece in range(4):
+            writer.write(b"x" * 100_000)
+            await writer.drain()
+
+    async with web(serve) as (url, _), fetcher(seconds=1.0) as found, found.open(url, MOST) as fetched:
+        size, began = 0, time.monotonic()
+        async for piece in fetched.body:
+            size += len(piece)
+            if time.monotonic() - began < 1.5:
+                await asyncio.sleep(0.5)  # as a homeserver that takes its time
+    assert size == 400_000
+    assert time.monotonic() - began > 1.0
 
 
 @pytest.mark.parametrize(

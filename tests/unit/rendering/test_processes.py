@@ -4,7 +4,7 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,7 @@ from flowbridge.limits import peer
 from flowbridge.models import Rendered
 from flowbridge.models.timing import Timing
 from flowbridge.rendering import processes
+from flowbridge.rendering.child import MAX_ANSWERS
 from flowbridge.rendering.processes import Rendering
 from tests.patience import PATIENCE
 
@@ -23,7 +24,7 @@ BOMB = "|\n" * 6_000_000
 
 @pytest.fixture
 async def rendering() -> AsyncIterator[Rendering]:
-    found = Rendering()
+    found = Rendering(timing=Timing(render_seconds=PATIENCE))
     yield found
     await found.stop()
 
@@ -153,6 +154,94 @@ async def test_too_many_texts_of_one_caller_are_refused(rendering: Rendering) ->
     found = await asyncio.gather(*tasks, return_exceptions=True)
     assert sum(isinstance(one, TooMany) for one in found) == 9
     assert found.count(Rendered("x")) == processes.WAITING + 1
+
+
+async def test_texts_that_wait_go_to_the_process_together(
+    rendering: Rendering, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await render(rendering, "@a:hs", "x")
+    together, original = list[int](), processes._Process.render
+
+    def counted(process: processes._Process, texts: Sequence[processes._Text]) -> "asyncio.Future[int | None]":
+        together.append(len(texts))
+        return original(process, texts)
+
+    monkeypatch.setattr(processes._Process, "render", counted)
+    found = await asyncio.gather(*(render(rendering, "@a:hs", f"*{number}*") for number in range(20)))
+    assert found == [Rendered(f"*{number}*", f"<em>{number}</em>") for number in range(20)]
+    assert together == [20]
+    together.clear()
+    await asyncio.gather(*(render(rendering, "@a:hs", f"{number:02}" * 500) for number in range(20)))
+    assert together == [4, 4, 4, 4, 4]  # of 4 KiB
+
+
+async def test_text_that_ends_the_process_is_told_from_those_beside_it() -> None:
+    rendering = Rendering(short_bytes=2**30, together_bytes=2**30)
+    await render(rendering, "@a:hs", "x")
+    pids = rendering.pids
+    before = [asyncio.create_task(render(rendering, "@a:hs", f"*{number}*")) for number in range(5)]
+    bomb = asyncio.create_task(wrong(rendering, BOMB))
+    behind = [asyncio.create_task(render(rendering, f"@{number}:hs", f"*{number}*")) for number in range(5)]
+    expected = [Rendered(f"*{number}*", f"<em>{number}</em>") for number in range(5)]
+    assert await asyncio.gather(*behind) == expected
+    assert await asyncio.gather(*before) == expected
+    assert await bomb == processes._TOO_SLOW
+    assert rendering.pids != pids
+    assert await render(rendering, "@a:hs", "x") == Rendered("x")
+    await rendering.stop()
+
+
+async def test_text_is_rendered_before_those_that_another_caller_has_waiting() -> None:
+    rendering = Rendering(together_bytes=100)  # four of these
+    await render(rendering, "@a:hs", "x")
+    many = [asyncio.create_task(render(rendering, "@mallory:hs", "x")) for _ in range(200)]
+    await asyncio.sleep(0)
+    assert await render(rendering, "@a:hs", "*x*") == Rendered("*x*", "<em>x</em>")
+    assert sum(one.done() for one in many) < 20
+    await asyncio.gather(*many)
+    await rendering.stop()
+
+
+async def test_text_that_waits_for_too_long_is_refused(rendering: Rendering, monkeypatch: pytest.MonkeyPatch) -> None:
+    await render(rendering, "@a:hs", "x")
+    monkeypatch.setattr(processes, "TURN_SECONDS", -1.0)
+    with pytest.raises(Unavailable, match="too busy"):
+        await render(rendering, "@a:hs", "x")
+
+
+async def test_text_of_a_caller_that_went_away_is_not_rendered(rendering: Rendering) -> None:
+    await render(rendering, "@a:hs", "x")
+    gone = asyncio.create_task(render(rendering, "@a:hs", "y"))
+    await asyncio.sleep(0)
+    kept = asyncio.create_task(render(rendering, "@a:hs", "*x*"))
+    gone.cancel()
+    assert await kept == Rendered("*x*", "<em>x</em>")
+
+
+@pytest.mark.parametrize(
+    "answer", [b"{}", b"[]", b"[", b'[["", 5, null]]', b"[[]]", b"[5]", b'[["", "x", null], ["x"]]']
+)
+async def test_process_that_answers_what_it_was_not_asked_is_replaced(rendering: Rendering, answer: bytes) -> None:
+    await render(rendering, "@a:hs", "x")
+    process = rendering._short._process
+    assert process is not None
+    os.kill(process.pid, signal.SIGSTOP)
+    task = asyncio.create_task(render(rendering, "@a:hs", "x"))
+    for _ in range(10):  # tasks that hand it to the process; none of them waits for anything
+        await asyncio.sleep(0)
+    assert process._texts
+    process.data_received(len(answer).to_bytes(4, "big") + answer)
+    assert await task == Rendered("x")
+    assert await render(rendering, "@a:hs", "*x*") == Rendered("*x*", "<em>x</em>")
+    assert process.pid not in rendering.pids
+
+
+async def test_answer_without_end_ends_the_process(rendering: Rendering) -> None:
+    await render(rendering, "@a:hs", "x")
+    process = rendering._short._process
+    assert process is not None
+    process.data_received(b"\xff" * (MAX_ANSWERS + 1))
+    await asyncio.wait_for(asyncio.to_thread(process._popen.wait), PATIENCE)
 
 
 async def test_caller_that_goes_away_ends_no_process(rendering: Rendering) -> None:

@@ -4,21 +4,22 @@ import asyncio
 import contextlib
 import json
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from sqlalchemy import insert, select, update
+from sqlalchemy import Connection, insert, select, update
 
 from flowbridge.auth.api_keys import ApiKeys
 from flowbridge.delivery.backpressure import used_bytes
+from flowbridge.models.hooks import Hook
 from flowbridge.models.timing import Timing
 from flowbridge.services.maintenance import LOGGED, Maintenance
 from flowbridge.settings import Settings
-from flowbridge.store import delivery_log, refused, retention, tables
+from flowbridge.store import delivery_log, hooks, refused, retention, tables
 from flowbridge.store.accounts import account_of
 from flowbridge.store.clock import now_ms
 from flowbridge.store.delivery_log import Selection
@@ -26,6 +27,7 @@ from tests.integration.store.test_refused import call
 from tests.rig import (
     ALICE,
     BOB,
+    PATIENCE,
     PLENTY,
     Rig,
     Rooms,
@@ -84,6 +86,7 @@ async def running(
     timing: Timing = QUICK,
     count_share: int = 0,
     flush_refused: Callable[[], Awaitable[None]] | None = None,
+    beside: Sequence[tuple[Callable[[], Awaitable[None]], float]] = (),
     **values: Any,
 ) -> AsyncIterator[None]:
     """Maintenance at work, over and over."""
@@ -94,6 +97,7 @@ async def running(
         cast("ApiKeys", callers or FakeCallers()),
         rig.worker,
         flush_refused=flush_refused,
+        beside=beside,
         timing=timing,
         count_share=count_share,
         give_up_lanes=2,
@@ -242,6 +246,42 @@ async def test_refused_calls_are_written_and_go_with_sent_events(rig: Rig) -> No
         await until(lambda: flushed > 2)
         await rounds(rig, callers)
         assert [row["delivery"] for row in await rig.database.read(look)] == ["refused-new"]
+
+
+async def test_secrets_and_requests_of_hooks_go_at_their_time(rig: Rig) -> None:
+    now = now_ms()
+
+    def put_hooks(connection: Connection) -> None:
+        hooks.add(connection, Hook("ci", "!room:hs"), hooks.NewSecret("old"), now)
+        hooks.rotate(connection, "ci", hooks.NewSecret("new"), now, now - 1)
+        hooks.rotate(connection, "file", hooks.NewSecret("ended"), now, now)
+        hooks.rotate(connection, "file", hooks.NewSecret("newest"), now, now + 1)
+        rows = [
+            {"hook": "ci", "received_at": now - days * DAY, "request": f"{days}", "outcome": "{}"} for days in (31, 29)
+        ]
+        hooks.keep(connection, rows, {"ci": 20})
+
+    def holding() -> set[str]:
+        with rig.database.reading() as connection:
+            return {each.hash for each in hooks.secrets(connection, 0)}
+
+    await rig.database.run(put_hooks)
+    callers = FakeCallers()
+    async with running(rig, callers):
+        await until(lambda: holding() == {"new", "newest"})
+        await rounds(rig, callers)
+        requests = await rig.database.read(partial(hooks.requests, name="ci"))
+        assert [each["request"] for each in requests] == ["29"]
+
+
+async def test_other_recurring_work_is_done_beside(rig: Rig) -> None:
+    done = asyncio.Event()
+
+    async def work() -> None:
+        done.set()
+
+    async with running(rig, beside=[(work, 0.01)]):
+        await asyncio.wait_for(done.wait(), PATIENCE)
 
 
 @pytest.mark.parametrize("why", ["retention", "space"])

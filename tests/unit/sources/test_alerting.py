@@ -27,23 +27,25 @@ def body(name: str) -> str:
     return (PAYLOADS / f"{name}.json").read_text()
 
 
-def made(
-    body: str,
-    *,
-    source: str = "auto",
-    per: str = "notification",
-    template: dict[str, str] | None = None,
-    **headers: str,
-) -> dict[str, Any]:
-    given = {
-        "source": source,
-        "headers": {name.replace("_", "-"): value for name, value in headers.items()},
-        "per": per,
-        "template": template,
+def made(body: str, *, source: str = "auto", per: str = "notification", **headers: str) -> dict[str, Any]:
+    return _made(
+        body,
+        source=source,
+        per=per,
+        headers={name.replace("_", "-"): value for name, value in headers.items()},
+    )
+
+
+def _made(body: str, **given: Any) -> dict[str, Any]:
+    usual: dict[str, Any] = {
+        "source": "auto",
+        "per": "notification",
+        "headers": {},
+        "template": None,
         "is_text": False,
         "plain": False,
     }
-    found: dict[str, Any] = json.loads(webhook(body, given)[0])
+    found: dict[str, Any] = json.loads(webhook(body, {**usual, **given})[0])
     return found
 
 
@@ -626,7 +628,7 @@ def test_template_of_the_page_words_alerts() -> None:
     page = (Path(__file__).parents[3] / "docs" / "hooks.md").read_text()
     section = page.partition("### Alertmanager\n")[2].partition("\n### ")[0]
     template = section.partition("```jinja\n")[2].partition("```")[0]
-    found = made(body("alertmanager/real-0.25-1-firing-two"), template={"markdown": template})
+    found = _made(body("alertmanager/real-0.25-1-firing-two"), template={"markdown": template})
     assert found["warnings"] == []
     assert only(found)["html"].startswith(
         "<p>🔥 <strong>HostDown</strong>: firing 2</p>\n<ul>\n<li>web-1:9100: web-1 &lt;b"

@@ -174,10 +174,17 @@ def test_everybody_is_mentioned_only_as_a_member() -> None:
     assert said({"blocks": blocks}, "slack")["members"] == {"mentions": ["@room"]}
     for text in ("@room @channel @here", "`<!channel>`", "```<!here>```", "<@U024BE7LH>", "&lt;!channel&gt;"):
         assert said({"text": text}, "slack")["members"] == {}
-    assert (
-        said({"content": "@everyone @here @room", "allowed_mentions": {"parse": ["everyone"]}}, "discord")["members"]
-        == {}
-    )
+    quiet: list[dict[str, Any]] = [
+        {"allowed_mentions": {"parse": []}},
+        {"allowed_mentions": {}},
+        {"content": "@room a@here"},
+    ]
+    for allowed in quiet:
+        assert said({"content": "@everyone @here", **allowed}, "discord")["members"] == {}
+    for asked in ({}, {"allowed_mentions": {"parse": ["everyone"]}}):
+        message = said({"content": "@here: down", **asked}, "discord")
+        assert (message["members"], message["body"]) == ({"mentions": ["@room"]}, "@here: down")
+    assert said({"embeds": [{"description": "@everyone"}]}, "discord")["members"] == {}
 
 
 @pytest.mark.parametrize(
@@ -270,3 +277,20 @@ def test_ntfy(payload: Any, headers: dict[str, str], expected: str) -> None:
 )  # fmt: skip
 def test_gotify(payload: Any, expected: str) -> None:
     assert shown(payload, "gotify") == expected
+
+
+@pytest.mark.parametrize(
+    ("payload", "shown_"),
+    [
+        ({"blocks": [{"type": "0x1f", "height": 7}], "chain": "main"}, "chain: main"),
+        ({"content": "", "embeds": [{"vector": [1.5]}], "model": "m"}, "model: m"),
+        ({"topic": "zigbee/door", "message": "open"}, "topic: zigbee/door"),
+        ({"title": "T", "message": "m", "priority": "high"}, "priority: high"),
+        ({"@type": "MessageCard", "id": "x", "level": "info"}, "level: info"),
+    ],
+)
+def test_what_only_looks_like_a_chats_is_summed_up(payload: Any, shown_: str) -> None:
+    """By `auto`: what no chat tool would show is no reason for a 400, which loses it."""
+    found = made(json.dumps(payload))
+    assert (found["source"], found["warnings"]) == ("generic", [])
+    assert shown_ in only(found)["body"]

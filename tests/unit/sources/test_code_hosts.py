@@ -5,7 +5,7 @@ import time
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from flowbridge import sources
@@ -944,6 +944,7 @@ _GIVEN = sorted({each for event in EVENTS.values() for each in (event, "status",
 
 
 @pytest.mark.parametrize("name", NAMES)
+@example(payload={}, event=" ")
 @given(
     payload=st.recursive(
         st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
