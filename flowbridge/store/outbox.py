@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Integer, bindparam, delete, exists, func, select, true, update
@@ -47,18 +48,26 @@ def insert_rows(connection: Connection, rows: Sequence[Mapping[str, Any]]) -> se
     if not rows:
         return set()
     try:
-        with connection.begin_nested():
+        with _whole(connection):
             _insert(connection, rows)
         return set()
     except _ROW_ERRORS:
         refused = set()
         for row in rows:
             try:
-                with connection.begin_nested():
+                with _whole(connection):
                     _insert(connection, [row])
             except _ROW_ERRORS:
                 refused.add(row["delivery"])
         return refused
+
+
+def _whole(connection: Connection) -> AbstractContextManager[Any]:
+    """After an error of a statement PostgreSQL goes on with a savepoint only.
+
+    SQLite takes back what the statement did by itself, and a savepoint would cost it more than an event's insertion.
+    """
+    return connection.begin_nested() if connection.dialect.name == "postgresql" else nullcontext()
 
 
 def insert_one(connection: Connection, row: Mapping[str, Any]) -> bool:

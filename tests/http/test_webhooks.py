@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import secrets
 import threading
 import time
@@ -18,6 +19,7 @@ from tests.http.conftest import KEY, ROOM, Answer, Bridge, post
 from tests.http.hooked import GITHUB, PATH, SECRET, alert, basic, hook, hooked, path_of, signed, tell, told
 from tests.http.test_attachments import Files
 from tests.patience import PATIENCE
+from tests.processes import family_cpu_seconds
 from tests.upstream import Rooms, Upstream
 
 PAYLOADS = Path(__file__).parents[1] / "payloads"
@@ -438,6 +440,30 @@ def test_template_that_never_ends_delays_one_request_and_loses_none(
             list(pool.map(bombed, range(8)))
         assert min(bombed(number) for number in range(8, 14)) < 1.0  # it is not tried each time
         assert len({event.content["body"] for event in rooms.events}) == 15
+
+
+LOOP = (
+    "{% if payload.is_bomb %}{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}{% endif %}"
+    "{{ payload.what }}"
+)
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="the processor time is read from Linux's /proc")
+@pytest.mark.parametrize(
+    ("template", "why"), [(BOMB, "more than a second, or too much memory"), (LOOP, "too many steps")]
+)
+def test_summary_instead_of_a_template_that_never_ends_takes_a_bounded_processor_time(
+    template: str, why: str, upstream: Upstream, rooms: Rooms, tmp_path: Path
+) -> None:
+    with hooked(upstream, tmp_path, hook("bomb", template={"text": template})) as bridge:
+        tell(bridge, unique(), path=path_of("bomb"))  # the process is there
+        before = family_cpu_seconds(os.getpid())
+        for number in range(5):
+            answer = tell(bridge, {"what": f"thing {number}", "is_bomb": 1}, path=path_of("bomb"))
+            assert f"thing {number}" in content(bridge, answer)["body"]
+            assert why in answer.json()["warnings"][0]
+        # The first one's second, another process in the place of the one that it ended, and our own part of it.
+        assert family_cpu_seconds(os.getpid()) - before < 5
 
 
 # repeats
