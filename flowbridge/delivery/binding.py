@@ -187,10 +187,13 @@ class _Event:
         if so_far is not None and decision == "nothing":
             self._remember(so_far, so_far.story.confirmed(chapter, number))
             return Resolved(row.content, self._history(why), row.binding, said=self._says(so_far))
+        bound, said = replace(binding, bound_as=row.txn_id, number=number), Said(chapter, row.delivery, number)
+        if so_far is None and decision == "new" and not (binding.bound_as or binding.targets()):
+            self._all.assign(self._key, row.delivery, story=Story(said, events=max(events, number)))
+            return self._written(row.content, self._history(), bound)  # most of them: nothing changes
         content = json.loads(row.content)
         if binding.bound_as:
             content = relations.unbound(content)
-        bound, said = replace(binding, bound_as=row.txn_id, number=number), Said(chapter, row.delivery, number)
         if so_far is not None and decision == "update":
             if binding.on_update == "edit":
                 content = {**content, "m.mentions": {}}
@@ -213,7 +216,10 @@ class _Event:
             if self._is_ahead:
                 raise _TooEarly
             return Resolved(self._row.content, history, missing=bound.missing)
-        written, kept = canonical_json.write(bound.content), keeps.to_json() if keeps else None
+        return self._written(canonical_json.write(bound.content), history, keeps)
+
+    def _written(self, written: bytes, history: list[dict[str, Any]], keeps: Binding | None) -> Resolved:
+        kept = keeps.to_json() if keeps else None
         self._all.bind(self._row, written, history, kept)
         return Resolved(written, history, kept)
 
