@@ -229,7 +229,7 @@ def test_body_that_is_no_object_is_refused(bad: httpx.Client) -> None:
 def test_name_that_is_taken_and_token_of_another_hook_are_refused(admin: httpx.Client) -> None:
     made(admin, verification={"secret": CANARY})
     assert refused(admin.post("/hooks", json={"name": "ci", "room": ROOM}), 409) == (
-        "there is a hook ci already: PUT /hooks/ci changes it"
+        "there is a hook ci already: PUT /hooks/ci changes it, and so does `flowbridge hooks create ci … --replace`"
     )
     other = {"name": "other", "room": ROOM, "verification": {"secret": CANARY}}
     assert problems(admin.post("/hooks", json=other)) == {
