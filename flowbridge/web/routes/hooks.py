@@ -55,11 +55,11 @@ class HookDefinition(TypedDict, total=False):
     source: Annotated[Source, Field(description="Which tool it listens to; `auto` (default) tells it by the request.")]
     verification: VerificationObject
     template: Annotated[
-        dict[str, str],
+        dict[str, str] | str,
         Field(
             description="Templates (minijinja) for members of a message: one of `text`, `markdown` and `html`, and "
-            "others beside it. A string is one for `text`. Up to 16 KiB.",
-            examples=[{"markdown": "**{{ payload.title }}** {{ payload.status }}"}],
+            "others beside it. A string is one for `markdown`. Up to 16 KiB.",
+            examples=[{"markdown": "**{{ payload.title }}** {{ payload.status }}", "key": "{{ payload.host }}"}],
         ),
     ]
     per: Annotated[Literal["notification", "alerts"], Field(description="One message for each of these.")]
@@ -68,14 +68,24 @@ class HookDefinition(TypedDict, total=False):
         Field(description="What news of the same thing is to its first message; `edit` by default."),
     ]
     mention: Annotated[
-        list[str], Field(description="Whom to ping when something begins to fire: user ids, `@room`.", max_length=50)
+        list[str],
+        Field(
+            description="Whom to ping when something begins to fire: user ids, `@room`.",
+            examples=[["@oncall:example.org"]],
+            max_length=50,
+        ),
     ]
     mentions: Annotated[
         Literal["never", "firing", "template"], Field(description="Who may be pinged at all; `firing` by default.")
     ]
     ignore: Annotated[
         list[str],
-        Field(description="The sender's names of events that are not shown.", examples=[["push"]], max_length=100),
+        Field(
+            description="The sender's names of events that are not shown: `issues`, or `issues.closed`. With a plus "
+            "(`+issues.labeled`), one that is shown although its source leaves it out by default.",
+            examples=[["push", "issues.closed", "+issues.labeled"]],
+            max_length=100,
+        ),
     ]
     keep_requests: Annotated[int, Field(ge=0, le=20, description="How many past requests are kept; 20 by default.")]
 
@@ -149,7 +159,7 @@ class PreviewRequest(TypedDict, total=False):
     body: Annotated[Any, Field(description="A request's body: JSON, or a string with the text of one.")]
     headers: Annotated[dict[str, str], Field(examples=[{"X-GitHub-Event": "push"}])]
     request: Annotated[str, Field(description="The id of a kept request, instead of a body.")]
-    template: Annotated[dict[str, str], Field(description="To be tried instead of the hook's own.")]
+    template: Annotated[dict[str, str] | str, Field(description="To be tried instead of the hook's own.")]
 
 
 class Preview(TypedDict):
