@@ -251,7 +251,7 @@ def test_doctor_tells_of_a_bad_file() -> None:
         (wrong, "hooks.yaml: /1/room is required"),
         (
             "- name: one\n  room: '!r:hs'\n  template: '{{ payload|nope }}'\n",
-            "hooks.yaml: the hook one: /template/text filter nope is unknown (line 1)",
+            "hooks.yaml: the hook one: /template/markdown filter nope is unknown (line 1)",
         ),
         ("hooks: [", "hooks.yaml is not YAML: expected the node content, but found '<stream end>' at line 1"),
     ):
