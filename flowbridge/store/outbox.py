@@ -215,10 +215,13 @@ def outcomes(connection: Connection, deliveries: Sequence[str]) -> dict[str, tup
 
 
 def sent_last(connection: Connection, limit: int) -> list[tuple[int, int]]:
-    """When events were sent (ms), the last one first, and how many attempts each took."""
+    """When events were sent (ms), the last one first, and how many attempts each took.
+
+    Without those that had nothing new to say: the homeserver was not asked.
+    """
     found = connection.execute(
         select(outbox.c.settled_at, outbox.c.attempts)
-        .where(outbox.c.settled_at.is_not(None), SENT)
+        .where(outbox.c.settled_at.is_not(None), SENT, outbox.c.attempts > 0)
         .order_by(outbox.c.settled_at.desc())
         .limit(limit)
     )
