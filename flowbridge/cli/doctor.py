@@ -191,7 +191,8 @@ async def _hook_rooms(core: Core) -> list[Finding]:
             more = f" and {len(names) - 1} more" if names[1:] else ""
             findings.append(Finding("hooks", False, f"{names[0]}{more}: {wrong}"))
     if of_rooms and not findings:
-        findings.append(Finding("hooks", True, f"{len(found)}; the bot is in their rooms"))
+        which = "their rooms" if len(of_rooms) <= MAX_ASKED else f"the first {MAX_ASKED} of their {len(of_rooms)} rooms"
+        findings.append(Finding("hooks", True, f"{len(found)}; the bot is in {which}"))
     return findings
 
 
