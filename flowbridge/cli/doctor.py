@@ -165,7 +165,8 @@ async def _hooks(core: Core) -> list[Finding]:
         with core.database.reading() as connection:
             failing, unreadable = hooks.failing(connection), core.registry.unreadable(connection)
         for name, failure in sorted(failing.items()):
-            says = f"the template of {name} failed, and a summary was sent: {failure}"
+            why = failure.partition(" sent: ")[2] or failure
+            says = f"the template of {name} failed, and a summary was sent: {why}"
             findings.append(Finding("hooks", False, f"{says}; `flowbridge hooks preview {name}` tries it"))
         for name in unreadable:
             says = f"the secret of {name} was written with another FLOWBRIDGE_SECRET_KEY: set that one, or"

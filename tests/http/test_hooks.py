@@ -529,6 +529,14 @@ def test_template_that_fails_is_refused_in_a_preview_and_in_no_request(
     assert "failure" not in admin.get("/hooks/ci").json()
 
 
+def test_request_that_is_not_its_source_s_is_no_failure_of_a_template(bridge: Bridge, admin: httpx.Client) -> None:
+    """The line that making a hook prints is such a request."""
+    hook = made(admin, source="alertmanager")
+    answer = tell(bridge, f"/hooks/ci/{hook['secret']}", {"text": "A test of the hook ci"})
+    assert "it has no list of alerts" in answer.json()["warnings"][0]
+    assert "failure" not in admin.get("/hooks/ci").json()
+
+
 @pytest.mark.parametrize(
     ("value", "wrong"),
     [
