@@ -630,6 +630,8 @@ def test_line_to_try_it_works_in_a_shell(upstream: Upstream, tmp_path: Path, roo
         {"scheme": "grafana", "timestamp_header": "X-Time"},
         {"scheme": "hmac", "header": "X-Own", "prefix": 'v1=$x`"\\', "secret": "it's-a-secret-$of`mine"},
         {"scheme": "hmac", "header": "X-Own", "encoding": "base64", "timestamp_header": "X-Time"},
+        {"scheme": "hmac", "header": "X-`false`$HOME", "timestamp_header": "X-`false`$USER"},
+        {"scheme": "grafana", "timestamp_header": "X-`false`$HOME"},
     ]
     with running(upstream, tmp_path) as bridge:
         headers = {"X-API-Key": KEY}
