@@ -93,3 +93,11 @@ def test_secrets_of_hooks_are_nowhere(
     for file in tmp_path.iterdir():
         if file.name != "hooks.yaml":
             assert CANARY.encode() not in file.read_bytes().lower(), file
+
+
+@pytest.mark.parametrize("more", ["/x/y", "//", "/preview/x", "/requests/1/2"])
+def test_path_of_nothing_does_not_tell_which_hooks_there_are(upstream: Upstream, tmp_path: Path, more: str) -> None:
+    with hooked(upstream, tmp_path) as bridge:
+        found = {bridge.ask(told({}, path=f"/hooks/{name}{more}")).body for name in ("any", "no-such-hook")}
+    assert len(found) == 1
+    assert b"there is nothing at" in found.pop()
