@@ -73,8 +73,8 @@ def test_file_may_have_none(path: Path, text: str) -> None:
         ("[" * 5_000, "is not YAML: it is nested too deeply"),
         ("x" * (4 * 1024**2 + 1), "is not YAML: it is larger than 4 MiB"),
         *(  # PyYAML has no error of its own for these
-            (text, "is not YAML: a value is not what its tag, or its form, says: put it in quotes")
-            for text in ('- !!int ""', "- !!bool x", "- !!timestamp x", '- "\\UFFFFFFFF"', f"- !!int {CANARY}", "- 2026-99-99")
+            (f"- {value}", "is not YAML: a value is not what its tag, or its form, says: put it in quotes")
+            for value in ('!!int ""', "!!bool x", "!!timestamp x", r'"\UFFFFFFFF"', f"!!int {CANARY}", "2026-99-99")
         ),
     ],
 )
