@@ -37,7 +37,7 @@ from flowbridge.web import cors, streaming
 from flowbridge.web.endpoint import FORWARDED, LOG, Handler, error_answer
 from flowbridge.web.event_stream import EventStream
 from flowbridge.web.explained import explained
-from flowbridge.web.masking import PLAIN, masked
+from flowbridge.web.masking import masked
 from flowbridge.web.routing import Route
 
 Tree = dict[str, Any]
@@ -136,7 +136,7 @@ class Middleware:
         log.info(
             "request",
             method=scope["method"],
-            path=path[:MAX_LOGGED] if path[1:2] in PLAIN else masked(path[:MAX_LOGGED], self._is_hook),
+            path=masked(path[:MAX_LOGGED], self._is_hook),
             status=response.status_code,
             ms=round((time.perf_counter() - started) * 1000, 1),
             client=client[0] if client else None,

@@ -34,6 +34,13 @@ def requests() -> Iterator[bytes]:
             *(f"/webhook/{token}", f"/webhooks/{token}", f"/webhook/{token}/x", f"/api/v1/matrix/hook/{token}"),
             *(f"/services/T0/B0/{token}", f"/services/{token}", f"/services/T0/B0/{token}/x"),
             *(f"/api/webhooks/1/{token}", f"/api/webhooks/1/{token}/slack", f"/api/webhooks/1/{token}/github"),
+            *(f"/hooks/plain/test/{token}", f"/hooks/plain/requests/{token}", f"/hooks/plain/requests/1/{token}"),
+            *(
+                f"/r/hooks/plain/{token}",
+                f"/relay/hooks/none/{token}",
+                f"/bridge/webhook/{token}",
+                f"/x/services/{token}",
+            ),
         ]
         for path in paths:
             for method in ("POST", "PUT", "GET", "DELETE", "OPTIONS"):
