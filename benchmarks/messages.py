@@ -17,7 +17,7 @@ from benchmarks.report import Run, Section, Target, say
 from benchmarks.servers import Command, PeerError, Server, free_port, running
 from flowbridge.cli.demo.synapse import LocalSynapse
 
-ROUNDS = 9
+ROUNDS = 15
 SECONDS = 1.0  # of a round: what a machine does beside changes from one ten seconds to the next
 MESSAGES_PATH = SEND_PATH.replace("/send/m.room.message", "/messages")
 MARKDOWN = (

@@ -77,7 +77,7 @@ class Server:
         for path in Path("/proc").glob("[0-9]*/stat"):
             with suppress(FileNotFoundError, ProcessLookupError):
                 stat = path.read_text().rpartition(")")[2].split()  # a command's name may hold spaces
-                if stat[3] == str(self.pid):
+                if str(self.pid) in (stat[1], stat[3]):  # its children in sessions of their own render texts
                     yield stat
 
 

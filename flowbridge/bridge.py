@@ -237,7 +237,7 @@ class Core:
             beside=[
                 (self.registry.refresh, self.timing.key_refresh_seconds),
                 (self.registry.flush, self.timing.refused_seconds),
-                (self.requests.flush, self.timing.refused_seconds),
+                (self.requests.flush, self.timing.kept_seconds),
             ],
             timing=self.timing,
         )

@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 
 from tests.node import missing
-from tests.patience import until
+from tests.patience import PATIENCE, until
 from tests.processes import free_port
 
 CONFIG = """
@@ -48,7 +48,7 @@ class Alertmanagers:
     def repeat(self, times: int = 3) -> None:
         """Wait until they have told the hook so many times more."""
         wanted = self.requests() + times
-        until(lambda: self.requests() >= wanted)
+        until(lambda: self.requests() >= wanted, 5 * PATIENCE)
 
     def requests(self) -> int:
         """How often they have told the hook, or tried to."""

@@ -43,8 +43,8 @@ def pytest_runtestloop() -> None:
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """For `-n auto`: three workers on two cores, since tests wait for processes and deadlines much of their time."""
-    return max(2, (os.cpu_count() or 1) * 3 // 2)
+    """For `-n auto`: four workers on two cores, since tests wait for processes and deadlines much of their time."""
+    return max(4, (os.cpu_count() or 1) * 3 // 2)
 
 
 def require_postgres(*, private: bool = False) -> None:

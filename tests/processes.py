@@ -7,19 +7,24 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeAlias
 
 import httpx
 
+from tests.forked import Forked
 from tests.patience import PATIENCE
 
 REPOSITORY = Path(__file__).parents[1]
 FLOWBRIDGE = str(Path(sys.executable).with_name("flowbridge"))
 TIED = str(Path(__file__).with_name("tied.py"))
+COMMAND_SECONDS = 4 * PATIENCE  # the demo starts a homeserver
+Running: TypeAlias = "subprocess.Popen[str] | Forked"
 # Children get only these of our variables: no setting of this shell may leak into a bridge.
 KEPT_ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "TMPDIR")
 
@@ -31,33 +36,66 @@ def environment(settings: Mapping[str, str]) -> dict[str, str]:
 
 
 def run(*arguments: str, stdin: str = "", **settings: str) -> "subprocess.CompletedProcess[str]":
+    """`flowbridge` with these arguments, to its end; forked: tests/forked.py."""
+    with tempfile.TemporaryDirectory() as folder:
+        streams = {name: Path(folder) / name for name in ("stdin", "stdout", "stderr")}
+        streams["stdin"].write_text(stdin)
+        process = Forked(arguments, environment(settings), **streams)
+        try:
+            code = process.wait(COMMAND_SECONDS)
+        finally:
+            process.kill()
+        said = [streams[name].read_text() for name in ("stdout", "stderr")]
+    return subprocess.CompletedProcess(["flowbridge", *arguments], code, *said)
+
+
+def run_installed(*arguments: str, stdin: str = "", **settings: str) -> "subprocess.CompletedProcess[str]":
+    """The same, by the command as it is installed."""
     return subprocess.run(
         [FLOWBRIDGE, *arguments],
         env=environment(settings),
         input=stdin,
         text=True,
         capture_output=True,
-        timeout=4 * PATIENCE,  # the demo starts a homeserver
+        timeout=COMMAND_SECONDS,
     )
 
 
 @contextmanager
-def serving(
-    *, log: Path | None = None, cwd: Path | None = None, **settings: str
-) -> Iterator[tuple[str, "subprocess.Popen[str]"]]:
-    """A running `flowbridge serve`: its URL and process."""
+def serving(*, log: Path | None = None, cwd: Path | None = None, **settings: str) -> Iterator[tuple[str, Running]]:
+    """A running `flowbridge serve`: its URL and process; forked, as `run`."""
     with serving_at(free_port(), settings, log=log, cwd=cwd) as found:
         yield found
 
 
 @contextmanager
+def serving_installed(
+    *, log: Path | None = None, cwd: Path | None = None, **settings: str
+) -> Iterator[tuple[str, Running]]:
+    """The same, by the command as it is installed."""
+    with serving_at(free_port(), settings, log=log, cwd=cwd, installed=True) as found:
+        yield found
+
+
+@contextmanager
 def serving_at(
-    port: int, settings: Mapping[str, str], *, log: Path | None = None, cwd: Path | None = None
-) -> Iterator[tuple[str, "subprocess.Popen[str]"]]:
+    port: int,
+    settings: Mapping[str, str],
+    *,
+    log: Path | None = None,
+    cwd: Path | None = None,
+    installed: bool = False,
+) -> Iterator[tuple[str, Running]]:
     """The same, on a port that the test chooses."""
-    command = [FLOWBRIDGE, "serve", "--port", str(port)]
-    with (log or Path(os.devnull)).open("w") as errors:
-        process = subprocess.Popen(command, env=environment(settings), cwd=cwd, stderr=errors, text=True)
+    command = ["serve", "--port", str(port)]
+    process: Running
+    if installed:
+        with (log or Path(os.devnull)).open("w") as errors:
+            process = subprocess.Popen(
+                [FLOWBRIDGE, *command], env=environment(settings), cwd=cwd, stderr=errors, text=True
+            )
+    else:
+        process = Forked(command, environment(settings), cwd=cwd, stderr=log or Path(os.devnull))
     try:
         yield _answering(f"http://127.0.0.1:{port}", process), process
     finally:
@@ -65,7 +103,7 @@ def serving_at(
         process.wait(PATIENCE)
 
 
-def _answering(url: str, process: "subprocess.Popen[str]") -> str:
+def _answering(url: str, process: Running) -> str:
     deadline = (
         time.monotonic() + 2 * PATIENCE
     )  # a start takes one second of processor time, and took 35 s on a busy machine

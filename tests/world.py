@@ -30,7 +30,7 @@ def main() -> None:
         port, log = free_port(), Path(folder) / "log"
 
         def start() -> None:
-            _, process = running.enter_context(serving_at(port, settings, log=log))
+            _, process = running.enter_context(serving_at(port, settings, log=log, installed=True))
             running.callback(process.kill)
 
         start()

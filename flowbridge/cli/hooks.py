@@ -39,7 +39,7 @@ _OPTIONS = {
     "/body": "the body",
     "/request": "--request",
 }
-_FORMATS = {".html": "html", ".htm": "html", ".md": "markdown", ".markdown": "markdown"}
+_FORMATS = {".html": "html", ".htm": "html", ".txt": "text"}  # any other is Markdown
 _OF_TEMPLATES = (".j2", ".jinja", ".jinja2")
 
 
@@ -268,7 +268,7 @@ def _template(path: Path) -> Any:
             return json.loads(text)
         except ValueError as error:
             raise Usage(f"--template: {printable(as_text(str(path)))} is not JSON: {error}") from None
-    return {_FORMATS.get(plain.suffix.lower(), "text"): text.rstrip("\n")}
+    return {_FORMATS.get(plain.suffix.lower(), "markdown"): text.rstrip("\n")}
 
 
 def _header(text: str) -> tuple[str, str]:

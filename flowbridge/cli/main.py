@@ -370,7 +370,8 @@ HookName = Annotated[str, typer.Argument(metavar="NAME", help="As `hooks list` s
 Template = Annotated[
     Path | None,
     typer.Option(
-        metavar="FILE", help="A template for the text; .md and .html say its format, .json holds one for each member."
+        metavar="FILE",
+        help="A template in Markdown; .html and .txt say another format, .json holds one for each member.",
     ),
 ]
 SecretFile = Annotated[

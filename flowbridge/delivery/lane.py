@@ -222,8 +222,9 @@ class Lane:
 
     async def _deliver(self, pending: PendingDelivery) -> float:
         """Try until it is settled; returns 0, or for how many seconds the lane is to rest first."""
-        if pending.idem is not None:
-            # The commit tells whether it is new. Awaited even when done: the worker's callback has to run first.
+        if pending.idem is not None or pending.row.binding is not None:
+            # The commit tells whether it is new; what it refers to is found after it. Awaited even when done: the
+            # worker's callback has to run first.
             await asyncio.wait([pending.committed])
         if pending.row.binding is not None and binding.is_due(pending.row) and not await self._bind(pending):
             return 0.0
@@ -275,8 +276,9 @@ class Lane:
         return False
 
     def _is_to_be_bound(self, pending: PendingDelivery) -> bool:
-        is_open = pending.outcome is None and not pending.withdrawn
-        return pending.row.binding is not None and is_open and binding.is_due(pending.row)
+        if pending.row.binding is None or pending.outcome is not None or pending.withdrawn:
+            return False
+        return pending.is_stored and binding.is_due(pending.row)
 
     def _take_over(self, pending: PendingDelivery, resolved: binding.Resolved) -> None:
         """What the store says of its relations. Without a need to send it, it has ended."""

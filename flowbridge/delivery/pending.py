@@ -94,6 +94,7 @@ class PendingDelivery:
         """The delivery of a queued row that was read from the store."""
         pending = cls(row)
         pending._counted = pending._written = True
+        pending.committed.set_result(None)
         pending.renew(row)
         return pending
 
@@ -109,6 +110,12 @@ class PendingDelivery:
     attempts: ClassVar[int] = _read_only("_attempts")
     history: ClassVar[list[dict[str, Any]]] = _read_only("_history")
     outcome: ClassVar[Outcome | None] = _read_only("_outcome")
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether its row is on the disk, and its own."""
+        done = self.committed.done() and not self.committed.cancelled()
+        return done and self.committed.exception() is None and self._existing is None
 
     @property
     def is_awaited(self) -> bool:

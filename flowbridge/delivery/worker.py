@@ -129,7 +129,7 @@ class Worker:
         """Accept a new delivery: straight into its lane if that is held here and short, else by way of the store.
 
         With several replicas always by way of the store, which alone knows what another one accepted before. So do
-        messages of several events, and those whose target is yet to be found. Raises StoreFull.
+        messages of several events. Raises StoreFull.
         """
         self._backpressure.admit(pending.row.lane, pending.caller, pending.size)
         if pending.following:
@@ -137,8 +137,8 @@ class Worker:
             return
         lane = self._lanes.get(pending.row.lane)
         well = self._database.is_sqlite and not self._database.trouble  # else the event may go out and its commit fail
-        direct = lane is not None and well and lane.may_enqueue() and self._batch() > 1 and pending.row.binding is None
-        urgent = not direct or pending.idem is not None or not pending.waiters
+        direct = lane is not None and well and lane.may_enqueue() and self._batch() > 1
+        urgent = not direct or pending.idem is not None or pending.row.binding is not None or not pending.waiters
         if lane is None or not self._database.is_sqlite or not lane.is_held():
             pending.mark_dirty()
         self._backpressure.add(pending)

@@ -22,6 +22,7 @@ MULTIPART = "multipart/form-data"
 
 _PAYLOADS = ("payload", "data", "payload_json")  # fields that hold JSON: GitHub's and Slack's, Uptime Kuma's, Discord's
 _BEGINNINGS = ("{", "[", '"')  # of JSON: `42` is the text 42
+_EMPTY = "the body is empty: there is nothing to say"
 _FIELD = re.compile(r"[\w.\-\[\]:%+]{1,100}=[^\s]*", re.ASCII)  # of a form as programs write it: curl's -d is a text
 _BOM = "\ufeff"
 
@@ -38,7 +39,7 @@ def read(raw: bytes, headers: Headers, limit: int) -> Body:
     content_type = headers.get("content-type", "")
     kind = essence(content_type)
     if not raw or raw.isspace():
-        raise BadRequest("the body is empty: there is nothing to say")
+        raise BadRequest(_EMPTY)
     if kind in ("application/xml", "text/xml") or kind.endswith("+xml") or raw[:100].lstrip()[:5].lower() == b"<?xml":
         raise UnsupportedMedia("XML is not read here: send JSON, a form with a field `payload`, or a text")
     if kind == MULTIPART:
@@ -48,6 +49,8 @@ def read(raw: bytes, headers: Headers, limit: int) -> Body:
     if start in _BEGINNINGS:
         return Body(text, "either" if kind == "text/plain" else "json")
     text = text.strip()
+    if not text:  # more is a space in Unicode than in ASCII
+        raise BadRequest(_EMPTY)
     if kind == FORM and text.count("&") < MAX_FIELDS and all(map(_FIELD.fullmatch, text.split("&"))):
         return _of_fields(parse_qsl(text, keep_blank_values=True, errors="replace"))
     return Body(text, "text")

@@ -7,13 +7,18 @@ T = TypeVar("T")
 
 
 class Turns(Generic[T]):
-    """One item of each caller after another; those of one caller in the order in which they came."""
+    """One item of each caller after another; those of one caller in the order in which they came.
+
+    A caller that had nothing waiting comes first, as in FQ-CoDel (RFC 8290 §4.2), once in each round: until the others
+    had their turn, its place is kept, if only to be passed over.
+    """
 
     def __init__(self) -> None:
-        self._queues: OrderedDict[str, deque[T]] = OrderedDict()  # none is empty
+        self._queues: OrderedDict[str, deque[T]] = OrderedDict()
+        self._waiting = 0
 
     def __bool__(self) -> bool:
-        return bool(self._queues)
+        return self._waiting > 0
 
     def of(self, caller: str) -> int:
         """How many items of a caller wait."""
@@ -24,17 +29,27 @@ class Turns(Generic[T]):
         queue = self._queues.get(caller)
         if queue is None:
             queue = self._queues[caller] = deque()
+            self._queues.move_to_end(caller, last=False)
         queue.append(item)
+        self._waiting += 1
 
     @property
     def next(self) -> T:
-        """The item whose turn it is, which stays. Raises StopIteration when there is none."""
-        return next(iter(self._queues.values()))[0]
+        """The item whose turn it is, which stays. Raises IndexError when there is none."""
+        while self._queues:
+            caller, queue = next(iter(self._queues.items()))
+            if queue:
+                return queue[0]
+            del self._queues[caller]
+        raise IndexError("nothing waits")
 
     def take(self) -> T:
-        """The item whose turn it is, which leaves. Raises KeyError when there is none."""
-        caller, queue = self._queues.popitem(last=False)
-        item = queue.popleft()
-        if queue:
-            self._queues[caller] = queue
+        """The item whose turn it is, which leaves. Raises IndexError when there is none."""
+        item = self.next
+        caller = next(iter(self._queues))
+        self._queues[caller].popleft()
+        self._queues.move_to_end(caller)
+        self._waiting -= 1
+        if not self._waiting:
+            self._queues.clear()
         return item

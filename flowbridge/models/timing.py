@@ -61,6 +61,7 @@ class Timing:
     count_seconds: float = 10.0  # between two counts, and two censuses, of what is in the store
     purge_seconds: float = 60.0
     refused_seconds: float = 1.0  # until a refused call is in the delivery log
+    kept_seconds: float = 5.0  # until requests to hooks are kept for their owner: of a flood the last ones are written
     give_up_seconds: float = 60.0  # also after a start: what the bridge's own outage made too old may still be sent
     forget_seconds: float = 600.0
     upkeep_retry_seconds: float = 10.0  # after maintenance work that failed

@@ -25,7 +25,8 @@ Text = tuple[str, str, Any]  # its format, the text itself, the users whose name
 Render = Callable[[str, Any], tuple[str, str | None]]
 
 CPU_SECONDS = 1.0  # for the texts of one request: the worst 32 KiB take 0.04
-ANSWER_SECONDS = 0.002  # after which the texts that are done do not wait for the others
+ANSWER_SECONDS = 0.002  # after which the texts that are done do not wait for the others …
+ANSWER_LENGTH = 1_000  # … nor for one that is longer than this, and may take as long
 MEMORY_BYTES = 512 * 1024 * 1024
 MAX_OUTPUT = 128 * 1024  # characters; an event holds half of that
 MAX_HOOK_OUTPUT = 384 * 1024  # of all messages that a webhook becomes, beyond what was in its body
@@ -58,12 +59,11 @@ def serve() -> None:
         signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)  # SIGPROF, for which there is no handler, ends the process
         answers, began = list[bytes](), time.monotonic()
         for text in texts:
-            answers.append(_answer(text, renders))
-            if time.monotonic() - began > ANSWER_SECONDS:
+            if answers and (len(text[1]) > ANSWER_LENGTH or time.monotonic() - began > ANSWER_SECONDS):
                 _write(stream, answers)
                 answers, began = [], time.monotonic()
-        if answers:
-            _write(stream, answers)
+            answers.append(_answer(text, renders))
+        _write(stream, answers)
         signal.setitimer(signal.ITIMER_PROF, 0.0)
 
 

@@ -31,7 +31,7 @@ from flowbridge.rendering.child import MAX_ANSWERS, NO_MEMORY
 
 SHORT_BYTES = 2_560  # of a request: 2 KiB of the worst text take 4 ms of the processor, 32 KiB of it 40 ms
 HOOK_BYTES = 64 * 1024  # of a request to a hook: GitHub's largest usual ones are 30 kB, and take 1 ms
-TOGETHER_BYTES = 8 * 1024  # of short texts that go together: of the worst ones, 16 ms for which the next ones wait
+TOGETHER_BYTES = 4 * 1024  # of short texts that go together: of the worst ones, 8 ms for which the next ones wait
 WAITING = 256  # texts of one caller: each is held in memory
 TURN_SECONDS = 20.0
 RETRY_MS = 1_000

@@ -121,13 +121,15 @@ class Messages:
     async def react(self, credential: Credential, room: str, value: Json, how: How, patience: float) -> Told:
         scopes.permit(credential.key, shaping.REACTION)
         reaction = message.read_reaction(value)
-        shaped, binding = [shaping.react(reaction)], Binding(reacts=reaction.target)
+        binding = Binding(reacts=reaction.target)
+        shaped = [shaping.react(reaction)]
         return await self.send(credential, room, shaped, _meant(how, value), patience, binding=binding)
 
     async def redact(self, credential: Credential, room: str, value: Json, how: How, patience: float) -> Told:
         scopes.permit(credential.key, shaping.REDACTION)
         redaction = message.read_redaction(value)
-        shaped, binding = [shaping.redact(redaction)], Binding(redacts=redaction.target)
+        binding = Binding(redacts=redaction.target)
+        shaped = [shaping.redact(redaction)]
         return await self.send(credential, room, shaped, _meant(how, value), patience, binding=binding)
 
     async def send(
@@ -140,7 +142,10 @@ class Messages:
         attachments: Sequence[Attachment] = (),
         binding: Binding = NONE,
     ) -> Told:
-        """Send the events of a message, the last of which are its files. `binding`: whose targets are to be there."""
+        """Send the events of a message, the last of which are its files.
+
+        `binding`: what it refers to; the events that it names are looked for.
+        """
         room = await self.room(credential, room, shaped[0].type)
         if any(event.binding.is_open for event in shaped):
             await self._check_bindings(credential, room, shaped)

@@ -7,8 +7,7 @@ will be sent; or its outcome is unknown, and how to find out.
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from flowbridge import log
 from flowbridge.auth.callers import Callers, Credential
@@ -24,8 +23,7 @@ from flowbridge.services import room_upgrades
 from flowbridge.services.acceptance import Acceptance, How, Receipt
 
 
-@dataclass(frozen=True, slots=True)
-class Told:
+class Told(NamedTuple):  # a frozen dataclass takes 1 µs more to make, which is for each send
     """What a caller hears of an accepted event: exactly one of `event_id`, `error` and `status`.
 
     `status` (queued, sent, dead): how far it is; to be answered with a 202. `replayed`: it had been accepted before,
@@ -94,10 +92,10 @@ class Sender:
 
     async def _told_together(self, receipt: Receipt, outcomes: Sequence[Outcome | None]) -> Told:
         told = [
-            await self._told_of(replace(receipt, pending=pending), outcome)
+            await self._told_of(receipt._replace(pending=pending), outcome)
             for pending, outcome in zip((receipt.pending, *receipt.following), outcomes, strict=True)
         ]
-        return replace(told[0], following=tuple(told[1:]))
+        return told[0]._replace(following=tuple(told[1:]))
 
     async def _outcomes(self, receipt: Receipt, how: How, seconds: float) -> list[Outcome | None]:
         """Of all events of a message. Waited for at once: those behind a refused one hear it, too."""

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, bindparam, delete, exists, func, select, true, update
+from sqlalchemy import Connection, Integer, bindparam, delete, exists, func, select, true, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DataError, IntegrityError
 
@@ -113,8 +113,15 @@ def taken(connection: Connection, keys: Sequence[str]) -> dict[str, Taken]:
 
 def fetch(connection: Connection, lane: str, limit: int = BATCH) -> list[Row]:
     """The first queued events of a lane."""
-    found = select(*_ROW).where(outbox.c.lane == lane, QUEUED).order_by(outbox.c.id).limit(limit)
-    return [_row(values) for values in connection.execute(found)]
+    return [_row(values) for values in connection.execute(_FETCH, {"lane_": lane, "limit_": limit})]
+
+
+_FETCH = (
+    select(*_ROW)
+    .where(outbox.c.lane == bindparam("lane_"), QUEUED)
+    .order_by(outbox.c.id)
+    .limit(bindparam("limit_", type_=Integer))
+)
 
 
 def waiting(connection: Connection, delivery: str) -> tuple[Row, str | None] | None:
@@ -208,10 +215,13 @@ def outcomes(connection: Connection, deliveries: Sequence[str]) -> dict[str, tup
 
 
 def sent_last(connection: Connection, limit: int) -> list[tuple[int, int]]:
-    """When events were sent (ms), the last one first, and how many attempts each took."""
+    """When events were sent (ms), the last one first, and how many attempts each took.
+
+    Without those that had nothing new to say: the homeserver was not asked.
+    """
     found = connection.execute(
         select(outbox.c.settled_at, outbox.c.attempts)
-        .where(outbox.c.settled_at.is_not(None), SENT)
+        .where(outbox.c.settled_at.is_not(None), SENT, outbox.c.attempts > 0)
         .order_by(outbox.c.settled_at.desc())
         .limit(limit)
     )

@@ -90,7 +90,7 @@ async function until(look, patience = 60_000) {
         const found = await look();
         if (found) return found;
         if (Date.now() > ends) throw new Error(`nothing came of it: ${look}`);
-        await new Promise((resolve) => setTimeout(resolve, 20));
+        await new Promise((resolve) => setTimeout(resolve, 100)); // a look costs the homeserver 10 ms of the processor
     }
 }
 

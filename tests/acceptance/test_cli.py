@@ -14,7 +14,8 @@ from flowbridge import __version__
 from flowbridge.cli.demo.synapse import Account, LocalSynapse
 from tests.conftest import MakeRoom
 from tests.patience import PATIENCE
-from tests.processes import run, serving
+from tests.processes import run_installed as run
+from tests.processes import serving_installed as serving
 
 
 @pytest.fixture(autouse=True)

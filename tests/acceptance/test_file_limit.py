@@ -48,7 +48,7 @@ def limits_of(pid: int) -> tuple[str, str]:
 
 def test_soft_limit_is_raised_to_the_hard_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     bound_to("ulimit -Sn 200", monkeypatch, tmp_path)
-    with Upstream() as upstream, processes.serving(cwd=tmp_path, BASE_URL=upstream.url) as (_, process):
+    with Upstream() as upstream, processes.serving_installed(cwd=tmp_path, BASE_URL=upstream.url) as (_, process):
         soft, hard = limits_of(process.pid)
     assert soft == hard != "200"
 
@@ -63,7 +63,9 @@ def test_callers_who_take_all_files_are_refused_and_the_others_served(
     settings = {"ACCESS_TOKEN": "bot", "FLOWBRIDGE_API_KEYS": KEY}
     with ExitStack() as stack:
         upstream = stack.enter_context(Upstream())
-        url, _ = stack.enter_context(processes.serving(log=log, cwd=tmp_path, BASE_URL=upstream.url, **settings))
+        url, _ = stack.enter_context(
+            processes.serving_installed(log=log, cwd=tmp_path, BASE_URL=upstream.url, **settings)
+        )
         hogs = []
         while True:
             hog = stack.enter_context(RawClient(url))

@@ -126,7 +126,7 @@ WRONG: list[tuple[list[str], int, str]] = [
     (["create", "ci", "--room", ROOM, "--mention", "bob"], 2, "--mention: is no user id"),
     (["create", "ci", "--room", ROOM, "--keep-requests", "21"], 2, "--keep-requests: must be a number"),
     (["create", "ci", "--room", ROOM, "--template", "/nowhere"], 2, "--template: cannot read /nowhere: No such"),
-    (["create", "ci", "--room", ROOM, "--template", "-"], 2, "--template (/template/text): unexpected"),
+    (["create", "ci", "--room", ROOM, "--template", "-"], 2, "--template (/template/markdown): unexpected"),
     (["create", "ci", "--room", ROOM, "--secret-file", "-"], 2, "--secret-file: must be visible ASCII"),
     (["rotate", "none"], 1, "there is no hook none"),
     (["show", "none"], 1, "there is no hook none"),
@@ -247,7 +247,7 @@ def test_doctor_tells_of_a_bad_file() -> None:
         (wrong, "hooks.yaml: /1/room is required"),
         (
             "- name: one\n  room: '!r:hs'\n  template: '{{ payload|nope }}'\n",
-            "hooks.yaml: the hook one: /template/text filter nope is unknown (line 1)",
+            "hooks.yaml: the hook one: /template/markdown filter nope is unknown (line 1)",
         ),
         ("hooks: [", "hooks.yaml is not YAML: expected the node content, but found '<stream end>' at line 1"),
     ):

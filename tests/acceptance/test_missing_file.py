@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import sqlite3
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -20,7 +19,7 @@ from flowbridge.models.timing import Timing
 from tests.conftest import MakeRoom
 from tests.integration.conftest import Room
 from tests.patience import PATIENCE
-from tests.processes import free_port, run, serving_at
+from tests.processes import Running, free_port, run, serving_at
 from tests.upstream import Request, Upstream, answer, matrix_error
 
 KEY = "fb_missing-file-of-32-characters-and-more"
@@ -34,7 +33,7 @@ class Bridge:
     """A running process on `folder/flowbridge.db`."""
 
     http: httpx.Client
-    process: "subprocess.Popen[str]"
+    process: Running
     file: Path
     log: Path
     room: str = ROOM

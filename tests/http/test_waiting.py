@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -53,7 +52,7 @@ from tests.http.sends import (
     text,
 )
 from tests.patience import until
-from tests.processes import serving
+from tests.processes import Running, serving
 from tests.upstream import PATIENCE, Behaviour, Request, Rooms, Upstream
 
 # How long
@@ -510,7 +509,7 @@ def test_bridge_that_ends_answers_who_waits(
 
 
 @contextmanager
-def serving_in(folder: Path, upstream: Upstream) -> Iterator[tuple[Bridge, "subprocess.Popen[str]"]]:
+def serving_in(folder: Path, upstream: Upstream) -> Iterator[tuple[Bridge, Running]]:
     """A bridge that is a process of its own, with its store in this folder."""
     log = folder / "log"
     with serving(cwd=folder, log=log, BASE_URL=upstream.url, ACCESS_TOKEN=BOT_TOKEN, FLOWBRIDGE_API_KEYS=KEY) as (

@@ -13,6 +13,7 @@ from sqlalchemy import NullPool, create_engine, make_url, text
 from flowbridge.delivery.pending import Outcome, PendingDelivery
 from flowbridge.delivery.waiting import Waiting, waiting
 from flowbridge.events.relations import Binding
+from flowbridge.events.stories import Chapter
 from flowbridge.store import StoreUnavailable, delivery_log
 from tests.patience import PATIENCE
 from tests.postgres import LocalPostgres
@@ -355,6 +356,47 @@ async def test_key_has_one_first_message_however_many_replicas_take_its_messages
     relations = [event["content"].get("m.relates_to") for event in rooms.timeline[ROOM][1:]]
     first = rooms.timeline[ROOM][1]["event_id"]
     assert relations == [None, *[{"rel_type": "m.replace", "event_id": first}] * 19]
+
+
+async def test_story_has_one_first_message_however_many_replicas_are_told_it(
+    pair: tuple[Rig, Rig], rooms: Rooms
+) -> None:
+    fires, done = Chapter("firing", ("a",), 1, "fires"), Chapter("resolved", (), 2, "done")
+    pending = [
+        rig.offer(chapter.digest, binding=Binding(key="alert", chapter=chapter))
+        for chapter in (fires, fires, done, fires, done)
+        for rig in pair
+    ]
+    for each, rig in zip(pending, pair * 5, strict=True):
+        outcome = await rig.worker.wait(each, PATIENCE)
+        assert outcome
+        assert outcome.state == "sent"
+    told = [event["content"] for event in rooms.timeline[ROOM][1:]]
+    # In the order in which the two took them: it is resolved, or fires and is; and never fires again.
+    first, *others = told
+    assert len(told) <= 2
+    assert "m.relates_to" not in first
+    assert [content["m.new_content"]["body"] for content in others] == ["done"] * len(others)
+
+
+async def test_event_of_a_story_that_a_dead_replica_has_decided_is_sent_by_the_next(
+    make: MakeRig, rooms: Rooms
+) -> None:
+    make.tune(poll_seconds=0.03)
+    rooms.always(refuse_connection)
+    binding = Binding(key="alert", chapter=Chapter("firing", ("a",), 1, "fires"))
+    async with make(lease=1.5, deadline=0.5) as one:
+        first = one.offer("fires", binding=binding)
+        await soon(first.committed)
+        await until(lambda: "bound_as" in str(one.rows("binding")))
+        again = one.offer("fires", binding=binding)
+        await soon(again.committed)
+        await one.crash()
+    rooms.always(None)
+    async with make(lease=1.5, deadline=0.5) as other:
+        await other.settled(2)
+        assert other.rows("event_id") == ["$1", "$1"]
+    assert rooms.bodies() == ["fires"]
 
 
 async def test_message_of_several_events_is_accepted_by_one_replica_as_a_whole(

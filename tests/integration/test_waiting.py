@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from subprocess import Popen
 from typing import Any
 
 import httpx
@@ -17,7 +16,7 @@ from flowbridge.web.server import background
 from tests.conftest import MakeAccount
 from tests.integration.conftest import Room, store_in
 from tests.patience import PATIENCE, until
-from tests.processes import serving
+from tests.processes import Running, serving
 
 ASYNC = {"Prefer": "respond-async"}
 MATRIX = "/_matrix/client/v3"
@@ -60,7 +59,7 @@ def as_caller(url: str, account: Account) -> httpx.Client:
 
 
 @contextmanager
-def serving_in(folder: Path, homeserver: LocalSynapse, bot: Account) -> Iterator[tuple[str, "Popen[str]"]]:
+def serving_in(folder: Path, homeserver: LocalSynapse, bot: Account) -> Iterator[tuple[str, Running]]:
     """A bridge that is a process of its own, with its store in this folder."""
     with serving(cwd=folder, BASE_URL=homeserver.url, ACCESS_TOKEN=bot.access_token) as found:
         yield found

@@ -58,7 +58,7 @@ class HookDefinition(TypedDict, total=False):
         dict[str, str],
         Field(
             description="Templates (minijinja) for members of a message: one of `text`, `markdown` and `html`, and "
-            "others beside it. A string is one for `text`. Up to 16 KiB.",
+            "others beside it. A string is one for `markdown`. Up to 16 KiB.",
             examples=[{"markdown": "**{{ payload.title }}** {{ payload.status }}"}],
         ),
     ]

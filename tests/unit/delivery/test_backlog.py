@@ -1,7 +1,6 @@
 """flowbridge.delivery.worker: a room gets its turn, whatever else the same account has queued."""
 
 import asyncio
-import json
 from collections.abc import Callable
 
 from sqlalchemy import Connection, insert
@@ -17,27 +16,31 @@ EVENTS = 300_000
 QUIET = "!quiet:hs"
 
 
+# Written by the database itself: 300,000 rows of parameters take Python twice as long.
+BACKLOG = """
+WITH RECURSIVE
+    turns(turn) AS (VALUES (0) UNION ALL SELECT turn + 1 FROM turns WHERE turn + 1 < :turns),
+    rooms(number, room) AS (
+        VALUES (0, '!0:hs')
+        UNION ALL SELECT number + 1, '!' || (number + 1) || ':hs' FROM rooms WHERE number + 1 < :rooms
+    )
+INSERT INTO outbox (delivery, txn_id, lane, account, room_id, event_type, accepted_at, state, content)
+SELECT
+    turn || '-' || room, turn || '-' || room, :account || '|' || room, :account, room, 'm.room.message', :now, 'queued',
+    '{"body": ' || turn || ', "msgtype": "m.text"}'
+FROM turns, rooms ORDER BY turn, number
+"""
+
+
 def backlog(account: str, events: int = EVENTS) -> Callable[[Connection], None]:
     """Events in 1,500 rooms, as they lie in the store after an outage."""
-    row = {"account": account, "event_type": "m.room.message", "accepted_at": now_ms(), "state": "queued"}
 
     def write(connection: Connection) -> None:
         names = [f"!{number}:hs" for number in range(ROOMS)]
         lanes = [{"lane": f"{account}|{room}", "account": account, "dirty": 1, "sent_with": ""} for room in names]
         connection.execute(insert(tables.lanes), lanes)
-        for turn in range(events // ROOMS):
-            rows = [
-                {
-                    **row,
-                    "delivery": f"{turn}-{room}",
-                    "txn_id": f"{turn}-{room}",
-                    "lane": f"{account}|{room}",
-                    "room_id": room,
-                    "content": json.dumps({"body": turn, "msgtype": "m.text"}),
-                }
-                for room in names
-            ]
-            connection.execute(insert(tables.outbox), rows)
+        what = {"account": account, "now": now_ms(), "rooms": ROOMS, "turns": events // ROOMS}
+        connection.exec_driver_sql(BACKLOG, what)
 
     return write
 

@@ -9,7 +9,7 @@ import pytest
 from flowbridge.delivery.pending import Outcome, PendingDelivery
 from flowbridge.events.relations import Binding
 from flowbridge.events.stories import AHEAD_MS, OLDER, SAID, Chapter
-from flowbridge.store import clock, delivery_log, message_keys, retention
+from flowbridge.store import clock, delivery_log, message_keys, outbox, retention
 from tests.rig import ROOM, MakeRig, Rig, Rooms, accept, after, error, lose, refuse_connection, soon, until
 
 HOOK = "hook:alerts"
@@ -89,6 +89,18 @@ async def test_story_is_told_in_one_message_and_what_begins_to_fire_in_another(m
         await rig.settled()
         assert notes(rig) == [SAID, SAID]
         assert rig.rows("attempts") == [1, 0, 1, 1, 1, 0, 1]
+
+
+async def test_event_that_says_nothing_new_does_not_show_that_the_homeserver_takes_events(
+    make: MakeRig, rooms: Rooms
+) -> None:
+    """Else an outage would be taken for the fault of another event, which would be set aside."""
+    async with make() as rig:
+        for _ in range(3):
+            await tell(rig, "a", "a", 1)
+        await rig.settled()
+        assert rig.states() == ["sent"] * 3
+        assert len(await rig.database.run(lambda c: outbox.sent_last(c, 10))) == 1
 
 
 async def test_run_that_passes_is_edited_and_one_that_fails_pings(make: MakeRig, rooms: Rooms) -> None:

@@ -157,3 +157,9 @@ def test_malformed_forms_are_refused() -> None:
 def test_bytes_of_any_kind_are_read_or_refused(raw: bytes, type_: str, encoding: str) -> None:
     with contextlib.suppress(BadRequest, TooLarge, UnsupportedMedia):
         assert read(raw, type_, content_encoding=encoding).text.strip()
+
+
+@pytest.mark.parametrize("raw", [b"", b" \n", b"\x1c", "\u2003\u00a0".encode()])
+def test_spaces_of_any_kind_are_no_body(raw: bytes) -> None:
+    with pytest.raises(BadRequest, match="the body is empty: there is nothing to say"):
+        read(raw)

@@ -172,7 +172,7 @@ async def test_texts_that_wait_go_to_the_process_together(
     assert together == [20]
     together.clear()
     await asyncio.gather(*(render(rendering, "@a:hs", f"{number:02}" * 500) for number in range(20)))
-    assert together == [8, 8, 4]  # of 8 KiB
+    assert together == [4, 4, 4, 4, 4]  # of 4 KiB
 
 
 async def test_text_that_ends_the_process_is_told_from_those_beside_it() -> None:
