@@ -60,6 +60,17 @@ def is_compressed(headers: Headers) -> bool:
     return headers.get("content-encoding", "").strip().lower() in ("gzip", "x-gzip")
 
 
+def is_larger(raw: bytes, headers: Headers, bound: int) -> bool:
+    """Whether it holds more than this when it is unpacked; False for what cannot be."""
+    try:
+        _unpacked(raw, headers, bound)
+    except TooLarge:
+        return True
+    except (BadRequest, UnsupportedMedia):
+        return False
+    return False
+
+
 def _unpacked(raw: bytes, headers: Headers, limit: int) -> bytes:
     encoding = headers.get("content-encoding", "").strip().lower()
     if encoding in ("", "identity"):
