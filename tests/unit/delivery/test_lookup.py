@@ -1,6 +1,5 @@
 """flowbridge.delivery.lookup: an event in doubt is looked for in its room, however busy that is."""
 
-import asyncio
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,11 +9,10 @@ import pytest
 
 from flowbridge.delivery import lookup
 from flowbridge.delivery.attempt import Attempt
-from flowbridge.errors import HomeserverError
+from flowbridge.errors import GatewayTimeout, HomeserverError
 from flowbridge.homeserver.answers import Verdict
 from flowbridge.store import Row
 from flowbridge.store.clock import CLOCK_SKEW_MS, now_ms
-from tests.patience import PATIENCE
 from tests.rig import ALICE, ROOM, MakeRig, Rig, Rooms, until
 
 LONG_AGO = 20 * 60 + 1
@@ -22,18 +20,19 @@ CROWD = 100_000
 
 
 class Crowded(Rooms):
-    """Each page costs time; what a filter asks for is found as Synapse does it, or the filter is ignored, or the
-    homeserver looks at one page of events only and gives what is left of them ("sparse")."""
+    """What a filter asks for is found as Synapse does it, or the filter is ignored, or the homeserver looks at one page
+    of events only and gives what is left of them ("sparse")."""
 
     filters = "honoured"
-    page_seconds = 0.0
     pages = 0
+    most: int | None = None  # pages that are answered
 
     async def recent(
         self, token: str, room_id: str, before: str, *, only: Any = None, limit: int = 100
     ) -> tuple[list[dict[str, Any]], str]:
         self.pages += 1
-        await asyncio.sleep(self.page_seconds)
+        if self.most is not None and self.pages > self.most:
+            raise GatewayTimeout("the homeserver did not answer in time")
         if only is None or self.filters == "ignored":
             return await super().recent(token, room_id, before)
         assert set(only) == {"senders", "types"}
@@ -86,8 +85,16 @@ def sent(rooms: Rooms, row: Row) -> str:
     return rooms.put("a", _txn=((ALICE.user_id, ALICE.device_id), row.txn_id))
 
 
+async def cut_off(rig: Rig, rooms: Crowded, row: Row, pages: int = 3) -> Verdict:
+    """An attempt during which the homeserver answers no more than these pages."""
+    rooms.pages, rooms.most = 0, pages
+    verdict = await carry(rig, row)
+    rooms.most = None
+    return verdict
+
+
 async def test_event_behind_100_000_newer_ones_is_found_by_one_page(make: MakeRig, crowded: Crowded) -> None:
-    async with make(deadline=5.0) as rig:
+    async with make() as rig:
         row = rig.pending("a").row
         event_id = sent(crowded, row)
         crowd(crowded, CROWD)
@@ -101,16 +108,15 @@ async def test_event_behind_100_000_newer_ones_is_found_by_one_page(make: MakeRi
 async def test_look_goes_on_where_the_last_attempt_ended(
     make: MakeRig, crowded: Crowded, filters: str, *, is_there: bool
 ) -> None:
-    """300 pages at 2 ms each, and 0.2 s for an attempt."""
+    """300 pages, and 40 of them an attempt."""
     crowded.filters = filters
-    async with make(deadline=0.2) as rig:
+    async with make() as rig:
         crowd(crowded, 300, at=now_ms() - 600_000)
         row = rig.pending("a").row
         event_id = sent(crowded, row) if is_there else ""
         crowd(crowded, 30_000)
-        crowded.page_seconds = 0.002
         attempts = 0
-        while (found := await carry(rig, row)).kind == "again":
+        while (found := await cut_off(rig, crowded, row, 40)).kind == "again":
             attempts += 1
             crowd(crowded, 10)  # which go on meanwhile
             assert attempts < 200, "it begins again each time"
@@ -139,14 +145,12 @@ class Restarted(Crowded):
 async def test_place_that_the_homeserver_does_not_know_any_more_is_forgotten(tmp_path: Path) -> None:
     rooms = Restarted()
     rooms.filters = "ignored"
-    async with Rig(f"sqlite:///{tmp_path}/flowbridge.db", rooms, deadline=0.2) as rig:
+    async with Rig(f"sqlite:///{tmp_path}/flowbridge.db", rooms) as rig:
         row = rig.pending("a").row
         event_id = sent(rooms, row)
         crowd(rooms, 5_000)
-        rooms.page_seconds = 0.01
-        assert (await carry(rig, row)).kind == "again"
-        assert rig.lookup.places[row.delivery].before
-        rooms.forgets, rooms.page_seconds, rig.attempts.deadline = True, 0.0, PATIENCE
+        await begun(rig, rooms, row)
+        rooms.forgets = True
         assert (await carry(rig, row)).kind == "again"
         assert await carry(rig, row) == Verdict("sent", event_id)
         assert rooms.sends == []
@@ -154,30 +158,26 @@ async def test_place_that_the_homeserver_does_not_know_any_more_is_forgotten(tmp
 
 async def test_request_that_was_late_is_found_although_the_look_had_begun(make: MakeRig, crowded: Crowded) -> None:
     crowded.filters = "ignored"
-    async with make(deadline=0.2) as rig:
+    async with make() as rig:
         row = rig.pending("a").row
         crowd(crowded, 5_000)
-        crowded.page_seconds = 0.01
-        assert (await carry(rig, row)).kind == "again"
+        await begun(rig, crowded, row)
         event_id = sent(crowded, row)
         crowd(crowded, 150)
-        crowded.page_seconds = 0.0
         assert await carry(rig, row) == Verdict("sent", event_id)
         assert crowded.sends == []
 
 
 async def begun(rig: Rig, rooms: Crowded, row: Row) -> None:
     """A look that was cut off on its way back through the room."""
-    rooms.page_seconds = 0.01
-    while not (found := rig.lookup.places.get(row.delivery)) or not found.before:
-        assert (await carry(rig, row)).kind == "again"
-    rooms.page_seconds, rig.attempts.deadline = 0.0, PATIENCE
+    assert (await cut_off(rig, rooms, row)).kind == "again"
+    assert rig.lookup.places[row.delivery].before
 
 
 async def test_request_that_was_late_is_found_behind_pages_that_are_empty(make: MakeRig, crowded: Crowded) -> None:
     """Others have filled a page since, of which the homeserver shows what is left by the filter: nothing."""
     crowded.filters = "sparse"
-    async with make(deadline=0.1) as rig:
+    async with make() as rig:
         row = rig.pending("a").row
         crowd(crowded, 5_000)
         await begun(rig, crowded, row)
@@ -191,7 +191,7 @@ async def test_request_that_was_late_is_found_behind_pages_that_are_empty(make: 
 async def test_what_came_since_a_look_began_ends_where_it_began(make: MakeRig, crowded: Crowded, by: str) -> None:
     """Empty pages must not be followed to the room's first day, nor through all of a busy minute."""
     crowded.filters = "sparse"
-    async with make(deadline=0.1) as rig:
+    async with make() as rig:
         looks, row = rig.lookup, rig.pending("a").row
         crowd(crowded, 5_000)
         await begun(rig, crowded, row)
@@ -212,13 +212,11 @@ async def test_what_came_since_a_look_began_ends_where_it_began(make: MakeRig, c
 async def test_equal_events_are_remembered_between_attempts(make: MakeRig, crowded: Crowded) -> None:
     """Before the look ended one was seen that may be it; whether it is shows in the end."""
     crowded.filters = "ignored"
-    async with make(deadline=0.2) as rig:
+    async with make() as rig:
         row = rig.pending("a").row
         crowd(crowded, 3_000)
         event_id = crowded.put("a")
-        crowded.page_seconds = 0.02
-        assert (await carry(rig, row)).kind == "again"
-        crowded.page_seconds = 0.0
+        assert (await cut_off(rig, crowded, row)).kind == "again"
         assert await carry(rig, row) == Verdict("sent", event_id)
 
 
@@ -234,10 +232,9 @@ async def _standing_still(*_: Any, **__: Any) -> tuple[list[dict[str, Any]], str
 
 
 async def test_places_are_bounded(make: MakeRig, crowded: Crowded) -> None:
-    crowded.page_seconds = 1.0
-    async with make(deadline=0.01, max_places=3) as rig:
+    async with make(max_places=3) as rig:
         for _ in range(6):
-            assert (await carry(rig, rig.pending("a").row)).kind == "again"
+            assert (await cut_off(rig, crowded, rig.pending("a").row, 0)).kind == "again"
         assert len(rig.lookup.places) == 3
 
 
@@ -260,13 +257,11 @@ async def test_redaction_is_told_by_what_it_redacts(make: MakeRig, crowded: Crow
 
 async def test_place_is_dropped_when_the_event_is_settled(make: MakeRig, crowded: Crowded) -> None:
     crowded.filters = "ignored"
-    async with make(deadline=0.1) as rig:
+    async with make() as rig:
         row = rig.pending("a").row
         crowd(crowded, 1_000)
-        crowded.page_seconds = 0.02
-        assert (await carry(rig, row)).kind == "again"
+        assert (await cut_off(rig, crowded, row)).kind == "again"
         assert list(rig.lookup.places) == [row.delivery]
-        crowded.page_seconds = 0.0
         assert (await carry(rig, row)).kind == "sent"
         await until(lambda: not rig.lookup.places)
         assert crowded.bodies(ROOM)[-1] == "a"
