@@ -22,6 +22,7 @@ from starlette.types import Receive, Scope, Send
 
 from flowbridge import log, metrics
 from flowbridge.errors import MatrixError, MethodNotAllowed, NotFound, TooMany
+from flowbridge.hooks.known import PREFIX
 from flowbridge.limits import peer
 from flowbridge.limits.processor import (
     ANSWER_SECONDS,
@@ -37,7 +38,7 @@ from flowbridge.web import cors, streaming
 from flowbridge.web.endpoint import FORWARDED, LOG, Handler, error_answer
 from flowbridge.web.event_stream import EventStream
 from flowbridge.web.explained import explained
-from flowbridge.web.masking import masked
+from flowbridge.web.masking import PLAIN, masked
 from flowbridge.web.routing import Route
 
 Tree = dict[str, Any]
@@ -136,7 +137,10 @@ class Middleware:
         log.info(
             "request",
             method=scope["method"],
-            path=masked(path[:MAX_LOGGED], self._is_hook),
+            # Without a call for each send.
+            path=path[:MAX_LOGGED]
+            if path.startswith(PLAIN) and PREFIX not in path
+            else masked(path[:MAX_LOGGED], self._is_hook),
             status=response.status_code,
             ms=round((time.perf_counter() - started) * 1000, 1),
             client=client[0] if client else None,
