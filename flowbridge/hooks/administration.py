@@ -119,6 +119,7 @@ class Administration:
         warnings = await self._check(hook)
         secret = found.secrets[0] if found.secrets else secrets.new(hook.verification.scheme)
         kept = secrets.sealed(secret, hook.verification.scheme, self._registry.fernet)
+        await self._requests.flush()  # of an earlier hook of this name: then they go
         outcome = await self._database.run(partial(hooks.add, hook=hook, secret=kept, now=clock.now_ms()))
         if outcome == "exists":
             raise WrongState(

@@ -1,9 +1,12 @@
 """Administering hooks over HTTP: making, seeing, changing, rotating, trying and deleting them."""
 
+import asyncio
 import json
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ import pytest
 from cryptography.fernet import Fernet
 from pydantic import SecretStr
 
+from flowbridge.hooks.receiving import Receiving
 from flowbridge.models import ApiKey
 from flowbridge.store import Database, api_keys
 from tests import upstream as scripted
@@ -430,6 +434,30 @@ def test_deleted_hook_takes_nothing_more(bridge: Bridge, admin: httpx.Client) ->
     assert made(admin, verification={"secret": CANARY})["url"].endswith(CANARY)
 
 
+def test_new_hook_has_no_request_of_an_earlier_one(
+    bridge: Bridge, admin: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor one that came before its hook was deleted, and was done after that."""
+    has_come, goes_on = threading.Event(), threading.Event()
+    receive = Receiving.receive
+
+    async def late(*arguments: Any) -> Any:
+        has_come.set()
+        await asyncio.to_thread(goes_on.wait, PATIENCE)
+        return await receive(*arguments)
+
+    monkeypatch.setattr(Receiving, "receive", late)
+    secret = made(admin)["secret"]
+    with ThreadPoolExecutor(1) as threads:
+        answer = threads.submit(tell, bridge, f"/hooks/ci/{secret}", {"text": "x"})
+        assert has_come.wait(PATIENCE)
+        assert admin.delete("/hooks/ci").json() == {}
+        goes_on.set()
+        assert answer.result().status_code == 200
+    made(admin)
+    assert admin.get("/hooks/ci/requests").json() == {"requests": []}
+
+
 @pytest.fixture
 def pair(upstream: Upstream, tmp_path: Path, postgres: LocalPostgres) -> Iterator[tuple[Bridge, Bridge]]:
     """Two replicas on one PostgreSQL."""
@@ -638,6 +666,8 @@ def test_line_to_try_it_works_in_a_shell(upstream: Upstream, tmp_path: Path, roo
         {"scheme": "grafana", "timestamp_header": "X-Time"},
         {"scheme": "hmac", "header": "X-Own", "prefix": 'v1=$x`"\\', "secret": "it's-a-secret-$of`mine"},
         {"scheme": "hmac", "header": "X-Own", "encoding": "base64", "timestamp_header": "X-Time"},
+        {"scheme": "hmac", "header": "X-`false`$HOME", "timestamp_header": "X-`false`$USER"},
+        {"scheme": "grafana", "timestamp_header": "X-`false`$HOME"},
     ]
     with running(upstream, tmp_path) as bridge:
         headers = {"X-API-Key": KEY}

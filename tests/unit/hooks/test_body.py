@@ -4,8 +4,9 @@ import contextlib
 import gzip
 import json
 import time
+import tracemalloc
 import zlib
-from urllib.parse import urlencode
+from urllib.parse import quote_plus, unquote_plus, urlencode
 
 import pytest
 from hypothesis import given
@@ -172,3 +173,26 @@ def test_bytes_of_any_kind_are_read_or_refused(raw: bytes, type_: str, encoding:
 def test_spaces_of_any_kind_are_no_body(raw: bytes) -> None:
     with pytest.raises(BadRequest, match="the body is empty: there is nothing to say"):
         read(raw)
+
+
+@given(st.text(), st.integers(min_value=4, max_value=64))
+def test_form_is_what_it_was_before_it_was_encoded(text: str, piece: int) -> None:
+    """Wherever it is cut."""
+    before, body.PIECE_BYTES = body.PIECE_BYTES, piece
+    try:
+        assert body._unquoted(quote_plus(text, errors="replace")) == text.encode("utf-8", "replace").decode()
+        assert body._unquoted(text) == unquote_plus(text.encode("utf-8", "replace").decode(), errors="replace")
+    finally:
+        body.PIECE_BYTES = before
+
+
+def test_form_of_escapes_takes_little_memory() -> None:
+    raw = b"payload=" + b"%41" * 1_000_000
+    tracemalloc.start()
+    try:
+        found = read(raw, FORM, limit=4_000_000)
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert found == Body("A" * 1_000_000, "text")
+    assert most < 10 * len(raw)
