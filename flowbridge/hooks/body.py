@@ -48,7 +48,9 @@ def read(raw: bytes, headers: Headers, limit: int) -> Body:
     text = _decoded(raw)
     start = text.lstrip()[:1]
     if start in _BEGINNINGS:
-        return Body(text, "either" if kind == "text/plain" else "json")
+        # `curl -d` labels all it sends a form: `[ERROR] disk full` is a text, `{` begins JSON that broke off.
+        may_be_text = kind == "text/plain" or (kind == FORM and start != "{")
+        return Body(text, "either" if may_be_text else "json")
     text = text.strip()
     if not text:  # more is a space in Unicode than in ASCII
         raise BadRequest(_EMPTY)

@@ -62,7 +62,7 @@ def _made(payload: Any, given: Mapping[str, Any]) -> Json:
         if source.dialect:  # it was taken for what it is not
             source, made["source"] = generic.SOURCE, generic.SOURCE.name
         else:
-            warnings.append(f"{source.title}: {error}")
+            warnings.append(f"{source.title}: {error}; a summary was sent")
         found = [Notice(message={"html": summary(payload)})]
     if isinstance(found, Nothing):
         return {**made, "nothing": _whole(found.reason[: 2 * MAX_EVENT]), "event": _whole(found.event[:MAX_EVENT])}

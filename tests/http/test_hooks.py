@@ -233,7 +233,7 @@ def test_body_that_is_no_object_is_refused(bad: httpx.Client) -> None:
 def test_name_that_is_taken_and_token_of_another_hook_are_refused(admin: httpx.Client) -> None:
     made(admin, verification={"secret": CANARY})
     assert refused(admin.post("/hooks", json={"name": "ci", "room": ROOM}), 409) == (
-        "there is a hook ci already: PUT /hooks/ci changes it"
+        "there is a hook ci already: PUT /hooks/ci changes it, and so does `flowbridge hooks create ci … --replace`"
     )
     other = {"name": "other", "room": ROOM, "verification": {"secret": CANARY}}
     assert problems(admin.post("/hooks", json=other)) == {
@@ -554,6 +554,14 @@ def test_template_that_fails_is_refused_in_a_preview_and_in_no_request(
     assert tell(bridge, f"/hooks/ci/{hook['secret']}", {"total": 1, "number": 0}).status_code == 200
     assert "unable to calculate" in admin.get("/hooks/ci").json()["failure"]["error"]
     assert tell(bridge, f"/hooks/ci/{hook['secret']}", {"total": 1, "number": 2}).status_code == 200
+    assert "failure" not in admin.get("/hooks/ci").json()
+
+
+def test_request_that_is_not_its_source_s_is_no_failure_of_a_template(bridge: Bridge, admin: httpx.Client) -> None:
+    """The line that making a hook prints is such a request."""
+    hook = made(admin, source="alertmanager")
+    answer = tell(bridge, f"/hooks/ci/{hook['secret']}", {"text": "A test of the hook ci"})
+    assert "it has no list of alerts" in answer.json()["warnings"][0]
     assert "failure" not in admin.get("/hooks/ci").json()
 
 

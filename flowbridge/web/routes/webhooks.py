@@ -72,11 +72,11 @@ class Webhooks:
         self._of_strangers = Limiter("bodies of webhooks of unknown senders", MAX_OF_STRANGERS, EACH_STRANGER)
 
     async def receive(self, request: Request) -> Response:
-        """Tell a hook
+        """Report to a hook
 
-        What happened, in any form: JSON of the tools that hooks know, a message object, any other JSON, a form, or a
-        text. It is stored, then sent. The secret stands in the path, in `Authorization` or in a signature, as the hook
-        wants it. Errors that are worth another try are 503 with `Retry-After`.
+        The report may have any form: JSON of the tools that hooks know, a message object, any other JSON, a form, or
+        plain text. It is stored, then sent. The secret is in the path, in `Authorization` or in a signature, depending
+        on the hook. Errors that are worth a retry are 503 with `Retry-After`.
         """
         return await self._receive(request, "")
 
@@ -216,7 +216,10 @@ _ANY: Json = {
         "description": "What happened. JSON under any Content-Type; a form with a field `payload`; a text. gzip is "
         "unpacked; 1 MiB at most (`FLOWBRIDGE_MAX_HOOK_BYTES`).",
         "content": {
-            "application/json": {"schema": {}},
+            "application/json": {
+                "schema": {},
+                "example": {"title": "Backup failed", "status": "error", "host": "db-1"},
+            },
             "text/plain": {"schema": {"type": "string"}, "example": "the backup is done"},
         },
     },

@@ -35,13 +35,22 @@ def part(name: str, value: str, more: str = "") -> str:
 
 @pytest.mark.parametrize("type_", ["", "application/json", FORM, "application/octet-stream", "x/y; charset=utf-8", "?"])
 def test_json_is_json_under_any_type(type_: str) -> None:
-    for raw in (JSON, f"\n {JSON}", "[1]", '"text"'):
+    for raw in (JSON, f"\n {JSON}"):
         assert read(raw, type_) == Body(raw, "json")
+    for raw in ("[1]", '"text"'):
+        assert read(raw, type_) == Body(raw, "either" if type_ == FORM else "json")
     assert read(b"\xef\xbb\xbf{}", type_) == Body("{}", "json")
 
 
-def test_json_that_is_called_a_text_may_be_one() -> None:
-    assert read("[FIRING:1] disk full", "text/plain; charset=utf-8") == Body("[FIRING:1] disk full", "either")
+@pytest.mark.parametrize("text", ["[FIRING:1] disk full", "[2026-11-30 12:00] done", '"db-1" failed'])
+@pytest.mark.parametrize("type_", ["text/plain; charset=utf-8", FORM])
+def test_json_that_is_called_a_text_or_sent_by_curl_may_be_one(text: str, type_: str) -> None:
+    assert read(text, type_) == Body(text, "either")
+    assert read(text, "application/json") == Body(text, "json")
+
+
+def test_object_that_breaks_off_is_no_text_of_curl() -> None:
+    assert read('{"text": "a', FORM) == Body('{"text": "a', "json")  # a 400 with the place
 
 
 @pytest.mark.parametrize("type_", ["", "text/plain", "application/json", FORM])
