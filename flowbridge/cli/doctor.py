@@ -19,6 +19,7 @@ from flowbridge.delivery.backpressure import used_bytes
 from flowbridge.errors import MatrixError
 from flowbridge.homeserver import AddressError, AddressUnknown
 from flowbridge.homeserver.pool import Answer
+from flowbridge.hooks.rooms import HookRooms
 from flowbridge.settings import Settings, SettingsError
 from flowbridge.store import StoreAbsent, StoreError, accounts, api_keys, hooks, outbox
 from flowbridge.store.engine import place, reason
@@ -28,7 +29,7 @@ DEAD = (
     "`flowbridge deliveries list --state dead` says why, `deliveries replay --dead` sends them again, "
     "`deliveries purge --state dead` deletes them"
 )
-MAX_ASKED = 20  # accounts whose tokens are checked: those with the most events
+MAX_ASKED = 20  # accounts whose tokens are checked, those with the most events; rooms of hooks
 
 
 def run(settings: Settings, *, in_json: bool = False) -> int:
@@ -164,11 +165,35 @@ async def _hooks(core: Core) -> list[Finding]:
         with core.database.reading() as connection:
             failing, unreadable = hooks.failing(connection), core.registry.unreadable(connection)
         for name, failure in sorted(failing.items()):
-            says = f"the template of {name} failed, and a summary was sent: {failure}"
+            why = failure.partition(" sent: ")[2] or failure
+            says = f"the template of {name} failed, and a summary was sent: {why}"
             findings.append(Finding("hooks", False, f"{says}; `flowbridge hooks preview {name}` tries it"))
         for name in unreadable:
             says = f"the secret of {name} was written with another FLOWBRIDGE_SECRET_KEY: set that one, or"
             findings.append(Finding("hooks", False, f"{says} `flowbridge hooks rotate {name}`"))
+    return findings
+
+
+async def _hook_rooms(core: Core) -> list[Finding]:
+    """Where hooks send to, and what keeps the bot from that: their senders are answered 200 all the same."""
+    if not core.database.is_open:
+        return []
+    with core.database.reading() as connection:
+        found = {entry.hook.name: entry.hook.room for entry in hooks.every(connection)}
+    with contextlib.suppress(SettingsError):  # _hooks has said it
+        found |= {name: each.hook.room for name, each in core.registry.load().items()}
+    of_rooms: dict[str, list[str]] = {}
+    for name, room in sorted(found.items()):
+        of_rooms.setdefault(room, []).append(name)
+    rooms = HookRooms(core.callers, core.room_access, core.homeserver)
+    findings = []
+    for room, names in list(of_rooms.items())[:MAX_ASKED]:
+        if wrong := await rooms.standing(room):
+            more = f" and {len(names) - 1} more" if names[1:] else ""
+            findings.append(Finding("hooks", False, f"{names[0]}{more}: {wrong}"))
+    if of_rooms and not findings:
+        which = "their rooms" if len(of_rooms) <= MAX_ASKED else f"the first {MAX_ASKED} of their {len(of_rooms)} rooms"
+        findings.append(Finding("hooks", True, f"{len(found)}; the bot is in {which}"))
     return findings
 
 
@@ -189,6 +214,7 @@ async def _account(core: Core) -> list[Finding]:
         _keys(core),
         await _rate_limit(core, bot.token, bot.user_id),
         *rooms,
+        *await _hook_rooms(core),
     ]
 
 

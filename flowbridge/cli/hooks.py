@@ -69,7 +69,7 @@ def rotate(settings: Settings, name: str, secret_file: Path | None, *, now: bool
     """Give a hook another secret. Prints as `create` does."""
     value = {} if secret_file is None else {"secret": _read(secret_file, "--secret-file").strip()}
     use = partial(_rotate, name=as_text(name), value=value, base=_base(settings), now=now)
-    return _run(settings, use, partial(_told, verb="changed"), code=UNUSABLE, tells=True)
+    return _run(settings, use, _told_another, code=UNUSABLE, tells=True)
 
 
 async def _rotate(core: Core, name: str, value: Json, base: str, *, now: bool) -> Json:
@@ -291,18 +291,30 @@ def _base(settings: Settings) -> str:
 
 
 def _told(made: Json, verb: str) -> None:
-    note(f"The hook {made['name']} is {verb}: what it is told appears in {made['room']}.")
+    note(f"The hook {made['name']} is {verb}: what its sender posts appears in {made['room']}.")
+    _told_secret(made)
+
+
+def _told_another(made: Json) -> None:
+    _, *older = made["secrets"]
+    until = f"The one before it is valid until {older[0]['until'][:19]}Z." if older else "No older one is valid."
+    note(f"The hook {made['name']} has a new secret. {until}")
+    _told_secret(made)
+
+
+def _told_secret(made: Json) -> None:
+    """The URL, and a line to try it, alone on standard output; the rest beside it."""
     for warning in made.get("warnings", ()):
         say(printable(warning))
     if "url" not in made:
         return
     if made["verification"]["scheme"] != "token":
         note(f"Its secret is {made['secret']}")
+        note("It is not shown again. The line below the URL tries the hook.")
     else:
-        note("Its URL holds its secret.")
-    note("It is not shown again. The second line is for a shell, to try it.")
+        note("The URL holds its secret, and is not shown again. The line below it tries the hook.")
     if made["url"].startswith(("http://127.", "http://localhost")):
-        note("Where senders on other machines reach the bridge, FLOWBRIDGE_PUBLIC_URL says.")
+        note("This address is for senders on this machine: for others, set FLOWBRIDGE_PUBLIC_URL.")
     print(made["url"])
     print(made["curl"], flush=True)
 
@@ -335,6 +347,8 @@ def _print_one(found: Json) -> None:
             value = "; ".join(_age(each) for each in value) or "none: `flowbridge hooks rotate` makes one"
         elif isinstance(value, list):
             value = ", ".join(value) or "-"
+        elif name == "verification":
+            value = ", ".join((value["scheme"], *(f"{key} {each}" for key, each in value.items() if key != "scheme")))
         elif isinstance(value, dict):
             value = as_json(value)
         print(f"{name}: {printable(str(value) if not isinstance(value, bool) else 'yes' if value else 'no')}")

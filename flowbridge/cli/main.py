@@ -363,7 +363,7 @@ def revoke_key(id_: Annotated[str, typer.Argument(metavar="ID", help="As `keys l
     raise typer.Exit(keys.revoke(_settings(), id_))
 
 
-webhooks = typer.Typer(no_args_is_help=True, help="Hooks: addresses where other tools say what they have to report.")
+webhooks = typer.Typer(no_args_is_help=True, help="Hooks: URLs that other tools report to by a webhook.")
 app.add_typer(webhooks, name="hooks")
 
 HookName = Annotated[str, typer.Argument(metavar="NAME", help="As `hooks list` shows it.")]
@@ -403,7 +403,8 @@ def create_hook(
     ] = None,
     mentions: Annotated[str, typer.Option(help="Who may be pinged at all: never, firing (default) or template.")] = "",
     ignore: Annotated[
-        list[str] | None, typer.Option(metavar="EVENT", help="An event that is not shown: push; may be repeated.")
+        list[str] | None,
+        typer.Option(metavar="EVENT", help="An event that is not shown: push; +EVENT shows one. May be repeated."),
     ] = None,
     keep_requests: Annotated[int | None, typer.Option(help="How many past requests are kept, 0 to 20.")] = None,
     replace: Annotated[
@@ -456,7 +457,7 @@ def rotate_hook(
     secret_file: SecretFile = None,
     now: Annotated[bool, typer.Option("--now", help="The old secrets end at once, not after 7 days.")] = False,
 ) -> None:
-    """Give a hook another secret. The one before it holds for 7 days more."""
+    """Give a hook a new secret. The previous one stays valid for 7 days."""
     from flowbridge.cli import hooks
 
     raise typer.Exit(hooks.rotate(_settings(), name, secret_file, now=now))
@@ -472,7 +473,7 @@ def delete_hook(name: HookName) -> None:
 
 @webhooks.command("test")
 def test_hook(name: HookName) -> None:
-    """Send the message of a request as its source sends it. Prints the event id."""
+    """Send the message of a typical request of its source. Prints the event id."""
     from flowbridge.cli import hooks
 
     raise typer.Exit(hooks.test(_settings(), name))

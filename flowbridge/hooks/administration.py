@@ -20,6 +20,7 @@ from flowbridge.hooks.requests import Request, Requests
 from flowbridge.models.hooks import TEMPLATE_FAILED, TOKEN, Hook, Made
 from flowbridge.rendering.processes import Rendering
 from flowbridge.services.delivery_views import iso, without_none
+from flowbridge.services.media.attachment import essence
 from flowbridge.settings import SettingsError
 from flowbridge.store import Database, clock, hooks
 from flowbridge.store.hooks import Entry, State, StoredSecret
@@ -118,9 +119,13 @@ class Administration:
         warnings = await self._check(hook)
         secret = found.secrets[0] if found.secrets else secrets.new(hook.verification.scheme)
         kept = secrets.sealed(secret, hook.verification.scheme, self._registry.fernet)
+        await self._requests.flush()  # of an earlier hook of this name: then they go
         outcome = await self._database.run(partial(hooks.add, hook=hook, secret=kept, now=clock.now_ms()))
         if outcome == "exists":
-            raise WrongState(f"there is a hook {hook.name} already: PUT /hooks/{hook.name} changes it")
+            raise WrongState(
+                f"there is a hook {hook.name} already: PUT /hooks/{hook.name} changes it, and so does "
+                f"`flowbridge hooks create {hook.name} … --replace`"
+            )
         if outcome == "full":
             raise WrongState(f"there are {hooks.MAX_HOOKS} hooks, and can be no more: delete one that is not used")
         if outcome == "taken":
@@ -269,7 +274,10 @@ class Administration:
             if not isinstance(id_, str | int):
                 raise _problem("/request", "must be the id of a kept request")
             found = await self._kept(name, str(id_))
-            return Body(found.body, "text" if found.is_text else "either"), found.headers
+            if found.is_text:
+                return Body(found.body, "text"), found.headers
+            may_be_text = found.is_cut or essence(found.headers.get("content-type", "")) == "text/plain"
+            return Body(found.body, "either" if may_be_text else "json"), found.headers
         headers = value.get("headers", {})
         if not isinstance(headers, Mapping) or not all(isinstance(each, str) for each in headers.values()):
             raise _problem("/headers", "must be an object of strings")

@@ -13,6 +13,7 @@ from flowbridge.store.hooks import MAX_HOOKS
 NAME = "FLOWBRIDGE_HOOKS_FILE"
 MAX_BYTES = 4 * 1024 * 1024
 MAX_SHOWN = 5  # problems of one file, in one line
+_WRONG_TAG = "a value is not what its tag, or its form, says: put it in quotes"
 
 
 def load(path: Path) -> dict[str, Definition]:
@@ -22,14 +23,19 @@ def load(path: Path) -> dict[str, Definition]:
     try:
         text = _text(path)
         value = yaml.load(text, _loader(yaml))  # noqa: S506 (a SafeLoader)
+    except SettingsError:
+        raise
     except yaml.MarkedYAMLError as error:
         at = f" at line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise SettingsError(f"{NAME}: {path} is not YAML: {error.problem or error.context}{at}") from None
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        why = "it is nested too deeply" if isinstance(error, RecursionError) else str(error).splitlines()[0]
-        raise SettingsError(f"{NAME}: {path} is not YAML: {why}") from None
     except OSError as error:
         raise SettingsError(f"{NAME}: cannot read {path}: {error.strerror or error}") from None
+    except yaml.YAMLError as error:
+        raise SettingsError(f"{NAME}: {path} is not YAML: {str(error).splitlines()[0]}") from None
+    except RecursionError:
+        raise SettingsError(f"{NAME}: {path} is not YAML: it is nested too deeply") from None
+    except Exception as error:  # PyYAML's of `!!int ""`, and others: they may hold the value, which may be a secret
+        raise SettingsError(f"{NAME}: {path} is not YAML: {_WRONG_TAG} ({type(error).__name__})") from None
     return _definitions(path, value)
 
 
@@ -37,11 +43,11 @@ def _text(path: Path) -> str:
     with path.open("rb") as file:
         raw = file.read(MAX_BYTES + 1)
     if len(raw) > MAX_BYTES:
-        raise ValueError(f"it is larger than {MAX_BYTES // 1024**2} MiB")
+        raise SettingsError(f"{NAME}: {path} is not YAML: it is larger than {MAX_BYTES // 1024**2} MiB")
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError:
-        raise ValueError("it is not UTF-8") from None
+        raise SettingsError(f"{NAME}: {path} is not YAML: it is not UTF-8") from None
 
 
 def _loader(yaml: Any) -> Any:

@@ -41,7 +41,7 @@ from flowbridge.hooks.trouble import ours
 from flowbridge.limits.cache import Cache
 from flowbridge.limits.concurrency import Limiter
 from flowbridge.models import ApiKey, Rendered
-from flowbridge.models.hooks import Hook, Made, Said
+from flowbridge.models.hooks import TEMPLATE_FAILED, Hook, Made, Said
 from flowbridge.rendering.processes import KILLED, Rendering
 from flowbridge.services.acceptance import Acceptance, How
 from flowbridge.services.media.transfer import Transfer
@@ -150,7 +150,8 @@ class Receiving:
             made, digest = _apart(made), secrets.token_hex(16)
         planned = self.plan(hook, made)
         warnings = [*made.warnings, *planned.warnings]
-        self._registry.note_failure(hook.name, warnings[0] if warnings else "")
+        failed = (each for each in made.warnings if each.startswith(TEMPLATE_FAILED))
+        self._registry.note_failure(hook.name, next(failed, ""))
         if not planned.shaped:
             self._keep(hook, shown, body, {"done": made.nothing, "source": made.source, "event": made.event})
             return Done(made.source, why=made.nothing, warnings=warnings)

@@ -65,12 +65,16 @@ def _signed(hook: Hook) -> tuple[str, str, tuple[str, ...]]:
     own = hook.verification
     if own.scheme == "hmac":
         stamped = bool(own.timestamp_header)
-        more = (f"{own.timestamp_header}: $t",) if stamped else ()
-        prefix = own.prefix.replace("\\", "\\\\").replace('"', '\\"').replace("$", "\\$").replace("`", "\\`")
-        return f"{own.header}: {prefix}", "$t.$b" if stamped else "$b", more
+        more = (f"{_quoted(own.timestamp_header)}: $t",) if stamped else ()
+        return f"{_quoted(own.header)}: {_quoted(own.prefix)}", "$t.$b" if stamped else "$b", more
     if own.scheme == "grafana" and own.timestamp_header:
-        return _SIGNED["grafana"][0], "$t:$b", (f"{own.timestamp_header}: $t",)
+        return _SIGNED["grafana"][0], "$t:$b", (f"{_quoted(own.timestamp_header)}: $t",)
     return _SIGNED[STANDARD if _is_standard(own.scheme) else own.scheme]
+
+
+def _quoted(text: str) -> str:
+    """Within double quotes of a shell. A header's name may hold a backtick, too."""
+    return text.replace("\\", "\\\\").replace('"', '\\"').replace("$", "\\$").replace("`", "\\`")
 
 
 def _is_standard(scheme: str) -> bool:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
+from copy import deepcopy
 from typing import Any
 
 from minijinja import TemplateError
@@ -42,7 +43,7 @@ def _compiles(member: str, text: str) -> str:
 def _fails(member: str, text: str, views: list[Json], *, is_sample: bool) -> str:
     for view in views:
         try:
-            compiled(((member, text),)).render(view)
+            _rendered(member, text, view)
         except TemplateError as error:
             if is_sample or error.kind in _ALWAYS:
                 return _worded(error)
@@ -53,7 +54,7 @@ def _fails(member: str, text: str, views: list[Json], *, is_sample: bool) -> str
 
 
 def _says(member: str, text: str, views: list[Json]) -> bool:
-    return any(compiled(((member, text),)).render(view) for view in views)
+    return any(_rendered(member, text, view) for view in views)
 
 
 def _worded(error: TemplateError) -> str:
@@ -76,6 +77,11 @@ def _of_sample(source: Source, per: Any) -> Iterator[Json]:
     found = source.read(Incoming(source.sample, source.sample_headers, per))
     for notice in [Notice()] if isinstance(found, Nothing) else found:
         yield _view(source.name, notice, source.sample, source.sample_headers)
+
+
+def _rendered(member: str, text: str, view: Json) -> Json:
+    """A template can change what it is given (`payload.alerts.clear()`), and the sample is of use to others, too."""
+    return compiled(((member, text),)).render(deepcopy(view))
 
 
 def _view(source: str, notice: Notice, payload: Any, headers: Mapping[str, str]) -> Json:

@@ -6,6 +6,7 @@ In: the body as text, and what the bridge knows of it. Out: `Made`, as JSON.
 import hashlib
 import json
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from html import unescape
 from typing import Any
 
@@ -24,6 +25,7 @@ MAX_DEPTH = 64
 MAX_MESSAGES = 50  # of one request
 MAX_ALL = 100_000  # bytes of their texts together: what the render process answers is bounded
 MAX_TITLE = 500  # characters, as in a message
+MAX_EVENT = 200  # characters of an event's name, and of why there is nothing to say: a request's body may choose them
 MAX_MENTIONS = 2_000  # characters
 MAX_MEMBER = 256  # characters of what has no text: an id has 255 bytes at most
 MAX_KEY = 255  # bytes: as events/relations.py has it
@@ -60,10 +62,11 @@ def _made(payload: Any, given: Mapping[str, Any]) -> Json:
         if source.dialect:  # it was taken for what it is not
             source, made["source"] = generic.SOURCE, generic.SOURCE.name
         else:
-            warnings.append(f"{source.title}: {error}")
+            warnings.append(f"{source.title}: {error}; a summary was sent")
         found = [Notice(message={"html": summary(payload)})]
     if isinstance(found, Nothing):
-        return {**made, "nothing": found.reason, "event": found.event}
+        return {**made, "nothing": _whole(found.reason[: 2 * MAX_EVENT]), "event": _whole(found.event[:MAX_EVENT])}
+    found = [replace(each, event=_whole(each.event[:MAX_EVENT])) for each in found]
     made["event"] = found[0].event if found else ""
     ignore = given.get("ignore", ())
     if shown := [each for each in found if not _is_ignored(each, ignore)]:
@@ -87,7 +90,7 @@ def _source(name: str, headers: Mapping[str, str], payload: Any) -> Source:
 
 def _delivery_id(source: Source, headers: Mapping[str, str], payload: Any) -> str:
     try:
-        return source.delivery_id(headers, payload)
+        return _whole(source.delivery_id(headers, payload))
     except Exception:  # as above
         return ""
 
@@ -142,7 +145,7 @@ def _said(
         "members": {name: value for name, value in members.items() if name not in _TEXTS},
         "body": _whole(body),
         "html": _whole(html) if html is not None else None,
-        "event": _whole(notice.event),
+        "event": notice.event,
         "key": _named(str(members.get("key") or notice.key)),
         "state": notice.state,
         "firing": [_whole(each) for each in notice.firing],

@@ -187,7 +187,7 @@ def number(value: Any, *path: str) -> int:
 
 def spoken(word: str) -> str:
     """`checks_requested`, as people say it."""
-    return word.replace("_", " ").replace("-", " ").strip()
+    return word.replace("_", " ").replace("-", " ").strip() or word
 
 
 def commit(sha: str, message: Piece, person: str) -> Line:

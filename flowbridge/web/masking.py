@@ -8,13 +8,14 @@ from flowbridge.hooks.known import PREFIX
 
 MASK = "***"
 
-PLAIN = frozenset("r_")  # rooms, and the Matrix surface: no URL of a hook begins so
-# Where a token can stand, also in paths that nothing is served at: whoever mistypes one has a token in it all the same.
+PLAIN = ("/rooms/", "/_matrix/")  # no URL of a hook begins so
+# Where a token can stand, also in paths that nothing is served at: whoever mistypes one has a token in it all the same,
+# and so has a proxy that passes its own prefix on.
 _TOKENS = re.compile(
-    r"(/+(?:webhooks?|services|api/+webhooks/+[^/]*|api/+v1/+matrix/+hook)/+)(.*)", re.IGNORECASE | re.DOTALL
+    r"(.*?/(?:webhooks?|services|api/+webhooks/+[^/]*|api/+v1/+matrix/+hook)/+)(.*)", re.IGNORECASE | re.DOTALL
 )
-_HOOK = re.compile(r"(/+hooks?/+)([^/]*)(.*)", re.IGNORECASE | re.DOTALL)
-_OWN = frozenset({"preview", "rotate", "test", "requests"})  # behind a hook's name, and no tokens
+_HOOK = re.compile(r"(.*?/hooks?/+)([^/]*)(.*)", re.IGNORECASE | re.DOTALL)
+_OWN = re.compile(r"/(?:preview|rotate|test|requests(?:/[0-9]{0,18})?)/?")  # behind a hook's name, and no tokens
 
 
 def masked(path: str, is_hook: Callable[[str], bool]) -> str:
@@ -22,12 +23,13 @@ def masked(path: str, is_hook: Callable[[str], bool]) -> str:
 
     Whatever else stands in its place may be a token.
     """
+    if path.startswith(PLAIN) and PREFIX not in path:
+        return path
     plain = unquote(path)
     if found := _HOOK.fullmatch(plain):
         start, name, rest = found.groups()
         name = name if not name or is_hook(name) else MASK
-        is_own = rest[1:].partition("/")[0] in _OWN
-        return start + name + (rest if is_own else _hidden(rest))
+        return start + name + (rest if _OWN.fullmatch(rest) else _hidden(rest))
     if found := _TOKENS.fullmatch(plain):
         return found[1] + _hidden(found[2])
     if PREFIX in plain:  # of whoever takes another path for a hook's

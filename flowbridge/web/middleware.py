@@ -22,6 +22,7 @@ from starlette.types import Receive, Scope, Send
 
 from flowbridge import log, metrics
 from flowbridge.errors import MatrixError, MethodNotAllowed, NotFound, TooMany
+from flowbridge.hooks.known import PREFIX
 from flowbridge.limits import peer
 from flowbridge.limits.processor import (
     ANSWER_SECONDS,
@@ -120,7 +121,8 @@ class Middleware:
         elif self._origins is not None and not is_operator:
             send = self._origins.open(scope, send)
             if scope["method"] == "OPTIONS" and methods is not None:
-                methods = {"OPTIONS": self._origins.preflight(methods), **methods}
+                own = {} if _is_preflight(scope) else methods  # hooks have an OPTIONS of their own, for CloudEvents
+                methods = {"OPTIONS": self._origins.preflight(methods), **own}
         try:
             response = await _respond(Request(scope, receive), methods, path, self._sends, self._is_hook)
             # A known caller pays for reads, refusals and trials.
@@ -135,7 +137,10 @@ class Middleware:
         log.info(
             "request",
             method=scope["method"],
-            path=path[:MAX_LOGGED] if path[1:2] in PLAIN else masked(path[:MAX_LOGGED], self._is_hook),
+            # Without a call for each send.
+            path=path[:MAX_LOGGED]
+            if path.startswith(PLAIN) and PREFIX not in path
+            else masked(path[:MAX_LOGGED], self._is_hook),
             status=response.status_code,
             ms=round((time.perf_counter() - started) * 1000, 1),
             client=client[0] if client else None,
@@ -193,6 +198,10 @@ class _Allowances:
         return found
 
 
+def _is_preflight(scope: Scope) -> bool:
+    return any(name == b"access-control-request-method" for name, _ in scope["headers"])
+
+
 def _length(scope: Scope) -> int:
     """About how many bytes of a body arrive although the answer does not wait for them."""
     length = next((value for name, value in scope["headers"] if name == b"content-length"), b"")
@@ -209,9 +218,9 @@ async def _respond(
     handler = methods.get(request.method) if methods else None
     try:
         if methods is None:
-            raise NotFound(
-                f"there is nothing at {masked(path[:MAX_LOGGED], is_hook)[:200]}; GET /docs lists what there is"
-            )
+            # Not even a hook's name: whoever asks without a secret must not hear whether there is such a hook.
+            shown = masked(path[:MAX_LOGGED], lambda name: False)[:200]
+            raise NotFound(f"there is nothing at {shown}; GET /docs lists what there is")
         if handler is None:
             allowed = ", ".join(sorted(methods))
             hint = _NO_PAGES if request.method == "OPTIONS" else ""

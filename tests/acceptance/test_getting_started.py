@@ -150,7 +150,7 @@ def test_readme_leads_to_a_running_bridge(
         "$YUwRidLecu": "$…",
     }
     run = transcripts.steps(transcripts.section(readme, "Run it"))
-    first, refused, *_ = transcripts.steps(readme)
+    first, hook, refused, *_ = transcripts.steps(readme)
     script = []
     for step in [*run, first]:
         command, output = transcripts.replaced(step.command, names), transcripts.replaced(step.output, names)
@@ -158,6 +158,9 @@ def test_readme_leads_to_a_running_bridge(
             command = background(command, f"http://127.0.0.1:{port}") + "; KEY=$(cat flowbridge.db.first-key)"
         script.append(Step(command, output))
     to_room = f"http://127.0.0.1:{port}/rooms/{make_room(bot)}"
+    script.append(Step("export FLOWBRIDGE_PUBLIC_URL=https://bridge.example.org", ""))
+    hook = Step(*(transcripts.replaced(each, names) for each in (hook.command, hook.output)))
+    script.append(Step(f"{hook.command} 2>/dev/null", hook.output))  # what is for people is beside it
     script.append(Step(f"{refused.command.replace('…', to_room)} > refused.json", ""))
     assert wheel.name in "".join(step.command for step in run)
     shutil.copy(wheel, tmp_path)

@@ -5,6 +5,8 @@ FLOWBRIDGE_SCREENSHOTS=1 also makes the pictures again.
 
 import json
 import os
+import sys
+from pathlib import Path
 
 import httpx
 
@@ -23,6 +25,22 @@ def play(desk: Desk, recipe: str) -> None:
         answer = next(line for line in reversed(printed.splitlines()) if line.startswith(("{", "ok")))  # not progress
         assert code == 0, printed
         assert step.is_printed(answer), f"{step.command}\n{printed}"
+
+
+def test_beginning_of_the_page(desk: Desk) -> None:
+    """The hook, and the line that its making prints."""
+    before = len(desk.room.messages())
+    (step,) = transcripts.steps(transcripts.replaced(PAGE.partition("\n## ")[0], {"!ops:example.org": desk.room.id}))
+    path = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    public = {"FLOWBRIDGE_PUBLIC_URL": "https://bridge.example.org"}
+    ((_, code, printed),) = transcripts.play([step], desk.folder, path | desk.settings | public)
+    assert code == 0, printed
+    assert step.is_printed(printed), printed
+    line = printed.splitlines()[-1].replace(public["FLOWBRIDGE_PUBLIC_URL"], desk.bridge)
+    ((_, code, answer),) = transcripts.play([transcripts.Step(line, "")], desk.folder, path)
+    assert (code, '{"ok":true,"delivery_id":"' in answer) == (0, True), answer
+    (event,) = desk.wait_for(1, before)
+    assert event["content"]["body"] == "A test of the hook first"
 
 
 def test_slack_compatible_senders(desk: Desk) -> None:

@@ -1,9 +1,12 @@
 """Administering hooks over HTTP: making, seeing, changing, rotating, trying and deleting them."""
 
+import asyncio
 import json
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ import pytest
 from cryptography.fernet import Fernet
 from pydantic import SecretStr
 
+from flowbridge.hooks.receiving import Receiving
 from flowbridge.models import ApiKey
 from flowbridge.store import Database, api_keys
 from tests import upstream as scripted
@@ -229,7 +233,7 @@ def test_body_that_is_no_object_is_refused(bad: httpx.Client) -> None:
 def test_name_that_is_taken_and_token_of_another_hook_are_refused(admin: httpx.Client) -> None:
     made(admin, verification={"secret": CANARY})
     assert refused(admin.post("/hooks", json={"name": "ci", "room": ROOM}), 409) == (
-        "there is a hook ci already: PUT /hooks/ci changes it"
+        "there is a hook ci already: PUT /hooks/ci changes it, and so does `flowbridge hooks create ci … --replace`"
     )
     other = {"name": "other", "room": ROOM, "verification": {"secret": CANARY}}
     assert problems(admin.post("/hooks", json=other)) == {
@@ -430,6 +434,30 @@ def test_deleted_hook_takes_nothing_more(bridge: Bridge, admin: httpx.Client) ->
     assert made(admin, verification={"secret": CANARY})["url"].endswith(CANARY)
 
 
+def test_new_hook_has_no_request_of_an_earlier_one(
+    bridge: Bridge, admin: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor one that came before its hook was deleted, and was done after that."""
+    has_come, goes_on = threading.Event(), threading.Event()
+    receive = Receiving.receive
+
+    async def late(*arguments: Any) -> Any:
+        has_come.set()
+        await asyncio.to_thread(goes_on.wait, PATIENCE)
+        return await receive(*arguments)
+
+    monkeypatch.setattr(Receiving, "receive", late)
+    secret = made(admin)["secret"]
+    with ThreadPoolExecutor(1) as threads:
+        answer = threads.submit(tell, bridge, f"/hooks/ci/{secret}", {"text": "x"})
+        assert has_come.wait(PATIENCE)
+        assert admin.delete("/hooks/ci").json() == {}
+        goes_on.set()
+        assert answer.result().status_code == 200
+    made(admin)
+    assert admin.get("/hooks/ci/requests").json() == {"requests": []}
+
+
 @pytest.fixture
 def pair(upstream: Upstream, tmp_path: Path, postgres: LocalPostgres) -> Iterator[tuple[Bridge, Bridge]]:
     """Two replicas on one PostgreSQL."""
@@ -526,6 +554,14 @@ def test_template_that_fails_is_refused_in_a_preview_and_in_no_request(
     assert tell(bridge, f"/hooks/ci/{hook['secret']}", {"total": 1, "number": 0}).status_code == 200
     assert "unable to calculate" in admin.get("/hooks/ci").json()["failure"]["error"]
     assert tell(bridge, f"/hooks/ci/{hook['secret']}", {"total": 1, "number": 2}).status_code == 200
+    assert "failure" not in admin.get("/hooks/ci").json()
+
+
+def test_request_that_is_not_its_source_s_is_no_failure_of_a_template(bridge: Bridge, admin: httpx.Client) -> None:
+    """The line that making a hook prints is such a request."""
+    hook = made(admin, source="alertmanager")
+    answer = tell(bridge, f"/hooks/ci/{hook['secret']}", {"text": "A test of the hook ci"})
+    assert "it has no list of alerts" in answer.json()["warnings"][0]
     assert "failure" not in admin.get("/hooks/ci").json()
 
 
@@ -630,6 +666,8 @@ def test_line_to_try_it_works_in_a_shell(upstream: Upstream, tmp_path: Path, roo
         {"scheme": "grafana", "timestamp_header": "X-Time"},
         {"scheme": "hmac", "header": "X-Own", "prefix": 'v1=$x`"\\', "secret": "it's-a-secret-$of`mine"},
         {"scheme": "hmac", "header": "X-Own", "encoding": "base64", "timestamp_header": "X-Time"},
+        {"scheme": "hmac", "header": "X-`false`$HOME", "timestamp_header": "X-`false`$USER"},
+        {"scheme": "grafana", "timestamp_header": "X-`false`$HOME"},
     ]
     with running(upstream, tmp_path) as bridge:
         headers = {"X-API-Key": KEY}

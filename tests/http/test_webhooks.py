@@ -1,11 +1,14 @@
 """Requests to hooks: contract §6."""
 
+import asyncio
+import contextlib
 import gzip
 import json
 import os
 import secrets
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,11 +17,13 @@ from urllib.parse import quote
 
 import pytest
 
+from flowbridge.hooks.receiving import Receiving
+from flowbridge.web.routes import webhooks
 from tests import upstream as scripted
-from tests.http.conftest import KEY, ROOM, Answer, Bridge, post
+from tests.http.conftest import KEY, ROOM, Answer, Bridge, RawClient, post
 from tests.http.hooked import GITHUB, PATH, SECRET, alert, basic, hook, hooked, path_of, signed, tell, told
 from tests.http.test_attachments import Files
-from tests.patience import PATIENCE
+from tests.patience import PATIENCE, until
 from tests.processes import family_cpu_seconds
 from tests.upstream import Rooms, Upstream
 
@@ -266,6 +271,62 @@ def test_large_bodies_of_nobody_do_not_keep_those_of_senders_out(bridge: Bridge)
         for client in (first, second):
             client.send(head + body[:600_000])
         taken(tell(bridge, body))
+
+
+def test_large_bodies_of_many_strangers_keep_out_none_that_has_a_token(
+    bridge: Bridge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(webhooks, "TURN_SECONDS", 0.1)
+    body = json.dumps(unique(more="x" * 700_000)).encode()
+    head = told(body, path="/hooks/unknown").removesuffix(body)
+    with contextlib.ExitStack() as stack:
+        for number in range(2, 8):
+            client = stack.enter_context(RawClient(bridge.url, f"127.0.0.{number}"))
+            client.send(head + body[:600_000])
+        until(lambda: tell(bridge, body, path="/hooks/unknown").status == 503)
+        taken(tell(bridge, body))
+
+
+def test_bodies_of_strangers_are_bounded_together(
+    upstream: Upstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory: there may be 4,096 connections, and each could hold 512 KiB before its secret is looked at."""
+    monkeypatch.setattr(webhooks, "TURN_SECONDS", 0.1)
+    monkeypatch.setattr(webhooks, "MAX_OF_STRANGERS", 2)
+    body = json.dumps(unique(more="x" * 200_000)).encode()
+    head = told(body, path="/hooks/signed").removesuffix(body)
+    with hooked(upstream, tmp_path) as bridge, contextlib.ExitStack() as stack:
+        for _ in range(2):
+            stack.enter_context(bridge.connect()).send(head + body[:150_000])
+        until(lambda: tell(bridge, body, path="/hooks/signed").status == 503)
+        assert tell(bridge, unique(), path="/hooks/signed").status == 401
+        taken(tell(bridge, body))
+
+
+def test_bodies_that_are_large_once_they_are_unpacked_take_places(
+    bridge: Bridge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, most = 0, Counter[str]()
+    receive = Receiving.receive
+
+    async def counted(*arguments: Any) -> Any:
+        nonlocal now
+        now += 1
+        most["at once"] = max(most["at once"], now)
+        try:
+            await asyncio.sleep(0.05)
+            return await receive(*arguments)
+        finally:
+            now -= 1
+
+    monkeypatch.setattr(Receiving, "receive", counted)
+    for size, expected in ((1_000, range(2, 9)), (600_000, range(1, 2))):
+        most.clear()
+        bodies = [gzip.compress(json.dumps(unique(more="x" * size)).encode()) for _ in range(8)]
+        with ThreadPoolExecutor(8) as threads:
+            for answer in threads.map(lambda body: tell(bridge, body, "Content-Encoding: gzip"), bodies):
+                taken(answer)
+        assert most["at once"] in expected
 
 
 def test_what_a_source_makes_of_its_senders_bodies_is_in_the_room(bridge: Bridge) -> None:

@@ -34,6 +34,13 @@ def requests() -> Iterator[bytes]:
             *(f"/webhook/{token}", f"/webhooks/{token}", f"/webhook/{token}/x", f"/api/v1/matrix/hook/{token}"),
             *(f"/services/T0/B0/{token}", f"/services/{token}", f"/services/T0/B0/{token}/x"),
             *(f"/api/webhooks/1/{token}", f"/api/webhooks/1/{token}/slack", f"/api/webhooks/1/{token}/github"),
+            *(f"/hooks/plain/test/{token}", f"/hooks/plain/requests/{token}", f"/hooks/plain/requests/1/{token}"),
+            *(
+                f"/r/hooks/plain/{token}",
+                f"/relay/hooks/none/{token}",
+                f"/bridge/webhook/{token}",
+                f"/x/services/{token}",
+            ),
         ]
         for path in paths:
             for method in ("POST", "PUT", "GET", "DELETE", "OPTIONS"):
@@ -93,3 +100,11 @@ def test_secrets_of_hooks_are_nowhere(
     for file in tmp_path.iterdir():
         if file.name != "hooks.yaml":
             assert CANARY.encode() not in file.read_bytes().lower(), file
+
+
+@pytest.mark.parametrize("more", ["/x/y", "//", "/preview/x", "/requests/1/2"])
+def test_path_of_nothing_does_not_tell_which_hooks_there_are(upstream: Upstream, tmp_path: Path, more: str) -> None:
+    with hooked(upstream, tmp_path) as bridge:
+        found = {bridge.ask(told({}, path=f"/hooks/{name}{more}")).body for name in ("any", "no-such-hook")}
+    assert len(found) == 1
+    assert b"there is nothing at" in found.pop()

@@ -125,6 +125,22 @@ def test_refused_token_and_missing_space_are_problems(doctor: Doctor, tmp_path: 
     assert (code, says(checks, "store")[0][0]) == (1, "bad")
 
 
+def test_rooms_of_hooks_without_the_bot_are_a_problem(
+    doctor: Doctor, bot: Account, friend: Account, make_room: MakeRoom
+) -> None:
+    assert says(doctor()[1], "hooks") == []
+    good, other = make_room(bot), make_room(friend)
+    for name, room in (("good", good), ("one", other), ("two", other)):
+        assert run("hooks", "create", name, "--room", room).returncode == 0
+        if name == "good":
+            assert says(doctor()[1], "hooks") == [("ok", "1; the bot is in their rooms")]
+    code, checks = doctor()
+    wrong = (
+        f"one and 1 more: {bot.user_id} is not in {other}: invite it, or POST /join/{other}; until then messages wait"
+    )
+    assert (code, says(checks, "hooks")) == (1, [("bad", wrong)])
+
+
 def test_keys_and_proxies_are_told(doctor: Doctor) -> None:
     code, checks = doctor(
         ALL_PROXY="http://user:secret@127.0.0.1:1", BASE_URL="http://hs.invalid", FLOWBRIDGE_ALLOW_HTTP="1"

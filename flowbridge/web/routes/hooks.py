@@ -1,10 +1,11 @@
-"""Hooks: making, seeing, changing and trying them. What they are told comes by `webhooks.py`."""
+"""Hooks: making, seeing, changing and trying them. What their senders post comes by `webhooks.py`."""
 
-from typing import Annotated, Any, Literal, NotRequired
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, NotRequired, Required, TypeVar
 from urllib.parse import quote, unquote
 
 from fastapi import Depends
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, ConfigDict, Field, with_config
 from starlette.requests import Request
 from starlette.responses import Response
 from typing_extensions import TypedDict
@@ -23,6 +24,7 @@ from flowbridge.web.routes.deliveries import Id, Nothing, Time
 from flowbridge.web.routing import Routes
 
 Json = dict[str, Any]
+T = TypeVar("T")
 
 _HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}  # there are secrets in these answers
 
@@ -30,6 +32,11 @@ Name = Annotated[str, Field(pattern="^[a-z0-9][a-z0-9._-]{0,63}$", examples=["al
 Scheme = Annotated[str, Field(json_schema_extra={"enum": list(SCHEMES)})]
 Source = Annotated[str, Field(json_schema_extra={"enum": list(sources.NAMES)})]
 Warnings = Annotated[list[str], Field(description="What is to be done, or known, beside it.")]
+
+
+def _example(**body: Any) -> Callable[[type[T]], type[T]]:
+    """One of a body, for the document."""
+    return with_config(ConfigDict(json_schema_extra={"examples": [body]}))
 
 
 class VerificationObject(TypedDict, total=False):
@@ -49,17 +56,17 @@ class VerificationObject(TypedDict, total=False):
 class HookDefinition(TypedDict, total=False):
     """What a hook is."""
 
-    room: Annotated[
-        str, Field(description="Where its messages go: a room id, an alias, or a user id.", examples=[ROOM])
+    room: Required[
+        Annotated[str, Field(description="Where its messages go: a room id, an alias, or a user id.", examples=[ROOM])]
     ]
     source: Annotated[Source, Field(description="Which tool it listens to; `auto` (default) tells it by the request.")]
     verification: VerificationObject
     template: Annotated[
-        dict[str, str],
+        dict[str, str] | str,
         Field(
             description="Templates (minijinja) for members of a message: one of `text`, `markdown` and `html`, and "
             "others beside it. A string is one for `markdown`. Up to 16 KiB.",
-            examples=[{"markdown": "**{{ payload.title }}** {{ payload.status }}"}],
+            examples=[{"markdown": "**{{ payload.title }}** {{ payload.status }}", "key": "{{ payload.host }}"}],
         ),
     ]
     per: Annotated[Literal["notification", "alerts"], Field(description="One message for each of these.")]
@@ -68,18 +75,36 @@ class HookDefinition(TypedDict, total=False):
         Field(description="What news of the same thing is to its first message; `edit` by default."),
     ]
     mention: Annotated[
-        list[str], Field(description="Whom to ping when something begins to fire: user ids, `@room`.", max_length=50)
+        list[str],
+        Field(
+            description="Whom to ping when something begins to fire: user ids, `@room`.",
+            examples=[["@oncall:example.org"]],
+            max_length=50,
+        ),
     ]
     mentions: Annotated[
         Literal["never", "firing", "template"], Field(description="Who may be pinged at all; `firing` by default.")
     ]
     ignore: Annotated[
         list[str],
-        Field(description="The sender's names of events that are not shown.", examples=[["push"]], max_length=100),
+        Field(
+            description="The sender's names of events that are not shown: `issues`, or `issues.closed`. With a plus "
+            "(`+issues.labeled`), one that is shown although its source leaves it out by default.",
+            examples=[["push", "issues.closed", "+issues.labeled"]],
+            max_length=100,
+        ),
     ]
     keep_requests: Annotated[int, Field(ge=0, le=20, description="How many past requests are kept; 20 by default.")]
 
 
+@_example(
+    name="alerts",
+    room=ROOM,
+    source="grafana",
+    verification={"scheme": "grafana"},
+    mention=["@oncall:example.org"],
+    ignore=["resolved"],
+)
 class NewHook(HookDefinition):
     name: Annotated[Name, Field(description="It stands in the hook's URL.")]
 
@@ -145,11 +170,12 @@ class Tested(TypedDict):
     warnings: Warnings
 
 
+@_example(body={"job": "backup", "host": "db-1"}, template={"markdown": "**{{ payload.job }}** on {{ payload.host }}"})
 class PreviewRequest(TypedDict, total=False):
     body: Annotated[Any, Field(description="A request's body: JSON, or a string with the text of one.")]
     headers: Annotated[dict[str, str], Field(examples=[{"X-GitHub-Event": "push"}])]
     request: Annotated[str, Field(description="The id of a kept request, instead of a body.")]
-    template: Annotated[dict[str, str], Field(description="To be tried instead of the hook's own.")]
+    template: Annotated[dict[str, str] | str, Field(description="To be tried instead of the hook's own.")]
 
 
 class Preview(TypedDict):
@@ -245,9 +271,9 @@ async def index(core: TheCore, admin: Admin) -> Response:
 
 @routes.flow("GET", "/hooks/{name}", "hook", answers=HookObject)
 async def show(core: TheCore, admin: Admin, name: HookName, base: Base) -> Response:
-    """All about a hook
+    """One hook
 
-    Without its secrets: `rotate` gives it another one.
+    Everything but its secrets: `rotate` makes a new one.
     """
     found = await core.administration.one(name)
     return json_answer({**found, "url": f"{base}/hooks/{name}"}, headers=_HEADERS)
@@ -288,9 +314,9 @@ async def rotate(
         query("`1`: the old secrets end at once."),
     ] = "0",
 ) -> Response:
-    """Give a hook another secret
+    """Give a hook a new secret
 
-    The one before it holds for 7 days more, so that its sender can be told; older ones end.
+    The previous one stays valid for 7 days, time to change it at the sender; older ones end.
     """
     at_once = now in ("1", "true")
     return json_answer(await core.administration.rotate(name, body, base, now=at_once), headers=_HEADERS)
@@ -300,9 +326,9 @@ async def rotate(
 async def test(
     core: TheCore, admin: Admin, name: HookName, body: Annotated[Json, Depends(JsonBody(Nothing))]
 ) -> Response:
-    """Send a hook's message for a request as its source sends it
+    """Send a test message of a hook
 
-    It goes to the hook's room, as one of its sender would.
+    That of a typical request of its source. It goes to the hook's room.
     """
     return json_answer(await core.administration.test(name), headers=_HEADERS)
 
@@ -311,9 +337,10 @@ async def test(
 async def preview(
     core: TheCore, admin: Admin, name: HookName, body: Annotated[Json, Depends(ForeignBody(PreviewRequest))]
 ) -> Response:
-    """What a request to a hook would become
+    """Preview what a request to a hook would become
 
-    Of a body, or of a kept request. Nothing is sent. A template that fails is a 400 here; else a summary is sent then.
+    A body, or a kept request. Nothing is sent. A template that fails is a 400 here; a sender's request is then sent as
+    a summary.
     """
     return json_answer(await core.administration.preview(name, body), headers=_HEADERS)
 

@@ -5,6 +5,7 @@ The handlers are raw: a signature is made of the bytes as they came.
 
 import contextlib
 from collections.abc import Mapping
+from functools import partial
 from typing import Annotated, Any, Literal, NotRequired
 from urllib.parse import quote, unquote
 
@@ -16,6 +17,7 @@ from typing_extensions import TypedDict
 from flowbridge.bridge import Core
 from flowbridge.errors import MethodNotAllowed, TooLarge
 from flowbridge.events.shaping import MESSAGE
+from flowbridge.hooks import body as bodies
 from flowbridge.hooks.receiving import Done
 from flowbridge.hooks.signatures import Asked
 from flowbridge.hooks.trouble import ours
@@ -31,7 +33,10 @@ Json = dict[str, Any]
 Dialect = Literal["", "slack", "discord"]
 
 TAG = "Hooks"
-MAX_LARGE = 4  # bodies of more than 512 KiB at a time, each in memory as a whole
+MAX_LARGE = 4  # bodies of more than 512 KiB at a time, each in memory as a whole; so many of strangers, too
+SMALL_BYTES = 64 * 1024  # GitHub's largest usual ones are 30 kB
+MAX_OF_STRANGERS = 64  # larger ones that are read before their senders are known: 4,096 connections may hold one each
+EACH_STRANGER = 16
 TURN_SECONDS = 5.0  # for one of these places: senders hang up after 10
 ALLOWED = "POST, PUT, OPTIONS"
 ALLOWED_WITHOUT_TOKEN = "GET, POST, PUT, DELETE, OPTIONS"  # noqa: S105 (methods): the hook itself, administered there, too
@@ -60,14 +65,18 @@ class Webhooks:
         self._receiving = core.receiving
         self._wait_seconds = core.settings.wait_seconds
         self._limit = core.settings.max_hook_bytes
+        self._aside = core.acceptance.aside
+        # Strangers, who may be slow on purpose, do not keep out those whose token is right.
         self._large = Limiter("large bodies of webhooks that are being read", MAX_LARGE, 1)
+        self._large_of_strangers = Limiter("large bodies of webhooks of unknown senders", MAX_LARGE, 1)
+        self._of_strangers = Limiter("bodies of webhooks of unknown senders", MAX_OF_STRANGERS, EACH_STRANGER)
 
     async def receive(self, request: Request) -> Response:
-        """Tell a hook
+        """Report to a hook
 
-        What happened, in any form: JSON of the tools that hooks know, a message object, any other JSON, a form, or a
-        text. It is stored, then sent. The secret stands in the path, in `Authorization` or in a signature, as the hook
-        wants it. Errors that are worth another try are 503 with `Retry-After`.
+        The report may have any form: JSON of the tools that hooks know, a message object, any other JSON, a form, or
+        plain text. It is stored, then sent. The secret is in the path, in `Authorization` or in a signature, depending
+        on the hook. Errors that are worth a retry are 503 with `Retry-After`.
         """
         return await self._receive(request, "")
 
@@ -102,6 +111,9 @@ class Webhooks:
                 body = await self._body(request, headers, stack)
             if known is None or not is_known:
                 known = await self._admission.admit(name, known, asked, body)
+            if bodies.is_compressed(headers):
+                with ours():
+                    await self._make_room(body, headers, stack)
             path["roomId"], path["eventType"] = quote(known.hook.room), MESSAGE  # refused calls are logged by them
             done = await self._receiving.receive(known.hook, headers, body, self._limit, dialect)
         request.scope[LOG] = {"user": done.user_id, "delivery": done.delivery} if done.delivery else {}
@@ -114,20 +126,28 @@ class Webhooks:
         return response
 
     async def _body(self, request: Request, headers: Mapping[str, str], stack: contextlib.AsyncExitStack) -> bytes:
-        """The body as it came, compressed or not. A large one takes a place."""
+        """The body as it came, compressed or not. A large one takes a place, and so does a stranger's."""
         length = headers.get("content-length", "")
         expected = int(length[:20]) if length.isdigit() else 0
-        body, has_place = bytearray(), False
+        body = bytearray()
         if expected > self._limit:
             raise self._too_large()
+        bounds = [(MAX_BODY_BYTES, self._large)]
+        if peer.is_guest():
+            bounds = [(SMALL_BYTES, self._of_strangers), (MAX_BODY_BYTES, self._large_of_strangers)]
         async for piece in request.stream():
-            if not has_place and max(len(body) + len(piece), expected) > MAX_BODY_BYTES:
-                await stack.enter_async_context(self._large.turn(peer.who(), TURN_SECONDS))
-                has_place = True
+            while bounds and max(len(body) + len(piece), expected) > bounds[0][0]:
+                await stack.enter_async_context(bounds.pop(0)[1].turn(peer.who(), TURN_SECONDS))
             body += piece
             if len(body) > self._limit:
                 raise self._too_large()
         return bytes(body)
+
+    async def _make_room(self, body: bytes, headers: Mapping[str, str], stack: contextlib.AsyncExitStack) -> None:
+        """A place for what is large once it is unpacked: 1 kB of gzip can be a megabyte."""
+        is_large = partial(bodies.is_larger, body, headers, MAX_BODY_BYTES)
+        if len(body) <= MAX_BODY_BYTES and await self._aside(is_large):
+            await stack.enter_async_context(self._large.turn(peer.who(), TURN_SECONDS))
 
     def _too_large(self) -> TooLarge:
         return TooLarge(f"the body is longer than {self._limit} bytes, which FLOWBRIDGE_MAX_HOOK_BYTES allows")
@@ -196,7 +216,10 @@ _ANY: Json = {
         "description": "What happened. JSON under any Content-Type; a form with a field `payload`; a text. gzip is "
         "unpacked; 1 MiB at most (`FLOWBRIDGE_MAX_HOOK_BYTES`).",
         "content": {
-            "application/json": {"schema": {}},
+            "application/json": {
+                "schema": {},
+                "example": {"title": "Backup failed", "status": "error", "host": "db-1"},
+            },
             "text/plain": {"schema": {"type": "string"}, "example": "the backup is done"},
         },
     },

@@ -4,8 +4,9 @@ import contextlib
 import gzip
 import json
 import time
+import tracemalloc
 import zlib
-from urllib.parse import urlencode
+from urllib.parse import quote_plus, unquote_plus, urlencode
 
 import pytest
 from hypothesis import given
@@ -34,13 +35,22 @@ def part(name: str, value: str, more: str = "") -> str:
 
 @pytest.mark.parametrize("type_", ["", "application/json", FORM, "application/octet-stream", "x/y; charset=utf-8", "?"])
 def test_json_is_json_under_any_type(type_: str) -> None:
-    for raw in (JSON, f"\n {JSON}", "[1]", '"text"'):
+    for raw in (JSON, f"\n {JSON}"):
         assert read(raw, type_) == Body(raw, "json")
+    for raw in ("[1]", '"text"'):
+        assert read(raw, type_) == Body(raw, "either" if type_ == FORM else "json")
     assert read(b"\xef\xbb\xbf{}", type_) == Body("{}", "json")
 
 
-def test_json_that_is_called_a_text_may_be_one() -> None:
-    assert read("[FIRING:1] disk full", "text/plain; charset=utf-8") == Body("[FIRING:1] disk full", "either")
+@pytest.mark.parametrize("text", ["[FIRING:1] disk full", "[2026-11-30 12:00] done", '"db-1" failed'])
+@pytest.mark.parametrize("type_", ["text/plain; charset=utf-8", FORM])
+def test_json_that_is_called_a_text_or_sent_by_curl_may_be_one(text: str, type_: str) -> None:
+    assert read(text, type_) == Body(text, "either")
+    assert read(text, "application/json") == Body(text, "json")
+
+
+def test_object_that_breaks_off_is_no_text_of_curl() -> None:
+    assert read('{"text": "a', FORM) == Body('{"text": "a', "json")  # a 400 with the place
 
 
 @pytest.mark.parametrize("type_", ["", "text/plain", "application/json", FORM])
@@ -163,3 +173,26 @@ def test_bytes_of_any_kind_are_read_or_refused(raw: bytes, type_: str, encoding:
 def test_spaces_of_any_kind_are_no_body(raw: bytes) -> None:
     with pytest.raises(BadRequest, match="the body is empty: there is nothing to say"):
         read(raw)
+
+
+@given(st.text(), st.integers(min_value=4, max_value=64))
+def test_form_is_what_it_was_before_it_was_encoded(text: str, piece: int) -> None:
+    """Wherever it is cut."""
+    before, body.PIECE_BYTES = body.PIECE_BYTES, piece
+    try:
+        assert body._unquoted(quote_plus(text, errors="replace")) == text.encode("utf-8", "replace").decode()
+        assert body._unquoted(text) == unquote_plus(text.encode("utf-8", "replace").decode(), errors="replace")
+    finally:
+        body.PIECE_BYTES = before
+
+
+def test_form_of_escapes_takes_little_memory() -> None:
+    raw = b"payload=" + b"%41" * 1_000_000
+    tracemalloc.start()
+    try:
+        found = read(raw, FORM, limit=4_000_000)
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert found == Body("A" * 1_000_000, "text")
+    assert most < 10 * len(raw)

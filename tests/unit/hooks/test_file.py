@@ -72,6 +72,10 @@ def test_file_may_have_none(path: Path, text: str) -> None:
         ("a: &a [1]\nb: *a", "is not YAML: aliases (*name) are not taken at line 2"),
         ("[" * 5_000, "is not YAML: it is nested too deeply"),
         ("x" * (4 * 1024**2 + 1), "is not YAML: it is larger than 4 MiB"),
+        *(  # PyYAML has no error of its own for these
+            (f"- {value}", "is not YAML: a value is not what its tag, or its form, says: put it in quotes")
+            for value in ('!!int ""', "!!bool x", "!!timestamp x", r'"\UFFFFFFFF"', f"!!int {CANARY}", "2026-99-99")
+        ),
     ],
 )
 def test_what_is_wrong_is_one_line(path: Path, text: str, says: str) -> None:

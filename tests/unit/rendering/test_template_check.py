@@ -61,3 +61,9 @@ def test_template_that_says_nothing_of_a_sample_is_a_warning() -> None:
     found = check({"text": "{% if payload.nothing %}x{% endif %}"}, "alertmanager")
     assert found["wrong"] == []
     assert found["warnings"] == ["of a request as alertmanager sends them it makes no text: a summary would be sent"]
+
+
+def test_template_that_changes_what_it_is_given_changes_no_sample() -> None:
+    before = json.dumps(sources.BY_NAME["alertmanager"].sample)
+    assert check({"text": "{{ payload.alerts.pop().status }}"}, "alertmanager") == {"wrong": [], "warnings": []}
+    assert json.dumps(sources.BY_NAME["alertmanager"].sample) == before

@@ -165,7 +165,7 @@ def test_event_is_told_by_the_body_where_no_header_says_it(name: str) -> None:
 )
 def test_what_a_source_does_not_know_is_sent_as_a_summary(source: str, payload: Any, warning: str) -> None:
     found = made(json.dumps(payload), {}, source=source)
-    assert found["warnings"] == [warning]
+    assert found["warnings"] == [f"{warning}; a summary was sent"]
     assert only(found)["body"]
 
 

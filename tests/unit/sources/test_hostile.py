@@ -207,3 +207,17 @@ def test_templates_of_hooks_escape(template: dict[str, str]) -> None:
         check(message, snippet, OURS)
         assert message["body"].count(MARK) >= 7
         assert "\\<" not in message["body"]  # what Markdown needed is not in the text
+
+
+@pytest.mark.parametrize("source", [name for name, each in BY_NAME.items() if each.sample is not None])
+def test_name_of_an_event_is_short(source: str) -> None:
+    """It is kept beside the last requests, whose bodies are cut."""
+    sample, headers = BY_NAME[source].sample, BY_NAME[source].sample_headers
+    for path in texts(sample):
+        payload = copy.deepcopy(sample)
+        put(payload, path, "\ud800" + "x" * 30_000)
+        given = {"source": source, "headers": headers, "per": "notification", "template": None, "is_text": False}
+        made = json.loads(webhook(json.dumps(payload), {**given, "plain": False})[0])
+        assert sum(len(made.get(name, "")) for name in ("event", "nothing", "wrong")) <= 600
+        assert all(len(each["event"]) <= 200 for each in made.get("messages", ()))
+        json.dumps(made, ensure_ascii=False).encode()
