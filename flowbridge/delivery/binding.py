@@ -109,6 +109,8 @@ class _Resolving:
         found = {known.delivery for known in self._keys.values()}
         for story in self._stories.values():
             found.add(story.last.by)
+            if story.before is not None:  # it holds again if the last one died
+                found.add(story.before.by)
             if story.was is not None:
                 found.add(story.was[0])
         for binding in self._bindings.values():

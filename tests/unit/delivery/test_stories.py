@@ -254,6 +254,17 @@ async def test_update_that_died_was_not_said(make: MakeRig, rooms: Rooms) -> Non
         assert shown(rooms) == ["done"]
 
 
+async def test_event_that_says_it_already_is_named_also_when_another_died_meanwhile(
+    make: MakeRig, rooms: Rooms
+) -> None:
+    async with make() as rig:
+        await tell(rig, "a", "a", 1)
+        thread = await done(rig, "well", 2, on_update="thread")
+        rooms.then(REFUSED)
+        assert await done(rig, "died", 3, on_update="thread") is None
+        assert await done(rig, "well", 4, on_update="thread") == thread
+
+
 async def test_after_a_first_message_that_died_the_one_before_holds(make: MakeRig, rooms: Rooms) -> None:
     async with make() as rig:
         await tell(rig, "a", "a", 1)
