@@ -209,7 +209,7 @@ class Receiving:
                         self._suspects.put(template, True)
                 else:
                     await asyncio.sleep(SUSPECT_PAUSE)
-        return await self._rendering.webhook(text, {**given, "template": None, "plain": True})
+        return await self._rendering.webhook(text, {**given, "template": None, "plain": True, "was_ended": True})
 
     async def _rendered(self, text: str, given: Mapping[str, Any]) -> Made:
         """By a template of ours."""

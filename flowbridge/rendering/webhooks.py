@@ -39,7 +39,7 @@ def webhook(body: str, given: Mapping[str, Any]) -> tuple[str, None]:
 
     `given`: `source`, `headers`, `per`, `template` (or null), `is_text` (it is no JSON), `may_be_text` (what begins as
     JSON, and is none, is a text), `ignore` (events that are not shown), `plain` (no template is used, since one that
-    ends the process is one that fails).
+    ends the process is one that fails), `was_ended` (that one is the hook's own).
     """
     try:
         found = _made(_payload(body, given), {**given, "body": body})
@@ -132,7 +132,8 @@ def _said(
         members = _members(source, notice, given["template"], _view(source, notice, payload, given["headers"]))
         body, html = _text(members, limit, is_template=bool(given["template"]))
     except Exception as error:  # TemplateError, RefusedError, MemoryError …: what was sent must not be lost by it
-        what = "its text cannot be shown" if _is_said(notice) and not given["template"] else TEMPLATE_FAILED
+        is_by_template = given["template"] or given.get("was_ended") or not _is_said(notice)
+        what = TEMPLATE_FAILED if is_by_template else "its text cannot be shown"
         warnings.append(f"{what}, and a summary was sent: {worded(error)}")
         members = {name: value for name, value in members.items() if name not in _TEXTS}
         if given["template"]:  # which can change what it is given: `payload.list.append(1)`

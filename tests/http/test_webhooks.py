@@ -520,8 +520,10 @@ def test_summary_instead_of_a_template_that_never_ends_takes_a_bounded_processor
         tell(bridge, unique(), path=path_of("bomb"))  # the process is there
         before = family_cpu_seconds(os.getpid())
         for number in range(5):
-            answer = tell(bridge, {"what": f"thing {number}", "is_bomb": 1}, path=path_of("bomb"))
+            name = "text" if number % 2 else "what"  # also where the source would have needed no template
+            answer = tell(bridge, {name: f"thing {number}", "is_bomb": 1}, path=path_of("bomb"))
             assert f"thing {number}" in content(bridge, answer)["body"]
+            assert answer.json()["warnings"][0].startswith("the template failed")
             assert why in answer.json()["warnings"][0]
         # The first one's second, another process in the place of the one that it ended, and our own part of it.
         assert family_cpu_seconds(os.getpid()) - before < 5
