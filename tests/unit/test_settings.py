@@ -127,6 +127,7 @@ def test_defaults_are_those_of_the_contract() -> None:
         "keep_content_days": None,
         "keep_dead_days": 30.0,
         "max_file_bytes": None,
+        "max_hook_bytes": 1_048_576,
         "fetch_allow": (),
         "trusted_proxies": (),
         "cors_origins": (),
