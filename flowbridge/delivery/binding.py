@@ -17,7 +17,7 @@ from sqlalchemy import Connection
 
 from flowbridge.events import canonical_json, relations
 from flowbridge.events.relations import Binding, Content, Find, Found, Target
-from flowbridge.events.stories import Chapter, Said, Story, decide, quiet
+from flowbridge.events.stories import SAID, Chapter, Said, Story, decide, quiet
 from flowbridge.store import Fence, Row, clock, leases, message_keys, outbox
 from flowbridge.store.json_columns import from_json, to_json
 from flowbridge.store.message_keys import Key, Known
@@ -186,6 +186,8 @@ class _Event:
         number = binding.number if binding.bound_as else events + 1
         is_overtaken = last is not None and last.number > number
         decision, why = decide(chapter, last.chapter if last else None, overtaken=is_overtaken)
+        if so_far is not None and self._is_followed():
+            return Resolved(row.content, self._history(SAID), row.binding, said=self._says(so_far))
         if so_far is not None and decision == "nothing":
             self._remember(so_far, so_far.story.confirmed(chapter, number))
             return Resolved(row.content, self._history(why), row.binding, said=self._says(so_far))
@@ -255,6 +257,19 @@ class _Event:
             # Deleted, and how it ended is not known: said once more it does no harm, not said at all it might.
             story = replace(story, last=replace(story.last, chapter=replace(story.last.chapter, digest="")))
         return _SoFar(story, delivery, message) if message else None
+
+    def _is_followed(self) -> bool:
+        """Whether one behind this event is bound, and waits for its own turn.
+
+        They were bound in one commit, in which this one said nothing new; the process ended before it was settled. To
+        decide once more would be to forget the one behind it, which goes out as it was bound.
+        """
+        found = self._all.known(self._key)
+        last = found[1].last.by if found and found[1] else ""
+        row = self._row_of(last) if last and last != self._row.delivery else None
+        if row is None or row["state"] != "queued" or not row["binding"]:
+            return False
+        return bool(Binding.from_json(row["binding"]).bound_as == row["txn_id"])
 
     def _is_said(self, by: str, delivery: str, message: Found | None) -> bool:
         """Whether what was said last is in the room. `message`: of the delivery that the key stands for."""

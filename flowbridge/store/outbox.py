@@ -173,7 +173,7 @@ def bind(connection: Connection, bound: Sequence[Mapping[str, Any]]) -> None:
         connection.execute(_BIND, [{f"b_{name}": value for name, value in row.items()} for row in bound])
 
 
-_ENDED = select(*(outbox.c[name] for name in ("delivery", "state", "txn_id", "event_id", "content")))
+_ENDED = select(*(outbox.c[name] for name in ("delivery", "state", "txn_id", "event_id", "content", "binding")))
 _ENDED = _ENDED.where(outbox.c.delivery.in_(bindparam("deliveries", expanding=True)))
 
 

@@ -236,3 +236,23 @@ class Stories(RuleBasedStateMachine):
 def test_stories_are_told_as_their_model(engine: Engine) -> None:
     machine = type("Stories", (Stories,), {"engine": engine})
     run_state_machine_as_test(machine, settings=FAST)
+
+
+def test_event_that_said_nothing_new_forgets_none_behind_it_after_a_crash(engine: Engine) -> None:
+    """Both were bound in one commit, and the process ended before the first of them was settled."""
+    machine = type("Stories", (Stories,), {"engine": engine})()
+    machine.accept("timed", "firing", "a", 1, 0)
+    machine.take_over()
+    machine.turn(0, "sent", twice=False)
+    machine.accept("timed", "resolved", "a", 2, 0)
+    machine.turn(0, "sent", twice=False)
+    machine.accept("timed", "resolved", "a", 2, 0)  # the other one of an HA pair, late
+    machine.accept("timed", "firing", "b", 3, 0)
+    machine.turn(1, "killed before", twice=False)
+    machine.take_over()
+    machine.turn(0, "sent", twice=True)
+    machine.turn(0, "sent", twice=False)
+    machine.accept("timed", "firing", "b", 3, 0)
+    machine.turn(0, "sent", twice=False)
+    assert [shown.content["body"] for shown in machine.room if shown.is_first] == ["firing a 0", "firing b 0"]
+    assert not machine.queue()
