@@ -107,10 +107,9 @@ class Webhooks:
         asked = Asked(headers, _decoded(token))
         async with contextlib.AsyncExitStack() as stack:
             with ours():
-                known, is_known = await self._admission.find(name, asked)
+                found = await self._admission.find(name, asked)
                 body = await self._body(request, headers, stack)
-            if known is None or not is_known:
-                known = await self._admission.admit(name, known, asked, body)
+            known = await self._admission.admit(name, found, asked, body)
             if bodies.is_compressed(headers):
                 with ours():
                     await self._make_room(body, headers, stack)
