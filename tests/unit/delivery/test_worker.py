@@ -236,6 +236,43 @@ async def test_fifty_events_of_a_lane_are_held_in_memory(make: MakeRig, rooms: R
         assert rig.backpressure.queued == 0
 
 
+async def test_lane_that_has_caught_up_goes_by_memory_again_although_events_keep_coming(
+    make: MakeRig, rooms: Rooms
+) -> None:
+    """Whenever the store is read, one more event comes: there would always be more in it."""
+    make.tune(batch=5)
+    most = 50
+    async with make() as rig:
+        await rig.send("0")
+        answered, loop = asyncio.Event(), asyncio.get_running_loop()
+        rooms.always(after(answered))
+        offered = [0]
+
+        def offer() -> None:
+            if offered[-1] < most:
+                offered.append(offered[-1] + 1)
+                rig.offer(str(offered[-1]), waits=False)
+
+        def read(_: Any, __: Any, statement: str, parameters: Any, *___: Any) -> None:
+            if statement.startswith("SELECT") and "LIMIT" in statement and ROOM in str(parameters):
+                loop.call_soon_threadsafe(offer)  # ahead of what is read
+
+        event.listen(rig.database.engine, "before_cursor_execute", read)
+        for _ in range(12):
+            offer()
+        rooms.always(None)
+        answered.set()
+        await rig.settled(13)
+        await until(lambda: len(rooms.bodies()) == len(offered))
+        assert 12 < len(offered) - 1 < most / 2, "it reads the store for ever"
+        with statements(rig, ROOM) as seen:
+            for number in range(100, 120):
+                await rig.send(str(number))
+            await rig.settled()
+        assert not [statement for statement in seen if statement.startswith("SELECT")]
+        assert rooms.bodies() == [*map(str, offered), *map(str, range(100, 120))]
+
+
 async def test_all_lanes_together_hold_no_more_than_is_allowed(make: MakeRig, rooms: Rooms) -> None:
     make.tune(events=100)
     names = [f"!{number}:hs" for number in range(20)]
