@@ -57,6 +57,8 @@ def shown(answer: Answer) -> tuple[Any, ...]:
     headers = {name: value.replace(delivery, "DELIVERY") for name, value in answer.headers.items() if name != "date"}
     headers["content-length"] = "about " + str(len(answer.body) // 10)
     body = re.sub(rb'"event_id":"\$\d+"', b'"event_id":"$N"', answer.body.replace(delivery.encode(), b"DELIVERY"))
+    if answer.status == 202:
+        body = body.replace(b'"sent"', b'"queued"')  # whichever came first
     return answer.status, list(headers), headers, body
 
 
