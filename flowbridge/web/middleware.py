@@ -249,10 +249,9 @@ def _tree_of(endpoints: Iterable[Route]) -> Tree:
     for endpoint in endpoints:
         for path in endpoint.paths:
             handlers = _handlers(tree, path)
-            for method in endpoint.methods or ():
-                handlers[method] = endpoint.handler
-                if method == "GET":
-                    handlers["HEAD"] = endpoint.handler
+            handlers[endpoint.method] = endpoint.handler
+            if endpoint.method == "GET":
+                handlers["HEAD"] = endpoint.handler
     return tree
 
 
