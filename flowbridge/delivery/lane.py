@@ -94,15 +94,16 @@ class Lane:
         self.task: asyncio.Task[None] | None = None
         self._more = False  # the store may have further events
         self._reading = False
+        self._arrived: list[PendingDelivery] = []  # while the store is read: they come behind what is found there
         self._stopping = False
         self._wake = asyncio.Event()
         self.idle_since: float | None = None  # monotonic; None while there is something to send
         self._fill(claim.rows, full=full)
 
     def may_enqueue(self) -> bool:
-        """Whether a new event may be enqueued at once: nothing older is on its way from the store."""
-        is_current = not (self._more or self._reading or self._stopping)
-        return is_current and len(self.queue) < self._shared.batch() and self.is_held()
+        """Whether a new event may be enqueued at once: nothing older stays in the store."""
+        is_current = not (self._more or self._stopping)
+        return is_current and len(self.queue) + len(self._arrived) < self._shared.batch() and self.is_held()
 
     def early(self) -> binding.Early | None:
         """How the event that is enqueued next may be bound when it is inserted, if it may."""
@@ -115,8 +116,12 @@ class Lane:
         return binding.Early(self.fence, behind)
 
     def enqueue(self, pending: PendingDelivery) -> None:
-        self._hold(pending)
-        self._wake.set()
+        if self._reading:
+            pending.hold()
+            self._arrived.append(pending)
+        else:
+            self._hold(pending)
+            self._wake.set()
 
     def _hold(self, pending: PendingDelivery) -> None:
         pending.hold()
@@ -158,6 +163,7 @@ class Lane:
 
     def release(self) -> None:
         """Let go of its deliveries."""
+        self._pass_over(self._arrived)
         while self.queue:
             pending = self._pop()
             self._shared.deliveries.leave(pending)
@@ -209,20 +215,42 @@ class Lane:
                 self._close(pending, verdict)
 
     async def _refill(self) -> None:
-        self._more, self._reading = False, True  # later events set `_more` again
+        """Read on in the store, behind all that was offered until now.
+
+        What is offered meanwhile is held, too, so that a lane which has caught up is back in memory whatever its load:
+        of events that come faster than the store is read there is always one more.
+        """
+        self._more, self._reading = False, True  # what does not fit into memory sets `_more` again
         lane, batch = self.fence.lane, self._shared.batch()
         try:
             rows = await self._shared.database.run(lambda connection: outbox.fetch(connection, lane, batch))
         except Exception as error:
             self._more = True
+            self._end_reading([])
             log.warning("store_away", error=reason(error))
             await asyncio.sleep(self._shared.timing.first_pause)
         else:
-            self._fill(rows, full=len(rows) >= batch)
+            self._fill(rows, full=len(rows) >= batch or len(rows) + len(self._arrived) > batch)
+            self._end_reading(rows)
             if rows and not self.queue:  # all settled here, and their outcomes not stored yet: the store is in trouble
                 await asyncio.sleep(self._shared.timing.first_pause)
         finally:
             self._reading = False
+
+    def _end_reading(self, rows: Sequence[Row]) -> None:
+        """Enqueue what arrived meanwhile; if the store has more than these rows, it is read from there in its turn."""
+        arrived, self._arrived, self._reading = self._arrived, [], False
+        if self._more:
+            self._pass_over(arrived)
+            return
+        found = {row.delivery for row in rows}
+        self.queue.extend(pending for pending in arrived if pending.row.delivery not in found)
+
+    def _pass_over(self, arrived: Sequence[PendingDelivery]) -> None:
+        for pending in arrived:
+            pending.release()
+            if pending.committed.done():  # else it is forgotten when it is
+                self._shared.deliveries.leave(pending)
 
     def _fill(self, rows: Sequence[Row], *, full: bool) -> None:
         for row in rows:

@@ -26,6 +26,7 @@ from flowbridge.delivery.fairness import share_of_lanes
 from flowbridge.delivery.lane import DAY_SECONDS, Lane, LeaseLost, Shared
 from flowbridge.delivery.pending import Outcome, PendingDeliveries, PendingDelivery
 from flowbridge.delivery.suspects import Suspects
+from flowbridge.delivery.watching import Watchers
 from flowbridge.delivery.write_queue import WriteQueue
 from flowbridge.homeserver.answers import Verdict
 from flowbridge.limits.shares import Share
@@ -94,6 +95,7 @@ class Worker:
         self._owner = secrets.token_hex(8)
         self._lanes: dict[str, Lane] = {}
         self._deliveries = PendingDeliveries()
+        self.watchers = Watchers(self._deliveries, self._waiters)
         self._missed: set[str] = set()  # lanes that were offered an event while lanes were being claimed
         self._wanted: dict[str, None] = {}  # lanes to claim before others, in this order, even if they rest
         self._asleep: dict[str, float] = {}  # resting lanes → when callers may have them woken, monotonic
@@ -200,7 +202,7 @@ class Worker:
                 await self._learn_outcomes([row.delivery])
         except BaseException:
             if waits:
-                self._stop_waiting(pending)
+                self.watchers.leave(pending)
             raise
         self._deliveries.leave(pending)
         return pending
@@ -223,25 +225,15 @@ class Worker:
 
     async def wait(self, pending: PendingDelivery, seconds: float) -> Outcome | None:
         """How the delivery ended; None if it has not within `seconds`. To be called once for each waiter."""
-        loop = asyncio.get_running_loop()
-        caller = pending.caller
-        self._waiters.add(caller)
-        heard: asyncio.Future[None] = loop.create_future()  # asyncio.wait does the same at several times the cost
-        hear = partial(_wake, heard)
-        timer = loop.call_later(seconds, hear)
-        pending.settled.add_done_callback(hear)
+        heard: asyncio.Future[None] = (
+            asyncio.get_running_loop().create_future()
+        )  # asyncio.wait costs several times more
+        watch = self.watchers.watch(pending, seconds, partial(_wake, heard))
         try:
             await heard
             return pending.settled.result() if pending.settled.done() else None
         finally:
-            timer.cancel()
-            pending.settled.remove_done_callback(hear)
-            self._waiters.remove(caller)
-            self._stop_waiting(pending)
-
-    def _stop_waiting(self, pending: PendingDelivery) -> None:
-        pending.remove_waiter()
-        self._deliveries.leave(pending)
+            watch.end()
 
     async def withdraw(self, pending: PendingDelivery) -> bool:
         """Take back an event that was never tried and that no other caller waits for; whether that was possible."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from typing import Any
 
+from flowbridge import metrics
 from flowbridge.auth.callers import Callers, Credential
 from flowbridge.delivery.pending import KeyBefore
 from flowbridge.errors import (
@@ -151,8 +152,10 @@ class Receiving:
             made, digest = _apart(made), secrets.token_hex(16)
         planned = self.plan(hook, made)
         warnings = [*made.warnings, *planned.warnings]
-        failed = (each for each in made.warnings if each.startswith(TEMPLATE_FAILED))
-        self._registry.note_failure(hook.name, next(failed, ""))
+        failure = next((each for each in made.warnings if each.startswith(TEMPLATE_FAILED)), "")
+        self._registry.note_failure(hook.name, failure)
+        if failure:
+            metrics.count(metrics.hook_template_failures, made.source)
         if not planned.shaped:
             self._keep(hook, shown, body, {"done": made.nothing, "source": made.source, "event": made.event})
             return Done(made.source, why=made.nothing, warnings=warnings)

@@ -3,12 +3,13 @@
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, and_, bindparam, case, delete, func, or_, select, update
-from sqlalchemy.sql import ColumnElement
+from sqlalchemy import Connection, and_, case, delete, func, literal_column, or_, select, update
+from sqlalchemy.sql import ClauseElement, ColumnElement
 
-from flowbridge.store import outbox
+from flowbridge.store import driver, outbox
 from flowbridge.store.clock import lease_clock
-from flowbridge.store.statements import HAS_QUEUED, insert
+from flowbridge.store.driver import Statement
+from flowbridge.store.statements import HAS_QUEUED
 from flowbridge.store.tables import accounts, lanes, tokens
 
 MERGED = "merged"  # in `sent_with`: a lane that was several (migration 0002), of which each had a head
@@ -44,9 +45,17 @@ def mark_dirty(connection: Connection, pairs: Iterable[tuple[str, str]], *, excl
         for lane, account in sorted(set(pairs))
     ]
     if values:
-        statement = insert(connection, lanes)
-        dirty = case((statement.excluded.dirty == 1, 1), else_=lanes.c.dirty) if exclude else 1
-        connection.execute(statement.on_conflict_do_update(index_elements=["lane"], set_={"dirty": dirty}), values)
+        _MARK_DIRTY.run_all(connection, values)
+
+
+def _mark_dirty(dialect: str) -> ClauseElement:
+    insertion = driver.insertion(dialect, lanes, ("lane", "account", "dirty", "sent_with"))
+    one: ColumnElement[int] = literal_column("1")
+    dirty = case((insertion.excluded.dirty == one, one), else_=lanes.c.dirty)
+    return insertion.on_conflict_do_update(index_elements=["lane"], set_={"dirty": dirty})
+
+
+_MARK_DIRTY = Statement(_mark_dirty)
 
 
 def lock(connection: Connection, names: Iterable[str]) -> None:
@@ -211,15 +220,17 @@ def held(connection: Connection, fences: Iterable[Fence]) -> set[Fence]:
     All lanes are locked in one order.
     """
     wanted = {fence.lane: fence for fence in fences}
-    found = connection.execute(_HOLDERS, {"lanes": list(wanted)})
+    found = _HOLDERS.rows(connection, {"lanes": driver.texts(connection, wanted)})
     return {fence for lane, *holder in found if (fence := wanted[lane]) == Fence(lane, *holder)}
 
 
-_HOLDERS = (
-    select(lanes.c.lane, lanes.c.owner, lanes.c.fence)
-    .where(lanes.c.lane.in_(bindparam("lanes", expanding=True)))
-    .order_by(lanes.c.lane)
-    .with_for_update()
+_HOLDERS = Statement(
+    lambda dialect: (
+        select(lanes.c.lane, lanes.c.owner, lanes.c.fence)
+        .where(driver.is_one_of(dialect, lanes.c.lane, "lanes"))
+        .order_by(lanes.c.lane)
+        .with_for_update()
+    )
 )
 
 

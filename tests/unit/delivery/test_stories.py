@@ -383,6 +383,20 @@ async def test_story_outlives_its_deliveries(make: MakeRig, rooms: Rooms) -> Non
         assert shown(rooms) == ["done", "b!", "b!"]  # after 90 days it is another story
 
 
+async def test_update_that_died_and_was_deleted_keeps_its_time_and_nothing_else(make: MakeRig, rooms: Rooms) -> None:
+    """How it ended is not known then: what is older might overwrite it, and what says the same is said again."""
+    async with make() as rig:
+        await tell(rig, "a", "a", 1)
+        rooms.then(REFUSED)
+        await done(rig, "done", 5)
+        await rig.settled()
+        await rig.database.run(lambda c: retention.purge(c, 0, 2**60))
+        await tell(rig, "between", "a", 3)
+        assert shown(rooms) == ["a!"]
+        await done(rig, "done", 5)
+        assert shown(rooms) == ["done"]
+
+
 # restarts, and what is bound ahead
 
 
