@@ -235,7 +235,7 @@ class _Event:
         if so_far is not None and decision == "nothing":
             self._remember(so_far, so_far.story.confirmed(chapter, number))
             return Resolved(row.content, self._history(why), row.binding, said=self._says(so_far))
-        bound, said = replace(binding, bound_as=row.txn_id, number=number), Said(chapter, row.delivery, number)
+        bound, said = binding.bound(row.txn_id, number), Said(chapter, row.delivery, number)
         if so_far is None and decision == "new" and not (binding.bound_as or binding.targets()):
             self._all.assign(self._key, row.delivery, story=Story(said, events=max(events, number)))
             return self._written(row.content, self._history(), bound)  # most of them: nothing changes

@@ -25,7 +25,7 @@ from flowbridge.delivery.suspects import Suspects, Suspicion, is_failure, must_b
 from flowbridge.delivery.write_queue import WriteQueue
 from flowbridge.errors import Errcode, GatewayTimeout, HomeserverError
 from flowbridge.homeserver.answers import Verdict
-from flowbridge.limits.tasks import ignore_result
+from flowbridge.limits.tasks import ended, ignore_result
 from flowbridge.models.timing import Timing
 from flowbridge.store import Database, Row, clock, leases, outbox
 from flowbridge.store.engine import reason
@@ -263,7 +263,7 @@ class Lane:
         if pending.idem is not None or pending.row.binding is not None:
             # The commit tells whether it is new; what it refers to is found after it. Awaited even when done: the
             # worker's callback has to run first.
-            await asyncio.wait([pending.committed])
+            await ended(pending.committed)
         if pending.row.binding is not None and binding.is_due(pending.row) and not await self._bind(pending):
             return 0.0
         limits = self._shared.limits
