@@ -143,8 +143,8 @@ class Worker:
         urgent = not direct or pending.idem is not None or pending.row.binding is not None or not pending.waiters
         if lane is None or not self._database.is_sqlite or not lane.is_held():
             pending.mark_dirty()
-        if direct and lane is not None and pending.row.binding is not None:
-            pending.bind_early(lane.early())
+        if direct and pending.row.binding is not None:  # in a longer lane it would take long to see whether it may
+            pending.bind_early()
         self._backpressure.add(pending)
         try:
             self._write_queue.append(pending, urgent=urgent)
