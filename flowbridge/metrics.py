@@ -1,7 +1,5 @@
 """The metrics of /metrics: counters that are updated as things happen, and gauges that are set on request."""
 
-from functools import cache
-
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -50,16 +48,18 @@ store_bytes = _gauge("store_bytes", "Bytes that the store takes.")
 store_full = _gauge("store_full", "1 while nothing is accepted because the store is full.")
 
 
-@cache
-def _labelled(counter: Counter, label: str) -> Counter:
-    return counter.labels(label)
+_counted: dict[tuple[Counter, str], int] = {}  # since the metrics were shown last
 
 
 def count(counter: Counter, label: str) -> None:
-    """Count one more. Counters have few labels, so they are cached: looking one up costs more than counting."""
-    _labelled(counter, label).inc()
+    """Count one more, on the event loop. Prometheus' own counters take 1.5 µs each, and a send counts four times."""
+    key = (counter, label)
+    _counted[key] = _counted.get(key, 0) + 1
 
 
 def render() -> bytes:
     """All metrics in Prometheus' text format."""
+    while _counted:
+        (counter, label), number = _counted.popitem()
+        counter.labels(label).inc(number)
     return generate_latest(_registry)

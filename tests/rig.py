@@ -371,8 +371,9 @@ class Rig:
     async def attempt(self, attempt: Attempt, *, still: bool = True) -> Verdict | None:
         """One attempt as a lane makes it; `still`: whether it may be sent once it is prepared."""
         account, limits = attempt.row.account, self.account_limits
-        async with limits.limiter(account).passage(), limits.places.hold(account), limits.everyone.passage():
-            verdict = await self.attempts.prepare(attempt)
+        async with limits.permit(account, ahead=False):
+            ready = self.attempts.prepare_at_once(attempt)
+            verdict = None if ready else await self.attempts.prepare(attempt)
             if verdict is None:
                 if not still:
                     return None

@@ -230,7 +230,8 @@ class Lane:
             return 0.0
         limits = self._shared.limits
         while not (self._stopping or pending.withdrawn):
-            await self._keep_lease()
+            if not self.is_held():
+                await self._keep_lease()
             if limits.distrusted and self._is_overdue(pending) and (reason := limits.waits_for(self.account)):
                 self._settle(pending, self._given_up(reason))  # at once: a paused account makes one attempt in 5 s
                 return 0.0
@@ -311,12 +312,9 @@ class Lane:
             waits=self.uncertain_since is None and pending.waiters > 0 and pending.row.api_key is None,
         )
         try:
-            async with (
-                limits.limiter(self.account).passage(ahead=ahead),
-                limits.places.hold(self.account),
-                limits.everyone.passage(ahead=ahead),
-            ):
-                verdict = await shared.attempts.prepare(attempt)
+            async with limits.permit(self.account, ahead=ahead):
+                ready = shared.attempts.prepare_at_once(attempt)
+                verdict = None if ready else await shared.attempts.prepare(attempt)
                 if verdict is None:
                     self.at_work = self._may_send(pending, attempt)
                     if not self.at_work:

@@ -35,7 +35,7 @@ from flowbridge.limits.processor import (
 )
 from flowbridge.limits.proxies import Proxies
 from flowbridge.web import cors, streaming
-from flowbridge.web.endpoint import FORWARDED, LOG, STARTED, Handler, error_answer
+from flowbridge.web.endpoint import ANSWER, FORWARDED, HANG_UP, LOG, STARTED, Handler, error_answer
 from flowbridge.web.event_stream import EventStream
 from flowbridge.web.explained import explained
 from flowbridge.web.masking import PLAIN, masked
@@ -146,6 +146,8 @@ class Middleware:
             client=client[0] if client else None,
             **{**noted, **scope.get(LOG, {})},
         )
+        for name in (ANSWER, HANG_UP):  # they hold the scope: only the garbage collector would free all of it
+            scope.pop(name, None)
 
     @staticmethod
     def _learn_client(proxies: Proxies, scope: Scope) -> None:

@@ -195,10 +195,11 @@ class UsualSend:
             return
         self._is_heard = True
         told = self._sends.sender.outcome_at_once(self.receipt)
-        if told is None and self._watch is not None:
-            self.receipt.pending.add_waiter()  # in the place of this one
-        if self._watch is not None:
-            self._watch.end()
+        watch, self._watch = self._watch, None  # it holds this: only the collector would free them
+        if watch is not None:
+            if told is None:
+                self.receipt.pending.add_waiter()  # in its place
+            watch.end()
         if told is None:
             self._connection.go_on(self)
         else:
