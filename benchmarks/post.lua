@@ -1,5 +1,6 @@
 -- One POST over and over: wrk … -s post.lua URL -- BODY TOKEN ROOMS [PREFER]. The last line printed is for load.py.
--- "!room" in the URL becomes !room0, !room1 …, in turns: in one room events go one after another.
+-- "!room" in the URL becomes !room0, !room1 …, in turns: in one room events go one after another. Each run begins at
+-- another room, so that several short ones come to all of many rooms.
 
 local requests, turn = {}, 0
 
@@ -9,6 +10,8 @@ function init(args)
   for room = 0, tonumber(args[3]) - 1 do
     requests[room] = wrk.format("POST", wrk.path:gsub("%%21room", "%%21room" .. room), headers, args[1])
   end
+  math.randomseed(os.time())
+  turn = math.random(0, #requests)
 end
 
 function request()

@@ -226,6 +226,7 @@ class _Batch:
             leases.mark_dirty(
                 connection, [(pending.row.lane, pending.row.account) for pending in fresh if pending.dirty]
             )
+            leases.reclaim(connection, [pending.reclaim for pending in self.new if pending.reclaim is not None])
         return refused
 
     def _together(self, connection: Connection, first: PendingDelivery, refused: set[str]) -> set[str]:
