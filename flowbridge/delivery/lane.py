@@ -56,6 +56,7 @@ class Shared:
     keep_seconds: float  # an event that is older is not tried again, …
     gives_up_at: float  # … but not before this moment (monotonic)
     timing: Timing
+    idle: dict["Lane", None]  # the lanes with nothing to send, the longest idle first
     batch: Callable[[], int]  # how many events a lane may hold at the moment
     renew: Callable[[], Awaitable[None]]  # prolongs all leases
     account_refused: Callable[[str, Verdict], None]  # tells the callers who wait in other lanes of the account
@@ -86,6 +87,7 @@ class Lane:
         self._merged = leases.MERGED if claim.sent_with == leases.MERGED else ""
         self._sends_with: str | None = None  # another digest that is yet to be stored
         self._missing = False  # the head was looked for and not found
+        self.is_claimed = True  # its claim is on the disk; else it is on its way there with an event
         self.is_fresh = False  # it was idle, or a caller waits: its next event is not queued behind a backlog
         self.had_turn = False  # one of its events was settled
         self.is_roused = False  # its account has joined the room since the last attempt began
@@ -155,11 +157,14 @@ class Lane:
         if self.task is not None and not self.at_work:
             self.task.cancel()
 
-    def end_if_idle(self, since: float) -> None:
-        """End the lane if it has been idle since then (monotonic seconds)."""
-        if self.idle_since is not None and self.idle_since < since and not self._wake.is_set():
-            self._stopping = True
-            self._wake.set()
+    def end_if_idle(self, since: float) -> bool:
+        """End the lane if it has been idle since then (monotonic seconds); whether it has."""
+        if self.idle_since is None or self.idle_since >= since or self._wake.is_set():
+            return False
+        self._stopping = True
+        self._wake.set()
+        self._shared.idle.pop(self, None)
+        return True
 
     def release(self) -> None:
         """Let go of its deliveries."""
@@ -189,10 +194,22 @@ class Lane:
                 self._be_certain()
                 self._wake.clear()
                 self.idle_since = time.monotonic()
+                self._shared.idle[self] = None
                 await self._wake.wait()
+                self._shared.idle.pop(self, None)
                 self.idle_since = None
                 self.is_fresh = True
         return 0.0
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether nothing of it is queued, nor in doubt."""
+        return self.uncertain_since is None and not (self.queue or self._more or self._arrived)
+
+    @property
+    def sent_with(self) -> str:
+        """The digest of the token that it was last sent with, as the store knows it."""
+        return self._sent_with
 
     @property
     def has_more(self) -> bool:

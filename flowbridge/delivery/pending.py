@@ -10,6 +10,7 @@ from flowbridge.delivery.binding import Early
 from flowbridge.limits.tasks import ignore_result
 from flowbridge.store import Row, outbox
 from flowbridge.store.json_columns import from_json, history_to_json, to_json
+from flowbridge.store.leases import Reclaim
 from flowbridge.store.outbox import ROW_BYTES, Taken
 
 
@@ -71,6 +72,7 @@ class PendingDelivery:
     settled: "asyncio.Future[Outcome | None]" = field(init=False)
     _waiters: int = field(default=0, init=False)
     _dirty: bool = field(default=False, init=False)
+    _reclaim: Reclaim | None = field(default=None, init=False)
     _written: bool = field(default=False, init=False)
     _existing: dict[str, Any] | None = field(default=None, init=False)
     _counted: bool = field(default=False, init=False)
@@ -105,6 +107,7 @@ class PendingDelivery:
     row: ClassVar[Row] = _read_only("_row")
     waiters: ClassVar[int] = _read_only("_waiters")  # how many callers want to know the outcome
     dirty: ClassVar[bool] = _read_only("_dirty")  # its row marks the lane for whichever process holds it
+    reclaim: ClassVar[Reclaim | None] = _read_only("_reclaim")  # of its lane; it is written with its row
     written: ClassVar[bool] = _read_only("_written")
     existing: ClassVar[dict[str, Any] | None] = _read_only("_existing")  # the row accepted under the same key before
     held: ClassVar[bool] = _read_only("_held")  # it is in the queue of a lane of this process
@@ -189,6 +192,10 @@ class PendingDelivery:
     def bind_early(self, early: Early | None) -> None:
         """It may be bound by the transaction that inserts it. To be called before it is on its way there."""
         self._early = early
+
+    def claim_lane(self, reclaim: Reclaim) -> None:
+        """Its lane was reopened, which the store is yet to learn: say so with the row."""
+        self._reclaim = reclaim
 
     def begin_write(self) -> dict[str, Any]:
         """The writer thread inserts this row, perhaps once more, after a transaction that was taken back."""

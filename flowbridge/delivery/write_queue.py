@@ -229,6 +229,7 @@ class _Batch:
             leases.mark_dirty(
                 connection, [(pending.row.lane, pending.row.account) for pending in fresh if pending.dirty]
             )
+            leases.reclaim(connection, [pending.reclaim for pending in self.new if pending.reclaim is not None])
             if self._binds:
                 self._bind(connection, [pending for pending in fresh if pending.row.delivery not in refused])
         return refused

@@ -3,11 +3,11 @@
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, and_, case, delete, func, literal_column, or_, select, update
+from sqlalchemy import Connection, and_, bindparam, case, delete, func, literal_column, or_, select, update
 from sqlalchemy.sql import ClauseElement, ColumnElement
 
 from flowbridge.store import driver, outbox
-from flowbridge.store.clock import lease_clock
+from flowbridge.store.clock import lease_clock, now_ms
 from flowbridge.store.driver import Statement
 from flowbridge.store.statements import HAS_QUEUED
 from flowbridge.store.tables import accounts, lanes, tokens
@@ -33,6 +33,16 @@ class Claim:
     uncertain_since: int | None
     sent_with: str  # digest of the token that everything in doubt was sent with; "" when unknown, or several
     rows: list[outbox.Row]
+
+
+@dataclass(frozen=True, slots=True)
+class Reclaim:
+    """A lane of a file of our own that was given back with nothing in it, and is held again."""
+
+    fence: Fence
+    account: str
+    sent_with: str
+    lease_ms: int
 
 
 def mark_dirty(connection: Connection, pairs: Iterable[tuple[str, str]], *, exclude: Collection[str] = ()) -> None:
@@ -127,6 +137,26 @@ def claim(
     ]
 
 
+_RECLAIM = """
+INSERT INTO lanes (lane, account, owner, fence, lease_until, sent_with) VALUES (?, ?, ?, ?, ?, ?)
+ON CONFLICT (lane) DO UPDATE SET owner = excluded.owner, fence = excluded.fence, lease_until = excluded.lease_until,
+    sent_with = excluded.sent_with
+"""
+
+
+def reclaim(connection: Connection, reclaims: Iterable[Reclaim]) -> None:
+    """Claim lanes of an SQLite file that no other process can have claimed meanwhile.
+
+    `dirty` stays: a command may have added an event.
+    """
+    now = now_ms()
+    if values := [
+        (one.fence.lane, one.account, one.fence.owner, one.fence.number, now + one.lease_ms, one.sent_with)
+        for one in reclaims
+    ]:
+        connection.exec_driver_sql(_RECLAIM, values)
+
+
 _HAS_WORK = or_(lanes.c.dirty == 1, lanes.c.owner.is_not(None))
 
 
@@ -174,9 +204,13 @@ def release(connection: Connection, fences: Iterable[Fence], rest_ms: int = 0) -
 
     A lane that needs no rest comes behind those that wait already, too: no room keeps another one waiting.
     """
-    until = lease_clock(connection) + rest_ms
-    for fence in sorted(fences, key=lambda fence: fence.lane):
-        connection.execute(update(lanes).where(holds(fence)).values(owner=None, lease_until=until, dirty=_STILL_DIRTY))
+    given_back = [
+        {"b_lane": fence.lane, "b_owner": fence.owner, "b_fence": fence.number}
+        for fence in sorted(fences, key=lambda fence: fence.lane)
+    ]
+    if given_back:
+        until = lease_clock(connection) + rest_ms
+        connection.execute(_RELEASE.values(lease_until=until), given_back)
 
 
 def release_all(connection: Connection, owner: str) -> None:
@@ -187,6 +221,15 @@ def release_all(connection: Connection, owner: str) -> None:
 
 
 _STILL_DIRTY = case((or_(lanes.c.dirty == 1, HAS_QUEUED), 1), else_=0)
+_RELEASE = (
+    update(lanes)
+    .where(
+        lanes.c.lane == bindparam("b_lane"),
+        lanes.c.owner == bindparam("b_owner"),
+        lanes.c.fence == bindparam("b_fence"),
+    )
+    .values(owner=None, dirty=_STILL_DIRTY)
+)
 
 
 def _owned(connection: Connection, owner: str) -> list[str]:
