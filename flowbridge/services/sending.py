@@ -6,7 +6,7 @@ will be sent; or its outcome is unknown, and how to find out.
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from flowbridge import log
@@ -64,11 +64,16 @@ class Sender:
         self._limits = limits
         self._breaker = breaker
 
-    async def send_together(self, credential: Credential, events: Sequence[Event], how: How, patience: float) -> Told:
+    def send_together(
+        self, credential: Credential, events: Sequence[Event], how: How, patience: float
+    ) -> Awaitable[Told]:
         """As `send`, for the events of one message on the flow surface."""
+        if len(events) == 1:
+            return self.send(credential, events[0], how, patience)
+        return self._send_several(credential, events, how, patience)
+
+    async def _send_several(self, credential: Credential, events: Sequence[Event], how: How, patience: float) -> Told:
         first, *following = events
-        if not following:
-            return await self.send(credential, first, how, patience)
         ends = time.monotonic() + patience
         receipt = await self._acceptance.accept(credential, first, how, following)
         outcomes = await self._outcomes(receipt, how, patience)
