@@ -2,10 +2,10 @@
 
 It arrived in one piece, its caller is known, its room is named by its id, its content fits, and it has no key of its
 own: what nearly all sends are like, and what needs no answer from anyone before it is accepted. What is decided about
-it is decided by the functions that web/routes/send.py and messages.py call, in the same order: those of them that do not wait. At the
-first that would have to wait, or refuses, nothing has happened yet, and the request begins in the ordinary way
-(`Protocol.begin`). After it was accepted, only good news is told from here; otherwise the ordinary way goes on with the
-receipt. So there is one copy of each rule, and of each answer.
+it is decided by the functions that web/routes/send.py and messages.py call, in the same order: those of them that do
+not wait. At the first that would have to wait, or refuses, nothing has happened yet, and the request begins in the
+ordinary way (`Protocol._begin_asgi`). After it was accepted, only good news is told from here; otherwise the ordinary
+way goes on with the receipt. So there is one copy of each rule, and of each answer.
 """
 
 import re
