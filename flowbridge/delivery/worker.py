@@ -125,8 +125,8 @@ class Worker:
             pending.mark_dirty()
         if lane is not None and not lane.is_claimed:
             pending.claim_lane(Reclaim(lane.fence, lane.account, lane.sent_with, self._lanes.lease_ms))
-        if direct and lane is not None and pending.row.binding is not None:
-            pending.bind_early(lane.early())
+        if direct and pending.row.binding is not None:  # in a longer lane it would take long to see whether it may
+            pending.bind_early()
         self._backpressure.add(pending)
         try:
             self._write_queue.append(pending, urgent=urgent)

@@ -236,10 +236,13 @@ class _Batch:
 
     def _bind(self, connection: Connection, fresh: Sequence[PendingDelivery]) -> None:
         """Bind what may be bound early. When that fails, the next run does without: acceptances do not depend on it."""
-        inserted = [(pending.row, pending.early) for pending in fresh if pending.early is not None]
-        if inserted:
+        early = [pending for pending in fresh if pending.binds_early]
+        if early:
             self._binds = False
-            binding.resolve_inserted(connection, inserted, self._write_queue.amended)
+            rows = [pending.row for pending in early]
+            found = binding.resolve_inserted(connection, rows, self._write_queue.amended)
+            for pending in early:
+                pending.set_resolved(found.get(pending.row.delivery))
             self._binds = True
 
     def _together(self, connection: Connection, first: PendingDelivery, refused: set[str]) -> set[str]:

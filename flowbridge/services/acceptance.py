@@ -297,7 +297,7 @@ class Acceptance:
         idem, fingerprint = self._idem(row, caller, how, how.key) if how.key is not None else (None, None)
         before = how.before
         if before is not None:
-            before = KeyBefore(self._idem(row, caller, how, before.key)[0], before.since)
+            before = KeyBefore(_scoped(row, caller, how, before.key), before.since)
         pending = PendingDelivery(
             row,
             token=caller.token,
@@ -316,9 +316,7 @@ class Acceptance:
     def _idem(self, row: Row, caller: Caller, how: How, key: str) -> tuple[str, str]:
         """What its key stands for in the store, by user, device (or API key), room and event type; its fingerprint."""
         fingerprint = _digest(row.content if how.meaning is None else how.meaning, (row.state_key or "").encode())
-        who = row.api_key or caller.device_id or ""  # a bot may have another device at each replica
-        scope = (caller.user_id, who, row.room_id, row.event_type)
-        idem = _digest(*(part.encode() for part in (*scope, how.surface, key)))
+        idem = _scoped(row, caller, how, key)
         if how.surface == "matrix" and self._reused_txn_id == "send":
             # Real clients use a transaction id again for something else, and lose messages by it.
             before = self._txn_ids.pop(idem, fingerprint)
@@ -404,6 +402,12 @@ def _ids() -> Iterator[str]:
     """
     prefix = secrets.token_urlsafe(12).replace("-", "_")
     return (f"{prefix}{number:x}" for number in count(1))
+
+
+def _scoped(row: Row, caller: Caller, how: How, key: str) -> str:
+    who = row.api_key or caller.device_id or ""  # a bot may have another device at each replica
+    scope = (caller.user_id, who, row.room_id, row.event_type, how.surface, key)
+    return hashlib.sha256("\0".join(scope).encode()).hexdigest()
 
 
 def _digest(*parts: bytes) -> str:

@@ -1,6 +1,6 @@
 """The queued events: append, fetch, settle, withdraw. Each function is work on a connection."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from typing import Any, NamedTuple
@@ -200,6 +200,19 @@ def bind(connection: Connection, bound: Sequence[Mapping[str, Any]]) -> None:
 
 
 _ENDED_COLUMNS = ("delivery", "state", "txn_id", "event_id", "content", "binding")
+
+
+def unbound(connection: Connection, names: Iterable[str]) -> list[dict[str, Any]]:
+    """What is queued in these lanes and not bound yet (`relations.is_bound`). For SQLite."""
+    found = driver.execute(connection, _UNBOUND, {"lanes": driver.to_json(list(names))})
+    return [dict(zip(("lane", "delivery", "state", "txn_id"), row, strict=True)) for row in found]
+
+
+_UNBOUND = (
+    "SELECT lane, delivery, state, txn_id FROM outbox WHERE state = 'queued' AND lane IN (SELECT value FROM "
+    "json_each(:lanes)) AND binding IS NOT NULL AND instr(binding, '{\"bound_as\": \"' || txn_id || '\",') <> 1"
+)
+
 _ENDED = Statement(
     lambda dialect: select(*(outbox.c[name] for name in _ENDED_COLUMNS)).where(
         driver.is_one_of(dialect, outbox.c.delivery, "deliveries")
