@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeVar, cast, get_args
 
 from flowbridge.errors import BadContent, Problem
 from flowbridge.events.canonical_json import pointer
-from flowbridge.events.reader import Reader
+from flowbridge.events.reader import Reader, is_storable
 from flowbridge.events.relations import MAX_BYTES, NONE, Binding, Target, is_name
 
 T = TypeVar("T")
@@ -107,6 +107,10 @@ def read(value: Mapping[str, Any], files: Sequence[Attachment] = ()) -> Message:
 
     Raises BadContent with every problem.
     """
+    if len(value) == 1 and not files:  # most messages: a text alone
+        ((name, text),) = value.items()
+        if name in FORMATS and isinstance(text, str) and text.strip() and is_storable(text):
+            return Message(cast("Format", name), text)
     present = {name: item for name, item in value.items() if item is not None}
     reader = _Reader({**present, "attachments": files} if files else present, KEYS)
     message = reader.message()
@@ -120,8 +124,6 @@ class _Reader(Reader):
 
     def message(self) -> Message:
         format_, source = self._source()
-        if source and len(self._value) == 1:  # most messages: there is nothing else to read
-            return Message(format_, source)
         users, mentions_room = self._mentions()
         attachments = self._attachments()
         on_update = self.one_of("on_update", ON_UPDATE, "edit")

@@ -51,3 +51,8 @@ class Reader:
             self.problem(name, f"must be {listed}{shown}")
             return default
         return str(value)
+
+
+def is_storable(text: str) -> bool:
+    """Whether homeservers can store it: Unicode text without NUL."""
+    return "\0" not in text and is_unicode(text)

@@ -59,7 +59,7 @@ def redact(redaction: Redaction) -> Shaped:
 
 def _text(message: Message, text: Rendered) -> Content:
     body, html = text.body, text.html
-    if html is None and (message.title or any(user in body for user in message.users)):
+    if html is None and (message.title or (message.users and any(user in body for user in message.users))):
         html = with_pills(escape(body, quote=False).replace("\n", "<br>"), message.users)
     if message.title:
         body = f"{message.title}\n{body}"
@@ -68,8 +68,8 @@ def _text(message: Message, text: Rendered) -> Content:
     content: Content = {"msgtype": message.msgtype, "body": body}
     if html is not None:
         content |= {"format": "org.matrix.custom.html", "formatted_body": html}
-    # Always: without it, clients ping everybody whose name happens to be in the text.
-    return {**content, "m.mentions": _mentions(message)}
+    content["m.mentions"] = _mentions(message)  # always: else clients ping everybody whose name is in the text
+    return content
 
 
 def _mentions(message: Message) -> Content:

@@ -1,9 +1,10 @@
 """Say something as people write it: a message becomes events, which are sent as any others (services/sending.py)."""
 
 import contextlib
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from operator import attrgetter
 from typing import Any, TypeVar
 
 from flowbridge.auth import scopes
@@ -31,6 +32,7 @@ from flowbridge.services.targets import Targets
 from flowbridge.store.accounts import account_of
 
 T = TypeVar("T")
+_IS_OPEN = attrgetter("binding.is_open")
 Json = Mapping[str, Any]
 
 MAX_LARGE = 4  # bodies with files inside at a time
@@ -112,8 +114,12 @@ class Messages:
     ) -> Told:
         """Send a message. `how` is that of its first event; `files` came beside it, in a form."""
         scopes.permit(credential.key, shaping.MESSAGE)
-        said = message.read(value, [_attachment(file) for file in files])
-        shaped, attachments = await self._shape(credential, said)
+        said = message.read(value, [_attachment(file) for file in files] if files else ())
+        attachments: Sequence[Attachment] = said.attachments
+        if said.format == "text" and not said.overflow:  # nothing to render, and nothing to cut
+            shaped = shaping.shape(said)
+        else:
+            shaped, attachments = await self._shape(credential, said)
         if files:  # the same form again is the same message
             value = {**value, "attachments": [_meaning(each) for each in files]}
         how = _meant(how, value)
@@ -147,12 +153,15 @@ class Messages:
 
         `binding`: what it refers to; the events that it names are looked for.
         """
-        room = await self.room(credential, room, shaped[0].type)
-        if any(event.binding.is_open for event in shaped):
+        if room.startswith("@"):
+            room = await self.room(credential, room, shaped[0].type)
+        if any(map(_IS_OPEN, shaped)):
             await self._check_bindings(credential, room, shaped)
-        if named := {
-            _pointer(name): target.name for name, target in binding.targets().items() if target.kind == "event"
-        }:
+        if binding is not NONE and (
+            named := {
+                _pointer(name): target.name for name, target in binding.targets().items() if target.kind == "event"
+            }
+        ):
             permit = partial(scopes.permit, credential.key, shaped[0].type)
             caller, room_id = await self._room_access.enter(credential, room, permit, joins=True, writes=True)
             await self._targets.check(caller, room_id, named)
@@ -192,13 +201,16 @@ class Messages:
             found.append(replace(shown, content={**shown.content, **shaping.file(stored)}))
         return [*texts, *found]
 
-    async def _event(self, room: str, shaped: Shaped) -> Event:
+    def _event(self, room: str, shaped: Shaped) -> Awaitable[Event]:
         """The event that would be sent. One that is yet to be bound is checked as large as it can become."""
         if not shaped.binding.is_open:
-            return await self._acceptance.check(room, shaped.type, Payload(shaped.content), as_state=False)
+            return self._acceptance.check(room, shaped.type, Payload(shaped.content), as_state=False)
+        return self._open_event(room, shaped)
+
+    async def _open_event(self, room: str, shaped: Shaped) -> Event:
         found = Payload(largest(shaped.content, shaped.binding))
-        event = await self._acceptance.check(room, shaped.type, found, as_state=False)
-        return replace(event, content=canonical_json.write(shaped.content), binding=shaped.binding.to_json())
+        event = await self._acceptance.check(room, shaped.type, found, as_state=False, kept=shaped.content)
+        return Event(room, event.type, event.content, None, shaped.binding.to_json())
 
     # texts
 
@@ -237,19 +249,21 @@ class Messages:
 
     async def _check_bindings(self, credential: Credential, room: str, shaped: Sequence[Shaped]) -> None:
         """Raises NotFound for a delivery that is not there, BadContent for one of another room, TooLarge."""
-        permit = partial(scopes.permit, credential.key, shaped[0].type)
-        caller, room_id = await self._room_access.enter(credential, room, permit, joins=True, writes=True)
-        for event in shaped:
-            if event.binding.is_open and not _is_short(event.content):
-                content = canonical_json.write(largest(event.content, event.binding))
-                if len(content) > size.SMALL_BYTES:
-                    size.check(content, event.type, None, room_id, caller.user_id)
+        long = [event for event in shaped if event.binding.is_open and not _is_short(event.content)]
         named = {
             _pointer(name): target.name
             for event in shaped
             for name, target in event.binding.targets().items()
             if target.kind == "delivery"
         }
+        if not (long or named):
+            return
+        permit = partial(scopes.permit, credential.key, shaped[0].type)
+        caller, room_id = await self._room_access.enter(credential, room, permit, joins=True, writes=True)
+        for event in long:
+            content = canonical_json.write(largest(event.content, event.binding))
+            if len(content) > size.SMALL_BYTES:
+                size.check(content, event.type, None, room_id, caller.user_id)
         if named:
             await self._check_deliveries(caller, room_id, named)
 

@@ -113,7 +113,7 @@ SOURCE = Source(
     "GitHub",
     recognises,
     read,
-    template=code_hosts.TEMPLATE,
+    template=code_hosts.words,
     delivery_id=delivery_id,
     scheme="github",
     sample=SAMPLE,

@@ -35,7 +35,7 @@ from flowbridge.limits.processor import (
 )
 from flowbridge.limits.proxies import Proxies
 from flowbridge.web import cors, streaming
-from flowbridge.web.endpoint import FORWARDED, LOG, Handler, error_answer
+from flowbridge.web.endpoint import ANSWER, FORWARDED, HANG_UP, LOG, STARTED, Handler, error_answer
 from flowbridge.web.event_stream import EventStream
 from flowbridge.web.explained import explained
 from flowbridge.web.masking import PLAIN, masked
@@ -100,7 +100,7 @@ class Middleware:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        started = time.perf_counter()
+        started = scope.get(STARTED) or time.perf_counter()
         noted = log.begin()
         if scope["raw_path"].startswith(b"//"):  # many clients append /_matrix/… to a base URL that ends with a slash
             scope["raw_path"] = b"/" + scope["raw_path"].lstrip(b"/")
@@ -147,6 +147,8 @@ class Middleware:
             client=client[0] if client else None,
             **{**noted, **scope.get(LOG, {})},
         )
+        for name in (ANSWER, HANG_UP):  # they hold the scope: only the garbage collector would free all of it
+            scope.pop(name, None)
 
     @staticmethod
     def _learn_client(proxies: Proxies, scope: Scope) -> None:
@@ -255,10 +257,9 @@ def _tree_of(endpoints: Iterable[Route]) -> Tree:
     for endpoint in endpoints:
         for path in endpoint.paths:
             handlers = _handlers(tree, path)
-            for method in endpoint.methods or ():
-                handlers[method] = endpoint.handler
-                if method == "GET":
-                    handlers["HEAD"] = endpoint.handler
+            handlers[endpoint.method] = endpoint.handler
+            if endpoint.method == "GET":
+                handlers["HEAD"] = endpoint.handler
     return tree
 
 

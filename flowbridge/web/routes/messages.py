@@ -4,9 +4,8 @@ The handlers are raw, as those of a send are: a message may be a text, a form or
 """
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from functools import partial
 from json.encoder import encode_basestring
-from typing import Annotated, Any, Literal, NotRequired
+from typing import Annotated, Any, Literal, NamedTuple, NotRequired
 
 from pydantic import Field
 from starlette.requests import Request
@@ -29,10 +28,8 @@ from flowbridge.web.routes.send import ACCEPTED, DELIVERY, idempotency_key, key_
 from flowbridge.web.routing import BODY, TAGS, RawRoute, Route
 
 Json = dict[str, Any]
-Headers = Mapping[str, str]
+Options = Sequence[tuple[str, str]]  # in the query
 Say = Callable[[Credential, str, Mapping[str, Any], How, float], Awaitable[Told]]
-HowOf = Callable[[bytes], How]  # of a body
-Call = Callable[[Request, Headers, Credential, str, HowOf, float], Awaitable[Told]]
 
 MAX_LARGE_BYTES = 8 * 1024 * 1024  # of a JSON message with a file inside: a form, or POST /media, takes larger ones
 MAX_KEPT_BYTES = 64 * 1024  # of a body that the delivery log keeps
@@ -142,68 +139,54 @@ class Messages:
         files. A body that is not a JSON object is the text itself, whatever its Content-Type, and the query says the
         rest; a form may hold files. A target that is queued gets its event id when this message's turn comes.
         """
-        return await self._serve(request, shaping.MESSAGE, self._say)
+        asked = await self._asked(request, shaping.MESSAGE)
+        content_type = asked.headers.get("content-type", "")
+        given: bytes = request.scope["query_string"]
+        options = parameters.given(given) if given else ()
+        length = asked.headers.get("content-length", "")
+        if essence(content_type) == "multipart/form-data":
+            told = await self._say_form(request, asked, content_type, options)
+        elif length.isdigit() and int(length[:20]) > MAX_BODY_BYTES:  # a file is inside
+            async with self._messages.large(asked.credential):
+                told = await self._say_body(request, asked, content_type, options, MAX_LARGE_BYTES)
+        else:
+            told = await self._say_body(request, asked, content_type, options, MAX_BODY_BYTES)
+        return _answer(request, asked, told)
 
     async def react(self, request: Request) -> Response:
         """React to a message
 
         It is kept until it can be sent, as a message is, also while its target is queued.
         """
-        return await self._serve(request, shaping.REACTION, partial(self._tell, self._messages.react))
+        return await self._tell(request, shaping.REACTION, self._messages.react)
 
     async def redact(self, request: Request) -> Response:
         """Remove what a message says
 
         It is kept until it can be sent, as a message is, also while its target is queued.
         """
-        return await self._serve(request, shaping.REDACTION, partial(self._tell, self._messages.redact))
+        return await self._tell(request, shaping.REDACTION, self._messages.redact)
 
-    async def _say(
-        self, request: Request, headers: Headers, credential: Credential, room: str, how: HowOf, patience: float
-    ) -> Told:
-        content_type = headers.get("content-type", "")
-        given: bytes = request.scope["query_string"]
-        asked = parameters.given(given) if given else ()
-        if essence(content_type) == "multipart/form-data":
-            async with self._messages.form(credential, request.stream(), content_type, asked) as (value, files):
-                return await self._messages.say(credential, room, value, how(b""), patience, files)
-        say = partial(self._say_body, request, headers, asked, credential, room, how, patience)
-        length = headers.get("content-length", "")
-        if length.isdigit() and int(length[:20]) > MAX_BODY_BYTES:  # a file is inside
-            async with self._messages.large(credential):
-                return await say(MAX_LARGE_BYTES)
-        return await say(MAX_BODY_BYTES)
+    async def _say_form(self, request: Request, asked: "_Asked", content_type: str, options: Options) -> Told:
+        async with self._messages.form(asked.credential, request.stream(), content_type, options) as (value, files):
+            return await self._messages.say(asked.credential, asked.room, value, asked.how(b""), asked.patience, files)
 
     async def _say_body(
-        self,
-        request: Request,
-        headers: Headers,
-        asked: Sequence[tuple[str, str]],
-        credential: Credential,
-        room: str,
-        how: HowOf,
-        patience: float,
-        limit: int,
+        self, request: Request, asked: "_Asked", content_type: str, options: Options, limit: int
     ) -> Told:
-        body = await read_body(request, headers, limit)
-        value = await self._messages.read(body, headers.get("content-type", ""), asked)
-        kept = body if len(body) <= MAX_KEPT_BYTES else b""
-        return await self._messages.say(credential, room, value, how(kept), patience)
+        body = await read_body(request, asked.headers, limit)
+        value = await self._messages.read(body, content_type, options)
+        how = asked.how(body if len(body) <= MAX_KEPT_BYTES else b"")
+        return await self._messages.say(asked.credential, asked.room, value, how, asked.patience)
 
-    async def _tell(
-        self,
-        say: Say,
-        request: Request,
-        headers: Headers,
-        credential: Credential,
-        room: str,
-        how: HowOf,
-        patience: float,
-    ) -> Told:
-        body = await read_body(request, headers)
-        return await say(credential, room, await self._messages.read_object(body), how(body), patience)
+    async def _tell(self, request: Request, event_type: str, say: Say) -> Response:
+        asked = await self._asked(request, event_type)
+        body = await read_body(request, asked.headers)
+        value = await self._messages.read_object(body)
+        told = await say(asked.credential, asked.room, value, asked.how(body), asked.patience)
+        return _answer(request, asked, told)
 
-    async def _serve(self, request: Request, event_type: str, call: Call) -> Response:
+    async def _asked(self, request: Request, event_type: str) -> "_Asked":
         request.path_params["eventType"] = event_type  # as in the path of a send: refused calls are logged by it
         headers = headers_of(request)
         credential = await self._callers.credential(headers, request.scope["query_string"])
@@ -211,20 +194,39 @@ class Messages:
         room = identifiers.room_or_user(request.path_params["roomId"])
         patience, is_async = preference(request, headers, "flow", self._wait_seconds)
         key = key_of(request.headers.getlist("idempotency-key")) if "idempotency-key" in headers else None
-        how = partial(How, "flow", key, waits=patience is not None)
-        told = await call(request, headers, credential, room, how, patience or 0.0)
-        request.scope[LOG] = {"user": told.user_id, "delivery": told.delivery}
-        response = _answer(told)
-        response.add(b"flowbridge-delivery", told.delivery)
-        if is_async and response.status_code == 202:
-            response.add(b"preference-applied", "respond-async")
-        if told.replayed:
-            response.add(b"idempotent-replayed", "true")
-        return response
+        return _Asked(headers, credential, room, key, patience or 0.0, patience is not None, is_async)
 
 
-def _answer(first: Told) -> JsonAnswer:
+class _Asked(NamedTuple):
+    """What a request says beside its body. `patience`: seconds; `is_async`: it said `respond-async`."""
+
+    headers: Mapping[str, str]
+    credential: Credential
+    room: str
+    key: str | None
+    patience: float
+    waits: bool
+    is_async: bool
+
+    def how(self, body: bytes) -> How:
+        return How("flow", self.key, body, self.waits)
+
+
+def _answer(request: Request, asked: _Asked, told: Told) -> JsonAnswer:
+    request.scope[LOG] = {"user": told.user_id, "delivery": told.delivery}
+    response = _told(told)
+    response.add(b"flowbridge-delivery", told.delivery)
+    if asked.is_async and response.status_code == 202:
+        response.add(b"preference-applied", "respond-async")
+    if told.replayed:
+        response.add(b"idempotent-replayed", "true")
+    return response
+
+
+def _told(first: Told) -> JsonAnswer:
     """An error only if no event of the message is in the room: a caller that hears one sends it again."""
+    if first.event_id is not None and not first.following and not _notes(first):  # most messages
+        return _sent(first, [first.event_id])
     events = (first, *first.following)
     if unsettled := [told.status for told in events if told.status]:
         status = "queued" if "queued" in unsettled else unsettled[0]
@@ -236,14 +238,22 @@ def _answer(first: Told) -> JsonAnswer:
     if remarks := _remarks(events):
         answer = {"event_id": first.event_id, "events": sent, "delivery_id": first.delivery, "flowbridge": remarks}
         return json_answer(answer)
+    return _sent(first, sent)
+
+
+def _sent(first: Told, sent: Sequence[str]) -> JsonAnswer:
     ids = [encode_basestring(event_id) for event_id in sent]  # an encoder of its own would cost 5 µs
     text = f'{{"event_id":{ids[0]},"events":[{",".join(ids)}],"delivery_id":{encode_basestring(first.delivery)}}}'
     return JsonAnswer(text.encode("utf-8", "replace"))
 
 
+def _notes(told: Told) -> list[str]:
+    return [entry["note"] for entry in told.history if "note" in entry]
+
+
 def _remarks(events: Sequence[Told]) -> Json:
     remarks: Json = {}
-    if notes := [entry["note"] for told in events for entry in told.history if "note" in entry]:
+    if notes := [note for told in events for note in _notes(told)]:
         remarks["notes"] = notes
     if failed := [(told.delivery, told.error) for told in events if told.error is not None]:
         remarks["failed"] = [
