@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 from flowbridge.limits.tasks import ignore_result
 from flowbridge.store import Row, outbox
 from flowbridge.store.json_columns import from_json, history_to_json, to_json
+from flowbridge.store.leases import Mark
 from flowbridge.store.outbox import ROW_BYTES, Taken
 
 
@@ -71,6 +72,7 @@ class PendingDelivery:
     _dirty: bool = field(default=False, init=False)
     _written: bool = field(default=False, init=False)
     _existing: dict[str, Any] | None = field(default=None, init=False)
+    _mark: Mark | None = field(default=None, init=False)
     _counted: bool = field(default=False, init=False)
     _held: bool = field(default=False, init=False)
     _maybe_sent: bool = field(default=False, init=False)
@@ -104,6 +106,7 @@ class PendingDelivery:
     dirty: ClassVar[bool] = _read_only("_dirty")  # its row marks the lane for whichever process holds it
     written: ClassVar[bool] = _read_only("_written")
     existing: ClassVar[dict[str, Any] | None] = _read_only("_existing")  # the row accepted under the same key before
+    mark: ClassVar[Mark | None] = _read_only("_mark")  # its lane when it was committed, on PostgreSQL
     held: ClassVar[bool] = _read_only("_held")  # it is in the queue of a lane of this process
     maybe_sent: ClassVar[bool] = _read_only("_maybe_sent")  # the homeserver may have it
     withdrawn: ClassVar[bool] = _read_only("_withdrawn")
@@ -199,6 +202,10 @@ class PendingDelivery:
             self.committed.set_result(None)
         else:
             self.committed.set_exception(error)
+
+    def place(self, mark: Mark) -> None:
+        """Whose its lane was when the row came to the disk. To be followed by `end_write`."""
+        self._mark = mark
 
     def count(self) -> bool:
         """It is among what is queued from now on; whether it was before."""
