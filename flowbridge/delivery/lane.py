@@ -21,6 +21,7 @@ from flowbridge.delivery.attempt import Attempt, Attempts
 from flowbridge.delivery.backpressure import Backpressure
 from flowbridge.delivery.binder import Binder
 from flowbridge.delivery.pending import Outcome, PendingDeliveries, PendingDelivery
+from flowbridge.delivery.refills import Refills
 from flowbridge.delivery.suspects import Suspects, Suspicion, is_failure, must_be_looked_for
 from flowbridge.delivery.write_queue import WriteQueue
 from flowbridge.errors import Errcode, GatewayTimeout, HomeserverError
@@ -47,6 +48,7 @@ class Shared:
     database: Database
     write_queue: WriteQueue
     binder: Binder
+    refills: Refills
     backpressure: Backpressure
     limits: AccountLimits
     attempts: Attempts
@@ -230,7 +232,7 @@ class Lane:
         self._more, self._reading = False, True  # what does not fit into memory sets `_more` again
         lane, batch = self.fence.lane, self._shared.batch()
         try:
-            rows = await self._shared.database.run(lambda connection: outbox.fetch(connection, lane, batch))
+            rows = await self._shared.refills.fetch(lane, batch)
         except Exception as error:
             self._more = True
             self._end_reading([])

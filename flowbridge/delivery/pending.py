@@ -10,7 +10,7 @@ from flowbridge.delivery.binding import Resolved
 from flowbridge.limits.tasks import ignore_result
 from flowbridge.store import Row, outbox
 from flowbridge.store.json_columns import from_json, history_to_json, to_json
-from flowbridge.store.leases import Reclaim
+from flowbridge.store.leases import Mark, Reclaim
 from flowbridge.store.outbox import ROW_BYTES, Taken
 
 
@@ -75,6 +75,7 @@ class PendingDelivery:
     _reclaim: Reclaim | None = field(default=None, init=False)
     _written: bool = field(default=False, init=False)
     _existing: dict[str, Any] | None = field(default=None, init=False)
+    _mark: Mark | None = field(default=None, init=False)
     _counted: bool = field(default=False, init=False)
     _held: bool = field(default=False, init=False)
     _maybe_sent: bool = field(default=False, init=False)
@@ -111,6 +112,7 @@ class PendingDelivery:
     reclaim: ClassVar[Reclaim | None] = _read_only("_reclaim")  # of its lane; it is written with its row
     written: ClassVar[bool] = _read_only("_written")
     existing: ClassVar[dict[str, Any] | None] = _read_only("_existing")  # the row accepted under the same key before
+    mark: ClassVar[Mark | None] = _read_only("_mark")  # its lane when it was committed, on PostgreSQL
     held: ClassVar[bool] = _read_only("_held")  # it is in the queue of a lane of this process
     maybe_sent: ClassVar[bool] = _read_only("_maybe_sent")  # the homeserver may have it
     withdrawn: ClassVar[bool] = _read_only("_withdrawn")
@@ -221,6 +223,10 @@ class PendingDelivery:
             self.committed.set_result(None)
         else:
             self.committed.set_exception(error)
+
+    def place(self, mark: Mark) -> None:
+        """Whose its lane was when the row came to the disk. To be followed by `end_write`."""
+        self._mark = mark
 
     def count(self) -> bool:
         """It is among what is queued from now on; whether it was before."""
