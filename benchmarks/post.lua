@@ -1,6 +1,7 @@
 -- One POST over and over: wrk … -s post.lua URL -- BODY TOKEN ROOMS TOKENS [PREFER]. The last line printed is for load.py.
 -- "!room" in the URL becomes !room0, !room1 …, in turns: in one room events go one after another. "{n}" in the
--- token is the number of one of them, in turns, too.
+-- token is the number of one of them, in turns, too. Each run begins at another room, so that several short ones come to
+-- all of many rooms.
 
 local requests, turn = {}, 0
 
@@ -12,6 +13,8 @@ function init(args)
     headers["Authorization"] = "Bearer " .. args[2]:gsub("{n}", n % tokens)
     requests[n] = wrk.format("POST", wrk.path:gsub("%%21room", "%%21room" .. n % rooms), headers, args[1])
   end
+  math.randomseed(os.time())
+  turn = math.random(0, #requests)
 end
 
 function request()

@@ -1,7 +1,5 @@
 """The metrics of /metrics: counters that are updated as things happen, and gauges that are set on request."""
 
-from functools import cache
-
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -61,16 +59,18 @@ store_bytes = _gauge("store_bytes", "Bytes that the store takes.")
 store_full = _gauge("store_full", "1 while nothing is accepted because the store is full.")
 
 
-@cache
-def _labelled(counter: Counter, *labels: str) -> Counter:
-    return counter.labels(*labels)
+_counted: dict[tuple[Counter, tuple[str, ...]], int] = {}  # since the metrics were shown last
 
 
 def count(counter: Counter, *labels: str) -> None:
-    """Count one more. Counters have few labels, so they are cached: looking one up costs more than counting."""
-    _labelled(counter, *labels).inc()
+    """Count one more, on the event loop. Prometheus' own counters take 1.5 µs each, and a send counts four times."""
+    key = (counter, labels)
+    _counted[key] = _counted.get(key, 0) + 1
 
 
 def render() -> bytes:
     """All metrics in Prometheus' text format."""
+    while _counted:
+        (counter, labels), number = _counted.popitem()
+        counter.labels(*labels).inc(number)
     return generate_latest(_registry)

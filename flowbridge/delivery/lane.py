@@ -21,6 +21,7 @@ from flowbridge.delivery.attempt import Attempt, Attempts
 from flowbridge.delivery.backpressure import Backpressure
 from flowbridge.delivery.binder import Binder
 from flowbridge.delivery.pending import Outcome, PendingDeliveries, PendingDelivery
+from flowbridge.delivery.refills import Refills
 from flowbridge.delivery.suspects import Suspects, Suspicion, is_failure, must_be_looked_for
 from flowbridge.delivery.write_queue import WriteQueue
 from flowbridge.errors import Errcode, GatewayTimeout, HomeserverError
@@ -47,6 +48,7 @@ class Shared:
     database: Database
     write_queue: WriteQueue
     binder: Binder
+    refills: Refills
     backpressure: Backpressure
     limits: AccountLimits
     attempts: Attempts
@@ -56,6 +58,7 @@ class Shared:
     keep_seconds: float  # an event that is older is not tried again, …
     gives_up_at: float  # … but not before this moment (monotonic)
     timing: Timing
+    idle: dict["Lane", None]  # the lanes with nothing to send, the longest idle first
     batch: Callable[[], int]  # how many events a lane may hold at the moment
     renew: Callable[[], Awaitable[None]]  # prolongs all leases
     account_refused: Callable[[str, Verdict], None]  # tells the callers who wait in other lanes of the account
@@ -86,6 +89,7 @@ class Lane:
         self._merged = leases.MERGED if claim.sent_with == leases.MERGED else ""
         self._sends_with: str | None = None  # another digest that is yet to be stored
         self._missing = False  # the head was looked for and not found
+        self.is_claimed = True  # its claim is on the disk; else it is on its way there with an event
         self.is_fresh = False  # it was idle, or a caller waits: its next event is not queued behind a backlog
         self.had_turn = False  # one of its events was settled
         self.is_roused = False  # its account has joined the room since the last attempt began
@@ -145,11 +149,14 @@ class Lane:
         if self.task is not None and not self.at_work:
             self.task.cancel()
 
-    def end_if_idle(self, since: float) -> None:
-        """End the lane if it has been idle since then (monotonic seconds)."""
-        if self.idle_since is not None and self.idle_since < since and not self._wake.is_set():
-            self._stopping = True
-            self._wake.set()
+    def end_if_idle(self, since: float) -> bool:
+        """End the lane if it has been idle since then (monotonic seconds); whether it has."""
+        if self.idle_since is None or self.idle_since >= since or self._wake.is_set():
+            return False
+        self._stopping = True
+        self._wake.set()
+        self._shared.idle.pop(self, None)
+        return True
 
     def release(self) -> None:
         """Let go of its deliveries."""
@@ -179,10 +186,22 @@ class Lane:
                 self._be_certain()
                 self._wake.clear()
                 self.idle_since = time.monotonic()
+                self._shared.idle[self] = None
                 await self._wake.wait()
+                self._shared.idle.pop(self, None)
                 self.idle_since = None
                 self.is_fresh = True
         return 0.0
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether nothing of it is queued, nor in doubt."""
+        return self.uncertain_since is None and not (self.queue or self._more or self._arrived)
+
+    @property
+    def sent_with(self) -> str:
+        """The digest of the token that it was last sent with, as the store knows it."""
+        return self._sent_with
 
     @property
     def has_more(self) -> bool:
@@ -213,7 +232,7 @@ class Lane:
         self._more, self._reading = False, True  # what does not fit into memory sets `_more` again
         lane, batch = self.fence.lane, self._shared.batch()
         try:
-            rows = await self._shared.database.run(lambda connection: outbox.fetch(connection, lane, batch))
+            rows = await self._shared.refills.fetch(lane, batch)
         except Exception as error:
             self._more = True
             self._end_reading([])
@@ -258,7 +277,8 @@ class Lane:
             return 0.0
         limits = self._shared.limits
         while not (self._stopping or pending.withdrawn):
-            await self._keep_lease()
+            if not self.is_held():
+                await self._keep_lease()
             if limits.distrusted and self._is_overdue(pending) and (reason := limits.waits_for(self.account)):
                 self._settle(pending, self._given_up(reason))  # at once: a paused account makes one attempt in 5 s
                 return 0.0
@@ -342,12 +362,9 @@ class Lane:
             waits=self.uncertain_since is None and pending.waiters > 0 and pending.row.api_key is None,
         )
         try:
-            async with (
-                limits.limiter(self.account).passage(ahead=ahead),
-                limits.places.hold(self.account),
-                limits.everyone.passage(ahead=ahead),
-            ):
-                verdict = await shared.attempts.prepare(attempt)
+            async with limits.permit(self.account, ahead=ahead):
+                ready = shared.attempts.prepare_at_once(attempt)
+                verdict = None if ready else await shared.attempts.prepare(attempt)
                 if verdict is None:
                     self.at_work = self._may_send(pending, attempt)
                     if not self.at_work:

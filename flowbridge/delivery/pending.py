@@ -10,6 +10,7 @@ from flowbridge.delivery.binding import Resolved
 from flowbridge.limits.tasks import ignore_result
 from flowbridge.store import Row, outbox
 from flowbridge.store.json_columns import from_json, history_to_json, to_json
+from flowbridge.store.leases import Mark, Reclaim
 from flowbridge.store.outbox import ROW_BYTES, Taken
 
 
@@ -71,8 +72,10 @@ class PendingDelivery:
     settled: "asyncio.Future[Outcome | None]" = field(init=False)
     _waiters: int = field(default=0, init=False)
     _dirty: bool = field(default=False, init=False)
+    _reclaim: Reclaim | None = field(default=None, init=False)
     _written: bool = field(default=False, init=False)
     _existing: dict[str, Any] | None = field(default=None, init=False)
+    _mark: Mark | None = field(default=None, init=False)
     _counted: bool = field(default=False, init=False)
     _held: bool = field(default=False, init=False)
     _maybe_sent: bool = field(default=False, init=False)
@@ -106,8 +109,10 @@ class PendingDelivery:
     row: ClassVar[Row] = _read_only("_row")
     waiters: ClassVar[int] = _read_only("_waiters")  # how many callers want to know the outcome
     dirty: ClassVar[bool] = _read_only("_dirty")  # its row marks the lane for whichever process holds it
+    reclaim: ClassVar[Reclaim | None] = _read_only("_reclaim")  # of its lane; it is written with its row
     written: ClassVar[bool] = _read_only("_written")
     existing: ClassVar[dict[str, Any] | None] = _read_only("_existing")  # the row accepted under the same key before
+    mark: ClassVar[Mark | None] = _read_only("_mark")  # its lane when it was committed, on PostgreSQL
     held: ClassVar[bool] = _read_only("_held")  # it is in the queue of a lane of this process
     maybe_sent: ClassVar[bool] = _read_only("_maybe_sent")  # the homeserver may have it
     withdrawn: ClassVar[bool] = _read_only("_withdrawn")
@@ -192,6 +197,10 @@ class PendingDelivery:
         """It may be bound by the transaction that inserts it."""
         self._binds_early = True
 
+    def claim_lane(self, reclaim: Reclaim) -> None:
+        """Its lane was reopened, which the store is yet to learn: say so with the row."""
+        self._reclaim = reclaim
+
     def begin_write(self) -> dict[str, Any]:
         """The writer thread inserts this row, perhaps once more, after a transaction that was taken back."""
         self._resolved = None
@@ -214,6 +223,10 @@ class PendingDelivery:
             self.committed.set_result(None)
         else:
             self.committed.set_exception(error)
+
+    def place(self, mark: Mark) -> None:
+        """Whose its lane was when the row came to the disk. To be followed by `end_write`."""
+        self._mark = mark
 
     def count(self) -> bool:
         """It is among what is queued from now on; whether it was before."""

@@ -22,6 +22,7 @@ from flowbridge.store import (
     holdings,
     hooks,
     leases,
+    log_blocks,
     message_keys,
     refused,
     resolved,
@@ -31,6 +32,7 @@ from flowbridge.store.engine import reason
 
 COUNT_SHARE = 50  # counting takes at most one of so many seconds
 GIVE_UP_LANES = 100
+BLOCKS = 4  # of the delivery log that are looked at together: some 20 ms beside the writer
 PIECE_PAUSE = 0.05  # between two pieces of a large job, for accepting
 SPACE_SECONDS = 1.0  # between two purges while space is short
 DAY_MS = 86_400_000
@@ -79,6 +81,7 @@ class Maintenance:
             self._forever(self._count, begin=timing.count_seconds),
             self._forever(self._census),
             self._forever(self._purge),
+            self._forever(self._tell_blocks, timing.count_seconds),
             self._forever(self._give_up, timing.give_up_seconds, begin=timing.give_up_seconds),
             self._forever(self._forget_idle, timing.forget_seconds),
             self._forever(self._write_refused, timing.refused_seconds),
@@ -131,6 +134,13 @@ class Maintenance:
             async with asyncio.timeout(self._timing.purge_seconds):
                 await self._backpressure.pressed.wait()
         return min(SPACE_SECONDS, self._timing.purge_seconds)
+
+    async def _tell_blocks(self) -> None:
+        """Write down what is in the newer pieces of the delivery log, and forget those that are gone."""
+        await self._database.run(log_blocks.forget, lingers=True)
+        while blocks := await self._database.read(partial(log_blocks.missing, limit=BLOCKS)):
+            await self._database.run(partial(log_blocks.add, blocks=blocks), lingers=True)
+            await asyncio.sleep(PIECE_PAUSE)
 
     async def _blank(self, now: int) -> None:
         """Blank contents that are not to be kept for as long as what else the log has of sent events."""

@@ -85,6 +85,20 @@ class Messages:
         """A message object from a body of any form."""
         return await self._aside(body, partial(message_body.read, body, content_type, options))
 
+    @staticmethod
+    def text_at_once(body: bytes, content_type: str) -> Payload | None:
+        """The content for a message that is a text and nothing more; None where there is something to wait for.
+
+        Raises as `read` and `say` do.
+        """
+        if essence(content_type) == "multipart/form-data":
+            return None
+        said = message.read(message_body.read(body, content_type))
+        if said.format != "text" or said.overflow or said.attachments or said.binding is not NONE:
+            return None
+        (shaped,) = shaping.shape(said)
+        return Payload(shaped.content)
+
     async def read_object(self, body: bytes) -> dict[str, Any]:
         return await self._aside(body, partial(message_body.read_object, body))
 

@@ -2,12 +2,14 @@
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, and_, case, delete, func, literal_column, or_, select, update
-from sqlalchemy.sql import ClauseElement, ColumnElement
+from sqlalchemy import Connection, and_, bindparam, case, delete, func, literal_column, or_, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.sql import ColumnElement
 
 from flowbridge.store import driver, outbox
-from flowbridge.store.clock import lease_clock
+from flowbridge.store.clock import lease_clock, now_ms
 from flowbridge.store.driver import Statement
 from flowbridge.store.statements import HAS_QUEUED
 from flowbridge.store.tables import accounts, lanes, tokens
@@ -35,27 +37,67 @@ class Claim:
     rows: list[outbox.Row]
 
 
+@dataclass(frozen=True, slots=True)
+class Reclaim:
+    """A lane of a file of our own that was given back with nothing in it, and is held again."""
+
+    fence: Fence
+    account: str
+    sent_with: str
+    lease_ms: int
+
+
 def mark_dirty(connection: Connection, pairs: Iterable[tuple[str, str]], *, exclude: Collection[str] = ()) -> None:
     """Record that lanes (each with its account) have events that their owners may not know; not those in `exclude`.
 
     A lane that does not exist is created. All lanes are locked in one order until the end of the transaction.
     """
-    values = [
-        {"lane": lane, "account": account, "dirty": int(lane not in exclude), "sent_with": ""}
-        for lane, account in sorted(set(pairs))
-    ]
+    values = _marks(pairs, exclude)
     if values:
         _MARK_DIRTY.run_all(connection, values)
 
 
-def _mark_dirty(dialect: str) -> ClauseElement:
+class Mark(NamedTuple):
+    """A lane with new events: its owner, and whether there may be others that the owner does not know."""
+
+    owner: str | None
+    dirty: bool
+
+
+def mark_new(
+    connection: Connection, pairs: Iterable[tuple[str, str]], me: str, *, exclude: Collection[str] = ()
+) -> dict[str, Mark]:
+    """As `mark_dirty`, but for lanes of this owner, who knows what it inserts itself. For PostgreSQL.
+
+    It must see to them after the commit. Whatever becomes of it and them, they can be claimed: they have an owner.
+    """
+    values = _marks(pairs, exclude)
+    if not values:
+        return {}
+    found = _MARK_NEW.rows(connection, {"rows": driver.to_json(values), "me": me})
+    return {lane: Mark(owner, bool(dirty)) for lane, owner, dirty in found}
+
+
+def _marks(pairs: Iterable[tuple[str, str]], exclude: Collection[str]) -> list[dict[str, Any]]:
+    return [
+        {"lane": lane, "account": account, "dirty": int(lane not in exclude), "sent_with": ""}
+        for lane, account in sorted(set(pairs))
+    ]
+
+
+def _mark(dialect: str, *kept: tuple[ColumnElement[bool], ColumnElement[int]]) -> postgresql.Insert | sqlite.Insert:
     insertion = driver.insertion(dialect, lanes, ("lane", "account", "dirty", "sent_with"))
     one: ColumnElement[int] = literal_column("1")
-    dirty = case((insertion.excluded.dirty == one, one), else_=lanes.c.dirty)
+    dirty = case(*kept, (insertion.excluded.dirty == one, one), else_=lanes.c.dirty)
     return insertion.on_conflict_do_update(index_elements=["lane"], set_={"dirty": dirty})
 
 
-_MARK_DIRTY = Statement(_mark_dirty)
+_MARK_DIRTY = Statement(_mark)
+_MARK_NEW = Statement(
+    lambda dialect: _mark(dialect, (lanes.c.owner == bindparam("me"), lanes.c.dirty)).returning(
+        lanes.c.lane, lanes.c.owner, lanes.c.dirty
+    )
+)
 
 
 def lock(connection: Connection, names: Iterable[str]) -> None:
@@ -127,6 +169,26 @@ def claim(
     ]
 
 
+_RECLAIM = """
+INSERT INTO lanes (lane, account, owner, fence, lease_until, sent_with) VALUES (?, ?, ?, ?, ?, ?)
+ON CONFLICT (lane) DO UPDATE SET owner = excluded.owner, fence = excluded.fence, lease_until = excluded.lease_until,
+    sent_with = excluded.sent_with
+"""
+
+
+def reclaim(connection: Connection, reclaims: Iterable[Reclaim]) -> None:
+    """Claim lanes of an SQLite file that no other process can have claimed meanwhile.
+
+    `dirty` stays: a command may have added an event.
+    """
+    now = now_ms()
+    if values := [
+        (one.fence.lane, one.account, one.fence.owner, one.fence.number, now + one.lease_ms, one.sent_with)
+        for one in reclaims
+    ]:
+        connection.exec_driver_sql(_RECLAIM, values)
+
+
 _HAS_WORK = or_(lanes.c.dirty == 1, lanes.c.owner.is_not(None))
 
 
@@ -175,8 +237,12 @@ def release(connection: Connection, fences: Iterable[Fence], rest_ms: int = 0) -
     A lane that needs no rest comes behind those that wait already, too: no room keeps another one waiting.
     """
     until = lease_clock(connection) + rest_ms
-    for fence in sorted(fences, key=lambda fence: fence.lane):
-        connection.execute(update(lanes).where(holds(fence)).values(owner=None, lease_until=until, dirty=_STILL_DIRTY))
+    fences = sorted(fences, key=lambda fence: fence.lane)
+    # By a statement of its own: one that waits for a lane does not see the events that came with it meanwhile.
+    lock(connection, [fence.lane for fence in fences])
+    if fences:
+        given_back = [{"b_lane": fence.lane, "b_owner": fence.owner, "b_fence": fence.number} for fence in fences]
+        connection.execute(_RELEASE.values(lease_until=until), given_back)
 
 
 def release_all(connection: Connection, owner: str) -> None:
@@ -187,6 +253,15 @@ def release_all(connection: Connection, owner: str) -> None:
 
 
 _STILL_DIRTY = case((or_(lanes.c.dirty == 1, HAS_QUEUED), 1), else_=0)
+_RELEASE = (
+    update(lanes)
+    .where(
+        lanes.c.lane == bindparam("b_lane"),
+        lanes.c.owner == bindparam("b_owner"),
+        lanes.c.fence == bindparam("b_fence"),
+    )
+    .values(owner=None, dirty=_STILL_DIRTY)
+)
 
 
 def _owned(connection: Connection, owner: str) -> list[str]:

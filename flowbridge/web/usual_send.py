@@ -2,16 +2,16 @@
 
 It arrived in one piece, its caller is known, its room is named by its id, its content fits, and it has no key of its
 own: what nearly all sends are like, and what needs no answer from anyone before it is accepted. What is decided about
-it is decided by the functions that web/routes/send.py calls, in the same order: those of them that do not wait. At the
-first that would have to wait, or refuses, nothing has happened yet, and the request begins in the ordinary way
-(`Protocol.begin`). After it was accepted, only good news is told from here; otherwise the ordinary way goes on with the
-receipt. So there is one copy of each rule, and of each answer.
+it is decided by the functions that web/routes/send.py and messages.py call, in the same order: those of them that do
+not wait. At the first that would have to wait, or refuses, nothing has happened yet, and the request begins in the
+ordinary way (`Protocol._begin_asgi`). After it was accepted, only good news is told from here; otherwise the ordinary
+way goes on with the receipt. So there is one copy of each rule, and of each answer.
 """
 
 import re
 import time
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
 from typing import Any, NamedTuple, Protocol
 
 from uvicorn.protocols.http.flow_control import FlowControl
@@ -22,20 +22,23 @@ from flowbridge.auth.callers import Credential
 from flowbridge.bridge import Core
 from flowbridge.delivery.watching import Watch
 from flowbridge.errors import MatrixError
+from flowbridge.events.shaping import MESSAGE
 from flowbridge.homeserver import identifiers
 from flowbridge.hooks.known import PREFIX
 from flowbridge.limits.proxies import Proxies
-from flowbridge.models import Event
+from flowbridge.models import Event, Payload
 from flowbridge.services.acceptance import LARGE_BYTES, How, Receipt
+from flowbridge.services.messages import Messages
 from flowbridge.services.sending import Told
 from flowbridge.web import answering
-from flowbridge.web.endpoint import Headers
+from flowbridge.web.endpoint import Headers, JsonAnswer
+from flowbridge.web.routes import messages
 from flowbridge.web.routes.send import answer_to, preferred
 
 MAX_PATH = 1_000
 MAX_PATHS = 4_096  # that are remembered
 
-_PATH = re.compile(rb"/rooms/([^/{}]+)/send/([^/{}]+)")
+_PATH = re.compile(rb"/rooms/([^/{}]+)/(?:send/([^/{}]+)|messages)")
 # What the ordinary way has to see: a key, another form of the body, a page that wants to read the answer.
 _UNUSUAL = frozenset({b"idempotency-key", b"content-encoding", b"expect", b"upgrade", b"origin"})
 
@@ -59,22 +62,36 @@ class Connection(Protocol):
     def go_on(self, send: "UsualSend") -> None: ...
 
 
+class Door(NamedTuple):
+    """What tells an event from a message as people write it: how its body is read, and how it is answered."""
+
+    read: Callable[[bytes, str, str], Payload | None]  # body, content type, event type
+    answer: Callable[[Told, Sequence[str], bool], JsonAnswer]  # told, ignored, is_async
+
+
 class Target(NamedTuple):
     path: str
     room: str
     event_type: str
+    door: Door
 
 
 class UsualSends:
-    """Recognises the usual sends to the flow surface."""
+    """Recognises the usual sends to the flow surface: events, and messages that are a text."""
 
     def __init__(self, core: Core) -> None:
         self._callers = core.callers
         self._room_access = core.room_access
         self._acceptance = core.acceptance
-        self._proxies = Proxies(core.settings.trusted_proxies)
+        self._proxies = Proxies(core.settings.trusted_proxies) or None
         self._wait_seconds = core.settings.wait_seconds
+        self._usual_wait = preferred((), "flow", self._wait_seconds)
         self._target = lru_cache(MAX_PATHS)(self._read_path)
+        self._events = Door(partial(core.acceptance.read, surface="flow"), answer_to)
+        self._messages = Door(
+            lambda body, content_type, _: Messages.text_at_once(body, content_type),
+            lambda told, _, is_async: messages.answer_to(told, is_async=is_async),
+        )
         self.sender = core.sender
         self.watchers = core.worker.watchers
 
@@ -95,7 +112,7 @@ class UsualSends:
             return headers.get(name, b"").decode("latin-1")
 
         started = time.perf_counter()
-        path, room, event_type = target
+        _, room, event_type, door = target
         found = self._callers.at_once(header(b"authorization"), header(b"x-api-key"))
         if found is None:
             return None
@@ -104,20 +121,23 @@ class UsualSends:
         body = connection.body()
         if len(body) >= LARGE_BYTES or not self._room_access.is_plain(credential.key, room):
             return None
-        payload = self._acceptance.read(body, header(b"content-type"), event_type, "flow")
+        payload = door.read(body, header(b"content-type"), event_type)
+        if payload is None:
+            return None
         event = self._acceptance.check_at_once(room, event_type, payload, as_state=False)
         if event is None:
             return None
         if credential.key is not None:
             scopes.permit(credential.key, event_type, room)
-        patience, is_async = preferred([header(b"prefer")] if b"prefer" in headers else (), "flow", self._wait_seconds)
+        patience, is_async = self._usual_wait
+        if b"prefer" in headers:
+            patience, is_async = preferred([header(b"prefer")], "flow", self._wait_seconds)
         how = How("flow", None, body, waits=patience is not None)
         client = connection.client[0] if connection.client else None
-        if self._proxies and client is not None:
-            client = self._proxies.client(
-                client, [headers[b"x-forwarded-for"]] if b"x-forwarded-for" in headers else []
-            )
-        send = UsualSend(self, connection, path, client, started, credential, event, how, payload.ignored, is_async)
+        if self._proxies is not None and client is not None:
+            forwarded = headers.get(b"x-forwarded-for")
+            client = self._proxies.client(client, () if forwarded is None else (forwarded,))
+        send = UsualSend(self, connection, target, client, started, credential, event, how, payload.ignored, is_async)
         send.wait(self._acceptance.offer(credential, caller, room, event, how), patience)
         return send
 
@@ -127,12 +147,14 @@ class UsualSends:
         if found is None or PREFIX in path:
             return None
         try:
-            room, event_type = (part.decode("ascii") for part in found.groups())
-            target = Target(path, identifiers.room(room), identifiers.event_type(event_type))
-            self._acceptance.catalogue.check_type(target.event_type)
+            room, event_type = identifiers.room(found[1].decode()), MESSAGE
+            if found[2] is None:
+                return Target(path, room, event_type, self._messages)
+            event_type = identifiers.event_type(found[2].decode())
+            self._acceptance.catalogue.check_type(event_type)
         except MatrixError:
             return None
-        return target
+        return Target(path, room, event_type, self._events)
 
 
 class _Silent:
@@ -152,7 +174,7 @@ class UsualSend:
         self,
         sends: UsualSends,
         connection: Connection,
-        path: str,
+        target: Target,
         client: str | None,
         started: float,
         credential: Credential,
@@ -163,7 +185,7 @@ class UsualSend:
     ) -> None:
         self._sends = sends
         self._connection = connection
-        self._path = path
+        self._target = target
         self._client = client
         self._watch: Watch | None = None
         self._is_heard = False
@@ -195,17 +217,18 @@ class UsualSend:
             return
         self._is_heard = True
         told = self._sends.sender.outcome_at_once(self.receipt)
-        if told is None and self._watch is not None:
-            self.receipt.pending.add_waiter()  # in the place of this one
-        if self._watch is not None:
-            self._watch.end()
+        watch, self._watch = self._watch, None  # it holds this: only the collector would free them
+        if watch is not None:
+            if told is None:
+                self.receipt.pending.add_waiter()  # in its place
+            watch.end()
         if told is None:
             self._connection.go_on(self)
         else:
             self._answer(told)
 
     def _answer(self, told: Told) -> None:
-        response = answer_to(told, self.ignored, is_async=self.is_async)
+        response = self._target.door.answer(told, self.ignored, self.is_async)
         answering.answer(
             self, response.status_code, response.raw_headers, bytes(response.body)
         )  # not if it has hung up
@@ -214,7 +237,7 @@ class UsualSend:
         log.info(
             "request",
             method=self.scope["method"],
-            path=self._path,
+            path=self._target.path,
             status=response.status_code,
             ms=round((time.perf_counter() - self.started) * 1000, 1),
             client=self._client,

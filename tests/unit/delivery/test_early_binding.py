@@ -170,7 +170,7 @@ async def test_event_that_its_lane_does_not_know_of_is_before_it_all_the_same(
     """A command has added it; or the lane is reading the store, and what it finds comes before what is offered then."""
     async with make() as rig:
         await tell(rig, "a", "a", 1)
-        lane = next(iter(rig.worker._lanes.values()))
+        lane = next(iter(rig.worker._lanes))
         monkeypatch.setattr(lane, "expect_more", lambda: None)
         with monkeypatch.context() as context:
             context.setattr(lane, "may_enqueue", lambda: False)

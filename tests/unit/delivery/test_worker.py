@@ -14,9 +14,9 @@ import pytest
 from sqlalchemy import Connection
 
 from flowbridge.delivery.backpressure import Limits
+from flowbridge.delivery.lanes import Bounds
 from flowbridge.delivery.limiter import WIDEST
 from flowbridge.delivery.pending import Outcome
-from flowbridge.delivery.worker import Bounds
 from flowbridge.store import Row, StoreFull, StoreUnavailable, abandoned, delivery_log, leases, outbox, tables
 from flowbridge.store.leases import ASKED
 from tests.patience import PATIENCE
@@ -500,7 +500,7 @@ async def test_event_that_was_cut_off_and_cannot_be_written_is_not_taken_back(
         with rig.busy_writer():
             tell_when_written = rig.offer("b")
             await until(lambda: len(rooms.sends) == 2)
-            rig.worker._drop(next(iter(rig.worker._lanes.values())))
+            rig.worker._lanes.drop(next(iter(rig.worker._lanes)))
             await asyncio.sleep(0)
         await soon(tell_when_written.committed)
         assert tell_when_written.maybe_sent
@@ -1002,7 +1002,7 @@ async def test_of_large_events_few_are_held_in_memory(make: MakeRig, rooms: Room
         held = []
         for _ in range(20):
             await rig.accept("x" * 60_000)
-            held += [len(lane.queue) for lane in rig.worker._lanes.values()]
+            held += [len(lane.queue) for lane in rig.worker._lanes]
         assert 0 < max(held) <= 3
         go.set()
         await rooms.reads(20)
@@ -1046,7 +1046,7 @@ async def test_event_on_its_way_is_not_removed_and_those_behind_it_may_be(make: 
         assert await rig.database.run(lambda c: abandoned.remove(c, [lane], chosen)) == 0
         await rig.database.run(lambda c: abandoned.ask_for(c, [lane]))
         rig.worker.wake()
-        await until(lambda: lane in rig.worker._asked)
+        await until(lambda: lane in rig.worker._lanes._asked)
         assert rig.lane().owner
         assert rig.lane().dirty != ASKED
         answered.set()

@@ -1,0 +1,74 @@
+"""PostgreSQL's notifications: a few words to another process, with the commit of what they tell of.
+
+A pooler that gives a session another connection for each transaction keeps them to itself (PgBouncer, for one), so
+nothing may depend on them.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from sqlalchemy import Connection, Engine
+
+from flowbridge.store import driver
+
+MAX_BYTES = 7_900  # of a message: PostgreSQL takes fewer than 8,000
+
+
+def notify(connection: Connection, channel: str, message: str) -> None:
+    """Part of the transaction: heard when it is committed, or not at all."""
+    driver.execute(connection, "SELECT pg_notify(%s, %s)", (channel, message))
+
+
+async def listen(
+    engine: Engine, channel: str, hear: Callable[[str], None], ready: Callable[[], None], retry: float
+) -> None:
+    """For ever, on a connection of its own: what others send to this channel, as it comes.
+
+    `ready`: it listens from now on; what was said before may have been missed. `retry`: seconds after a failure.
+    """
+    while True:
+        try:
+            raw = await asyncio.to_thread(_open, engine, channel)
+        except Exception:  # noqa: S110 (the store is away, as whoever needs it says)
+            pass
+        else:
+            ready()
+            await _read(raw, hear)
+        await asyncio.sleep(retry)
+
+
+async def _read(raw: Any, hear: Callable[[str], None]) -> None:
+    """Until the connection is lost."""
+    loop = asyncio.get_running_loop()
+    lost = loop.create_future()
+
+    def read() -> None:
+        try:
+            raw.pgconn.consume_input()
+            while (found := raw.pgconn.notifies()) is not None:
+                hear(found.extra.decode())
+        except raw.Error:
+            loop.remove_reader(socket)
+            lost.set_result(None)
+
+    socket = raw.fileno()
+    loop.add_reader(socket, read)
+    try:
+        await lost
+    finally:
+        loop.remove_reader(socket)
+        raw.close()
+
+
+def _open(engine: Engine, channel: str) -> Any:
+    connection = engine.raw_connection()
+    raw: Any = connection.driver_connection
+    connection.detach()  # the pool forgets it
+    try:
+        raw.autocommit = True
+        raw.execute(f"LISTEN {channel}")
+    except BaseException:
+        raw.close()
+        raise
+    return raw
