@@ -91,7 +91,6 @@ class PendingDelivery:
         self.caller = self._row.api_key or self._row.account
         self.size = ROW_BYTES + len(self._row.content) + (len(request) if request.isascii() else len(request.encode()))
         self.committed = loop.create_future()
-        self.committed.add_done_callback(ignore_result)  # not every caller awaits the commit
         self.settled = loop.create_future()
 
     @classmethod
@@ -218,6 +217,7 @@ class PendingDelivery:
             self.committed.set_result(None)
         else:
             self.committed.set_exception(error)
+            ignore_result(self.committed)  # not every caller awaits the commit
 
     def count(self) -> bool:
         """It is among what is queued from now on; whether it was before."""
