@@ -93,7 +93,6 @@ class PendingDelivery:
         self.caller = self._row.api_key or self._row.account
         self.size = ROW_BYTES + len(self._row.content) + (len(request) if request.isascii() else len(request.encode()))
         self.committed = loop.create_future()
-        self.committed.add_done_callback(ignore_result)  # not every caller awaits the commit
         self.settled = loop.create_future()
 
     @classmethod
@@ -223,6 +222,7 @@ class PendingDelivery:
             self.committed.set_result(None)
         else:
             self.committed.set_exception(error)
+            ignore_result(self.committed)  # not every caller awaits the commit
 
     def place(self, mark: Mark) -> None:
         """Whose its lane was when the row came to the disk. To be followed by `end_write`."""

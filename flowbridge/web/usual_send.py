@@ -26,7 +26,7 @@ from flowbridge.events.shaping import MESSAGE
 from flowbridge.homeserver import identifiers
 from flowbridge.hooks.known import PREFIX
 from flowbridge.limits.proxies import Proxies
-from flowbridge.models import Event, Payload
+from flowbridge.models import Caller, Event, Payload
 from flowbridge.services.acceptance import LARGE_BYTES, How, Receipt
 from flowbridge.services.messages import Messages
 from flowbridge.services.sending import Told
@@ -103,11 +103,24 @@ class UsualSends:
         if target is None or connection.query or not is_plain or connection.method not in ("POST", "PUT"):
             return None
         try:
-            return self._accept(connection, target, headers)
+            send = self._read(connection, target, headers)
         except MatrixError:  # it is raised, and told, again
             return None
+        except Exception as error:  # likewise, if it is not a fault of this way alone
+            log.error("internal_error", exc_info=error, path=target.path)
+            return None
+        if send is None:
+            return None
+        try:
+            receipt = self._acceptance.offer(send.credential, send.caller, target.room, send.event, send.how)
+        except MatrixError:  # of another fault it is not known whether the event was accepted: the connection ends
+            return None
+        send.wait(receipt)
+        return send
 
-    def _accept(self, connection: Connection, target: Target, headers: dict[bytes, bytes]) -> "UsualSend | None":
+    def _read(self, connection: Connection, target: Target, headers: dict[bytes, bytes]) -> "UsualSend | None":
+        """What is to be accepted; None if it is not usual."""
+
         def header(name: bytes) -> str:
             return headers.get(name, b"").decode("latin-1")
 
@@ -137,8 +150,9 @@ class UsualSends:
         if self._proxies is not None and client is not None:
             forwarded = headers.get(b"x-forwarded-for")
             client = self._proxies.client(client, () if forwarded is None else (forwarded,))
-        send = UsualSend(self, connection, target, client, started, credential, event, how, payload.ignored, is_async)
-        send.wait(self._acceptance.offer(credential, caller, room, event, how), patience)
+        send = UsualSend(self, connection, target, client, started)
+        send.credential, send.caller, send.event, send.how = credential, caller, event, how
+        send.ignored, send.is_async, send.patience = payload.ignored, is_async, patience or 0.0
         return send
 
     def _read_path(self, raw: bytes) -> Target | None:
@@ -167,21 +181,18 @@ class UsualSend:
     """From its acceptance to its answer. Has the attributes of uvicorn's cycle, in whose place it stands meanwhile."""
 
     message_event = _Silent()
+    credential: Credential
+    caller: Caller
+    event: Event
+    how: How
+    ignored: Sequence[str]
+    is_async: bool
+    patience: float  # seconds
     receipt: Receipt
-    ends: float
+    ends: float  # monotonic: until when its caller waits
 
     def __init__(
-        self,
-        sends: UsualSends,
-        connection: Connection,
-        target: Target,
-        client: str | None,
-        started: float,
-        credential: Credential,
-        event: Event,
-        how: How,
-        ignored: Sequence[str],
-        is_async: bool,
+        self, sends: UsualSends, connection: Connection, target: Target, client: str | None, started: float
     ) -> None:
         self._sends = sends
         self._connection = connection
@@ -190,11 +201,6 @@ class UsualSend:
         self._watch: Watch | None = None
         self._is_heard = False
         self.started = started
-        self.credential = credential
-        self.event = event
-        self.how = how
-        self.ignored = ignored
-        self.is_async = is_async
         self.scope = {"method": connection.method}
         self.transport = connection.transport
         self.flow = connection.flow
@@ -203,12 +209,12 @@ class UsualSend:
         self.on_response = connection.on_response_complete
         self.disconnected = self.response_started = self.response_complete = self.waiting_for_100_continue = False
 
-    def wait(self, receipt: Receipt, patience: float | None) -> None:
+    def wait(self, receipt: Receipt) -> None:
         """For the outcome or, if the caller does not want that, for the commit."""
         self.receipt = receipt
-        self.ends = time.monotonic() + (patience or 0.0)
+        self.ends = time.monotonic() + self.patience
         if receipt.waits:
-            self._watch = self._sends.watchers.watch(receipt.pending, patience or 0.0, self._hear)
+            self._watch = self._sends.watchers.watch(receipt.pending, self.patience, self._hear)
         else:
             receipt.pending.committed.add_done_callback(self._hear)
 
@@ -216,6 +222,13 @@ class UsualSend:
         if self._is_heard:
             return
         self._is_heard = True
+        try:
+            self._tell()
+        except Exception as error:  # the event is accepted: its caller must not wait for ever
+            log.error("internal_error", exc_info=error, path=self._target.path)
+            self.transport.abort()
+
+    def _tell(self) -> None:
         told = self._sends.sender.outcome_at_once(self.receipt)
         watch, self._watch = self._watch, None  # it holds this: only the collector would free them
         if watch is not None:
@@ -229,9 +242,8 @@ class UsualSend:
 
     def _answer(self, told: Told) -> None:
         response = self._target.door.answer(told, self.ignored, self.is_async)
-        answering.answer(
-            self, response.status_code, response.raw_headers, bytes(response.body)
-        )  # not if it has hung up
+        body = bytes(response.body)
+        answering.answer(self, response.status_code, response.raw_headers, body)  # unless the caller has hung up
         metrics.count(metrics.requests, str(response.status_code))
         key = self.credential.key
         log.info(

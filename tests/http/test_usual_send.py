@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from flowbridge.models.timing import Timing
+from flowbridge.web import usual_send
 from flowbridge.web.usual_send import UsualSends
 from tests import upstream as scripted
 from tests.http.conftest import HELLO, KEY, PATIENT, ROOM, SEND, Answer, Bridge, new_token, running
@@ -262,6 +263,38 @@ def test_bridge_that_stops_answers_its_usual_sends(upstream: Upstream, tmp_path:
         go.set()
         stopping.join(PATIENCE)
     assert usual() == 1
+
+
+def test_fault_before_an_event_is_accepted_is_left_to_the_ordinary_way(
+    bridge: Bridge, rooms: Rooms, usual: Usual, monkeypatch: Patch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("a fault of the short way")
+
+    asked = request("POST", SEND, BODY, [BEARER])
+    assert bridge.ask(asked).status == 200
+    taken = usual()
+    monkeypatch.setattr(usual_send, "UsualSend", fail)
+    assert bridge.ask(asked).status == 200
+    assert (usual(), rooms.bodies) == (taken, ["hello"] * 2)
+    assert [record.msg for record in caplog.records if record.exc_info] == ["internal_error"]
+
+
+def test_fault_after_an_event_was_accepted_ends_the_connection(
+    bridge: Bridge, rooms: Rooms, usual: Usual, monkeypatch: Patch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("a fault of the short way")
+
+    asked = request("POST", SEND, BODY, [BEARER])
+    assert bridge.ask(asked).status == 200
+    monkeypatch.setattr(usual_send.UsualSend, "_answer", fail)
+    with bridge.connect() as caller:
+        assert caller.send(asked).is_closed()
+    monkeypatch.undo()
+    assert rooms.bodies == ["hello"] * 2
+    assert [record.msg for record in caplog.records if record.exc_info] == ["internal_error"]
+    assert bridge.ask(asked).status == 200
 
 
 def test_line_names_the_client_behind_a_proxy(upstream: Upstream, tmp_path: Path, usual: Usual, lines: Lines) -> None:
