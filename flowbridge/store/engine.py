@@ -209,8 +209,11 @@ def is_quiet(connection: Connection) -> bool:
     """
     if connection.dialect.name == "sqlite":
         return True
+    raw = driver.of(connection)
+    if raw.closed:
+        return False
     socket = select.poll()
-    socket.register(driver.of(connection).fileno(), select.POLLIN)
+    socket.register(raw.fileno(), select.POLLIN)
     return not socket.poll(0)
 
 
