@@ -2,14 +2,30 @@
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, and_, bindparam, case, delete, func, literal_column, or_, select, update
+from sqlalchemy import (
+    BigInteger,
+    Connection,
+    Integer,
+    Select,
+    and_,
+    bindparam,
+    case,
+    delete,
+    func,
+    literal_column,
+    not_,
+    or_,
+    select,
+    update,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.sql import ColumnElement
 
 from flowbridge.store import driver, outbox
-from flowbridge.store.clock import lease_clock, now_ms
+from flowbridge.store.clock import lease_clock, now_ms, postgres_clock
 from flowbridge.store.driver import Statement
 from flowbridge.store.statements import HAS_QUEUED
 from flowbridge.store.tables import accounts, lanes, tokens
@@ -108,8 +124,7 @@ def lock(connection: Connection, names: Iterable[str]) -> None:
     """
     wanted = sorted(set(names))
     if connection.dialect.name == "postgresql" and wanted:
-        rows = select(lanes.c.lane).where(lanes.c.lane.in_(wanted)).order_by(lanes.c.lane)
-        connection.execute(rows.with_for_update())
+        _HOLDERS.run(connection, {"lanes": wanted})
 
 
 def claim(
@@ -131,19 +146,12 @@ def claim(
     """
     now = lease_clock(connection)
     wanted = list(only)
-    is_free = lanes.c.lease_until <= now
-    found = (
-        select(lanes.c.lane)
-        .where(_HAS_WORK, or_(is_free, lanes.c.owner.is_(None)) if wanted else is_free)
-        .order_by(lanes.c.lease_until)
-        .limit(limit)
-        .with_for_update(skip_locked=True)
-    )
+    values = {"limit_": limit, "now": now_ms(), "exclude": driver.texts(connection, exclude)}
     if wanted:
-        found = found.where(lanes.c.lane.in_(wanted))
-    if excluded := list(exclude):
-        found = found.where(lanes.c.account.not_in(excluded))
-    names = list(connection.scalars(found))
+        found = _FREE_OF.rows(connection, {**values, "only": driver.texts(connection, wanted)})
+    else:
+        found = _FREE.rows(connection, values)
+    names = [name for (name,) in found]
     if not names:
         return []
     taken = connection.execute(
@@ -189,7 +197,27 @@ def reclaim(connection: Connection, reclaims: Iterable[Reclaim]) -> None:
         connection.exec_driver_sql(_RECLAIM, values)
 
 
-_HAS_WORK = or_(lanes.c.dirty == 1, lanes.c.owner.is_not(None))
+_HAS_WORK = or_(lanes.c.dirty == literal_column("1"), lanes.c.owner.is_not(None))
+
+
+def _free(dialect: str, *, only: bool = False) -> Select[Any]:
+    """Lanes that can be claimed; of some lanes `only`, also those that rest."""
+    is_free = lanes.c.lease_until <= _now(dialect)
+    found = select(lanes.c.lane).where(_HAS_WORK, or_(is_free, lanes.c.owner.is_(None)) if only else is_free)
+    if only:
+        found = found.where(driver.is_one_of(dialect, lanes.c.lane, "only"))
+    found = found.where(not_(driver.is_one_of(dialect, lanes.c.account, "exclude")))
+    limit = bindparam("limit_", type_=Integer)
+    return found.order_by(lanes.c.lease_until).limit(limit).with_for_update(skip_locked=True)
+
+
+_FREE = Statement(_free)
+_FREE_OF = Statement(partial(_free, only=True))
+
+
+def _now(dialect: str) -> ColumnElement[int]:
+    """As `lease_clock`; a value `now` on SQLite."""
+    return postgres_clock() if dialect == "postgresql" else bindparam("now", type_=BigInteger)
 
 
 def _newest_token() -> ColumnElement[str]:
@@ -219,16 +247,28 @@ def lanes_in(connection: Connection, user_id: str, room_id: str) -> list[str]:
 
 def renew(connection: Connection, owner: str, lease_ms: int) -> dict[str, tuple[int, int]]:
     """Prolong all leases of an owner: lane → fence, and 1 when events came that it may not know, or ASKED."""
-    lock(connection, _owned(connection, owner))
-    now = lease_clock(connection)
-    held = (lanes.c.owner == owner, lanes.c.lease_until > now)
-    connection.execute(update(lanes).where(*held).values(lease_until=now + lease_ms))
-    found = connection.execute(select(lanes.c.lane, lanes.c.fence, lanes.c.dirty).where(*held))
+    _lock_owned(connection, owner)
+    found = _RENEW.rows(connection, {"owner_": owner, "now": now_ms(), "lease_ms": lease_ms})
     renewed = {lane: (fence, dirty) for lane, fence, dirty in found}
-    known = [lane for lane, (_, dirty) in renewed.items() if dirty]
-    if known:
-        connection.execute(update(lanes).where(lanes.c.lane.in_(known), lanes.c.owner == owner).values(dirty=0))
+    if known := [lane for lane, (_, dirty) in renewed.items() if dirty]:
+        _CLEAN.run(connection, {"owner_": owner, "lanes": driver.texts(connection, known)})
     return renewed
+
+
+_MINE = lanes.c.owner == bindparam("owner_")
+_RENEW = Statement(
+    lambda dialect: (
+        update(lanes)
+        .where(_MINE, lanes.c.lease_until > _now(dialect))
+        .values(lease_until=_now(dialect) + bindparam("lease_ms", type_=BigInteger))
+        .returning(lanes.c.lane, lanes.c.fence, lanes.c.dirty)
+    )
+)
+_CLEAN = Statement(
+    lambda dialect: (
+        update(lanes).where(driver.is_one_of(dialect, lanes.c.lane, "lanes"), _MINE).values(dirty=literal_column("0"))
+    )
+)
 
 
 def release(connection: Connection, fences: Iterable[Fence], rest_ms: int = 0) -> None:
@@ -247,7 +287,7 @@ def release(connection: Connection, fences: Iterable[Fence], rest_ms: int = 0) -
 
 def release_all(connection: Connection, owner: str) -> None:
     """Give all lanes of an owner back: it ends, and nothing of it is in flight any more."""
-    lock(connection, _owned(connection, owner))
+    _lock_owned(connection, owner)
     held = update(lanes).where(lanes.c.owner == owner)
     connection.execute(held.values(owner=None, lease_until=0, dirty=_STILL_DIRTY))
 
@@ -264,8 +304,13 @@ _RELEASE = (
 )
 
 
-def _owned(connection: Connection, owner: str) -> list[str]:
-    return list(connection.scalars(select(lanes.c.lane).where(lanes.c.owner == owner)))
+def _lock_owned(connection: Connection, owner: str) -> None:
+    """`lock` for all lanes of an owner."""
+    if connection.dialect.name == "postgresql":
+        _OWNED.run(connection, {"owner_": owner})
+
+
+_OWNED = Statement(lambda _: select(lanes.c.lane).where(_MINE).order_by(lanes.c.lane).with_for_update())
 
 
 def recover(connection: Connection, lease_ms: int) -> None:

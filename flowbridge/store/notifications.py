@@ -1,7 +1,7 @@
 """PostgreSQL's notifications: a few words to another process, with the commit of what they tell of.
 
-A pooler that gives a session another connection for each transaction keeps them to itself (PgBouncer, for one), so
-nothing may depend on them.
+Where a pooler gives each transaction another session (PgBouncer, for one) they reach nobody, so nothing may depend on
+them.
 """
 
 import asyncio
@@ -11,6 +11,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine
 
 from flowbridge.store import driver
+from flowbridge.store.engine import is_pooled
 
 MAX_BYTES = 7_900  # of a message: PostgreSQL takes fewer than 8,000
 
@@ -23,7 +24,7 @@ def notify(connection: Connection, channel: str, message: str) -> None:
 async def listen(
     engine: Engine, channel: str, hear: Callable[[str], None], ready: Callable[[], None], retry: float
 ) -> None:
-    """For ever, on a connection of its own: what others send to this channel, as it comes.
+    """For ever, but behind a pooler, on a connection of its own: what others send to this channel, as it comes.
 
     `ready`: it listens from now on; what was said before may have been missed. `retry`: seconds after a failure.
     """
@@ -33,6 +34,8 @@ async def listen(
         except Exception:  # noqa: S110 (the store is away, as whoever needs it says)
             pass
         else:
+            if raw is None:
+                return
             ready()
             await _read(raw, hear)
         await asyncio.sleep(retry)
@@ -62,8 +65,12 @@ async def _read(raw: Any, hear: Callable[[str], None]) -> None:
 
 
 def _open(engine: Engine, channel: str) -> Any:
+    """None: there is a pooler in between."""
     connection = engine.raw_connection()
     raw: Any = connection.driver_connection
+    if is_pooled(raw):
+        connection.close()
+        return None
     connection.detach()  # the pool forgets it
     try:
         raw.autocommit = True

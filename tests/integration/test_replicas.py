@@ -14,7 +14,7 @@ from flowbridge.delivery.pending import Outcome, PendingDelivery
 from flowbridge.delivery.waiting import Waiting, waiting
 from flowbridge.events.relations import Binding
 from flowbridge.events.stories import Chapter
-from flowbridge.store import StoreUnavailable, delivery_log, notifications
+from flowbridge.store import StoreUnavailable, delivery_log, engine
 from tests.patience import PATIENCE
 from tests.postgres import LocalPostgres
 from tests.rig import ALICE, ROOM, MakeRig, Rig, Rooms, after, error, refuse_connection, slow, soon, until
@@ -107,15 +107,20 @@ async def test_replica_whose_listening_was_cut_listens_again(make: MakeRig, room
             assert await soon(other.send("second")) == Outcome("sent", "$2")
 
 
-async def test_replicas_need_no_notifications(make: MakeRig, rooms: Rooms, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Behind a pooler nobody hears them."""
-    monkeypatch.setattr(notifications, "notify", lambda *_: None)
+async def test_replicas_behind_a_pooler_look_for_what_others_did(
+    make: MakeRig, rooms: Rooms, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It names a process of its own; of what it prepares for one session, another might get something else."""
+    monkeypatch.setattr(engine, "_SESSION", engine._SESSION.replace("pg_backend_pid()", "0"))
     async with make() as one:
         await one.send("first")
         async with make() as other:
-            for number in range(5):
+            for number in range(10):
                 assert await soon(other.send(str(number))) == Outcome("sent", f"${number + 2}")
             assert (lanes_of(one), lanes_of(other)) == (1, 0)
+            assert listeners(url) == 0
+            prepared = text("SELECT count(*) FROM pg_prepared_statements")
+            assert await one.database.run(lambda connection: connection.scalar(prepared)) == 0
 
 
 def listeners(url: str, column: str = "count(*)") -> Any:
