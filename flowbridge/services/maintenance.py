@@ -7,6 +7,8 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 
+from sqlalchemy import Connection
+
 from flowbridge import log, metrics
 from flowbridge.auth import names
 from flowbridge.auth.api_keys import ApiKeys
@@ -29,6 +31,7 @@ from flowbridge.store import (
     retention,
 )
 from flowbridge.store.engine import reason
+from flowbridge.store.slices import Slices
 
 COUNT_SHARE = 50  # counting takes at most one of so many seconds
 GIVE_UP_LANES = 100
@@ -111,7 +114,7 @@ class Maintenance:
         now = clock.now_ms()
         sent = now - int(self._settings.sent_days * DAY_MS)
         dead = now - int(self._settings.keep_dead_days * DAY_MS)
-        gone = await self._repeat(lambda: self._database.run(partial(retention.purge, sent=sent, dead=dead)))
+        gone = await self._in_slices(partial(retention.purge, sent=sent, dead=dead))
         if time.monotonic() >= self._next_upkeep:  # while space is short, the rest comes once a second
             self._next_upkeep = time.monotonic() + self._timing.purge_seconds
             await self._database.run(partial(refused.purge, before=sent))
@@ -149,19 +152,18 @@ class Maintenance:
             return
         before = now - int(days * DAY_MS)
 
-        async def piece() -> int:
-            work = partial(retention.blank, before=before, after=self._blanked_until)
-            number, self._blanked_until = await self._database.run(work)
+        def piece(connection: Connection, limit: int) -> int:
+            number, self._blanked_until = retention.blank(connection, before, self._blanked_until, limit)
             return number
 
-        await self._repeat(piece)
+        await self._in_slices(piece)
 
     async def _shorten(self, now: int) -> int:
         """Delete the oldest sent events before their time where the log is at its bound: rows, or bytes."""
         yesterday = now - DAY_MS
         nth = await self._database.read(partial(retention.nth_newest, number=self._settings.max_sent))
         beyond = min(nth + 1, yesterday)  # itself, too
-        gone = await self._repeat(lambda: self._database.run(partial(retention.purge_oldest, before=beyond)))
+        gone = await self._in_slices(partial(retention.purge_oldest, before=beyond))
         excess = await self._excess()
         while excess > 0:
             rows, freed = await self._database.run(partial(holdings.drop_oldest, before=yesterday, most=excess))
@@ -225,6 +227,16 @@ class Maintenance:
         await self._database.run(lambda connection: accounts.drop_idle_tokens(connection, idle))
         await self._database.run(lambda connection: accounts.forget_tokens(connection, unseen))
         await self._database.run(lambda connection: resolved.forget(connection, unseen))
+
+    async def _in_slices(self, work: Callable[..., int]) -> int:
+        """A large job on the rows of the outbox, of which the writer gets a few milliseconds at a time."""
+        gone, slices = 0, Slices()
+        while piece := await self._database.run(
+            lambda connection: slices.run(lambda rows: work(connection, limit=rows)), lingers=True
+        ):
+            gone += piece
+            await asyncio.sleep(slices.pause)
+        return gone
 
     async def _repeat(self, work: Callable[[], Awaitable[int]]) -> int:
         """A large job in small pieces, so that accepting does not wait for it."""

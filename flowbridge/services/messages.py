@@ -20,7 +20,7 @@ from flowbridge.limits import peer
 from flowbridge.limits.concurrency import Limiter
 from flowbridge.models import ApiKey, Caller, Event, Payload
 from flowbridge.rendering.processes import Rendering
-from flowbridge.services.acceptance import LARGE_BYTES, Acceptance, How
+from flowbridge.services.acceptance import Acceptance, How, is_large
 from flowbridge.services.direct_rooms import DirectRooms
 from flowbridge.services.media import form
 from flowbridge.services.media.attachment import essence
@@ -104,7 +104,7 @@ class Messages:
 
     async def _aside(self, body: bytes, read: Callable[[], T]) -> T:
         """A large body is read in a thread."""
-        return read() if len(body) < LARGE_BYTES else await self._acceptance.aside(read)
+        return await self._acceptance.aside(read) if is_large(body) else read()
 
     @contextlib.asynccontextmanager
     async def form(
