@@ -1,7 +1,7 @@
 """`flowbridge`, forked from a process that has imported it, and the packages that it uses.
 
 A command takes 0.6 s of processor time to start, and `serve` a whole second, nearly all of it for modules, which are
-the same each time; forked, 0.1 s. The tests start some seven hundred. All else is as in a process that the installed
+the same each time; forked, 0.1 s. The tests start some five hundred. All else is as in a process that the installed
 command starts: arguments, environment, folder, streams, signals and exit code are the command's own, and our modules
 learn nothing of the process that imports them (tests/acceptance/test_forked.py). Tests of the installed command itself
 start that: `run_installed`, `serving_installed`.
