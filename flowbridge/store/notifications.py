@@ -6,6 +6,7 @@ them.
 
 import asyncio
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from sqlalchemy import Connection, Engine
@@ -28,17 +29,31 @@ async def listen(
 
     `ready`: it listens from now on; what was said before may have been missed. `retry`: seconds after a failure.
     """
-    while True:
-        try:
-            raw = await asyncio.to_thread(_open, engine, channel)
-        except Exception:  # noqa: S110 (the store is away, as whoever needs it says)
-            pass
-        else:
-            if raw is None:
-                return
-            ready()
-            await _read(raw, hear)
-        await asyncio.sleep(retry)
+    thread = ThreadPoolExecutor(1, thread_name_prefix="flowbridge-listen")
+    try:
+        while True:
+            opening = thread.submit(_open, engine, channel)
+            try:
+                raw = await asyncio.wrap_future(opening)
+            except asyncio.CancelledError:
+                opening.add_done_callback(_close)
+                raise
+            except Exception:  # noqa: S110 (the store is away, as whoever needs it says)
+                pass
+            else:
+                if raw is None:
+                    return
+                ready()
+                await _read(raw, hear)
+            await asyncio.sleep(retry)
+    finally:
+        thread.shutdown(wait=False)
+
+
+def _close(opening: "Future[Any]") -> None:
+    """The connection that nobody waits for any more."""
+    if not opening.cancelled() and opening.exception() is None and (raw := opening.result()) is not None:
+        raw.close()
 
 
 async def _read(raw: Any, hear: Callable[[str], None]) -> None:
