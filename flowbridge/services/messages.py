@@ -91,7 +91,8 @@ class Messages:
 
         Raises as `read` and `say` do.
         """
-        if essence(content_type) == "multipart/form-data":
+        is_rendered = b'"markdown"' in body or b'"html"' in body  # mostly: it would be read twice for nothing
+        if is_rendered or essence(content_type) == "multipart/form-data":
             return None
         said = message.read(message_body.read(body, content_type))
         if said.format != "text" or said.overflow or said.attachments or said.binding is not NONE:
