@@ -29,8 +29,12 @@ async def listen(
     `ready`: it listens from now on; what was said before may have been missed. `retry`: seconds after a failure.
     """
     while True:
+        opening = _Opening(engine, channel)
         try:
-            raw = await asyncio.to_thread(_open, engine, channel)
+            raw = await asyncio.to_thread(opening.run)
+        except asyncio.CancelledError:
+            opening.give_up()
+            raise
         except Exception:  # noqa: S110 (the store is away, as whoever needs it says)
             pass
         else:
@@ -64,18 +68,35 @@ async def _read(raw: Any, hear: Callable[[str], None]) -> None:
         raw.close()
 
 
-def _open(engine: Engine, channel: str) -> Any:
-    """None: there is a pooler in between."""
-    connection = engine.raw_connection()
-    raw: Any = connection.driver_connection
-    if is_pooled(raw):
-        connection.close()
-        return None
-    connection.detach()  # the pool forgets it
-    try:
-        raw.autocommit = True
-        raw.execute(f"LISTEN {channel}")
-    except BaseException:
-        raw.close()
-        raise
-    return raw
+class _Opening:
+    """A connection that is made in a thread, which goes on when its task is cancelled."""
+
+    def __init__(self, engine: Engine, channel: str) -> None:
+        self._engine = engine
+        self._channel = channel
+        self._raw: Any = None
+        self._given_up = False
+
+    def run(self) -> Any:
+        """None: there is a pooler in between."""
+        connection = self._engine.raw_connection()
+        raw: Any = connection.driver_connection
+        if is_pooled(raw):
+            connection.close()
+            return None
+        connection.detach()  # the pool forgets it
+        try:
+            raw.autocommit = True
+            raw.execute(f"LISTEN {self._channel}")
+        except BaseException:
+            raw.close()
+            raise
+        self._raw = raw  # before the look at the other: whichever of the two threads is second closes it
+        if self._given_up:
+            raw.close()
+        return raw
+
+    def give_up(self) -> None:
+        self._given_up = True
+        if self._raw is not None:
+            self._raw.close()
