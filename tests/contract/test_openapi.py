@@ -37,6 +37,10 @@ from tests.patience import PATIENCE
 from tests.upstream import Behaviour, Request, Upstream
 
 FILE = Path(__file__).parents[2] / "openapi.json"
+# hypothesis compares the state of `random` before and after it has made a value, and the bridge, in a thread of this
+# process, uses it for the jitter of its pauses meanwhile.
+pytestmark = pytest.mark.filterwarnings("ignore:Do not use the `random` module inside strategies")
+
 DOCUMENT = create_app(Settings.model_construct()).app.openapi()
 EXAMPLES = 30  # per operation
 SHORT = 0.02  # seconds that a send is waited for: it is often enough in time, and often not
