@@ -161,6 +161,8 @@ class _Lines(logging.StreamHandler[TextIO]):
         with self.lock:  # type: ignore[union-attr]
             held, self._held, self._held_by = self._held, [], None
             try:
+                if getattr(self.stream, "closed", False):
+                    return  # at the end of the process
                 if held:
                     self.stream.write("\n".join(held) + "\n")
                 if not getattr(self.stream, "line_buffering", False):

@@ -95,4 +95,7 @@ def write(lock: IO[bytes], state: State) -> State:
 
 
 def _is_written_at(lock: IO[bytes], at: int) -> bool:
-    return abs(os.fstat(lock.fileno()).st_ctime_ns - at) < _CLOCK_NS
+    found = os.fstat(lock.fileno())
+    # A copy that keeps the time of the last writing (cp -p, tar, rsync -t) has another one of its last change: it is
+    # known as a copy even if it was made, and put back, within a tick.
+    return found.st_mtime_ns == found.st_ctime_ns and abs(found.st_ctime_ns - at) < _CLOCK_NS
