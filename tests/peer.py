@@ -79,4 +79,4 @@ class Peer:
 
     def _end(self) -> None:
         self._process.kill()
-        self._process.communicate()
+        self._process.communicate()  # closes the pipes, too

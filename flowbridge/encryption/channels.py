@@ -10,7 +10,7 @@ from typing import Any
 
 from flowbridge import log
 from flowbridge.encryption import signatures
-from flowbridge.encryption.identities import OLM, Device
+from flowbridge.encryption.identities import OLM, Device, is_id
 from flowbridge.encryption.key_server import CLAIM_DEVICES, SEND_DEVICES, KeyServer
 from flowbridge.encryption.olm import PRE_KEY, CryptoError, OlmMessage, Session
 from flowbridge.encryption.own_device import OwnDevice
@@ -230,14 +230,10 @@ def _message(event: Json, own_key: str) -> _Message | None:
     sender, peer, type_, body = event.get("sender"), content.get("sender_key"), mine.get("type"), mine.get("body")
     if event.get("type") != "m.room.encrypted" or content.get("algorithm") != OLM:
         return None
-    if not all(isinstance(each, str) for each in (sender, peer, body)) or type(type_) is not int:
+    if not is_id(sender) or not is_id(peer) or not isinstance(body, str) or type(type_) is not int:
         return None
-    assert isinstance(sender, str)
-    assert isinstance(peer, str)
-    assert isinstance(body, str)
-    return _Message(
-        sender, peer, OlmMessage(type_, body), hashlib.sha256(f"{peer} {body}".encode("utf-8", "replace")).digest()
-    )
+    digest = hashlib.sha256(f"{peer} {body}".encode("utf-8", "replace")).digest()
+    return _Message(sender, peer, OlmMessage(type_, body), digest)
 
 
 def _one_time_key(claimed: Mapping[str, Any], device: Device) -> str:

@@ -6,7 +6,7 @@ and is `signed` when its owner's self-signing key did, which the owner's master 
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Self
+from typing import Any, Self, TypeGuard
 
 from flowbridge.encryption import signatures
 from flowbridge.encryption.olm import CryptoError
@@ -15,7 +15,12 @@ OLM = "m.olm.v1.curve25519-aes-sha2"
 MEGOLM = "m.megolm.v1.aes-sha2"
 ALGORITHMS = [OLM, MEGOLM]
 MAX_DEVICES = 2_000  # of one user
-_MAX_NAME = 255
+MAX_ID = 255  # characters of what Matrix gives a name to
+
+
+def is_id(value: object) -> TypeGuard[str]:
+    """Whether this may be the id of a user, a device or a session, or a key: what fits a database, and no more."""
+    return isinstance(value, str) and 0 < len(value) <= MAX_ID and value.isprintable()
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +90,7 @@ def of_answer(answer: Any, user_id: str, before: UserKeys | None = None) -> tupl
         try:
             device = device_of(keys, user_id, device_id)
         except CryptoError as error:
-            wrong.append(f"{user_id} {device_id[:_MAX_NAME]}: {error}")
+            wrong.append(f"{user_id} {device_id[:MAX_ID]}: {error}")
             continue
         earlier = known.get(device_id)
         if earlier is not None and (earlier.ed25519, earlier.curve25519) != (device.ed25519, device.curve25519):
@@ -106,7 +111,7 @@ def device_of(keys: Any, user_id: str, device_id: str) -> Device:
         raise CryptoError("its keys are not of this user and device")
     named = _object(keys, "keys")
     ed25519, curve25519 = named.get(f"ed25519:{device_id}"), named.get(f"curve25519:{device_id}")
-    if not isinstance(ed25519, str) or not isinstance(curve25519, str):
+    if not is_id(device_id) or not is_id(ed25519) or not is_id(curve25519):
         raise CryptoError("it names no keys of its own")
     if not signatures.is_signed(keys, user_id, device_id, ed25519):
         raise CryptoError("it did not sign its own keys")

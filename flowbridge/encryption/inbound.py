@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from flowbridge import log
 from flowbridge.encryption.channels import Received
-from flowbridge.encryption.identities import MEGOLM, Device
+from flowbridge.encryption.identities import MAX_ID, MEGOLM, Device, is_id
 from flowbridge.encryption.olm import CryptoError, InboundGroup
 from flowbridge.encryption.own_device import OwnDevice
 from flowbridge.encryption.peers import Peers
@@ -23,7 +23,6 @@ from flowbridge.store.crypto import Changes, Index, StoredRoomKey
 
 MAX_KEYS = 2_000  # room keys in memory
 MAX_INDEXES = 50_000
-MAX_ID = 255
 
 Source = Literal["own", "shared", "imported"]
 WITHHELD = {
@@ -100,7 +99,7 @@ class Inbound:
         for event in events:
             content = section(event, "content")
             room_id, session_id, code = (content.get(name) for name in ("room_id", "session_id", "code"))
-            if event.get("type") == "m.room_key.withheld" and isinstance(room_id, str) and isinstance(session_id, str):
+            if event.get("type") == "m.room_key.withheld" and is_id(room_id) and is_id(session_id):
                 self._withheld.put((room_id, session_id), WITHHELD.get(str(code), "its sender shares no key of it"))
 
     def _of(self, message: Received) -> StoredRoomKey:
@@ -111,10 +110,10 @@ class Inbound:
         group = InboundGroup.from_key(str(text))
         if group.id != session_id:
             raise CryptoError("the key is not of the session that it names")
-        if not str(room_id).startswith("!") or len(str(room_id)) > MAX_ID or "\0" in str(room_id):
+        if not is_id(room_id) or not room_id.startswith("!"):
             raise CryptoError("it names no room")
         about = {"user_id": message.sender, "ed25519": message.ed25519, "source": "shared"}
-        return self.kept(str(room_id), group, message.curve25519, about)
+        return self.kept(room_id, group, message.curve25519, about)
 
     def kept(self, room_id: str, group: InboundGroup, peer: str, about: Json) -> StoredRoomKey:
         own = self._device
@@ -129,7 +128,7 @@ class Inbound:
         session_id, ciphertext = content.get("session_id"), content.get("ciphertext")
         if content.get("algorithm") != MEGOLM:
             raise Undecryptable("it is encrypted by an algorithm that is not known here")
-        if not isinstance(session_id, str) or not isinstance(ciphertext, str) or not isinstance(sender, str):
+        if not is_id(session_id) or not isinstance(ciphertext, str) or not is_id(sender):
             raise Undecryptable("it is malformed")
         keys = await self._get(room_id, session_id)
         if not keys:

@@ -5,6 +5,8 @@ from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Any, Final
 from urllib.parse import quote
 
+from flowbridge.encryption.identities import is_id
+from flowbridge.errors import Errcode, MatrixError
 from flowbridge.homeserver import Homeserver, answers, large_json
 from flowbridge.homeserver.client import BULK_LIMIT, READ_LIMIT, success
 from flowbridge.homeserver.paths import CLIENT, room_target
@@ -16,6 +18,13 @@ QUERY_USERS: Final = 250  # that one query names: a few devices each make some 5
 CLAIM_DEVICES: Final = 100
 SEND_DEVICES: Final = 100  # some 400 kB of room keys
 QUERY_SECONDS: Final = 30.0  # the homeserver asks others: it is told to wait for them for 10 s
+
+
+class ProofNeeded(MatrixError):
+    """The homeserver wants to know that the account's owner is there."""
+
+    status = 401
+    errcode = Errcode.FORBIDDEN
 
 
 class KeyServer:
@@ -49,7 +58,7 @@ class KeyServer:
     async def publish_cross_signing(self, body: Mapping[str, Any], password: str = "") -> None:
         """Upload cross-signing keys. A homeserver that asks who it is is told the password.
 
-        Synapse asks only where there are keys already. Raises MatrixError 401 when it asks for what is not here.
+        Synapse asks only where there are keys already. Raises ProofNeeded when it asks for what is not here.
         """
         target = f"{CLIENT}/keys/device_signing/upload"
         answer = await self._homeserver.call("POST", target, token=await self._token(), body=large_json.write(body))
@@ -64,6 +73,8 @@ class KeyServer:
             }
             proved = large_json.write({**body, "auth": auth})
             answer = await self._homeserver.call("POST", target, token=await self._token(), body=proved)
+        if answers.challenge(answer) is not None:
+            raise ProofNeeded("the homeserver asks for the account's password, and does not take another proof")
         answers.success(answer)
 
     async def upload_signatures(self, body: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -90,8 +101,8 @@ class KeyServer:
         chunk = (await success(answer)).get("chunk")
         found: dict[str, str] = {}
         for event in chunk if isinstance(chunk, list) else []:
-            user, membership = event.get("state_key"), section(event, "content").get("membership")
-            if isinstance(user, str) and isinstance(membership, str):
+            user, membership = section(event).get("state_key"), section(event, "content").get("membership")
+            if is_id(user) and isinstance(membership, str):
                 found[user] = membership
         return found
 

@@ -9,6 +9,7 @@ from collections.abc import Collection
 
 from flowbridge import log
 from flowbridge.encryption.channels import Channels
+from flowbridge.encryption.identities import is_id
 from flowbridge.encryption.inbound import Decrypted, Inbound
 from flowbridge.encryption.key_server import KeyServer
 from flowbridge.encryption.outbound import Outbound
@@ -18,6 +19,7 @@ from flowbridge.encryption.rooms import CHANGES, Rooms
 from flowbridge.errors import MatrixError
 from flowbridge.homeserver.sync import Json, listed, objects, section
 from flowbridge.limits.cache import Cache
+from flowbridge.limits.tasks import Once
 from flowbridge.store.crypto import Changes
 
 UNWEDGE_SECONDS = 3_600.0  # between two new sessions with a device whose messages cannot be read
@@ -38,7 +40,7 @@ class Machine:
         self.outbound = Outbound(device, self.channels, self.peers, self.rooms)
         self.inbound = Inbound(device, self.peers)
         self.synced_at = -1e9  # monotonic: all before it is known
-        self._syncing: asyncio.Task[None] | None = None
+        self._syncing = Once[None, None]()
         self._unwedged: Cache[tuple[str, str], bool] = Cache(MAX_WEDGED, UNWEDGE_SECONDS)
         self._wedged: set[tuple[str, str]] = set()
         self.arrived = asyncio.Event()  # room keys came: replaced each time
@@ -61,7 +63,7 @@ class Machine:
     # syncs
 
     async def sync(self) -> None:
-        """Read what is new for this device; callers that come meanwhile share it. Raises MatrixError, StoreUnavailable.
+        """Read what is new for this device, never twice at once: see `fresh`. Raises MatrixError, StoreUnavailable.
 
         What is asked for again is the rest: the homeserver forgets messages for the device once their `since` is used.
         """
@@ -77,9 +79,7 @@ class Machine:
         """Know all that the homeserver knew `seconds` ago."""
         wanted = time.monotonic() - seconds
         while self.synced_at < wanted:
-            if self._syncing is None or self._syncing.done():
-                self._syncing = asyncio.ensure_future(self.sync())
-            await asyncio.shield(self._syncing)
+            await self._syncing.get(None, self.sync)
 
     async def absorb(self, sync: Json, *, since: str | None = None) -> None:
         """Take what a sync of this device brought, whatever it was asked for, before its next_batch is used.
@@ -195,4 +195,4 @@ def _changed_rooms(sync: Json) -> Collection[str]:
 
 
 def _users(names: object) -> set[str]:
-    return {name for name in names if isinstance(name, str)} if isinstance(names, list) else set()
+    return {name for name in names if is_id(name)} if isinstance(names, list) else set()

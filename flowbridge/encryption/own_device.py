@@ -38,8 +38,12 @@ class OwnDevice:
         self.secrets: dict[str, Any] = seal.open(stored.sealed)
         self.since = stored.since or ""
         self.lock = asyncio.Lock()
-        self.is_lost = False
+        self.lost = asyncio.Event()
         self._published: dict[str, Any] | None = None
+
+    @property
+    def is_lost(self) -> bool:
+        return self.lost.is_set()
 
     @property
     def account_id(self) -> str:
@@ -97,7 +101,7 @@ class OwnDevice:
                 await self._reload()
             raise
         if not written:
-            self.is_lost = True
+            self.lost.set()
             raise LeaseLost
         if changes.since is not None:
             self.since = changes.since
@@ -113,4 +117,4 @@ class OwnDevice:
                 return
         except (StoreUnavailable, CryptoError):
             pass
-        self.is_lost = True  # whoever claims it next reads it from the store
+        self.lost.set()  # whoever claims it next reads it from the store

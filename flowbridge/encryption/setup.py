@@ -3,7 +3,7 @@
 Nothing here replaces an identity that the account has already, unless it is asked to by name.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,13 +15,25 @@ from flowbridge.encryption.key_server import KeyServer
 from flowbridge.encryption.olm import Account, CryptoError
 from flowbridge.encryption.own_device import OwnDevice
 from flowbridge.encryption.sealing import Seal
-from flowbridge.errors import Errcode, MatrixError
 from flowbridge.homeserver.sync import Json, section
 from flowbridge.store.crypto import Changes, StoredDevice
 
 BACKUP_SECRET = "m.megolm_backup.v1"  # noqa: S105 - the name of a secret, which anyone knows
 
+OF_THE_ACCOUNT = (
+    "cross_signing",
+    "backup_key",
+)  # among a device's secrets: another device of the account has them, too
+
 Standing = Literal["signed", "unsigned", "foreign", "absent"]
+ShowKey = Callable[[str], None]
+
+HINTS: Mapping[Standing, str] = {
+    "signed": "",
+    "unsigned": "`flowbridge device setup` makes the account's cross-signing keys",
+    "foreign": "the account is cross-signed by another client: `flowbridge device recover` takes its recovery key",
+    "absent": "the homeserver does not have the device's keys",
+}
 
 
 class DeviceTaken(CryptoError):
@@ -43,9 +55,11 @@ class Report:
     has_storage: bool = False
 
 
-def new_device(seal: Seal, user_id: str, device_id: str) -> StoredDevice:
-    """Keys for a device that has none yet."""
-    return StoredDevice(user_id, device_id, Account().pickle(seal.pickle_key), seal.close({}), None)
+def new_device(seal: Seal, user_id: str, device_id: str, before: StoredDevice | None = None) -> StoredDevice:
+    """Keys for a device that has none yet. It has the account's secrets of the one `before` it."""
+    secrets = seal.open(before.sealed) if before is not None else {}
+    mine = {name: value for name, value in secrets.items() if name in OF_THE_ACCOUNT}
+    return StoredDevice(user_id, device_id, Account().pickle(seal.pickle_key), seal.close(mine), None)
 
 
 async def own_keys(server: KeyServer, user_id: str) -> UserKeys:
@@ -83,14 +97,16 @@ async def report(device: OwnDevice, server: KeyServer) -> Report:
     )
 
 
-async def cross_sign(device: OwnDevice, server: KeyServer, *, password: str = "", reset: bool = False) -> str | None:
-    """Make the account's cross-signing keys, sign the device, and store the keys; returns the recovery key.
+async def cross_sign(
+    device: OwnDevice, server: KeyServer, *, show: ShowKey, password: str = "", reset: bool = False
+) -> None:
+    """Make the account's cross-signing keys, sign the device, and put the keys into secret storage.
 
-    None where secret storage is there already, under a key that is not known here: then it is left alone, and the keys
-    are in the bridge's store only. They are kept before they are published: after a crash this goes on with the same.
+    `show`: is given the recovery key before it is used. Where there is secret storage already it is left alone, and the
+    keys are in the bridge's store only. They are kept before they are published: after a crash this goes on with them.
 
-    Raises CryptoError where the account has an identity that is not ours, unless `reset`; MatrixError (401: the
-    homeserver asks for a proof that `password` does not give).
+    Raises CryptoError where the account has an identity that is not ours, unless `reset`; ProofNeeded where
+    `password` does not prove enough.
     """
     user = await own_keys(server, device.user_id)
     keys = device.cross_signing
@@ -107,7 +123,7 @@ async def cross_sign(device: OwnDevice, server: KeyServer, *, password: str = ""
     if user.identity is None or reset:
         await server.publish_cross_signing(keys.upload(device.device_id, device.account.sign), password)
     await sign_device(device, server)
-    return await _store(device, server, keys, reset=reset)
+    await _store(device, server, keys, show, reset=reset)
 
 
 async def sign_device(device: OwnDevice, server: KeyServer) -> None:
@@ -162,22 +178,20 @@ def _key_of(given: str, description: Json) -> bytes:
     return key
 
 
-async def _store(device: OwnDevice, server: KeyServer, keys: CrossSigning, *, reset: bool) -> str | None:
-    """Put the keys into secret storage under a new recovery key, unless there is one of somebody else."""
+async def _store(device: OwnDevice, server: KeyServer, keys: CrossSigning, show: ShowKey, *, reset: bool) -> None:
+    """Put the keys into secret storage under a new recovery key. That it is the default key is written last."""
     user_id = device.user_id
     there = (await server.account_data(user_id, secret_storage.DEFAULT_KEY)).get("key")
-    if isinstance(there, str) and there != device.secrets.get("storage_key_id") and not reset:
-        return None
-    key = secret_storage.new_key()
-    key_id = device.secrets.get("storage_key_id") or secret_storage.new_key().hex()
-    await _keep(device, {"storage_key_id": key_id})
+    if isinstance(there, str) and not reset:
+        return
+    key, key_id = secret_storage.new_key(), secret_storage.new_key().hex()
+    show(secret_storage.recovery_key(key))
     await server.set_account_data(user_id, secret_storage.key_type(key_id), secret_storage.describe(key))
     for usage, seed in keys.seeds().items():
         name = secret_name(usage)
         content = {"encrypted": {key_id: secret_storage.encrypt(key, name, seed)}}
         await server.set_account_data(user_id, name, content)
     await server.set_account_data(user_id, secret_storage.DEFAULT_KEY, {"key": key_id})
-    return secret_storage.recovery_key(key)
 
 
 async def _keep(device: OwnDevice, secrets: Mapping[str, Any]) -> None:
@@ -194,8 +208,3 @@ def _first(failures: Any) -> str:
             return str(failures["error"])
         failures = next(iter(failures.values()))
     return "it does not say why"
-
-
-def needs_proof(error: MatrixError) -> bool:
-    """Whether the homeserver wants to know who it is, which the bridge cannot prove by itself."""
-    return error.status == 401 and error.errcode not in (Errcode.UNKNOWN_TOKEN, Errcode.MISSING_TOKEN)

@@ -154,6 +154,17 @@ def release(connection: Connection, lease: DeviceLease) -> None:
     connection.execute(update(crypto_devices).where(_held(lease)).values(owner=None, lease_until=0))
 
 
+def ask(connection: Connection, account: str, for_ms: int) -> None:
+    """Ask the owner of a device to give it back, and not to take it again for so long: for a command."""
+    until = lease_clock(connection) + for_ms
+    connection.execute(update(crypto_devices).where(crypto_devices.c.account == account).values(asked_until=until))
+
+
+def is_asked_for(connection: Connection, account: str) -> bool:
+    asked = (crypto_devices.c.account == account, crypto_devices.c.asked_until > lease_clock(connection))
+    return connection.scalar(select(crypto_devices.c.account).where(*asked)) is not None
+
+
 def owner(connection: Connection, account: str) -> str | None:
     """The process that acts as a device, if any does."""
     now = lease_clock(connection)
@@ -172,12 +183,16 @@ def _held(lease: DeviceLease) -> ColumnElement[bool]:
     )
 
 
-def forget_device(connection: Connection, account: str) -> None:
-    """Delete a device with all that it has. What it was sent can be read no more."""
-    for table in (
-        *(crypto_devices, crypto_sessions, crypto_outbound, crypto_room_keys),
-        *(crypto_users, crypto_indexes, ciphertexts),
-    ):
+def replace(connection: Connection, account: str, device: StoredDevice, now: int) -> None:
+    """Give the account another device.
+
+    Room keys stay: the new one reads with them, too. So do ciphertexts: those that may have been sent must not be sent
+    as others.
+    """
+    values = {**device._asdict(), "owner": None, "lease_until": 0, "created_at": now}
+    mine = crypto_devices.c.account == account
+    connection.execute(update(crypto_devices).where(mine).values(**values, fence=crypto_devices.c.fence + 1))
+    for table in (crypto_sessions, crypto_outbound, crypto_users):
         connection.execute(delete(table).where(table.c.account == account))
 
 

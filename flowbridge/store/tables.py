@@ -215,6 +215,7 @@ crypto_devices = Table(  # the devices of the bridge: one of an account, and one
     Column("owner", Text),
     Column("fence", BigInteger, nullable=False, server_default="0"),
     Column("lease_until", BigInteger, nullable=False, server_default="0"),
+    Column("asked_until", BigInteger, nullable=False, server_default="0"),  # a command asks the owner for the device
     Column("created_at", BigInteger, nullable=False),
 )
 

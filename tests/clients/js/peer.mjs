@@ -5,7 +5,11 @@
 
 import { createInterface } from "node:readline";
 import { ClientEvent, createClient, SyncState } from "matrix-js-sdk";
-import { AllDevicesIsolationMode, OnlySignedDevicesIsolationMode } from "matrix-js-sdk/lib/crypto-api/index.js";
+import {
+    AllDevicesIsolationMode,
+    decodeRecoveryKey,
+    OnlySignedDevicesIsolationMode,
+} from "matrix-js-sdk/lib/crypto-api/index.js";
 import { logger } from "matrix-js-sdk/lib/logger.js";
 
 logger.setLevel("silent", false);
@@ -57,14 +61,18 @@ if (SIGNED !== "0") {
     });
 }
 
+const published = async () => (await client.downloadKeysForUsers([session.user_id])).device_keys?.[session.user_id];
+while (!(await published())?.[session.device_id]) await new Promise((resolve) => setTimeout(resolve, 50));
+
 const seconds = (n) => new Promise((resolve) => setTimeout(resolve, n * 1000));
 
-/** An event once it is decrypted, or the reason why it is not, when that has not changed for `patience` seconds. */
+/** An event once it is decrypted; after `patience` seconds, as it is. A key may come late, and so may a signature. */
 async function read({ event_id: id, patience }) {
     const until = Date.now() + patience * 1000;
     while (Date.now() < until) {
         const event = known.get(id);
-        if (event && !event.isBeingDecrypted() && event.getType() !== "m.room.encrypted") return described(event);
+        const isRead = event && !event.isBeingDecrypted() && !event.isDecryptionFailure();
+        if (isRead && event.getType() !== "m.room.encrypted") return described(event);
         await seconds(0.05);
     }
     const event = known.get(id);
@@ -130,6 +138,13 @@ const commands = {
             },
         });
         return { recovery_key: made.encodedPrivateKey };
+    },
+    async recover({ recovery_key: text }) {
+        storageKey = decodeRecoveryKey(text);
+        await crypto.userHasCrossSigningKeys(session.user_id, true); // asks for the public keys, which it compares
+        await crypto.bootstrapCrossSigning({});
+        const keys = await crypto.getCrossSigningStatus();
+        return { private: keys.privateKeysCachedLocally, in_storage: keys.privateKeysInSecretStorage };
     },
     async exported() {
         return JSON.parse(await crypto.exportRoomKeysAsJson());

@@ -20,6 +20,7 @@ from flowbridge.store.crypto import (
     StoredSession,
     StoredUser,
 )
+from flowbridge.store.tables import metadata
 from tests.integration.store import events
 
 ALICE = StoredDevice("@alice:hs", "PHONE", "pickle", "sealed", None)
@@ -184,14 +185,33 @@ def test_ciphertexts_go_when_their_events_are_queued_no_more(connection: Connect
     assert [crypto.ciphertext(connection, name) for name, _ in made] == ["1", None, None]
 
 
-def test_a_device_goes_with_all_that_it_has(connection: Connection) -> None:
+def test_another_device_of_an_account_has_its_room_keys_and_nothing_else(connection: Connection) -> None:
     lease = held(connection)
-    changes = Changes(sessions=[session("P", "S", 1)], room_keys=[room_key(0)], users=[StoredUser("@b:hs", "x")])
+    changes = Changes(
+        sessions=[session("P", "S", 1)],
+        room_keys=[room_key(0)],
+        users=[StoredUser("@b:hs", "x")],
+        outbound=[StoredOutbound("!r", "S", "p", "s", 1, 1)],
+        ciphertexts=[("d", "c")],
+    )
     crypto.write(connection, lease, changes)
-    crypto.forget_device(connection, "a")
-    assert crypto.device(connection, "a") is None
-    assert crypto.held(connection, "a") == {"room_keys": 0, "sessions": 0, "users": 0}
+    other = StoredDevice("@alice:hs", "DESK", "other", "s", None)
+    crypto.replace(connection, "a", other, 2)
     assert not crypto.write(connection, lease, changes)
+    assert crypto.device(connection, "a") == other
+    assert crypto.held(connection, "a") == {"room_keys": 1, "sessions": 0, "users": 0}
+    assert crypto.outbound(connection, "a", "!r") is None
+    assert crypto.ciphertext(connection, "d") == "c"
+    assert crypto.claim(connection, "a", "other", LEASE_MS, alone=False) is not None
+
+
+def test_an_owner_is_asked_for_its_device(connection: Connection) -> None:
+    held(connection)
+    assert not crypto.is_asked_for(connection, "a")
+    crypto.ask(connection, "a", 60_000)
+    assert crypto.is_asked_for(connection, "a")
+    crypto.ask(connection, "a", 0)
+    assert not crypto.is_asked_for(connection, "a")
 
 
 # the store against a model of it
@@ -211,7 +231,8 @@ class Model(RuleBasedStateMachine):
         self.count = 0
         self.engine = self.database.engine
         with self.engine.begin() as connection:
-            crypto.forget_device(connection, "a")
+            for table in reversed(metadata.sorted_tables):
+                connection.execute(table.delete())
             crypto.create(connection, "a", ALICE, 1)
         self.leases: dict[str, DeviceLease] = {}
         self.holder = ""

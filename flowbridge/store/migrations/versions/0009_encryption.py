@@ -27,6 +27,7 @@ def upgrade() -> None:
         _text("owner", null=True),
         _number("fence", default="0"),
         _number("lease_until", default="0"),
+        _number("asked_until", default="0"),
         _number("created_at"),
     )
     op.create_table(
