@@ -12,6 +12,7 @@ from benchmarks.durable import durable
 from benchmarks.footprint import memory, start
 from benchmarks.hogs import hogs
 from benchmarks.hooks import hooks
+from benchmarks.keys import keys
 from benchmarks.latency import latency
 from benchmarks.live import live
 from benchmarks.messages import messages
@@ -31,6 +32,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "live": live,
     "messages": messages,
     "hooks": hooks,
+    "keys": keys,
     "nodes": nodes,
     "hogs": hogs,
 }

@@ -46,10 +46,21 @@ def arguments(seconds: float, connections: int = 32) -> list[str]:
 
 
 def run(
-    url: str, seconds: float, *, connections: int = 32, rooms: int = ROOMS, prefer: str = "", body: str = MESSAGE
+    url: str,
+    seconds: float,
+    *,
+    connections: int = 32,
+    rooms: int = ROOMS,
+    prefer: str = "",
+    body: str = MESSAGE,
+    token: str = TOKEN,
+    tokens: int = 1,
 ) -> Load:
-    """Post for that long; any status of 400 and above, socket error or timeout is a failure."""
-    message = [body, TOKEN, str(rooms), *([prefer] if prefer else [])]
+    """Post for that long; any status of 400 and above, socket error or timeout is a failure.
+
+    `tokens`: so many, of which each has its number where "{n}" stands.
+    """
+    message = [body, token, str(rooms), str(tokens), *([prefer] if prefer else [])]
     return _run([*arguments(seconds, connections), "-s", str(SCRIPT), url, "--", *message])
 
 

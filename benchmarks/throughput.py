@@ -207,5 +207,6 @@ def _targets(contenders: dict[str, Contender]) -> list[Target]:
 def _commands(contenders: dict[str, Contender], seconds: float) -> list[str]:
     started = [c.peer for c in contenders.values() if c.peer]
     wrk = [*load.arguments(seconds), "-s", "benchmarks/post.lua"]
-    calls = [[*wrk, f"http://{HOST}:PORT{peer.path}", "--", load.MESSAGE, "TOKEN", str(load.ROOMS)] for peer in started]
+    message = ["--", load.MESSAGE, "TOKEN", str(load.ROOMS), "1"]
+    calls = [[*wrk, f"http://{HOST}:PORT{peer.path}", *message] for peer in started]
     return [peer.command.shown for peer in started] + [shlex.join(call) for call in calls]

@@ -1,7 +1,5 @@
 """The metrics of /metrics: counters that are updated as things happen, and gauges that are set on request."""
 
-from functools import cache
-
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -34,6 +32,16 @@ commit_seconds = Histogram(
 commit_failures = _counter("commit_failures", "Commits that the store refused or did not answer.")
 connections_refused = _counter("connections_refused", "Connections of callers refused, by the bound met.", "reason")
 connections_evicted = _counter("connections_evicted", "Idle connections of callers closed to make room for others.")
+hook_requests = _counter(
+    "hook_requests",
+    "Requests to hooks, by the source and what came of them: accepted, repeated, nothing (to say: a ping, an ignored "
+    "event), invalid, unavailable (503); refused (401, 429), and what failed before, have the source unknown.",
+    "source",
+    "outcome",
+)
+hook_template_failures = _counter(
+    "hook_template_failures", "Requests to hooks whose template failed: a summary was sent. By the source.", "source"
+)
 live_dropped = _counter("live_dropped", "Streams of live events that were closed because their listener did not read.")
 
 queued = _gauge("queued_events", "Events that wait to be sent.")
@@ -43,6 +51,7 @@ lanes = _gauge("lanes", "Rooms (of an account) held by this process, by what the
 uncertain = _gauge("uncertain_lanes", "Rooms whose first event may have been sent already.")
 accounts_paused = _gauge("accounts_paused", "Accounts whose token the homeserver does not accept.")
 homeserver_up = _gauge("homeserver_up", "0 while the homeserver cannot be reached.")
+hooks_file_refused = _gauge("hooks_file_refused", "1 while hooks.yaml cannot be used, and what was read before holds.")
 live_listeners = _gauge("live_listeners", "Open streams of live events.")
 live_accounts = _gauge("live_accounts", "Accounts that are listened to: one long poll each.")
 log_seconds = _gauge("log_seconds", "Age of the oldest sent event in the delivery log; 0 without one.")
@@ -50,16 +59,18 @@ store_bytes = _gauge("store_bytes", "Bytes that the store takes.")
 store_full = _gauge("store_full", "1 while nothing is accepted because the store is full.")
 
 
-@cache
-def _labelled(counter: Counter, label: str) -> Counter:
-    return counter.labels(label)
+_counted: dict[tuple[Counter, tuple[str, ...]], int] = {}  # since the metrics were shown last
 
 
-def count(counter: Counter, label: str) -> None:
-    """Count one more. Counters have few labels, so they are cached: looking one up costs more than counting."""
-    _labelled(counter, label).inc()
+def count(counter: Counter, *labels: str) -> None:
+    """Count one more, on the event loop. Prometheus' own counters take 1.5 µs each, and a send counts four times."""
+    key = (counter, labels)
+    _counted[key] = _counted.get(key, 0) + 1
 
 
 def render() -> bytes:
     """All metrics in Prometheus' text format."""
+    while _counted:
+        (counter, labels), number = _counted.popitem()
+        counter.labels(*labels).inc(number)
     return generate_latest(_registry)

@@ -28,7 +28,7 @@ module.exports = function (RED) {
                 msg,
                 limit: config.limit,
                 call: (method, path, options) => server.call(method, path, { ...options, ...more }),
-                upload: (data, label) => server.usable().upload(data, { ...label, ...more }),
+                upload: async (data, label) => (await server.usable().upload(data, { ...label, ...more })).content_uri,
             };
             this.working += 1;
             show(this, "sending", RED._("flowbridge-room.status.working"));

@@ -62,7 +62,7 @@ module.exports = function (RED) {
         /**
          * The request that a message makes: `{server, room, path, body, key, token, says, events, seconds, files}`. `says`: whether
          * it is a message for people; `events`: how many it becomes; `seconds`: what it may take beside the client's timeout;
-         * `files`, each `{data, label}`, are uploaded first: then each has its `url`, and `complete()` is the body.
+         * `files`, each `{data, label}`, are uploaded first: then each is `stored`, and `complete()` is the body.
          */
         async read(msg) {
             const config = this.config;
@@ -148,7 +148,7 @@ module.exports = function (RED) {
         async attempt(request, signal) {
             const { client } = request.server;
             for (const file of request.files) {
-                file.url ??= await client.upload(file.data, { ...file.label, key: request.token, signal });
+                file.stored ??= await client.upload(file.data, { ...file.label, key: request.token, signal });
             }
             const body = request.complete ? written(request.complete()) : request.body;
             const headers = { "idempotency-key": request.key };
@@ -181,7 +181,7 @@ function messageRequest({ message: said, files }, room) {
     const body = written(said);
     const complete = () => {
         const found = JSON.parse(body);
-        for (const { at, url } of files) found.attachments[at].content_uri = url;
+        for (const { at, stored } of files) Object.assign(found.attachments[at], { content_uri: stored.content_uri, info: stored.info });
         return found;
     };
     return { ...common, body, files, complete };
@@ -198,7 +198,7 @@ function eventRequest({ type, content: found, file: data }, room, msg) {
     if (!data) return { path, body: written(found) };
     const file = { data, label: content.label(data, msg) };
     const body = Buffer.alloc(0);
-    return { path, body, files: [file], complete: () => content.fileMessage(file.url, data.length, file.label) };
+    return { path, body, files: [file], complete: () => content.fileMessage(file.stored, data.length, file.label) };
 }
 
 /** The Idempotency-Key: the node's, or a unique one. */

@@ -27,9 +27,9 @@ from flowbridge.delivery.attempt import Attempt, Attempts
 from flowbridge.delivery.backpressure import Backpressure, Limits
 from flowbridge.delivery.breaker import Breaker
 from flowbridge.delivery.encryption import MAX_PLAIN, EncryptionCheck
+from flowbridge.delivery.lanes import Bounds
 from flowbridge.delivery.lookup import MAX_PLACES, Lookup
 from flowbridge.delivery.pending import Outcome, PendingDelivery
-from flowbridge.delivery.worker import Bounds
 from flowbridge.delivery.write_queue import WriteQueue
 from flowbridge.errors import BadGateway, GatewayTimeout, MatrixError
 from flowbridge.events.relations import Binding
@@ -365,14 +365,15 @@ class Rig:
         with contextlib.suppress(TimeoutError):  # what it asks of the store from here on is never done
             await asyncio.wait_for(self.worker.stop(0.0), 0.02)
         self.breaker.stop()
-        for renewing in self.worker._renewing:
+        for renewing in self.worker._lanes._renewing:
             renewing.cancel()
 
     async def attempt(self, attempt: Attempt, *, still: bool = True) -> Verdict | None:
         """One attempt as a lane makes it; `still`: whether it may be sent once it is prepared."""
         account, limits = attempt.row.account, self.account_limits
-        async with limits.limiter(account).passage(), limits.places.hold(account), limits.everyone.passage():
-            verdict = await self.attempts.prepare(attempt)
+        async with limits.permit(account, ahead=False):
+            ready = self.attempts.prepare_at_once(attempt)
+            verdict = None if ready else await self.attempts.prepare(attempt)
             if verdict is None:
                 if not still:
                     return None

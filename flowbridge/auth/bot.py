@@ -59,6 +59,14 @@ class Bot:
         except MatrixError as error:
             raise _trouble(error) from None
 
+    def at_once(self, key: ApiKey | None) -> Caller | None:
+        """As `author`, where nothing has to be asked; otherwise None."""
+        token = self._token.current
+        known = self._identities.known(token) if token is not None else None
+        if token is None or known is None or self._identities.clock() >= known[1]:
+            return None
+        return Caller(*known[0], token, bot=True, key=key)
+
     async def author(self, key: ApiKey | None) -> Caller:
         """As `identify`, for an event that is kept until it can be sent.
 

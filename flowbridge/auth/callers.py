@@ -74,6 +74,25 @@ class Callers:
             peer.identified(known[0][0])
         return Credential(token)
 
+    def at_once(self, authorization: str, api_key: str) -> tuple[Credential, Caller] | None:
+        """What these headers bring, and as whom its events are sent, where nothing has to be asked: most sends.
+
+        None: `credential` and `author` find out.
+        """
+        if api_key:
+            return None if authorization else self._key_at_once(api_key.strip())
+        scheme, _, bearer = authorization.partition(" ")
+        token = bearer.strip() if scheme.lower() == "bearer" else ""
+        known = self._known(token)
+        if known is None:
+            return self._key_at_once(token) if token.startswith(PREFIX) else None
+        return (Credential(token), Caller(*known[0], token)) if self._clock() < known[1] else None
+
+    def _key_at_once(self, secret: str) -> tuple[Credential, Caller] | None:
+        key = self.keys.known(secret)
+        caller = self.bot.at_once(key) if key is not None else None
+        return (Credential(None, key), caller) if caller is not None else None
+
     async def _by_key(self, secret: str) -> Credential:
         key = self.keys.known(secret) or await self._look_up(secret)
         peer.identified(f"key {key.id}")

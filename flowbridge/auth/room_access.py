@@ -45,6 +45,11 @@ class RoomAccess:
         self._joined = _Aliases(homeserver.join, JOINED_SECONDS, "joined", names, timing, max_known)
         self._doubts = Once[tuple[str, str], bool]()
 
+    @staticmethod
+    def is_plain(key: ApiKey | None, room: str) -> bool:
+        """Whether `enter` has nothing to ask: the room is named by its id, and so it is in the key's scope."""
+        return not room.startswith("#") and (key is None or not _needs_look_up(key, room))
+
     async def enter(
         self, credential: Credential, room: str, permit: Permit, *, joins: bool = False, writes: bool = False
     ) -> tuple[Caller, str]:

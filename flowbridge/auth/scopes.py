@@ -14,8 +14,9 @@ def permit(key: ApiKey | None, event_type: str, *rooms: str) -> None:
     """
     if key is None:
         return
-    is_type_covered = not key.event_types or any(covers(scope, event_type) for scope in key.event_types)
-    is_room_covered = not key.rooms or not rooms or any(room in key.rooms for room in rooms)
+    types = key.event_types
+    is_type_covered = not types or event_type in types or any(covers(scope, event_type) for scope in types)
+    is_room_covered = not key.rooms or not rooms or any(map(key.rooms.__contains__, rooms))
     if not (is_type_covered and is_room_covered):
         raise Forbidden(
             f"this API key is not for this: it is for {_named(key.event_types, 'all event types')} "

@@ -176,13 +176,19 @@ class Tokens:
         """Whether `of` need not ask the store."""
         return bool(self._known.get(account))
 
+    def at_hand(self, account: str, token: str = "") -> Known | None:
+        """As `of`, without asking the store."""
+        good = self._known.get(account)
+        return (good.get(token) or good[next(reversed(good))]) if good else None
+
     async def of(self, account: str, token: str = "") -> Known | None:
         """The user, device and token of an account: `token` if that is one of its good ones, otherwise the latest.
 
         None when neither this process nor the store has a token that may be good.
         """
-        if good := self._known.get(account):
-            return good.get(token) or good[next(reversed(good))]
+        known = self.at_hand(account, token)
+        if known is not None:
+            return known
         return await self._reading.get(account, partial(self._read, account))
 
     async def identity(self, token: str) -> tuple[str, str | None] | None:

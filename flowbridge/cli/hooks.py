@@ -62,14 +62,15 @@ def create(
             return await core.administration.replace(as_text(str(value["name"])), value, base)
         return await core.administration.create(value, base)
 
-    return _run(settings, use, partial(_told, verb="changed" if replace else "made"), code=UNUSABLE, tells=True)
+    told = partial(_told, settings=settings, verb="changed" if replace else "made")
+    return _run(settings, use, told, code=UNUSABLE, tells=True)
 
 
 def rotate(settings: Settings, name: str, secret_file: Path | None, *, now: bool) -> int:
     """Give a hook another secret. Prints as `create` does."""
     value = {} if secret_file is None else {"secret": _read(secret_file, "--secret-file").strip()}
     use = partial(_rotate, name=as_text(name), value=value, base=_base(settings), now=now)
-    return _run(settings, use, _told_another, code=UNUSABLE, tells=True)
+    return _run(settings, use, partial(_told_another, settings=settings), code=UNUSABLE, tells=True)
 
 
 async def _rotate(core: Core, name: str, value: Json, base: str, *, now: bool) -> Json:
@@ -279,7 +280,7 @@ def _header(text: str) -> tuple[str, str]:
 
 
 def _base(settings: Settings) -> str:
-    """Where the bridge is: a command hears of no request that came to it."""
+    """Where the bridge is, as far as it is set: a command hears of no request that came to it."""
     if settings.public_url is not None:
         return settings.public_url
     host, port = os.environ.get("FLOWBRIDGE_HOST", ""), os.environ.get("FLOWBRIDGE_PORT", "8090")
@@ -290,19 +291,19 @@ def _base(settings: Settings) -> str:
 # what they print
 
 
-def _told(made: Json, verb: str) -> None:
+def _told(made: Json, settings: Settings, verb: str) -> None:
     note(f"The hook {made['name']} is {verb}: what its sender posts appears in {made['room']}.")
-    _told_secret(made)
+    _told_secret(made, settings)
 
 
-def _told_another(made: Json) -> None:
+def _told_another(made: Json, settings: Settings) -> None:
     _, *older = made["secrets"]
     until = f"The one before it is valid until {older[0]['until'][:19]}Z." if older else "No older one is valid."
     note(f"The hook {made['name']} has a new secret. {until}")
-    _told_secret(made)
+    _told_secret(made, settings)
 
 
-def _told_secret(made: Json) -> None:
+def _told_secret(made: Json, settings: Settings) -> None:
     """The URL, and a line to try it, alone on standard output; the rest beside it."""
     for warning in made.get("warnings", ()):
         say(printable(warning))
@@ -313,8 +314,11 @@ def _told_secret(made: Json) -> None:
         note("It is not shown again. The line below the URL tries the hook.")
     else:
         note("The URL holds its secret, and is not shown again. The line below it tries the hook.")
-    if made["url"].startswith(("http://127.", "http://localhost")):
-        note("This address is for senders on this machine: for others, set FLOWBRIDGE_PUBLIC_URL.")
+    if settings.public_url is None:
+        note(
+            f"{_base(settings)} is where the bridge is assumed to be, since FLOWBRIDGE_PUBLIC_URL is not set: set it "
+            "to the address that senders use. After `serve --port`, set FLOWBRIDGE_PORT, here as there."
+        )
     print(made["url"])
     print(made["curl"], flush=True)
 

@@ -1,6 +1,7 @@
 """Which accounts may send, and how fast: what the homeserver's answers say of each."""
 
 import asyncio
+import contextlib
 import random
 import time
 from collections.abc import Awaitable, Callable
@@ -50,6 +51,13 @@ class AccountLimits:
         self._distrust_told_at: dict[str, float] = {}  # account → when `on_distrust` was called last, monotonic
         self._telling: set[asyncio.Future[None]] = set()
         self.distrusted: dict[str, str] = {}  # account → why none of its tokens is accepted
+
+    def permit(self, account: str, *, ahead: bool) -> "_Permit":
+        """`async with limits.permit(account):` waits until a request of this account may go out, and holds its places.
+
+        `ahead`: it waits behind no backlog.
+        """
+        return _Permit(self, account, ahead)
 
     def apply(self, account: str, verdict: Verdict, token: str) -> bool:
         """Learn from an answer to a request with this token, before the next one is let through.
@@ -192,3 +200,43 @@ class AccountLimits:
             for account in memory.keys() - self._limiters.keys():
                 del memory[account]
         self._halts.keep_only(set(self._limiters))
+
+
+class _Permit:
+    """What a request holds while it is in flight. Mostly all of it is free, and taken without a wait."""
+
+    __slots__ = ("_account", "_ahead", "_limiter", "_limits", "_waited")
+
+    def __init__(self, limits: AccountLimits, account: str, ahead: bool) -> None:
+        self._limits = limits
+        self._limiter = limits.limiter(account)
+        self._account = account
+        self._ahead = ahead
+        self._waited: contextlib.AsyncExitStack | None = None
+
+    async def __aenter__(self) -> None:
+        if not self._is_free():
+            async with contextlib.AsyncExitStack() as stack:
+                await stack.enter_async_context(self._limiter.passage(ahead=self._ahead))
+                await stack.enter_async_context(self._limits.places.hold(self._account))
+                await stack.enter_async_context(self._limits.everyone.passage(ahead=self._ahead))
+                self._waited = stack.pop_all()
+
+    def _is_free(self) -> bool:
+        """Take all at once, or nothing."""
+        if not self._limiter.enters():
+            return False
+        if self._limits.places.finds(self._account):
+            if self._limits.everyone.enters():
+                return True
+            self._limits.places.leave(self._account)
+        self._limiter.leave()
+        return False
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._waited is not None:
+            await self._waited.aclose()
+            return
+        self._limits.everyone.leave()
+        self._limits.places.leave(self._account)
+        self._limiter.leave()

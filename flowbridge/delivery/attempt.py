@@ -5,7 +5,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 
-from flowbridge.auth.tokens import Tokens, digest_of
+from flowbridge.auth.tokens import Known, Tokens, digest_of
 from flowbridge.delivery.account_limits import AccountLimits
 from flowbridge.delivery.breaker import Breaker
 from flowbridge.delivery.encryption import IN_PLAIN_TEXT, EncryptionCheck
@@ -76,6 +76,16 @@ class Attempts:
         self._lookup = lookup
         self.deadline = deadline
 
+    def prepare_at_once(self, attempt: Attempt) -> bool:
+        """As `prepare`, where nothing has to be asked and it is to be sent; otherwise nothing has happened."""
+        known = self._tokens.at_hand(attempt.row.account, attempt.own)
+        if known is None or attempt.must_look or not self._asks_nothing(attempt):
+            return False
+        if attempt.waits and self._tokens.is_refused(attempt.own):
+            return False
+        self._use(attempt, known)
+        return True
+
     async def prepare(self, attempt: Attempt) -> Verdict | None:
         """Ask all that has to be known before the event is sent. None: it is to be sent."""
         if attempt.must_look or not self._asks_nothing(attempt):  # else the request's own deadline is enough
@@ -125,8 +135,8 @@ class Attempts:
         if known is None:
             reason = self._limits.distrusted.get(row.account) or "those that there were have been refused"
             return Verdict("token", error=Unauthorized(reason))
-        attempt.user_id, device_id, attempt.token = known
-        attempt.digest = digest_of(attempt.token)
+        device_id = known[1]
+        self._use(attempt, known)
         looks = attempt.must_look or (
             uncertain_since is not None
             and (
@@ -144,6 +154,11 @@ class Attempts:
             event_id = await self._look(attempt) if may_be_there else None
             return _REFUSED if event_id is None else Verdict("sent", event_id)
         return None
+
+    @staticmethod
+    def _use(attempt: Attempt, known: Known) -> None:
+        attempt.user_id, _, attempt.token = known
+        attempt.digest = digest_of(attempt.token)
 
     async def _look(self, attempt: Attempt) -> str | None:
         event_id = await self._lookup.find(attempt.row, attempt.token, attempt.user_id)

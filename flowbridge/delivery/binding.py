@@ -6,6 +6,16 @@ is in the store before it is sent: what is tried again, or looked for, is the sa
 So is decided what an event is to its story (events/stories.py). The decision is one commit with what it leaves behind:
 it is made once, whatever becomes of the process. For a replay it is made once more, since others may have been told
 meanwhile.
+
+Most events are bound when they are inserted (`resolve_inserted`): that saves a commit, and a change of threads. It is
+the same decision from the same facts, which are in the store and in outcomes on their way to it:
+- Only events of a lane that this process holds, and whose queued events it knows all, are bound so: on SQLite, where no
+  other process has the file. The lease is looked up in the transaction all the same.
+- All that were before it in its lane are bound, or are bound first in this transaction: an event whose decision
+  has to wait for another one's end lets those behind it wait, too. What fails to be inserted is not before anything.
+- Nothing is decided by how an event will end that has not ended: it is bound as one ahead of its turn is.
+- It is one transaction with the insertion. If that is lost, so is the decision; if the process dies, the event is bound
+  or due like any other, and one that says nothing new is decided once more.
 """
 
 import json
@@ -47,6 +57,19 @@ class Resolved:
     said: str = ""
 
 
+@dataclass(slots=True)
+class Early:
+    """An event may be bound when it is inserted, under this lease.
+
+    `behind`: the last event before it that was not known to be bound when this one came. `resolved`: the writer thread
+    sets it; it is read once the insertion is committed.
+    """
+
+    fence: Fence
+    behind: "Early | None" = None
+    resolved: Resolved | None = None
+
+
 class _TooEarly(Exception):
     """An event that this one depends on is yet to end."""
 
@@ -72,6 +95,17 @@ def resolve(connection: Connection, wanted: Sequence[Wanted], amended: Amended) 
     return found
 
 
+def resolve_inserted(connection: Connection, inserted: Sequence[tuple[Row, Early]], amended: Amended) -> None:
+    """As `resolve`, for events that were inserted in this transaction, in their order; as far as they can be bound."""
+    held = leases.held(connection, {early.fence for _, early in inserted})
+    mine = [(row, early) for row, early in inserted if early.fence in held]
+    resolving = _Resolving(connection, [row for row, _ in mine], amended)
+    for row, early in mine:
+        if early.behind is None or early.behind.resolved is not None:
+            early.resolved = resolving.ahead(row)
+    resolving.write()
+
+
 class _Resolving:
     """Events of several lanes: what they refer to is read at once, and what becomes of them is written at once."""
 
@@ -90,10 +124,20 @@ class _Resolving:
         found: list[Resolved] = []
         for row in rows:
             try:
-                found.append(_Event(self, row, self._bindings[row.delivery], is_ahead=bool(found)).resolved())
+                found.append(self._event(row, is_ahead=bool(found)).resolved())
             except _TooEarly:
                 break
         return found
+
+    def ahead(self, row: Row) -> Resolved | None:
+        """What becomes of an event before its turn; None if that is not known yet."""
+        try:
+            return self._event(row, is_ahead=True).resolved()
+        except _TooEarly:
+            return None
+
+    def _event(self, row: Row, *, is_ahead: bool) -> "_Event":
+        return _Event(self, row, self._bindings[row.delivery], is_ahead=is_ahead)
 
     def write(self) -> None:
         message_keys.write(self._connection, self._changed, self._now)

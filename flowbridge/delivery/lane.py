@@ -56,6 +56,7 @@ class Shared:
     keep_seconds: float  # an event that is older is not tried again, …
     gives_up_at: float  # … but not before this moment (monotonic)
     timing: Timing
+    idle: dict["Lane", None]  # the lanes with nothing to send, the longest idle first
     batch: Callable[[], int]  # how many events a lane may hold at the moment
     renew: Callable[[], Awaitable[None]]  # prolongs all leases
     account_refused: Callable[[str, Verdict], None]  # tells the callers who wait in other lanes of the account
@@ -86,6 +87,7 @@ class Lane:
         self._merged = leases.MERGED if claim.sent_with == leases.MERGED else ""
         self._sends_with: str | None = None  # another digest that is yet to be stored
         self._missing = False  # the head was looked for and not found
+        self.is_claimed = True  # its claim is on the disk; else it is on its way there with an event
         self.is_fresh = False  # it was idle, or a caller waits: its next event is not queued behind a backlog
         self.had_turn = False  # one of its events was settled
         self.is_roused = False  # its account has joined the room since the last attempt began
@@ -94,19 +96,34 @@ class Lane:
         self.task: asyncio.Task[None] | None = None
         self._more = False  # the store may have further events
         self._reading = False
+        self._arrived: list[PendingDelivery] = []  # while the store is read: they come behind what is found there
         self._stopping = False
         self._wake = asyncio.Event()
         self.idle_since: float | None = None  # monotonic; None while there is something to send
         self._fill(claim.rows, full=full)
 
     def may_enqueue(self) -> bool:
-        """Whether a new event may be enqueued at once: nothing older is on its way from the store."""
-        is_current = not (self._more or self._reading or self._stopping)
-        return is_current and len(self.queue) < self._shared.batch() and self.is_held()
+        """Whether a new event may be enqueued at once: nothing older stays in the store."""
+        is_current = not (self._more or self._stopping)
+        return is_current and len(self.queue) + len(self._arrived) < self._shared.batch() and self.is_held()
+
+    def early(self) -> binding.Early | None:
+        """How the event that is enqueued next may be bound when it is inserted, if it may."""
+        behind: binding.Early | None = None
+        for pending in self.queue:
+            if pending.row.binding is not None and binding.is_due(pending.row):
+                behind = pending.early
+                if behind is None or behind.fence != self.fence:
+                    return None
+        return binding.Early(self.fence, behind)
 
     def enqueue(self, pending: PendingDelivery) -> None:
-        self._hold(pending)
-        self._wake.set()
+        if self._reading:
+            pending.hold()
+            self._arrived.append(pending)
+        else:
+            self._hold(pending)
+            self._wake.set()
 
     def _hold(self, pending: PendingDelivery) -> None:
         pending.hold()
@@ -140,14 +157,18 @@ class Lane:
         if self.task is not None and not self.at_work:
             self.task.cancel()
 
-    def end_if_idle(self, since: float) -> None:
-        """End the lane if it has been idle since then (monotonic seconds)."""
-        if self.idle_since is not None and self.idle_since < since and not self._wake.is_set():
-            self._stopping = True
-            self._wake.set()
+    def end_if_idle(self, since: float) -> bool:
+        """End the lane if it has been idle since then (monotonic seconds); whether it has."""
+        if self.idle_since is None or self.idle_since >= since or self._wake.is_set():
+            return False
+        self._stopping = True
+        self._wake.set()
+        self._shared.idle.pop(self, None)
+        return True
 
     def release(self) -> None:
         """Let go of its deliveries."""
+        self._pass_over(self._arrived)
         while self.queue:
             pending = self._pop()
             self._shared.deliveries.leave(pending)
@@ -173,10 +194,22 @@ class Lane:
                 self._be_certain()
                 self._wake.clear()
                 self.idle_since = time.monotonic()
+                self._shared.idle[self] = None
                 await self._wake.wait()
+                self._shared.idle.pop(self, None)
                 self.idle_since = None
                 self.is_fresh = True
         return 0.0
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether nothing of it is queued, nor in doubt."""
+        return self.uncertain_since is None and not (self.queue or self._more or self._arrived)
+
+    @property
+    def sent_with(self) -> str:
+        """The digest of the token that it was last sent with, as the store knows it."""
+        return self._sent_with
 
     @property
     def has_more(self) -> bool:
@@ -199,20 +232,42 @@ class Lane:
                 self._close(pending, verdict)
 
     async def _refill(self) -> None:
-        self._more, self._reading = False, True  # later events set `_more` again
+        """Read on in the store, behind all that was offered until now.
+
+        What is offered meanwhile is held, too, so that a lane which has caught up is back in memory whatever its load:
+        of events that come faster than the store is read there is always one more.
+        """
+        self._more, self._reading = False, True  # what does not fit into memory sets `_more` again
         lane, batch = self.fence.lane, self._shared.batch()
         try:
             rows = await self._shared.database.run(lambda connection: outbox.fetch(connection, lane, batch))
         except Exception as error:
             self._more = True
+            self._end_reading([])
             log.warning("store_away", error=reason(error))
             await asyncio.sleep(self._shared.timing.first_pause)
         else:
-            self._fill(rows, full=len(rows) >= batch)
+            self._fill(rows, full=len(rows) >= batch or len(rows) + len(self._arrived) > batch)
+            self._end_reading(rows)
             if rows and not self.queue:  # all settled here, and their outcomes not stored yet: the store is in trouble
                 await asyncio.sleep(self._shared.timing.first_pause)
         finally:
             self._reading = False
+
+    def _end_reading(self, rows: Sequence[Row]) -> None:
+        """Enqueue what arrived meanwhile; if the store has more than these rows, it is read from there in its turn."""
+        arrived, self._arrived, self._reading = self._arrived, [], False
+        if self._more:
+            self._pass_over(arrived)
+            return
+        found = {row.delivery for row in rows}
+        self.queue.extend(pending for pending in arrived if pending.row.delivery not in found)
+
+    def _pass_over(self, arrived: Sequence[PendingDelivery]) -> None:
+        for pending in arrived:
+            pending.release()
+            if pending.committed.done():  # else it is forgotten when it is
+                self._shared.deliveries.leave(pending)
 
     def _fill(self, rows: Sequence[Row], *, full: bool) -> None:
         for row in rows:
@@ -230,7 +285,8 @@ class Lane:
             return 0.0
         limits = self._shared.limits
         while not (self._stopping or pending.withdrawn):
-            await self._keep_lease()
+            if not self.is_held():
+                await self._keep_lease()
             if limits.distrusted and self._is_overdue(pending) and (reason := limits.waits_for(self.account)):
                 self._settle(pending, self._given_up(reason))  # at once: a paused account makes one attempt in 5 s
                 return 0.0
@@ -259,6 +315,10 @@ class Lane:
         """Give it the relations to events that were sent before it; False: it is not to be sent."""
         while not (self._stopping or pending.withdrawn or pending.outcome is not None):
             await self._keep_lease()
+            early = pending.early
+            if early is not None and early.resolved is not None and early.fence == self.fence:
+                self._take_over(pending, early.resolved)
+                return not early.resolved.said
             behind = (each for each in islice(self.queue, 1, None) if self._is_to_be_bound(each))
             together = [pending, *islice(behind, MAX_BOUND - 1)]
             urgent = any(each.waiters for each in together)
@@ -311,12 +371,9 @@ class Lane:
             waits=self.uncertain_since is None and pending.waiters > 0 and pending.row.api_key is None,
         )
         try:
-            async with (
-                limits.limiter(self.account).passage(ahead=ahead),
-                limits.places.hold(self.account),
-                limits.everyone.passage(ahead=ahead),
-            ):
-                verdict = await shared.attempts.prepare(attempt)
+            async with limits.permit(self.account, ahead=ahead):
+                ready = shared.attempts.prepare_at_once(attempt)
+                verdict = None if ready else await shared.attempts.prepare(attempt)
                 if verdict is None:
                     self.at_work = self._may_send(pending, attempt)
                     if not self.at_work:

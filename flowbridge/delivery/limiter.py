@@ -39,8 +39,8 @@ class RateLimiter:
         """`async with limiter.passage():` waits for a place in the window, and holds it."""
         return self._ahead if ahead else self._in_turn
 
-    def _enters(self) -> bool:
-        """Take a place if there is one at once; whether there was."""
+    def enters(self) -> bool:
+        """Take a place if there is one at once; whether there was. To be followed by `leave`."""
         if self._queue or self._front or not self._free():
             return False
         self.in_flight += 1
@@ -55,10 +55,10 @@ class RateLimiter:
         except asyncio.CancelledError:
             queue.pop(turn, None)
             if turn.done() and not turn.cancelled():
-                self._leave()
+                self.leave()
             raise
 
-    def _leave(self) -> None:
+    def leave(self) -> None:
         self.in_flight -= 1
         if self._queue or self._front:
             self._pump()
@@ -146,8 +146,8 @@ class _Passage:
         self._queue = queue
 
     async def __aenter__(self) -> None:
-        if not self._limiter._enters():
+        if not self._limiter.enters():
             await self._limiter._wait_in(self._queue)
 
     async def __aexit__(self, *_: object) -> None:
-        self._limiter._leave()
+        self._limiter.leave()

@@ -6,9 +6,11 @@ from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any, ClassVar, Literal
 
+from flowbridge.delivery.binding import Early
 from flowbridge.limits.tasks import ignore_result
 from flowbridge.store import Row, outbox
 from flowbridge.store.json_columns import from_json, history_to_json, to_json
+from flowbridge.store.leases import Reclaim
 from flowbridge.store.outbox import ROW_BYTES, Taken
 
 
@@ -44,12 +46,13 @@ class PendingDelivery:
     hash.
 
     Two threads touch it. The event loop owns it, and makes every transition but two: `begin_write` and `set_existing`
-    are the writer thread's. What `set_existing` writes is read only after `committed` is done, which the writer's
-    future orders. The outcome is the one value that both need at the same moment, and neither waits for a lock: the
-    writer sets `written` and then reads the outcome, the loop sets the outcome and then reads `written`. Whichever is
-    second sees what the other has set, so the outcome reaches the disk with the row, or by a statement of its own, or
-    by both, which does no harm. `settle` sets the outcome last: what belongs to it is complete by then. The history is
-    replaced, and never changed; the row is replaced when it was read from the store, where the writer is done with it.
+    are the writer thread's. What `set_existing` writes, and what becomes of `early`, is read only after `committed` is
+    done, which the writer's future orders. The outcome is the one value that both need at the same moment, and neither
+    waits for a lock: the writer sets `written` and then reads the outcome, the loop sets the outcome and then reads
+    `written`. Whichever is second sees what the other has set, so the outcome reaches the disk with the row, or by a
+    statement of its own, or by both, which does no harm. `settle` sets the outcome last: what belongs to it is complete
+    by then. The history is replaced, and never changed; the row is replaced when it was read from the store, where the
+    writer is done with it.
     """
 
     _row: Row
@@ -69,6 +72,7 @@ class PendingDelivery:
     settled: "asyncio.Future[Outcome | None]" = field(init=False)
     _waiters: int = field(default=0, init=False)
     _dirty: bool = field(default=False, init=False)
+    _reclaim: Reclaim | None = field(default=None, init=False)
     _written: bool = field(default=False, init=False)
     _existing: dict[str, Any] | None = field(default=None, init=False)
     _counted: bool = field(default=False, init=False)
@@ -78,6 +82,7 @@ class PendingDelivery:
     _attempts: int = field(default=0, init=False)
     _history: list[dict[str, Any]] = field(default_factory=list, init=False)
     _outcome: Outcome | None = field(default=None, init=False)
+    _early: Early | None = field(default=None, init=False)
     _settled_at: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
@@ -102,6 +107,7 @@ class PendingDelivery:
     row: ClassVar[Row] = _read_only("_row")
     waiters: ClassVar[int] = _read_only("_waiters")  # how many callers want to know the outcome
     dirty: ClassVar[bool] = _read_only("_dirty")  # its row marks the lane for whichever process holds it
+    reclaim: ClassVar[Reclaim | None] = _read_only("_reclaim")  # of its lane; it is written with its row
     written: ClassVar[bool] = _read_only("_written")
     existing: ClassVar[dict[str, Any] | None] = _read_only("_existing")  # the row accepted under the same key before
     held: ClassVar[bool] = _read_only("_held")  # it is in the queue of a lane of this process
@@ -110,6 +116,7 @@ class PendingDelivery:
     attempts: ClassVar[int] = _read_only("_attempts")
     history: ClassVar[list[dict[str, Any]]] = _read_only("_history")
     outcome: ClassVar[Outcome | None] = _read_only("_outcome")
+    early: ClassVar[Early | None] = _read_only("_early")  # how it may be bound when it is inserted, and what came of it
 
     @property
     def is_stored(self) -> bool:
@@ -182,8 +189,18 @@ class PendingDelivery:
         """Its lane is not held here: say so with the row."""
         self._dirty = True
 
+    def bind_early(self, early: Early | None) -> None:
+        """It may be bound by the transaction that inserts it. To be called before it is on its way there."""
+        self._early = early
+
+    def claim_lane(self, reclaim: Reclaim) -> None:
+        """Its lane was reopened, which the store is yet to learn: say so with the row."""
+        self._reclaim = reclaim
+
     def begin_write(self) -> dict[str, Any]:
-        """The writer thread inserts this row."""
+        """The writer thread inserts this row, perhaps once more, after a transaction that was taken back."""
+        if self._early is not None:
+            self._early.resolved = None
         self._written = True  # before the outcome is read
         return self.values()
 
@@ -193,6 +210,8 @@ class PendingDelivery:
 
     def end_write(self, error: BaseException | None) -> None:
         """The row is on the disk, or `error` says why not."""
+        if self._early is not None:
+            self._early.behind = None  # else each would keep all before it in memory
         if self.committed.done():
             return
         if error is None:
@@ -220,6 +239,7 @@ class PendingDelivery:
         """Its content has its relations from now on, in the store, too. `binding`: what is kept for replays."""
         self._row = self._row._replace(content=content, binding=binding)
         self._history = history
+        self._early = None
 
     # begun
 
@@ -252,7 +272,7 @@ class PendingDelivery:
         """
         if row.txn_id != self._row.txn_id:
             self._outcome, self._withdrawn = None, False
-        self._row = row
+        self._row, self._early = row, None
         self._attempts, self._maybe_sent, self._history = row.attempts, row.attempts > 0, from_json(row.history)
 
     # settled, or withdrawn

@@ -2,10 +2,12 @@
 
 import asyncio
 from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import Connection
 
+from flowbridge.delivery import binding
 from flowbridge.delivery.pending import PendingDelivery
 from flowbridge.limits.shares import Share
 from flowbridge.models.timing import Timing
@@ -151,6 +153,7 @@ class _Batch:
         self.refused: set[str] = set()
         self.missing = ""  # why no acceptance is written
         self._ran = False  # to its end
+        self._binds = True
         self._found_nothing = False
 
     def write(self, connection: Connection) -> None:
@@ -226,7 +229,18 @@ class _Batch:
             leases.mark_dirty(
                 connection, [(pending.row.lane, pending.row.account) for pending in fresh if pending.dirty]
             )
+            leases.reclaim(connection, [pending.reclaim for pending in self.new if pending.reclaim is not None])
+            if self._binds:
+                self._bind(connection, [pending for pending in fresh if pending.row.delivery not in refused])
         return refused
+
+    def _bind(self, connection: Connection, fresh: Sequence[PendingDelivery]) -> None:
+        """Bind what may be bound early. When that fails, the next run does without: acceptances do not depend on it."""
+        inserted = [(pending.row, pending.early) for pending in fresh if pending.early is not None]
+        if inserted:
+            self._binds = False
+            binding.resolve_inserted(connection, inserted, self._write_queue.amended)
+            self._binds = True
 
     def _together(self, connection: Connection, first: PendingDelivery, refused: set[str]) -> set[str]:
         """A message is accepted as a whole: take its other events back when its key, or an event, was not accepted.

@@ -67,10 +67,28 @@ class Entry:
     name: str
     kind: Kind
     schema: dict[str, Any]
-    required: frozenset[str]
     documents: Mapping[str, Any]
-    validator: jsonschema_rs.Validator
-    state_key_validator: jsonschema_rs.Validator
+    registry: jsonschema_rs.Registry
+
+    @cached_property
+    def validator(self) -> jsonschema_rs.Validator:
+        # For the first event: all take 30 ms, and a bridge sends a few types.
+        return _compile(self.schema, self.registry)
+
+    @cached_property
+    def state_key_validator(self) -> jsonschema_rs.Validator:
+        return _compile(self.schema.get("x-state-key", True), self.registry)
+
+    @cached_property
+    def required(self) -> frozenset[str]:
+        return frozenset(_required(self.schema, self.documents))
+
+    def compile(self) -> None:
+        """Both now. Raises SchemaError."""
+        try:
+            _ = self.validator, self.state_key_validator
+        except ValueError as error:
+            raise SchemaError(f"{self.name}.json: {str(error).splitlines()[0]}") from None
 
     @property
     def event_type(self) -> str:
@@ -172,8 +190,10 @@ class Catalogue(Mapping[str, Entry]):
         names = (name for name in documents if not name.startswith(COMPONENTS))
         entries = {name: _entry(name, documents, registry) for name in names}
         if extra:
+            for entry in entries.values():
+                entry.compile()
             _lint_recursion(documents)
-        return cls(entries, documents, folders, *_general(ours))
+        return cls(entries, documents, folders, *_general(ours, _registry(ours) if extra else registry))
 
     def __getitem__(self, name: str) -> Entry:
         return self._entries[name]
@@ -260,17 +280,10 @@ def _json(path: Path) -> Any:
 
 def _entry(name: str, documents: Mapping[str, Any], registry: jsonschema_rs.Registry) -> Entry:
     schema = documents[name]
-    try:
-        validator = _compile(schema, registry)
-        state_key_validator = _compile(schema.get("x-state-key", True), registry)
-    except ValueError as error:
-        raise SchemaError(f"{name}.json: {str(error).splitlines()[0]}") from None
-    required = frozenset(_required(schema, documents))
-    return Entry(name, schema.get("x-kind"), schema, required, documents, validator, state_key_validator)
+    return Entry(name, schema.get("x-kind"), schema, documents, registry)
 
 
-def _general(ours: Mapping[str, Any]) -> tuple[Entry, dict[str, Entry]]:
-    registry = _registry(ours)
+def _general(ours: Mapping[str, Any], registry: jsonschema_rs.Registry) -> tuple[Entry, dict[str, Entry]]:
     documents = {**UNLISTED, **{name: ours[name] for name in KEPT}}
     by_type = {name: _entry(name, {**ours, name: schema}, registry) for name, schema in documents.items()}
     return _entry("event", {**ours, "event": GENERAL}, registry), by_type

@@ -33,7 +33,8 @@ _USER_ID = re.compile(r"@[^\s:\x00-\x1f]+:[^\s:\x00-\x1f/]+(:[0-9]{1,5})?")
 _MXC = re.compile(r"mxc://[A-Za-z0-9.:\[\]-]{1,230}/[A-Za-z0-9_-]{1,230}")
 _MIMETYPE = re.compile(r"[A-Za-z0-9!#$&^_.+-]{1,100}/[A-Za-z0-9!#$&^_.+-]{1,100}")
 _SOURCES = ("url", "data", "content_uri")  # of a file: it has one of them
-_ATTACHMENT_KEYS = (*_SOURCES, "filename", "mimetype", "caption")
+_ATTACHMENT_KEYS = (*_SOURCES, "filename", "mimetype", "caption", "info")
+_NUMBERS = ("size", "w", "h", "duration")  # of a file's info
 _TARGET = "is no target: give an event id ($…), the id of a delivery, or key:NAME"
 
 
@@ -259,8 +260,37 @@ class _Reader(Reader):
         mimetype = self.text("mimetype")
         if mimetype and not _MIMETYPE.fullmatch(mimetype):
             self.problem("mimetype", "is no media type: write it as image/png")
-        found = Attachment(uri, filename, mimetype, self.text("caption"), url=url, data=self._value.get("data"))
+        of_info, info = self._info()
+        data, caption = self._value.get("data"), self.text("caption")
+        found = Attachment(uri, filename, mimetype or of_info, caption, info, url=url, data=data)
         return found.named if uri else found
+
+    def _info(self) -> tuple[str, dict[str, int] | None]:
+        """What the caller knows of a file that the homeserver has; of others it is found out."""
+        given = self._value.get("info", {})
+        if not isinstance(given, dict):
+            self.problem("info", "must be an object, as POST /media answers it")
+        elif given and "content_uri" not in self._value:
+            self.problem("info", "stands beside content_uri alone: of any other file it is found out")
+        elif given:
+            present = {name: item for name, item in given.items() if item is not None}
+            known = ("mimetype", *_NUMBERS)
+            return _Reader(present, known, pointer(self._at, "info"), self.problems).info()
+        return "", None
+
+    def info(self) -> tuple[str, dict[str, int]]:
+        """A media type, and the rest."""
+        mimetype = self.text("mimetype")
+        if mimetype and not _MIMETYPE.fullmatch(mimetype):
+            self.problem("mimetype", "is no media type: write it as image/png")
+        found: dict[str, int] = {}
+        for name in _NUMBERS:
+            value = self._value.get(name, 0)
+            if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**53:
+                self.problem(name, "must be a whole number, not below 0")
+            elif name in self._value:
+                found[name] = value
+        return mimetype, found
 
 
 def is_user_id(value: object) -> bool:

@@ -22,6 +22,7 @@ MAX_BYTES = 255  # of an event id, and of a key
 LONGEST_ID = "$" + "x" * (MAX_BYTES - 1)
 
 _DELIVERY = re.compile(r"[A-Za-z0-9_-]{1,64}(\.[0-9]{1,3})?")
+_JSON = json.JSONEncoder(ensure_ascii=False)
 _KEY = "key:"
 _NEVER = frozenset({"Cc", "Cs", "Zl", "Zp"})  # controls, surrogates, ends of lines
 
@@ -103,6 +104,12 @@ class Binding:
         named = {name: getattr(self, name) for name in _TARGETS}
         return {name: target for name, target in named.items() if target is not None}
 
+    def telling(self, chapter: Chapter) -> "Binding":
+        """The same, of a message that tells this."""
+        return Binding(
+            self.reply_to, self.thread, self.edit, self.reacts, self.redacts, self.key, self.on_update, chapter
+        )
+
     @property
     def is_open(self) -> bool:
         """Whether it is only known later what this refers to."""
@@ -117,7 +124,7 @@ class Binding:
             found |= {"key": self.key, "on_update": self.on_update}
         if self.chapter is not None:
             found["chapter"] = self.chapter.to_json()
-        return json.dumps(found, ensure_ascii=False)
+        return _JSON.encode(found)
 
     @classmethod
     def from_json(cls, text: str) -> "Binding":
@@ -129,7 +136,7 @@ class Binding:
 
 def is_bound(binding: str, txn_id: str) -> bool:
     """Whether this, as JSON, was bound under that transaction id: without reading it, which a lane would do often."""
-    return binding.startswith(f'{{"bound_as": {json.dumps(txn_id, ensure_ascii=False)},')
+    return binding.startswith(f'{{"bound_as": {_JSON.encode(txn_id)},')
 
 
 NONE = Binding()

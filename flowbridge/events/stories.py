@@ -6,7 +6,7 @@ story, an update, or says nothing new.
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -18,6 +18,8 @@ LATE_MS = 600_000  # Alertmanager tries for `group_interval` to tell what it has
 AHEAD_MS = 300_000  # a sender's clock is so far ahead of ours at most: a later time would silence its story until then
 SAID = "said already"
 OLDER = "older than what was last said"
+
+_JSON = json.JSONEncoder(ensure_ascii=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +81,8 @@ class Chapter:
         return bool(self.fires - last.fires - set(last.ended) or last.fires & set(map(_short, self.ended)))
 
     def to_json(self) -> list[Any]:
-        bounded = self.bounded
-        ended = None if bounded.ended is None else list(bounded.ended)
-        return [bounded.state, list(bounded.firing), bounded.time, bounded.digest, ended, bounded.at]
+        ended = None if self.ended is None else list(_first(self.ended))
+        return [self.state, list(_first(self.firing)), self.time, self.digest, ended, self.at]
 
     @classmethod
     def from_json(cls, value: list[Any]) -> "Chapter":
@@ -141,7 +142,7 @@ class Story:
 
     def to_json(self) -> str:
         said = [[said.by, said.number, *said.chapter.to_json()] for said in (self.last, self.before) if said]
-        return json.dumps({"said": said, "was": self.was, "events": self.events}, ensure_ascii=False)
+        return _JSON.encode({"said": said, "was": self.was, "events": self.events})
 
     @classmethod
     def from_json(cls, text: str) -> "Story":
@@ -157,11 +158,13 @@ def quiet(content: Mapping[str, Any]) -> dict[str, Any]:
     return {**content, **kind, "m.mentions": {}}
 
 
-def _first(names: Iterable[str]) -> tuple[str, ...]:
+def _first(names: Collection[str]) -> tuple[str, ...]:
+    if not names:
+        return ()
     return tuple(sorted({_short(each) for each in names})[:MAX_FIRING])
 
 
 def _short(name: str) -> str:
-    """A name that any store takes."""
+    """A name that any store takes, however often it was shortened."""
     is_fit = len(name) <= MAX_ID and name.isprintable()
     return name if is_fit else hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()

@@ -9,10 +9,12 @@ file:///path            a file that does
 
 import asyncio
 import json
+import os
 import ssl
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import certifi
@@ -39,10 +41,23 @@ class AddressUnknown(Exception):
     """The address cannot currently be learnt; a later attempt may succeed."""
 
 
+class _WithAuthorities(ssl.SSLContext):
+    """Reads its authorities for the first connection: they take 25 ms and 4 MB, and http:// needs none."""
+
+    _are_read = False
+
+    def wrap_bio(self, *args: Any, **more: Any) -> ssl.SSLObject:  # what asyncio and uvloop call
+        if not self._are_read:
+            self.load_default_certs()
+            self.load_verify_locations(certifi.where())
+            self._are_read = True
+        return super().wrap_bio(*args, **more)
+
+
 def tls_context(ca_file: Path | None) -> ssl.SSLContext:
     """The system's authorities, certifi's, and the private one of FLOWBRIDGE_CA_FILE. Raises AddressError."""
-    context = ssl.create_default_context()
-    context.load_verify_locations(certifi.where())
+    context = ssl.create_default_context(capath=os.devnull)  # which holds none; without it, the system's are read now
+    context.__class__ = _WithAuthorities
     if ca_file is not None:
         try:
             context.load_verify_locations(ca_file)

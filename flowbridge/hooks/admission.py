@@ -3,6 +3,7 @@
 import hashlib
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from functools import partial
 
 from flowbridge import log
@@ -23,6 +24,18 @@ _REFUSED = "there is no such hook, or its secret or signature is wrong"
 _NOBODYS = Verification()
 
 
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """The hook that a request is for, if there is one. `is_admitted`: its sender is known already, by a bare token.
+
+    `at`: when it was looked up (monotonic).
+    """
+
+    known: Known | None
+    is_admitted: bool
+    at: float
+
+
 class Admission:
     """`aside`: does work in a thread, in the caller's turn."""
 
@@ -31,25 +44,28 @@ class Admission:
         self._refusals = refusals
         self._aside = aside
 
-    async def find(self, name: str, asked: Asked) -> tuple[Known | None, bool]:
-        """The hook that is meant; "" as its name: the one that the token belongs to. Raises Unavailable.
-
-        And whether its sender is identified already, by a bare token, before the body is read.
-        """
-        known = await (self._registry.find(name) if name else self._registry.find_by_token(asked.token))
+    async def find(self, name: str, asked: Asked) -> Candidate:
+        """The hook that is meant, before the body is read; "" as its name: by its token. Raises Unavailable."""
+        at = self._registry.clock()
+        known = await self._find(name, asked)
         if known is not None and signatures.has_token(known.hook.verification, known.secrets, asked):
             _identify(known)
-            return known, True
-        return known, False
+            return Candidate(known, True, at)
+        return Candidate(known, False, at)
 
-    async def admit(self, name: str, known: Known | None, asked: Asked, body: bytes) -> Known:
-        """The hook, if by its body the request is its sender's.
+    async def admit(self, name: str, found: Candidate, asked: Asked, body: bytes) -> Known:
+        """The hook, if the request is its sender's.
 
-        Raises Unauthorized, TooMany for an address that guesses.
+        Raises Unauthorized, TooMany for an address that guesses, Unavailable.
         """
+        known = found.known
+        if found.is_admitted and known is not None:
+            return known
         why = await self._wrong(known, asked, body)
-        if why:  # a secret may be newer than what is known
-            again = await (self._registry.find(name, again=True) if name else self._registry.find_by_token(asked.token))
+        if why:  # a secret may be newer than what is known: a command has just made it
+            with ours():
+                await self._registry.since(found.at)
+                again = await self._find(name, asked)
             if again != known:
                 known, why = again, await self._wrong(again, asked, body)
         if why or known is None:
@@ -59,6 +75,9 @@ class Admission:
             raise self._refusal(name, asked)
         _identify(known)
         return known
+
+    async def _find(self, name: str, asked: Asked) -> Known | None:
+        return await (self._registry.find(name) if name else self._registry.find_by_token(asked.token))
 
     async def _wrong(self, known: Known | None, asked: Asked, body: bytes) -> str:
         verification, secrets = (known.hook.verification, known.secrets) if known else (_NOBODYS, ())

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from typing import Any
 
+from flowbridge import metrics
 from flowbridge.auth.callers import Callers, Credential
 from flowbridge.delivery.pending import KeyBefore
 from flowbridge.errors import (
@@ -29,6 +30,7 @@ from flowbridge.errors import (
     Unavailable,
 )
 from flowbridge.events import message, shaping
+from flowbridge.events.canonical_json import is_unicode
 from flowbridge.events.message import Attachment, Message
 from flowbridge.events.relations import Content, is_name
 from flowbridge.events.shaping import Shaped
@@ -150,8 +152,10 @@ class Receiving:
             made, digest = _apart(made), secrets.token_hex(16)
         planned = self.plan(hook, made)
         warnings = [*made.warnings, *planned.warnings]
-        failed = (each for each in made.warnings if each.startswith(TEMPLATE_FAILED))
-        self._registry.note_failure(hook.name, next(failed, ""))
+        failure = next((each for each in made.warnings if each.startswith(TEMPLATE_FAILED)), "")
+        self._registry.note_failure(hook.name, failure)
+        if failure:
+            metrics.count(metrics.hook_template_failures, made.source)
         if not planned.shaped:
             self._keep(hook, shown, body, {"done": made.nothing, "source": made.source, "event": made.event})
             return Done(made.source, why=made.nothing, warnings=warnings)
@@ -233,9 +237,10 @@ class Receiving:
             events = shaping.shape(found, said.rendered)
             if found.key:
                 chapter = Chapter(said.state, said.firing, said.time, said.digest, said.ended)
-                events[0] = replace(events[0], binding=replace(events[0].binding, chapter=chapter))
-            first = len(shaped) + len(events) - len(found.attachments)
-            files |= {first + number: file for number, file in enumerate(found.attachments)}
+                first = events[0]
+                events[0] = Shaped(first.type, first.content, first.binding.telling(chapter))
+            start = len(shaped) + len(events) - len(found.attachments)
+            files |= {start + number: file for number, file in enumerate(found.attachments)}
             shaped += events
         if made.messages and not shaped:
             raise BadRequest("the body has nothing to say")
@@ -251,15 +256,15 @@ class Receiving:
         warnings: Sequence[str],
     ) -> Told:
         notes = tuple(text[:MAX_NOTE] for text in warnings[:MAX_NOTES])
-        how = How("flow", waits=False, meaning=b"", notes=notes, is_patient=True)
+        before: KeyBefore | None = None
         if delivery_id:
             name = delivery_id if is_name(delivery_id) else hashlib.sha256(delivery_id.encode()).hexdigest()
-            how = replace(how, key=f"id:{name}")
+            key = f"id:{name}"
         else:
             now = clock.now_ms()
             minute = now // WINDOW_MS
-            before = KeyBefore(f"body:{digest}:{minute - 1}", now - WINDOW_MS)
-            how = replace(how, key=f"body:{digest}:{minute}", before=before)
+            key, before = f"body:{digest}:{minute}", KeyBefore(f"body:{digest}:{minute - 1}", now - WINDOW_MS)
+        how = How("flow", key, waits=False, meaning=b"", before=before, notes=notes, is_patient=True)
         if planned.files:
             room = await self._messages.room(credential, room)
             told = await self._sender.repeat(credential, room, shaping.MESSAGE, how, len(planned.shaped), 0.0)
@@ -337,14 +342,19 @@ def _apart(made: Made) -> Made:
 
 def _message(hook: Hook, said: Said) -> tuple[Message | None, list[str]]:
     """The message, without what it cannot have; None where there is nothing to say."""
+    text, mentions = said.rendered.body, _mentions(hook, said)
+    if not said.members and text.strip() and "\0" not in text and is_unicode(text):  # most: there is nothing to read
+        users = tuple(each for each in mentions if each != message.ROOM)
+        key, on_update = _named(said.key), hook.on_update if said.key else "edit"
+        mentions_room = message.ROOM in mentions
+        return Message(source=text, users=users, mentions_room=mentions_room, key=key, on_update=on_update), []
     members = {name: value for name, value in said.members.items() if value is not None and name not in _TEXTS}
-    text = said.rendered.body
     if text.strip():
         members["text"] = text
-    members["mentions"] = _mentions(hook, said)
+    members["mentions"] = mentions
     members.pop("key", None)
     if said.key and "edit" not in members:
-        members["key"] = said.key if is_name(said.key) else hashlib.sha256(said.key.encode()).hexdigest()
+        members["key"] = _named(said.key)
         members.setdefault("on_update", hook.on_update)
     if not members["mentions"]:
         del members["mentions"]
@@ -356,6 +366,10 @@ def _message(hook: Hook, said: Said) -> tuple[Message | None, list[str]]:
             problems += [f"{problem.pointer.lstrip('/')} {problem.message}" for problem in error.problems]
             members = _without(members, error.problems)
     return None, problems
+
+
+def _named(key: str) -> str:
+    return key if not key or is_name(key) else hashlib.sha256(key.encode()).hexdigest()
 
 
 def _without(members: Mapping[str, Any], problems: Sequence[Problem]) -> dict[str, Any]:

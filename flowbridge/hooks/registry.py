@@ -14,7 +14,7 @@ from flowbridge.errors import Unavailable
 from flowbridge.hooks import file, secrets
 from flowbridge.hooks.definition import Definition
 from flowbridge.hooks.known import Known, Secret
-from flowbridge.limits.tasks import Once
+from flowbridge.limits.lookups import LookUps
 from flowbridge.models.hooks import TOKEN, Hook
 from flowbridge.models.timing import Timing
 from flowbridge.settings import Settings, SettingsError
@@ -59,8 +59,9 @@ class Registry:
     def __init__(self, settings: Settings, database: Database, *, timing: Timing = Timing()) -> None:
         self.path = settings.hooks_file
         self._database = database
-        self._timing = timing
-        self._clock = timing.clock
+        self.clock = timing.clock
+        unread = "hooks cannot be looked up: the store cannot be read at the moment"
+        self._lookups = LookUps(self._read, "hooks_unread", unread, timing=timing)
         self.fernet: Fernet
         self.fixed: dict[str, Definition] = {}
         self.trouble = ""  # why the file could not be read again: what was read before holds
@@ -68,10 +69,7 @@ class Registry:
         self._known: dict[str, _Kept] = {}
         self._tokens: dict[bytes, str] = {}  # SHA-256 → name
         self._opened: dict[str, Secret | None] = {}  # by the hash of the stored one
-        self._look_at = 0.0
-        self._looking = Once[None, None]()
         self._has_read = False
-        self._failed = False
         self._told: set[str] = set()  # of which the log has said that they cannot be used, or are hidden
         self._used: dict[str, int] = {}
         self._failures: dict[str, str] = {}
@@ -86,30 +84,35 @@ class Registry:
 
     # what requests ask
 
-    async def find(self, name: str, *, again: bool = False) -> Known | None:
+    async def find(self, name: str) -> Known | None:
         """The hook of this name, and the secrets that hold. Raises Unavailable.
 
-        `again`: a secret was wrong, and may be newer than what is known. An unknown hook and a wrong secret both cost
-        a look at the store, once a second for all of them together, so that they take the same time.
+        For an unknown one the store is read, once a second for all of them together.
         """
+        if name not in self._known:
+            await self._lookups.look()
+            if name not in self._known:
+                self._lookups.check()
         found = self._known.get(name)
-        if found is None or again:
-            await self._look()
-            found = self._known.get(name)
-            if found is None and self._failed:
-                raise Unavailable("this hook cannot be looked up: the store cannot be read at the moment")
         return found.now() if found else None
 
     async def find_by_token(self, token: str) -> Known | None:
         """The hook with this token in its path. Raises Unavailable."""
         digest = hooks.digest(token)
         if digest not in self._tokens:
-            await self._look()
-            if digest not in self._tokens and self._failed:
-                raise Unavailable("this token cannot be looked up: the store cannot be read at the moment")
+            await self._lookups.look()
+            if digest not in self._tokens:
+                self._lookups.check()
         name = self._tokens.get(digest)
         found = self._known[name].now() if name is not None else None
         return found if found and any(secret.digest == digest for secret in found.secrets) else None
+
+    async def since(self, moment: float) -> None:
+        """Wait until the store has been read since then (`clock`): a secret that is wrong, or unknown, may be newer.
+
+        It takes as long whether there is such a hook or not. Raises Unavailable.
+        """
+        await self._lookups.since(moment)
 
     def hook(self, name: str) -> Hook | None:
         """As it is known in memory."""
@@ -136,11 +139,8 @@ class Registry:
     # keeping up with the store and the file
 
     async def refresh(self) -> None:
-        """Read which hooks there are; to be called at the start and every `key_refresh_seconds`.
-
-        While the store cannot be read, the known hooks stay valid.
-        """
-        await self._read()
+        """Read which hooks there are; to be called at the start and every `key_refresh_seconds`."""
+        await self._lookups.refresh()
 
     def unreadable(self, connection: Connection) -> list[str]:
         """The hooks with a secret that was written with another secret key."""
@@ -152,7 +152,7 @@ class Registry:
         if self._database.trouble or self._database.missing:
             return
         async with self._writing:  # also for who finds nothing new: what is being written should be there
-            now = self._clock()
+            now = self.clock()
             if not self._failures and (not self._used or now < self._note_at):
                 return
             used = {name: at for name, at in self._used.items() if name in self._known}  # others are deleted
@@ -180,31 +180,16 @@ class Registry:
         self.trouble = str(error)
         log.error("hooks_file_refused", error=self.trouble, hint="the hooks that were read before stay as they are")
 
-    async def _look(self) -> None:
-        now = self._clock()
-        if now >= self._look_at and not self._looking:
-            self._look_at = now + self._timing.key_lookup_seconds
-            self._looking.task(None, self._read)
-        if looking := list(self._looking):
-            _, late = await asyncio.wait(looking, timeout=self._timing.key_patience_seconds)
-            self._failed = self._failed or bool(late)
-
-    async def _read(self) -> None:
+    async def _read(self) -> bool:
         if not self._database.is_open:
-            return
+            return False
         before = self._stored
-        try:
-            found = await self._database.read(partial(_read, before=before))
-        except Unavailable as error:
-            if not self._failed:
-                log.warning("hooks_unread", error=error.error)
-            self._failed = True
-            return
-        self._failed = False
+        found = await self._database.read(partial(_read, before=before))
         if found.versions != before.versions or found.secrets != before.secrets or not self._has_read:
             self._stored, self._has_read = found, True
             self._build()
         self._stored = found
+        return True
 
     def _build(self) -> None:
         """Put together what requests ask for."""

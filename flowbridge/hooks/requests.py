@@ -124,13 +124,16 @@ def opened(row: Mapping[str, Any], fernet: Fernet) -> Request | None:
 
 def _bounded(request: Request) -> Request:
     """Within what is kept of one, and without what its sender proves itself with."""
-    raw = request.body.encode("utf-8", "replace")
-    is_cut = len(raw) > MAX_BODY
-    body = raw[:MAX_BODY].decode("utf-8", "ignore") if is_cut else raw.decode()
+    body = request.body
+    size, is_cut = len(body), len(body) > MAX_BODY
+    if is_cut or not body.isascii():
+        raw = body.encode("utf-8", "replace")
+        size, is_cut = len(raw), len(raw) > MAX_BODY
+        body = raw[:MAX_BODY].decode("utf-8", "ignore") if is_cut else raw.decode()
     headers: dict[str, str] = {}
     left = MAX_HEADERS
     for name, value in request.headers.items():
         left -= len(name) + len(value)
         if left >= 0 and name.lower() not in _SECRET_HEADERS:
             headers[name.lower()] = value
-    return Request(headers, body, request.is_text, request.outcome, request.size or len(raw), is_cut, clock.now_ms())
+    return Request(headers, body, request.is_text, request.outcome, request.size or size, is_cut, clock.now_ms())

@@ -47,15 +47,55 @@ _FORMATS = {
 }
 
 
+_INLINE = frozenset(("a", "code", "em", "strong"))
+_HOLDS = {
+    "": frozenset(("p", "ul", *_INLINE)),
+    "ul": frozenset(("li",)),
+    "li": frozenset(("ul", *_INLINE)),
+    **dict.fromkeys(("p", *_INLINE), _INLINE),
+}
+MAX_INSIDE = 10
+# No character that a parser replaces, or writes in another way.
+_OCTET = r"(?:1[0-9][0-9]|2[0-4][0-9]|[1-9]?[0-9])"
+_HOST = rf"(?:(?:[a-z0-9][a-z0-9-]{{0,62}}\.){{0,9}}[a-z][a-z0-9]{{0,62}}|(?:{_OCTET}\.){{3}}{_OCTET})"
+_REST = r"(?:[/?#](?:[!#-%'-;=?-~]|&amp;)*+)?"  # ASCII, without what may not be in an attribute
+_CLEAN = re.compile(
+    rf"""(?:[^<>&\0\r\xa0\ufeff]++|&(?:amp|lt|gt);|</?(?:p|ul|li|code|em|strong)>|<br>|</a>|"""
+    rf"""<a href="https?://(?!xn--|[^/"]*\.xn--){_HOST}(?::[0-9]{{1,4}})?{_REST}">)*+"""
+)
+_NAMES = re.compile(r"<(/?)([a-z]+)")
+
+
 class TooDeepError(ValueError):
     """Tags are nested too deeply, or never closed."""
 
 
 def clean(html: str) -> str:
     """The HTML without anything that rooms do not show. Raises TooDeepError."""
+    if is_clean(html):
+        return html
     check_depth(html)
     found = _CLEANER.clean(html)
     return _without_foreign_images(found) if "<img" in found else found
+
+
+def is_clean(html: str) -> bool:
+    """Whether nothing of it would be changed: that takes a third of the time, and holds for most of what we write.
+
+    A few tags as they are written canonically, nested as a parser would have them; URLs whose host is beyond doubt.
+    """
+    if not _CLEAN.fullmatch(html):
+        return False
+    inside = [""]
+    for closes, name in _NAMES.findall(html):
+        if closes:
+            if inside.pop() != name:
+                return False
+        elif name != "br":
+            if name not in _HOLDS[inside[-1]] or (name in _INLINE and name in inside) or len(inside) > MAX_INSIDE:
+                return False
+            inside.append(name)
+    return len(inside) == 1
 
 
 def check_depth(html: str) -> None:

@@ -71,11 +71,16 @@ def html(source: str, limit: int) -> tuple[str, str | None]:
 def _html(source: str, limit: int) -> tuple[str, str | None]:
     if len(source) <= 2 * limit:
         body, found = formats.html(source, ())
-        if size_of(body) + size_of(found or "") <= limit:
+        if _fits(body, found or "", limit):
             return body, found
     items = _items(source)
     kept = _fewer_items(source, items, limit) if items else None
     return kept or _beginning(source, limit)
+
+
+def _fits(body: str, html: str, limit: int) -> bool:
+    """Most are so short that they need not be counted: a character takes 6 bytes at most."""
+    return 6 * (len(body) + len(html)) <= limit or size_of(body) + size_of(html) <= limit
 
 
 def size_of(text: str) -> int:

@@ -9,6 +9,7 @@ from flowbridge.rendering.pills import TAG
 _SPACES = re.compile(r"[ \t\r\n\f]+")
 _ATTRIBUTE = re.compile(r'([^\s="]+)="([^"]*)"')
 _BLOCKS = frozenset("p h1 h2 h3 h4 h5 h6 blockquote ul ol pre table div details".split())  # noqa: SIM905
+_UNSEEN = frozenset(f"<{end}{name}>" for name in ("strong", "em", "code", "b", "i") for end in ("", "/"))
 _LINES = frozenset(["li", "tr", "summary", "caption"])
 
 
@@ -16,12 +17,15 @@ def text_of(html: str) -> str:
     """The text of HTML that has been cleaned: lists with their marks, quotes with `>`, links with their addresses.
 
     Cleaned HTML needs no parser: each `<` begins a tag, and each attribute is quoted. The library's takes 90 µs for two
-    alerts, this 53.
+    alerts, this 40.
     """
     reader = _Reader()
     for number, piece in enumerate(TAG.split(html)):
         if number % 2 == 0:
-            reader.read_text(unescape(piece))
+            if piece:
+                reader.read_text(unescape(piece) if "&" in piece else piece)
+        elif piece in _UNSEEN:
+            pass
         elif piece.startswith("</"):
             reader.end_tag(piece[2:-1])
         else:
@@ -132,6 +136,9 @@ class _Reader:
         self._line += text
 
     def _end_line(self, *, apart: bool = False, even_empty: bool = False) -> None:
+        if not (self._line or even_empty):
+            self._is_apart = self._is_apart or apart
+            return
         line = self._line if self._pre else self._line.strip(" ")
         self._line = ""
         if line.strip() or even_empty:

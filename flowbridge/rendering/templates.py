@@ -8,7 +8,6 @@ same.
 import json
 import re
 from collections.abc import Callable
-from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any
 
@@ -16,19 +15,18 @@ from minijinja import Environment, TemplateError, escape, pass_state, safe
 from minijinja._lowlevel import State
 
 from flowbridge.rendering import formats
-from flowbridge.sources.reading import depth_of, moment
+from flowbridge.sources import markup
+from flowbridge.sources.reading import dated, depth_of, lasted, plain
 
 FUEL = 500_000  # instructions: a list of 1,000 alerts with 20 labels each takes 400,000, and 50 ms
 MAX_OUTPUT = 4 * 1024 * 1024  # characters of one member: the longest body that is taken makes 2 MB, which are cut
 MAX_KEPT = 256  # compiled templates
 MAX_MARKDOWN = 16 * 1024  # characters, as everywhere
-MAX_ADDRESS = 2_000
 MAX_DEPTH = 64
 
 TOO_LONG = "takes too many steps: make its loops shorter"
 
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+\-.!|<>~&=])")
-_LINK = re.compile(r"https?://[^\s<>\"]+", re.IGNORECASE)
 _BLOCKS = ("<p", "<h", "<ul", "<ol", "<pre", "<blockquote", "<table")
 _PLACE = re.compile(r" \(in \w+(?::\d+)?\)")
 
@@ -102,18 +100,12 @@ def _shown(state: State, value: Any) -> Any:
     return value
 
 
-def _plain(value: Any) -> str:
-    if value is None or callable(value):
-        return ""
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else str(value)
-
-
 @pass_state
 def _link(state: State, text: Any, url: Any = None) -> Any:
     """`{{ title|link(url) }}`; the text alone where the URL is none of http or https."""
-    label = _plain(text)
+    label = plain(text)
     address = label if url is None else url
-    if not isinstance(address, str) or len(address) > MAX_ADDRESS or not _LINK.fullmatch(address):
+    if not markup.is_web(address):
         return _shown(state, text)
     if state.name == "markdown":
         shown = label if hasattr(text, "__html__") else _MARKDOWN.sub(r"\\\1", label)
@@ -126,21 +118,27 @@ def _link(state: State, text: Any, url: Any = None) -> Any:
 @pass_state
 def _markdown(state: State, text: Any, blocks: bool = False) -> Any:
     """Text that its author wrote in Markdown. `blocks`: in HTML, a paragraph alone has its tag, too."""
-    source = _plain(text)[:MAX_MARKDOWN]
+    source = plain(text)[:MAX_MARKDOWN]
     if state.name != "html":
         return safe(source)
+    found = as_html(source)
+    return safe(f"<p>{found}</p>" if blocks and found and not found.startswith(_BLOCKS) else found)
+
+
+def as_html(source: str) -> str:
+    """Text that its author wrote in Markdown."""
+    source = source[:MAX_MARKDOWN]
     try:
         body, html = formats.markdown(source, ())
     except ValueError:  # too large a table
-        return _breaks(state, source)
-    found = html if html is not None else str(escape(body.strip()))
-    return safe(f"<p>{found}</p>" if blocks and found and not found.startswith(_BLOCKS) else found)
+        return markup.lines(source.strip())
+    return html if html is not None else markup.shown(body.strip())
 
 
 @pass_state
 def _breaks(state: State, text: Any) -> Any:
     """The text with its line breaks, which HTML would lose."""
-    source = _plain(text).strip().replace("\r\n", "\n")
+    source = plain(text).strip().replace("\r\n", "\n")
     if state.name != "html":
         return _shown(state, source)
     return safe(str(escape(source)).replace("\n", "<br>"))
@@ -148,7 +146,7 @@ def _breaks(state: State, text: Any) -> Any:
 
 @pass_state
 def _code(state: State, text: Any) -> str:
-    source = _plain(text)
+    source = plain(text)
     if state.name == "html":
         return safe(f"<code>{escape(source)}</code>") if source else ""
     if state.name == "markdown" and source:
@@ -159,40 +157,11 @@ def _code(state: State, text: Any) -> str:
 
 def _truncate(text: Any, length: int = 200) -> str:
     """The beginning of a text, up to the end of a word."""
-    found = _plain(text)
+    found = plain(text)
     if len(found) <= length:
         return found
     start = found[: max(1, length - 1)]
     return f"{start.rsplit(None, 1)[0] if ' ' in start[length // 2 :] else start}…"
-
-
-def _datetime(value: Any) -> str:
-    """`2026-11-22 10:00 UTC`, of an ISO 8601 text or a number; what is neither stays as it is."""
-    at = moment(value)
-    if at is None:
-        return _plain(value)
-    return f"{datetime.fromtimestamp(at / 1000, UTC):%Y-%m-%d %H:%M} UTC"
-
-
-def _duration(seconds: Any, until: Any = None) -> str:
-    """`3 h 5 min`, of seconds, or from one moment until another."""
-    if until is not None:
-        start, end = moment(seconds), moment(until)
-        if start is None or end is None:
-            return ""
-        seconds = (end - start) / 1000
-    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds < 1e12:
-        return ""
-    whole = int(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3_600:
-        return f"{whole // 60} min"
-    if whole < 86_400:
-        hours, minutes = whole // 3_600, whole % 3_600 // 60
-        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
-    days, hours = whole // 86_400, whole % 86_400 // 3_600
-    return f"{days} d {hours} h" if hours else f"{days} d"
 
 
 def _fromjson(text: Any) -> Any:
@@ -214,8 +183,8 @@ _FILTERS: dict[str, Callable[..., Any]] = {
     "breaks": _breaks,
     "code": _code,
     "truncate": _truncate,
-    "datetime": _datetime,
-    "duration": _duration,
+    "datetime": dated,
+    "duration": lasted,
     "fromjson": _fromjson,
     "mask": _mask,
 }

@@ -12,7 +12,7 @@ from typing import Any
 
 from flowbridge import sources
 from flowbridge.models.hooks import TEMPLATE_FAILED
-from flowbridge.rendering import fitting, formats
+from flowbridge.rendering import fitting, formats, templates
 from flowbridge.rendering.fitting import MAX_TEXT
 from flowbridge.rendering.reading import text_of
 from flowbridge.rendering.templates import compiled, worded
@@ -31,6 +31,8 @@ MAX_MEMBER = 256  # characters of what has no text: an id has 255 bytes at most
 MAX_KEY = 255  # bytes: as events/relations.py has it
 
 _TEXTS = ("text", "markdown", "html")
+_JSON = json.JSONEncoder(ensure_ascii=False)
+_SORTED = json.JSONEncoder(sort_keys=True)
 Json = dict[str, Any]
 
 
@@ -45,7 +47,7 @@ def webhook(body: str, given: Mapping[str, Any]) -> tuple[str, None]:
         found = _made(_payload(body, given), {**given, "body": body})
     except ValueError as error:
         found = {"wrong": str(error)}
-    return json.dumps(found, ensure_ascii=False), None
+    return _JSON.encode(found), None
 
 
 def _made(payload: Any, given: Mapping[str, Any]) -> Json:
@@ -152,7 +154,7 @@ def _said(
         "firing": [_whole(each) for each in notice.firing],
         "ended": None if notice.ended is None else [_whole(each) for each in notice.ended],
         "time": notice.time,
-        "digest": hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()[:32],
+        "digest": hashlib.sha256(_SORTED.encode(same).encode()).hexdigest()[:32],
     }
 
 
@@ -172,7 +174,12 @@ def _members(source: Source, notice: Notice, template: Mapping[str, str] | None,
     if template:
         return _bounded(compiled(tuple(template.items())).render(view))
     members = _bounded(notice.message or {})
-    return members if _is_said(notice) else {**members, **compiled((("html", source.template),)).render(view)}
+    if _is_said(notice):
+        return members
+    if isinstance(source.template, str):
+        return {**members, **compiled((("html", source.template),)).render(view)}
+    html = source.template(view, templates.as_html).strip()
+    return {**members, "html": html} if html else members
 
 
 def _is_said(notice: Notice) -> bool:
@@ -238,6 +245,8 @@ def _named(key: str) -> str:
 
 def _whole(text: str) -> str:
     """Without what no event may hold: lone surrogates, and zeros."""
+    if text.isascii() and "\0" not in text:
+        return text
     return text.encode("utf-8", "replace").decode().replace("\0", "\ufffd")
 
 

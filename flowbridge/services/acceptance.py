@@ -119,19 +119,40 @@ class Acceptance:
         found = await self.aside(self.read, body, content_type, event_type, surface)
         return replace(found, size=len(body))
 
-    async def check(self, room: str, event_type: str, found: Payload, *, as_state: bool) -> Event:
+    async def check(
+        self, room: str, event_type: str, found: Payload, *, as_state: bool, kept: dict[str, Any] | None = None
+    ) -> Event:
         """The event that would be sent. Raises BadContent with every problem, or TooLarge.
 
         `as_state`: the path says that it is a state event. Otherwise the catalogue, or a state key in the body, does.
+        `kept`: what is written down in place of the content, which this may become.
         """
+        event = self.check_at_once(room, event_type, found, as_state=as_state, kept=kept)
+        if event is not None:
+            return event
+        # It is large, or wrong: explaining what is takes 1,000 times as long as seeing that something is.
+        entry = self.catalogue.select(event_type, found.content)
+        return await self.aside(self._check, room, event_type, entry, found, as_state, kept)
+
+    def check_at_once(
+        self, room: str, event_type: str, found: Payload, *, as_state: bool, kept: dict[str, Any] | None = None
+    ) -> Event | None:
+        """As `check`; None where that takes long: the content is large, or does not fit its schema."""
         entry = self.catalogue.select(event_type, found.content)
         if found.size < LARGE_BYTES and (entry is None or entry.validator.is_valid(found.content)):
-            return self._check(room, event_type, entry, found, as_state, is_valid=True)
-        # It is large, or wrong: explaining what is takes 1,000 times as long as seeing that something is.
-        return await self.aside(self._check, room, event_type, entry, found, as_state)
+            return self._check(room, event_type, entry, found, as_state, kept, is_valid=True)
+        return None
 
     def _check(
-        self, room: str, event_type: str, entry: Entry | None, found: Payload, as_state: bool, *, is_valid: bool = False
+        self,
+        room: str,
+        event_type: str,
+        entry: Entry | None,
+        found: Payload,
+        as_state: bool,
+        kept: dict[str, Any] | None,
+        *,
+        is_valid: bool = False,
     ) -> Event:
         """`is_valid`: the content is known to fit its schema."""
         kind = entry.kind if entry else None
@@ -139,7 +160,7 @@ class Acceptance:
         state_key = (found.state_key or "") if is_state else None
         if not isinstance(found.content, dict):
             raise BadContent([Problem("", "must be a JSON object", canonical_json.RULE)])
-        content = canonical_json.write(found.content)
+        content = canonical_json.write(found.content if kept is None else kept)
         if not room and len(content) > size.SMALL_BYTES:  # a dry run; `accept` knows all that counts
             size.check(content, event_type, state_key, "", "")
         if state_key:
@@ -161,6 +182,29 @@ class Acceptance:
         """
         permit = partial(scopes.permit, credential.key, event.type)
         caller, room_id = await self._room_access.enter(credential, event.room, permit, joins=True, writes=True)
+        receipt = self.offer(credential, caller, room_id, event, how, following)
+        pending = receipt.pending
+        if event.room.startswith("#"):
+            pending.settled.add_done_callback(partial(self._doubt, caller, event.room, room_id))
+            self._worker.rouse(pending.row.lane)  # its caller may have joined the room a moment ago
+        if pending.idem is not None:
+            await pending.committed
+            if pending.existing is not None:
+                how = how if how.waits == receipt.waits else _unwaited(how)
+                return await self._replayed(caller, pending, pending.existing, how, len(pending.following))
+            self._count(pending, how)
+        return receipt
+
+    def offer(
+        self,
+        credential: Credential,
+        caller: Caller,
+        room_id: str,
+        event: Event,
+        how: How,
+        following: Sequence[Event] = (),
+    ) -> Receipt:
+        """As `accept`, for a caller that may write into this room. With a key it may turn out to be a repeat."""
         if event.type == MEMBER:
             _check_member(event, caller)
         if len(event.content) > size.SMALL_BYTES:
@@ -179,17 +223,15 @@ class Acceptance:
         except ShareTaken as error:
             self._hold_back(credential, error)
             raise
-        if event.room.startswith("#"):
-            pending.settled.add_done_callback(partial(self._doubt, caller, event.room, room_id))
-            self._worker.rouse(pending.row.lane)  # its caller may have joined the room a moment ago
-        if pending.idem is not None:
-            await pending.committed
-            if pending.existing is not None:
-                return await self._replayed(caller, pending, pending.existing, how, len(pending.following))
+        if pending.idem is None:
+            self._count(pending, how)
+        return Receipt(caller, pending, waits=how.waits, following=pending.following)
+
+    @staticmethod
+    def _count(pending: PendingDelivery, how: How) -> None:
         metrics.count(metrics.accepted, how.surface)
         for _ in pending.following:
             metrics.count(metrics.accepted, how.surface)
-        return Receipt(caller, pending, waits=how.waits, following=pending.following)
 
     async def earlier(
         self, credential: Credential, room: str, event_type: str, how: How, following: int
@@ -255,7 +297,7 @@ class Acceptance:
         idem, fingerprint = self._idem(row, caller, how, how.key) if how.key is not None else (None, None)
         before = how.before
         if before is not None:
-            before = replace(before, key=self._idem(row, caller, how, before.key)[0])
+            before = KeyBefore(self._idem(row, caller, how, before.key)[0], before.since)
         pending = PendingDelivery(
             row,
             token=caller.token,

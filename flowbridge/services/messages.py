@@ -209,8 +209,8 @@ class Messages:
 
     async def _open_event(self, room: str, shaped: Shaped) -> Event:
         found = Payload(largest(shaped.content, shaped.binding))
-        event = await self._acceptance.check(room, shaped.type, found, as_state=False)
-        return replace(event, content=canonical_json.write(shaped.content), binding=shaped.binding.to_json())
+        event = await self._acceptance.check(room, shaped.type, found, as_state=False, kept=shaped.content)
+        return Event(room, event.type, event.content, None, shaped.binding.to_json())
 
     # texts
 
@@ -249,19 +249,21 @@ class Messages:
 
     async def _check_bindings(self, credential: Credential, room: str, shaped: Sequence[Shaped]) -> None:
         """Raises NotFound for a delivery that is not there, BadContent for one of another room, TooLarge."""
-        permit = partial(scopes.permit, credential.key, shaped[0].type)
-        caller, room_id = await self._room_access.enter(credential, room, permit, joins=True, writes=True)
-        for event in shaped:
-            if event.binding.is_open and not _is_short(event.content):
-                content = canonical_json.write(largest(event.content, event.binding))
-                if len(content) > size.SMALL_BYTES:
-                    size.check(content, event.type, None, room_id, caller.user_id)
+        long = [event for event in shaped if event.binding.is_open and not _is_short(event.content)]
         named = {
             _pointer(name): target.name
             for event in shaped
             for name, target in event.binding.targets().items()
             if target.kind == "delivery"
         }
+        if not (long or named):
+            return
+        permit = partial(scopes.permit, credential.key, shaped[0].type)
+        caller, room_id = await self._room_access.enter(credential, room, permit, joins=True, writes=True)
+        for event in long:
+            content = canonical_json.write(largest(event.content, event.binding))
+            if len(content) > size.SMALL_BYTES:
+                size.check(content, event.type, None, room_id, caller.user_id)
         if named:
             await self._check_deliveries(caller, room_id, named)
 

@@ -122,7 +122,24 @@ class Sender:
 
         Raises what `Acceptance.accept` does: then nothing was accepted.
         """
-        receipt = await self._acceptance.accept(credential, event, how)
+        return await self.outcome(
+            credential, event, how, await self._acceptance.accept(credential, event, how), patience
+        )
+
+    def outcome_at_once(self, receipt: Receipt) -> Told | None:
+        """What its caller hears, where that is the good news, and nothing has to be awaited any more: most sends."""
+        pending = receipt.pending
+        settled, committed = pending.settled, pending.committed
+        outcome = settled.result() if is_good(settled) else None
+        if receipt.waits:
+            is_sent = outcome is not None and outcome.state == "sent"
+            return _told(receipt, event_id=outcome.event_id) if is_sent and outcome is not None else None
+        if not is_good(committed):
+            return None
+        return _told(receipt, status=outcome.state if outcome is not None else "queued")
+
+    async def outcome(self, credential: Credential, event: Event, how: How, receipt: Receipt, patience: float) -> Told:
+        """As `send`, of an event that was accepted."""
         waits = how.waits and receipt.waits
         ends = time.monotonic() + patience
         try:
@@ -219,6 +236,11 @@ class Sender:
             errcode=Errcode.LIMIT_EXCEEDED,
             retry_after_ms=int(min(pause, 60.0) * 1000) or 1_000,
         )
+
+
+def is_good(future: "asyncio.Future[Any]") -> bool:
+    """Whether it is done, and has a result."""
+    return future.done() and not future.cancelled() and future.exception() is None
 
 
 def _told(receipt: Receipt, *, event_id: str | None = None, error: MatrixError | None = None, status: str = "") -> Told:

@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 from flowbridge.sources.alerts import Alert, notices
 from flowbridge.sources.reading import at, objects, text
-from flowbridge.sources.report import TEMPLATE, web
+from flowbridge.sources.report import web, words
 from flowbridge.sources.source import Headers, Incoming, Nothing, Notice, Source, UnrecognisedError
 
 
@@ -71,7 +71,7 @@ SOURCE = Source(
     "Alertmanager",
     recognises,
     read,
-    TEMPLATE,
+    words,
     sample=SAMPLE,
     sample_headers={"User-Agent": "Alertmanager/0.27.0", "Content-Type": "application/json"},
 )

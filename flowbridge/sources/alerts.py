@@ -1,7 +1,7 @@
 """A group of alerts, as Alertmanager and Grafana report it. Pure, in linear time."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,7 +45,7 @@ class Alert:
         is_firing = (text(alert, "status") or status) != "resolved"
         labels = _texts(alert.get("labels"))
         annotations = _texts(alert.get("annotations"))
-        urls = [(_LINKS.get(name, name), value) for name, value in annotations.items() if web(value)]
+        urls = {name: value for name, value in annotations.items() if web(value)}
         started = text(alert, "startsAt")
         # Older versions know no fingerprint. An alert that began again is another one: a receiver without send_resolved
         # hears of its second beginning alone.
@@ -57,10 +57,10 @@ class Alert:
             f"{name}-{_digest(started)[:8] if at is None else at}",
             is_firing,
             labels,
-            {name: value for name, value in annotations.items() if not web(value)},
+            _without(annotations, urls) if urls else annotations,
             started,
             None if is_firing else text(alert, "endsAt"),  # what fires may have a time at which it would end unrenewed
-            tuple(dict.fromkeys((*urls, *links))),
+            tuple(dict.fromkeys((*((_LINKS.get(name, name), url) for name, url in urls.items()), *links))),
             values,
         )
 
@@ -108,7 +108,7 @@ def _notice(alerts: Sequence[Alert], key: str, *, title: str = "", message: str 
         state=state,
         firing=tuple(dict.fromkeys(alert.id for alert in firing)),
         ended=tuple(dict.fromkeys(alert.id for alert in resolved)),
-        time=max((alert.time for alert in alerts if alert.time is not None), default=None),
+        time=max((time for alert in alerts if (time := alert.time) is not None), default=None),
         same=[title, message, *sorted(alert.same for alert in alerts)],
     )
 
@@ -199,7 +199,7 @@ def _texts(value: Any) -> dict[str, str]:
     """Its texts, without what tools keep for themselves (`__alert_rule_uid__`)."""
     if not isinstance(value, dict):
         return {}
-    return {name: found for name in value if not name.startswith("__") and (found := text(value, name)).strip()}
+    return {name: found for name, each in value.items() if not name.startswith("__") and (found := text(each)).strip()}
 
 
 def _common(each: Sequence[dict[Any, str]]) -> dict[Any, str]:
@@ -211,7 +211,7 @@ def _common(each: Sequence[dict[Any, str]]) -> dict[Any, str]:
     return found
 
 
-def _without(values: Mapping[str, str], common: Mapping[str, str]) -> dict[str, str]:
+def _without(values: Mapping[str, str], common: Collection[str]) -> dict[str, str]:
     return {name: value for name, value in values.items() if name not in common}
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from flowbridge.sources.reading import at, mapping, objects, parsed, text
-from flowbridge.sources.report import TEMPLATE, report
+from flowbridge.sources.report import report, words
 from flowbridge.sources.source import Headers, Incoming, Nothing, Notice, Source, UnrecognisedError
 from flowbridge.sources.summary import summary
 
@@ -76,7 +76,7 @@ SOURCE = Source(
     "CloudEvents",
     recognises,
     read,
-    f"{TEMPLATE}{{{{ details|safe }}}}",
+    words,
     delivery_id=delivery_id,
     sample={
         "specversion": "1.0",

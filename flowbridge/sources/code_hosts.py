@@ -8,8 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NotRequired, TypedDict
 
+from flowbridge.sources import markup
+from flowbridge.sources.markup import shown
 from flowbridge.sources.reading import at, text
-from flowbridge.sources.source import Json, Notice, State
+from flowbridge.sources.source import Json, Markdown, Notice, State
 
 MAX_COMMITS = 5  # shown; GitHub sends up to 2,048
 MAX_NAMES = 10  # of labels, jobs, people
@@ -340,23 +342,31 @@ def lasted(start: int | None, end: int | None) -> str:
 
 
 # The link ends the headline: where a client shows no HTML, its address comes behind it.
-TEMPLATE = """\
-{% macro line(parts) %}
-{% for part in parts %}
-{% if part.url %}{{ part.text|link(part.url) }}{% elif part.code %}{{ part.text|code }}{% else %}{{ part.text }}\
-{%- endif %}
-{% endfor %}
-{% endmacro %}
-<p>{% if icon %}{{ icon }} {% endif %}{% if repository %}<strong>{{ repository }}</strong>: {% endif %}\
-{{ line(headline) }}\
-{%- for fact in facts %}<br>{{ line(fact) }}{% endfor %}</p>
-{% if items %}
-<ul>\
-{%- for item in items %}
-<li>{% if item.mark %}{{ item.mark|code }} {% endif %}{{ item.text|link(item.url) }}\
-{%- if item.by %} — {{ item.by }}{% endif %}</li>
-{%- endfor %}
-{%- if left %}<li>{% set more = "… and " ~ left ~ " more" %}{{ more|link(left_url) }}</li>{% endif %}</ul>
-{% endif %}
-{% if quote %}<blockquote>{{ quote|markdown }}</blockquote>{% endif %}
-"""
+def words(view: Json, markdown: Markdown) -> str:
+    """A notice as HTML."""
+    icon, where, items, left = view["icon"], view["repository"], view["items"], view["left"]
+    found = [f"<p>{shown(icon)} " if icon else "<p>", f"<strong>{shown(where)}</strong>: " if where else ""]
+    found.append("<br>".join([_shown(each) for each in (view["headline"], *view["facts"])]))
+    found.append("</p>\n")
+    if items:
+        found.append(f"<ul>{''.join(map(_item, items))}")
+        found.append(f"<li>{markup.link(f'… and {left} more', view['left_url'])}</li></ul>\n" if left else "</ul>\n")
+    if view["quote"]:
+        found.append(f"<blockquote>{markdown(view['quote'])}</blockquote>")
+    return "".join(found)
+
+
+def _shown(parts: Line) -> str:
+    found = []
+    for part in parts:
+        if url := part.get("url"):
+            found.append(markup.link(part["text"], url))
+        else:
+            found.append(markup.code(part["text"]) if part.get("code") else shown(part["text"]))
+    return "".join(found)
+
+
+def _item(item: Item) -> str:
+    mark, by = item.get("mark"), item.get("by")
+    said = markup.link(item["text"], item.get("url"))
+    return f"<li>{f'{markup.code(mark)} ' if mark else ''}{said}{f' — {shown(by)}' if by else ''}</li>"

@@ -179,7 +179,7 @@ SOURCE = Source(
     "Gitea",
     _gitea,
     read,
-    template=code_hosts.TEMPLATE,
+    template=code_hosts.words,
     delivery_id=delivery_id,
     scheme="gitea",
     sample={

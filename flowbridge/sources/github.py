@@ -1036,7 +1036,7 @@ SOURCE = Source(
     "GitHub",
     recognises,
     read,
-    template=code_hosts.TEMPLATE,
+    template=code_hosts.words,
     delivery_id=delivery_id,
     scheme="github",
     sample=SAMPLE,

@@ -534,7 +534,7 @@ SOURCE = Source(
     "GitLab",
     recognises,
     read,
-    template=code_hosts.TEMPLATE,
+    template=code_hosts.words,
     delivery_id=delivery_id,
     scheme="gitlab",
     sample={

@@ -11,7 +11,7 @@ from typing import Any
 from flowbridge.models.hooks import Per
 from flowbridge.sources.alerts import Alert, notices
 from flowbridge.sources.reading import at, mapping, objects, text
-from flowbridge.sources.report import FIRING, PAUSED, RESOLVED, TEMPLATE, report, web
+from flowbridge.sources.report import FIRING, PAUSED, RESOLVED, report, web, words
 from flowbridge.sources.source import Headers, Incoming, Nothing, Notice, Source, State, UnrecognisedError
 
 _DEFAULT_TITLE = re.compile(r"\[(FIRING|RESOLVED)\b")
@@ -142,7 +142,7 @@ SOURCE = Source(
     "Grafana",
     recognises,
     read,
-    TEMPLATE,
+    words,
     sample=SAMPLE,
     sample_headers={"User-Agent": "Grafana", "Content-Type": "application/json"},
 )

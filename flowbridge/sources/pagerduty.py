@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flowbridge.sources.reading import at, mapping, moment, objects, text
-from flowbridge.sources.report import FIRING, NOTED, RESOLVED, TEMPLATE, report
+from flowbridge.sources.report import FIRING, NOTED, RESOLVED, report, words
 from flowbridge.sources.source import Headers, Incoming, Notice, Source, State, UnrecognisedError
 
 _STATES: dict[str, tuple[str, State]] = {
@@ -112,7 +112,7 @@ SOURCE = Source(
     "PagerDuty",
     recognises,
     read,
-    TEMPLATE,
+    words,
     delivery_id=delivery_id,
     scheme="pagerduty",
     sample={

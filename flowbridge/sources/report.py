@@ -1,58 +1,19 @@
-"""How alerting tools' messages look: one template, so that a room reads all of them alike. Pure."""
+"""How alerting tools' messages look: all alike, so that a room reads them alike. Pure."""
 
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from flowbridge.sources.reading import moment
-from flowbridge.sources.source import Json
+from flowbridge.sources.markup import anchor, is_web, lines, shown
+from flowbridge.sources.reading import dated, lasted, moment
+from flowbridge.sources.source import Json, Markdown
 
 FIRING, RESOLVED, NOTED, PAUSED = "🔥", "✅", "👀", "🔧"
 MAX_PARTS = 150  # of a report: about what fits into an event
 MAX_FACTS = 20
 MAX_VALUE = 200  # characters
 MAX_TEXT = 1_500
-MAX_URL = 2_000
 
-TEMPLATE = """
-{%- macro lines(text) %}
-{% for line in text|lines %}{% if not loop.first %}<br>{% endif %}{{ line }}{% endfor %}
-{% endmacro %}
-{%- macro rest(part, time) %}
-{% for name, value in part.facts %} · {{ name }}: {{ value }}{% endfor %}
-{%- if time %} · {{ time }}{% endif %}
-{%- for name, url in part.links %} · {{ name|link(url) }}{% endfor %}
-{% endmacro %}
-{%- macro when(it) %}
-{% set lasted = it.since|duration(it.until) %}
-{% if it.until %}{{ it.ended }} {{ it.until|datetime }}{% if lasted %} after {{ lasted }}{% endif %}
-{% elif it.since %}{{ it.began }} {{ it.since|datetime }}{% endif %}
-{% endmacro %}
-{%- set time = when(report) %}
-<p>{% if report.mark %}{{ report.mark }} {% endif %}<strong>{{ report.title }}</strong>
-{%- if report.outcome %}: {{ report.outcome }}{% endif %}</p>
-{% if report.text %}<p>{{ lines(report.text) }}</p>{% endif %}
-{% if report.facts or time %}
-<p>{% for name, value in report.facts %}{% if not loop.first %} · {% endif %}{{ name }}: {{ value }}{% endfor %}
-{%- if report.facts and time %}<br>{% endif %}{{ time }}</p>
-{% endif %}
-{% if report.parts %}
-<ul>
-{% for part in report.parts %}
-{% set more = rest(part, when(part))|trim %}
-<li>{% if part.mark %}{{ part.mark }} {% endif %}<strong>{{ part.title }}</strong>
-{%- if part.text %}<br>{{ lines(part.text) }}{% if more %}<br>{{ more[2:]|safe }}{% endif %}
-{% elif more %} {{ more|safe }}{% endif %}</li>
-{% endfor %}
-</ul>
-{% endif %}
-{% if report.more %}<p>{{ report.more }}</p>{% endif %}
-{% if report.links %}
-<p>{% for name, url in report.links %}{% if not loop.first %} · {% endif %}{{ name|link(url) }}{% endfor %}</p>
-{% endif %}
-"""
-
-_URL = re.compile(r"https?://[^\s<>\"]+", re.IGNORECASE)
 _SPACES = re.compile(r"\s+")
 Pairs = Iterable[tuple[str, str]]
 
@@ -72,7 +33,7 @@ def report(
     parts: Sequence[Json] = (),
     more: str = "",
 ) -> Json:
-    """What TEMPLATE shows; each of `parts` is a report, too, of which only the title and what is around it is shown.
+    """What `words` shows; each of `parts` is a report, too, of which only the title and what is around it is shown.
 
     `facts`, `links`: names with what they are; empty ones are left out. `since`, `until`: what `moment` reads.
     """
@@ -92,13 +53,53 @@ def report(
     }
 
 
+def words(view: Json, _: Markdown) -> str:
+    """A report as HTML; `details` of the view, which are HTML, behind it."""
+    it = view["report"]
+    time, mark, outcome = _when(it), it["mark"], it["outcome"]
+    found = [f"<p>{f'{mark} ' if mark else ''}<strong>{shown(it['title'])}</strong>"]
+    found.append(f": {shown(outcome)}</p>\n" if outcome else "</p>\n")
+    if it["text"]:
+        found.append(f"<p>{lines(it['text'])}</p>")
+    if it["facts"] or time:
+        facts = " · ".join([f"{shown(name)}: {shown(value)}" for name, value in it["facts"]])
+        found.append(f"<p>{facts}{'<br>' if facts and time else ''}{time}</p>\n")
+    if it["parts"]:
+        found.append(f"<ul>\n{''.join(map(_part, it['parts']))}</ul>\n")
+    if it["more"]:
+        found.append(f"<p>{shown(it['more'])}</p>")
+    if it["links"]:
+        found.append(f"<p>{' · '.join([anchor(name, url) for name, url in it['links']])}</p>\n")
+    found.append(view.get("details", ""))
+    return "".join(found)
+
+
+def _part(it: Json) -> str:
+    time = _when(it)
+    said = [f"{shown(name)}: {shown(value)}" for name, value in it["facts"]]
+    said += [time] if time else []
+    more = " · ".join(said + [anchor(name, url) for name, url in it["links"]])
+    title = f"{it['mark']} " * bool(it["mark"]) + f"<strong>{shown(it['title'])}</strong>"
+    if it["text"]:
+        return f"<li>{title}<br>{lines(it['text'])}{f'<br>{more}' if more else ''}</li>\n"
+    return f"<li>{title}{f' · {more}' if more else ''}</li>\n"
+
+
+def _when(it: Json) -> str:
+    since, until = it["since"], it["until"]
+    if until:
+        lasting = lasted(since, until)
+        return f"{it['ended']} {dated(until)}{f' after {lasting}' if lasting else ''}"
+    return f"{it['began']} {dated(since)}" if since else ""
+
+
 def _filled(facts: Pairs) -> list[tuple[str, str]]:
     return [(name, value) for name, value in facts if value.strip()][:MAX_FACTS]
 
 
 def web(url: Any) -> str:
     """A URL that can be followed from a room; "" for anything else."""
-    return url if isinstance(url, str) and len(url) <= MAX_URL and _URL.fullmatch(url) else ""
+    return url if is_web(url) else ""
 
 
 def line(text: str) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flowbridge.sources.reading import at, mapping, moment, text
-from flowbridge.sources.report import FIRING, RESOLVED, TEMPLATE, report
+from flowbridge.sources.report import FIRING, RESOLVED, report, words
 from flowbridge.sources.source import Headers, Incoming, Nothing, Notice, Source, State, UnrecognisedError
 
 _RESOURCE = "sentry-hook-resource"
@@ -204,7 +204,7 @@ SOURCE = Source(
     "Sentry",
     recognises,
     read,
-    TEMPLATE,
+    words,
     scheme="sentry",
     sample={
         "action": "created",

@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import quote
 
 from flowbridge.sources.reading import at, mapping, moment, objects, parsed, text
-from flowbridge.sources.report import FIRING, RESOLVED, TEMPLATE, report
+from flowbridge.sources.report import FIRING, RESOLVED, report, words
 from flowbridge.sources.source import Headers, Incoming, Notice, Source, State, UnrecognisedError
 from flowbridge.sources.summary import summary
 
@@ -129,7 +129,7 @@ SOURCE = Source(
     "AWS SNS",
     recognises,
     read,
-    f"{TEMPLATE}{{{{ details|safe }}}}",
+    words,
     delivery_id=delivery_id,
     sample={
         "Type": "Notification",

@@ -1,8 +1,8 @@
 """What a source is: how the tools that send webhooks say what has happened. Pure.
 
-A source is one file: a template, and a few lines that read what a request is about. It runs in the render process,
-since what others send is as hostile as any Markdown, so it may raise nothing but `UnrecognisedError`, must take any
-JSON (nulls, other types than documented, no keys at all), and its time must be linear in the body.
+A source is one file: how its messages look, and a few lines that read what a request is about. It runs in the render
+process, since what others send is as hostile as any Markdown, so it may raise nothing but `UnrecognisedError`, must
+take any JSON (nulls, other types than documented, no keys at all), and its time must be linear in the body.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -68,6 +68,8 @@ class Nothing:
     event: str = ""
 
 
+Markdown = Callable[[str], str]  # what people wrote in Markdown, as HTML
+Words = Callable[[Json, Markdown], str]
 Read = Callable[[Incoming], Sequence[Notice] | Nothing]
 
 
@@ -80,17 +82,17 @@ class Source:
     """`name`: as hooks name it. `title`: as its makers write it.
 
     `recognises`: whether a request is of this source, by what no other source has. `read`: the notices of a request.
-    `template`: HTML (minijinja) for its notices; `text_of` of it is the body. `delivery_id`: the sender's own id of
-    this delivery, if it has one: the same again is a repeat. `scheme`: how its sender signs, if it does. `dialect`: a
-    body that is not recognised is refused. `sample`: a body as it sends one, for `hooks test`; `sample_headers`: what
-    comes with it.
+    `template`: HTML for its notices, as minijinja, or as a function of what a template sees; `text_of` of it is the
+    body. `delivery_id`: the sender's own id of this delivery, if it has one: the same again is a repeat. `scheme`: how
+    its sender signs, if it does. `dialect`: a body that is not recognised is refused. `sample`: a body as it sends one,
+    for `hooks test`; `sample_headers`: what comes with it.
     """
 
     name: str
     title: str
     recognises: Callable[[Headers, Any], bool]
     read: Read
-    template: str = ""
+    template: str | Words = ""
     delivery_id: Callable[[Headers, Any], str] = _no_id
     scheme: str = "token"
     dialect: bool = False

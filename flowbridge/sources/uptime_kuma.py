@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from flowbridge.sources.reading import at, mapping, moment, objects, text
-from flowbridge.sources.report import FIRING, PAUSED, RESOLVED, TEMPLATE, report
+from flowbridge.sources.report import FIRING, PAUSED, RESOLVED, report, words
 from flowbridge.sources.source import Headers, Incoming, Notice, Source, State, UnrecognisedError
 
 _STATES: dict[Any, tuple[str, str, State]] = {
@@ -77,7 +77,7 @@ SOURCE = Source(
     "Uptime Kuma",
     recognises,
     read,
-    TEMPLATE,
+    words,
     sample={
         "heartbeat": {
             "monitorID": 10,

@@ -1,6 +1,7 @@
 """The engine: what a database URL means, and opening the database that it names."""
 
 import contextlib
+import select
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
 
 from flowbridge import log
 from flowbridge.models.timing import Timing
-from flowbridge.store import file_check, lock_file, migrations, sqlite_file
+from flowbridge.store import driver, file_check, lock_file, migrations, sqlite_file
 from flowbridge.store.errors import StoreError, StoreInUse
 from flowbridge.store.files import Files
 
@@ -172,7 +173,7 @@ def _sqlite(url: URL, timing: Timing, *, shared: bool) -> Engine:
 
 
 def _begin(connection: Connection) -> None:
-    connection.exec_driver_sql("BEGIN" if connection.get_execution_options().get("reads") else "BEGIN IMMEDIATE")
+    driver.execute(connection, "BEGIN" if connection.get_execution_options().get("reads") else "BEGIN IMMEDIATE")
 
 
 def _postgres(url: URL, timing: Timing) -> Engine:
@@ -187,6 +188,18 @@ def _postgres(url: URL, timing: Timing) -> Engine:
     engine = create_engine(url, connect_args=wanted, pool_pre_ping=True, isolation_level="READ COMMITTED")
     event.listen(engine, "connect", set_session)
     return engine
+
+
+def is_quiet(connection: Connection) -> bool:
+    """Whether the server has said nothing unasked on an idle connection: that would be, most likely, that it ends it.
+
+    SQLAlchemy's question before a connection is used again is a round trip for each commit; this is a system call.
+    """
+    if connection.dialect.name == "sqlite":
+        return True
+    socket = select.poll()
+    socket.register(driver.of(connection).fileno(), select.POLLIN)
+    return not socket.poll(0)
 
 
 def _wait(engine: Engine, seconds: float, timing: Timing) -> None:

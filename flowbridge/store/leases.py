@@ -3,12 +3,13 @@
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, and_, bindparam, case, delete, func, or_, select, update
-from sqlalchemy.sql import ColumnElement
+from sqlalchemy import Connection, and_, bindparam, case, delete, func, literal_column, or_, select, update
+from sqlalchemy.sql import ClauseElement, ColumnElement
 
-from flowbridge.store import outbox
-from flowbridge.store.clock import lease_clock
-from flowbridge.store.statements import HAS_QUEUED, insert
+from flowbridge.store import driver, outbox
+from flowbridge.store.clock import lease_clock, now_ms
+from flowbridge.store.driver import Statement
+from flowbridge.store.statements import HAS_QUEUED
 from flowbridge.store.tables import accounts, lanes, tokens
 
 MERGED = "merged"  # in `sent_with`: a lane that was several (migration 0002), of which each had a head
@@ -34,6 +35,16 @@ class Claim:
     rows: list[outbox.Row]
 
 
+@dataclass(frozen=True, slots=True)
+class Reclaim:
+    """A lane of a file of our own that was given back with nothing in it, and is held again."""
+
+    fence: Fence
+    account: str
+    sent_with: str
+    lease_ms: int
+
+
 def mark_dirty(connection: Connection, pairs: Iterable[tuple[str, str]], *, exclude: Collection[str] = ()) -> None:
     """Record that lanes (each with its account) have events that their owners may not know; not those in `exclude`.
 
@@ -44,9 +55,17 @@ def mark_dirty(connection: Connection, pairs: Iterable[tuple[str, str]], *, excl
         for lane, account in sorted(set(pairs))
     ]
     if values:
-        statement = insert(connection, lanes)
-        dirty = case((statement.excluded.dirty == 1, 1), else_=lanes.c.dirty) if exclude else 1
-        connection.execute(statement.on_conflict_do_update(index_elements=["lane"], set_={"dirty": dirty}), values)
+        _MARK_DIRTY.run_all(connection, values)
+
+
+def _mark_dirty(dialect: str) -> ClauseElement:
+    insertion = driver.insertion(dialect, lanes, ("lane", "account", "dirty", "sent_with"))
+    one: ColumnElement[int] = literal_column("1")
+    dirty = case((insertion.excluded.dirty == one, one), else_=lanes.c.dirty)
+    return insertion.on_conflict_do_update(index_elements=["lane"], set_={"dirty": dirty})
+
+
+_MARK_DIRTY = Statement(_mark_dirty)
 
 
 def lock(connection: Connection, names: Iterable[str]) -> None:
@@ -118,6 +137,26 @@ def claim(
     ]
 
 
+_RECLAIM = """
+INSERT INTO lanes (lane, account, owner, fence, lease_until, sent_with) VALUES (?, ?, ?, ?, ?, ?)
+ON CONFLICT (lane) DO UPDATE SET owner = excluded.owner, fence = excluded.fence, lease_until = excluded.lease_until,
+    sent_with = excluded.sent_with
+"""
+
+
+def reclaim(connection: Connection, reclaims: Iterable[Reclaim]) -> None:
+    """Claim lanes of an SQLite file that no other process can have claimed meanwhile.
+
+    `dirty` stays: a command may have added an event.
+    """
+    now = now_ms()
+    if values := [
+        (one.fence.lane, one.account, one.fence.owner, one.fence.number, now + one.lease_ms, one.sent_with)
+        for one in reclaims
+    ]:
+        connection.exec_driver_sql(_RECLAIM, values)
+
+
 _HAS_WORK = or_(lanes.c.dirty == 1, lanes.c.owner.is_not(None))
 
 
@@ -165,9 +204,13 @@ def release(connection: Connection, fences: Iterable[Fence], rest_ms: int = 0) -
 
     A lane that needs no rest comes behind those that wait already, too: no room keeps another one waiting.
     """
-    until = lease_clock(connection) + rest_ms
-    for fence in sorted(fences, key=lambda fence: fence.lane):
-        connection.execute(update(lanes).where(holds(fence)).values(owner=None, lease_until=until, dirty=_STILL_DIRTY))
+    given_back = [
+        {"b_lane": fence.lane, "b_owner": fence.owner, "b_fence": fence.number}
+        for fence in sorted(fences, key=lambda fence: fence.lane)
+    ]
+    if given_back:
+        until = lease_clock(connection) + rest_ms
+        connection.execute(_RELEASE.values(lease_until=until), given_back)
 
 
 def release_all(connection: Connection, owner: str) -> None:
@@ -178,6 +221,15 @@ def release_all(connection: Connection, owner: str) -> None:
 
 
 _STILL_DIRTY = case((or_(lanes.c.dirty == 1, HAS_QUEUED), 1), else_=0)
+_RELEASE = (
+    update(lanes)
+    .where(
+        lanes.c.lane == bindparam("b_lane"),
+        lanes.c.owner == bindparam("b_owner"),
+        lanes.c.fence == bindparam("b_fence"),
+    )
+    .values(owner=None, dirty=_STILL_DIRTY)
+)
 
 
 def _owned(connection: Connection, owner: str) -> list[str]:
@@ -211,15 +263,17 @@ def held(connection: Connection, fences: Iterable[Fence]) -> set[Fence]:
     All lanes are locked in one order.
     """
     wanted = {fence.lane: fence for fence in fences}
-    found = connection.execute(_HOLDERS, {"lanes": list(wanted)})
+    found = _HOLDERS.rows(connection, {"lanes": driver.texts(connection, wanted)})
     return {fence for lane, *holder in found if (fence := wanted[lane]) == Fence(lane, *holder)}
 
 
-_HOLDERS = (
-    select(lanes.c.lane, lanes.c.owner, lanes.c.fence)
-    .where(lanes.c.lane.in_(bindparam("lanes", expanding=True)))
-    .order_by(lanes.c.lane)
-    .with_for_update()
+_HOLDERS = Statement(
+    lambda dialect: (
+        select(lanes.c.lane, lanes.c.owner, lanes.c.fence)
+        .where(driver.is_one_of(dialect, lanes.c.lane, "lanes"))
+        .order_by(lanes.c.lane)
+        .with_for_update()
+    )
 )
 
 

@@ -3,17 +3,16 @@
 A key stands for a delivery, and outlives it: `retention` keeps the event id of what it deletes.
 """
 
-import json
 import random
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from functools import cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from sqlalchemy import Connection, and_, delete, func, select, text
-from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.sql import ColumnElement
+from sqlalchemy import Connection, and_, delete, func, select
+from sqlalchemy.sql import ClauseElement, ColumnElement
 
+from flowbridge.store import driver
+from flowbridge.store.driver import Statement
 from flowbridge.store.tables import message_keys
 
 MAX_KEYS = 20_000  # of one API key or account, about; those that were used longest ago give way …
@@ -34,23 +33,18 @@ class Known(NamedTuple):
 
 # By joins, since neither engine looks a list of rows up in an index.
 _READ = {
-    "sqlite": text(
-        "SELECT m.owner, m.room_id, m.key, m.delivery, m.event_id, m.story FROM json_each(:keys) AS k "
-        "CROSS JOIN message_keys AS m ON m.owner = json_extract(k.value, '$[0]') "
-        "AND m.room_id = json_extract(k.value, '$[1]') AND m.key = json_extract(k.value, '$[2]')"
-    ),
-    "postgresql": text(
-        "SELECT m.owner, m.room_id, m.key, m.delivery, m.event_id, m.story "
-        "FROM json_array_elements(CAST(:keys AS json)) AS k(value) "
-        "JOIN message_keys AS m ON m.owner = k.value->>0 AND m.room_id = k.value->>1 AND m.key = k.value->>2"
-    ),
+    "sqlite": "SELECT m.owner, m.room_id, m.key, m.delivery, m.event_id, m.story FROM json_each(:keys) AS k "
+    "CROSS JOIN message_keys AS m ON m.owner = json_extract(k.value, '$[0]') "
+    "AND m.room_id = json_extract(k.value, '$[1]') AND m.key = json_extract(k.value, '$[2]')",
+    "postgresql": "SELECT m.owner, m.room_id, m.key, m.delivery, m.event_id, m.story "
+    "FROM json_array_elements(CAST(%(keys)s AS json)) AS k(value) "
+    "JOIN message_keys AS m ON m.owner = k.value->>0 AND m.room_id = k.value->>1 AND m.key = k.value->>2",
 }
 
 
 def read(connection: Connection, keys: Iterable[Key]) -> dict[Key, Known]:
     """What these keys stand for."""
-    wanted = json.dumps(list(keys), ensure_ascii=False)
-    found = connection.execute(_READ[connection.dialect.name], {"keys": wanted})
+    found = driver.execute(connection, _READ[connection.dialect.name], {"keys": driver.to_json(list(keys))})
     return {(owner, room_id, key): Known(*known) for owner, room_id, key, *known in found}
 
 
@@ -58,18 +52,22 @@ def write(connection: Connection, keys: Mapping[Key, Known], now: int) -> None:
     """What these keys stand for from now on (ms). In one order: no two replicas wait for each other."""
     if not keys:
         return
-    names = ("owner", "room_id", "key", "delivery", "event_id", "story")
-    rows = [dict(zip(names, (*key, *known), strict=True), used_at=now) for key, known in sorted(keys.items())]
-    connection.execute(_write(connection.dialect.name), rows)
+    rows = [dict(zip(_WRITTEN, (*key, *known, now), strict=True)) for key, known in sorted(keys.items())]
+    _WRITE.run_all(connection, rows)
     for owner, number in sorted(Counter(owner for owner, _, _ in keys).items()):
         _make_room(connection, owner, number)
 
 
-@cache
-def _write(dialect: str) -> Any:
-    insert = postgresql.insert(message_keys) if dialect == "postgresql" else sqlite.insert(message_keys)
-    changed = {name: insert.excluded[name] for name in ("delivery", "event_id", "story", "used_at")}
-    return insert.on_conflict_do_update(index_elements=["owner", "room_id", "key"], set_=changed)
+_WRITTEN = ("owner", "room_id", "key", "delivery", "event_id", "story", "used_at")
+
+
+def _write(dialect: str) -> ClauseElement:
+    insertion = driver.insertion(dialect, message_keys, _WRITTEN)
+    changed = {name: insertion.excluded[name] for name in ("delivery", "event_id", "story", "used_at")}
+    return insertion.on_conflict_do_update(index_elements=["owner", "room_id", "key"], set_=changed)
+
+
+_WRITE = Statement(_write)
 
 
 def of_delivery(connection: Connection, delivery: str) -> str | None:

@@ -1,14 +1,15 @@
 """The queued events: append, fetch, settle, withdraw. Each function is work on a connection."""
 
-import json
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cache
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Integer, bindparam, delete, exists, func, select, true, update
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import Connection, Integer, Update, bindparam, delete, exists, func, select, update
 from sqlalchemy.exc import DataError, IntegrityError
 
+from flowbridge.store import driver
+from flowbridge.store.driver import Statement
 from flowbridge.store.json_columns import from_json
 from flowbridge.store.statements import DEAD, QUEUED, SENT, insert
 from flowbridge.store.tables import lanes, outbox
@@ -62,12 +63,21 @@ def insert_rows(connection: Connection, rows: Sequence[Mapping[str, Any]]) -> se
         return refused
 
 
-def _whole(connection: Connection) -> AbstractContextManager[Any]:
-    """After an error of a statement PostgreSQL goes on with a savepoint only.
+@contextmanager
+def _whole(connection: Connection) -> Iterator[None]:
+    """After an error of a statement PostgreSQL goes on with a savepoint only. The commit releases it.
 
     SQLite takes back what the statement did by itself, and a savepoint would cost it more than an event's insertion.
     """
-    return connection.begin_nested() if connection.dialect.name == "postgresql" else nullcontext()
+    if connection.dialect.name != "postgresql":
+        yield
+        return
+    driver.execute(connection, "SAVEPOINT whole")
+    try:
+        yield
+    except _ROW_ERRORS:
+        driver.execute(connection, "ROLLBACK TO whole")
+        raise
 
 
 def insert_one(connection: Connection, row: Mapping[str, Any]) -> bool:
@@ -78,29 +88,28 @@ def insert_one(connection: Connection, row: Mapping[str, Any]) -> bool:
 
 def _insert(connection: Connection, rows: Sequence[Mapping[str, Any]]) -> None:
     if connection.dialect.name == "postgresql":
-        connection.execute(postgresql.insert(outbox).on_conflict_do_nothing(), list(rows))
+        _INSERT_ALL.run_all(connection, rows)
         return
-    # One call for all rows, which SQLite executes without the interpreter lock. With a call for each, this thread would
-    # have to win the lock back from the event loop as many times, by up to 5 ms each.
-    values = json.dumps([[row[name] for name in _INSERTED] for row in rows], ensure_ascii=False)
-    if "\\u0000" in values:  # perhaps a NUL, at which SQLite ends a text that comes in JSON
-        connection.execute(sqlite.insert(outbox).on_conflict_do_nothing(), list(rows))
-    else:
-        connection.execute(_INSERT_ALL, {"rows": values})
+    # One call for many rows, which SQLite executes without the interpreter lock. With a call for each, this thread
+    # would have to win the lock back from the event loop as many times, by up to 5 ms each.
+    for start in range(0, len(rows), _TOGETHER):
+        some = rows[start : start + _TOGETHER]
+        driver.execute(connection, _insertion(len(some)), [row[name] for row in some for name in _INSERTED])
 
 
 _INSERTED = tuple(column.name for column in outbox.c if column.name != "id")
-_GIVEN = func.json_each(bindparam("rows")).table_valued("key", "value")
-_INSERT_ALL = (
-    sqlite.insert(outbox)
-    .from_select(
-        _INSERTED,
-        select(*(func.json_extract(_GIVEN.c.value, f"$[{at}]") for at in range(len(_INSERTED))))
-        .where(true())  # without it, ON CONFLICT would be read as part of a join
-        .order_by(_GIVEN.c.key),
-    )
-    .on_conflict_do_nothing()
-)
+_TOGETHER = 25  # rows of one statement, which SQLite keeps for each number of them
+
+
+@cache
+def _insertion(number: int) -> str:
+    """For SQLite. As JSON the same rows would take it twice as long, and it would end a text at a NUL."""
+    columns, row = ", ".join(_INSERTED), ", ".join("?" * len(_INSERTED))
+    rows = "), (".join([row] * number)
+    return f"INSERT INTO outbox ({columns}) VALUES ({rows}) ON CONFLICT DO NOTHING"  # noqa: S608 (our own names)
+
+
+_INSERT_ALL = Statement(lambda dialect: driver.insertion(dialect, outbox, _INSERTED).on_conflict_do_nothing())
 
 
 class Taken(NamedTuple):
@@ -110,26 +119,31 @@ class Taken(NamedTuple):
     accepted_at: int
 
 
-_TAKEN = select(outbox.c.idem, outbox.c.delivery, outbox.c.accepted_at).where(
-    outbox.c.idem.in_(bindparam("keys", expanding=True))
+_TAKEN = Statement(
+    lambda dialect: select(outbox.c.idem, outbox.c.delivery, outbox.c.accepted_at).where(
+        driver.is_one_of(dialect, outbox.c.idem, "keys")
+    )
 )
 
 
 def taken(connection: Connection, keys: Sequence[str]) -> dict[str, Taken]:
     """What was accepted under these keys."""
-    return {row.idem: Taken(row.delivery, row.accepted_at) for row in connection.execute(_TAKEN, {"keys": keys})}
+    found = _TAKEN.rows(connection, {"keys": driver.texts(connection, keys)})
+    return {idem: Taken(delivery, accepted_at) for idem, delivery, accepted_at in found}
 
 
 def fetch(connection: Connection, lane: str, limit: int = BATCH) -> list[Row]:
     """The first queued events of a lane."""
-    return [_row(values) for values in connection.execute(_FETCH, {"lane_": lane, "limit_": limit})]
+    return [_row(values) for values in _FETCH.rows(connection, {"lane_": lane, "limit_": limit})]
 
 
-_FETCH = (
-    select(*_ROW)
-    .where(outbox.c.lane == bindparam("lane_"), QUEUED)
-    .order_by(outbox.c.id)
-    .limit(bindparam("limit_", type_=Integer))
+_FETCH = Statement(
+    lambda _: (
+        select(*_ROW)
+        .where(outbox.c.lane == bindparam("lane_"), QUEUED)
+        .order_by(outbox.c.id)
+        .limit(bindparam("limit_", type_=Integer))
+    )
 )
 
 
@@ -156,34 +170,47 @@ def _row(values: Sequence[Any]) -> Row:
 
 def note(connection: Connection, delivery: str, attempts: int, history: str) -> None:
     """Record the attempts so far of an event that is still queued."""
-    queued = update(outbox).where(outbox.c.delivery == delivery, QUEUED)
-    connection.execute(queued.values(attempts=attempts, history=history))
+    _NOTE.run_all(connection, [{"b_delivery": delivery, "b_attempts": attempts, "b_history": history}])
 
 
-_BIND = (
-    update(outbox)
-    .where(outbox.c.delivery == bindparam("b_delivery"), QUEUED)
-    .values({name: bindparam(f"b_{name}") for name in ("content", "history", "binding")})
-)
+def _change(dialect: str, names: Sequence[str], *, is_fenced: bool = False) -> Update:
+    """An update of these columns of queued events, by values that are named for them with b_ before.
+
+    `is_fenced`: only where the lane still has the owner that says so.
+    """
+    columns = {name: outbox.c[name] for name in ("delivery", *names)}
+    if is_fenced:
+        columns.update((name, lanes.c[name]) for name in ("lane", "owner", "fence"))
+    value = driver.given(dialect, {f"b_{name}": column for name, column in columns.items()})
+    changed = update(outbox).where(outbox.c.delivery == value("b_delivery"), QUEUED)
+    if is_fenced:
+        holds = (lanes.c[name] == value(f"b_{name}") for name in ("lane", "owner", "fence"))
+        changed = changed.where(exists(select(lanes.c.lane).where(*holds)))
+    return changed.values({name: value(f"b_{name}") for name in names})
+
+
+_NOTE = Statement(lambda dialect: _change(dialect, ("attempts", "history")))
+_BIND = Statement(lambda dialect: _change(dialect, ("content", "history", "binding")))
 
 
 def bind(connection: Connection, bound: Sequence[Mapping[str, Any]]) -> None:
     """Give events that are still queued their contents with their relations."""
     if bound:
-        connection.execute(_BIND, [{f"b_{name}": value for name, value in row.items()} for row in bound])
+        _BIND.run_all(connection, [{f"b_{name}": value for name, value in row.items()} for row in bound])
 
 
-_ENDED = select(*(outbox.c[name] for name in ("delivery", "state", "txn_id", "event_id", "content", "binding")))
-_ENDED = _ENDED.where(outbox.c.delivery.in_(bindparam("deliveries", expanding=True)))
+_ENDED_COLUMNS = ("delivery", "state", "txn_id", "event_id", "content", "binding")
+_ENDED = Statement(
+    lambda dialect: select(*(outbox.c[name] for name in _ENDED_COLUMNS)).where(
+        driver.is_one_of(dialect, outbox.c.delivery, "deliveries")
+    )
+)
 
 
 def ended(connection: Connection, deliveries: Sequence[str]) -> dict[str, dict[str, Any]]:
     """How these deliveries have ended, if they have, and what they said."""
-    found: dict[str, dict[str, Any]] = {}
-    for start in range(0, len(deliveries), _NAMED):
-        rows = connection.execute(_ENDED, {"deliveries": deliveries[start : start + _NAMED]}).mappings()
-        found.update((row["delivery"], dict(row)) for row in rows)
-    return found
+    rows = _ENDED.rows(connection, {"deliveries": driver.texts(connection, deliveries)})
+    return {row[0]: dict(zip(_ENDED_COLUMNS, row, strict=True)) for row in rows}
 
 
 def by_delivery(connection: Connection, deliveries: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -193,34 +220,26 @@ def by_delivery(connection: Connection, deliveries: Sequence[str]) -> dict[str, 
 
 
 _OUTCOME = ("state", "attempts", "history", "event_id", "error", "settled_at")
-_SETTLE = (
-    update(outbox)
-    .where(
-        outbox.c.delivery == bindparam("b_delivery"),
-        QUEUED,
-        exists(
-            select(1).where(
-                lanes.c.lane == bindparam("b_lane"),
-                lanes.c.owner == bindparam("b_owner"),
-                lanes.c.fence == bindparam("b_fence"),
-            )
-        ),
-    )
-    .values({name: bindparam(f"b_{name}") for name in _OUTCOME})
-)
+_SETTLE = Statement(lambda dialect: _change(dialect, _OUTCOME, is_fenced=True))
 
 
 def settle(connection: Connection, settlements: Sequence[Mapping[str, Any]]) -> None:
     """Record outcomes. A row whose lane has another owner by now is left as it is."""
     if settlements:
-        connection.execute(_SETTLE, list(settlements))
+        _SETTLE.run_all(connection, settlements)
+
+
+_OUTCOMES = Statement(
+    lambda dialect: select(outbox.c.delivery, outbox.c.state, outbox.c.event_id, outbox.c.error).where(
+        driver.is_one_of(dialect, outbox.c.delivery, "deliveries"), ~QUEUED
+    )
+)
 
 
 def outcomes(connection: Connection, deliveries: Sequence[str]) -> dict[str, tuple[Any, str | None, Any]]:
     """State, event id and error of those of these deliveries that are settled."""
-    columns = (outbox.c.delivery, outbox.c.state, outbox.c.event_id, outbox.c.error)
-    found = connection.execute(select(*columns).where(outbox.c.delivery.in_(deliveries), ~QUEUED))
-    return {row.delivery: (row.state, row.event_id, from_json(row.error) if row.error else None) for row in found}
+    found = _OUTCOMES.rows(connection, {"deliveries": driver.texts(connection, deliveries)})
+    return {name: (state, event_id, from_json(error) if error else None) for name, state, event_id, error in found}
 
 
 def sent_last(connection: Connection, limit: int) -> list[tuple[int, int]]:

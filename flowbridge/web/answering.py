@@ -4,12 +4,33 @@ uvicorn takes an answer in two messages, checks each header with two regular exp
 after the other. That is 3 % of the processor time of a send, and wakes its caller twice.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
-from uvicorn.protocols.http.httptools_impl import HEADER_VALUE_RE, STATUS_LINE, RequestResponseCycle
+from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn.protocols.http.httptools_impl import HEADER_VALUE_RE, STATUS_LINE
 
 
-def answer(cycle: RequestResponseCycle, status: int, headers: Sequence[tuple[bytes, bytes]], body: bytes) -> bool:
+class Cycle(Protocol):
+    """uvicorn's RequestResponseCycle, as far as it matters here."""
+
+    transport: Any
+    message_event: Any
+    on_response: Callable[..., None]
+    default_headers: list[tuple[bytes, bytes]]
+    keep_alive: bool
+    disconnected: bool
+    response_started: bool
+    response_complete: bool
+    waiting_for_100_continue: bool
+
+    @property
+    def scope(self) -> Mapping[str, Any]: ...
+    @property
+    def flow(self) -> FlowControl: ...
+
+
+def answer(cycle: Cycle, status: int, headers: Sequence[tuple[bytes, bytes]], body: bytes) -> bool:
     """Do what `cycle.send` does with the two messages of an answer. Its headers are ours, Content-Length included.
 
     Returns False, and does nothing, for an answer that needs uvicorn's own way.

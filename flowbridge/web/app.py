@@ -29,19 +29,21 @@ from flowbridge.web.routes import (
     send,
     webhooks,
 )
+from flowbridge.web.routing import Route
 
 
 class Bridge(FastAPI):
     """FastAPI with an OpenAPI document that is written from the catalogue."""
 
     core: Core
+    endpoints: list[Route]
     relaying: passthrough.Relaying
     published: schemas.Published
     readiness: operations.Readiness
 
     @cached_property
     def _document(self) -> dict[str, Any]:
-        return openapi.document(self, self.core.catalogue)
+        return openapi.document([each.operation for each in self.endpoints], self.core.catalogue)
 
     def openapi(self) -> dict[str, Any]:
         return self._document
@@ -60,7 +62,7 @@ def create_app(settings: Settings, core: Core | None = None) -> middleware.Middl
     app.relaying = relaying = passthrough.Relaying(core)
     app.published = schemas.Published(core.catalogue)
     app.readiness = operations.Readiness(core)
-    endpoints = [
+    app.endpoints = endpoints = [
         *send.routes(core, relaying),
         *accounts.routes,
         *rooms.routes,
@@ -75,7 +77,6 @@ def create_app(settings: Settings, core: Core | None = None) -> middleware.Middl
         *operations.routes,
         *discovery.routes,
     ]
-    app.router.routes.extend(endpoints)
     apart, proxies = settings.operations_port is not None, Proxies(settings.trusted_proxies)
     origins = cors.Origins(settings.cors_origins)
     return middleware.Middleware(

@@ -6,6 +6,7 @@ A TypedDict says what the known keys hold, and allows any others: they belong to
 
 import json
 from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
 from itertools import islice
 from typing import Annotated, Any, NoReturn, TypeVar
 
@@ -48,8 +49,11 @@ class JsonBody:
 
     def __init__(self, shape: Any) -> None:
         self.shape = shape
-        self._adapter: TypeAdapter[dict[str, Any]] = TypeAdapter(shape)
         self._keys = shape.__annotations__.keys()
+
+    @cached_property
+    def _adapter(self) -> TypeAdapter[dict[str, Any]]:
+        return TypeAdapter(self.shape)
 
     async def __call__(self, request: Request) -> dict[str, Any]:
         body = await read_body(request, headers_of(request))

@@ -53,11 +53,12 @@ def query(description: str, example: object = None, *, alias: str | None = None,
     return Query(alias=alias, description=description, examples=None if example is None else [example], **more)
 
 
-def only(known: frozenset[str], handler: Handler) -> Handler:
+def only(names: Callable[[], frozenset[str]], handler: Handler) -> Handler:
     """The handler, which answers 400 to an unknown parameter now."""
 
     def checked(request: Request) -> Awaitable[Response]:  # no coroutine: each resumption would pass through it
         if query := request.scope["query_string"]:
+            known = names()
             for name, _ in given(query):
                 if name not in known:
                     raise _unknown(name, known)

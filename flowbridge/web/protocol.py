@@ -11,10 +11,12 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from flowbridge.errors import Errcode
+from flowbridge.limits.deadlines import Deadlines
 from flowbridge.models.timing import Timing
 from flowbridge.web import answering, not_http, pipelining, upgrade
 from flowbridge.web.connections import Connections
-from flowbridge.web.endpoint import ANSWER, HANG_UP
+from flowbridge.web.endpoint import ANSWER, HANG_UP, RECEIPT, STARTED, Headers
+from flowbridge.web.usual_send import UsualSend, UsualSends
 
 MIN_BODY_BYTES = 64 * 1024  # that must arrive in each `body_seconds`, so that an upload may take hours
 MAX_HEAD_BYTES = 64 * 1024
@@ -22,13 +24,21 @@ MAX_HEAD_BYTES = 64 * 1024
 
 @dataclass(slots=True)
 class Ports:
-    """What all connections of a server share. `operations_port`: the operator's own port, if it is apart."""
+    """What all connections of a server share. `operations_port`: the operator's own port, if it is apart.
+
+    `usual`: answers most sends of callers; None: all take the ordinary way.
+    """
 
     callers: Connections
     operations: Connections
     timing: Timing
+    usual: UsualSends | None = None
     operations_port: int | None = None
     hellos: not_http.Hellos = field(default_factory=not_http.Hellos)
+    kept_alive: "Deadlines[Protocol]" = field(init=False)  # idle connections
+
+    def __post_init__(self) -> None:
+        self.kept_alive = Deadlines(self.timing.keep_alive_seconds, Protocol.timeout_keep_alive_handler)
 
     def connections_at(self, port: int | None) -> Connections:
         return self.callers if port is None or port != self.operations_port else self.operations
@@ -38,7 +48,7 @@ class Protocol(HttpToolsProtocol):
     """uvicorn's protocol with deadlines for a request's head and body, a bound on its head, and one on connections.
 
     A request is read once those before it on its connection have been answered. So `cycle` is the only one in flight,
-    and uvicorn's `pipeline` stays empty.
+    and uvicorn's `pipeline` stays empty. It begins when what has arrived was read: with its head, often with all of it.
     """
 
     flow: pipelining.Flow
@@ -49,6 +59,11 @@ class Protocol(HttpToolsProtocol):
     _overhead_bytes = 0  # since the last byte of a body: chunk extensions and trailers
     _body_left = 0  # bytes of a body with a Content-Length that have not arrived
     _in_head = True
+    _has_begun = False  # the request whose head has arrived
+    _version = ""
+    method = ""
+    raw_path = query = b""
+    is_kept = False  # the connection, after this request
     _is_complete = False  # the request in flight has arrived, and is not answered
     _ended_late = False  # the body arrived after its request had been answered
     _is_connect = False
@@ -60,6 +75,7 @@ class Protocol(HttpToolsProtocol):
         super().__init__(*args, **named)
         self._ports = ports
         self._timing = ports.timing
+        self._parts: list[bytes] = []  # of the body of a request that has not begun
         self._kept_header = (b"keep-alive", b"timeout=%d" % ports.timing.keep_alive_seconds)
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
@@ -109,6 +125,8 @@ class Protocol(HttpToolsProtocol):
                     used = stop.args[0]
                     self._ignore_upgrade()
             except httptools.HttpParserError:
+                if not (self._in_head or self._has_begun):
+                    self._begin()
                 self._refuse(400, Errcode.UNKNOWN, self._complaint(data[at:end]))
                 return
             if self._is_connect:
@@ -117,6 +135,8 @@ class Protocol(HttpToolsProtocol):
             if self._in_head:
                 self._head_bytes += used
             at += used
+        if not (self._in_head or self._has_begun):
+            self._begin()
         if self._is_complete:
             self._stop_timer()
             if at < size and self.cycle.keep_alive:  # else its answer ends the connection
@@ -137,8 +157,7 @@ class Protocol(HttpToolsProtocol):
         """The parser stops behind an offer to upgrade, which is declined: another one reads on."""
         if not self._is_connect:
             self.parser = upgrade.successor(self)
-            kept = self.cycle.keep_alive
-            self.parser.feed_data(upgrade.head(self.scope["method"].encode(), self.headers, keep_alive=kept))
+            self.parser.feed_data(upgrade.head(self.method.encode(), self.headers, keep_alive=self.is_kept))
 
     def _keep(self, data: bytes, at: int) -> None:
         """Keep what is behind a complete request. Reading goes on, since a hang-up would go unnoticed otherwise."""
@@ -170,8 +189,7 @@ class Protocol(HttpToolsProtocol):
         if self._ended_late:
             self._ended_late = False
             self._stop_timer()
-            seconds = self.timeout_keep_alive
-            self.timeout_keep_alive_task = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
+            self._ports.kept_alive.set(self)
             self._connections.mark_idle(self)
         elif self.cycle.response_complete:  # bytes behind an answer: they have stopped uvicorn's own timer
             if self._timer is None:
@@ -187,7 +205,10 @@ class Protocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         self._in_head, self._head_bytes, self._body_left, self._ended_late = True, 0, 0, False
-        super().on_message_begin()
+        self._has_begun = False
+        self.url = b""
+        self.expect_100_continue = False
+        self.headers = []
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Collect a header, without the blanks at its end (RFC 9110 §5.5), which llhttp leaves; ignore a trailer.
@@ -203,65 +224,128 @@ class Protocol(HttpToolsProtocol):
             self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
-        """Start the request. uvicorn's own method also decodes the path, and queues what arrives behind a request."""
-        parser, scope = self.parser, self.scope
+        parser = self.parser
         method = parser.get_method()
         if parser.should_upgrade() and method == b"CONNECT":
             self._is_connect = True
             return
         # No request has a fragment (RFC 9112): this is a room alias.
         url = httptools.parse_url(self.url.replace(b"#", b"%23"))
-        version = parser.get_http_version()
-        is_kept = version != "1.0" and parser.should_keep_alive()
-        scope["method"] = method.decode("ascii")
-        scope["http_version"] = version
-        scope["raw_path"] = url.path
-        scope["path"] = url.path.decode("ascii")  # never decoded: `%2F` inside a segment must survive
-        scope["query_string"] = url.query or b""
+        if not url.path or not url.path.isascii():
+            raise ValueError("an address without a path that can be read")  # the parser passes it on as its own error
+        self.raw_path, self.query = url.path, url.query or b""
+        self.method = method.decode("ascii")
+        self._version = parser.get_http_version()
+        self.is_kept = self._version != "1.0" and parser.should_keep_alive()
+        self._in_head = False
+        self._overhead_bytes = 0
+        self._stop_timer()
+
+    def _begin(self) -> None:
+        """Start the request: all of it has arrived, or at least its head."""
+        usual = self._ports.usual if self._is_complete and self._connections is self._ports.callers else None
+        if usual is None or self.flow.write_paused:
+            self._begin_asgi()
+            return
+        send = usual.take(self)
+        if send is None:
+            self._begin_asgi()
+        else:
+            self._has_begun = True
+            self._parts.clear()
+            self.cycle = send  # type: ignore[assignment]  # all that is used of a cycle here
+
+    def go_on(self, send: UsualSend) -> None:
+        """Let the application wait for the outcome of a send that was accepted, and answer it."""
+        self._begin_asgi(send)
+
+    def body(self) -> bytes:
+        """Of the request that has arrived and not begun."""
+        return self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+
+    def default_headers(self) -> Headers:
+        """Of the answer to the request that has arrived."""
         headers = self.server_state.default_headers
-        self.cycle = RequestResponseCycle(
-            scope=scope,
+        return [*headers, self._kept_header] if self.is_kept else headers
+
+    def _begin_asgi(self, send: UsualSend | None = None) -> None:
+        """uvicorn's own way also decodes the path, and queues what arrives behind a request."""
+        self._has_begun = True
+        self.scope = {
+            "type": "http",
+            "asgi": {"version": self.asgi_version, "spec_version": "2.3"},
+            "http_version": self._version,
+            "server": self.server,
+            "client": self.client,
+            "scheme": self.scheme,  # type: ignore[typeddict-item]
+            "root_path": self.root_path,
+            "headers": self.headers,
+            "state": self.app_state.copy(),
+            "method": self.method,
+            "raw_path": self.raw_path,
+            "path": self.raw_path.decode("ascii"),  # never decoded: `%2F` inside a segment must survive
+            "query_string": self.query,
+        }
+        cycle = self.cycle = RequestResponseCycle(
+            scope=self.scope,
             transport=self.transport,
             flow=self.flow,
             logger=self.logger,
             access_logger=self.access_logger,
             access_log=self.access_log,
-            default_headers=[*headers, self._kept_header] if is_kept else headers,
+            default_headers=self.default_headers() if send is None else send.default_headers,
             message_event=asyncio.Event(),
             expect_100_continue=self.expect_100_continue,
-            keep_alive=is_kept,
+            keep_alive=self.is_kept if send is None else send.keep_alive,
             on_response=self.on_response_complete,
         )
-        scope[ANSWER] = partial(answering.answer, self.cycle)  # type: ignore[literal-required]
-        scope[HANG_UP] = partial(self._hang_up, self.cycle)  # type: ignore[literal-required]
-        self._in_head = False
-        self._overhead_bytes = 0
-        self._stop_timer()
-        self._start_asgi_task(self.cycle, self.app)
+        self.scope[ANSWER] = partial(answering.answer, cycle)  # type: ignore[literal-required]
+        self.scope[HANG_UP] = partial(self._hang_up, cycle)  # type: ignore[literal-required]
+        if send is not None:
+            self.scope[RECEIPT], self.scope[STARTED] = send, send.started  # type: ignore[literal-required]
+            cycle.disconnected = send.disconnected
+        self._start_asgi_task(cycle, self.app)
+        parts, self._parts = self._parts, []
+        for part in parts:
+            super().on_body(part)
+        if self._is_complete:
+            super().on_message_complete()
 
     def on_body(self, body: bytes) -> None:
         self._overhead_bytes = 0
         if self._body_left:
             self._body_left -= len(body)
-        super().on_body(body)
+        if self._has_begun:
+            super().on_body(body)
+        else:
+            self._parts.append(body)
 
     def on_message_complete(self) -> None:
         if self.parser.should_upgrade():
             return  # the body is still to come
-        self._ended_late = self.cycle.response_complete
+        self._ended_late = self._has_begun and self.cycle.response_complete
         self._is_complete = not self._ended_late
-        super().on_message_complete()
+        if self._has_begun:
+            super().on_message_complete()
 
     def on_response_complete(self) -> None:
         self._is_complete = self.flow.is_full = False
-        super().on_response_complete()
-        if self._behind and not self.transport.is_closing():
+        self.server_state.total_requests += 1
+        is_closing = self.transport.is_closing()
+        if not is_closing:
+            self.flow.resume_reading()
+        if self._behind and not is_closing:
             behind, self._behind = self._behind, b""
-            self._unset_keepalive_if_required()
             self._stop_timer()
             self._read(behind, self._behind_at)
-        elif not self._in_head:
+            return
+        if not is_closing:
+            self._ports.kept_alive.set(self)
+        if not self._in_head:
             self._connections.mark_idle(self)
+
+    def _unset_keepalive_if_required(self) -> None:
+        self._ports.kept_alive.drop(self)
 
     def shutdown(self) -> None:
         """Answer the request in flight, and nothing behind it: the answer says so."""

@@ -62,14 +62,12 @@ ERRORS = {
 _UNCHANGED = {"description": "`If-None-Match` names the ETag of what would be answered."}
 
 
-class Route(APIRoute):
-    """One operation of the OpenAPI document. The endpoint's docstring is its summary and, below it, its description.
+class Route:
+    """An endpoint, and where it is served. Its operation is made when it is asked for.
 
-    `paths`: where it is served; the first is documented. `answers`: the type of a success; it is not enforced, since
-    the homeserver's answers pass as they came. `ok`: what a success is, else the type's docstring says it. `body`: the
-    type of one that a raw handler reads. `errors`: those that do not follow from the dependencies. `uses`: dependencies
-    without a value. `lenient`: unknown query parameters are ignored on the flow surface, too. `kept`: answers have an
-    ETag. `sends`: what it refuses is in the delivery log.
+    FastAPI takes 1.5 ms for each: all of them took a quarter of the processor time of a start, and most bridges serve
+    a few, and their document to no one. `paths`: the first is documented. `lenient`: unknown query parameters are
+    ignored on the flow surface, too. `sends`: what it refuses is in the delivery log. `documentation`: see Operation.
     """
 
     def __init__(
@@ -79,22 +77,65 @@ class Route(APIRoute):
         endpoint: Callable[..., Any],
         operation: str,
         *,
+        lenient: bool = False,
+        sends: bool = False,
+        **documentation: Any,
+    ) -> None:
+        self.method = method
+        self.paths, self.path = paths, paths[0]
+        self.endpoint = endpoint
+        self.operation_id = operation
+        self.sends = sends
+        self._documentation = documentation
+        is_strict = not lenient and not self.path.startswith(("/_matrix/", "/.well-known/"))
+        handler = self._handler()
+        self.handler: Handler = parameters.only(self._query_names, handler) if is_strict else handler
+
+    @cached_property
+    def operation(self) -> "Operation":
+        return Operation(self.method, self.path, self.endpoint, self.operation_id, **self._documentation)
+
+    def _handler(self) -> Handler:
+        return lambda request: self.operation.solve(request)
+
+    def _query_names(self) -> frozenset[str]:
+        return self.operation.query_names
+
+
+class RawRoute(Route):
+    """An endpoint that takes the request as it came: a send, or a file, can afford no more."""
+
+    def _handler(self) -> Handler:
+        return self.endpoint
+
+
+class Operation(APIRoute):
+    """One operation of the OpenAPI document. The endpoint's docstring is its summary and, below it, its description.
+
+    `answers`: the type of a success; it is not enforced, since the homeserver's answers pass as they came. `ok`: what a
+    success is, else the type's docstring says it. `body`: the type of one that a raw handler reads. `errors`: those
+    that do not follow from the dependencies. `uses`: dependencies without a value. `kept`: answers have an ETag.
+    """
+
+    def __init__(
+        self,
+        method: str,
+        path: str,
+        endpoint: Callable[..., Any],
+        operation: str,
+        *,
         tag: str,
         answers: Any = None,
         body: Any = None,
         ok: str = "",
         status: int = 200,
         errors: Iterable[int] = (),
-        lenient: bool = False,
         kept: bool = False,
-        sends: bool = False,
         response_class: type[Response] = JSONResponse,
         uses: Sequence[Callable[..., Any]] = (),
         documented: bool = True,
         extra: Json | None = None,
     ) -> None:
-        self.paths, path = paths, paths[0]
-        self.sends = sends
         summary, _, description = cleandoc(endpoint.__doc__ or "").partition("\n")
         super().__init__(
             path,
@@ -111,9 +152,7 @@ class Route(APIRoute):
             status_code=status,
             include_in_schema=documented,
         )
-        handler = self.get_route_handler()
-        is_strict = not lenient and not path.startswith(("/_matrix/", "/.well-known/"))
-        self.handler: Handler = parameters.only(_query_names(self.dependant), handler) if is_strict else handler
+        self._solved = self.get_route_handler()
         calls, self.openapi_extra = _calls(self.dependant), dict(extra or {})
         # Set after the handler was made: FastAPI would read the body before it solves any dependency.
         if body is not None:
@@ -130,27 +169,16 @@ class Route(APIRoute):
             self.responses[304] = _UNCHANGED
         if credential not in calls:
             self.openapi_extra["security"] = []
+        self.query_names = _query_names(self.dependant)
 
-    def get_route_handler(self) -> Callable[[Request], Any]:
-        solve = super().get_route_handler()
-
-        async def handle(request: Request) -> Response:
-            async with AsyncExitStack() as stack:  # for dependencies that yield; the names are FastAPI's
-                for name in ("fastapi_middleware_astack", "fastapi_inner_astack", "fastapi_function_astack"):
-                    request.scope[name] = stack
-                try:
-                    return await solve(_Request(request.scope, request.receive))
-                except RequestValidationError as error:
-                    raise _refusal(error.errors()) from None
-
-        return handle
-
-
-class RawRoute(Route):
-    """An endpoint that takes the request as it came: a send, or a file, can afford no more."""
-
-    def get_route_handler(self) -> Callable[[Request], Any]:
-        return self.endpoint
+    async def solve(self, request: Request) -> Response:
+        async with AsyncExitStack() as stack:  # for dependencies that yield; the names are FastAPI's
+            for name in ("fastapi_middleware_astack", "fastapi_inner_astack", "fastapi_function_astack"):
+                request.scope[name] = stack
+            try:
+                return await self._solved(_Request(request.scope, request.receive))
+            except RequestValidationError as error:
+                raise _refusal(error.errors()) from None
 
 
 class Routes(list[Route]):

@@ -55,12 +55,12 @@ class Client {
         return { status: answer.status, headers: answer.headers, body: found };
     }
 
-    /** Uploads a file to the homeserver, in one piece; resolves to its mxc:// address. */
+    /** Uploads a file to the homeserver, in one piece; resolves to its address (`content_uri`) and what is known of it (`info`). */
     async upload(data, { filename = "", contentType = "application/octet-stream", key, signal } = {}) {
         const query = filename ? { filename } : {};
         const headers = { "content-type": contentType };
         const answer = await this.call("POST", "/media", { query, body: data, headers, key, signal });
-        return answer.body.content_uri;
+        return answer.body;
     }
 
     target(path, query = {}) {

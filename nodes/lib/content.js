@@ -66,11 +66,11 @@ function label(data, msg) {
     return { filename: name || `file.${EXTENSIONS[contentType] || "bin"}`, contentType: contentType || UNKNOWN };
 }
 
-/** The content of a message that shows an uploaded file. */
-function fileMessage(url, size, { filename, contentType }, caption) {
+/** The content of a message that shows an uploaded file. `info`: what the bridge knows of it. */
+function fileMessage({ content_uri: url, info }, size, { filename, contentType }) {
     const kind = contentType.split("/")[0];
     const msgtype = ["image", "audio", "video"].includes(kind) ? `m.${kind}` : "m.file";
-    return { msgtype, body: caption || filename, filename, url, info: { mimetype: contentType, size } };
+    return { msgtype, body: filename, filename, url, info: { mimetype: contentType, size, ...info } };
 }
 
 function nameOf(path) {

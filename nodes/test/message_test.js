@@ -199,8 +199,9 @@ describe("flowbridge send, as people write", () => {
         const large = Buffer.alloc(3 * 1024 * 1024, 7);
         PNG.copy(large);
         const { contents } = await sends({ attachments: "attachments", attachmentsType: "msg" }, { payload: "look", attachments: { data: large, caption: "large" } });
-        const [, { msgtype, body, url }] = contents;
+        const [, { msgtype, body, url, info }] = contents;
         assert.deepEqual([msgtype, body], ["m.image", "large"]);
+        assert.deepEqual(info, { mimetype: "image/png", size: large.length, w: 1, h: 1 });
         const headers = { Authorization: `Bearer ${facts.bot.access_token}` };
         const back = await fetch(`${facts.bridge}/media/${url.slice("mxc://".length)}`, { headers });
         assert.ok(Buffer.from(await back.arrayBuffer()).equals(large));

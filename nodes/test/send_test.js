@@ -142,8 +142,8 @@ describe("flowbridge send", function () {
     });
 
     describe("sends a Buffer as a file", () => {
-        for (const [what, msg, msgtype, mimetype, body] of [
-            ["an image by its bytes", { payload: PNG }, "m.image", "image/png", "file.png"],
+        for (const [what, msg, msgtype, mimetype, body, size = {}] of [
+            ["an image by its bytes", { payload: PNG }, "m.image", "image/png", "file.png", { w: 1, h: 1 }],
             ["an image by its name", { payload: Buffer.from("x"), filename: "/tmp/cat.jpg" }, "m.image", "image/jpeg", "cat.jpg"],
             ["a sound by its type", { payload: Buffer.from("x"), contentType: "audio/ogg; codecs=opus" }, "m.audio", "audio/ogg", "file.ogg"],
             ["a video by its header", { payload: Buffer.from("x"), headers: { "content-type": "video/mp4" } }, "m.video", "video/mp4", "file.mp4"],
@@ -157,7 +157,7 @@ describe("flowbridge send", function () {
                 assert.equal(error, undefined);
                 const { content } = (await world.messages(room)).find((event) => event.event_id === sent.eventId);
                 assert.equal(content.msgtype, msgtype);
-                assert.deepEqual([content.body, content.info], [body, { mimetype, size: data.length }]);
+                assert.deepEqual([content.body, content.info], [body, { mimetype, size: data.length, ...size }]);
                 const headers = { Authorization: `Bearer ${facts.bot.access_token}` };
                 const back = await fetch(`${facts.bridge}/media/${content.url.slice("mxc://".length)}`, { headers });
                 assert.deepEqual(Buffer.from(await back.arrayBuffer()), data);

@@ -79,6 +79,21 @@ def test_create_prints_the_bare_url_and_a_line_to_try_it() -> None:
 
 
 @pytest.mark.usefixtures("upstream")
+def test_address_that_is_assumed_is_said_to_be_so() -> None:
+    """`serve --port 9000` is nothing that another command hears of."""
+    done = hooks("create", "assumed", "--room", ROOM)
+    assert done.stdout.startswith("http://127.0.0.1:8090/hooks/assumed/fh_")
+    assert "http://127.0.0.1:8090 is where the bridge is assumed to be" in done.stderr
+    assert "FLOWBRIDGE_PUBLIC_URL" in done.stderr
+    done = hooks("rotate", "assumed", FLOWBRIDGE_PORT="9000")
+    assert done.stdout.startswith("http://127.0.0.1:9000/hooks/assumed/fh_")
+    assert "http://127.0.0.1:9000 is where the bridge is assumed to be" in done.stderr
+    done = hooks("rotate", "assumed", FLOWBRIDGE_PUBLIC_URL="https://hooks.example.org")
+    assert done.stdout.startswith("https://hooks.example.org/hooks/assumed/fh_")
+    assert "assumed to be" not in done.stderr
+
+
+@pytest.mark.usefixtures("upstream")
 def test_all_options_are_in_the_definition(tmp_path: Path) -> None:
     (tmp_path / "secret").write_text(f"{CANARY}\n")
     (tmp_path / "news.md.j2").write_text("**{{ payload.title }}**\n")
@@ -231,15 +246,25 @@ def test_file_is_read_again_on_sighup_and_a_bad_one_keeps_the_old(tmp_path: Path
         def status(name: str) -> int:
             return tell(f"{bridge}/hooks/{name}/{CANARY}", {"text": name}).status_code
 
+        def ready() -> Any:
+            answer = httpx.get(f"{bridge}/readyz", trust_env=False, timeout=PATIENCE)
+            assert answer.status_code == 200, "what was read before is still in force"
+            return answer.json()
+
+        assert "hooks_file_refused" not in ready()
         assert (status("one"), status("two")) == (200, 401)
         write("- {{name: one, room: '{room}', template: '{{{{ payload|nope }}}}', verification: {{secret: {secret}}}}}")
         until(lambda: "filter nope is unknown" in log.read_text())
         write("- {{name: one, verification: {{secret: {secret}}}}}")
         until(lambda: "/0/room is required" in log.read_text())
         assert (status("one"), status("two")) == (200, 401)
+        assert ready()["hooks_file_refused"] is True
+        figures = httpx.get(f"{bridge}/metrics", trust_env=False, timeout=PATIENCE).text
+        assert "flowbridge_hooks_file_refused 1.0" in figures
         write("- {{name: two, room: '{room}', verification: {{secret: {secret}}}}}")
         until(lambda: status("two") == 200)
         assert status("one") == 401
+        assert "hooks_file_refused" not in ready()
         refused = hooks("delete", "two", FLOWBRIDGE_HOOKS_FILE="hooks.yaml")
         assert (refused.returncode, refused.stdout) == (1, "")
         assert "the hook two stands in hooks.yaml, which alone can change it" in refused.stderr

@@ -25,6 +25,7 @@ from flowbridge.settings import Settings
 from flowbridge.web.connections import MAX_CONNECTIONS
 from flowbridge.web.protocol import Protocol
 from flowbridge.web.server import background
+from flowbridge.web.usual_send import UsualSends
 from tests.upstream import PATIENCE, Rooms, Upstream
 
 KEY = "fb_http-tests-of-32-characters-and-some-more"
@@ -296,6 +297,13 @@ def upstream(shared_upstream: Upstream) -> Iterator[Upstream]:
     shared_upstream.reset()
     yield shared_upstream
     shared_upstream.reset()
+
+
+@pytest.fixture(params=["usual", "ordinary"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests of what holds in both ways that a send may take (web/usual_send.py)."""
+    if request.param == "ordinary":
+        monkeypatch.setattr(UsualSends, "take", lambda *_: None)
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from flowbridge.models.timing import Timing
 from tests.http.conftest import ROOM, Answer, Bridge, running
 from tests.upstream import Upstream
 
@@ -48,6 +49,7 @@ def hooked(upstream: Upstream, folder: Path, *more: Mapping[str, Any], **values:
     hooks = {each["name"]: each for each in (*HOOKS, *more)}
     file = folder / "hooks.yaml"
     file.write_text(json.dumps(list(hooks.values())))  # which YAML is, too
+    values.setdefault("timing", Timing(key_lookup_seconds=0.002))  # each refusal waits for a look
     with running(upstream, folder, hooks_file=file, **values) as bridge:
         yield bridge
 

@@ -44,10 +44,11 @@ class Files(Rooms):
         super().__init__()
         self.uploads: list[tuple[str | None, str, bytes]] = []
         self.refusal: Behaviour | None = None
+        self.most = 1_000_000
 
     def __call__(self, request: Request) -> Behaviour | None:
         if request.path.endswith("/config"):
-            return scripted.answer({"m.upload.size": 1_000_000})
+            return scripted.answer({"m.upload.size": self.most})
         if not request.path.endswith("/upload"):
             return super().__call__(request)
         if self.refusal is not None:
@@ -92,6 +93,48 @@ def problem(answer: httpx.Response, status: int = 400) -> tuple[str, str]:
     assert answer.status_code == status, answer.text
     (found,) = answer.json()["flowbridge"]["problems"]
     return found["pointer"], found["message"]
+
+
+def as_form(data: bytes, name: str) -> dict[str, Any]:
+    return {"files": {"file": (name, data, "image/png")}}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"content": png(), "headers": {"Content-Type": "image/png"}},
+        {"content": iter([png()]), "headers": {"Content-Type": "image/png"}},
+        as_form(png(), "cat.png"),
+        {"json": {"data": base64.b64encode(png()).decode(), "content_type": "image/png"}},
+        {"content": png() + bytes(2_000_000 - len(png())), "headers": {"Content-Type": "image/png"}},
+    ],
+    ids=["raw", "of unknown length", "form", "base64", "large"],
+)
+def test_upload_answers_what_an_event_says_of_the_file(
+    caller: httpx.Client, files: Files, body: dict[str, Any]
+) -> None:
+    files.most = 3_000_000
+    answer = caller.post("/media", params={"filename": "cat.png"}, **body)
+    assert answer.status_code == 200, answer.text
+    size = len(files.uploads[0][2])
+    assert size in (len(png()), 2_000_000)
+    uploaded = {"content_uri": "mxc://upstream/1", "info": {"mimetype": "image/png", "size": size, "w": 40, "h": 30}}
+    assert answer.json() == uploaded
+    sent = caller.post(MESSAGES, json=attached({**uploaded, "filename": "cat.png"}))
+    assert sent.status_code == 200, sent.text
+    (picture,) = (event.content for event in files.events)
+    assert (picture["msgtype"], picture["info"]) == ("m.image", uploaded["info"])
+
+
+def test_upload_of_what_is_no_picture_has_no_width(caller: httpx.Client, files: Files) -> None:
+    for kind, data in (
+        ("image/png", b"\x89PNG\r\n\x1a\n"),
+        ("text/plain; charset=utf-8", b"hello"),
+        ("image/gif", b"GIF89a"),
+    ):
+        answer = caller.post("/media", content=data, headers={"Content-Type": kind})
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["info"] == {"mimetype": kind.split(";")[0], "size": len(data)}
 
 
 def test_picture_of_a_url_is_shown_as_one(caller: httpx.Client, files: Files, web: Upstream) -> None:

@@ -10,6 +10,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from flowbridge.models.timing import Timing
+from flowbridge.web import middleware
 from tests import upstream as scripted
 from tests.http.conftest import (
     BOT_TOKEN,
@@ -59,6 +60,21 @@ def test_head_is_a_get_without_its_body(bridge: Bridge, path: str) -> None:
     got = bridge.post(path, method="GET")
     assert (head.status, after.status) == (200, 200)
     assert head.headers["content-type"] == got.headers["content-type"]
+
+
+def test_probes_do_not_wait_behind_what_else_comes_from_their_address(
+    upstream: Upstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """1,000 large bodies of strangers kept /healthz waiting for 45 s: an orchestrator would have ended the bridge."""
+    monkeypatch.setattr(middleware, "RECEIVED_BYTE_SECONDS", 1e-3)
+    with running(upstream, tmp_path, timing=Timing(stop_seconds=1)) as bridge, bridge.connect() as stranger:
+        large = post("/nothing", b"x" * 50_000)
+        assert bridge.ask(large).status == 404
+        stranger.send(large)
+        assert stranger.is_silent(0.3), "its answer is yet to be paid for"
+        for path in ("/healthz", "/readyz") * 2:
+            assert bridge.ask(post(path, method="GET")).status == 200
+        assert stranger.is_silent(0.1)
 
 
 Figures = dict[tuple[str, tuple[tuple[str, str], ...]], float]

@@ -497,6 +497,21 @@ def test_replicas_know_of_each_others_changes(pair: tuple[Bridge, Bridge]) -> No
         )
 
 
+def test_new_hook_and_new_secret_are_known_at_once_right_after_a_guess(pair: tuple[Bridge, Bridge]) -> None:
+    """Guesses look into the store once a second: who comes after one waits for the next look."""
+    one, other = pair
+    with httpx.Client(base_url=one.url, headers={"X-API-Key": KEY}, trust_env=False, timeout=2 * PATIENCE) as admin:
+        assert tell(other, "/hooks/ci/fh_guess", {"text": "guessed"}).status_code == 401
+        first = made(admin)["secret"]
+        assert tell(other, f"/hooks/ci/{first}", {"text": "first"}).status_code == 200
+        assert tell(other, "/hooks/ci/fh_guess", {"text": "guessed"}).status_code == 401
+        second = admin.post("/hooks/ci/rotate").json()["secret"]
+        assert tell(other, f"/hooks/ci/{second}", {"text": "second"}).status_code == 200
+        assert tell(other, "/webhook/fh_guess", {"text": "guessed"}).status_code == 401
+        third = admin.post("/hooks/ci/rotate").json()["secret"]
+        assert tell(other, f"/webhook/{third}", {"text": "third"}).status_code == 200
+
+
 def test_another_secret_key_is_a_503_and_no_wrong_secret(upstream: Upstream, tmp_path: Path) -> None:
     headers = {"X-API-Key": KEY}
     with running(upstream, tmp_path) as bridge:

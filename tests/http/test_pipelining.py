@@ -20,6 +20,8 @@ from tests.http.conftest import HELLO, SEND, Bridge, RawClient, Timed, post, run
 from tests.patience import PATIENCE, until
 from tests.processes import resident_bytes, serving
 
+pytestmark = pytest.mark.usefixtures("way")
+
 BODY = json.dumps(HELLO).encode()
 VALIDATE = "/validate/m.room.message"
 PLAIN = "Content-Type: text/plain"

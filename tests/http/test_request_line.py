@@ -16,6 +16,8 @@ from tests.http.conftest import HELLO, KEY, SEND, Bridge, RawClient, new_token, 
 from tests.processes import free_port, run, serving
 from tests.upstream import PATIENCE, Upstream
 
+pytestmark = pytest.mark.usefixtures("way")
+
 BODY = json.dumps(HELLO).encode()
 FORWARDED = "X-Forwarded-For: 203.0.113.9, 192.0.2.1"
 CLIENT = "/_matrix/client/v3"

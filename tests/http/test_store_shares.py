@@ -21,6 +21,8 @@ from tests.patience import until
 from tests.processes import run
 from tests.upstream import PATIENCE, Behaviour, Request, Rooms, Upstream
 
+pytestmark = pytest.mark.usefixtures("way")
+
 DAY = 86_400_000
 LARGE = {"msgtype": "m.text", "body": "x" * 60_000}
 DATABASE_BYTES = 8 * 1024 * 1024

@@ -55,6 +55,8 @@ from tests.patience import until
 from tests.processes import Running, serving
 from tests.upstream import PATIENCE, Behaviour, Request, Rooms, Upstream
 
+pytestmark = pytest.mark.usefixtures("way")
+
 # How long
 
 

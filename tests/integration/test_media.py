@@ -51,7 +51,7 @@ def direct(synapse: LocalSynapse, owner: Account) -> Iterator[httpx.Client]:
 def stored(direct: httpx.Client, answer: httpx.Response) -> httpx.Response:
     """What the homeserver has under the address that an upload was answered with."""
     assert answer.status_code == 200, answer.text
-    assert list(answer.json()) == ["content_uri"]
+    assert list(answer.json()) == ["content_uri", "info"]
     address = answer.json()["content_uri"].removeprefix("mxc://")
     return direct.get(f"/_matrix/client/v1/media/download/{address}").raise_for_status()
 

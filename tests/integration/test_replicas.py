@@ -159,7 +159,7 @@ async def test_join_through_a_replica_wakes_what_another_one_lets_rest_just_now(
         await soon(asked.wait())
         monkeypatch.setattr(loop, "call_later", hold)
         await other.worker.joined(ALICE.user_id, ROOM)
-        await until(lambda: not other.worker._wanted)  # it is not to be had
+        await until(lambda: not other.worker._lanes._wanted)  # it is not to be had
         told.set()
         await until(lambda: one.lane().owner is None)
         for rouse in later:

@@ -166,3 +166,28 @@ def test_second_setup_replaces_the_first() -> None:
         log.info("once")
     assert stderr.getvalue().endswith(" INFO    once\n")
     assert stderr.getvalue().count("once") == 1
+
+
+@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("value", [1.5, None, "two words", "é\n", Path("/x")])
+def test_line_is_the_same_whether_or_not_another_handler_listens(style: Style, value: object) -> None:
+    logger, other = logging.getLogger("flowbridge"), logging.NullHandler()
+    with logging_as(style) as stderr:
+        for say in (log.info, log.warning, log.error):
+            say("seen", value=value)
+        logger.addHandler(other)  # then a line takes all of logging's layers
+        try:
+            for say in (log.info, log.warning, log.error):
+                say("seen", value=value)
+        finally:
+            logger.removeHandler(other)
+    lines = [re.sub(TIME, "", line) for line in stderr.getvalue().splitlines()]
+    assert lines[:3] == lines[3:]
+    assert len(set(lines)) == 3
+
+
+def test_line_that_cannot_be_written_fails_no_caller(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logging, "raiseExceptions", False)
+    with logging_as("text") as stderr:
+        stderr.close()
+        log.info("seen")

@@ -21,7 +21,7 @@ from flowbridge.limits import peer
 from flowbridge.limits.cache import Cache
 from flowbridge.limits.concurrency import Limiter
 from flowbridge.models import Caller
-from flowbridge.services.media import attachment
+from flowbridge.services.media import attachment, content
 from flowbridge.services.media.attachment import Label
 from flowbridge.services.media.multipart import Multipart
 
@@ -53,6 +53,16 @@ class Upload:
 
 
 @dataclass(frozen=True, slots=True)
+class Stored:
+    """A file that the homeserver has. `uri`: `mxc://…`; `label`: it was stored with; `head`: its first bytes."""
+
+    uri: str
+    label: Label
+    size: int
+    head: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Wanted:
     """A file, or a thumbnail of it, to be fetched; `filename` may be empty. `headers`: of the request."""
 
@@ -81,8 +91,8 @@ class Media:
         self._spools = Limiter("uploads that are kept on the disk", MAX_SPOOLS, MAX_SPOOLS_OF_ONE)
         self._json = Limiter("files inside JSON that are being read", MAX_JSON, 1)
 
-    async def upload(self, credential: Credential, upload: Upload) -> str:
-        """Upload a file and return its `mxc://` address. Raises BadRequest, TooLarge, or the homeserver's error."""
+    async def upload(self, credential: Credential, upload: Upload) -> Stored:
+        """Upload a file. Raises BadRequest, TooLarge, or the homeserver's error."""
         caller = await self._callers.identify(credential)
         with self._callers.as_(caller):
             return await self._receive(caller, upload, await self._limit(caller))
@@ -90,7 +100,7 @@ class Media:
     async def store(self, caller: Caller, file: Upload) -> str:
         """Upload a file as it is, whatever its type, and return its `mxc://` address. Raises as `upload` does."""
         with self._callers.as_(caller):
-            return await self._as_it_is(caller, file, await self._limit(caller))
+            return (await self._as_it_is(caller, file, await self._limit(caller))).uri
 
     async def largest(self, caller: Caller) -> int:
         """How many bytes a file of this caller may have. Raises the homeserver's error."""
@@ -134,7 +144,7 @@ class Media:
 
     # uploads
 
-    async def _receive(self, caller: Caller, upload: Upload, limit: int | None) -> str:
+    async def _receive(self, caller: Caller, upload: Upload, limit: int | None) -> Stored:
         kind = attachment.essence(upload.label.content_type)
         if kind == "multipart/form-data":
             return await self._from_form(caller, upload, limit)
@@ -145,7 +155,7 @@ class Media:
                 return await self._from_json(caller, upload, body, limit)
         return await self._as_it_is(caller, Upload(body, upload.length, _of_file(upload.label)), limit)
 
-    async def _as_it_is(self, caller: Caller, file: Upload, limit: int | None) -> str:
+    async def _as_it_is(self, caller: Caller, file: Upload, limit: int | None) -> Stored:
         if file.length is not None:
             _check(file.length, limit)
             return await self._send(caller, file.label, file.length, file.body)
@@ -153,7 +163,7 @@ class Media:
             await _fill(spool, file.body, SPOOL_BYTES if limit is None else limit)
             return await self._send_spool(caller, file.label, spool)
 
-    async def _from_form(self, caller: Caller, upload: Upload, limit: int | None) -> str:
+    async def _from_form(self, caller: Caller, upload: Upload, limit: int | None) -> Stored:
         most = SPOOL_BYTES if limit is None else limit
         _check(max(1, (upload.length or 0) - FORM_BYTES), most)
         form = Multipart(upload.label.content_type)
@@ -167,7 +177,7 @@ class Media:
             label = Label(upload.label.filename).or_else(form.end())
             return await self._send_spool(caller, label, spool)
 
-    async def _from_json(self, caller: Caller, upload: Upload, body: AsyncIterator[bytes], limit: int | None) -> str:
+    async def _from_json(self, caller: Caller, upload: Upload, body: AsyncIterator[bytes], limit: int | None) -> Stored:
         if (upload.length or 0) > JSON_BYTES:
             raise _too_long_json()
         async with self.spool() as spool:
@@ -181,22 +191,23 @@ class Media:
         label = Label(upload.label.filename).or_else(found.label)
         return await self._send(caller, label, len(found.data), _once(found.data))
 
-    async def _send_spool(self, caller: Caller, label: Label, spool: Spool) -> str:
+    async def _send_spool(self, caller: Caller, label: Label, spool: Spool) -> Stored:
         _check(spool.size, None)
         return await self._send(caller, label, spool.size, spool.chunks())
 
-    async def _send(self, caller: Caller, label: Label, length: int, body: AsyncIterator[bytes]) -> str:
+    async def _send(self, caller: Caller, label: Label, length: int, body: AsyncIterator[bytes]) -> Stored:
         query = f"?filename={quote(label.filename, safe='')}" if label.filename else ""
         headers = [
             (b"content-type", label.media_type.encode("ascii")),
             (b"content-length", b"%d" % length),
             *_authorization(caller.token),
         ]
-        async with self._relay.open("POST", f"{LEGACY}/upload{query}", headers, body) as answer:
+        head = bytearray()
+        async with self._relay.open("POST", f"{LEGACY}/upload{query}", headers, _noting(body, head)) as answer:
             uri = answers.success(await answer.whole(ANSWER_BYTES)).get("content_uri")
         if not isinstance(uri, str) or not uri.startswith("mxc://"):
             raise BadGateway("the homeserver's answer to an upload names no content_uri")
-        return uri
+        return Stored(uri, label, length, bytes(head))
 
     @contextlib.asynccontextmanager
     async def spool(self) -> AsyncIterator[Spool]:
@@ -275,6 +286,14 @@ async def _peek(body: AsyncIterator[bytes]) -> tuple[bytes, AsyncIterator[bytes]
 async def _chain(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     yield first
     async for data in rest:
+        yield data
+
+
+async def _noting(body: AsyncIterator[bytes], head: bytearray) -> AsyncIterator[bytes]:
+    """The body, and its first bytes, as many as tell a picture's size."""
+    async for data in body:
+        if len(head) < content.HEAD_BYTES:
+            head += data[: content.HEAD_BYTES - len(head)]
         yield data
 
 

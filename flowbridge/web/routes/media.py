@@ -1,5 +1,6 @@
 """Uploads and downloads: the flow surface's paths, and the download paths of older Matrix clients."""
 
+import asyncio
 import contextlib
 import re
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ from flowbridge.errors import BadRequest, Errcode, Unauthorized, UnsupportedMedi
 from flowbridge.homeserver import identifiers, proxy_rules
 from flowbridge.homeserver.relay import Relayed
 from flowbridge.models import Surface
-from flowbridge.services.media import attachment
+from flowbridge.services.media import attachment, content
 from flowbridge.services.media.attachment import Label
 from flowbridge.services.media.files import Kind, Upload, Wanted
 from flowbridge.web.dependencies import credential, segment
@@ -100,10 +101,20 @@ class FileMessage(TypedDict):
 UploadBody = Base64File | Buffer | DataUrl | FileMessage
 
 
+class Info(TypedDict):
+    """What is known of a file: for `info` of an event, or of an attachment."""
+
+    mimetype: Annotated[str, Field(examples=["image/png"])]
+    size: Annotated[int, Field(description="In bytes.")]
+    w: NotRequired[Annotated[int, Field(description="Of a picture, in pixels.")]]
+    h: NotRequired[Annotated[int, Field(description="Likewise.")]]
+
+
 class Uploaded(TypedDict):
     """The file is uploaded."""
 
     content_uri: Annotated[str, Field(examples=[f"mxc://localhost/{MEDIA_ID}"])]
+    info: Info
 
 
 _BYTES: Json = {"schema": {"type": "string", "format": "binary"}}
@@ -155,7 +166,10 @@ class Files:
         label = Label(name, attachment.content_type(headers.get("content-type", "")))
         length = headers.get("content-length")
         upload = Upload(request.stream(), None if length is None else int(length), label)
-        return json_answer({"content_uri": await self._media.upload(credential, upload)})
+        stored = await self._media.upload(credential, upload)
+        known = await asyncio.to_thread(content.info, stored.head, stored.size)
+        info = {"mimetype": attachment.essence(stored.label.media_type), **known}
+        return json_answer({"content_uri": stored.uri, "info": info})
 
     async def download(self, request: Request) -> Response:
         """Download a file

@@ -59,6 +59,16 @@ class Said(TypedDict):
     flowbridge: NotRequired[MessageRemarks]
 
 
+class FileInfo(TypedDict, total=False):
+    """What is known of a file."""
+
+    mimetype: str
+    size: Annotated[int, Field(description="In bytes.", ge=0)]
+    w: Annotated[int, Field(description="Of a picture or a video, in pixels.", ge=0)]
+    h: Annotated[int, Field(description="Likewise.", ge=0)]
+    duration: Annotated[int, Field(description="In milliseconds.", ge=0)]
+
+
 class File(TypedDict, total=False):
     """One of `url`, `data` and `content_uri`."""
 
@@ -75,6 +85,7 @@ class File(TypedDict, total=False):
         str, Field(description="Otherwise the server, or the filename, says it.", examples=["image/png"])
     ]
     caption: str
+    info: Annotated[FileInfo, Field(description="Beside `content_uri`: as `POST /media` answers.")]
 
 
 class MessageObject(TypedDict, total=False):

@@ -49,6 +49,12 @@ class Ready(TypedDict):
     accounts_paused: NotRequired[
         Annotated[int, Field(description="Accounts whose token is not accepted: their events wait.")]
     ]
+    hooks_file_refused: NotRequired[
+        Annotated[
+            Literal[True],
+            Field(description="hooks.yaml cannot be used as it is now: the hooks that were read before hold."),
+        ]
+    ]
 
 
 class Versions:
@@ -87,6 +93,8 @@ class Readiness:
         core = self._core
         paused = self.paused()
         checks: Json = {"queued": core.backpressure.queued, "accounts_paused": len(paused)}
+        if core.registry.trouble:  # the log says why: what stands in the file is not for everybody
+            checks["hooks_file_refused"] = True
         failed = "store"
         try:
             await self._look_at_store()
@@ -192,6 +200,7 @@ async def figures(core: TheCore, readiness: TheReadiness) -> Response:
     oldest = backpressure.oldest_at if backpressure.queued else None
     metrics.oldest_queued_seconds.set(max(0.0, time.time() - oldest) if oldest is not None else 0.0)
     metrics.accounts_paused.set(len(readiness.paused()))
+    metrics.hooks_file_refused.set(bool(core.registry.trouble))
     metrics.homeserver_up.set(not core.breaker.is_open)
     return Response(metrics.render(), media_type=metrics.CONTENT_TYPE)
 

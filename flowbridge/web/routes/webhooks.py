@@ -14,8 +14,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from typing_extensions import TypedDict
 
+from flowbridge import metrics
 from flowbridge.bridge import Core
-from flowbridge.errors import MethodNotAllowed, TooLarge
+from flowbridge.errors import MatrixError, MethodNotAllowed, TooLarge
 from flowbridge.events.shaping import MESSAGE
 from flowbridge.hooks import body as bodies
 from flowbridge.hooks.receiving import Done
@@ -40,6 +41,7 @@ EACH_STRANGER = 16
 TURN_SECONDS = 5.0  # for one of these places: senders hang up after 10
 ALLOWED = "POST, PUT, OPTIONS"
 ALLOWED_WITHOUT_TOKEN = "GET, POST, PUT, DELETE, OPTIONS"  # noqa: S105 (methods): the hook itself, administered there, too
+UNKNOWN = "unknown"  # the source of a request whose sender is not known, in the metrics
 ORIGINS = "webhook-request-origin"
 
 _GET = (
@@ -105,17 +107,27 @@ class Webhooks:
         name = _decoded(path.get("name", ""))
         token = path.get("token", "") if name else next(reversed(path.values()), "")  # its last segment
         asked = Asked(headers, _decoded(token))
-        async with contextlib.AsyncExitStack() as stack:
-            with ours():
-                known, is_known = await self._admission.find(name, asked)
-                body = await self._body(request, headers, stack)
-            if known is None or not is_known:
-                known = await self._admission.admit(name, known, asked, body)
-            if bodies.is_compressed(headers):
+        source = UNKNOWN  # the name in the path is whatever a stranger wrote
+        try:
+            async with contextlib.AsyncExitStack() as stack:
                 with ours():
-                    await self._make_room(body, headers, stack)
-            path["roomId"], path["eventType"] = quote(known.hook.room), MESSAGE  # refused calls are logged by them
-            done = await self._receiving.receive(known.hook, headers, body, self._limit, dialect)
+                    found = await self._admission.find(name, asked)
+                    body = await self._body(request, headers, stack)
+                known = await self._admission.admit(name, found, asked, body)
+                source = dialect or known.hook.source
+                if bodies.is_compressed(headers):
+                    with ours():
+                        await self._make_room(body, headers, stack)
+                path["roomId"], path["eventType"] = quote(known.hook.room), MESSAGE  # refused calls are logged by them
+                done = await self._receiving.receive(known.hook, headers, body, self._limit, dialect)
+        except MatrixError as error:
+            metrics.count(metrics.hook_requests, source, _outcome(error.status))
+            raise
+        metrics.count(
+            metrics.hook_requests,
+            done.source,
+            "repeated" if done.replayed else "accepted" if done.delivery else "nothing",
+        )
         request.scope[LOG] = {"user": done.user_id, "delivery": done.delivery} if done.delivery else {}
         _, is_async = preference(request, headers, "flow", self._wait_seconds)
         response = _answer(done, dialect or done.source, is_async=is_async)
@@ -151,6 +163,13 @@ class Webhooks:
 
     def _too_large(self) -> TooLarge:
         return TooLarge(f"the body is longer than {self._limit} bytes, which FLOWBRIDGE_MAX_HOOK_BYTES allows")
+
+
+def _outcome(status: int) -> str:
+    """Of a request that got an error, for the metrics."""
+    if status in (401, 429):
+        return "refused"
+    return "invalid" if status < 500 else "unavailable"
 
 
 def _answer(done: Done, source: str, *, is_async: bool) -> JsonAnswer:

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -298,6 +299,42 @@ async def test_look_at_the_file_leaves_sqlites_locks_alone(database: Database) -
     assert not database.files.missing()
     await database.run(put_one("two"))
     assert not database.missing
+
+
+# the writer's own connection
+
+
+def remove(path: Path) -> None:
+    path.unlink()
+
+
+@only_postgresql
+async def test_connection_that_the_server_ended_while_idle_is_replaced_before_it_is_used(database: Database) -> None:
+    await database.run(put_one("one"))
+    ending = text(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+        "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    )
+    with create_engine(database.url, poolclass=NullPool, isolation_level="AUTOCOMMIT").connect() as other:
+        other.execute(ending)
+        left = text("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()")
+        await until(lambda: other.scalar(left) == 1)
+    runs: list[Connection] = []
+
+    def work(connection: Connection) -> None:
+        runs.append(connection)
+        put(connection, "two")
+
+    await database.run(work)
+    assert len(runs) == 1
+    assert list(await database.read(states)) == ["one", "two"]
+
+
+@only_sqlite
+async def test_what_is_in_a_removed_file_can_still_be_read(database: Database) -> None:
+    await database.run(put_one("one"))
+    remove(Path(str(database.url.database)))
+    assert list(await database.read(states)) == ["one"]
 
 
 # trouble that passes

@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 import pytest
-import sqlalchemy
 from sqlalchemy import Connection, select
 
 from flowbridge.delivery.pending import Outcome, PendingDelivery
@@ -29,6 +28,7 @@ from tests import patience
 from tests.integration.store import test_accounts
 from tests.integration.store.events import LANE, OTHER, claim, claim_one, event, lane, only_postgresql, put, states
 from tests.integration.store.test_database import busy, connection_lost, failing, full, until
+from tests.statements import heard
 
 
 @pytest.fixture
@@ -235,7 +235,7 @@ async def test_replicas_that_write_the_same_key_wait_in_no_circle(
         await database.run(lambda connection: leases.mark_dirty(connection, [(LANE, "account"), (OTHER, "account")]))
     here, there = keyed("here", dirty=True), keyed("there", dirty=True)
     beside = keyed("beside", "another key", dirty=True, row={"lane": OTHER})
-    inserted, errors = threading.Event(), list[Exception]()
+    inserted = threading.Event()
     insert = outbox.insert_rows
 
     def slowly(connection: Connection, rows: Any) -> set[str]:
@@ -245,14 +245,13 @@ async def test_replicas_that_write_the_same_key_wait_in_no_circle(
             patience.until(lambda: waits_for_a_lock(database))
         return refused
 
-    for each in (database, replica):
-        sqlalchemy.event.listen(each.engine, "handle_error", lambda failure: errors.append(failure.original_exception))
     monkeypatch.setattr(outbox, "insert_rows", slowly)
-    writer.append(here)
-    await until(inserted.is_set)
-    await accepted(WriteQueue(replica), beside, there)
-    await here.committed
-    assert errors == []
+    with heard(database.engine, replica.engine) as seen:
+        writer.append(here)
+        await until(inserted.is_set)
+        await accepted(WriteQueue(replica), beside, there)
+        await here.committed
+    assert seen.refused == []
     assert there.existing is not None
     assert there.existing["delivery"] == here.row.delivery
 

@@ -50,6 +50,32 @@ async def test_token_that_another_process_was_given_is_used_after_the_pause(make
         assert (await carry(rig, row) or Verdict("dead")).kind == "sent"
 
 
+async def test_permit_takes_all_that_a_request_needs_or_waits_for_it(make: MakeRig) -> None:
+    async with make() as rig:
+        limits = rig.account_limits
+        window, everyone = limits.limiter("a"), limits.everyone
+        async with limits.permit("a", ahead=False):
+            assert (window.in_flight, everyone.in_flight, limits.places.is_idle) == (1, 1, False)
+        assert (window.in_flight, everyone.in_flight, limits.places.is_idle) == (0, 0, True)
+        for closed in (window, everyone):
+            closed.shut()
+            entered = asyncio.Event()
+
+            async def hold(entered: asyncio.Event = entered) -> None:
+                async with limits.permit("a", ahead=True):
+                    entered.set()
+
+            given_up, waiting = asyncio.ensure_future(hold()), asyncio.ensure_future(hold())
+            await asyncio.sleep(0.01)
+            assert not entered.is_set()
+            given_up.cancel()
+            await asyncio.wait([given_up])
+            closed.open()
+            await soon(waiting)
+            assert entered.is_set()
+            assert (window.in_flight, everyone.in_flight, limits.places.is_idle) == (0, 0, True)
+
+
 async def write_token(rig: Rig, caller: Caller) -> None:
     """As another process does that shares the store."""
     account = {

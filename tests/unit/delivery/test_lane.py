@@ -308,7 +308,7 @@ async def test_dead_letter_by_age_says_so_and_why_and_whether_it_may_be_in_the_r
     async with make() as rig:
         await rig.accept("a")
         await until(lambda: len(rooms.sends) == 2)
-        (lane,) = rig.worker._lanes.values()
+        (lane,) = rig.worker._lanes
         pending = lane.queue[0]
         pending._row = pending.row._replace(accepted_at=pending.row.accepted_at - WEEK)
         week_over.set()
@@ -797,7 +797,7 @@ async def test_lane_is_not_given_back_before_its_outcomes_are_written(
             answered.set()
             await until(lambda: rig.worker.lanes()["idle"])
             await until(lambda: late or rig.write_queue.unwritten)
-            rig.worker._end_longest_idle(10)
+            rig.worker._lanes._end_longest_idle(10)
             await until(lambda: not rig.worker.lanes()["idle"])
         await until(lambda: rig.write_queue.unwritten)
         refuses_outcomes(False)
@@ -1000,7 +1000,7 @@ async def test_join_while_the_403_is_examined_is_not_missed(
 
         async def late(token: str, room_id: str, user_id: str) -> bool:
             await rig.worker.joined(user_id, room_id)
-            await until(lambda: not rig.worker._wanted)  # it is held already
+            await until(lambda: not rig.worker._lanes._wanted)  # it is held already
             return False  # as it was when it was asked
 
         monkeypatch.setattr(rooms, "is_joined", late)

@@ -9,8 +9,8 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from flowbridge.delivery.lanes import Bounds
 from flowbridge.delivery.pending import PendingDelivery
-from flowbridge.delivery.worker import Bounds
 from flowbridge.homeserver.pool import Answer
 from flowbridge.models import Caller
 from flowbridge.models.timing import Timing

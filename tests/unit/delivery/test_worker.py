@@ -9,16 +9,15 @@ from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
-from sqlalchemy import event
+from sqlalchemy import Connection
 
 from flowbridge.delivery.backpressure import Limits
+from flowbridge.delivery.lanes import Bounds
 from flowbridge.delivery.limiter import WIDEST
 from flowbridge.delivery.pending import Outcome
-from flowbridge.delivery.worker import Bounds
-from flowbridge.store import StoreFull, StoreUnavailable, abandoned, delivery_log, leases, outbox, tables
+from flowbridge.store import Row, StoreFull, StoreUnavailable, abandoned, delivery_log, leases, outbox, tables
 from flowbridge.store.leases import ASKED
 from tests.patience import PATIENCE
 from tests.rig import (
@@ -40,6 +39,7 @@ from tests.rig import (
     unreachable,
     until,
 )
+from tests.statements import heard
 from tests.unit.delivery.test_lane import sent_but_not_written, tell
 
 OTHER = "!other:hs"
@@ -189,32 +189,19 @@ async def blocked(rig: Rig, number: int, room: str = ROOM) -> None:
     rig.worker.wake()
 
 
-@contextlib.contextmanager
-def statements(rig: Rig, about: str) -> Iterator[list[str]]:
-    """What is asked of the database meanwhile about something."""
-    seen: list[str] = []
-
-    def note(_: Any, __: Any, statement: str, parameters: Any, *___: Any) -> None:
-        if about in str(parameters):
-            seen.append(statement)
-
-    event.listen(rig.database.engine, "before_cursor_execute", note)
-    yield seen
-    event.remove(rig.database.engine, "before_cursor_execute", note)
-
-
 async def test_ten_thousand_events_in_a_blocked_room_cost_others_nothing(make: MakeRig, rooms: Rooms) -> None:
     rooms.script(lambda sent: silence if sent.room == OTHER else None)
     async with make() as rig:
         await blocked(rig, 10_000, OTHER)
         await until(lambda: rooms.tries(OTHER))
-        with statements(rig, OTHER) as seen:
+        with heard(rig.database.engine) as seen:
             for number in numbers(100):
                 await rig.send(number)
             await rig.settled(100)
         assert rooms.bodies() == numbers(100)
         assert rooms.tries(OTHER) == ["blocked-0"]
-        assert seen == []
+        assert seen.asked
+        assert [text for text, values in seen.asked if OTHER in str(values)] == []
         assert rig.remembered <= outbox.BATCH
         await rig.crash()
 
@@ -234,6 +221,45 @@ async def test_fifty_events_of_a_lane_are_held_in_memory(make: MakeRig, rooms: R
         await rig.settled()
         await until(lambda: rig.remembered == 0)
         assert rig.backpressure.queued == 0
+
+
+async def test_lane_that_has_caught_up_goes_by_memory_again_although_events_keep_coming(
+    make: MakeRig, rooms: Rooms, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whenever the store is read, one more event comes: there would always be more in it."""
+    make.tune(batch=5)
+    most = 50
+    async with make() as rig:
+        await rig.send("0")
+        answered, loop = asyncio.Event(), asyncio.get_running_loop()
+        rooms.always(after(answered))
+        offered = [0]
+
+        def offer() -> None:
+            if offered[-1] < most:
+                offered.append(offered[-1] + 1)
+                rig.offer(str(offered[-1]), waits=False)
+
+        def read(connection: Connection, lane: str, limit: int) -> list[Row]:
+            loop.call_soon_threadsafe(offer)  # ahead of what is read
+            return fetch(connection, lane, limit)
+
+        fetch = outbox.fetch
+        monkeypatch.setattr(outbox, "fetch", read)
+        for _ in range(12):
+            offer()
+        rooms.always(None)
+        answered.set()
+        await rig.settled(13)
+        await until(lambda: len(rooms.bodies()) == len(offered))
+        assert 12 < len(offered) - 1 < most / 2, "it reads the store for ever"
+        with heard(rig.database.engine) as seen:
+            for number in range(100, 120):
+                await rig.send(str(number))
+            await rig.settled()
+        assert seen.asked
+        assert not [text for text, values in seen.asked if text.startswith("SELECT") and ROOM in str(values)]
+        assert rooms.bodies() == [*map(str, offered), *map(str, range(100, 120))]
 
 
 async def test_all_lanes_together_hold_no_more_than_is_allowed(make: MakeRig, rooms: Rooms) -> None:
@@ -474,7 +500,7 @@ async def test_event_that_was_cut_off_and_cannot_be_written_is_not_taken_back(
         with rig.busy_writer():
             tell_when_written = rig.offer("b")
             await until(lambda: len(rooms.sends) == 2)
-            rig.worker._drop(next(iter(rig.worker._lanes.values())))
+            rig.worker._lanes.drop(next(iter(rig.worker._lanes)))
             await asyncio.sleep(0)
         await soon(tell_when_written.committed)
         assert tell_when_written.maybe_sent
@@ -976,7 +1002,7 @@ async def test_of_large_events_few_are_held_in_memory(make: MakeRig, rooms: Room
         held = []
         for _ in range(20):
             await rig.accept("x" * 60_000)
-            held += [len(lane.queue) for lane in rig.worker._lanes.values()]
+            held += [len(lane.queue) for lane in rig.worker._lanes]
         assert 0 < max(held) <= 3
         go.set()
         await rooms.reads(20)
@@ -1020,7 +1046,7 @@ async def test_event_on_its_way_is_not_removed_and_those_behind_it_may_be(make: 
         assert await rig.database.run(lambda c: abandoned.remove(c, [lane], chosen)) == 0
         await rig.database.run(lambda c: abandoned.ask_for(c, [lane]))
         rig.worker.wake()
-        await until(lambda: lane in rig.worker._asked)
+        await until(lambda: lane in rig.worker._lanes._asked)
         assert rig.lane().owner
         assert rig.lane().dirty != ASKED
         answered.set()

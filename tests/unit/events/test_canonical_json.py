@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -211,6 +212,40 @@ def test_what_is_written_is_read_again(value: Any) -> None:
     assert document.value == value
     assert canonical_json.problems(document.value) == []
     assert canonical_json.write(document.value) == written
+
+
+ANY = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(st.characters())
+    | st.just("\ud800")
+    | st.binary(),
+    lambda inner: (
+        st.lists(inner)
+        | st.tuples(inner, inner)
+        | st.dictionaries(st.text() | st.integers() | st.just("\udfff") | st.none() | st.floats(), inner)
+    ),
+    max_leaves=20,
+)
+
+
+@settings(max_examples=500, deadline=None)
+@given(ANY, st.booleans())
+def test_whatever_is_written_is_what_python_writes(value: Any, without_c: bool) -> None:
+    python = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+    def outcome(write: Callable[[Any], bytes]) -> Any:
+        try:
+            return write(value)
+        except Exception as error:
+            return type(error), str(error)
+
+    with pytest.MonkeyPatch.context() as patch:
+        if without_c:
+            patch.setattr(canonical_json, "_PIECES", None)
+        assert outcome(canonical_json.write) == outcome(lambda value: python.encode(value).encode())
 
 
 @settings(max_examples=200, deadline=None)

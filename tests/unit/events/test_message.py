@@ -49,6 +49,14 @@ def problems(value: dict[str, Any]) -> dict[str, str]:
             {"attachments": [{"content_uri": MXC}]},
             Message(attachments=(Attachment(MXC, "file.bin", "application/octet-stream"),)),
         ),
+        (
+            {"attachments": [{"content_uri": MXC, "info": {"mimetype": "image/png", "size": 9, "w": 4, "h": 3}}]},
+            Message(attachments=(Attachment(MXC, "file.png", "image/png", "", {"size": 9, "w": 4, "h": 3}),)),
+        ),
+        (
+            {"attachments": [{"content_uri": MXC, "mimetype": "text/plain", "info": {"mimetype": "image/png"}}]},
+            Message(attachments=(Attachment(MXC, "file.txt", "text/plain", "", {}),)),
+        ),
     ],
 )
 def test_message_is_read(value: dict[str, Any], expected: Message) -> None:
@@ -140,6 +148,27 @@ TARGET = "is no target: give an event id ($…), the id of a delivery, or key:NA
             {
                 "/attachments/0": "is no file: give its url, its data (base64), or the content_uri that POST /media "
                 "answers"
+            },
+        ),
+        (
+            {
+                "attachments": [
+                    {"content_uri": MXC, "info": {"mimetype": "png", "size": -1, "w": 1.5, "h": True, "x": 1}}
+                ]
+            },
+            {
+                "/attachments/0/info/mimetype": "is no media type: write it as image/png",
+                "/attachments/0/info/size": "must be a whole number, not below 0",
+                "/attachments/0/info/w": "must be a whole number, not below 0",
+                "/attachments/0/info/h": "must be a whole number, not below 0",
+                "/attachments/0/info/x": "is unknown here: known are mimetype, size, w, h, duration",
+            },
+        ),
+        (
+            {"attachments": [{"content_uri": MXC, "info": [1]}, {"url": "https://hs/x", "info": {"w": 1}}]},
+            {
+                "/attachments/0/info": "must be an object, as POST /media answers it",
+                "/attachments/1/info": "stands beside content_uri alone: of any other file it is found out",
             },
         ),
         (

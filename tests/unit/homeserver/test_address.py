@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Awaitable
 from pathlib import Path
 from typing import Any
 
+import certifi
 import pytest
 
 from flowbridge.homeserver import address
@@ -259,6 +260,17 @@ def test_ca_file_without_a_certificate_is_named(tmp_path: Path) -> None:
             address.tls_context(path)
         assert "\n" not in str(caught.value)
     assert address.tls_context(None).verify_mode is ssl.CERT_REQUIRED
+
+
+def test_authorities_are_read_for_the_first_connection() -> None:
+    context, usual = address.tls_context(None), ssl.create_default_context()
+    usual.load_verify_locations(certifi.where())
+    assert context.cert_store_stats()["x509"] == 0
+    context.wrap_bio(ssl.MemoryBIO(), ssl.MemoryBIO(), server_hostname="hs.example.org")
+    assert context.cert_store_stats() == usual.cert_store_stats()
+    assert context.cert_store_stats()["x509_ca"] > 0
+    for name in ("verify_mode", "verify_flags", "check_hostname", "options", "minimum_version", "keylog_filename"):
+        assert getattr(context, name) == getattr(usual, name)
 
 
 # Locator: what it learns

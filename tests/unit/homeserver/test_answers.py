@@ -34,6 +34,24 @@ def test_200_gives_its_event_id() -> None:
     assert answers.event_id(answer(200, {"event_id": "$x", "more": 1})) == "$x"
 
 
+_IDS = st.text() | st.text('$:azAZ09-_./+ \\"\x7f', min_size=1)
+
+
+@settings(max_examples=500, deadline=None)
+@given(_IDS, st.sampled_from([(",", ":"), (", ", ": "), (",", " : ")]), st.booleans())
+def test_short_reading_of_an_event_id_is_that_of_json(name: str, separators: tuple[str, str], ascii_: bool) -> None:
+    body = json.dumps({"event_id": name}, separators=separators, ensure_ascii=ascii_).encode("utf-8", "surrogatepass")
+    for spelled in (body, body + b"\n", body[:-1] + b',"event_id":"$2"}', body.replace(b"event_id", b"event_\\u0069d")):
+        assert _id_of(answer(200, spelled)) == _id_of(answer(200, b" " + spelled))  # a blank in front: read as JSON
+
+
+def _id_of(found: Answer) -> str:
+    try:
+        return answers.event_id(found)
+    except MatrixError as error:
+        return error.error
+
+
 @pytest.mark.parametrize(
     "body", [b"", b"{}", b"[]", b'"$x"', b"null", b'{"event_id": ""}', b'{"event_id": 5}', HTML, b"\xff"]
 )

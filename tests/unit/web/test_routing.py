@@ -11,7 +11,7 @@ from typing_extensions import TypedDict
 from flowbridge.errors import BadRequest, Unauthorized
 from flowbridge.web.body import JsonBody, matrix_object
 from flowbridge.web.dependencies import Caller
-from flowbridge.web.routing import BODY, DIALECTS, UPSTREAM, Route, Routes
+from flowbridge.web.routing import BODY, DIALECTS, UPSTREAM, Operation, Route, Routes
 
 
 @matrix_object()
@@ -43,6 +43,10 @@ def route(operation: str) -> Route:
     return next(each for each in routes if each.operation_id == operation)
 
 
+def described(operation: str) -> Operation:
+    return route(operation).operation
+
+
 async def call(operation: str, query: bytes = b"", body: bytes = b"", headers: Any = ()) -> Response:
     async def receive() -> dict[str, Any]:
         return {"type": "http.request", "body": body, "more_body": False}
@@ -60,22 +64,22 @@ async def call(operation: str, query: bytes = b"", body: bytes = b"", headers: A
 
 
 def test_errors_follow_from_the_dependencies() -> None:
-    assert route("open").responses.keys() == {404, 405}
-    assert route("flow_write").responses.keys() == {404, 405, *UPSTREAM, *BODY}
-    assert route("open").openapi_extra == {"security": []}
+    assert described("open").responses.keys() == {404, 405}
+    assert described("flow_write").responses.keys() == {404, 405, *UPSTREAM, *BODY}
+    assert described("open").openapi_extra == {"security": []}
 
 
 def test_docstring_is_the_documentation() -> None:
-    assert (route("open").summary, route("open").description) == ("Anyone may ask", "As often\nas they like.")
-    assert route("flow_write").description == ""
+    assert (described("open").summary, described("open").description) == ("Anyone may ask", "As often\nas they like.")
+    assert described("flow_write").description == ""
 
 
 def test_both_surfaces_come_from_one_function() -> None:
     flow, matrix = route("flow_write"), route("matrix_write")
     assert flow.endpoint is matrix.endpoint is write
-    assert (flow.paths, flow.tags) == (("/write",), ["Flow surface"])
+    assert (flow.paths, flow.operation.tags) == (("/write",), ["Flow surface"])
     assert matrix.paths == tuple(f"/_matrix/client/{dialect}/write" for dialect in DIALECTS)
-    assert matrix.tags == ["Matrix surface"]
+    assert matrix.operation.tags == ["Matrix surface"]
 
 
 async def test_credential_comes_before_the_body() -> None:
