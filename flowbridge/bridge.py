@@ -3,10 +3,12 @@
 import asyncio
 import contextlib
 import math
+import secrets
 import ssl
 import time
 from collections.abc import AsyncIterator, Mapping
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flowbridge import log
@@ -17,7 +19,7 @@ from flowbridge.auth.identities import Identities
 from flowbridge.auth.names import Names
 from flowbridge.auth.refusals import Refusals
 from flowbridge.auth.room_access import RoomAccess
-from flowbridge.auth.tokens import Tokens, cipher
+from flowbridge.auth.tokens import Tokens, cipher, secret_key
 from flowbridge.delivery import Beside, Worker
 from flowbridge.delivery.account_limits import AccountLimits
 from flowbridge.delivery.attempt import Attempts
@@ -59,11 +61,12 @@ from flowbridge.services.rooms import Rooms
 from flowbridge.services.sending import Sender
 from flowbridge.services.targets import Targets
 from flowbridge.settings import Settings
-from flowbridge.store import Database
+from flowbridge.store import Database, crypto
 from flowbridge.store.accounts import account_of
 from flowbridge.store.delivery_log import Standing
 
 if TYPE_CHECKING:
+    from flowbridge.encryption.devices import Devices
     from flowbridge.outbound.fetch import Fetcher
 
 LOCATE_SECONDS = 1.0
@@ -111,9 +114,15 @@ class Core:
         self.room_access = RoomAccess(self.callers, self.homeserver, self.names, timing=self.timing)
         self.readings = Readings(self.database)
         self.replays = Replays(self.readings, self.homeserver, self.callers, self.tokens)
+        self.devices = None if beside else self._make_devices()
         self.encryption = EncryptionCheck(
-            self.homeserver, refuses=settings.encrypted_rooms == "refuse", timing=self.timing
+            self.homeserver,
+            refuses=settings.encrypted_rooms != "allow",
+            devices=self.devices,
+            timing=self.timing,
         )
+        if self.devices is not None:
+            self.devices.keeper.on_rooms = self.encryption.forget
         self.breaker = Breaker(self.homeserver, timing=self.timing)
         self.account_limits = AccountLimits(
             self.tokens,
@@ -238,6 +247,7 @@ class Core:
                 (self.registry.refresh, self.timing.key_refresh_seconds),
                 (self.registry.flush, self.timing.refused_seconds),
                 (self.requests.flush, self.timing.kept_seconds),
+                (self._forget_ciphertexts, self.timing.purge_seconds),
             ],
             timing=self.timing,
         )
@@ -256,6 +266,32 @@ class Core:
         self.requests.open(fernet)
         if not self._beside:
             self.registry.open(fernet)
+        if self.devices is not None:
+            from flowbridge.encryption.sealing import Seal
+
+            self.devices.keeper.unlock(Seal(secret_key(self.settings)))
+
+    def _make_devices(self) -> "Devices | None":
+        """The device of the bot, where the bridge is to encrypt."""
+        settings = self.settings
+        if settings.encrypted_rooms != "encrypt" or not settings.has_bot:
+            return None
+        from flowbridge.encryption.devices import Devices  # with a library that may not be installed
+        from flowbridge.encryption.keeper import Keeper
+        from flowbridge.encryption.recovery_file import Shown
+
+        keeper = Keeper(
+            self.database,
+            self.homeserver,
+            self.bot.caller,
+            owner=secrets.token_hex(8),
+            alone=self.database.is_sqlite,
+            lease_seconds=settings.lease_seconds,
+            show=Shown(Path(f"{settings.database_file or 'flowbridge'}.recovery-key")),
+            password=settings.password.get_secret_value() if settings.password else "",
+            timing=self.timing,
+        )
+        return Devices(self.database, keeper, lambda: self.bot.user_id, timing=self.timing)
 
     async def locate(self) -> None:
         """Learn the homeserver's address, for a second at most: a slow network must not hold up the start.
@@ -290,6 +326,7 @@ class Core:
             tasks.append(asyncio.create_task(self.maintenance.run()))
         if not self._beside and self.bot.is_configured:
             tasks.append(asyncio.create_task(self.invitations.run()))
+        keeping = asyncio.create_task(self.devices.keeper.run()) if self.devices is not None else None
         try:
             yield
         finally:
@@ -299,6 +336,9 @@ class Core:
             await self.rendering.stop()
             await self.transfer.close()
             await self.worker.stop()
+            if keeping is not None:
+                keeping.cancel()
+                await asyncio.wait([keeping])
             self.breaker.stop()
             await self.database.stop()
             self.homeserver.close()
@@ -309,6 +349,10 @@ class Core:
         await self.administration.reload()
         await self.locator.refresh()
         await self.bot.reload()
+
+    async def _forget_ciphertexts(self) -> None:
+        if self.devices is not None:
+            await self.database.run(crypto.forget_ciphertexts, lingers=True)
 
     def _fetcher(self, tls: ssl.SSLContext) -> "Fetcher":
         from flowbridge.outbound.destination import Allowed

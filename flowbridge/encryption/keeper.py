@@ -7,7 +7,7 @@ it, and gets it for a while.
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -85,6 +85,7 @@ class Keeper:
         self.server = KeyServer(homeserver, self._token)
         self.machine: Machine | None = None  # while the device is held
         self.status = Status("off")
+        self.on_rooms: Callable[[Collection[str]], object] = lambda _: None  # see Machine
         self._began = asyncio.Event()
 
     def unlock(self, seal: Seal) -> None:
@@ -130,7 +131,7 @@ class Keeper:
         renewing = asyncio.ensure_future(self._renew(device))
         renewing.add_done_callback(ignore_result)
         try:
-            machine = Machine(device, self.server)
+            machine = Machine(device, self.server, lambda rooms: self.on_rooms(rooms))
             await machine.begin()
             yield machine
         finally:

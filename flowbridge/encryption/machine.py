@@ -3,9 +3,8 @@
 One object for one device that this process holds; `keeper.py` makes it, and makes another when the lease was lost.
 """
 
-import asyncio
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 from flowbridge import log
 from flowbridge.encryption.channels import Channels
@@ -29,10 +28,13 @@ SIGNED = "signed_curve25519"
 
 
 class Machine:
-    """`filter_` is what a sync for it alone asks for."""
+    """`on_rooms`: called with rooms whose settings or readers may have changed."""
 
-    def __init__(self, device: OwnDevice, server: KeyServer) -> None:
+    def __init__(
+        self, device: OwnDevice, server: KeyServer, on_rooms: Callable[[Collection[str]], object] = lambda _: None
+    ) -> None:
         self.device = device
+        self._on_rooms = on_rooms
         self.server = server
         self.peers = Peers(device, server)
         self.rooms = Rooms(device.database, server)
@@ -43,7 +45,6 @@ class Machine:
         self._syncing = Once[None, None]()
         self._unwedged: Cache[tuple[str, str], bool] = Cache(MAX_WEDGED, UNWEDGE_SECONDS)
         self._wedged: set[tuple[str, str]] = set()
-        self.arrived = asyncio.Event()  # room keys came: replaced each time
 
     async def begin(self) -> None:
         """Publish what the homeserver does not have yet. Raises MatrixError, StoreUnavailable."""
@@ -87,7 +88,9 @@ class Machine:
         It may have been absorbed before. `since`: its next_batch, where it is the device's own.
         """
         events = listed(sync, "to_device")
-        self.rooms.changed(_changed_rooms(sync))
+        changed_rooms = _changed_rooms(sync)
+        self.rooms.changed(changed_rooms)
+        self._on_rooms(changed_rooms)
         lists = section(sync, "device_lists")
         changed, left = _users(lists.get("changed")), _users(lists.get("left"))
         self.peers.mark(changed)
@@ -107,9 +110,6 @@ class Machine:
                 has_fallback = SIGNED in unused if isinstance(unused, list) else True
                 count = counts.get(SIGNED, 0)
                 await self._stock(count if isinstance(count, int) else 0, has_fallback=has_fallback)
-        if keys:
-            self.arrived.set()
-            self.arrived = asyncio.Event()
 
     async def _stock(self, count: int, *, has_fallback: bool, device_keys: bool = False) -> None:
         """Keep half as many one-time keys on the homeserver as the device remembers, and a fallback key.

@@ -13,6 +13,7 @@ from weakref import WeakValueDictionary
 from flowbridge import log
 from flowbridge.encryption.channels import Channels
 from flowbridge.encryption.identities import MEGOLM, Device, UserKeys
+from flowbridge.encryption.key_server import SEND_DEVICES
 from flowbridge.encryption.olm import InboundGroup, OutboundGroup
 from flowbridge.encryption.own_device import OwnDevice
 from flowbridge.encryption.peers import Peers
@@ -68,8 +69,6 @@ class Outbound:
         """
         lock = self._locks.setdefault(room_id, asyncio.Lock())
         async with lock:
-            if (made := await self.made(delivery)) is not None:
-                return made
             room = await self._rooms.get(room_id)
             if room is None:
                 return None
@@ -82,13 +81,8 @@ class Outbound:
                 self._sessions.pop(room_id)  # its ratchet may be before that of the store, or behind it
                 raise
 
-    async def made(self, delivery: str) -> bytes | None:
-        """What a delivery was encrypted to before."""
-        found = await self._device.database.read(lambda connection: crypto.ciphertext(connection, delivery))
-        return None if found is None else found.encode()
-
     async def _step(self, room_id: str, session: _Session, type_: str, content: Json, delivery: str) -> bytes:
-        """Encrypt, and commit that."""
+        """Encrypt, and commit that; or what it was encrypted to before: then a step of the ratchet is left out."""
         plain = canonical_json.write({"type": type_, "content": _inside(content), "room_id": room_id})
         sealed = {
             "algorithm": MEGOLM,
@@ -106,9 +100,9 @@ class Outbound:
                 f"{most} bytes fit"
             )
         session.messages += 1
-        changes = Changes(outbound=[self._kept(room_id, session)], ciphertexts=[(delivery, ciphertext.decode())])
+        changes = Changes(outbound=[self._kept(room_id, session)], ciphertext=(delivery, ciphertext.decode()))
         await self._device.commit(changes)
-        return ciphertext
+        return ciphertext if changes.existing is None else changes.existing.encode()
 
     # the session, and who has its key
 
@@ -147,14 +141,18 @@ class Outbound:
             "session_id": session.group.id,
             "session_key": session.group.key,
         }
-        async with self._device.lock:
-            unreached = await self._channels.send("m.room_key", dict.fromkeys(missing.values(), content))
-        failed = {Holder(device.user_id, device.device_id, device.curve25519) for device in unreached}
-        session.shared |= missing.keys() - failed
-        session.stored_shared = ""
-        session.retry_at = clock.now_ms() + RETRY_UNREACHED_MS if failed else None
-        await self._device.commit(Changes(outbound=[self._kept(room_id, session)]))
-        log.info("room_key_shared", room=room_id, devices=len(missing) - len(failed), unreached=len(failed))
+        unreached, holders = 0, list(missing)
+        for start in range(0, len(holders), SEND_DEVICES):  # what was reached stays so when the time of an attempt ends
+            batch = holders[start : start + SEND_DEVICES]
+            async with self._device.lock:
+                sent = await self._channels.send("m.room_key", {missing[holder]: content for holder in batch})
+            failed = {Holder(device.user_id, device.device_id, device.curve25519) for device in sent}
+            session.shared |= set(batch) - failed
+            session.stored_shared = ""
+            await self._device.commit(Changes(outbound=[self._kept(room_id, session)]))
+            unreached += len(failed)
+        session.retry_at = clock.now_ms() + RETRY_UNREACHED_MS if unreached else None
+        log.info("room_key_shared", room=room_id, devices=len(missing) - unreached, unreached=unreached)
 
     async def _new(self, room_id: str) -> _Session:
         """Another session, kept before anyone has its key; we can read what we write ourselves, too."""

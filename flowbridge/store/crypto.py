@@ -95,7 +95,8 @@ class Index(NamedTuple):
 class Changes:
     """What one step changes. None: stays as it is. `left`: users that are followed no more.
 
-    `ciphertexts`: (delivery, content), made by the session of the same step.
+    `ciphertext`: a delivery, and the content that the session of the same step made of it. `existing`: set by `write`
+    when the delivery has one from before, which stays.
     """
 
     pickle: str | None = None
@@ -108,7 +109,8 @@ class Changes:
     outdated: set[str] = field(default_factory=set)
     left: set[str] = field(default_factory=set)
     indexes: list[Index] = field(default_factory=list)
-    ciphertexts: list[tuple[str, str]] = field(default_factory=list)
+    ciphertext: tuple[str, str] | None = None
+    existing: str | None = None
 
 
 # the device, and its lease
@@ -222,9 +224,11 @@ def write(connection: Connection, lease: DeviceLease, changes: Changes) -> bool:
     if changes.indexes:
         statement = insert(connection, crypto_indexes).on_conflict_do_nothing()
         connection.execute(statement, [{"account": account, **index._asdict()} for index in changes.indexes])
-    if changes.ciphertexts:
-        rows = [{"delivery": name, "account": account, "content": content} for name, content in changes.ciphertexts]
-        connection.execute(insert(connection, ciphertexts).on_conflict_do_nothing(), rows)
+    if changes.ciphertext is not None:
+        name, content = changes.ciphertext
+        values = {"delivery": name, "account": account, "content": content}
+        new = insert(connection, ciphertexts).values(values).on_conflict_do_nothing().returning(ciphertexts.c.delivery)
+        changes.existing = ciphertext(connection, name) if connection.scalar(new) is None else None
     return True
 
 

@@ -105,7 +105,7 @@ def test_nothing_of_a_step_is_written_without_the_lease(connection: Connection) 
         room_keys=[room_key(0)],
         users=[StoredUser("@b:hs", "x")],
         indexes=[Index("S", 0, "m")],
-        ciphertexts=[("d", "c")],
+        ciphertext=("d", "c"),
     )
     assert not crypto.write(connection, lease, changes)
     assert crypto.device(connection, "a") == ALICE
@@ -179,8 +179,11 @@ def test_ciphertexts_go_when_their_events_are_queued_no_more(connection: Connect
     lease = held(connection)
     outbox.insert_rows(connection, [events.event("queued", "a|!r"), events.event("sent", "a|!r", state="sent")])
     made = [("queued", "1"), ("sent", "2"), ("withdrawn", "3")]
-    crypto.write(connection, lease, Changes(ciphertexts=made))
-    crypto.write(connection, lease, Changes(ciphertexts=[("queued", "another")]))
+    for each in made:
+        crypto.write(connection, lease, Changes(ciphertext=each))
+    again = Changes(ciphertext=("queued", "another"))
+    crypto.write(connection, lease, again)
+    assert again.existing == "1"
     assert crypto.forget_ciphertexts(connection) == 2
     assert [crypto.ciphertext(connection, name) for name, _ in made] == ["1", None, None]
 
@@ -192,7 +195,7 @@ def test_another_device_of_an_account_has_its_room_keys_and_nothing_else(connect
         room_keys=[room_key(0)],
         users=[StoredUser("@b:hs", "x")],
         outbound=[StoredOutbound("!r", "S", "p", "s", 1, 1)],
-        ciphertexts=[("d", "c")],
+        ciphertext=("d", "c"),
     )
     crypto.write(connection, lease, changes)
     other = StoredDevice("@alice:hs", "DESK", "other", "s", None)
@@ -274,7 +277,7 @@ class Model(RuleBasedStateMachine):
             users=[StoredUser(name, fresh, number % 2)],
             outdated={peer},
             indexes=[Index("S", number, fresh)],
-            ciphertexts=[(name, fresh)],
+            ciphertext=(name, fresh),
         )
         with self.engine.begin() as connection:
             assert crypto.write(connection, self.leases[owner], changes) == (owner == self.holder)
@@ -295,8 +298,10 @@ class Model(RuleBasedStateMachine):
             self.users[name] = self.users[name]._replace(outdated=1)
         for index in changes.indexes:
             self.marks.setdefault(index.message_index, index.mark)
-        for name, content in changes.ciphertexts:
-            self.ciphertexts.setdefault(name, content)
+        assert changes.ciphertext is not None
+        name, content = changes.ciphertext
+        assert changes.existing == self.ciphertexts.get(name)
+        self.ciphertexts.setdefault(name, content)
 
     @invariant()
     def agrees(self) -> None:
