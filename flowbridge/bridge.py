@@ -123,6 +123,7 @@ class Core:
         )
         if self.devices is not None:
             self.devices.keeper.on_rooms = self.encryption.forget
+            self.homeserver.on_sync = self.devices.keep
         self.breaker = Breaker(self.homeserver, timing=self.timing)
         self.account_limits = AccountLimits(
             self.tokens,
@@ -196,7 +197,11 @@ class Core:
             timing=self.timing,
         )
         self.history = History(
-            self.callers, self.room_access, self.homeserver, encrypted_rooms=settings.encrypted_rooms
+            self.callers,
+            self.room_access,
+            self.homeserver,
+            encrypted_rooms=settings.encrypted_rooms,
+            shown=self.devices.shown if self.devices is not None else None,
         )
         self.media = Media(self.callers, self.homeserver, self.relay)
         self.transfer = Transfer(self.media, partial(self._fetcher, tls), most_bytes=settings.max_file_bytes)
@@ -235,7 +240,8 @@ class Core:
             standing=HookRooms(self.callers, self.room_access, self.homeserver).standing,
             limit=settings.max_hook_bytes,
         )
-        self.live = Live(self.homeserver, self.callers, timing=self.timing)
+        late = partial(self.devices.shown, late=True) if self.devices is not None else None
+        self.live = Live(self.homeserver, self.callers, shown=late, timing=self.timing)
         self.maintenance = Maintenance(
             settings,
             self.database,

@@ -1,16 +1,16 @@
 """The devices of the bridge, as the rest of it knows them: who encrypts for an account, and who decrypts."""
 
-import asyncio
 import json
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from flowbridge.encryption.inbound import Decrypted, Undecryptable
 from flowbridge.encryption.keeper import Keeper
 from flowbridge.encryption.machine import Machine
 from flowbridge.encryption.olm import CryptoError
 from flowbridge.errors import MatrixError, Unavailable
-from flowbridge.homeserver.sync import Json
+from flowbridge.homeserver.sync import Json, listed, section
 from flowbridge.limits.tasks import Once
 from flowbridge.models import Event
 from flowbridge.models.timing import Timing
@@ -18,7 +18,7 @@ from flowbridge.store import Database, crypto
 from flowbridge.store.accounts import account_of
 
 START_SECONDS = 5.0  # for which an attempt waits for a device that is being made
-KEY_PAUSES = (0.0, 0.5, 1.0, 2.0, None)  # before a look for a key that is late, in turn
+ENCRYPTED = "m.room.encrypted"
 
 
 class Devices:
@@ -35,10 +35,15 @@ class Devices:
 
     def encrypts_for(self, account: str) -> bool:
         """Raises Unavailable while it is not known who the bot is: this may be its account."""
-        user_id = self._bot()
-        if user_id is None:
+        own = self._account()
+        if not own:
             raise Unavailable("the homeserver has not said yet who the bridge's own account is")
-        return account_of(user_id) == account
+        return own == account
+
+    def _account(self) -> str:
+        """The bot's; "" while it is not known."""
+        user_id = self._bot()
+        return account_of(user_id) if user_id is not None else ""
 
     async def encrypt(self, account: str, event: Event, delivery: str) -> bytes | None:
         """See `delivery.encryption.Encrypts`. It goes on when its caller has no time left: the next one finds it."""
@@ -56,31 +61,50 @@ class Devices:
         found = await self._database.read(partial(crypto.ciphertext, delivery=delivery))
         return None if found is None else found.encode()
 
-    async def decrypt(self, room_id: str, event: Json) -> Decrypted:
-        """An event of a room of the bot's. A key that is on its way is waited for.
+    async def keep(self, token: str, sync: Any) -> None:
+        """Keep what a sync with the bot's token brought for its device. Raises StoreUnavailable."""
+        events = listed(sync, "to_device")
+        if events and token == self.keeper.token and (account := self._account()):
+            sealed = self.keeper.seal.close(events)
+            await self._database.run(partial(crypto.keep_for_device, account=account, sealed=sealed))
 
-        Raises Undecryptable, also when the device is not at work.
+    async def shown(self, user_id: str, room_id: str, event: Json, *, late: bool = False) -> Json:
+        """An event as its reader sees it: one that is encrypted, and the bot's to read, as it was before.
+
+        What cannot be decrypted stays as it is, with the reason. `late`: its key may have come after it: look.
         """
+        if event.get("type") != ENCRYPTED or user_id != self._bot() or "redacted_because" in section(event, "unsigned"):
+            return event
+        try:
+            found = await self._decrypt(room_id, event, late=late)
+        except Undecryptable as error:
+            return {**event, "flowbridge": {"encrypted": True, "undecryptable": str(error)}}
+        about = {"encrypted": True, "verified": found.verified, "sender_device": found.device_id or None}
+        return {**found.event, "flowbridge": about}
+
+    async def _decrypt(self, room_id: str, event: Json, *, late: bool) -> Decrypted:
         try:
             machine = await self._machine()
-            for pause in KEY_PAUSES:
-                try:
-                    return await machine.decrypt(room_id, event)
-                except Undecryptable as error:
-                    if not error.waits or pause is None:
-                        raise
-                await asyncio.sleep(pause)
-                await machine.fresh(0.0)
+            try:
+                return await machine.decrypt(room_id, event)
+            except Undecryptable as error:
+                if not (late and error.waits):
+                    raise
+            await machine.fresh(0.0)
+            return await machine.decrypt(room_id, event)
         except MatrixError as error:
-            raise Undecryptable(f"the bridge's device is not at work: {error.error}", waits=True) from None
-        raise AssertionError("the last pause is None")
+            raise Undecryptable(error.error, waits=True) from None
+        except Undecryptable:
+            raise
+        except CryptoError as error:
+            raise Undecryptable(str(error)) from None
 
     async def _machine(self) -> Machine:
         """Raises Unavailable while this process does not have the device."""
         if self.keeper.machine is None:
             await self.keeper.began(START_SECONDS)
         if self.keeper.machine is None:
-            raise Unavailable(f"the room is encrypted, and the bridge's device is not at work: {self._trouble()}")
+            raise Unavailable(f"the bridge's device is not at work: {self._trouble()}")
         return self.keeper.machine
 
     def _trouble(self) -> str:

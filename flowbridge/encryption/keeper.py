@@ -81,7 +81,8 @@ class Keeper:
         self._show = show
         self._is_command = command
         self._timing = timing
-        self._seal: Seal | None = None
+        self.seal: Seal
+        self.token = ""  # with which the account was last known
         self.server = KeyServer(homeserver, self._token)
         self.machine: Machine | None = None  # while the device is held
         self.status = Status("off")
@@ -89,11 +90,12 @@ class Keeper:
         self._began = asyncio.Event()
 
     def unlock(self, seal: Seal) -> None:
-        self._seal = seal
+        self.seal = seal
 
     async def _token(self) -> str:
         caller = await self._who()
-        return caller.token if caller else ""
+        self.token = caller.token if caller else ""
+        return self.token
 
     # the device
 
@@ -122,12 +124,11 @@ class Keeper:
     @contextlib.asynccontextmanager
     async def holding(self) -> AsyncIterator[Machine]:
         """The device at work; it is given back in the end. Raises LeaseLost, CryptoError, MatrixError."""
-        assert self._seal is not None
         caller = await self._who()
         if caller is None:
             raise CryptoError("there is no account that the device could be of")
-        stored, lease = await self._claim(caller, self._seal)
-        device = OwnDevice(self._database, self._seal, lease, stored)
+        stored, lease = await self._claim(caller, self.seal)
+        device = OwnDevice(self._database, self.seal, lease, stored)
         renewing = asyncio.ensure_future(self._renew(device))
         renewing.add_done_callback(ignore_result)
         try:

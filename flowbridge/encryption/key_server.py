@@ -33,7 +33,7 @@ class KeyServer:
     def __init__(self, homeserver: Homeserver, token: Token) -> None:
         self._homeserver = homeserver
         self._token = token
-        self._sync = SyncClient(homeserver.poll)
+        self._sync = SyncClient(homeserver.device_poll)
 
     async def upload(self, body: Mapping[str, Any]) -> Mapping[str, Any]:
         """Device keys, one-time keys, fallback keys; returns how many one-time keys are there, by algorithm."""

@@ -4,7 +4,8 @@ One object for one device that this process holds; `keeper.py` makes it, and mak
 """
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
 
 from flowbridge import log
 from flowbridge.encryption.channels import Channels
@@ -19,6 +20,7 @@ from flowbridge.errors import MatrixError
 from flowbridge.homeserver.sync import Json, listed, objects, section
 from flowbridge.limits.cache import Cache
 from flowbridge.limits.tasks import Once
+from flowbridge.store import crypto
 from flowbridge.store.crypto import Changes
 
 UNWEDGE_SECONDS = 3_600.0  # between two new sessions with a device whose messages cannot be read
@@ -69,10 +71,12 @@ class Machine:
         What is asked for again is the rest: the homeserver forgets messages for the device once their `since` is used.
         """
         began = time.monotonic()
-        value, next_batch = await self.server.sync(FILTER, self.device.since)
-        if not self.device.since:  # a first sync names no changes: those of before are unknown
+        own = self.device
+        kept = await own.database.read(partial(crypto.inbox, account=own.account_id))
+        value, next_batch = await self.server.sync(FILTER, own.since)
+        if not own.since:  # a first sync names no changes: those of before are unknown
             self.rooms.forget_all()
-        await self.absorb(value, since=next_batch)
+        await self._absorb(value, next_batch, kept)
         self.synced_at = began
         await self._unwedge()
 
@@ -82,12 +86,10 @@ class Machine:
         while self.synced_at < wanted:
             await self._syncing.get(None, self.sync)
 
-    async def absorb(self, sync: Json, *, since: str | None = None) -> None:
-        """Take what a sync of this device brought, whatever it was asked for, before its next_batch is used.
-
-        It may have been absorbed before. `since`: its next_batch, where it is the device's own.
-        """
-        events = listed(sync, "to_device")
+    async def _absorb(self, sync: Json, next_batch: str, kept: Sequence[tuple[int, str]]) -> None:
+        """Take what a sync brought, and what others have `kept`; a message may have been read before."""
+        events = [event for _, sealed in kept for event in self.device.seal.open(sealed)]
+        events += listed(sync, "to_device")
         changed_rooms = _changed_rooms(sync)
         self.rooms.changed(changed_rooms)
         self._on_rooms(changed_rooms)
@@ -96,11 +98,11 @@ class Machine:
         self.peers.mark(changed)
         self.peers.forget(left)
         async with self.device.lock:
-            changes = Changes(since=since, outdated=changed, left=left - changed)
+            read = [number for number, _ in kept]
+            changes = Changes(since=next_batch, outdated=changed, left=left - changed, read=read)
             reading = await self.channels.read(events, changes)
             keys = self.inbound.take(reading.received, changes)
-            if changes != Changes():
-                await self.device.commit(changes)
+            await self.device.commit(changes)
             self.inbound.taken(keys)
             self.inbound.withheld(events)
             self._wedged |= reading.wedged

@@ -16,6 +16,7 @@ from flowbridge.store.statements import QUEUED, insert
 from flowbridge.store.tables import (
     ciphertexts,
     crypto_devices,
+    crypto_inbox,
     crypto_indexes,
     crypto_outbound,
     crypto_room_keys,
@@ -94,6 +95,7 @@ class Index(NamedTuple):
 @dataclass(slots=True)
 class Changes:
     """What one step changes. None: stays as it is. `left`: users that are followed no more.
+    `read`: entries of the inbox.
 
     `ciphertext`: a delivery, and the content that the session of the same step made of it. `existing`: set by `write`
     when the delivery has one from before, which stays.
@@ -109,6 +111,7 @@ class Changes:
     outdated: set[str] = field(default_factory=set)
     left: set[str] = field(default_factory=set)
     indexes: list[Index] = field(default_factory=list)
+    read: list[int] = field(default_factory=list)
     ciphertext: tuple[str, str] | None = None
     existing: str | None = None
 
@@ -224,6 +227,9 @@ def write(connection: Connection, lease: DeviceLease, changes: Changes) -> bool:
     if changes.indexes:
         statement = insert(connection, crypto_indexes).on_conflict_do_nothing()
         connection.execute(statement, [{"account": account, **index._asdict()} for index in changes.indexes])
+    if changes.read:
+        mine = crypto_inbox.c.account == account
+        connection.execute(delete(crypto_inbox).where(mine, crypto_inbox.c.id.in_(changes.read)))
     if changes.ciphertext is not None:
         name, content = changes.ciphertext
         values = {"delivery": name, "account": account, "content": content}
@@ -286,6 +292,17 @@ def sessions(connection: Connection, account: str, peers: Collection[str]) -> li
         )
         found += [StoredSession(*row) for row in connection.execute(rows)]
     return found
+
+
+def keep_for_device(connection: Connection, account: str, sealed: str) -> None:
+    """Messages for a device, for the process that acts as it."""
+    connection.execute(insert(connection, crypto_inbox).values(account=account, sealed=sealed))
+
+
+def inbox(connection: Connection, account: str) -> list[tuple[int, str]]:
+    """What was kept for a device, the oldest first: some of it at a time."""
+    rows = select(crypto_inbox.c.id, crypto_inbox.c.sealed).where(crypto_inbox.c.account == account)
+    return [(id_, sealed) for id_, sealed in connection.execute(rows.order_by(crypto_inbox.c.id).limit(_NAMED))]
 
 
 def outbound(connection: Connection, account: str, room_id: str) -> StoredOutbound | None:

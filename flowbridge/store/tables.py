@@ -229,6 +229,16 @@ crypto_sessions = Table(  # Olm: with other devices
     Column("used_at", BigInteger, nullable=False),  # received with, or made
 )
 
+crypto_inbox = Table(  # messages for a device that another sync with its token brought: Matrix delivers them once
+    "crypto_inbox",
+    metadata,
+    Column("id", _Id, primary_key=True, autoincrement=True),
+    Column("account", Text, nullable=False),
+    Column("sealed", Text, nullable=False),  # JSON: to-device events
+    sqlite_autoincrement=True,
+)
+Index("crypto_inbox_account", crypto_inbox.c.account, crypto_inbox.c.id)
+
 crypto_outbound = Table(  # Megolm: what a device encrypts with, one session of a room
     "crypto_outbound",
     metadata,

@@ -1,5 +1,6 @@
 """The whole bridge in encrypted rooms, as callers and other clients see it."""
 
+import json
 import sqlite3
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -173,6 +174,103 @@ def test_a_hundred_at_once_arrive_once_and_each_readable(bridge: Bridge, peer: P
     found = [peer.read(event_id) for event_id in event_ids]
     assert [each["content"]["body"] for each in found] == [str(number) for number in range(100)]
     assert len({each["session"] for each in found}) == 4
+
+
+# reading
+
+
+def received(peer: Peer, bridge: Bridge, room: str, text: str) -> tuple[str, Json]:
+    """What the bot's callers read of what the peer says, by /messages."""
+    event_id = peer.send(room, {"msgtype": "m.text", "body": text})
+    found: list[Json] = []
+
+    def there() -> bool:
+        page = bridge.http.get(f"/rooms/{quote(room)}/messages", params={"dir": "b", "limit": 20}).raise_for_status()
+        found[:] = [event for event in page.json()["chunk"] if event["event_id"] == event_id]
+        return bool(found) and "undecryptable" not in found[0]["flowbridge"]
+
+    until(there)
+    return event_id, found[0]
+
+
+def test_history_is_decrypted_and_says_whose_it_is(bridge: Bridge, peer: Peer) -> None:
+    room = bridge.room()
+    peer.ask("join", room=room)
+    own = bridge.say(room, "mine")
+    event_id, event = received(peer, bridge, room, "yours")
+    assert (event["type"], event["content"]) == ("m.room.message", {"msgtype": "m.text", "body": "yours"})
+    assert event["flowbridge"] == {"encrypted": True, "verified": True, "sender_device": peer.me["device_id"]}
+    page = bridge.http.get(f"/rooms/{quote(room)}/messages", params={"dir": "b", "limit": 20}).json()["chunk"]
+    (mine,) = [each for each in page if each["event_id"] == own]
+    assert (mine["content"]["body"], mine["flowbridge"]["verified"]) == ("mine", True)
+    assert bridge.event(room, event_id)["type"] == "m.room.encrypted"
+
+
+def test_what_was_said_before_the_bot_came_is_told_with_the_reason(bridge: Bridge, peer: Peer) -> None:
+    room = bridge.room()
+    peer.ask("join", room=room)
+    bridge.http.post(f"/rooms/{quote(room)}/leave").raise_for_status()
+    until(lambda: bridge.direct.get("/joined_rooms").json()["joined_rooms"].count(room) == 0)
+    event_id = peer.send(room, {"msgtype": "m.text", "body": "not for you"})
+    bridge.http.post(f"/rooms/{quote(room)}/join").raise_for_status()
+    page = bridge.http.get(f"/rooms/{quote(room)}/messages", params={"dir": "b", "limit": 20}).json()["chunk"]
+    (event,) = [each for each in page if each["event_id"] == event_id]
+    assert event["type"] == "m.room.encrypted"
+    assert event["flowbridge"]["encrypted"]
+    assert "key" in event["flowbridge"]["undecryptable"]
+
+
+def test_live_events_are_decrypted(bridge: Bridge, peer: Peer) -> None:
+    """Also the first one of a session, whose key comes by the same sync as the event: the live stream's own."""
+    room = bridge.room()
+    peer.ask("join", room=room)
+    bridge.say(room, "hello")
+    with bridge.http.stream("GET", f"/rooms/{quote(room)}/live", params={"own": "false"}, timeout=PATIENCE) as stream:
+        lines = stream.iter_lines()
+        for number in range(3):
+            peer.ask("discard", room=room)
+            event_id = peer.send(room, {"msgtype": "m.text", "body": str(number)})
+            event = next(found for found in events_of(lines) if found.get("event_id") == event_id)
+            assert (event["type"], event["content"]["body"]) == ("m.room.message", str(number))
+            assert event["flowbridge"] == {"encrypted": True, "verified": True, "sender_device": peer.me["device_id"]}
+
+
+def events_of(lines: Iterator[str]) -> Iterator[Json]:
+    for line in lines:
+        if line.startswith("data:"):
+            yield json.loads(line.removeprefix("data:"))
+
+
+def test_events_by_long_poll_are_decrypted(bridge: Bridge, peer: Peer) -> None:
+    room = bridge.room()
+    peer.ask("join", room=room)
+    bridge.say(room, "hello")
+    since = bridge.http.get("/events", params={"timeout": 0, "room_id": room}).raise_for_status().json()["end"]
+    received(peer, bridge, room, "polled")
+    found = bridge.http.get("/events", params={"from": since, "timeout": 10_000, "room_id": room}).json()["chunk"]
+    assert [event["content"]["body"] for event in found if event["type"] == "m.room.message"] == ["polled"]
+
+
+def test_other_syncs_with_the_bot_s_token_take_no_keys_away(bridge: Bridge, peer: Peer) -> None:
+    """Matrix deletes a message for a device once a later sync with the same token has passed it."""
+    room = bridge.room()
+    peer.ask("join", room=room)
+    bridge.say(room, "hello")
+    since = bridge.http.get("/events", params={"timeout": 0}).json()["end"]
+    for number in range(5):
+        peer.ask("discard", room=room)
+        event_id = peer.send(room, {"msgtype": "m.text", "body": str(number)})
+        seen: list[str] = []
+        while event_id not in seen:
+            answer = bridge.http.get("/events", params={"from": since, "timeout": 10_000}).raise_for_status().json()
+            seen, since = [event.get("event_id") for event in answer["chunk"]], answer["end"]
+    texts = [str(number) for number in range(5)]
+
+    def read() -> list[str]:
+        page = bridge.http.get(f"/rooms/{quote(room)}/messages", params={"dir": "f", "limit": 50}).json()["chunk"]
+        return [each["content"]["body"] for each in page if each["type"] == "m.room.message"][1:]
+
+    until(lambda: read() == texts, else_=read)
 
 
 def test_recovery_key_is_in_a_file_of_its_owner_alone(bridge: Bridge, folder: Path) -> None:

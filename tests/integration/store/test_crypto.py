@@ -161,6 +161,21 @@ def test_users_are_outdated_until_they_are_known_again(connection: Connection) -
     assert crypto.users(connection, "a", ["@b:hs", "@c:hs"]) == [("@b:hs", "2", 0)]
 
 
+def test_messages_for_a_device_are_kept_until_it_has_read_them(connection: Connection) -> None:
+    lease = held(connection)
+    for sealed in ("one", "two", "three"):
+        crypto.keep_for_device(connection, "a", sealed)
+    crypto.keep_for_device(connection, "b", "another's")
+    (first, one), (second, two), _ = crypto.inbox(connection, "a")
+    assert (one, two) == ("one", "two")
+    crypto.release(connection, lease)
+    assert not crypto.write(connection, lease, Changes(read=[first, second]))
+    assert len(crypto.inbox(connection, "a")) == 3
+    assert crypto.write(connection, held(connection, "other"), Changes(read=[first, second]))
+    assert [sealed for _, sealed in crypto.inbox(connection, "a")] == ["three"]
+    assert [sealed for _, sealed in crypto.inbox(connection, "b")] == ["another's"]
+
+
 def test_the_first_event_of_an_index_stays_its_event(connection: Connection) -> None:
     lease = held(connection)
     crypto.write(connection, lease, Changes(indexes=[Index("S", 0, "first")]))

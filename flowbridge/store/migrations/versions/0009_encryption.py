@@ -6,6 +6,8 @@ from alembic import op
 revision = "0009"
 down_revision = "0007"
 
+_Id = sa.BigInteger().with_variant(sa.Integer, "sqlite")
+
 
 def _text(name: str, *, null: bool = False, key: bool = False) -> sa.Column[str]:
     return sa.Column(name, sa.Text, primary_key=True) if key else sa.Column(name, sa.Text, nullable=null)
@@ -38,6 +40,14 @@ def upgrade() -> None:
         _text("pickle"),
         _number("used_at"),
     )
+    op.create_table(
+        "crypto_inbox",
+        sa.Column("id", _Id, primary_key=True, autoincrement=True),
+        _text("account"),
+        _text("sealed"),
+        sqlite_autoincrement=True,
+    )
+    op.create_index("crypto_inbox_account", "crypto_inbox", ["account", "id"])
     op.create_table(
         "crypto_outbound",
         _text("account", key=True),
