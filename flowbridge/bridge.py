@@ -6,7 +6,7 @@ import math
 import secrets
 import ssl
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -67,6 +67,7 @@ from flowbridge.store.delivery_log import Standing
 
 if TYPE_CHECKING:
     from flowbridge.encryption.devices import Devices
+    from flowbridge.encryption.keeper import Keeper
     from flowbridge.outbound.fetch import Fetcher
 
 LOCATE_SECONDS = 1.0
@@ -283,21 +284,28 @@ class Core:
         if settings.encrypted_rooms != "encrypt" or not settings.has_bot:
             return None
         from flowbridge.encryption.devices import Devices  # with a library that may not be installed
-        from flowbridge.encryption.keeper import Keeper
         from flowbridge.encryption.recovery_file import Shown
 
-        keeper = Keeper(
+        keeper = self.make_keeper(Shown(Path(f"{settings.database_file or 'flowbridge'}.recovery-key")))
+        return Devices(self.database, keeper, lambda: self.bot.user_id, timing=self.timing)
+
+    def make_keeper(self, show: Callable[[str], None], *, password: str = "", command: bool = False) -> "Keeper":
+        """What keeps the bot's device; for a `command` beside the bridge, perhaps."""
+        from flowbridge.encryption.keeper import Keeper
+
+        settings = self.settings
+        return Keeper(
             self.database,
             self.homeserver,
             self.bot.caller,
             owner=secrets.token_hex(8),
-            alone=self.database.is_sqlite,
+            alone=self.database.is_sqlite and not command,
             lease_seconds=settings.lease_seconds,
-            show=Shown(Path(f"{settings.database_file or 'flowbridge'}.recovery-key")),
-            password=settings.password.get_secret_value() if settings.password else "",
+            show=show,
+            password=password or (settings.password.get_secret_value() if settings.password else ""),
+            command=command,
             timing=self.timing,
         )
-        return Devices(self.database, keeper, lambda: self.bot.user_id, timing=self.timing)
 
     async def locate(self) -> None:
         """Learn the homeserver's address, for a second at most: a slow network must not hold up the start.

@@ -73,6 +73,8 @@ async function read({ event_id: id, patience }) {
         const event = known.get(id);
         const isRead = event && !event.isBeingDecrypted() && !event.isDecryptionFailure();
         if (isRead && event.getType() !== "m.room.encrypted") return described(event);
+        // The SDK tries again when a key comes, but not when the sender's signature does: as a client that is reopened.
+        if (event?.isDecryptionFailure()) await event.attemptDecryption(crypto, { isRetry: true });
         await seconds(0.05);
     }
     const event = known.get(id);
