@@ -46,7 +46,7 @@ format: $(STAMP)  ## put the code into shape
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-bench: $(STAMP)  ## side by side with its peers; writes docs/benchmarks.md (needs nginx and wrk)
+bench: $(STAMP)  ## side by side with its peers; writes docs/benchmarks.md (needs nginx and wrk; ARGS=--quick: two minutes, nothing written)
 	@$(BIN)/python -m benchmarks $(ARGS)
 
 chaos: $(STAMP)  ## try to lose events, by every means (SECONDS=600, ARGS=outage: that alone, ARGS=--seeds)

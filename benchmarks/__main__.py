@@ -1,6 +1,7 @@
 """`python -m benchmarks`: which benchmarks there are, in what order they run, and where the results go."""
 
 import argparse
+import json
 import shutil
 import signal
 import sys
@@ -8,8 +9,10 @@ import tempfile
 from pathlib import Path
 
 from benchmarks import nginx
+from benchmarks.cost import cost
 from benchmarks.durable import durable
 from benchmarks.footprint import memory, start
+from benchmarks.growth import history, rooms
 from benchmarks.hogs import hogs
 from benchmarks.hooks import hooks
 from benchmarks.keys import keys
@@ -18,13 +21,16 @@ from benchmarks.live import live
 from benchmarks.messages import messages
 from benchmarks.nodes import nodes
 from benchmarks.relay import relay
-from benchmarks.report import Benchmark, Run, Section, document, say, targets_table
+from benchmarks.report import Benchmark, Run, Section, document, figures, say, targets_table
 from benchmarks.servers import REPOSITORY, running
 from benchmarks.throughput import throughput
 
 BENCHMARKS: dict[str, Benchmark] = {
     "throughput": throughput,
+    "cost": cost,
     "outbox": durable,
+    "rooms": rooms,
+    "history": history,
     "memory": memory,
     "start": start,
     "latency": latency,
@@ -36,7 +42,9 @@ BENCHMARKS: dict[str, Benchmark] = {
     "nodes": nodes,
     "hogs": hogs,
 }
+QUICK = ("cost", "rooms", "history")  # what is measured in two minutes, while one works
 RESULTS = REPOSITORY / "docs" / "benchmarks.md"
+FIGURES = REPOSITORY / "docs" / "benchmarks.json"  # of the last run, for the next one
 
 
 def main() -> int:
@@ -48,16 +56,19 @@ def main() -> int:
         return 2
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # stop the servers then, too
     try:
-        sections = _run(options.names or options.only or list(BENCHMARKS), options.seconds)
+        names = options.names or options.only or list(QUICK if options.quick else BENCHMARKS)
+        sections = _run(names, options.seconds, quick=options.quick)
     except KeyboardInterrupt:
         say("stopped")
         return 130
-    say(f"\n## Targets\n\n{targets_table(sections)}")
+    last = json.loads(FIGURES.read_text()) if FIGURES.exists() else {}
+    say(f"\n## Targets\n\n{targets_table(sections, last)}")
     if not all(section.valid for section in sections):
         say("\nSome results are missing or invalid, so nothing is written.")
         return 1
-    if not options.no_write and not options.only and not options.names:
-        _write(document(sections, f"python -m benchmarks --seconds {options.seconds:g}"))
+    if not (options.no_write or options.only or options.names or options.quick):
+        _write(document(sections, f"python -m benchmarks --seconds {options.seconds:g}", last))
+        FIGURES.write_text(json.dumps(figures(sections), indent=2) + "\n", encoding="utf-8")
     return 0
 
 
@@ -68,9 +79,14 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--only", type=_names, metavar="A,B", help=f"of {', '.join(BENCHMARKS)}; results are not written then"
     )
+    parser.add_argument(
+        "--quick", action="store_true", help=f"{', '.join(QUICK)} with short runs, in two minutes; nothing is written"
+    )
     parser.add_argument("--no-write", action="store_true", help="print the results, leave docs/benchmarks.md")
     options = parser.parse_args()
     options.names = _names(",".join(options.names)) if options.names else []
+    if options.quick:
+        options.seconds = min(options.seconds, 2)
     return options
 
 
@@ -82,11 +98,11 @@ def _names(text: str) -> list[str]:
     return names
 
 
-def _run(names: list[str], seconds: float) -> list[Section]:
+def _run(names: list[str], seconds: float, *, quick: bool) -> list[Section]:
     with tempfile.TemporaryDirectory(prefix="flowbridge-bench-") as temporary:
         directory = Path(temporary)
         with running(nginx.homeserver(directory), directory) as upstream:
-            return [_one(name, Run(seconds, upstream, directory)) for name in names]
+            return [_one(name, Run(seconds, upstream, directory, quick)) for name in names]
 
 
 def _one(name: str, run: Run) -> Section:

@@ -3,7 +3,7 @@
 import os
 import platform
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -32,11 +32,15 @@ PACKAGES = [
 
 @dataclass(frozen=True)
 class Run:
-    """What every benchmark gets: seconds of each measured run, the static upstream, room for files."""
+    """What every benchmark gets: seconds of each measured run, the static upstream, room for files.
+
+    `quick`: figures that tell a change that matters, not those for the documentation.
+    """
 
     seconds: float
     upstream: Server
     directory: Path
+    quick: bool = False
 
 
 @dataclass(frozen=True)
@@ -89,21 +93,27 @@ def table(header: list[str], rows: Sequence[list[str]]) -> str:
     return "\n".join(_line(cells, widths) for cells in (header, rule, *rows))
 
 
-def targets_table(sections: Sequence[Section]) -> str:
-    """Every target next to its measured figure."""
+def targets_table(sections: Sequence[Section], last: Mapping[str, float]) -> str:
+    """Every target next to its measured figure, and that of the last run."""
     targets = [target for section in sections for target in section.targets]
-    rows = [[t.what, _limit(t), _measured(t), t.verdict] for t in targets]
-    return table(["target", "limit", "measured", ""], rows)
+    rows = [[t.what, _limit(t), _measured(t), _figure(last.get(t.what), t.unit), t.verdict] for t in targets]
+    return table(["target", "limit", "measured", "last run", ""], rows)
 
 
-def document(sections: Sequence[Section], command: str) -> str:
+def figures(sections: Sequence[Section]) -> dict[str, float]:
+    """What is kept for the next run."""
+    targets = [target for section in sections for target in section.targets]
+    return {target.what: round(target.measured, 4) for target in targets if target.measured is not None}
+
+
+def document(sections: Sequence[Section], command: str, last: Mapping[str, float]) -> str:
     """docs/benchmarks.md."""
     commands = [line for section in sections for line in section.commands]
     parts = [
         "# Benchmarks",
         f"Written by `{command}`. {ABOUT}",
         "## Targets",
-        targets_table(sections),
+        targets_table(sections, last),
         *(section.markdown() for section in sections),
         "## Machine and versions",
         table(["", ""], machine()),
@@ -159,4 +169,8 @@ def _limit(target: Target) -> str:
 
 
 def _measured(target: Target) -> str:
-    return "-" if target.measured is None else f"{target.measured:.3g}{target.unit}"
+    return _figure(target.measured, target.unit)
+
+
+def _figure(value: float | None, unit: str) -> str:
+    return "-" if value is None else f"{value:.3g}{unit}"

@@ -1,5 +1,6 @@
 """Log lines: a stable `action` word, and the ids to grep for. On standard error, as text or JSON."""
 
+import asyncio
 import json
 import logging
 import sys
@@ -7,6 +8,8 @@ import time
 from contextvars import ContextVar
 from functools import lru_cache
 from typing import Any, Literal, TextIO
+
+MAX_HELD = 100  # lines
 
 _logger = logging.getLogger("flowbridge")
 _root = logging.getLogger()
@@ -122,25 +125,48 @@ _ENCODER = json.JSONEncoder(default=str)  # json.dumps makes one for each line
 class _Lines(logging.StreamHandler[TextIO]):
     """The handler of `setup`, on standard error.
 
-    A line of ours needs none of logging's layers while there is no other handler: no record, no search for handlers,
-    and one write. That is two thirds of its cost, and there is one for each send.
+    A line of ours needs none of logging's layers while there is no other handler: no record, and no search for
+    handlers. That is two thirds of its cost, and there is one for each send. Those of one turn of an event loop are
+    written together; a warning, and what comes from elsewhere, is written at once, behind them.
     """
 
     def __init__(self, form: _Text | _Json) -> None:
         super().__init__(sys.stderr)
         self.setFormatter(form)
         self._form = form
+        self._held: list[str] = []
+        self._held_by: asyncio.AbstractEventLoop | None = None  # which writes them soon
 
     def say(self, level: int, action: str, fields: dict[str, Any]) -> None:
         """Write what `emit` would for such a record without an exception."""
         try:
-            line = self._form.line(time.time(), _LEVELS[level], action, fields) + "\n"
+            line = self._form.line(time.time(), _LEVELS[level], action, fields)
+            loop = asyncio._get_running_loop() if level == logging.INFO and len(self._held) < MAX_HELD else None
             with self.lock:  # type: ignore[union-attr]
-                self.stream.write(line)
-                if not getattr(self.stream, "line_buffering", False):
+                self._held.append(line)
+                if loop is None or self._held_by not in (loop, None):
                     self.flush()
+                elif self._held_by is None:
+                    self._held_by = loop
+                    loop.call_soon(self.flush)
         except Exception:
             self.handleError(_Record(level, action, fields, None))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.flush()
+        super().emit(record)
+
+    def flush(self) -> None:
+        """Also at the end of the process, by logging itself."""
+        with self.lock:  # type: ignore[union-attr]
+            held, self._held, self._held_by = self._held, [], None
+            try:
+                if held:
+                    self.stream.write("\n".join(held) + "\n")
+                if not getattr(self.stream, "line_buffering", False):
+                    self.stream.flush()
+            except Exception:
+                self.handleError(_Record(logging.INFO, "unwritten", {"lines": len(held)}, None))
 
 
 _LEVELS = {level: logging.getLevelName(level) for level in (logging.INFO, logging.WARNING, logging.ERROR)}

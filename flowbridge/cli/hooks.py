@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import json
-import os
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from functools import partial
@@ -13,9 +12,9 @@ from typing import Any
 from flowbridge import log
 from flowbridge.auth.tokens import cipher
 from flowbridge.bridge import Core
-from flowbridge.cli import FAILED, UNUSABLE, Usage
+from flowbridge.cli import FAILED, UNUSABLE, Usage, hooks_shown
 from flowbridge.cli.send import bot_core, through_the_store
-from flowbridge.cli.terminal import as_json, as_text, note, printable, say
+from flowbridge.cli.terminal import as_text, note, printable, say
 from flowbridge.errors import BadContent, MatrixError, Problem
 from flowbridge.services.sending import Told
 from flowbridge.settings import Settings
@@ -57,20 +56,20 @@ def create(
         value["template"] = _template(template)
 
     async def use(core: Core) -> Json:
-        base = _base(settings)
+        base = hooks_shown.base(settings)
         if replace:
             return await core.administration.replace(as_text(str(value["name"])), value, base)
         return await core.administration.create(value, base)
 
-    told = partial(_told, settings=settings, verb="changed" if replace else "made")
+    told = partial(hooks_shown.made, settings=settings, verb="changed" if replace else "made")
     return _run(settings, use, told, code=UNUSABLE, tells=True)
 
 
 def rotate(settings: Settings, name: str, secret_file: Path | None, *, now: bool) -> int:
     """Give a hook another secret. Prints as `create` does."""
     value = {} if secret_file is None else {"secret": _read(secret_file, "--secret-file").strip()}
-    use = partial(_rotate, name=as_text(name), value=value, base=_base(settings), now=now)
-    return _run(settings, use, partial(_told_another, settings=settings), code=UNUSABLE, tells=True)
+    use = partial(_rotate, name=as_text(name), value=value, base=hooks_shown.base(settings), now=now)
+    return _run(settings, use, partial(hooks_shown.rotated, settings=settings), code=UNUSABLE, tells=True)
 
 
 async def _rotate(core: Core, name: str, value: Json, base: str, *, now: bool) -> Json:
@@ -83,15 +82,15 @@ def show_all(settings: Settings, *, in_json: bool) -> int:
     async def use(core: Core) -> Json:
         return await core.administration.all()
 
-    return _run(settings, use, _print_json if in_json else _print_all, tells=True)
+    return _run(settings, use, hooks_shown.in_json if in_json else hooks_shown.all_, tells=True)
 
 
 def show(settings: Settings, name: str, *, in_json: bool) -> int:
     async def use(core: Core) -> Json:
         found = await core.administration.one(as_text(name))
-        return {**found, "url": f"{_base(settings)}/hooks/{name}"}
+        return {**found, "url": f"{hooks_shown.base(settings)}/hooks/{name}"}
 
-    return _run(settings, use, _print_json if in_json else _print_one)
+    return _run(settings, use, hooks_shown.in_json if in_json else hooks_shown.one)
 
 
 def delete(settings: Settings, name: str) -> int:
@@ -113,8 +112,8 @@ def requests(settings: Settings, name: str, id_: str | None, *, in_json: bool) -
         return await core.administration.request(as_text(name), as_text(id_))
 
     if in_json:
-        return _run(settings, use, _print_json)
-    return _run(settings, use, _print_requests if id_ is None else _print_request)
+        return _run(settings, use, hooks_shown.in_json)
+    return _run(settings, use, hooks_shown.requests if id_ is None else hooks_shown.request)
 
 
 def preview(
@@ -139,7 +138,7 @@ def preview(
     async def use(core: Core) -> Json:
         return await core.administration.preview(as_text(name), value)
 
-    return _run(settings, use, _print_json if in_json else _print_preview)
+    return _run(settings, use, hooks_shown.in_json if in_json else hooks_shown.preview)
 
 
 def test(settings: Settings, name: str) -> int:
@@ -277,114 +276,3 @@ def _header(text: str) -> tuple[str, str]:
     if not colon or not name.strip():
         raise Usage(f"--header: {printable(as_text(text))} is no header: write it like 'X-GitHub-Event: push'")
     return name.strip().lower(), value.strip()
-
-
-def _base(settings: Settings) -> str:
-    """Where the bridge is, as far as it is set: a command hears of no request that came to it."""
-    if settings.public_url is not None:
-        return settings.public_url
-    host, port = os.environ.get("FLOWBRIDGE_HOST", ""), os.environ.get("FLOWBRIDGE_PORT", "8090")
-    host = "127.0.0.1" if host in ("", "0.0.0.0", "::") else host  # noqa: S104 (compared with)
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
-# what they print
-
-
-def _told(made: Json, settings: Settings, verb: str) -> None:
-    note(f"The hook {made['name']} is {verb}: what its sender posts appears in {made['room']}.")
-    _told_secret(made, settings)
-
-
-def _told_another(made: Json, settings: Settings) -> None:
-    _, *older = made["secrets"]
-    until = f"The one before it is valid until {older[0]['until'][:19]}Z." if older else "No older one is valid."
-    note(f"The hook {made['name']} has a new secret. {until}")
-    _told_secret(made, settings)
-
-
-def _told_secret(made: Json, settings: Settings) -> None:
-    """The URL, and a line to try it, alone on standard output; the rest beside it."""
-    for warning in made.get("warnings", ()):
-        say(printable(warning))
-    if "url" not in made:
-        return
-    if made["verification"]["scheme"] != "token":
-        note(f"Its secret is {made['secret']}")
-        note("It is not shown again. The line below the URL tries the hook.")
-    else:
-        note("The URL holds its secret, and is not shown again. The line below it tries the hook.")
-    if settings.public_url is None:
-        note(
-            f"{_base(settings)} is where the bridge is assumed to be, since FLOWBRIDGE_PUBLIC_URL is not set: set it "
-            "to the address that senders use. After `serve --port`, set FLOWBRIDGE_PORT, here as there."
-        )
-    print(made["url"])
-    print(made["curl"], flush=True)
-
-
-def _print_json(found: Json) -> None:
-    print(printable(as_json(found)))
-
-
-def _print_all(found: Json) -> None:
-    for warning in found.get("warnings", ()):
-        say(printable(warning))
-    rows: list[Sequence[str]] = [("NAME", "ROOM", "SOURCE", "SCHEME", "LAST USED", "REMARKS")]
-    for hook in found["hooks"]:
-        remarks = ["in hooks.yaml"] if hook["fixed"] else []
-        remarks += ["hides one of the store"] if hook.get("hides_another") else []
-        remarks += ["its template failed"] if "failure" in hook else []
-        used = hook.get("used_at", "-")[:19]
-        cells = (hook["name"], hook["room"], hook["source"], hook["verification"]["scheme"], used)
-        rows.append((*map(printable, cells), ", ".join(remarks) or "-"))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-
-
-def _print_one(found: Json) -> None:
-    for name, value in found.items():
-        if name == "failure":
-            value = f"{value.get('time', '')} {value['error']}".strip()
-        elif name == "secrets":
-            value = "; ".join(_age(each) for each in value) or "none: `flowbridge hooks rotate` makes one"
-        elif isinstance(value, list):
-            value = ", ".join(value) or "-"
-        elif name == "verification":
-            value = ", ".join((value["scheme"], *(f"{key} {each}" for key, each in value.items() if key != "scheme")))
-        elif isinstance(value, dict):
-            value = as_json(value)
-        print(f"{name}: {printable(str(value) if not isinstance(value, bool) else 'yes' if value else 'no')}")
-
-
-def _age(secret: Json) -> str:
-    until = f" until {secret['until'][:19]}Z" if "until" in secret else ""
-    return f"made {secret['created_at'][:19]}Z{until}"
-
-
-def _print_requests(found: Json) -> None:
-    for each in found["requests"]:
-        what = each.get("delivery_id") or each.get("done") or each.get("error", "")
-        cells = (each["id"], each["received_at"], f"{each['size']} bytes", each.get("event") or each.get("source", ""))
-        print("  ".join(printable(cell) for cell in (*cells, what) if cell))
-    if not found["requests"]:
-        say("none is kept")
-
-
-def _print_request(found: Json) -> None:
-    for name, value in found["headers"].items():
-        print(printable(f"{name}: {value}"))
-    print()
-    print(printable(found["body"]))
-    if found["is_cut"]:
-        say(f"the body is cut: it had {found['size']} bytes")
-
-
-def _print_preview(found: Json) -> None:
-    for warning in found["warnings"]:
-        say(printable(warning))
-    if "done" in found:
-        say(f"nothing would be sent: {printable(found['done'])}")
-    for message in found["messages"]:
-        print(printable(message["text"]))

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 
 from sqlalchemy.sql import ColumnElement
 
@@ -14,6 +15,7 @@ from flowbridge.services.delivery_views import REFUSED
 from flowbridge.settings import Settings
 from flowbridge.store import Database, abandoned, clock, delivery_log, refused, retention
 from flowbridge.store.delivery_log import Whose
+from flowbridge.store.slices import Slices
 
 SHOWN = 5  # callers that a question names
 LANES = 100  # that are emptied, or asked for, at once
@@ -37,9 +39,11 @@ def purge(settings: Settings, wanted: Sequence[str], older_than: str, *, yes: bo
         gone = 0
         sent, dead = (before if state in chosen else 0 for state in ("sent", "dead"))
         with progress("deleting", total) as advance:
-            while number := _purge_batch(database, sent, dead):
+            slices = Slices()  # a bridge that runs on this store goes on accepting
+            while number := slices.run(partial(_purge_batch, database, sent, dead)):
                 gone += number
                 advance(number)
+                time.sleep(slices.pause)
             if REFUSED in chosen:
                 with database.engine.begin() as connection:
                     gone += refused.purge(connection, before)
@@ -124,6 +128,6 @@ def _remove_batch(database: Database, lanes: Sequence[str], chosen: Sequence[Col
         return abandoned.remove(connection, lanes, chosen)
 
 
-def _purge_batch(database: Database, sent: int, dead: int) -> int:
+def _purge_batch(database: Database, sent: int, dead: int, limit: int) -> int:
     with database.engine.begin() as connection:
-        return retention.purge(connection, sent, dead)
+        return retention.purge(connection, sent, dead, limit)

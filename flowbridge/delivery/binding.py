@@ -9,10 +9,10 @@ meanwhile.
 
 Most events are bound when they are inserted (`resolve_inserted`): that saves a commit, and a change of threads. It is
 the same decision from the same facts, which are in the store and in outcomes on their way to it:
-- Only events of a lane that this process holds, and whose queued events it knows all, are bound so: on SQLite, where no
-  other process has the file. The lease is looked up in the transaction all the same.
-- All that were before it in its lane are bound, or are bound first in this transaction: an event whose decision
-  has to wait for another one's end lets those behind it wait, too. What fails to be inserted is not before anything.
+- Only on SQLite: no other process sends for its lanes, and one thread writes all decisions, one after the other.
+- All that is queued before it in its lane is bound, or is bound first in this transaction. That is asked of the store,
+  not of the lane, which may be reading it, or not know what a command has added. An event whose decision has to wait
+  for another one's end lets those behind it wait, too.
 - Nothing is decided by how an event will end that has not ended: it is bound as one ahead of its turn is.
 - It is one transaction with the insertion. If that is lost, so is the decision; if the process dies, the event is bound
   or due like any other, and one that says nothing new is decided once more.
@@ -57,19 +57,6 @@ class Resolved:
     said: str = ""
 
 
-@dataclass(slots=True)
-class Early:
-    """An event may be bound when it is inserted, under this lease.
-
-    `behind`: the last event before it that was not known to be bound when this one came. `resolved`: the writer thread
-    sets it; it is read once the insertion is committed.
-    """
-
-    fence: Fence
-    behind: "Early | None" = None
-    resolved: Resolved | None = None
-
-
 class _TooEarly(Exception):
     """An event that this one depends on is yet to end."""
 
@@ -95,15 +82,22 @@ def resolve(connection: Connection, wanted: Sequence[Wanted], amended: Amended) 
     return found
 
 
-def resolve_inserted(connection: Connection, inserted: Sequence[tuple[Row, Early]], amended: Amended) -> None:
-    """As `resolve`, for events that were inserted in this transaction, in their order; as far as they can be bound."""
-    held = leases.held(connection, {early.fence for _, early in inserted})
-    mine = [(row, early) for row, early in inserted if early.fence in held]
-    resolving = _Resolving(connection, [row for row, _ in mine], amended)
-    for row, early in mine:
-        if early.behind is None or early.behind.resolved is not None:
-            early.resolved = resolving.ahead(row)
+def resolve_inserted(connection: Connection, inserted: Sequence[Row], amended: Amended) -> dict[str, Resolved]:
+    """As `resolve`, for events that were inserted in this transaction, in their order; those that can be bound."""
+    mine, found, waiting = {row.delivery for row in inserted}, dict[str, Resolved](), set[str]()
+    for other in outbox.unbound(connection, {row.lane for row in inserted}):
+        if other["delivery"] not in mine and amended(other)["state"] == "queued":
+            waiting.add(other["lane"])
+    resolving = _Resolving(connection, [row for row in inserted if row.lane not in waiting], amended)
+    for row in inserted:
+        if row.lane in waiting:
+            continue
+        if (resolved := resolving.ahead(row)) is None:
+            waiting.add(row.lane)
+        else:
+            found[row.delivery] = resolved
     resolving.write()
+    return found
 
 
 class _Resolving:
@@ -235,7 +229,7 @@ class _Event:
         if so_far is not None and decision == "nothing":
             self._remember(so_far, so_far.story.confirmed(chapter, number))
             return Resolved(row.content, self._history(why), row.binding, said=self._says(so_far))
-        bound, said = replace(binding, bound_as=row.txn_id, number=number), Said(chapter, row.delivery, number)
+        bound, said = binding.bound(row.txn_id, number), Said(chapter, row.delivery, number)
         if so_far is None and decision == "new" and not (binding.bound_as or binding.targets()):
             self._all.assign(self._key, row.delivery, story=Story(said, events=max(events, number)))
             return self._written(row.content, self._history(), bound)  # most of them: nothing changes

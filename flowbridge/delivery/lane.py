@@ -21,11 +21,12 @@ from flowbridge.delivery.attempt import Attempt, Attempts
 from flowbridge.delivery.backpressure import Backpressure
 from flowbridge.delivery.binder import Binder
 from flowbridge.delivery.pending import Outcome, PendingDeliveries, PendingDelivery
+from flowbridge.delivery.refills import Refills
 from flowbridge.delivery.suspects import Suspects, Suspicion, is_failure, must_be_looked_for
 from flowbridge.delivery.write_queue import WriteQueue
 from flowbridge.errors import Errcode, GatewayTimeout, HomeserverError
 from flowbridge.homeserver.answers import Verdict
-from flowbridge.limits.tasks import ignore_result
+from flowbridge.limits.tasks import ended, ignore_result
 from flowbridge.models.timing import Timing
 from flowbridge.store import Database, Row, clock, leases, outbox
 from flowbridge.store.engine import reason
@@ -47,6 +48,7 @@ class Shared:
     database: Database
     write_queue: WriteQueue
     binder: Binder
+    refills: Refills
     backpressure: Backpressure
     limits: AccountLimits
     attempts: Attempts
@@ -106,16 +108,6 @@ class Lane:
         """Whether a new event may be enqueued at once: nothing older stays in the store."""
         is_current = not (self._more or self._stopping)
         return is_current and len(self.queue) + len(self._arrived) < self._shared.batch() and self.is_held()
-
-    def early(self) -> binding.Early | None:
-        """How the event that is enqueued next may be bound when it is inserted, if it may."""
-        behind: binding.Early | None = None
-        for pending in self.queue:
-            if pending.row.binding is not None and binding.is_due(pending.row):
-                behind = pending.early
-                if behind is None or behind.fence != self.fence:
-                    return None
-        return binding.Early(self.fence, behind)
 
     def enqueue(self, pending: PendingDelivery) -> None:
         if self._reading:
@@ -240,7 +232,7 @@ class Lane:
         self._more, self._reading = False, True  # what does not fit into memory sets `_more` again
         lane, batch = self.fence.lane, self._shared.batch()
         try:
-            rows = await self._shared.database.run(lambda connection: outbox.fetch(connection, lane, batch))
+            rows = await self._shared.refills.fetch(lane, batch)
         except Exception as error:
             self._more = True
             self._end_reading([])
@@ -280,7 +272,7 @@ class Lane:
         if pending.idem is not None or pending.row.binding is not None:
             # The commit tells whether it is new; what it refers to is found after it. Awaited even when done: the
             # worker's callback has to run first.
-            await asyncio.wait([pending.committed])
+            await ended(pending.committed)
         if pending.row.binding is not None and binding.is_due(pending.row) and not await self._bind(pending):
             return 0.0
         limits = self._shared.limits
@@ -315,10 +307,9 @@ class Lane:
         """Give it the relations to events that were sent before it; False: it is not to be sent."""
         while not (self._stopping or pending.withdrawn or pending.outcome is not None):
             await self._keep_lease()
-            early = pending.early
-            if early is not None and early.resolved is not None and early.fence == self.fence:
-                self._take_over(pending, early.resolved)
-                return not early.resolved.said
+            if (early := pending.resolved) is not None:  # with its insertion
+                self._take_over(pending, early)
+                return not early.said
             behind = (each for each in islice(self.queue, 1, None) if self._is_to_be_bound(each))
             together = [pending, *islice(behind, MAX_BOUND - 1)]
             urgent = any(each.waiters for each in together)

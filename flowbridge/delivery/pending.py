@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any, ClassVar, Literal
 
-from flowbridge.delivery.binding import Early
+from flowbridge.delivery.binding import Resolved
 from flowbridge.limits.tasks import ignore_result
 from flowbridge.store import Row, outbox
 from flowbridge.store.json_columns import from_json, history_to_json, to_json
-from flowbridge.store.leases import Reclaim
+from flowbridge.store.leases import Mark, Reclaim
 from flowbridge.store.outbox import ROW_BYTES, Taken
 
 
@@ -45,9 +45,9 @@ class PendingDelivery:
     where it was not the content. `key`: its Idempotency-Key or txnId, of which `idem` is a hash. `before`: another such
     hash.
 
-    Two threads touch it. The event loop owns it, and makes every transition but two: `begin_write` and `set_existing`
-    are the writer thread's. What `set_existing` writes, and what becomes of `early`, is read only after `committed` is
-    done, which the writer's future orders. The outcome is the one value that both need at the same moment, and neither
+    Two threads touch it. The event loop owns it, and makes every transition but three: `begin_write`, `set_existing`
+    and `set_resolved` are the writer thread's. What the latter write is read only after `committed` is done, which the
+    writer's future orders. The outcome is the one value that both need at the same moment, and neither
     waits for a lock: the writer sets `written` and then reads the outcome, the loop sets the outcome and then reads
     `written`. Whichever is second sees what the other has set, so the outcome reaches the disk with the row, or by a
     statement of its own, or by both, which does no harm. `settle` sets the outcome last: what belongs to it is complete
@@ -75,6 +75,7 @@ class PendingDelivery:
     _reclaim: Reclaim | None = field(default=None, init=False)
     _written: bool = field(default=False, init=False)
     _existing: dict[str, Any] | None = field(default=None, init=False)
+    _mark: Mark | None = field(default=None, init=False)
     _counted: bool = field(default=False, init=False)
     _held: bool = field(default=False, init=False)
     _maybe_sent: bool = field(default=False, init=False)
@@ -82,7 +83,8 @@ class PendingDelivery:
     _attempts: int = field(default=0, init=False)
     _history: list[dict[str, Any]] = field(default_factory=list, init=False)
     _outcome: Outcome | None = field(default=None, init=False)
-    _early: Early | None = field(default=None, init=False)
+    _binds_early: bool = field(default=False, init=False)
+    _resolved: Resolved | None = field(default=None, init=False)
     _settled_at: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
@@ -91,7 +93,6 @@ class PendingDelivery:
         self.caller = self._row.api_key or self._row.account
         self.size = ROW_BYTES + len(self._row.content) + (len(request) if request.isascii() else len(request.encode()))
         self.committed = loop.create_future()
-        self.committed.add_done_callback(ignore_result)  # not every caller awaits the commit
         self.settled = loop.create_future()
 
     @classmethod
@@ -110,13 +111,15 @@ class PendingDelivery:
     reclaim: ClassVar[Reclaim | None] = _read_only("_reclaim")  # of its lane; it is written with its row
     written: ClassVar[bool] = _read_only("_written")
     existing: ClassVar[dict[str, Any] | None] = _read_only("_existing")  # the row accepted under the same key before
+    mark: ClassVar[Mark | None] = _read_only("_mark")  # its lane when it was committed, on PostgreSQL
     held: ClassVar[bool] = _read_only("_held")  # it is in the queue of a lane of this process
     maybe_sent: ClassVar[bool] = _read_only("_maybe_sent")  # the homeserver may have it
     withdrawn: ClassVar[bool] = _read_only("_withdrawn")
     attempts: ClassVar[int] = _read_only("_attempts")
     history: ClassVar[list[dict[str, Any]]] = _read_only("_history")
     outcome: ClassVar[Outcome | None] = _read_only("_outcome")
-    early: ClassVar[Early | None] = _read_only("_early")  # how it may be bound when it is inserted, and what came of it
+    binds_early: ClassVar[bool] = _read_only("_binds_early")  # it may be bound by the transaction that inserts it
+    resolved: ClassVar[Resolved | None] = _read_only("_resolved")  # what came of that
 
     @property
     def is_stored(self) -> bool:
@@ -189,9 +192,9 @@ class PendingDelivery:
         """Its lane is not held here: say so with the row."""
         self._dirty = True
 
-    def bind_early(self, early: Early | None) -> None:
-        """It may be bound by the transaction that inserts it. To be called before it is on its way there."""
-        self._early = early
+    def bind_early(self) -> None:
+        """It may be bound by the transaction that inserts it."""
+        self._binds_early = True
 
     def claim_lane(self, reclaim: Reclaim) -> None:
         """Its lane was reopened, which the store is yet to learn: say so with the row."""
@@ -199,8 +202,7 @@ class PendingDelivery:
 
     def begin_write(self) -> dict[str, Any]:
         """The writer thread inserts this row, perhaps once more, after a transaction that was taken back."""
-        if self._early is not None:
-            self._early.resolved = None
+        self._resolved = None
         self._written = True  # before the outcome is read
         return self.values()
 
@@ -208,16 +210,23 @@ class PendingDelivery:
         """The writer thread has found the row that was accepted under the same key before, or none."""
         self._existing = row
 
+    def set_resolved(self, resolved: Resolved | None) -> None:
+        """The writer thread has bound it with the insertion, or not."""
+        self._resolved = resolved
+
     def end_write(self, error: BaseException | None) -> None:
         """The row is on the disk, or `error` says why not."""
-        if self._early is not None:
-            self._early.behind = None  # else each would keep all before it in memory
         if self.committed.done():
             return
         if error is None:
             self.committed.set_result(None)
         else:
             self.committed.set_exception(error)
+            ignore_result(self.committed)  # not every caller awaits the commit
+
+    def place(self, mark: Mark) -> None:
+        """Whose its lane was when the row came to the disk. To be followed by `end_write`."""
+        self._mark = mark
 
     def count(self) -> bool:
         """It is among what is queued from now on; whether it was before."""
@@ -239,7 +248,7 @@ class PendingDelivery:
         """Its content has its relations from now on, in the store, too. `binding`: what is kept for replays."""
         self._row = self._row._replace(content=content, binding=binding)
         self._history = history
-        self._early = None
+        self._resolved = None
 
     # begun
 
@@ -272,7 +281,7 @@ class PendingDelivery:
         """
         if row.txn_id != self._row.txn_id:
             self._outcome, self._withdrawn = None, False
-        self._row, self._early = row, None
+        self._row, self._resolved = row, None
         self._attempts, self._maybe_sent, self._history = row.attempts, row.attempts > 0, from_json(row.history)
 
     # settled, or withdrawn

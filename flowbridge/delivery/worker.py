@@ -21,6 +21,8 @@ from flowbridge.delivery.binder import Binder
 from flowbridge.delivery.lane import DAY_SECONDS, Lane, Shared
 from flowbridge.delivery.lanes import Bounds, Lanes
 from flowbridge.delivery.pending import Outcome, PendingDeliveries, PendingDelivery
+from flowbridge.delivery.refills import Refills
+from flowbridge.delivery.replicas import Replicas
 from flowbridge.delivery.suspects import Suspects
 from flowbridge.delivery.watching import Watchers
 from flowbridge.delivery.write_queue import WriteQueue
@@ -29,7 +31,7 @@ from flowbridge.limits.shares import Share
 from flowbridge.models.timing import Timing
 from flowbridge.store import Database, Row, StoreFull, StoreUnsure, abandoned, clock, leases, outbox
 from flowbridge.store.engine import reason
-from flowbridge.store.leases import Reclaim
+from flowbridge.store.leases import Mark, Reclaim
 
 KEEP_DAYS = 7.0
 GRACE_SECONDS = 60.0  # after the start, to send events that became too old while the bridge was down
@@ -87,6 +89,7 @@ class Worker:
             database,
             write_queue,
             Binder(database, write_queue.amended),
+            Refills(database),
             backpressure,
             limits,
             attempts,
@@ -104,6 +107,12 @@ class Worker:
         self._looks = False  # another process may have added events to lanes held here
         self._telling: set[asyncio.Task[None]] = set()
         self._keeper: asyncio.Task[None] | None = None
+        self._replicas: Replicas | None = None
+        self._listening: asyncio.Task[None] | None = None
+        if not database.is_sqlite:
+            self._replicas = write_queue.replicas = Replicas(
+                self._lanes.owner, new=self._has_new, ended=self._has_ended
+            )
 
     def offer(self, pending: PendingDelivery) -> None:
         """Accept a new delivery: straight into its lane if that is held here and short, else by way of the store.
@@ -125,8 +134,8 @@ class Worker:
             pending.mark_dirty()
         if lane is not None and not lane.is_claimed:
             pending.claim_lane(Reclaim(lane.fence, lane.account, lane.sent_with, self._lanes.lease_ms))
-        if direct and lane is not None and pending.row.binding is not None:
-            pending.bind_early(lane.early())
+        if direct and pending.row.binding is not None:  # in a longer lane it would take long to see whether it may
+            pending.bind_early()
         self._backpressure.add(pending)
         try:
             self._write_queue.append(pending, urgent=urgent)
@@ -137,6 +146,14 @@ class Worker:
         pending.committed.add_done_callback(lambda done: self._on_written(pending, done))
         if lane is None:
             self._lanes.miss(pending.row.lane)
+        if self._replicas is None:
+            self._pass_on(pending, lane, direct=direct)  # else when it is known whose lane it is
+        if self._limits.has_halts:
+            self._retry_halted([pending])
+
+    def _pass_on(self, pending: PendingDelivery, lane: Lane | None, *, direct: bool) -> None:
+        """Let its lane have a new event: directly, if nothing in the store is before it."""
+        if lane is None:
             if pending.waiters or self._backpressure.queued_in(pending.row.lane) <= 1:
                 self._lanes.want(pending.row.lane)
             self._lanes.wake()
@@ -144,8 +161,27 @@ class Worker:
             lane.enqueue(pending)
         else:
             lane.expect_more()  # it reads the store after this commit
-        if self._limits.has_halts:
-            self._retry_halted([pending])
+
+    def _pass_on_written(self, pending: PendingDelivery, mark: Mark) -> None:
+        """The same with several replicas, after the commit: whose lane it was, and whether others had added to it."""
+        lane = self._lanes.get(pending.row.lane)
+        if mark.owner in (None, self._lanes.owner) and not (
+            pending.held or pending.withdrawn or pending.settled.done()
+        ):
+            self._pass_on(pending, lane, direct=not mark.dirty and lane is not None and lane.may_enqueue())
+
+    def _has_new(self, name: str) -> None:
+        """Another replica has added an event to a lane that is, or was, held here."""
+        if (lane := self._lanes.get(name)) is not None:
+            lane.expect_more()
+        else:
+            self._lanes.miss(name)
+            self._lanes.want(name)
+
+    def _has_ended(self, delivery: str, outcome: Outcome) -> None:
+        """Another replica has sent a delivery that a caller waits for here."""
+        if (pending := self._deliveries.get(delivery)) is not None:
+            pending.answer(outcome)
 
     def _offer_together(self, first: PendingDelivery) -> None:
         """As `offer`, for an event with others that follow it."""
@@ -334,10 +370,13 @@ class Worker:
 
     async def start(self) -> None:
         self._keeper = asyncio.create_task(self._keep())
+        if self._replicas is not None:
+            listening = self._replicas.listen(self._database, self.wake, self._timing.listen_retry_seconds)
+            self._listening = asyncio.create_task(listening)
 
     async def stop(self, seconds: float = 10.0) -> None:
         """Finish and settle requests in flight, then release all lanes."""
-        for task in (self._keeper, *self._telling):
+        for task in (self._keeper, self._listening, *self._telling):
             if task is not None:
                 task.cancel()
         lanes = list(self._lanes)
@@ -362,6 +401,8 @@ class Worker:
         if lane is not None and is_reopened and error is None:
             lane.is_claimed = True
         if error is None and pending.existing is None:
+            if pending.mark is not None:
+                self._pass_on_written(pending, pending.mark)
             self._deliveries.leave(pending)
             if pending.idem is not None and pending.waiters:  # until now it was not known to be new
                 self._retry_halted([pending])

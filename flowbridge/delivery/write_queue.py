@@ -9,12 +9,13 @@ from sqlalchemy import Connection
 
 from flowbridge.delivery import binding
 from flowbridge.delivery.pending import PendingDelivery
+from flowbridge.delivery.replicas import Replicas
 from flowbridge.limits.shares import Share
 from flowbridge.models.timing import Timing
 from flowbridge.store import accounts, leases, outbox
 from flowbridge.store.database import Database
 from flowbridge.store.errors import MISSING_RETRY_MS, ShareTaken, StoreFull, StoreUnavailable
-from flowbridge.store.leases import Fence
+from flowbridge.store.leases import Fence, Mark
 
 PATIENT_SECONDS = 0.004  # that a commit waits for more, where no person waits: with 32 senders it halves its cost
 WAIT_MS = 1_000  # until a caller with many requests in flight should come again
@@ -39,6 +40,7 @@ class WriteQueue:
         # Outcomes that are not on the disk yet: delivery → transaction id, outcome.
         self._outcomes_by_delivery: dict[str, tuple[str, dict[str, Any]]] = {}
         self.unwritten: set[str] = set()  # deliveries whose outcome the store has refused so far
+        self.replicas: Replicas | None = None  # the others, on PostgreSQL
 
     def append(self, pending: PendingDelivery, *, urgent: bool = True) -> None:
         """Write an acceptance. `pending.committed` tells when it is on the disk. Raises StoreFull.
@@ -71,7 +73,7 @@ class WriteQueue:
             outcome = {**pending.settlement(), **holder}
             self._outcomes_by_delivery[pending.row.delivery] = pending.row.txn_id, outcome
             self._outcomes.append(outcome)
-            self._plan()
+            self._plan(lingers=self.replicas is None or not self.replicas.is_awaited(pending.row.delivery))
 
     def amended(self, row: dict[str, Any]) -> dict[str, Any]:
         """A row of the outbox with its outcome, if that is still on its way to the disk."""
@@ -152,6 +154,7 @@ class _Batch:
         self.doubts: list[tuple[Fence, int | None]] = []
         self.refused: set[str] = set()
         self.missing = ""  # why no acceptance is written
+        self.marks: dict[str, Mark] = {}  # lanes of acceptances, as other replicas know them
         self._ran = False  # to its end
         self._binds = True
         self._found_nothing = False
@@ -166,9 +169,12 @@ class _Batch:
         self.missing = self._write_queue._database.missing
         if not self.missing:  # else outcomes alone: they hold as long as this process has the file
             self.refused = self._append(connection)
-        outbox.settle(connection, self.outcomes)
+        settled = outbox.settle(connection, self.outcomes)
         for fence, since in self.doubts:
             leases.doubt(connection, fence, since)
+        if (replicas := self._write_queue.replicas) is not None:
+            replicas.tell_new(connection, self.marks, [one for one in self.new if one.row.delivery not in self.refused])
+            replicas.tell_ended(connection, settled, self.outcomes)
         self._ran = True
 
     def found_nothing(self) -> bool:
@@ -195,7 +201,10 @@ class _Batch:
         marked = {lane for lane, _ in pairs}
         held = {fence.lane for fence, _ in self.doubts} - marked
         pairs.update((lane, lane.partition("|")[0]) for lane in held)
-        leases.mark_dirty(connection, pairs, exclude=held)
+        if (replicas := self._write_queue.replicas) is None:
+            leases.mark_dirty(connection, pairs, exclude=held)
+        else:
+            self.marks = leases.mark_new(connection, pairs, replicas.owner, exclude=held)
 
     def done(self, future: "asyncio.Future[None]") -> None:
         self._take()  # if the store was not reached, the work was never called
@@ -207,10 +216,14 @@ class _Batch:
             elif error is None and pending.row.delivery in self.refused:
                 pending.end_write(StoreUnavailable("the store refuses this event"))
             else:
+                if (mark := self.marks.get(pending.row.lane)) is not None:
+                    pending.place(mark)
                 pending.end_write(error)
         if error is not None and (self.accounts or self.outcomes or self.doubts):
             self._write_queue._retry(self)
             return
+        if self._write_queue.replicas is not None:
+            self._write_queue.replicas.forget(self.outcomes)
         for outcome in self.outcomes:
             self._write_queue._outcomes_by_delivery.pop(outcome["b_delivery"], None)
         if self._write_queue.unwritten:
@@ -236,10 +249,13 @@ class _Batch:
 
     def _bind(self, connection: Connection, fresh: Sequence[PendingDelivery]) -> None:
         """Bind what may be bound early. When that fails, the next run does without: acceptances do not depend on it."""
-        inserted = [(pending.row, pending.early) for pending in fresh if pending.early is not None]
-        if inserted:
+        early = [pending for pending in fresh if pending.binds_early]
+        if early:
             self._binds = False
-            binding.resolve_inserted(connection, inserted, self._write_queue.amended)
+            rows = [pending.row for pending in early]
+            found = binding.resolve_inserted(connection, rows, self._write_queue.amended)
+            for pending in early:
+                pending.set_resolved(found.get(pending.row.delivery))
             self._binds = True
 
     def _together(self, connection: Connection, first: PendingDelivery, refused: set[str]) -> set[str]:

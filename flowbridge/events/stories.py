@@ -51,9 +51,11 @@ class Chapter:
 
     def heard(self, accepted_at: int) -> "Chapter":
         """As we were told then (ms). Without a time that cannot be: it goes by the order in which it came."""
-        told = self if self.at == accepted_at else replace(self, at=accepted_at)
         is_wrong = self.time is not None and self.time > accepted_at + AHEAD_MS
-        return replace(told, time=None) if is_wrong else told
+        time = None if is_wrong else self.time
+        if self.at == accepted_at and not is_wrong:
+            return self
+        return Chapter(self.state, self.firing, time, self.digest, self.ended, accepted_at)
 
     def says_same(self, last: "Chapter") -> bool:
         return bool(self.digest) and (self.state, self.fires, self.digest) == (last.state, last.fires, last.digest)

@@ -84,6 +84,7 @@ class Timing:
     # A replica that was stopped in the middle of a transaction must not hold its locks for ever.
     idle_transaction_seconds: float = 5.0
     store_retry_seconds: float = 10.0  # for which a commit is retried while the database is away, or locked
+    listen_retry_seconds: float = 5.0  # until PostgreSQL's notifications are listened to again
     file_check_seconds: float = 2.0  # between two checks of all SQLite files; each commit checks what it went into
 
     # web

@@ -5,10 +5,11 @@ On a busy machine a second may be long, so the time is the processor's. It has n
 environment, nor its files.
 
 Several texts come at once: each system call, and each change from one process to the other, would cost as much as a
-short text. Both ways JSON goes behind its length in 4 bytes. In: [[format, source, users], …]. Out, in the same order
-and in as many parts as it takes: [["", body, html or null], or [what is wrong], …]. The formats "webhook" and
-"template" have what `webhooks` and `template_check` are given for users. The answer of the one stands for body and
-HTML, as it is: ["", {…}]; that of the other for the body.
+short text. What goes either way stands behind its length in 4 bytes. In: texts as `framed` has them, since a body in
+JSON would be quoted and read once more. Out, as JSON, in the same order and in as many parts as it takes: [["", body,
+html or null], or [what is wrong], …]. The formats "webhook" and "template" have what `webhooks` and `template_check`
+are given for users. The answer of the one stands for body and HTML, as it is: ["", {…}]; that of the other for the
+body.
 """
 
 import contextlib
@@ -17,7 +18,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from io import BufferedRWPair
 from typing import Any, cast
@@ -35,6 +36,12 @@ MAX_ANSWERS = 64 * 1024 * 1024  # bytes of one part: a webhook of 25 MiB may hol
 NO_MEMORY = 3  # the exit status, where there is none for an answer
 NICE = 5  # the event loop goes first
 BUFFER_BYTES = 64 * 1024
+
+
+def framed(format_: str, source: str, users: Any) -> bytes:
+    """A text as it goes to the process."""
+    head, text = json.dumps([format_, users]).encode(), source.encode("utf-8", "surrogatepass")
+    return b"%b%b%b%b" % (len(head).to_bytes(4, "big"), head, len(text).to_bytes(4, "big"), text)
 
 
 def serve() -> None:
@@ -95,9 +102,23 @@ def _read(stream: BufferedRWPair) -> list[Text]:
     """The texts of the next request; none at the end."""
     head = stream.read(4)
     try:
-        return json.loads(stream.read(int.from_bytes(head, "big"))) if len(head) == 4 else []
+        return list(_texts(stream.read(int.from_bytes(head, "big")))) if len(head) == 4 else []
     except MemoryError:
         os._exit(NO_MEMORY)
+
+
+def _texts(request: bytes) -> Iterator[Text]:
+    at = 0
+    while at < len(request):
+        head, at = _piece(request, at)
+        text, at = _piece(request, at)
+        format_, users = json.loads(head)
+        yield format_, text.decode("utf-8", "surrogatepass"), users
+
+
+def _piece(request: bytes, at: int) -> tuple[bytes, int]:
+    end = at + 4 + int.from_bytes(request[at : at + 4], "big")
+    return request[at + 4 : end], end
 
 
 def _write(stream: BufferedRWPair, answers: Sequence[bytes]) -> None:

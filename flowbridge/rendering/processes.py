@@ -27,7 +27,7 @@ from flowbridge.limits.turns import Turns
 from flowbridge.models import Rendered
 from flowbridge.models.hooks import Made, Said
 from flowbridge.models.timing import Timing
-from flowbridge.rendering.child import MAX_ANSWERS, NO_MEMORY
+from flowbridge.rendering.child import MAX_ANSWERS, NO_MEMORY, framed
 
 SHORT_BYTES = 2_560  # of a request: 2 KiB of the worst text take 4 ms of the processor, 32 KiB of it 40 ms
 HOOK_BYTES = 64 * 1024  # of a request to a hook: GitHub's largest usual ones are 30 kB, and take 1 ms
@@ -41,7 +41,7 @@ KILLED = "/body"  # the pointer of a request to a hook that took too long, or to
 _OF_THE_TEXT = (-signal.SIGPROF, -signal.SIGABRT, -signal.SIGSEGV, NO_MEMORY)  # too much processor time, or memory
 # The environment and the search path come from us: there may be tokens in the one, and the other may not be the usual.
 _CODE = "import sys; sys.path[:] = sys.argv[1:]; from flowbridge.rendering.child import serve; serve()"
-_WEBHOOK = b'["webhook", '
+_WEBHOOK = b'["webhook",'
 _TOO_SLOW = "takes more than a second to render: make it simpler, or send it as `text`"
 _TOO_BIG = "needs too much memory to render: make it simpler, or send it as `text`"
 _TOO_MANY = f"{WAITING} texts of yours wait to be rendered already, which is the share of one caller"
@@ -72,7 +72,7 @@ class _Text:
 
     @property
     def is_text(self) -> bool:
-        return not self.request.startswith(_WEBHOOK)
+        return not self.request.startswith(_WEBHOOK, 4)
 
 
 class _Process(asyncio.Protocol):
@@ -109,7 +109,7 @@ class _Process(asyncio.Protocol):
         """
         self._texts = deque(texts)
         self._rendering = rendering = asyncio.get_running_loop().create_future()
-        request = b"[%b]" % b",".join([text.request for text in texts])
+        request = b"".join([text.request for text in texts])
         self._transport.write(len(request).to_bytes(4, "big") + request)
         return rendering
 
@@ -288,7 +288,7 @@ class Rendering:
 
     async def render(self, format_: str, source: str, users: Sequence[str]) -> Rendered:
         """Raises BadContent for a text that cannot be rendered, TooMany and Unavailable."""
-        request = json.dumps([format_, source, users]).encode()
+        request = framed(format_, source, users)
         line = self._short if len(request) <= self._short_bytes else self._long
         found = await self._ask(line, format_, request)
         assert isinstance(found, Rendered)
@@ -300,7 +300,7 @@ class Rendering:
         Raises BadContent for one that cannot be read, or whose template takes too long (then `plain` helps), TooMany
         and Unavailable. Built-in templates take 0.2 ms; a template of the hook's own may take a second.
         """
-        encode = partial(_encoded, body, given)
+        encode = partial(framed, "webhook", body, given)
         request = await asyncio.to_thread(encode) if len(body) > HOOK_BYTES else encode()
         line = self._hooks if len(request) <= HOOK_BYTES and not given["template"] else self._long
         found = await self._ask(line, KILLED[1:], request)
@@ -337,7 +337,7 @@ class Rendering:
 
         Raises TooMany and Unavailable.
         """
-        request = json.dumps(["template", source, {"template": dict(template), "per": per}]).encode()
+        request = framed("template", source, {"template": dict(template), "per": per})
         try:
             answer = await self._ask(self._long, "template", request)
         except BadContent as error:
@@ -365,10 +365,6 @@ class Rendering:
     async def stop(self) -> None:
         """End all processes; texts that are being rendered are not."""
         await asyncio.gather(*(line.stop() for line in self._lines))
-
-
-def _encoded(body: str, given: Mapping[str, Any]) -> bytes:
-    return json.dumps(["webhook", body, given]).encode()
 
 
 def _problem(format_: str, message: str) -> BadContent:

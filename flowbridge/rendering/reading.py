@@ -115,7 +115,8 @@ class _Reader:
                 self._end_line(even_empty=True)
                 self._add(line)
             return
-        text = _SPACES.sub(" ", data)
+        is_plain = data.isprintable() and "  " not in data
+        text = data if is_plain else _SPACES.sub(" ", data)
         self._add(text if self._line and not self._line.endswith(" ") else text.lstrip(" "))
 
     def _begin_item(self) -> None:

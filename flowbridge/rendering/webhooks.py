@@ -68,7 +68,7 @@ def _made(payload: Any, given: Mapping[str, Any]) -> Json:
         found = [Notice(message={"html": summary(payload)})]
     if isinstance(found, Nothing):
         return {**made, "nothing": _whole(found.reason[: 2 * MAX_EVENT]), "event": _whole(found.event[:MAX_EVENT])}
-    found = [replace(each, event=_whole(each.event[:MAX_EVENT])) for each in found]
+    found = [_named_briefly(each) for each in found]
     made["event"] = found[0].event if found else ""
     ignore = given.get("ignore", ())
     if shown := [each for each in found if not _is_ignored(each, ignore)]:
@@ -105,6 +105,11 @@ def _notices(source: Source, incoming: Incoming, warnings: list[str]) -> Sequenc
     except Exception as error:  # a fault of ours must not lose what was sent
         warnings.append(f"{source.title}: cannot be read: {type(error).__name__}")
         return [Notice(message={"html": summary(incoming.payload)})]
+
+
+def _named_briefly(notice: Notice) -> Notice:
+    event = _whole(notice.event[:MAX_EVENT])
+    return notice if event == notice.event else replace(notice, event=event)
 
 
 def _is_ignored(notice: Notice, ignore: Collection[str]) -> bool:

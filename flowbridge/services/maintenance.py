@@ -7,6 +7,8 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 
+from sqlalchemy import Connection
+
 from flowbridge import log, metrics
 from flowbridge.auth import names
 from flowbridge.auth.api_keys import ApiKeys
@@ -22,15 +24,18 @@ from flowbridge.store import (
     holdings,
     hooks,
     leases,
+    log_blocks,
     message_keys,
     refused,
     resolved,
     retention,
 )
 from flowbridge.store.engine import reason
+from flowbridge.store.slices import Slices
 
 COUNT_SHARE = 50  # counting takes at most one of so many seconds
 GIVE_UP_LANES = 100
+BLOCKS = 4  # of the delivery log that are looked at together: some 20 ms beside the writer
 PIECE_PAUSE = 0.05  # between two pieces of a large job, for accepting
 SPACE_SECONDS = 1.0  # between two purges while space is short
 DAY_MS = 86_400_000
@@ -79,6 +84,7 @@ class Maintenance:
             self._forever(self._count, begin=timing.count_seconds),
             self._forever(self._census),
             self._forever(self._purge),
+            self._forever(self._tell_blocks, timing.count_seconds),
             self._forever(self._give_up, timing.give_up_seconds, begin=timing.give_up_seconds),
             self._forever(self._forget_idle, timing.forget_seconds),
             self._forever(self._write_refused, timing.refused_seconds),
@@ -108,7 +114,7 @@ class Maintenance:
         now = clock.now_ms()
         sent = now - int(self._settings.sent_days * DAY_MS)
         dead = now - int(self._settings.keep_dead_days * DAY_MS)
-        gone = await self._repeat(lambda: self._database.run(partial(retention.purge, sent=sent, dead=dead)))
+        gone = await self._in_slices(partial(retention.purge, sent=sent, dead=dead))
         if time.monotonic() >= self._next_upkeep:  # while space is short, the rest comes once a second
             self._next_upkeep = time.monotonic() + self._timing.purge_seconds
             await self._database.run(partial(refused.purge, before=sent))
@@ -132,6 +138,13 @@ class Maintenance:
                 await self._backpressure.pressed.wait()
         return min(SPACE_SECONDS, self._timing.purge_seconds)
 
+    async def _tell_blocks(self) -> None:
+        """Write down what is in the newer pieces of the delivery log, and forget those that are gone."""
+        await self._database.run(log_blocks.forget, lingers=True)
+        while blocks := await self._database.read(partial(log_blocks.missing, limit=BLOCKS)):
+            await self._database.run(partial(log_blocks.add, blocks=blocks), lingers=True)
+            await asyncio.sleep(PIECE_PAUSE)
+
     async def _blank(self, now: int) -> None:
         """Blank contents that are not to be kept for as long as what else the log has of sent events."""
         days = self._settings.keep_content_days
@@ -139,19 +152,18 @@ class Maintenance:
             return
         before = now - int(days * DAY_MS)
 
-        async def piece() -> int:
-            work = partial(retention.blank, before=before, after=self._blanked_until)
-            number, self._blanked_until = await self._database.run(work)
+        def piece(connection: Connection, limit: int) -> int:
+            number, self._blanked_until = retention.blank(connection, before, self._blanked_until, limit)
             return number
 
-        await self._repeat(piece)
+        await self._in_slices(piece)
 
     async def _shorten(self, now: int) -> int:
         """Delete the oldest sent events before their time where the log is at its bound: rows, or bytes."""
         yesterday = now - DAY_MS
         nth = await self._database.read(partial(retention.nth_newest, number=self._settings.max_sent))
         beyond = min(nth + 1, yesterday)  # itself, too
-        gone = await self._repeat(lambda: self._database.run(partial(retention.purge_oldest, before=beyond)))
+        gone = await self._in_slices(partial(retention.purge_oldest, before=beyond))
         excess = await self._excess()
         while excess > 0:
             rows, freed = await self._database.run(partial(holdings.drop_oldest, before=yesterday, most=excess))
@@ -215,6 +227,16 @@ class Maintenance:
         await self._database.run(lambda connection: accounts.drop_idle_tokens(connection, idle))
         await self._database.run(lambda connection: accounts.forget_tokens(connection, unseen))
         await self._database.run(lambda connection: resolved.forget(connection, unseen))
+
+    async def _in_slices(self, work: Callable[..., int]) -> int:
+        """A large job on the rows of the outbox, of which the writer gets a few milliseconds at a time."""
+        gone, slices = 0, Slices()
+        while piece := await self._database.run(
+            lambda connection: slices.run(lambda rows: work(connection, limit=rows)), lingers=True
+        ):
+            gone += piece
+            await asyncio.sleep(slices.pause)
+        return gone
 
     async def _repeat(self, work: Callable[[], Awaitable[int]]) -> int:
         """A large job in small pieces, so that accepting does not wait for it."""

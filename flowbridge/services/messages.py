@@ -20,7 +20,7 @@ from flowbridge.limits import peer
 from flowbridge.limits.concurrency import Limiter
 from flowbridge.models import ApiKey, Caller, Event, Payload
 from flowbridge.rendering.processes import Rendering
-from flowbridge.services.acceptance import LARGE_BYTES, Acceptance, How
+from flowbridge.services.acceptance import Acceptance, How, is_large
 from flowbridge.services.direct_rooms import DirectRooms
 from flowbridge.services.media import form
 from flowbridge.services.media.attachment import essence
@@ -85,12 +85,27 @@ class Messages:
         """A message object from a body of any form."""
         return await self._aside(body, partial(message_body.read, body, content_type, options))
 
+    @staticmethod
+    def text_at_once(body: bytes, content_type: str) -> Payload | None:
+        """The content for a message that is a text and nothing more; None where there is something to wait for.
+
+        Raises as `read` and `say` do.
+        """
+        is_rendered = b'"markdown"' in body or b'"html"' in body  # mostly: it would be read twice for nothing
+        if is_rendered or essence(content_type) == "multipart/form-data":
+            return None
+        said = message.read(message_body.read(body, content_type))
+        if said.format != "text" or said.overflow or said.attachments or said.binding is not NONE:
+            return None
+        (shaped,) = shaping.shape(said)
+        return Payload(shaped.content)
+
     async def read_object(self, body: bytes) -> dict[str, Any]:
         return await self._aside(body, partial(message_body.read_object, body))
 
     async def _aside(self, body: bytes, read: Callable[[], T]) -> T:
         """A large body is read in a thread."""
-        return read() if len(body) < LARGE_BYTES else await self._acceptance.aside(read)
+        return await self._acceptance.aside(read) if is_large(body) else read()
 
     @contextlib.asynccontextmanager
     async def form(

@@ -199,7 +199,8 @@ def _texts(value: Any) -> dict[str, str]:
     """Its texts, without what tools keep for themselves (`__alert_rule_uid__`)."""
     if not isinstance(value, dict):
         return {}
-    return {name: found for name, each in value.items() if not name.startswith("__") and (found := text(each)).strip()}
+    shown = ((name, each if isinstance(each, str) else text(each)) for name, each in value.items() if name[:2] != "__")
+    return {name: found for name, found in shown if found and not found.isspace()}
 
 
 def _common(each: Sequence[dict[Any, str]]) -> dict[Any, str]:

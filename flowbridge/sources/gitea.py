@@ -21,6 +21,8 @@ from flowbridge.sources.code_hosts import (
     short,
     spoken,
 )
+from flowbridge.sources.github_events import checks, commits, tickets
+from flowbridge.sources.github_events.common import where, who
 from flowbridge.sources.reading import mapping, moment, objects, text
 from flowbridge.sources.source import Headers, Incoming, Json, Nothing, Notice, Source, UnrecognisedError
 
@@ -55,14 +57,14 @@ def read(incoming: Incoming) -> Sequence[Notice] | Nothing:
     if report is None:
         return github.notices(payload, _ALIASES.get(event, event))
     original = name(payload, "forkee", "full_name") if event == "fork" else ""
-    where = first(original, github.where(payload), name(payload, "run", "repository", "full_name"))
-    return [report.notice(f"{event}.{action}" if action else event, where, github.who(payload))]
+    place = first(original, where(payload), name(payload, "run", "repository", "full_name"))
+    return [report.notice(f"{event}.{action}" if action else event, place, who(payload))]
 
 
 def _report(payload: Json, event: str, action: str) -> Report | None:
     """None: it is as GitHub's."""
     if event == "push":
-        return github.push(payload, action, "compare_url")
+        return commits.push(payload, action, "compare_url")
     if event.startswith("action_run"):
         return _action_run(payload, action)
     if payload.get("review") and "pull_request" in payload:
@@ -70,7 +72,7 @@ def _report(payload: Json, event: str, action: str) -> Report | None:
     event = _ALIASES.get(event, event)
     if event == "fork":  # GitHub's the other way round: `repository` is the new one
         fork = link(name(payload, "repository", "full_name"), text(payload, "repository", "html_url"))
-        return Report(sentence(github.who(payload), "forked the repository to", fork))
+        return Report(sentence(who(payload), "forked the repository to", fork))
     if event == "wiki":
         return _wiki(payload, action)
     if event == "package":
@@ -80,7 +82,7 @@ def _report(payload: Json, event: str, action: str) -> Report | None:
     if event in ("issues", "pull_request") and action in ("label_updated", "label_cleared"):
         return _labels(payload, event)
     if event == "pull_request" and action == "synchronized":
-        return github.pull_request(payload, "synchronize")
+        return tickets.pull_request(payload, "synchronize")
     return None
 
 
@@ -89,10 +91,10 @@ def _labels(payload: Json, event: str) -> Report:
     thing = mapping(payload, event if is_pull else "issue")
     names = [name(each, "name") for each in objects(thing, "labels")]
     said = sentence(
-        github.who(payload),
+        who(payload),
         "changed the labels of",
         "pull request" if is_pull else "issue",
-        github.ticket(thing),
+        tickets.ticket(thing),
         "to" if names else "",
         code_hosts.listed(names),
     )
@@ -104,7 +106,7 @@ def _review(payload: Json) -> Report:
     icon, verb, outcome = _REVIEWS.get(text(found, "type"), ("", "reviewed", "commented"))
     said = quote(found, "content")
     return Report(
-        sentence(github.who(payload), verb, "pull request", github.ticket(mapping(payload, "pull_request"))),
+        sentence(who(payload), verb, "pull request", tickets.ticket(mapping(payload, "pull_request"))),
         icon,
         quote=said,
         outcome=outcome,
@@ -115,7 +117,7 @@ def _wiki(payload: Json, action: str) -> Report:
     page, root = line(payload, "page"), text(payload, "repository", "html_url")
     url = f"{root}/wiki/{page.replace(' ', '-')}" if root and action != "deleted" else ""
     return Report(
-        sentence(github.who(payload), action or "edited", "the wiki page", link(page or "(untitled)", url)),
+        sentence(who(payload), action or "edited", "the wiki page", link(page or "(untitled)", url)),
         facts=facts(sentence(line(payload, "comment"))),
     )
 
@@ -123,13 +125,13 @@ def _wiki(payload: Json, action: str) -> Report:
 def _package(payload: Json, action: str) -> Report:
     found = mapping(payload, "package")
     label = " ".join(filter(None, (first(name(found, "name"), "(unnamed)"), name(found, "version"))))
-    by = first(github.who(payload), name(found, "creator", "login"))
+    by = first(who(payload), name(found, "creator", "login"))
     kind = name(found, "type")
     return Report(sentence(by, spoken(action) or "published", kind, "package", link(label, text(found, "html_url"))))
 
 
 def _status(payload: Json) -> Report:
-    report = github.status(payload, "")
+    report = checks.status(payload, "")
     commit = mapping(payload, "commit")
     if message := code_hosts.first_line(commit, "message"):
         report.facts = facts(

@@ -84,7 +84,12 @@ def dated(value: Any) -> str:
     at = moment(value)
     if at is None:
         return plain(value)
-    return f"{datetime.fromtimestamp(at / 1000, UTC):%Y-%m-%d %H:%M} UTC"
+    return _minute(at // 60_000)
+
+
+@lru_cache(256)  # as above
+def _minute(at: int) -> str:
+    return f"{datetime.fromtimestamp(at * 60, UTC):%Y-%m-%d %H:%M} UTC"
 
 
 def lasted(seconds: Any, until: Any = None) -> str:

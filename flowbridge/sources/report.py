@@ -1,6 +1,5 @@
 """How alerting tools' messages look: all alike, so that a room reads them alike. Pure."""
 
-import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -14,7 +13,6 @@ MAX_FACTS = 20
 MAX_VALUE = 200  # characters
 MAX_TEXT = 1_500
 
-_SPACES = re.compile(r"\s+")
 Pairs = Iterable[tuple[str, str]]
 
 
@@ -104,7 +102,7 @@ def web(url: Any) -> str:
 
 def line(text: str) -> str:
     """A text on one line."""
-    return _SPACES.sub(" ", text).strip()
+    return " ".join(text.split())
 
 
 def cut(text: str, length: int) -> str:

@@ -2,7 +2,7 @@
 
 import time
 
-from sqlalchemy import BigInteger, Connection, cast, func, literal
+from sqlalchemy import BigInteger, Connection, cast, func, literal, literal_column
 from sqlalchemy.sql import ColumnElement
 
 CLOCK_SKEW_MS = 60_000  # between our clock and a homeserver's, at most
@@ -14,6 +14,8 @@ def now_ms() -> int:
 
 def lease_clock(connection: Connection) -> ColumnElement[int]:
     """Leases go by one clock: PostgreSQL's where several machines share it, this machine's for a file."""
-    if connection.dialect.name == "postgresql":
-        return cast(func.extract("epoch", func.statement_timestamp()) * 1000, BigInteger)
-    return literal(now_ms())
+    return postgres_clock() if connection.dialect.name == "postgresql" else literal(now_ms())
+
+
+def postgres_clock() -> ColumnElement[int]:
+    return cast(func.extract("epoch", func.statement_timestamp()) * literal_column("1000"), BigInteger)

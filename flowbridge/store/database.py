@@ -307,7 +307,8 @@ class Database:
         """A transaction on the writer's connection, which it keeps: to have it from the pool each time takes 40 µs."""
         connection, self._kept = self._kept, None
         if connection is not None and not is_quiet(connection):
-            connection.close()  # the pool finds out whether it still works
+            connection.invalidate()
+            connection.close()
             connection = None
         if connection is None:
             connection = self.engine.connect()

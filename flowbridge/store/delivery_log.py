@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -12,9 +12,10 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.sql import ColumnElement
 
 from flowbridge.models.hooks import owner
-from flowbridge.store import clock
+from flowbridge.store import clock, log_blocks
 from flowbridge.store.json_columns import from_json, to_json
 from flowbridge.store.leases import mark_dirty
+from flowbridge.store.log_blocks import Value
 from flowbridge.store.outbox import HISTORY
 from flowbridge.store.retention import BLANK, keep_ids
 from flowbridge.store.statements import QUEUED, is_state
@@ -158,16 +159,61 @@ def page(
 
     Only ids below `before`. `span`: how many events are searched, so that a search for rare ones can be cut up.
     """
-    if before is None:
-        before = (connection.scalar(select(func.max(outbox.c.id))) or 0) + 1
-    floor = 0 if selection.since is None else _first_since(connection, selection.since)
+    end = (connection.scalar(select(func.max(outbox.c.id))) or 0) + 1
+    before = end if before is None else min(before, end)
+    floor = 0 if selection.since is None else _first_since(connection, selection.since - 2 * clock.CLOCK_SKEW_MS)
+    if selection.until is not None:
+        before = min(before, _first_since(connection, selection.until + 2 * clock.CLOCK_SKEW_MS))
     is_few = _is_few(connection, selection)
-    if span is not None and not selection.is_quick and not is_few:
-        searched = select(outbox.c.id).where(outbox.c.id < before, outbox.c.id >= floor).order_by(outbox.c.id.desc())
-        ends = list(connection.scalars(searched.offset(span - 1).limit(2)))
-        floor, more = (ends[0] if ends else floor), len(ends) == 2
-    else:
-        more = False
+    if selection.is_quick or is_few:
+        return _found(connection, selection, limit, floor, before, is_few=is_few)
+    if wanted := _values(connection, selection):
+        return _among_blocks(connection, selection, wanted, limit, floor, before, span)
+    floor, is_more = _cut(connection, floor, before, span)
+    rows, last = _found(connection, selection, limit, floor, before)
+    return rows, floor if is_more and last is None else last
+
+
+def _cut(connection: Connection, floor: int, before: int, span: int | None) -> tuple[int, bool]:
+    """An id from which on there are `span` events, and whether there are more before it."""
+    if span is None:
+        return floor, False
+    searched = select(outbox.c.id).where(outbox.c.id < before, outbox.c.id >= floor).order_by(outbox.c.id.desc())
+    ends = list(connection.scalars(searched.offset(span - 1).limit(2)))
+    return (ends[0] if ends else floor), len(ends) == 2
+
+
+def _among_blocks(
+    connection: Connection,
+    selection: Selection,
+    wanted: Sequence[Collection[Value]],
+    limit: int,
+    floor: int,
+    before: int,
+    span: int | None,
+) -> tuple[list[dict[str, Any]], int | None]:
+    """As `page`, without the blocks that have none of these values."""
+    floor = max(floor, connection.scalar(select(func.min(outbox.c.id))) or 0)
+    rows: list[dict[str, Any]] = []
+    searched = 0
+    for low, high in log_blocks.windows(connection, wanted, floor, before):
+        cut, is_more = _cut(connection, low, high, None if span is None else span - searched)
+        found, end = _found(connection, selection, limit - len(rows), cut, high)
+        rows += found
+        searched += high - low
+        if end is not None:
+            return rows, end
+        if is_more:
+            return rows, cut
+        if span is not None and searched >= span and low > floor:
+            return rows, low
+    return rows, None
+
+
+def _found(
+    connection: Connection, selection: Selection, limit: int, floor: int, before: int, *, is_few: bool = False
+) -> tuple[list[dict[str, Any]], int | None]:
+    """Events with `floor <= id < before`, and the id before which there may be more of them."""
     among = [outbox.c.id < before, outbox.c.id >= floor]
     indexed = _in_index(selection)
     if is_few:
@@ -181,17 +227,45 @@ def page(
         among.append(_contains(connection, selection.text))
     query = select(*_LISTED).select_from(_WITH_USER).where(*among, *_not_in_index(selection))
     rows = [dict(row) for row in connection.execute(query.order_by(outbox.c.id.desc()).limit(limit)).mappings()]
-    if len(rows) == limit:
-        return rows, rows[-1]["id"]
-    return rows, floor if more else None
+    return rows, rows[-1]["id"] if len(rows) == limit else None
+
+
+def _values(connection: Connection, selection: Selection) -> list[set[Value]]:
+    """Of each of these sets an event of the selection has a value."""
+    found: list[set[Value]] = []
+    whose = selection.whose
+    if whose.user_id is not None:
+        found.append(_accounts_of(connection, [whose.user_id]))
+    if whose.api_key is not None:
+        found.append({("a", whose.api_key)} | (_accounts_of(connection, whose.users) if whose.users else set()))
+    else:
+        if whose.scope.rooms is not None:
+            found.append({("r", room) for room in whose.scope.rooms})
+        types = whose.scope.event_types
+        if types and not any(type_.endswith("*") for type_ in types):
+            found.append({("t", type_) for type_ in types})
+    for letter, value in (
+        ("r", selection.room_id),
+        ("t", selection.event_type),
+        ("k", selection.key),
+        ("a", selection.hook and owner(selection.hook)),
+    ):
+        if value is not None:
+            found.append({(letter, value)})
+    return found
+
+
+def _accounts_of(connection: Connection, users: Collection[str]) -> set[Value]:
+    theirs = select(accounts.c.account).where(accounts.c.user_id.in_(users))
+    return {("u", account) for account in connection.scalars(theirs)}
 
 
 def _first_since(connection: Connection, since: int) -> int:
-    """An id below which nothing was accepted since then (ms).
+    """An id below which nothing was accepted since then (ms), but for what is out of order.
 
-    Ids follow the order of acceptance, but for what another replica, by another clock, accepted at the same time.
+    Ids follow the order of acceptance, but for what another replica, by another clock, accepted at the same time:
+    callers allow for that.
     """
-    early = since - 2 * clock.CLOCK_SKEW_MS
     # Two questions: for both at once SQLite reads the whole index.
     low = connection.scalar(select(func.min(outbox.c.id))) or 0
     high = (connection.scalar(select(func.max(outbox.c.id))) or 0) + 1
@@ -199,7 +273,7 @@ def _first_since(connection: Connection, since: int) -> int:
         middle = (low + high) // 2
         at = select(outbox.c.id, outbox.c.accepted_at).where(outbox.c.id >= middle, outbox.c.id < high)
         found = connection.execute(at.order_by(outbox.c.id).limit(1)).first()
-        if found is None or found.accepted_at >= early:
+        if found is None or found.accepted_at >= since:
             high = middle
         else:
             low = found.id + 1

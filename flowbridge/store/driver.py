@@ -48,13 +48,12 @@ class Statement:
         text, constants = self._text(connection)
         return execute(connection, text, {**constants, **values} if constants else values)
 
-    def run_all(self, connection: Connection, rows: Sequence[Values]) -> None:
-        """For all of these rows: a statement whose values come from `given`."""
+    def run_all(self, connection: Connection, rows: Sequence[Values]) -> Any:
+        """For all of these rows: a statement whose values come from `given`. Returns the driver's cursor."""
         text, _ = self._text(connection)
         if connection.dialect.name == "postgresql":
-            execute(connection, text, {"rows": to_json(rows)})
-        else:
-            _call(connection, "executemany", text, rows)
+            return execute(connection, text, {"rows": to_json(rows)})
+        return _call(connection, "executemany", text, rows)
 
     def _text(self, connection: Connection) -> tuple[str, Values]:
         """The text for this engine, and the values that it has from the beginning."""

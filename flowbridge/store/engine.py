@@ -37,7 +37,8 @@ _POSTGRES = {
 # What is acknowledged is on the disk, whatever this server does for others.
 _SESSION = """
 SELECT set_config('idle_in_transaction_session_timeout', '{idle_ms}', false),
-       CASE current_setting('synchronous_commit') WHEN 'off' THEN set_config('synchronous_commit', 'on', false) END
+       CASE current_setting('synchronous_commit') WHEN 'off' THEN set_config('synchronous_commit', 'on', false) END,
+       pg_backend_pid()
 """
 
 
@@ -180,14 +181,25 @@ def _postgres(url: URL, timing: Timing) -> Engine:
     session = _SESSION.format(idle_ms=int(timing.idle_transaction_seconds * 1000))
 
     def set_session(connection: Any, _: Any) -> None:
-        connection.execute(session)
+        *_, pid = connection.execute(session).fetchone()
         connection.commit()
+        if pid != connection.info.backend_pid:
+            connection.prepare_threshold = None
 
     wanted = {option: value for option, value in _POSTGRES.items() if option not in url.query}
     # The statements that claim and settle lanes are written for this level, whatever the server's default is.
     engine = create_engine(url, connect_args=wanted, pool_pre_ping=True, isolation_level="READ COMMITTED")
     event.listen(engine, "connect", set_session)
     return engine
+
+
+def is_pooled(raw: Any) -> bool:
+    """Whether a connection of psycopg's may have another session for each transaction.
+
+    A pooler names a process of its own as the other end of a connection (PgBouncer 1.18). What was prepared in one
+    session may be another statement in the next, and notifications reach nobody: neither is done there.
+    """
+    return raw.prepare_threshold is None
 
 
 def is_quiet(connection: Connection) -> bool:
@@ -197,8 +209,11 @@ def is_quiet(connection: Connection) -> bool:
     """
     if connection.dialect.name == "sqlite":
         return True
+    raw = driver.of(connection)
+    if raw.closed:
+        return False
     socket = select.poll()
-    socket.register(driver.of(connection).fileno(), select.POLLIN)
+    socket.register(raw.fileno(), select.POLLIN)
     return not socket.poll(0)
 
 

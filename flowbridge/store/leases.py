@@ -2,12 +2,30 @@
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, and_, bindparam, case, delete, func, literal_column, or_, select, update
-from sqlalchemy.sql import ClauseElement, ColumnElement
+from sqlalchemy import (
+    BigInteger,
+    Connection,
+    Integer,
+    Select,
+    and_,
+    bindparam,
+    case,
+    delete,
+    func,
+    literal_column,
+    not_,
+    or_,
+    select,
+    update,
+)
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.sql import ColumnElement
 
 from flowbridge.store import driver, outbox
-from flowbridge.store.clock import lease_clock, now_ms
+from flowbridge.store.clock import lease_clock, now_ms, postgres_clock
 from flowbridge.store.driver import Statement
 from flowbridge.store.statements import HAS_QUEUED
 from flowbridge.store.tables import accounts, lanes, tokens
@@ -50,22 +68,52 @@ def mark_dirty(connection: Connection, pairs: Iterable[tuple[str, str]], *, excl
 
     A lane that does not exist is created. All lanes are locked in one order until the end of the transaction.
     """
-    values = [
-        {"lane": lane, "account": account, "dirty": int(lane not in exclude), "sent_with": ""}
-        for lane, account in sorted(set(pairs))
-    ]
+    values = _marks(pairs, exclude)
     if values:
         _MARK_DIRTY.run_all(connection, values)
 
 
-def _mark_dirty(dialect: str) -> ClauseElement:
+class Mark(NamedTuple):
+    """A lane with new events: its owner, and whether there may be others that the owner does not know."""
+
+    owner: str | None
+    dirty: bool
+
+
+def mark_new(
+    connection: Connection, pairs: Iterable[tuple[str, str]], me: str, *, exclude: Collection[str] = ()
+) -> dict[str, Mark]:
+    """As `mark_dirty`, but for lanes of this owner, who knows what it inserts itself. For PostgreSQL.
+
+    It must see to them after the commit. Whatever becomes of it and them, they can be claimed: they have an owner.
+    """
+    values = _marks(pairs, exclude)
+    if not values:
+        return {}
+    found = _MARK_NEW.rows(connection, {"rows": driver.to_json(values), "me": me})
+    return {lane: Mark(owner, bool(dirty)) for lane, owner, dirty in found}
+
+
+def _marks(pairs: Iterable[tuple[str, str]], exclude: Collection[str]) -> list[dict[str, Any]]:
+    return [
+        {"lane": lane, "account": account, "dirty": int(lane not in exclude), "sent_with": ""}
+        for lane, account in sorted(set(pairs))
+    ]
+
+
+def _mark(dialect: str, *kept: tuple[ColumnElement[bool], ColumnElement[int]]) -> postgresql.Insert | sqlite.Insert:
     insertion = driver.insertion(dialect, lanes, ("lane", "account", "dirty", "sent_with"))
     one: ColumnElement[int] = literal_column("1")
-    dirty = case((insertion.excluded.dirty == one, one), else_=lanes.c.dirty)
+    dirty = case(*kept, (insertion.excluded.dirty == one, one), else_=lanes.c.dirty)
     return insertion.on_conflict_do_update(index_elements=["lane"], set_={"dirty": dirty})
 
 
-_MARK_DIRTY = Statement(_mark_dirty)
+_MARK_DIRTY = Statement(_mark)
+_MARK_NEW = Statement(
+    lambda dialect: _mark(dialect, (lanes.c.owner == bindparam("me"), lanes.c.dirty)).returning(
+        lanes.c.lane, lanes.c.owner, lanes.c.dirty
+    )
+)
 
 
 def lock(connection: Connection, names: Iterable[str]) -> None:
@@ -76,8 +124,7 @@ def lock(connection: Connection, names: Iterable[str]) -> None:
     """
     wanted = sorted(set(names))
     if connection.dialect.name == "postgresql" and wanted:
-        rows = select(lanes.c.lane).where(lanes.c.lane.in_(wanted)).order_by(lanes.c.lane)
-        connection.execute(rows.with_for_update())
+        _HOLDERS.run(connection, {"lanes": wanted})
 
 
 def claim(
@@ -99,19 +146,12 @@ def claim(
     """
     now = lease_clock(connection)
     wanted = list(only)
-    is_free = lanes.c.lease_until <= now
-    found = (
-        select(lanes.c.lane)
-        .where(_HAS_WORK, or_(is_free, lanes.c.owner.is_(None)) if wanted else is_free)
-        .order_by(lanes.c.lease_until)
-        .limit(limit)
-        .with_for_update(skip_locked=True)
-    )
+    values = {"limit_": limit, "now": now_ms(), "exclude": driver.texts(connection, exclude)}
     if wanted:
-        found = found.where(lanes.c.lane.in_(wanted))
-    if excluded := list(exclude):
-        found = found.where(lanes.c.account.not_in(excluded))
-    names = list(connection.scalars(found))
+        found = _FREE_OF.rows(connection, {**values, "only": driver.texts(connection, wanted)})
+    else:
+        found = _FREE.rows(connection, values)
+    names = [name for (name,) in found]
     if not names:
         return []
     taken = connection.execute(
@@ -157,7 +197,27 @@ def reclaim(connection: Connection, reclaims: Iterable[Reclaim]) -> None:
         connection.exec_driver_sql(_RECLAIM, values)
 
 
-_HAS_WORK = or_(lanes.c.dirty == 1, lanes.c.owner.is_not(None))
+_HAS_WORK = or_(lanes.c.dirty == literal_column("1"), lanes.c.owner.is_not(None))
+
+
+def _free(dialect: str, *, only: bool = False) -> Select[Any]:
+    """Lanes that can be claimed; of some lanes `only`, also those that rest."""
+    is_free = lanes.c.lease_until <= _now(dialect)
+    found = select(lanes.c.lane).where(_HAS_WORK, or_(is_free, lanes.c.owner.is_(None)) if only else is_free)
+    if only:
+        found = found.where(driver.is_one_of(dialect, lanes.c.lane, "only"))
+    found = found.where(not_(driver.is_one_of(dialect, lanes.c.account, "exclude")))
+    limit = bindparam("limit_", type_=Integer)
+    return found.order_by(lanes.c.lease_until).limit(limit).with_for_update(skip_locked=True)
+
+
+_FREE = Statement(_free)
+_FREE_OF = Statement(partial(_free, only=True))
+
+
+def _now(dialect: str) -> ColumnElement[int]:
+    """As `lease_clock`; a value `now` on SQLite."""
+    return postgres_clock() if dialect == "postgresql" else bindparam("now", type_=BigInteger)
 
 
 def _newest_token() -> ColumnElement[str]:
@@ -187,16 +247,28 @@ def lanes_in(connection: Connection, user_id: str, room_id: str) -> list[str]:
 
 def renew(connection: Connection, owner: str, lease_ms: int) -> dict[str, tuple[int, int]]:
     """Prolong all leases of an owner: lane → fence, and 1 when events came that it may not know, or ASKED."""
-    lock(connection, _owned(connection, owner))
-    now = lease_clock(connection)
-    held = (lanes.c.owner == owner, lanes.c.lease_until > now)
-    connection.execute(update(lanes).where(*held).values(lease_until=now + lease_ms))
-    found = connection.execute(select(lanes.c.lane, lanes.c.fence, lanes.c.dirty).where(*held))
+    _lock_owned(connection, owner)
+    found = _RENEW.rows(connection, {"owner_": owner, "now": now_ms(), "lease_ms": lease_ms})
     renewed = {lane: (fence, dirty) for lane, fence, dirty in found}
-    known = [lane for lane, (_, dirty) in renewed.items() if dirty]
-    if known:
-        connection.execute(update(lanes).where(lanes.c.lane.in_(known), lanes.c.owner == owner).values(dirty=0))
+    if known := [lane for lane, (_, dirty) in renewed.items() if dirty]:
+        _CLEAN.run(connection, {"owner_": owner, "lanes": driver.texts(connection, known)})
     return renewed
+
+
+_MINE = lanes.c.owner == bindparam("owner_")
+_RENEW = Statement(
+    lambda dialect: (
+        update(lanes)
+        .where(_MINE, lanes.c.lease_until > _now(dialect))
+        .values(lease_until=_now(dialect) + bindparam("lease_ms", type_=BigInteger))
+        .returning(lanes.c.lane, lanes.c.fence, lanes.c.dirty)
+    )
+)
+_CLEAN = Statement(
+    lambda dialect: (
+        update(lanes).where(driver.is_one_of(dialect, lanes.c.lane, "lanes"), _MINE).values(dirty=literal_column("0"))
+    )
+)
 
 
 def release(connection: Connection, fences: Iterable[Fence], rest_ms: int = 0) -> None:
@@ -204,18 +276,18 @@ def release(connection: Connection, fences: Iterable[Fence], rest_ms: int = 0) -
 
     A lane that needs no rest comes behind those that wait already, too: no room keeps another one waiting.
     """
-    given_back = [
-        {"b_lane": fence.lane, "b_owner": fence.owner, "b_fence": fence.number}
-        for fence in sorted(fences, key=lambda fence: fence.lane)
-    ]
-    if given_back:
-        until = lease_clock(connection) + rest_ms
+    until = lease_clock(connection) + rest_ms
+    fences = sorted(fences, key=lambda fence: fence.lane)
+    # By a statement of its own: one that waits for a lane does not see the events that came with it meanwhile.
+    lock(connection, [fence.lane for fence in fences])
+    if fences:
+        given_back = [{"b_lane": fence.lane, "b_owner": fence.owner, "b_fence": fence.number} for fence in fences]
         connection.execute(_RELEASE.values(lease_until=until), given_back)
 
 
 def release_all(connection: Connection, owner: str) -> None:
     """Give all lanes of an owner back: it ends, and nothing of it is in flight any more."""
-    lock(connection, _owned(connection, owner))
+    _lock_owned(connection, owner)
     held = update(lanes).where(lanes.c.owner == owner)
     connection.execute(held.values(owner=None, lease_until=0, dirty=_STILL_DIRTY))
 
@@ -232,8 +304,13 @@ _RELEASE = (
 )
 
 
-def _owned(connection: Connection, owner: str) -> list[str]:
-    return list(connection.scalars(select(lanes.c.lane).where(lanes.c.owner == owner)))
+def _lock_owned(connection: Connection, owner: str) -> None:
+    """`lock` for all lanes of an owner."""
+    if connection.dialect.name == "postgresql":
+        _OWNED.run(connection, {"owner_": owner})
+
+
+_OWNED = Statement(lambda _: select(lanes.c.lane).where(_MINE).order_by(lanes.c.lane).with_for_update())
 
 
 def recover(connection: Connection, lease_ms: int) -> None:

@@ -1,12 +1,13 @@
 """The queued events: append, fetch, settle, withdraw. Each function is work on a connection."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Integer, Update, bindparam, delete, exists, func, select, update
+from sqlalchemy import Connection, Integer, Update, bindparam, delete, exists, func, select, true, update
 from sqlalchemy.exc import DataError, IntegrityError
+from sqlalchemy.sql import ClauseElement
 
 from flowbridge.store import driver
 from flowbridge.store.driver import Statement
@@ -147,6 +148,28 @@ _FETCH = Statement(
 )
 
 
+def fetch_each(connection: Connection, limits: Mapping[str, int]) -> dict[str, list[Row]]:
+    """The first queued events of each of these lanes, up to its limit."""
+    if connection.dialect.name == "sqlite":
+        return {lane: fetch(connection, lane, limit) for lane, limit in limits.items()}
+    found: dict[str, list[Row]] = {}
+    wanted = [{"lane": lane, "id": limit} for lane, limit in limits.items()]
+    for values in _FETCH_EACH.run_all(connection, wanted):
+        found.setdefault(values[1], []).append(_row(values))
+    return found
+
+
+def _fetch_each(dialect: str) -> ClauseElement:
+    wanted = driver.given(dialect, {"lane": outbox.c.lane, "id": outbox.c.id})
+    first = select(*_ROW, outbox.c.id).where(outbox.c.lane == wanted("lane"), QUEUED).order_by(outbox.c.id)
+    found = first.limit(wanted("id")).lateral()
+    columns = (found.c[name] for name in Row._fields)
+    return select(*columns).select_from(wanted("lane").table.join(found, true())).order_by(found.c.lane, found.c.id)
+
+
+_FETCH_EACH = Statement(_fetch_each)
+
+
 def waiting(connection: Connection, delivery: str) -> tuple[Row, str | None] | None:
     """A queued event, and the owner of its lane."""
     found = connection.execute(
@@ -186,7 +209,8 @@ def _change(dialect: str, names: Sequence[str], *, is_fenced: bool = False) -> U
     if is_fenced:
         holds = (lanes.c[name] == value(f"b_{name}") for name in ("lane", "owner", "fence"))
         changed = changed.where(exists(select(lanes.c.lane).where(*holds)))
-    return changed.values({name: value(f"b_{name}") for name in names})
+    changed = changed.values({name: value(f"b_{name}") for name in names})
+    return changed.returning(outbox.c.delivery) if dialect == "postgresql" else changed
 
 
 _NOTE = Statement(lambda dialect: _change(dialect, ("attempts", "history")))
@@ -200,6 +224,19 @@ def bind(connection: Connection, bound: Sequence[Mapping[str, Any]]) -> None:
 
 
 _ENDED_COLUMNS = ("delivery", "state", "txn_id", "event_id", "content", "binding")
+
+
+def unbound(connection: Connection, names: Iterable[str]) -> list[dict[str, Any]]:
+    """What is queued in these lanes and not bound yet (`relations.is_bound`). For SQLite."""
+    found = driver.execute(connection, _UNBOUND, {"lanes": driver.to_json(list(names))})
+    return [dict(zip(("lane", "delivery", "state", "txn_id"), row, strict=True)) for row in found]
+
+
+_UNBOUND = (
+    "SELECT lane, delivery, state, txn_id FROM outbox WHERE state = 'queued' AND lane IN (SELECT value FROM "
+    "json_each(:lanes)) AND binding IS NOT NULL AND instr(binding, '{\"bound_as\": \"' || txn_id || '\",') <> 1"
+)
+
 _ENDED = Statement(
     lambda dialect: select(*(outbox.c[name] for name in _ENDED_COLUMNS)).where(
         driver.is_one_of(dialect, outbox.c.delivery, "deliveries")
@@ -223,10 +260,15 @@ _OUTCOME = ("state", "attempts", "history", "event_id", "error", "settled_at")
 _SETTLE = Statement(lambda dialect: _change(dialect, _OUTCOME, is_fenced=True))
 
 
-def settle(connection: Connection, settlements: Sequence[Mapping[str, Any]]) -> None:
-    """Record outcomes. A row whose lane has another owner by now is left as it is."""
-    if settlements:
-        _SETTLE.run_all(connection, settlements)
+def settle(connection: Connection, settlements: Sequence[Mapping[str, Any]]) -> set[str]:
+    """Record outcomes. A row whose lane has another owner by now is left as it is.
+
+    Returns the deliveries that are settled by this, on PostgreSQL: only there another process asks for them.
+    """
+    if not settlements:
+        return set()
+    done = _SETTLE.run_all(connection, settlements)
+    return {delivery for (delivery,) in done} if connection.dialect.name == "postgresql" else set()
 
 
 _OUTCOMES = Statement(

@@ -14,7 +14,7 @@ from flowbridge.store import clock
 from flowbridge.store.statements import DEAD, SENT, head_accepted_at, insert
 from flowbridge.store.tables import gone, message_keys, outbox
 
-PURGED = 2_500  # rows that are deleted at once: some 15 ms, for which accepting waits
+PURGED = 2_500  # rows that are deleted at once, at most: some 15 ms, for which accepting waits
 # The search for an event begins one skew before it was accepted, and asks what was settled since as much before that.
 # And once more: for what is accepted and not in the store yet, and for the clocks of other replicas.
 NEEDED_MS = 3 * clock.CLOCK_SKEW_MS
@@ -22,30 +22,30 @@ BLANK = ""  # in the place of a content that is not kept any more: no JSON
 _NEVER = 2**62
 
 
-def purge(connection: Connection, sent: int, dead: int) -> int:
+def purge(connection: Connection, sent: int, dead: int, limit: int = PURGED) -> int:
     """Delete what was settled before these times (ms), some at once; returns how many rows."""
     old = or_(and_(SENT, outbox.c.settled_at < sent), and_(DEAD, outbox.c.settled_at < dead))
-    ids = select(outbox.c.id).where(outbox.c.settled_at < max(sent, dead), old).limit(PURGED)
+    ids = select(outbox.c.id).where(outbox.c.settled_at < max(sent, dead), old).limit(limit)
     return forget(connection, list(connection.scalars(ids)))
 
 
-def purge_oldest(connection: Connection, before: int = _NEVER) -> int:
+def purge_oldest(connection: Connection, before: int = _NEVER, limit: int = PURGED) -> int:
     """Delete sent events before their time, the oldest first: the disk is needed for what is queued.
 
     `before`: only of those that were sent before (ms).
     """
     settled = select(outbox.c.id).where(outbox.c.settled_at.is_not(None), outbox.c.settled_at < before, SENT)
-    return forget(connection, list(connection.scalars(settled.order_by(outbox.c.settled_at).limit(PURGED))))
+    return forget(connection, list(connection.scalars(settled.order_by(outbox.c.settled_at).limit(limit))))
 
 
-def blank(connection: Connection, before: int, after: int = 0) -> tuple[int, int]:
+def blank(connection: Connection, before: int, after: int = 0, limit: int = PURGED) -> tuple[int, int]:
     """Blank the contents of what was sent before (ms), the oldest first, some at once.
 
     `after`: when what was settled earlier has been blanked. Returns how many there were, and where to go on.
     """
     old = (outbox.c.settled_at >= after, outbox.c.settled_at < before, SENT, outbox.c.content != BLANK)
     found = connection.execute(
-        select(outbox.c.id, outbox.c.settled_at).where(*old).order_by(outbox.c.settled_at).limit(PURGED)
+        select(outbox.c.id, outbox.c.settled_at).where(*old).order_by(outbox.c.settled_at).limit(limit)
     ).all()
     if not found:
         return 0, before

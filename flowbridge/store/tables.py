@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sqlalchemy import BigInteger, Column, Index, Integer, MetaData, Table, Text, text
+from sqlalchemy import BigInteger, Column, Index, Integer, LargeBinary, MetaData, Table, Text, text
 
 metadata = MetaData()
 
@@ -53,6 +53,13 @@ _partial_index("outbox_dead", "state = 'dead'", outbox.c.id)
 Index(
     "outbox_log",
     *(outbox.c.id, outbox.c.room_id, outbox.c.event_type, outbox.c.account, outbox.c.api_key, outbox.c.caller_key),
+)
+
+log_blocks = Table(  # what is in a piece of the outbox: see `log_blocks.py`
+    "log_blocks",
+    metadata,
+    Column("block", _Id, primary_key=True, autoincrement=False),
+    Column("filter", LargeBinary, nullable=False),
 )
 
 refused = Table(  # sends that were answered with a 4xx, without their bodies

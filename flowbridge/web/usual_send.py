@@ -2,16 +2,16 @@
 
 It arrived in one piece, its caller is known, its room is named by its id, its content fits, and it has no key of its
 own: what nearly all sends are like, and what needs no answer from anyone before it is accepted. What is decided about
-it is decided by the functions that web/routes/send.py calls, in the same order: those of them that do not wait. At the
-first that would have to wait, or refuses, nothing has happened yet, and the request begins in the ordinary way
-(`Protocol.begin`). After it was accepted, only good news is told from here; otherwise the ordinary way goes on with the
-receipt. So there is one copy of each rule, and of each answer.
+it is decided by the functions that web/routes/send.py and messages.py call, in the same order: those of them that do
+not wait. At the first that would have to wait, or refuses, nothing has happened yet, and the request begins in the
+ordinary way (`Protocol._begin_asgi`). After it was accepted, only good news is told from here; otherwise the ordinary
+way goes on with the receipt. So there is one copy of each rule, and of each answer.
 """
 
 import re
 import time
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
 from typing import Any, NamedTuple, Protocol
 
 from uvicorn.protocols.http.flow_control import FlowControl
@@ -22,20 +22,23 @@ from flowbridge.auth.callers import Credential
 from flowbridge.bridge import Core
 from flowbridge.delivery.watching import Watch
 from flowbridge.errors import MatrixError
+from flowbridge.events.shaping import MESSAGE
 from flowbridge.homeserver import identifiers
 from flowbridge.hooks.known import PREFIX
 from flowbridge.limits.proxies import Proxies
-from flowbridge.models import Event
+from flowbridge.models import Caller, Event, Payload
 from flowbridge.services.acceptance import LARGE_BYTES, How, Receipt
+from flowbridge.services.messages import Messages
 from flowbridge.services.sending import Told
 from flowbridge.web import answering
-from flowbridge.web.endpoint import Headers
+from flowbridge.web.endpoint import Headers, JsonAnswer
+from flowbridge.web.routes import messages
 from flowbridge.web.routes.send import answer_to, preferred
 
 MAX_PATH = 1_000
 MAX_PATHS = 4_096  # that are remembered
 
-_PATH = re.compile(rb"/rooms/([^/{}]+)/send/([^/{}]+)")
+_PATH = re.compile(rb"/rooms/([^/{}]+)/(?:send/([^/{}]+)|messages)")
 # What the ordinary way has to see: a key, another form of the body, a page that wants to read the answer.
 _UNUSUAL = frozenset({b"idempotency-key", b"content-encoding", b"expect", b"upgrade", b"origin"})
 
@@ -59,22 +62,36 @@ class Connection(Protocol):
     def go_on(self, send: "UsualSend") -> None: ...
 
 
+class Door(NamedTuple):
+    """What tells an event from a message as people write it: how its body is read, and how it is answered."""
+
+    read: Callable[[bytes, str, str], Payload | None]  # body, content type, event type
+    answer: Callable[[Told, Sequence[str], bool], JsonAnswer]  # told, ignored, is_async
+
+
 class Target(NamedTuple):
     path: str
     room: str
     event_type: str
+    door: Door
 
 
 class UsualSends:
-    """Recognises the usual sends to the flow surface."""
+    """Recognises the usual sends to the flow surface: events, and messages that are a text."""
 
     def __init__(self, core: Core) -> None:
         self._callers = core.callers
         self._room_access = core.room_access
         self._acceptance = core.acceptance
-        self._proxies = Proxies(core.settings.trusted_proxies)
+        self._proxies = Proxies(core.settings.trusted_proxies) or None
         self._wait_seconds = core.settings.wait_seconds
+        self._usual_wait = preferred((), "flow", self._wait_seconds)
         self._target = lru_cache(MAX_PATHS)(self._read_path)
+        self._events = Door(partial(core.acceptance.read, surface="flow"), answer_to)
+        self._messages = Door(
+            lambda body, content_type, _: Messages.text_at_once(body, content_type),
+            lambda told, _, is_async: messages.answer_to(told, is_async=is_async),
+        )
         self.sender = core.sender
         self.watchers = core.worker.watchers
 
@@ -86,16 +103,29 @@ class UsualSends:
         if target is None or connection.query or not is_plain or connection.method not in ("POST", "PUT"):
             return None
         try:
-            return self._accept(connection, target, headers)
+            send = self._read(connection, target, headers)
         except MatrixError:  # it is raised, and told, again
             return None
+        except Exception as error:  # likewise, if it is not a fault of this way alone
+            log.error("internal_error", exc_info=error, path=target.path)
+            return None
+        if send is None:
+            return None
+        try:
+            receipt = self._acceptance.offer(send.credential, send.caller, target.room, send.event, send.how)
+        except MatrixError:  # of another fault it is not known whether the event was accepted: the connection ends
+            return None
+        send.wait(receipt)
+        return send
 
-    def _accept(self, connection: Connection, target: Target, headers: dict[bytes, bytes]) -> "UsualSend | None":
+    def _read(self, connection: Connection, target: Target, headers: dict[bytes, bytes]) -> "UsualSend | None":
+        """What is to be accepted; None if it is not usual."""
+
         def header(name: bytes) -> str:
             return headers.get(name, b"").decode("latin-1")
 
         started = time.perf_counter()
-        path, room, event_type = target
+        _, room, event_type, door = target
         found = self._callers.at_once(header(b"authorization"), header(b"x-api-key"))
         if found is None:
             return None
@@ -104,21 +134,25 @@ class UsualSends:
         body = connection.body()
         if len(body) >= LARGE_BYTES or not self._room_access.is_plain(credential.key, room):
             return None
-        payload = self._acceptance.read(body, header(b"content-type"), event_type, "flow")
+        payload = door.read(body, header(b"content-type"), event_type)
+        if payload is None:
+            return None
         event = self._acceptance.check_at_once(room, event_type, payload, as_state=False)
         if event is None:
             return None
         if credential.key is not None:
             scopes.permit(credential.key, event_type, room)
-        patience, is_async = preferred([header(b"prefer")] if b"prefer" in headers else (), "flow", self._wait_seconds)
+        patience, is_async = self._usual_wait
+        if b"prefer" in headers:
+            patience, is_async = preferred([header(b"prefer")], "flow", self._wait_seconds)
         how = How("flow", None, body, waits=patience is not None)
         client = connection.client[0] if connection.client else None
-        if self._proxies and client is not None:
-            client = self._proxies.client(
-                client, [headers[b"x-forwarded-for"]] if b"x-forwarded-for" in headers else []
-            )
-        send = UsualSend(self, connection, path, client, started, credential, event, how, payload.ignored, is_async)
-        send.wait(self._acceptance.offer(credential, caller, room, event, how), patience)
+        if self._proxies is not None and client is not None:
+            forwarded = headers.get(b"x-forwarded-for")
+            client = self._proxies.client(client, () if forwarded is None else (forwarded,))
+        send = UsualSend(self, connection, target, client, started)
+        send.credential, send.caller, send.event, send.how = credential, caller, event, how
+        send.ignored, send.is_async, send.patience = payload.ignored, is_async, patience or 0.0
         return send
 
     def _read_path(self, raw: bytes) -> Target | None:
@@ -127,12 +161,14 @@ class UsualSends:
         if found is None or PREFIX in path:
             return None
         try:
-            room, event_type = (part.decode("ascii") for part in found.groups())
-            target = Target(path, identifiers.room(room), identifiers.event_type(event_type))
-            self._acceptance.catalogue.check_type(target.event_type)
+            room, event_type = identifiers.room(found[1].decode()), MESSAGE
+            if found[2] is None:
+                return Target(path, room, event_type, self._messages)
+            event_type = identifiers.event_type(found[2].decode())
+            self._acceptance.catalogue.check_type(event_type)
         except MatrixError:
             return None
-        return target
+        return Target(path, room, event_type, self._events)
 
 
 class _Silent:
@@ -145,34 +181,26 @@ class UsualSend:
     """From its acceptance to its answer. Has the attributes of uvicorn's cycle, in whose place it stands meanwhile."""
 
     message_event = _Silent()
+    credential: Credential
+    caller: Caller
+    event: Event
+    how: How
+    ignored: Sequence[str]
+    is_async: bool
+    patience: float  # seconds
     receipt: Receipt
-    ends: float
+    ends: float  # monotonic: until when its caller waits
 
     def __init__(
-        self,
-        sends: UsualSends,
-        connection: Connection,
-        path: str,
-        client: str | None,
-        started: float,
-        credential: Credential,
-        event: Event,
-        how: How,
-        ignored: Sequence[str],
-        is_async: bool,
+        self, sends: UsualSends, connection: Connection, target: Target, client: str | None, started: float
     ) -> None:
         self._sends = sends
         self._connection = connection
-        self._path = path
+        self._target = target
         self._client = client
         self._watch: Watch | None = None
         self._is_heard = False
         self.started = started
-        self.credential = credential
-        self.event = event
-        self.how = how
-        self.ignored = ignored
-        self.is_async = is_async
         self.scope = {"method": connection.method}
         self.transport = connection.transport
         self.flow = connection.flow
@@ -181,12 +209,12 @@ class UsualSend:
         self.on_response = connection.on_response_complete
         self.disconnected = self.response_started = self.response_complete = self.waiting_for_100_continue = False
 
-    def wait(self, receipt: Receipt, patience: float | None) -> None:
+    def wait(self, receipt: Receipt) -> None:
         """For the outcome or, if the caller does not want that, for the commit."""
         self.receipt = receipt
-        self.ends = time.monotonic() + (patience or 0.0)
+        self.ends = time.monotonic() + self.patience
         if receipt.waits:
-            self._watch = self._sends.watchers.watch(receipt.pending, patience or 0.0, self._hear)
+            self._watch = self._sends.watchers.watch(receipt.pending, self.patience, self._hear)
         else:
             receipt.pending.committed.add_done_callback(self._hear)
 
@@ -194,6 +222,13 @@ class UsualSend:
         if self._is_heard:
             return
         self._is_heard = True
+        try:
+            self._tell()
+        except Exception as error:  # the event is accepted: its caller must not wait for ever
+            log.error("internal_error", exc_info=error, path=self._target.path)
+            self.transport.abort()
+
+    def _tell(self) -> None:
         told = self._sends.sender.outcome_at_once(self.receipt)
         watch, self._watch = self._watch, None  # it holds this: only the collector would free them
         if watch is not None:
@@ -206,16 +241,15 @@ class UsualSend:
             self._answer(told)
 
     def _answer(self, told: Told) -> None:
-        response = answer_to(told, self.ignored, is_async=self.is_async)
-        answering.answer(
-            self, response.status_code, response.raw_headers, bytes(response.body)
-        )  # not if it has hung up
+        response = self._target.door.answer(told, self.ignored, self.is_async)
+        body = bytes(response.body)
+        answering.answer(self, response.status_code, response.raw_headers, body)  # unless the caller has hung up
         metrics.count(metrics.requests, str(response.status_code))
         key = self.credential.key
         log.info(
             "request",
             method=self.scope["method"],
-            path=self._path,
+            path=self._target.path,
             status=response.status_code,
             ms=round((time.perf_counter() - self.started) * 1000, 1),
             client=self._client,

@@ -4,6 +4,8 @@ import json
 import re
 import signal
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -45,6 +47,16 @@ def test_send_reads_standard_input(synapse: LocalSynapse, bot: Account, make_roo
         BASE_URL=synapse.url, ACCESS_TOKEN=bot.access_token,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["keys", "--help"], ["serve", "--port", "x"]])
+def test_what_is_answered_at_once_does_not_wait_for_the_store(arguments: list[str]) -> None:
+    """0.3 s of processor time each."""
+    asking = f"import sys; sys.argv[1:] = {arguments}\nfrom flowbridge.cli.main import main\ntry: main()\n"
+    asking += "finally: print([name for name in ('sqlalchemy', 'fastapi') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", asking], capture_output=True, text=True)
+    assert done.returncode in (0, 2)
+    assert done.stdout.splitlines()[-1] == "[]"
 
 
 def test_send_makes_no_database() -> None:

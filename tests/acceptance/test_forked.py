@@ -3,13 +3,55 @@
 import os
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from tests.forked import Forked
+from tests.forked import OURS, PACKAGES, Forked
 from tests.patience import PATIENCE
-from tests.processes import environment, run, run_installed, serving
+from tests.processes import REPOSITORY, environment, run, run_installed, serving
+
+# Imports the packages, then our modules, and prints what one of ours asks for meanwhile, itself or by a package.
+IMPORTING = f"""
+import importlib, os, random, sys, threading, time
+
+for name in {PACKAGES}:
+    importlib.import_module(name)
+
+
+def told(place, name):
+    do = getattr(place, name)
+
+    def asked(*arguments, **more):
+        frame = sys._getframe(1)
+        while frame and frame.f_globals["__name__"] != "importlib._bootstrap":
+            if frame.f_globals["__name__"].partition(".")[0] == "flowbridge":
+                print(frame.f_globals["__name__"], name)
+                break
+            frame = frame.f_back
+        return do(*arguments, **more)
+
+    setattr(place, name, asked)
+
+
+told(os._Environ, "__getitem__")
+told(threading.Thread, "start")
+told(random, "_urandom")
+for name in ("urandom", "getpid", "getcwd"):
+    told(os, name)
+for name in ("time", "time_ns", "monotonic", "perf_counter"):
+    told(time, name)
+for name in {OURS}:
+    importlib.import_module(name)
+"""
+HARMLESS = {
+    "flowbridge.metrics time",  # when a counter was made, which is in /metrics
+    "flowbridge.log time",  # of a blank record: each line has its own
+    "flowbridge.log getpid",  # likewise, and no line shows it
+    "flowbridge.settings __getitem__",  # pydantic's PYDANTIC_DISABLE_PLUGINS
+    "flowbridge.store.outbox urandom",  # SQLAlchemy's name of an alias
+}
 
 
 @pytest.fixture(autouse=True)
@@ -33,6 +75,14 @@ def test_it_says_what_the_installed_command_says(arguments: list[str], stdin: st
     forked, installed = (start(*arguments, stdin=stdin, NO_COLOR="1") for start in (run, run_installed))
     assert forked.returncode == installed.returncode
     assert (forked.stdout, forked.stderr) == (installed.stdout, installed.stderr)
+
+
+def test_our_modules_learn_nothing_of_the_process_that_imports_them() -> None:
+    """Else a forked command would have it of its parent: its environment, its chance, its clock."""
+    found = subprocess.run([sys.executable, "-c", IMPORTING], cwd=REPOSITORY, capture_output=True, text=True)
+    assert (found.returncode, found.stderr) == (0, "")
+    assert "flowbridge.metrics time" in found.stdout  # it does look
+    assert set(found.stdout.splitlines()) <= HARMLESS
 
 
 def test_it_has_its_own_folder_and_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

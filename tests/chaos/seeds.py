@@ -59,7 +59,7 @@ def new_txn_id() -> None:
 
 def no_fence() -> None:
     """settle, release and renew ignore the fence"""
-    from flowbridge.store import clock
+    from flowbridge.store import clock, leases
     from flowbridge.store.tables import lanes
 
     held: dict[str, int] = {}
@@ -82,10 +82,12 @@ def no_fence() -> None:
         now = {row.lane: {"b_owner": row.owner, "b_fence": row.fence} for row in connection.execute(query)}
         original(connection, [{**one, **now[one["b_lane"]]} for one in settlements])
 
-    def release(original: Any, connection: Any, fences: Any, *rest: Any) -> None:
+    def release(_: Any, connection: Any, fences: Any, rest_ms: int = 0) -> None:
         for fence in fences:
             held.pop(fence.lane, None)
-        original(connection, fences, *rest)
+        given_back = update(lanes).where(lanes.c.lane.in_([fence.lane for fence in fences]))
+        until = clock.lease_clock(connection) + rest_ms
+        connection.execute(given_back.values(owner=None, lease_until=until, dirty=leases._STILL_DIRTY))
 
     _wrap("flowbridge.store.leases.claim", claim)
     _wrap("flowbridge.store.leases.renew", renew)

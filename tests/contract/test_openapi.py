@@ -16,6 +16,9 @@ from referencing import Registry
 from referencing.jsonschema import DRAFT202012
 from schemathesis.checks import CheckFunction
 from schemathesis.core.transport import Response
+from schemathesis.generation.feedback import FeedbackSources
+from schemathesis.pytest._test_builder import build_operation_test
+from schemathesis.python._constants.orchestrator import make_constants_value_source
 from schemathesis.specs.openapi.checks import (
     allow_header_conformance,
     content_type_conformance,
@@ -23,6 +26,7 @@ from schemathesis.specs.openapi.checks import (
     response_schema_conformance,
     status_code_conformance,
 )
+from schemathesis.specs.openapi.schemas import OpenApiSchema
 
 from flowbridge.settings import Settings
 from flowbridge.web.app import create_app
@@ -37,7 +41,15 @@ EXAMPLES = 30  # per operation
 SHORT = 0.02  # seconds that a send is waited for: it is often enough in time, and often not
 # What an operation promises whatever comes in. Not asked: that generated bodies are accepted or refused as the
 # document alone would have it, because the event type in the path decides which schema holds (`anyOf` cannot say so).
-STREAMS = ["live", "roomLive"]  # their answers do not end: tests/integration/test_live.py has them
+STREAMS = ("live", "roomLive")  # their answers do not end: tests/integration/test_live.py has them
+OPERATIONS = [
+    (method.upper(), path)
+    for path, item in DOCUMENT["paths"].items()
+    for method, operation in item.items()
+    if operation["operationId"] not in STREAMS
+]
+READS = [each for each in OPERATIONS if each[0] == "GET"]
+WRITES = [each for each in OPERATIONS if each[0] != "GET"]
 CHECKS: list[CheckFunction] = [
     status_code_conformance,
     content_type_conformance,
@@ -194,17 +206,35 @@ def check(case: schemathesis.Case[Any], url: str, session: requests.Session, hea
     case.validate_response(response, checks=CHECKS)
 
 
-@reads.include(method="GET").exclude(operation_id=STREAMS).parametrize()
-@bounded
+def check_all(schema: OpenApiSchema, method: str, path: str, *given: Any) -> None:
+    """All cases of an operation.
+
+    schemathesis' own parametrize makes them when tests are collected, 4 s of the processor in each worker, and gives
+    all operations one test id (4.32 with pytest 9.2): xdist then runs the first of them alone.
+    """
+    url, session, tokens = given
+
+    def test(case: schemathesis.Case[Any]) -> None:
+        check(case, url, session, next(tokens))
+
+    build_operation_test(
+        config=schema.config,
+        operation=schema[path][method],
+        test_func=bounded(test),
+        given_kwargs={},
+        feedback=FeedbackSources(constants_value_source=make_constants_value_source(schema)),
+    )()
+
+
+@pytest.mark.parametrize(("method", "path"), READS)
 def test_reads_are_answered_as_documented(
-    case: schemathesis.Case[Any], bridge_url: str, session: requests.Session, tokens: Iterator[dict[str, str]]
+    method: str, path: str, bridge_url: str, session: requests.Session, tokens: Iterator[dict[str, str]]
 ) -> None:
-    check(case, bridge_url, session, next(tokens))
+    check_all(reads, method, path, bridge_url, session, tokens)
 
 
-@writes.exclude(method="GET").parametrize()
-@bounded
+@pytest.mark.parametrize(("method", "path"), WRITES)
 def test_writes_are_answered_as_documented(
-    case: schemathesis.Case[Any], bridge_url: str, session: requests.Session, tokens: Iterator[dict[str, str]]
+    method: str, path: str, bridge_url: str, session: requests.Session, tokens: Iterator[dict[str, str]]
 ) -> None:
-    check(case, bridge_url, session, next(tokens))
+    check_all(writes, method, path, bridge_url, session, tokens)

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from flowbridge.models.timing import Timing
+from flowbridge.web import usual_send
 from flowbridge.web.usual_send import UsualSends
 from tests import upstream as scripted
 from tests.http.conftest import HELLO, KEY, PATIENT, ROOM, SEND, Answer, Bridge, new_token, running
@@ -22,6 +23,7 @@ from tests.patience import PATIENCE, until
 from tests.upstream import Rooms, Upstream
 
 BODY = json.dumps(HELLO).encode()
+SAY = f"/rooms/{ROOM}/messages"
 TOPIC = f"/rooms/{ROOM}/send/m.room.topic"
 ENCODED = "/rooms/%21room%3Aupstream/send/m.room.message"
 
@@ -56,7 +58,7 @@ def shown(answer: Answer) -> tuple[Any, ...]:
     delivery = answer.headers.get("flowbridge-delivery", "none")
     headers = {name: value.replace(delivery, "DELIVERY") for name, value in answer.headers.items() if name != "date"}
     headers["content-length"] = "about " + str(len(answer.body) // 10)
-    body = re.sub(rb'"event_id":"\$\d+"', b'"event_id":"$N"', answer.body.replace(delivery.encode(), b"DELIVERY"))
+    body = re.sub(rb'"\$\d+"', b'"$N"', answer.body.replace(delivery.encode(), b"DELIVERY"))
     if answer.status == 202:
         body = body.replace(b'"sent"', b'"queued"')  # whichever came first
     return answer.status, list(headers), headers, body
@@ -80,6 +82,17 @@ USUAL: dict[str, tuple[str, str, bytes, list[str]]] = {
     "respond-async": ("POST", SEND, BODY, ["Prefer: respond-async"]),
     "a wait": ("POST", SEND, BODY, ["Prefer: wait=30"]),
     "HTTP/1.1 without keep-alive": ("POST", SEND, BODY, ["Connection: close"]),
+    "a message": ("POST", SAY, b'{"text": "hi"}', []),
+    "a message by PUT": (
+        "PUT",
+        SAY,
+        b'{"text": "hi", "title": "t", "mentions": ["@al:hs"], "msgtype": "m.notice"}',
+        [],
+    ),
+    "a message in a flow message": ("POST", SAY, b'{"payload": {"text": "hi"}, "topic": "x"}', []),
+    "a message that is a text": ("POST", SAY, b"just text", ["Content-Type: text/plain"]),
+    "a message by a form": ("POST", SAY, b"text=hi&title=t", ["Content-Type: application/x-www-form-urlencoded"]),
+    "a message that is not waited for": ("POST", SAY, b'{"text": "hi"}', ["Prefer: respond-async"]),
     "an API key": ("POST", SEND, BODY, [f"X-API-Key: {KEY}"]),
 }
 
@@ -146,6 +159,13 @@ UNUSUAL: dict[str, tuple[int, str, str, bytes, list[str]]] = {
     "two slashes in front": (200, "POST", f"/{SEND}", BODY, [BEARER]),
     "a page of another origin": (200, "POST", SEND, BODY, [BEARER, "Origin: https://example.org"]),
     "an offer to upgrade": (200, "POST", SEND, BODY, [BEARER, "Connection: upgrade", "Upgrade: h2c"]),
+    "Markdown": (200, "POST", SAY, b'{"markdown": "*hi*"}', [BEARER]),
+    "a message with a key": (200, "POST", SAY, b'{"text": "hi", "key": "k"}', [BEARER]),
+    "a message in a thread": (404, "POST", SAY, b'{"text": "hi", "thread": "no-delivery"}', [BEARER]),
+    "a message that may be cut": (200, "POST", SAY, b'{"text": "hi", "overflow": "file"}', [BEARER]),
+    "a message with a query": (200, "POST", f"{SAY}?title=t", b"hi", [BEARER]),
+    "a wrong message": (400, "POST", SAY, b'{"text": "hi", "txet": ""}', [BEARER]),
+    "an empty message": (400, "POST", SAY, b"", [BEARER]),
     "another user who joins": (
         400,
         "POST",
@@ -181,11 +201,12 @@ def test_body_that_comes_later_takes_the_ordinary_way(bridge: Bridge, rooms: Roo
     assert rooms.bodies == ["hello"] * 4
 
 
+@pytest.mark.parametrize(("target", "body"), [(SEND, BODY), (SAY, b"hi")])
 def test_refusal_of_a_usual_send_is_told_in_the_ordinary_way(
-    bridge: Bridge, upstream: Upstream, usual: Usual, lines: Lines
+    bridge: Bridge, upstream: Upstream, usual: Usual, lines: Lines, target: str, body: bytes
 ) -> None:
-    asked = request("POST", SEND, BODY, [BEARER])
-    assert bridge.ask(asked).status == 200
+    asked = request("POST", target, body, [BEARER])
+    assert bridge.ask(request("POST", TOPIC, b'{"topic": "of a caller that is known"}', [BEARER])).status == 200
     taken = usual()
     upstream.always(scripted.matrix_error(413, "M_TOO_LARGE", "too large"), at="/send/")
     with bridge.connect() as caller:  # the connection serves on
@@ -194,8 +215,9 @@ def test_refusal_of_a_usual_send_is_told_in_the_ordinary_way(
             assert (answer.status, answer.json()["errcode"]) == (413, "M_TOO_LARGE")
             assert bridge.delivery(answer.headers["flowbridge-delivery"])["status"] == "dead"
     assert usual() == taken + 2
-    until(lambda: [line["status"] for line in lines() if line["path"] == SEND].count(413) == 2)
-    assert next(line["errcode"] for line in lines() if line["status"] == 413) == "M_TOO_LARGE"
+    until(lambda: [line["status"] for line in lines() if line["path"] == target].count(413) == 2)
+    if target == SEND:
+        assert next(line["errcode"] for line in lines() if line["status"] == 413) == "M_TOO_LARGE"
 
 
 def test_usual_send_that_takes_too_long_is_a_202(hasty: Bridge, upstream: Upstream, usual: Usual, go: Event) -> None:
@@ -241,6 +263,38 @@ def test_bridge_that_stops_answers_its_usual_sends(upstream: Upstream, tmp_path:
         go.set()
         stopping.join(PATIENCE)
     assert usual() == 1
+
+
+def test_fault_before_an_event_is_accepted_is_left_to_the_ordinary_way(
+    bridge: Bridge, rooms: Rooms, usual: Usual, monkeypatch: Patch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("a fault of the short way")
+
+    asked = request("POST", SEND, BODY, [BEARER])
+    assert bridge.ask(asked).status == 200
+    taken = usual()
+    monkeypatch.setattr(usual_send, "UsualSend", fail)
+    assert bridge.ask(asked).status == 200
+    assert (usual(), rooms.bodies) == (taken, ["hello"] * 2)
+    assert [record.msg for record in caplog.records if record.exc_info] == ["internal_error"]
+
+
+def test_fault_after_an_event_was_accepted_ends_the_connection(
+    bridge: Bridge, rooms: Rooms, usual: Usual, monkeypatch: Patch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("a fault of the short way")
+
+    asked = request("POST", SEND, BODY, [BEARER])
+    assert bridge.ask(asked).status == 200
+    monkeypatch.setattr(usual_send.UsualSend, "_answer", fail)
+    with bridge.connect() as caller:
+        assert caller.send(asked).is_closed()
+    monkeypatch.undo()
+    assert rooms.bodies == ["hello"] * 2
+    assert [record.msg for record in caplog.records if record.exc_info] == ["internal_error"]
+    assert bridge.ask(asked).status == 200
 
 
 def test_line_names_the_client_behind_a_proxy(upstream: Upstream, tmp_path: Path, usual: Usual, lines: Lines) -> None:

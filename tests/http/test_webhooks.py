@@ -157,7 +157,8 @@ def test_refusals_take_the_same_time(bridge: Bridge) -> None:
         return time.process_time() - began
 
     paths = ("/hooks/any/fh_wrong", "/hooks/signed", "/hooks/unknown", "/webhook/fh_wrong")
-    least = {path: min(seconds(path) for _ in range(3)) for path in paths}
+    rounds = [{path: seconds(path) for path in paths} for _ in range(8)]  # in turns: what the machine does changes
+    least = {path: min(each[path] for each in rounds) for path in paths}
     assert max(least.values()) < 1.7 * min(least.values()), least
 
 

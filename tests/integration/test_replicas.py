@@ -14,7 +14,7 @@ from flowbridge.delivery.pending import Outcome, PendingDelivery
 from flowbridge.delivery.waiting import Waiting, waiting
 from flowbridge.events.relations import Binding
 from flowbridge.events.stories import Chapter
-from flowbridge.store import StoreUnavailable, delivery_log
+from flowbridge.store import StoreUnavailable, delivery_log, engine
 from tests.patience import PATIENCE
 from tests.postgres import LocalPostgres
 from tests.rig import ALICE, ROOM, MakeRig, Rig, Rooms, after, error, refuse_connection, slow, soon, until
@@ -72,6 +72,61 @@ async def test_event_goes_by_whoever_has_the_room_and_who_waits_elsewhere_hears(
         assert await other.send(str(number)) == Outcome("sent", f"${number + 2}")
     assert (lanes_of(one), lanes_of(other)) == (1, 0)
     await until(lambda: other.remembered == 0)
+
+
+NEVER = 100 * PATIENCE
+
+
+async def test_replicas_tell_each_other_of_events_and_of_how_they_ended(make: MakeRig, rooms: Rooms) -> None:
+    """Neither looks into the store by itself."""
+    make.tune(poll_seconds=NEVER)
+    async with make() as one:
+        await one.send("first")
+        async with make() as other:
+            await until(lambda: listeners(one.url) == 2)
+            for number in range(5):
+                assert await soon(other.send(str(number))) == Outcome("sent", f"${number + 2}")
+            rooms.then(error(400, "M_BAD_JSON"))
+            dead = await soon(other.send("dead"))
+            assert (dead.state, dead.error["errcode"]) == ("dead", "M_BAD_JSON")
+            accepted = await other.accept("nobody waits")
+            await until(lambda: rooms.bodies()[-1:] == ["nobody waits"])
+            assert accepted.row.delivery
+            assert (lanes_of(one), lanes_of(other)) == (1, 0)
+
+
+async def test_replica_whose_listening_was_cut_listens_again(make: MakeRig, rooms: Rooms, url: str) -> None:
+    make.tune(listen_retry_seconds=0.02)
+    async with make() as one:
+        await one.send("first")
+        async with make() as other:
+            await until(lambda: listeners(url) == 2)
+            before = listeners(url, column="min(backend_start)")
+            await asyncio.to_thread(tell, url, CUT_LISTENERS)
+            await until(lambda: listeners(url) == 2 and listeners(url, column="min(backend_start)") > before)
+            assert await soon(other.send("second")) == Outcome("sent", "$2")
+
+
+async def test_replicas_behind_a_pooler_look_for_what_others_did(
+    make: MakeRig, rooms: Rooms, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It names a process of its own; of what it prepares for one session, another might get something else."""
+    monkeypatch.setattr(engine, "_SESSION", engine._SESSION.replace("pg_backend_pid()", "0"))
+    async with make() as one:
+        await one.send("first")
+        async with make() as other:
+            for number in range(10):
+                assert await soon(other.send(str(number))) == Outcome("sent", f"${number + 2}")
+            assert (lanes_of(one), lanes_of(other)) == (1, 0)
+            assert listeners(url) == 0
+            prepared = text("SELECT count(*) FROM pg_prepared_statements")
+            assert await one.database.run(lambda connection: connection.scalar(prepared)) == 0
+
+
+def listeners(url: str, column: str = "count(*)") -> Any:
+    """How many replicas listen."""
+    with create_engine(url, isolation_level="AUTOCOMMIT", poolclass=NullPool).connect() as connection:
+        return connection.scalar(text(f"SELECT {column} FROM pg_stat_activity WHERE {LISTENERS}"))  # noqa: S608
 
 
 async def test_order_is_that_of_acceptance_at_whichever_replica(pair: tuple[Rig, Rig], rooms: Rooms) -> None:
@@ -300,6 +355,10 @@ CUT = (
     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
     "WHERE datname = current_database() AND pid <> pg_backend_pid()"
 )
+
+
+LISTENERS = "datname = current_database() AND query LIKE 'LISTEN flowbridge%'"
+CUT_LISTENERS = f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {LISTENERS}"  # noqa: S608
 
 
 @contextlib.contextmanager

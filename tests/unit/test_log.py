@@ -1,5 +1,6 @@
 """flowbridge.log: one line each, text or JSON, and none from libraries that print query strings."""
 
+import asyncio
 import contextlib
 import io
 import json
@@ -191,3 +192,64 @@ def test_line_that_cannot_be_written_fails_no_caller(monkeypatch: pytest.MonkeyP
     with logging_as("text") as stderr:
         stderr.close()
         log.info("seen")
+
+
+def written(stderr: io.StringIO) -> list[str]:
+    """The actions, or the libraries, of the lines so far."""
+    return [line.split()[2] for line in stderr.getvalue().splitlines() if line[0] != " "]  # else of a traceback
+
+
+async def test_lines_of_one_turn_of_the_event_loop_are_written_together_at_its_end() -> None:
+    with logging_as("text") as stderr:
+        log.info("one")
+        log.info("two")
+        assert written(stderr) == []
+        await asyncio.sleep(0)
+        assert written(stderr) == ["one", "two"]
+        log.info("three")
+        await asyncio.sleep(0)
+        assert written(stderr) == ["one", "two", "three"]
+
+
+async def test_no_line_overtakes_another() -> None:
+    with logging_as("text") as stderr:
+        log.info("one")
+        log.warning("two")
+        assert written(stderr) == ["one", "two"]
+        log.info("three")
+        logging.getLogger("library").warning("four")
+        assert written(stderr) == ["one", "two", "three", "library"]
+        log.info("five")
+        await asyncio.to_thread(log.info, "six")
+        assert written(stderr)[4:] == ["five", "six"]
+        log.info("seven")
+        try:
+            raise ValueError("eight")
+        except ValueError as error:
+            log.error("eight", exc_info=error)
+        assert [word for word in written(stderr) if word in ("seven", "eight")] == ["seven", "eight"]
+
+
+async def test_lines_are_written_while_one_turn_writes_many_and_when_logging_ends() -> None:
+    with logging_as("text") as stderr:
+        for _ in range(10 * log.MAX_HELD):
+            log.info("many")
+        assert len(written(stderr)) >= 9 * log.MAX_HELD
+        log.info("last")
+        logging.getLogger().handlers[0].flush()  # as logging does when the process ends
+        assert written(stderr)[-1] == "last"
+        assert len(written(stderr)) == 10 * log.MAX_HELD + 1
+
+
+def test_lines_of_a_loop_that_was_stopped_are_written_with_the_next() -> None:
+    async def say() -> None:
+        asyncio.get_running_loop().stop()
+        log.info("one")
+
+    with logging_as("text") as stderr:
+        loop = asyncio.new_event_loop()
+        with contextlib.suppress(RuntimeError):
+            loop.run_until_complete(say())
+        loop.close()
+        log.info("two")
+    assert written(stderr) == ["one", "two"]

@@ -21,10 +21,19 @@ from flowbridge.services.media.attachment import essence
 from flowbridge.services.sending import Told
 from flowbridge.web import parameters
 from flowbridge.web.dependencies import ROOM, credential, segment
-from flowbridge.web.endpoint import LOG, MAX_BODY_BYTES, JsonAnswer, error_answer, headers_of, json_answer, read_body
+from flowbridge.web.endpoint import (
+    LOG,
+    MAX_BODY_BYTES,
+    RECEIPT,
+    JsonAnswer,
+    error_answer,
+    headers_of,
+    json_answer,
+    read_body,
+)
 from flowbridge.web.parameters import query
 from flowbridge.web.routes.deliveries import Id
-from flowbridge.web.routes.send import ACCEPTED, DELIVERY, idempotency_key, key_of, prefer, preference
+from flowbridge.web.routes.send import ACCEPTED, DELIVERY, idempotency_key, key_of, outcome_of, prefer, preference
 from flowbridge.web.routing import BODY, TAGS, RawRoute, Route
 
 Json = dict[str, Any]
@@ -130,6 +139,7 @@ class Messages:
         self._acceptance = core.acceptance
         self._callers = core.callers
         self._messages = core.messages
+        self._sender = core.sender
         self._wait_seconds = core.settings.wait_seconds
 
     async def say(self, request: Request) -> Response:
@@ -139,6 +149,8 @@ class Messages:
         files. A body that is not a JSON object is the text itself, whatever its Content-Type, and the query says the
         rest; a form may hold files. A target that is queued gets its event id when this message's turn comes.
         """
+        if (accepted := request.scope.get(RECEIPT)) is not None:
+            return _answer(request, await outcome_of(self._sender, accepted), is_async=accepted.is_async)
         asked = await self._asked(request, shaping.MESSAGE)
         content_type = asked.headers.get("content-type", "")
         given: bytes = request.scope["query_string"]
@@ -151,7 +163,7 @@ class Messages:
                 told = await self._say_body(request, asked, content_type, options, MAX_LARGE_BYTES)
         else:
             told = await self._say_body(request, asked, content_type, options, MAX_BODY_BYTES)
-        return _answer(request, asked, told)
+        return _answer(request, told, is_async=asked.is_async)
 
     async def react(self, request: Request) -> Response:
         """React to a message
@@ -184,7 +196,7 @@ class Messages:
         body = await read_body(request, asked.headers)
         value = await self._messages.read_object(body)
         told = await say(asked.credential, asked.room, value, asked.how(body), asked.patience)
-        return _answer(request, asked, told)
+        return _answer(request, told, is_async=asked.is_async)
 
     async def _asked(self, request: Request, event_type: str) -> "_Asked":
         request.path_params["eventType"] = event_type  # as in the path of a send: refused calls are logged by it
@@ -212,11 +224,15 @@ class _Asked(NamedTuple):
         return How("flow", self.key, body, self.waits)
 
 
-def _answer(request: Request, asked: _Asked, told: Told) -> JsonAnswer:
+def _answer(request: Request, told: Told, *, is_async: bool) -> JsonAnswer:
     request.scope[LOG] = {"user": told.user_id, "delivery": told.delivery}
+    return answer_to(told, is_async=is_async)
+
+
+def answer_to(told: Told, *, is_async: bool) -> JsonAnswer:
     response = _told(told)
     response.add(b"flowbridge-delivery", told.delivery)
-    if asked.is_async and response.status_code == 202:
+    if is_async and response.status_code == 202:
         response.add(b"preference-applied", "respond-async")
     if told.replayed:
         response.add(b"idempotent-replayed", "true")

@@ -26,7 +26,7 @@ from flowbridge.homeserver import identifiers
 from flowbridge.limits import peer
 from flowbridge.models import Event, Payload, Surface
 from flowbridge.services.acceptance import How, Receipt
-from flowbridge.services.sending import Told
+from flowbridge.services.sending import Sender, Told
 from flowbridge.web import parameters
 from flowbridge.web.dependencies import credential, event_type, room, segment
 from flowbridge.web.endpoint import LOG, RECEIPT, Handler, JsonAnswer, error_answer, headers_of, json_answer, read_body
@@ -77,7 +77,8 @@ class Sending:
         catalogue (`m.room.name`, `m.room.topic`, …) become room state.
         """
         if (accepted := request.scope.get(RECEIPT)) is not None:
-            return await self._go_on(request, accepted)
+            told = await outcome_of(self._sender, accepted)
+            return self._told(request, told, accepted.ignored, is_async=accepted.is_async)
         headers = headers_of(request)
         credential = await self._callers.credential(headers, request.scope["query_string"])
         self._acceptance.check_share(credential)
@@ -162,24 +163,25 @@ class Sending:
         told = await self._sender.send(credential, event, how, patience or 0.0)
         return self._told(request, told, ignored, is_async=is_async)
 
-    async def _go_on(self, request: Request, send: Accepted) -> Response:
-        """Wait for the outcome of an event that web/usual_send.py has accepted."""
-        peer.identified(f"key {send.credential.key.id}" if send.credential.key else send.receipt.caller.user_id)
-        if send.credential.key is not None:
-            log.note(key=send.credential.key.id)
-        patience = max(0.0, send.ends - time.monotonic())
-        told = await self._sender.outcome(send.credential, send.event, send.how, send.receipt, patience)
-        return self._told(request, told, send.ignored, is_async=send.is_async)
-
     @staticmethod
     def _told(request: Request, told: Told, ignored: Sequence[str], *, is_async: bool) -> JsonAnswer:
         request.scope[LOG] = fields = {"user": told.user_id, "delivery": told.delivery}
         if told.error is not None:
             fields["errcode"] = str(told.error.errcode)
-        return answer_to(told, ignored, is_async=is_async)
+        return answer_to(told, ignored, is_async)
 
 
-def answer_to(told: Told, ignored: Sequence[str], *, is_async: bool) -> JsonAnswer:
+async def outcome_of(sender: Sender, send: Accepted) -> Told:
+    """Wait for the outcome of an event that web/usual_send.py has accepted."""
+    key = send.credential.key
+    peer.identified(send.receipt.caller.user_id if key is None else f"key {key.id}")
+    if key is not None:
+        log.note(key=key.id)
+    patience = max(0.0, send.ends - time.monotonic())
+    return await sender.outcome(send.credential, send.event, send.how, send.receipt, patience)
+
+
+def answer_to(told: Told, ignored: Sequence[str], is_async: bool) -> JsonAnswer:
     response = _answer(told, ignored)
     response.add(b"flowbridge-delivery", told.delivery)
     if is_async and response.status_code == 202:

@@ -5,7 +5,7 @@ The handlers are raw: a signature is made of the bytes as they came.
 
 import contextlib
 from collections.abc import Mapping
-from functools import partial
+from functools import lru_cache, partial
 from typing import Annotated, Any, Literal, NotRequired
 from urllib.parse import quote, unquote
 
@@ -118,7 +118,10 @@ class Webhooks:
                 if bodies.is_compressed(headers):
                     with ours():
                         await self._make_room(body, headers, stack)
-                path["roomId"], path["eventType"] = quote(known.hook.room), MESSAGE  # refused calls are logged by them
+                path["roomId"], path["eventType"] = (
+                    _quoted(known.hook.room),
+                    MESSAGE,
+                )  # refused calls are logged by them
                 done = await self._receiving.receive(known.hook, headers, body, self._limit, dialect)
         except MatrixError as error:
             metrics.count(metrics.hook_requests, source, _outcome(error.status))
@@ -206,6 +209,9 @@ class _Nothing(JsonAnswer):
     def __init__(self) -> None:
         super().__init__(b"", 204)
         self.raw_headers.clear()
+
+
+_quoted = lru_cache(1_000)(quote)
 
 
 def _decoded(raw: str) -> str:

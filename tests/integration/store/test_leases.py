@@ -7,10 +7,10 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from sqlalchemy import Connection, Engine, select, update
+from sqlalchemy import Connection, Engine, select, text, update
 
-from flowbridge.store import Database, Fence, clock, leases
-from flowbridge.store.leases import Claim
+from flowbridge.store import Database, Fence, clock, leases, outbox
+from flowbridge.store.leases import Claim, Mark
 from flowbridge.store.tables import lanes
 from tests.integration.store.events import (
     LANE,
@@ -18,6 +18,7 @@ from tests.integration.store.events import (
     OTHER,
     claim,
     claim_one,
+    event,
     lane,
     let_leases_run_out,
     only_postgresql,
@@ -270,6 +271,56 @@ def test_lane_given_back_keeps_that_events_came(engine: Engine, how: str) -> Non
         else:
             leases.release_all(connection, "me")
         assert lane(connection).dirty == 1
+
+
+@only_postgresql
+def test_owners_own_events_do_not_mark_its_lane(engine: Engine) -> None:
+    with engine.begin() as connection:
+        put(connection, "one")
+        put(connection, "two", lane=OTHER)
+        claimed = {one.fence.lane for one in claim(connection, limit=1)}
+    (mine,) = claimed
+    (free,) = {LANE, OTHER} - claimed
+    pairs = [(name, "account") for name in (mine, free, "account|!new")]
+    with engine.begin() as connection:
+        marks = leases.mark_new(connection, pairs, "me")
+        assert marks == {mine: Mark("me", False), free: Mark(None, True), "account|!new": Mark(None, True)}
+        assert (lane(connection, mine).dirty, lane(connection, free).dirty) == (0, 1)
+    with engine.begin() as connection:
+        assert leases.mark_new(connection, [(mine, "account")], "other") == {mine: Mark("me", True)}
+    with engine.begin() as connection:
+        assert leases.mark_new(connection, [(mine, "account")], "me") == {mine: Mark("me", True)}
+
+
+@only_postgresql
+@pytest.mark.parametrize("how", ["release", "release_all"])
+def test_lane_given_back_keeps_events_of_its_owner_that_come_meanwhile(engine: Engine, how: str) -> None:
+    """A commit whose answer was lost may be done after the owner has given the lane back on a new connection."""
+    with engine.begin() as connection:
+        put(connection, "one")
+        fence = claim_one(connection).fence
+        settle(connection, fence, "one")
+
+    def give_back() -> None:
+        with engine.begin() as connection:
+            if how == "release":
+                leases.release(connection, [fence])
+            else:
+                leases.release_all(connection, "me")
+
+    with ThreadPoolExecutor(1) as pool:
+        with engine.begin() as connection:
+            leases.mark_new(connection, [(LANE, "account")], "me")
+            outbox.insert_rows(connection, [event("two")])
+            giving = pool.submit(give_back)
+            with engine.connect() as other:
+                deadline = time.monotonic() + PATIENCE
+                while not other.scalar(text("SELECT count(*) FROM pg_locks WHERE NOT granted")):
+                    assert time.monotonic() < deadline
+        giving.result(PATIENCE)
+    with engine.begin() as connection:
+        assert lane(connection).dirty == 1
+        assert [row.delivery for row in claim_one(connection, "other").rows] == ["two"]
 
 
 def test_lane_given_back_for_a_while_rests(engine: Engine) -> None:

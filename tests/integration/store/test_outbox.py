@@ -41,6 +41,19 @@ def test_events_are_read_in_the_order_of_acceptance_from_the_head(engine: Engine
         assert len(fetched(connection, OTHER)) == 20
 
 
+def test_several_lanes_are_read_at_once_each_in_its_order(engine: Engine) -> None:
+    with engine.begin() as connection:
+        for number in range(4):
+            put(connection, f"one-{number}")
+            put(connection, f"other-{number}", lane=OTHER)
+        settle(connection, next(one.fence for one in claim(connection) if one.fence.lane == LANE), "one-0")
+        found = outbox.fetch_each(connection, {LANE: 2, OTHER: 10, "account|!empty": 10})
+        assert found.get("account|!empty", []) == []
+        assert [row.delivery for row in found[LANE]] == ["one-1", "one-2"]
+        assert [row.delivery for row in found[OTHER]] == [f"other-{number}" for number in range(4)]
+        assert found[LANE] == outbox.fetch(connection, LANE, 2)
+
+
 def test_row_comes_back_as_it_was_accepted(engine: Engine) -> None:
     values: dict[str, Any] = {
         "state_key": "",

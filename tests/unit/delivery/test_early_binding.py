@@ -9,8 +9,8 @@ from sqlalchemy.exc import OperationalError
 
 from flowbridge.delivery import binding
 from flowbridge.events.relations import is_bound
-from flowbridge.store import leases, message_keys
-from tests.rig import MakeRig, Rig, Rooms, accept, after, refuse_connection, soon, until
+from flowbridge.store import message_keys
+from tests.rig import MakeRig, Rig, Rooms, accept, after, refuse_connection, soon
 from tests.unit.delivery.test_stories import REFUSED, offer, sent, shown, tell
 
 
@@ -164,33 +164,24 @@ async def test_binding_that_fails_keeps_nothing_from_being_accepted(
         assert shown(rooms) == ["before!", "a!", "b!"]
 
 
-async def test_lane_that_was_lost_meanwhile_binds_in_its_turn(
-    make: MakeRig, rooms: Rooms, late: list[str], monkeypatch: pytest.MonkeyPatch
+async def test_event_that_its_lane_does_not_know_of_is_before_it_all_the_same(
+    make: MakeRig, rooms: Rooms, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A command has added it; or the lane is reading the store, and what it finds comes before what is offered then."""
     async with make() as rig:
-        await tell(rig, "before", key="l")
-        late.clear()
-        real = leases.held
-        holds = iter([False])
-
-        def held(connection: Any, fences: Any) -> Any:
-            return real(connection, fences) if next(holds, True) else set()
-
-        monkeypatch.setattr(leases, "held", held)
         await tell(rig, "a", "a", 1)
-        assert late == ["a"]
-        assert shown(rooms) == ["before!", "a!"]
-
-
-async def test_events_before_are_not_kept_in_memory(make: MakeRig, rooms: Rooms) -> None:
-    go = asyncio.Event()
+        lane = next(iter(rig.worker._lanes))
+        monkeypatch.setattr(lane, "expect_more", lambda: None)
+        with monkeypatch.context() as context:
+            context.setattr(lane, "may_enqueue", lambda: False)
+            unknown = offer(rig, "a and b", "ab", 2)
+            await soon(unknown.committed)
+        rooms.always(refuse_connection)
+        late = offer(rig, "a and b, said again", "ab", 2)
+        await soon(late.committed)
+        assert not is_early(rig, "a and b, said again")
+        await rig.crash()
+    rooms.always(accept)
     async with make() as rig:
-        await tell(rig, "before", key="l")
-        rooms.then(after(go))
-        each = [offer(rig, f"{number}", "a", key=f"{number}") for number in range(10)]
-        assert each[-1].early is not None
-        assert each[-1].early.behind is each[-2].early
-        await soon(each[-1].committed)
-        assert all(one.early is None or one.early.behind is None for one in each)
-        go.set()
-        await until(lambda: each[-1].settled.done())
+        await rig.settled()
+        assert shown(rooms) == ["a!", "a and b, said again"]

@@ -4,7 +4,6 @@ import asyncio
 from pathlib import Path
 
 import pytest
-from sqlalchemy import event
 
 from flowbridge.delivery import lanes
 from flowbridge.delivery.pending import PendingDelivery
@@ -12,7 +11,7 @@ from flowbridge.metrics import leases_lost
 from flowbridge.store import StoreUnavailable, StoreUnsure, leases, outbox
 from tests.patience import PATIENCE
 from tests.rig import ROOM, MakeRig, Rig, Rooms, silence, soon, until
-from tests.statements import heard
+from tests.statements import Heard, heard
 from tests.unit.delivery.test_lane import tell
 
 OTHER = "!other:hs"
@@ -62,27 +61,28 @@ async def test_send_into_a_reopened_lane_asks_the_store_for_nothing(make: MakeRi
     assert rooms.bodies() == ["before", "after"]
 
 
+def claims(seen: Heard) -> list[str]:
+    return [text for text, _ in seen.asked if text.startswith("UPDATE lanes SET owner=") and "fence=(" in text]
+
+
 async def test_sends_into_more_rooms_than_are_held_cost_no_claim_once_they_are_known(
     make: MakeRig, rooms: Rooms
 ) -> None:
     make.tune(lanes=10, claims=5)
     names = [f"!{number}:hs" for number in range(40)]
     async with make() as rig:
-        for name in names:
-            await rig.send("1", name)
-        await until(lambda: len(rig.worker._lanes._clean) >= 30)
-        claims = []
-        event.listen(
-            rig.database.engine,
-            "before_cursor_execute",
-            lambda *about: claims.append(about[3]) if about[2].startswith("UPDATE lanes SET owner=?, fence") else None,
-        )
-        for _ in range(3):
+        with heard(rig.database.engine) as seen:
             for name in names:
-                await rig.send("2", name)
-            await until(lambda: sum(rig.worker.lanes().values()) <= 6)
-        await rig.settled()
-        assert len(claims) < 20  # of 120 sends; those whose release was still on its way
+                await rig.send("1", name)
+            await until(lambda: len(rig.worker._lanes._clean) >= 30)
+        assert claims(seen)
+        with heard(rig.database.engine) as seen:
+            for _ in range(3):
+                for name in names:
+                    await rig.send("2", name)
+                await until(lambda: sum(rig.worker.lanes().values()) <= 6)
+            await rig.settled()
+        assert len(claims(seen)) < 20  # of 120 sends; those whose release was still on its way
         assert rig.worker.lanes()["sending"] == 0
     assert {name: rooms.bodies(name) for name in names} == {name: ["1", "2", "2", "2"] for name in names}
 

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from flowbridge.delivery import binding
-from flowbridge.delivery.lane import Lane
 from flowbridge.delivery.pending import Outcome, PendingDelivery
 from flowbridge.events.relations import Binding
 from flowbridge.events.stories import AHEAD_MS, OLDER, SAID, Chapter
@@ -434,7 +433,7 @@ async def test_event_that_was_decided_and_not_sent_is_sent_after_a_crash(make: M
 async def test_binding_whose_commit_was_not_heard_of_is_done_again(
     make: MakeRig, rooms: Rooms, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Lane, "early", lambda _: None)
+    monkeypatch.setattr(PendingDelivery, "bind_early", lambda _: None)
     async with make() as rig:
         await tell(rig, "a", "a", 1)
         real = binding.resolve
@@ -459,7 +458,7 @@ async def test_binding_whose_commit_was_not_heard_of_is_done_again(
 async def test_stories_of_a_room_are_bound_together(
     make: MakeRig, rooms: Rooms, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Lane, "early", lambda _: None)
+    monkeypatch.setattr(PendingDelivery, "bind_early", lambda _: None)
     go = asyncio.Event()
     async with make() as rig:
         rooms.then(after(go))

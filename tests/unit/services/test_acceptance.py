@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -204,6 +204,43 @@ async def tried(event_type: str, content: Any) -> Event:
 
 async def test_large_content_is_checked_too() -> None:
     assert await pointers("m.room.message", {"msgtype": "m.text", "body": 1, "x": "y" * 20_000}) == ["/body"]
+
+
+PROSE = "Build 4711 passed in 3:12, on all of them. It took no longer than the last one did before\n"
+
+
+@pytest.mark.parametrize(
+    ("body", "is_large"),
+    [
+        (TEXT | {"body": PROSE * 180}, False),
+        (TEXT | {"body": PROSE * 700}, False),
+        (TEXT | {"body": PROSE * 760}, True),  # more than an event may have
+        (TEXT | {"x": {f"key{number}": number for number in range(1_100)}}, False),
+        (TEXT | {"x": {f"key{number}": number for number in range(1_300)}}, True),
+        (TEXT | {"x": [[]] * 5_000}, True),
+    ],
+)
+async def test_large_body_is_read_at_once_if_it_is_mostly_text(
+    body: Any, is_large: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handed_over: list[object] = []
+    aside = CORE.acceptance.aside
+
+    async def noted(work: Callable[..., Any], *arguments: Any) -> Any:
+        handed_over.append(work)
+        return await aside(work, *arguments)
+
+    monkeypatch.setattr(CORE.acceptance, "aside", noted)
+    found = await CORE.acceptance.receive(json.dumps(body).encode(), "application/json", "m.room.message", "flow")
+    assert found.content == body
+    if len(json.dumps(body)) < 65_000:
+        await CORE.acceptance.check("", "m.room.message", found, as_state=False)
+    assert bool(handed_over) == is_large
+
+
+async def test_large_form_is_read_in_a_thread() -> None:
+    assert acceptance.is_large(b"a=" + b"%41" * 6_000)
+    assert not acceptance.is_large(b"a=" + b"A" * 18_000)
 
 
 @pytest.mark.parametrize("content", [None, 1, "text", [TEXT]])
