@@ -152,8 +152,11 @@ class Core:
             set_aside=settings.set_aside_seconds,
             share=settings.max_share,
             keep_days=settings.keep_queued_days,
+            encrypts=self.devices is not None,
             timing=self.timing,
         )
+        if self.devices is not None:
+            self.devices.keeper.owner = self.worker.owner  # of lanes and of the device: see `leases.claim`
         self.guests = Account(BODIES_SHARE)  # pays for the bodies that callers send who have not been authenticated
         self.acceptance = Acceptance(
             self.catalogue,

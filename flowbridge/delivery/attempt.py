@@ -10,7 +10,7 @@ from flowbridge.delivery.account_limits import AccountLimits
 from flowbridge.delivery.breaker import Breaker
 from flowbridge.delivery.encryption import IN_PLAIN_TEXT, EncryptionCheck
 from flowbridge.delivery.lookup import Lookup
-from flowbridge.errors import BadGateway, Forbidden, GatewayTimeout, MatrixError, TooLarge, Unauthorized
+from flowbridge.errors import BadGateway, Forbidden, GatewayTimeout, HeldElsewhere, MatrixError, TooLarge, Unauthorized
 from flowbridge.homeserver import Homeserver, answers, standing
 from flowbridge.homeserver.answers import Verdict
 from flowbridge.homeserver.standing import Standing
@@ -177,6 +177,8 @@ class Attempts:
             attempt.sealed = await encryption.encrypt(row.account, _event(row), row.delivery)
         except (Forbidden, TooLarge) as error:
             return Verdict("dead", error=error)
+        except HeldElsewhere as error:
+            return Verdict("elsewhere", error=error, beforehand=True)
         return None
 
     @staticmethod

@@ -31,7 +31,8 @@ class Encrypts(Protocol):
     async def encrypt(self, account: str, event: Event, delivery: str) -> bytes | None:
         """The content of the m.room.encrypted that this is sent as, the same for the same delivery.
 
-        None in a room that is not encrypted. Raises MatrixError: Forbidden or TooLarge when it can never be sent so.
+        None in a room that is not encrypted. Raises MatrixError: Forbidden or TooLarge when it can never be sent so,
+        HeldElsewhere when another process has the device.
         """
 
     async def made(self, delivery: str) -> bytes | None:

@@ -9,7 +9,7 @@ from flowbridge.encryption.inbound import Decrypted, Undecryptable
 from flowbridge.encryption.keeper import Keeper
 from flowbridge.encryption.machine import Machine
 from flowbridge.encryption.olm import CryptoError
-from flowbridge.errors import MatrixError, Unavailable
+from flowbridge.errors import HeldElsewhere, MatrixError, Unavailable
 from flowbridge.homeserver.sync import Json, listed, section
 from flowbridge.limits.tasks import Once
 from flowbridge.models import Event
@@ -50,7 +50,12 @@ class Devices:
         return await self._making.get(delivery, lambda: self._encrypt(event, delivery))
 
     async def _encrypt(self, event: Event, delivery: str) -> bytes | None:
-        machine = await self._machine()
+        try:
+            machine = await self._machine()
+        except Unavailable:
+            if not await self._is_encrypted(event.room):
+                return None
+            raise
         await machine.fresh(self._timing.crypto_fresh_seconds)
         try:
             return await machine.encrypt(event.room, event.type, json.loads(event.content), delivery)
@@ -100,12 +105,25 @@ class Devices:
             raise Undecryptable(str(error)) from None
 
     async def _machine(self) -> Machine:
-        """Raises Unavailable while this process does not have the device."""
+        """Raises Unavailable while this process does not have the device, HeldElsewhere while another one does."""
         if self.keeper.machine is None:
             await self.keeper.began(START_SECONDS)
         if self.keeper.machine is None:
+            owner = await self._database.read(partial(crypto.owner, account=self._account()))
+            if owner not in (None, self.keeper.owner):
+                raise HeldElsewhere("another process of the bridge has the device")
             raise Unavailable(f"the bridge's device is not at work: {self._trouble()}")
         return self.keeper.machine
+
+    async def _is_encrypted(self, room_id: str) -> bool:
+        """Whether a room is encrypted, as far as that is known without the device; if so that is written down."""
+        if await self._database.read(partial(crypto.room_settings, room_id=room_id)) is not None:
+            return True
+        told = await self.keeper.server.state(room_id, "m.room.encryption")
+        if told is None:
+            return False
+        await self._database.run(partial(crypto.note_room, room_id=room_id, settings=json.dumps(told, sort_keys=True)))
+        return True
 
     def _trouble(self) -> str:
         return self.keeper.status.trouble or "it starts"

@@ -74,7 +74,7 @@ class Keeper:
     ) -> None:
         self._database = database
         self._who = who
-        self._owner = owner
+        self.owner = owner
         self._alone = alone
         self._lease_ms = int(lease_seconds * 1000)
         self._password = password
@@ -213,7 +213,7 @@ class Keeper:
                 log.info("device_replaced", user=caller.user_id, before=stored.device_id, device=caller.device_id)
                 await self._database.run(partial(crypto.replace, account=account, device=new, now=now))
         lease = await self._database.run(
-            partial(crypto.claim, account=account, owner=self._owner, lease_ms=self._lease_ms, alone=self._alone)
+            partial(crypto.claim, account=account, owner=self.owner, lease_ms=self._lease_ms, alone=self._alone)
         )
         self._alone = False
         if lease is None:
