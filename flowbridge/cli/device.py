@@ -141,9 +141,7 @@ def _tell(report: "Report") -> int:
 
 async def _status(core: Core, *, in_json: bool) -> int:
     from flowbridge.encryption import setup
-    from flowbridge.encryption.own_device import OwnDevice
     from flowbridge.encryption.sealing import Seal
-    from flowbridge.store.crypto import DeviceLease
 
     bot = await core.bot.caller()
     assert bot is not None
@@ -152,9 +150,8 @@ async def _status(core: Core, *, in_json: bool) -> int:
     if stored is None:
         say("there is no device yet: `flowbridge serve` makes it where FLOWBRIDGE_ENCRYPTED_ROOMS=encrypt, or `setup`")
         return FAILED
-    device = OwnDevice(core.database, Seal(secret_key(core.settings)), DeviceLease(account, "", 0), stored)
-    keeper = core.make_keeper(_nothing_to_show, command=True)
-    report = await setup.report(device, keeper.server)
+    server = core.make_keeper(_nothing_to_show, command=True).server
+    report = await setup.report_of(stored, core.database, Seal(secret_key(core.settings)), server)
     owner = await core.database.read(partial(crypto.owner, account=account))
     held: dict[str, Any] = await core.database.read(partial(crypto.held, account=account))
     found = {**asdict(report), "held_by": owner, "in_use": bot.device_id == stored.device_id, **held}

@@ -33,6 +33,12 @@ class Devices:
         self._making = Once[str, bytes | None]()
         self.keeper = keeper
 
+    @property
+    def standing(self) -> str:
+        """How the device stands, in a word: see `setup.Report` and `keeper.Status`."""
+        status = self.keeper.status
+        return status.report.standing if status.state == "held" and status.report is not None else status.state
+
     def encrypts_for(self, account: str) -> bool:
         """Raises Unavailable while it is not known who the bot is: this may be its account."""
         own = self._account()

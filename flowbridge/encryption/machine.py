@@ -111,7 +111,7 @@ class Machine:
                 unused = sync.get("device_unused_fallback_key_types")
                 has_fallback = SIGNED in unused if isinstance(unused, list) else True
                 count = counts.get(SIGNED, 0)
-                await self._stock(count if isinstance(count, int) else 0, has_fallback=has_fallback)
+                await self._stock(max(0, count) if isinstance(count, int) else 0, has_fallback=has_fallback)
 
     async def _stock(self, count: int, *, has_fallback: bool, device_keys: bool = False) -> None:
         """Keep half as many one-time keys on the homeserver as the device remembers, and a fallback key.

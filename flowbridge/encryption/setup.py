@@ -16,7 +16,8 @@ from flowbridge.encryption.olm import Account, CryptoError
 from flowbridge.encryption.own_device import OwnDevice
 from flowbridge.encryption.sealing import Seal
 from flowbridge.homeserver.sync import Json, section
-from flowbridge.store.crypto import Changes, StoredDevice
+from flowbridge.store import Database
+from flowbridge.store.crypto import Changes, DeviceLease, StoredDevice
 
 BACKUP_SECRET = "m.megolm_backup.v1"  # noqa: S105 - the name of a secret, which anyone knows
 
@@ -95,6 +96,12 @@ async def report(device: OwnDevice, server: KeyServer) -> Report:
     return Report(
         standing, device.user_id, device.device_id, device.account.ed25519, master, isinstance(storage.get("key"), str)
     )
+
+
+async def report_of(stored: StoredDevice, database: Database, seal: Seal, server: KeyServer) -> Report:
+    """As `report`, for a device that another process may be acting as. Raises CryptoError, MatrixError."""
+    nobody = DeviceLease("", "", 0)
+    return await report(OwnDevice(database, seal, nobody, stored), server)
 
 
 async def cross_sign(

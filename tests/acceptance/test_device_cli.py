@@ -47,6 +47,9 @@ def test_device_is_set_up_and_signs_another_client_by_its_recovery_key(
     assert (again.returncode, again.stdout) == (0, "")
     found = json.loads(run("device", "status", "--json", **settings).stdout)
     assert (found["standing"], found["device_id"], found["held_by"]) == ("signed", bot.device_id, None)
+    told = run("doctor", "--json", **settings)
+    (finding,) = [each for each in json.loads(told.stdout) if each["check"] == "encryption"]
+    assert finding["state"] == "ok", finding
     with Peer(synapse.url, bot, signed=False) as client:
         client.ask("recover", recovery_key=recovery_key)
         own = {"user_id": client.me["user_id"], "device_id": client.me["device_id"]}

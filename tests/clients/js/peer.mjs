@@ -85,7 +85,7 @@ async function described(event) {
     const shield = event.isEncrypted() && !event.isDecryptionFailure() ? await crypto.getEncryptionInfoForEvent(event) : null;
     return {
         type: event.getType(),
-        content: event.getContent(),
+        content: event.getOriginalContent(), // not that of an edit
         relation: event.getWireContent()["m.relates_to"] ?? null,
         sender: event.getSender(),
         encrypted: event.isEncrypted(),

@@ -273,6 +273,11 @@ def test_other_syncs_with_the_bot_s_token_take_no_keys_away(bridge: Bridge, peer
     until(lambda: read() == texts, else_=read)
 
 
+def test_readiness_says_how_the_device_stands(bridge: Bridge) -> None:
+    bridge.say(bridge.room(), "hello")
+    assert bridge.http.get("/readyz").raise_for_status().json()["encryption"] == "signed"
+
+
 def test_recovery_key_is_in_a_file_of_its_owner_alone(bridge: Bridge, folder: Path) -> None:
     path = folder / "flowbridge.db.recovery-key"
     assert path.stat().st_mode & 0o777 == 0o600
