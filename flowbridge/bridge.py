@@ -125,6 +125,7 @@ class Core:
         if self.devices is not None:
             self.devices.keeper.on_rooms = self.encryption.forget
             self.homeserver.on_sync = self.devices.keep
+            self.bot.device_of = self.devices.device_of
         self.breaker = Breaker(self.homeserver, timing=self.timing)
         self.account_limits = AccountLimits(
             self.tokens,

@@ -51,6 +51,11 @@ class Devices:
         user_id = self._bot()
         return account_of(user_id) if user_id is not None else ""
 
+    async def device_of(self, user_id: str) -> str | None:
+        """The device of a user whose keys are in the store."""
+        stored = await self._database.read(partial(crypto.device, account=account_of(user_id)))
+        return stored.device_id if stored is not None else None
+
     async def encrypt(self, account: str, event: Event, delivery: str) -> bytes | None:
         """See `delivery.encryption.Encrypts`. It goes on when its caller has no time left: the next one finds it."""
         return await self._making.get(delivery, lambda: self._encrypt(event, delivery))

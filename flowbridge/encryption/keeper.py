@@ -210,8 +210,10 @@ class Keeper:
             if stored is None:
                 await self._database.run(partial(crypto.create, account=account, device=new, now=now))
             else:
+                replace = partial(crypto.replace, account=account, device=new, now=now, owner=self.owner)
+                if not await self._database.run(replace):
+                    raise LeaseLost
                 log.info("device_replaced", user=caller.user_id, before=stored.device_id, device=caller.device_id)
-                await self._database.run(partial(crypto.replace, account=account, device=new, now=now))
         lease = await self._database.run(
             partial(crypto.claim, account=account, owner=self.owner, lease_ms=self._lease_ms, alone=self._alone)
         )

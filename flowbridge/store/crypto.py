@@ -141,11 +141,16 @@ def claim(connection: Connection, account: str, owner: str, lease_ms: int, *, al
     now = lease_clock(connection)
     claims = update(crypto_devices).where(crypto_devices.c.account == account)
     if not alone:
-        mine = crypto_devices.c.owner == owner
-        claims = claims.where(or_(mine, crypto_devices.c.owner.is_(None), crypto_devices.c.lease_until <= now))
+        claims = claims.where(_is_free(connection, owner))
     values = {"owner": owner, "fence": crypto_devices.c.fence + 1, "lease_until": now + lease_ms}
     number = connection.scalar(claims.values(values).returning(crypto_devices.c.fence))
     return None if number is None else DeviceLease(account, owner, number)
+
+
+def _is_free(connection: Connection, owner: str) -> ColumnElement[bool]:
+    """Whether no other owner has the device."""
+    mine, nobody = crypto_devices.c.owner == owner, crypto_devices.c.owner.is_(None)
+    return or_(mine, nobody, crypto_devices.c.lease_until <= lease_clock(connection))
 
 
 def renew(connection: Connection, lease: DeviceLease, lease_ms: int) -> bool:
@@ -188,17 +193,19 @@ def _held(lease: DeviceLease) -> ColumnElement[bool]:
     )
 
 
-def replace(connection: Connection, account: str, device: StoredDevice, now: int) -> None:
-    """Give the account another device.
+def replace(connection: Connection, account: str, device: StoredDevice, now: int, owner: str) -> bool:
+    """Give the account another device; False while another owner acts as the one that it has.
 
     Room keys stay: the new one reads with them, too. So do ciphertexts: those that may have been sent must not be sent
     as others.
     """
     values = {**device._asdict(), "owner": None, "lease_until": 0, "created_at": now}
-    mine = crypto_devices.c.account == account
-    connection.execute(update(crypto_devices).where(mine).values(**values, fence=crypto_devices.c.fence + 1))
+    replaced = update(crypto_devices).where(crypto_devices.c.account == account, _is_free(connection, owner))
+    if not connection.execute(replaced.values(**values, fence=crypto_devices.c.fence + 1)).rowcount:
+        return False
     for table in (crypto_sessions, crypto_outbound, crypto_users):
         connection.execute(delete(table).where(table.c.account == account))
+    return True
 
 
 # writing

@@ -54,9 +54,9 @@ class Bridge:
 
 
 def settings(synapse: LocalSynapse, account: Account, folder: Path, **values: Any) -> Settings:
+    values = values or {"access_token": account.access_token}
     return Settings.load(
         base_url=synapse.url,
-        access_token=account.access_token,
         api_keys=[KEY],
         wait_seconds=PATIENCE,
         database_url=store_in(folder),
@@ -282,6 +282,23 @@ def test_recovery_key_is_in_a_file_of_its_owner_alone(bridge: Bridge, folder: Pa
     path = folder / "flowbridge.db.recovery-key"
     assert path.stat().st_mode & 0o777 == 0o600
     assert len(path.read_text().split()) == 12
+
+
+def test_bot_that_logs_in_is_the_same_device_wherever_it_starts(
+    synapse: LocalSynapse, make_account: MakeAccount, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A container's name is another one each time, and without a database so is the device's."""
+    account, found = make_account(), set()
+    for host in ("first", "second"):
+        monkeypatch.setattr("socket.gethostname", lambda host=host: host)
+        own = settings(synapse, account, tmp_path, user=account.user_id, password=account.password)
+        with background(own) as url:
+            bridge = Bridge(url, synapse, account)
+            content = bridge.event(room := bridge.room(), bridge.say(room, "hello"))["content"]
+            found.add(content["device_id"])
+            bridge.close()
+    assert len(found) == 1
+    assert found != {account.device_id}
 
 
 def test_bridge_that_starts_again_is_the_same_device_and_forgets_old_ciphertexts(

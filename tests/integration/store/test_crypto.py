@@ -214,7 +214,8 @@ def test_another_device_of_an_account_has_its_room_keys_and_nothing_else(connect
     )
     crypto.write(connection, lease, changes)
     other = StoredDevice("@alice:hs", "DESK", "other", "s", None)
-    crypto.replace(connection, "a", other, 2)
+    assert not crypto.replace(connection, "a", other, 2, "another process")
+    assert crypto.replace(connection, "a", other, 2, "me")
     assert not crypto.write(connection, lease, changes)
     assert crypto.device(connection, "a") == other
     assert crypto.held(connection, "a") == {"room_keys": 1, "sessions": 0, "users": 0}
