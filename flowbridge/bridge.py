@@ -247,6 +247,8 @@ class Core:
         )
         late = partial(self.devices.shown, late=True) if self.devices is not None else None
         self.live = Live(self.homeserver, self.callers, shown=late, timing=self.timing)
+        if self.devices is not None:
+            self.devices.on_late = self.live.tell
         self.maintenance = Maintenance(
             settings,
             self.database,

@@ -1,7 +1,8 @@
 """The devices of the bridge, as the rest of it knows them: who encrypts for an account, and who decrypts."""
 
+import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any
 
@@ -11,7 +12,8 @@ from flowbridge.encryption.machine import Machine
 from flowbridge.encryption.olm import CryptoError
 from flowbridge.errors import HeldElsewhere, MatrixError, Unavailable
 from flowbridge.homeserver.sync import Json, listed, section
-from flowbridge.limits.tasks import Once
+from flowbridge.limits.cache import Cache
+from flowbridge.limits.tasks import Once, ignore_result
 from flowbridge.models import Event
 from flowbridge.models.timing import Timing
 from flowbridge.store import Database, crypto
@@ -19,6 +21,8 @@ from flowbridge.store.accounts import account_of
 
 START_SECONDS = 5.0  # for which an attempt waits for a device that is being made
 ENCRYPTED = "m.room.encrypted"
+MAX_LATE = 1_000  # sessions whose keys are waited for
+MAX_LATE_OF_ONE = 100  # events of one of them
 
 
 class Devices:
@@ -32,6 +36,11 @@ class Devices:
         self._timing = timing
         self._making = Once[str, bytes | None]()
         self.keeper = keeper
+        keeper.on_keys = self._keys_came
+        # Events that were told as undecryptable, since their keys had not come, by room and session.
+        self._late: Cache[tuple[str, str], list[Json]] = Cache(MAX_LATE)
+        self._telling: set[asyncio.Task[None]] = set()
+        self.on_late: Callable[[str, str, Json], object] = lambda *_: None  # user, room, and the event, decrypted
 
     @property
     def standing(self) -> str:
@@ -87,16 +96,42 @@ class Devices:
     async def shown(self, user_id: str, room_id: str, event: Json, *, late: bool = False) -> Json:
         """An event as its reader sees it: one that is encrypted, and the bot's to read, as it was before.
 
-        What cannot be decrypted stays as it is, with the reason. `late`: its key may have come after it: look.
+        What cannot be decrypted stays as it is, with the reason. `late`: its key may have come after it: look, and tell
+        `on_late` when it comes later still.
         """
         if event.get("type") != ENCRYPTED or user_id != self._bot() or "redacted_because" in section(event, "unsigned"):
             return event
         try:
             found = await self._decrypt(room_id, event, late=late)
         except Undecryptable as error:
+            if late and error.waits:
+                self._wait(room_id, event)
             return {**event, "flowbridge": {"encrypted": True, "undecryptable": str(error)}}
         about = {"encrypted": True, "verified": found.verified, "sender_device": found.device_id or None}
         return {**found.event, "flowbridge": about}
+
+    def _wait(self, room_id: str, event: Json) -> None:
+        place = (room_id, str(section(event, "content").get("session_id")))
+        waiting = self._late.get(place) or self._late.put(place, [])
+        if len(waiting) < MAX_LATE_OF_ONE:
+            waiting.append(event)
+
+    def _keys_came(self, keys: Collection[tuple[str, str]]) -> None:
+        for place in keys:
+            if events := self._late.pop(place):
+                task = asyncio.ensure_future(self._tell(place[0], events))
+                self._telling.add(task)
+                task.add_done_callback(self._telling.discard)
+                task.add_done_callback(ignore_result)
+
+    async def _tell(self, room_id: str, events: list[Json]) -> None:
+        user_id = self._bot() or ""
+        for event in events:
+            shown = await self.shown(user_id, room_id, event)
+            if "undecryptable" not in shown["flowbridge"]:
+                self.on_late(
+                    user_id, room_id, {**shown, "flowbridge": {**shown["flowbridge"], "decrypted_later": True}}
+                )
 
     async def _decrypt(self, room_id: str, event: Json, *, late: bool) -> Decrypted:
         try:

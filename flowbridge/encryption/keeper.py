@@ -87,6 +87,7 @@ class Keeper:
         self.machine: Machine | None = None  # while the device is held
         self.status = Status("off")
         self.on_rooms: Callable[[Collection[str]], object] = lambda _: None  # see Machine
+        self.on_keys: Callable[[Collection[tuple[str, str]]], object] = lambda _: None  # likewise
         self._began = asyncio.Event()
 
     def unlock(self, seal: Seal) -> None:
@@ -132,7 +133,7 @@ class Keeper:
         renewing = asyncio.ensure_future(self._renew(device))
         renewing.add_done_callback(ignore_result)
         try:
-            machine = Machine(device, self.server, lambda rooms: self.on_rooms(rooms))
+            machine = Machine(device, self.server, lambda rooms: self.on_rooms(rooms), lambda keys: self.on_keys(keys))
             await machine.begin()
             yield machine
         finally:

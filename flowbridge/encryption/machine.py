@@ -30,11 +30,18 @@ SIGNED = "signed_curve25519"
 
 
 class Machine:
-    """`on_rooms`: called with rooms whose settings or readers may have changed."""
+    """`on_rooms`: called with rooms whose settings or readers may have changed; `on_keys`: with (room, session) of keys
+    that have come.
+    """
 
     def __init__(
-        self, device: OwnDevice, server: KeyServer, on_rooms: Callable[[Collection[str]], object] = lambda _: None
+        self,
+        device: OwnDevice,
+        server: KeyServer,
+        on_rooms: Callable[[Collection[str]], object] = lambda _: None,
+        on_keys: Callable[[Collection[tuple[str, str]]], object] = lambda _: None,
     ) -> None:
+        self._on_keys = on_keys
         self.device = device
         self._on_rooms = on_rooms
         self.server = server
@@ -104,6 +111,8 @@ class Machine:
             keys = self.inbound.take(reading.received, changes)
             await self.device.commit(changes)
             self.inbound.taken(keys)
+            if keys:
+                self._on_keys(keys)
             self.inbound.withheld(events)
             self._wedged |= reading.wedged
             counts = sync.get("device_one_time_keys_count")

@@ -174,6 +174,13 @@ class Feed:
         for listener in self._attached:
             listener.reach(self._at)
 
+    def tell(self, room_id: str, event: Json) -> None:
+        """Notify all listeners of an event beside the stream, which goes on where it is."""
+        if self._at is not None:
+            frame = frames.event(self._at, room_id, event)
+            for listener in list(self._attached):
+                listener.notify(frame)
+
     async def _frame(self, item: Item) -> Frame:
         """An event, or an invitation, as listeners read it."""
         if item.invitation is not None:

@@ -77,6 +77,12 @@ class Live:
         self._feeds[caller.token] = feed
         return feed
 
+    def tell(self, user_id: str, room_id: str, event: Json) -> None:
+        """Notify a user's listeners once more of an event that they could not read."""
+        for feed in list(self._feeds.values()):
+            if feed.user_id == user_id:
+                feed.tell(room_id, event)
+
     def end(self, user_id: str) -> None:
         """End a user's streams: listeners that may listen come back. A refused token shows only at its next poll."""
         for feed in list(self._feeds.values()):
