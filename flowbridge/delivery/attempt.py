@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from flowbridge.auth.tokens import Known, Tokens, digest_of
 from flowbridge.delivery.account_limits import AccountLimits
 from flowbridge.delivery.breaker import Breaker
-from flowbridge.delivery.encryption import IN_PLAIN_TEXT, EncryptionCheck
+from flowbridge.delivery.encryption import EncryptionCheck
 from flowbridge.delivery.lookup import Lookup
 from flowbridge.errors import BadGateway, Forbidden, GatewayTimeout, HeldElsewhere, MatrixError, TooLarge, Unauthorized
 from flowbridge.homeserver import Homeserver, answers, standing
@@ -19,8 +19,6 @@ from flowbridge.store import Row
 
 ENCRYPTED = "m.room.encrypted"
 REMEMBERED_SECONDS = 20 * 60.0  # for how long a homeserver surely knows a transaction id
-
-_REFUSED = Verdict("dead", error=Forbidden(IN_PLAIN_TEXT))
 
 
 @dataclass(slots=True)
@@ -172,7 +170,7 @@ class Attempts:
         if may_be_there and (event_id := await self._look(attempt)) is not None:
             return Verdict("sent", event_id)
         if not encrypts:
-            return _REFUSED
+            return Verdict("dead", error=encryption.refusal())
         try:
             attempt.sealed = await encryption.encrypt(row.account, _event(row), row.delivery)
         except (Forbidden, TooLarge) as error:

@@ -23,6 +23,12 @@ IN_PLAIN_TEXT = (
 )
 
 
+BY_A_CALLER = (
+    "the room is encrypted, and the bridge encrypts for its own account alone: send it with an API key, or by a client "
+    "that encrypts itself"
+)
+
+
 class Encrypts(Protocol):
     """Accounts whose devices the bridge has: `flowbridge.encryption.devices.Devices`."""
 
@@ -75,6 +81,10 @@ class EncryptionCheck:
         self._note_plain(event.room, asked)
         return False
 
+    def refusal(self) -> Forbidden:
+        """What the sender of a plain text is told."""
+        return Forbidden(IN_PLAIN_TEXT if self._devices is None else BY_A_CALLER)
+
     def encrypts_for(self, account: str) -> bool:
         """Whether the bridge has a device of this account, so that `encrypt` takes the place of `refuses`."""
         return self._devices is not None and self._devices.encrypts_for(account)
@@ -107,7 +117,7 @@ class EncryptionCheck:
     async def permit(self, token: str, event: Event, *, query: str = "") -> None:
         """Raise Forbidden for plain text into an encrypted room; otherwise as `refuses`."""
         if await self.refuses(token, event, query=query):
-            raise Forbidden(IN_PLAIN_TEXT)
+            raise self.refusal()
 
     def is_known_plain(self, room: str, event_type: str, state_key: str | None) -> bool:
         """Whether this may be sent as it is, without asking."""

@@ -163,6 +163,7 @@ def test_caller_with_a_device_of_its_own_is_refused(bridge: Bridge, synapse: Loc
             f"/rooms/{quote(room)}/send/m.room.message", json={"msgtype": "m.text", "body": "x"}, headers=headers
         )
     assert (refused.status_code, refused.json()["errcode"]) == (403, "M_FORBIDDEN")
+    assert "API key" in refused.json()["error"]
 
 
 def test_a_hundred_at_once_arrive_once_and_each_readable(bridge: Bridge, peer: Peer) -> None:
