@@ -47,12 +47,15 @@ _FORMATS = {
 }
 
 
-_INLINE = frozenset(("a", "code", "em", "strong"))
+_INLINE = frozenset(("a", "code", "del", "em", "strong"))
+_HEADS = ("h1", "h2", "h3", "h4", "h5", "h6")
+_BLOCKS = frozenset(("blockquote", "p", "ol", "ul", *_HEADS))
 _HOLDS = {
-    "": frozenset(("p", "ul", *_INLINE)),
-    "ul": frozenset(("li",)),
-    "li": frozenset(("ul", *_INLINE)),
-    **dict.fromkeys(("p", *_INLINE), _INLINE),
+    "": _BLOCKS | _INLINE,
+    "blockquote": _BLOCKS,
+    **dict.fromkeys(("ol", "ul"), frozenset(("li",))),
+    "li": frozenset(("p", "ol", "ul", *_INLINE)),
+    **dict.fromkeys(("p", *_HEADS, *_INLINE), _INLINE),
 }
 MAX_INSIDE = 10
 # No character that a parser replaces, or writes in another way.
@@ -60,10 +63,10 @@ _OCTET = r"(?:1[0-9][0-9]|2[0-4][0-9]|[1-9]?[0-9])"
 _HOST = rf"(?:(?:[a-z0-9][a-z0-9-]{{0,62}}\.){{0,9}}[a-z][a-z0-9]{{0,62}}|(?:{_OCTET}\.){{3}}{_OCTET})"
 _REST = r"(?:[/?#](?:[!#-%'-;=?-~]|&amp;)*+)?"  # ASCII, without what may not be in an attribute
 _CLEAN = re.compile(
-    rf"""(?:[^<>&\0\r\xa0\ufeff]++|&(?:amp|lt|gt);|</?(?:p|ul|li|code|em|strong)>|<br>|</a>|"""
+    rf"""(?:[^<>&\0\r\xa0\ufeff]++|&(?:amp|lt|gt);|</?(?:p|[uo]l|li|code|del|em|strong|blockquote|h[1-6])>|<br>|</a>|"""
     rf"""<a href="https?://(?!xn--|[^/"]*\.xn--){_HOST}(?::[0-9]{{1,4}})?{_REST}">)*+"""
 )
-_NAMES = re.compile(r"<(/?)([a-z]+)")
+_NAMES = re.compile(r"<(/?)([a-z1-6]+)")
 
 
 class TooDeepError(ValueError):

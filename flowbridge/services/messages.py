@@ -1,7 +1,7 @@
 """Say something as people write it: a message becomes events, which are sent as any others (services/sending.py)."""
 
 import contextlib
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from operator import attrgetter
@@ -34,6 +34,7 @@ from flowbridge.store.accounts import account_of
 T = TypeVar("T")
 _IS_OPEN = attrgetter("binding.is_open")
 Json = Mapping[str, Any]
+Later = Callable[[], Coroutine[Any, Any, Payload]]  # a content that is yet to be rendered
 
 MAX_LARGE = 4  # bodies with files inside at a time
 TURN_SECONDS = 30.0
@@ -85,19 +86,25 @@ class Messages:
         """A message object from a body of any form."""
         return await self._aside(body, partial(message_body.read, body, content_type, options))
 
-    @staticmethod
-    def text_at_once(body: bytes, content_type: str) -> Payload | None:
-        """The content for a message that is a text and nothing more; None where there is something to wait for.
+    def at_once(self, body: bytes, content_type: str) -> Payload | Later | None:
+        """The content for a message of one event that refers to nothing, or how to have it rendered; None for others.
 
         Raises as `read` and `say` do.
         """
-        is_rendered = b'"markdown"' in body or b'"html"' in body  # mostly: it would be read twice for nothing
-        if is_rendered or essence(content_type) == "multipart/form-data":
+        if essence(content_type) == "multipart/form-data":
             return None
         said = message.read(message_body.read(body, content_type))
-        if said.format != "text" or said.overflow or said.attachments or said.binding is not NONE:
+        if said.overflow or said.attachments or said.binding is not NONE:
             return None
+        if said.format != "text":
+            check_source(said)
+            return partial(self._rendered_content, said)
         (shaped,) = shaping.shape(said)
+        return Payload(shaped.content)
+
+    async def _rendered_content(self, said: Message) -> Payload:
+        rendered = await self._rendering.render(said.format, said.source, said.users)
+        (shaped,) = shaping.shape(said, rendered)
         return Payload(shaped.content)
 
     async def read_object(self, body: bytes) -> dict[str, Any]:

@@ -26,7 +26,7 @@ PAGE_HEADERS = {
     "X-Content-Type-Options": "nosniff",
 }
 ANSWER = "flowbridge.answer"  # in the scope: a function that writes a whole answer at once, if it can
-RECEIPT = "flowbridge.receipt"  # in the scope: a send that was accepted before, and is to be answered
+RECEIPT = "flowbridge.receipt"  # in the scope: a send that was accepted before, or refused, and is to be answered
 STARTED = "flowbridge.started"  # in the scope: when the request began (perf_counter), if that was before
 HANG_UP = "flowbridge.hang_up"  # in the scope: a function that ends the connection in the middle of an answer
 

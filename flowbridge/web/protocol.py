@@ -256,7 +256,7 @@ class Protocol(HttpToolsProtocol):
             self.cycle = send  # type: ignore[assignment]  # all that is used of a cycle here
 
     def go_on(self, send: UsualSend) -> None:
-        """Let the application wait for the outcome of a send that was accepted, and answer it."""
+        """Let the application answer a send: what was accepted, or the whole of it if it was not."""
         self._begin_asgi(send)
 
     def body(self) -> bytes:
@@ -302,8 +302,12 @@ class Protocol(HttpToolsProtocol):
         self.scope[ANSWER] = partial(answering.answer, cycle)  # type: ignore[literal-required]
         self.scope[HANG_UP] = partial(self._hang_up, cycle)  # type: ignore[literal-required]
         if send is not None:
-            self.scope[RECEIPT], self.scope[STARTED] = send, send.started  # type: ignore[literal-required]
+            self.scope[STARTED] = send.started  # type: ignore[literal-required]
             cycle.disconnected = send.disconnected
+            if send.is_accepted or send.error is not None:
+                self.scope[RECEIPT] = send  # type: ignore[literal-required]
+            else:
+                self._parts = [send.how.request]
         self._start_asgi_task(cycle, self.app)
         parts, self._parts = self._parts, []
         for part in parts:

@@ -1,13 +1,15 @@
 """The usual send, by callbacks: no task, no ASGI message, no Request and no Response. It costs a third less.
 
 It arrived in one piece, its caller is known, its room is named by its id, its content fits, and it has no key of its
-own: what nearly all sends are like, and what needs no answer from anyone before it is accepted. What is decided about
-it is decided by the functions that web/routes/send.py and messages.py call, in the same order: those of them that do
-not wait. At the first that would have to wait, or refuses, nothing has happened yet, and the request begins in the
-ordinary way (`Protocol._begin_asgi`). After it was accepted, only good news is told from here; otherwise the ordinary
-way goes on with the receipt. So there is one copy of each rule, and of each answer.
+own: what nearly all sends are like, and what needs no answer from anyone before it is accepted. (Markdown and HTML are
+rendered before, for which they have a task.) What is decided about it is decided by the functions that
+web/routes/send.py and messages.py call, in the same order: those of them that do not wait. At the first that would have
+to wait, or refuses, nothing has happened yet, and the request begins in the ordinary way (`Protocol._begin_asgi`).
+After it was accepted, only good news is told from here; otherwise the ordinary way goes on with the receipt. So there
+is one copy of each rule, and of each answer.
 """
 
+import asyncio
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -25,10 +27,11 @@ from flowbridge.errors import MatrixError
 from flowbridge.events.shaping import MESSAGE
 from flowbridge.homeserver import identifiers
 from flowbridge.hooks.known import PREFIX
+from flowbridge.limits import peer
 from flowbridge.limits.proxies import Proxies
 from flowbridge.models import Caller, Event, Payload
 from flowbridge.services.acceptance import LARGE_BYTES, How, Receipt
-from flowbridge.services.messages import Messages
+from flowbridge.services.messages import Later
 from flowbridge.services.sending import Told
 from flowbridge.web import answering
 from flowbridge.web.endpoint import Headers, JsonAnswer
@@ -65,7 +68,7 @@ class Connection(Protocol):
 class Door(NamedTuple):
     """What tells an event from a message as people write it: how its body is read, and how it is answered."""
 
-    read: Callable[[bytes, str, str], Payload | None]  # body, content type, event type
+    read: Callable[[bytes, str, str], Payload | Later | None]  # body, content type, event type
     answer: Callable[[Told, Sequence[str], bool], JsonAnswer]  # told, ignored, is_async
 
 
@@ -77,7 +80,7 @@ class Target(NamedTuple):
 
 
 class UsualSends:
-    """Recognises the usual sends to the flow surface: events, and messages that are a text."""
+    """Recognises the usual sends to the flow surface: events, and messages of one event that refer to nothing."""
 
     def __init__(self, core: Core) -> None:
         self._callers = core.callers
@@ -89,14 +92,17 @@ class UsualSends:
         self._target = lru_cache(MAX_PATHS)(self._read_path)
         self._events = Door(partial(core.acceptance.read, surface="flow"), answer_to)
         self._messages = Door(
-            lambda body, content_type, _: Messages.text_at_once(body, content_type),
+            lambda body, content_type, _: core.messages.at_once(body, content_type),
             lambda told, _, is_async: messages.answer_to(told, is_async=is_async),
         )
         self.sender = core.sender
         self.watchers = core.worker.watchers
 
     def take(self, connection: Connection) -> "UsualSend | None":
-        """Accept the request that has arrived on a connection; None, and nothing has happened, if it is not usual."""
+        """Accept the request that has arrived on a connection, or have it rendered before.
+
+        None, and nothing has happened, if it is not usual.
+        """
         target = self._target(connection.raw_path) if len(connection.raw_path) <= MAX_PATH else None
         headers = dict(connection.headers)
         is_plain = len(headers) == len(connection.headers) and _UNUSUAL.isdisjoint(headers)
@@ -111,12 +117,26 @@ class UsualSends:
             return None
         if send is None:
             return None
+        if send.later is not None:
+            send.render(send.later)
+            return send
+        return send if self.accept(send) else None
+
+    def check(self, send: "UsualSend", payload: Payload) -> bool:
+        """Whether what was rendered may be sent as it is."""
+        event = self._acceptance.check_at_once(send.target.room, MESSAGE, payload, as_state=False)
+        if event is not None:
+            send.event = event
+        return event is not None
+
+    def accept(self, send: "UsualSend") -> bool:
+        """Accept it, unless it is refused."""
         try:
-            receipt = self._acceptance.offer(send.credential, send.caller, target.room, send.event, send.how)
+            receipt = self._acceptance.offer(send.credential, send.caller, send.target.room, send.event, send.how)
         except MatrixError:  # of another fault it is not known whether the event was accepted: the connection ends
-            return None
+            return False
         send.wait(receipt)
-        return send
+        return True
 
     def _read(self, connection: Connection, target: Target, headers: dict[bytes, bytes]) -> "UsualSend | None":
         """What is to be accepted; None if it is not usual."""
@@ -126,19 +146,24 @@ class UsualSends:
 
         started = time.perf_counter()
         _, room, event_type, door = target
-        found = self._callers.at_once(header(b"authorization"), header(b"x-api-key"))
-        if found is None:
+        content_type = header(b"content-type")
+        known = self._callers.at_once(header(b"authorization"), header(b"x-api-key"))
+        if known is None:
             return None
-        credential, caller = found
+        credential, caller = known
+        body = connection.body() if self._room_access.is_plain(credential.key, room) else b""
+        if not 0 < len(body) < LARGE_BYTES:
+            return None
         self._acceptance.check_share(credential)
-        body = connection.body()
-        if len(body) >= LARGE_BYTES or not self._room_access.is_plain(credential.key, room):
-            return None
-        payload = door.read(body, header(b"content-type"), event_type)
-        if payload is None:
-            return None
-        event = self._acceptance.check_at_once(room, event_type, payload, as_state=False)
-        if event is None:
+        found = door.read(body, content_type, event_type)
+        event: Event | None = None
+        ignored: Sequence[str] = ()
+        later: Later | None = None
+        if isinstance(found, Payload):
+            event, ignored = self._acceptance.check_at_once(room, event_type, found, as_state=False), found.ignored
+        else:
+            later = found
+        if event is None and later is None:
             return None
         if credential.key is not None:
             scopes.permit(credential.key, event_type, room)
@@ -151,8 +176,11 @@ class UsualSends:
             forwarded = headers.get(b"x-forwarded-for")
             client = self._proxies.client(client, () if forwarded is None else (forwarded,))
         send = UsualSend(self, connection, target, client, started)
-        send.credential, send.caller, send.event, send.how = credential, caller, event, how
-        send.ignored, send.is_async, send.patience = payload.ignored, is_async, patience or 0.0
+        send.credential, send.caller, send.how = credential, caller, how
+        send.is_async, send.patience = is_async, patience or 0.0
+        send.later = later
+        if event is not None:
+            send.event, send.ignored = event, ignored
         return send
 
     def _read_path(self, raw: bytes) -> Target | None:
@@ -178,14 +206,17 @@ class _Silent:
 
 
 class UsualSend:
-    """From its acceptance to its answer. Has the attributes of uvicorn's cycle, in whose place it stands meanwhile."""
+    """Until its answer. Has the attributes of uvicorn's cycle, in whose place it stands meanwhile."""
 
     message_event = _Silent()
+    later: Later | None = None  # its content, which is yet to be rendered
+    is_accepted = False
+    error: MatrixError | None = None  # why it was refused
     credential: Credential
     caller: Caller
     event: Event
     how: How
-    ignored: Sequence[str]
+    ignored: Sequence[str] = ()
     is_async: bool
     patience: float  # seconds
     receipt: Receipt
@@ -196,8 +227,9 @@ class UsualSend:
     ) -> None:
         self._sends = sends
         self._connection = connection
-        self._target = target
+        self.target = target
         self._client = client
+        self._task: asyncio.Task[None] | None = None
         self._watch: Watch | None = None
         self._is_heard = False
         self.started = started
@@ -209,8 +241,31 @@ class UsualSend:
         self.on_response = connection.on_response_complete
         self.disconnected = self.response_started = self.response_complete = self.waiting_for_100_continue = False
 
+    def render(self, later: Later) -> None:
+        """Have its content rendered, and accept it then, or begin in the ordinary way."""
+        self._task = asyncio.get_running_loop().create_task(self._render(later))
+
+    async def _render(self, later: Later) -> None:
+        peer.enter({"client": (self._client, 0)} if self._client else {})
+        key = self.credential.key
+        peer.identified(self.caller.user_id if key is None else f"key {key.id}")  # whose share it counts in
+        is_usual = False
+        try:
+            is_usual = self._sends.check(self, await later())
+        except MatrixError as error:  # it is not rendered again: that may have taken a second
+            self.error = error
+        except Exception as error:  # likewise, if it is not a fault of this way alone
+            log.error("internal_error", exc_info=error, path=self.target.path)
+        try:
+            if not (is_usual and self._sends.accept(self)):
+                self._connection.go_on(self)
+        except Exception as error:  # it is not known whether the event was accepted
+            log.error("internal_error", exc_info=error, path=self.target.path)
+            self.transport.abort()
+
     def wait(self, receipt: Receipt) -> None:
         """For the outcome or, if the caller does not want that, for the commit."""
+        self.is_accepted = True
         self.receipt = receipt
         self.ends = time.monotonic() + self.patience
         if receipt.waits:
@@ -225,7 +280,7 @@ class UsualSend:
         try:
             self._tell()
         except Exception as error:  # the event is accepted: its caller must not wait for ever
-            log.error("internal_error", exc_info=error, path=self._target.path)
+            log.error("internal_error", exc_info=error, path=self.target.path)
             self.transport.abort()
 
     def _tell(self) -> None:
@@ -241,7 +296,7 @@ class UsualSend:
             self._answer(told)
 
     def _answer(self, told: Told) -> None:
-        response = self._target.door.answer(told, self.ignored, self.is_async)
+        response = self.target.door.answer(told, self.ignored, self.is_async)
         body = bytes(response.body)
         answering.answer(self, response.status_code, response.raw_headers, body)  # unless the caller has hung up
         metrics.count(metrics.requests, str(response.status_code))
@@ -249,7 +304,7 @@ class UsualSend:
         log.info(
             "request",
             method=self.scope["method"],
-            path=self._target.path,
+            path=self.target.path,
             status=response.status_code,
             ms=round((time.perf_counter() - self.started) * 1000, 1),
             client=self._client,

@@ -28,6 +28,7 @@ from schemathesis.specs.openapi.checks import (
 )
 from schemathesis.specs.openapi.schemas import OpenApiSchema
 
+from flowbridge.models.timing import Timing
 from flowbridge.settings import Settings
 from flowbridge.web.app import create_app
 from tests import upstream as scripted
@@ -36,9 +37,14 @@ from tests.patience import PATIENCE
 from tests.upstream import Behaviour, Request, Upstream
 
 FILE = Path(__file__).parents[2] / "openapi.json"
+# hypothesis compares the state of `random` before and after it has made a value, and the bridge, in a thread of this
+# process, uses it for the jitter of its pauses meanwhile.
+pytestmark = pytest.mark.filterwarnings("ignore:Do not use the `random` module inside strategies")
+
 DOCUMENT = create_app(Settings.model_construct()).app.openapi()
 EXAMPLES = 30  # per operation
 SHORT = 0.02  # seconds that a send is waited for: it is often enough in time, and often not
+QUICK = Timing(key_lookup_seconds=0.002)  # each unknown key or hook waits for a look
 # What an operation promises whatever comes in. Not asked: that generated bodies are accepted or refused as the
 # document alone would have it, because the event type in the path decides which schema holds (`anyOf` cannot say so).
 STREAMS = ("live", "roomLive")  # their answers do not end: tests/integration/test_live.py has them
@@ -160,7 +166,7 @@ def moody() -> scripted.Script:
 @pytest.fixture(scope="module")
 def bridge_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("contract")
-    with Upstream(moody()) as upstream, running(upstream, folder, wait_seconds=SHORT) as bridge:
+    with Upstream(moody()) as upstream, running(upstream, folder, wait_seconds=SHORT, timing=QUICK) as bridge:
         yield bridge.url
 
 

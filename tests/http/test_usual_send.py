@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from flowbridge.models.timing import Timing
+from flowbridge.rendering.processes import Rendering
 from flowbridge.web import usual_send
 from flowbridge.web.usual_send import UsualSends
 from tests import upstream as scripted
@@ -92,6 +93,9 @@ USUAL: dict[str, tuple[str, str, bytes, list[str]]] = {
     "a message in a flow message": ("POST", SAY, b'{"payload": {"text": "hi"}, "topic": "x"}', []),
     "a message that is a text": ("POST", SAY, b"just text", ["Content-Type: text/plain"]),
     "a message by a form": ("POST", SAY, b"text=hi&title=t", ["Content-Type: application/x-www-form-urlencoded"]),
+    "Markdown": ("POST", SAY, b'{"markdown": "*hi* @al:hs", "title": "T", "mentions": ["@al:hs"]}', []),
+    "HTML": ("POST", SAY, b'{"html": "<b onclick=x>hi</b><script>"}', []),
+    "Markdown that is not waited for": ("POST", SAY, b'{"markdown": "*hi*"}', ["Prefer: respond-async"]),
     "a message that is not waited for": ("POST", SAY, b'{"text": "hi"}', ["Prefer: respond-async"]),
     "an API key": ("POST", SEND, BODY, [f"X-API-Key: {KEY}"]),
 }
@@ -159,7 +163,8 @@ UNUSUAL: dict[str, tuple[int, str, str, bytes, list[str]]] = {
     "two slashes in front": (200, "POST", f"/{SEND}", BODY, [BEARER]),
     "a page of another origin": (200, "POST", SEND, BODY, [BEARER, "Origin: https://example.org"]),
     "an offer to upgrade": (200, "POST", SEND, BODY, [BEARER, "Connection: upgrade", "Upgrade: h2c"]),
-    "Markdown": (200, "POST", SAY, b'{"markdown": "*hi*"}', [BEARER]),
+    "Markdown that is too long": (413, "POST", SAY, b'{"markdown": "%s"}' % (b"x" * 16_000 + b"\\n" * 400), [BEARER]),
+    "Markdown with a key": (200, "POST", SAY, b'{"markdown": "*hi*", "key": "k"}', [BEARER]),
     "a message with a key": (200, "POST", SAY, b'{"text": "hi", "key": "k"}', [BEARER]),
     "a message in a thread": (404, "POST", SAY, b'{"text": "hi", "thread": "no-delivery"}', [BEARER]),
     "a message that may be cut": (200, "POST", SAY, b'{"text": "hi", "overflow": "file"}', [BEARER]),
@@ -218,6 +223,36 @@ def test_refusal_of_a_usual_send_is_told_in_the_ordinary_way(
     until(lambda: [line["status"] for line in lines() if line["path"] == target].count(413) == 2)
     if target == SEND:
         assert next(line["errcode"] for line in lines() if line["status"] == 413) == "M_TOO_LARGE"
+
+
+def test_text_that_cannot_be_rendered_is_refused_once(
+    bridge: Bridge, upstream: Upstream, usual: Usual, lines: Lines, monkeypatch: Patch
+) -> None:
+    """As in the ordinary way; that would have it rendered once more, for a second of processor time."""
+    asked = request("POST", SAY, b'{"html": "' + b"<i>" * 3_000 + b'"}', [BEARER])
+    assert bridge.ask(request("POST", SEND, BODY, [BEARER])).status == 200
+    rendered, render = [], Rendering.render
+
+    async def counted(*args: Any) -> Any:
+        rendered.append(args)
+        return await render(*args)
+
+    monkeypatch.setattr(Rendering, "render", counted)
+
+    def ask() -> tuple[Any, ...]:
+        before, taken = len(lines()), usual()
+        answer = bridge.ask(asked)
+        until(lambda: len(lines()) > before)
+        line = {key: value for key, value in lines()[-1].items() if key != "ms"}
+        return usual() - taken, answer.status, answer.json(), line
+
+    short = ask()
+    assert len(rendered) == 1
+    monkeypatch.setattr(UsualSends, "take", lambda *_: None)
+    ordinary = ask()
+    assert short[1:] == ordinary[1:]
+    assert (short[0], ordinary[0], short[1]) == (1, 0, 400)
+    assert len(upstream.events) == 1
 
 
 def test_usual_send_that_takes_too_long_is_a_202(hasty: Bridge, upstream: Upstream, usual: Usual, go: Event) -> None:

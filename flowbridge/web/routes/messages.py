@@ -150,6 +150,7 @@ class Messages:
         rest; a form may hold files. A target that is queued gets its event id when this message's turn comes.
         """
         if (accepted := request.scope.get(RECEIPT)) is not None:
+            request.path_params["eventType"] = shaping.MESSAGE  # as below
             return _answer(request, await outcome_of(self._sender, accepted), is_async=accepted.is_async)
         asked = await self._asked(request, shaping.MESSAGE)
         content_type = asked.headers.get("content-type", "")

@@ -21,10 +21,10 @@ from flowbridge import log
 from flowbridge.auth import scopes
 from flowbridge.auth.callers import Credential
 from flowbridge.bridge import Core
-from flowbridge.errors import BadContent, BadRequest, Problem
+from flowbridge.errors import BadContent, BadRequest, MatrixError, Problem
 from flowbridge.homeserver import identifiers
 from flowbridge.limits import peer
-from flowbridge.models import Event, Payload, Surface
+from flowbridge.models import Caller, Event, Payload, Surface
 from flowbridge.services.acceptance import How, Receipt
 from flowbridge.services.sending import Sender, Told
 from flowbridge.web import parameters
@@ -46,9 +46,11 @@ class EventId(TypedDict):
 
 
 class Accepted(Protocol):
-    """A send that was accepted, and whose outcome is not known yet."""
+    """A send that was accepted, and whose outcome is not known yet; or that was refused."""
 
     credential: Credential
+    caller: Caller
+    error: MatrixError | None
     event: Event
     how: How
     receipt: Receipt
@@ -172,11 +174,13 @@ class Sending:
 
 
 async def outcome_of(sender: Sender, send: Accepted) -> Told:
-    """Wait for the outcome of an event that web/usual_send.py has accepted."""
+    """Wait for the outcome of an event that web/usual_send.py has accepted. Raises why it was not."""
     key = send.credential.key
-    peer.identified(send.receipt.caller.user_id if key is None else f"key {key.id}")
+    peer.identified(send.caller.user_id if key is None else f"key {key.id}")
     if key is not None:
         log.note(key=key.id)
+    if send.error is not None:
+        raise send.error
     patience = max(0.0, send.ends - time.monotonic())
     return await sender.outcome(send.credential, send.event, send.how, send.receipt, patience)
 

@@ -53,6 +53,11 @@ def known(database: Database) -> list[tuple[bytes, ApiKey]]:
         return api_keys.valid(connection)
 
 
+def actions(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """The bridge's own: asyncio may tell here of what another test has left."""
+    return [record.msg for record in caplog.records if record.name.startswith("flowbridge")]
+
+
 def said(caplog: pytest.LogCaptureFixture) -> str:
     return json.dumps([{**vars(record)} for record in caplog.records], default=str)
 
@@ -128,7 +133,7 @@ def test_file_that_is_there_is_left_alone(database: Database, file: Path, caplog
     make(database)
     assert file.read_text() == "somebody's"
     assert known(database) == []
-    assert [record.msg for record in caplog.records] == ["first_key_not_made"]
+    assert actions(caplog) == ["first_key_not_made"]
     assert str(file) in said(caplog)
     file.unlink()
     make(database)
@@ -167,7 +172,7 @@ def test_commit_that_fails_leaves_no_file(database: Database, file: Path, caplog
     event.remove(database.engine, "commit", fail)
     assert not file.exists()
     assert known(database) == []
-    assert [record.msg for record in caplog.records] == ["first_key_not_made"]
+    assert actions(caplog) == ["first_key_not_made"]
     assert not re.search(SECRET, said(caplog))
 
 

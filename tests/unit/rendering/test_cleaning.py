@@ -48,7 +48,7 @@ RESTS = [
     "/&",
 ]
 LINKS = [f'<a href="{scheme}://{host}{rest}">' for scheme in ("http", "https") for host in HOSTS for rest in RESTS]
-NAMES = ("p", "ul", "li", "code", "em", "strong")
+NAMES = ("p", "ul", "ol", "li", "code", "em", "strong", "del", "blockquote", "h1", "h3")
 TAGS = [f"<{end}{name}>" for name in NAMES for end in ("", "/")]
 OTHERS = [
     "</a>",
@@ -124,9 +124,11 @@ def test_no_link_is_clean_that_would_be_changed() -> None:
             '<a href="http://prometheus.example.org:9090/graph?g0.expr=a&amp;b#c">Source</a> · x</p>'
         ),
         '<ul>\n<li><code>6113728</code> <a href="https://10.0.0.1/">x</a><ul><li>y</li></ul></li>\n</ul>',
+        "<h1>x</h1>\n<ol>\n<li>\n<p>a <del>b</del></p>\n<ul>\n<li>c</li>\n</ul>\n</li>\n</ol>",
+        "<blockquote>\n<p>x</p>\n<blockquote>\n<ul>\n<li>y</li>\n</ul>\n</blockquote>\n</blockquote>",
     ],
 )
-def test_what_sources_write_is_clean(html: str) -> None:
+def test_what_sources_and_markdown_become_is_clean(html: str) -> None:
     assert is_clean(html)
     assert clean(html) is html
 
