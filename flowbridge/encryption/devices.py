@@ -86,10 +86,14 @@ class Devices:
         found = await self._database.read(partial(crypto.ciphertext, delivery=delivery))
         return None if found is None else found.encode()
 
+    def is_bot_s(self, token: str | None) -> bool:
+        """Whether the homeserver delivers the device's messages to syncs with this token."""
+        return bool(token) and token == self.keeper.token
+
     async def keep(self, token: str, sync: Any) -> None:
         """Keep what a sync with the bot's token brought for its device. Raises StoreUnavailable."""
         events = listed(sync, "to_device")
-        if events and token == self.keeper.token and (account := self._account()):
+        if events and self.is_bot_s(token) and (account := self._account()):
             sealed = self.keeper.seal.close(events)
             await self._database.run(partial(crypto.keep_for_device, account=account, sealed=sealed))
 

@@ -279,7 +279,31 @@ def test_readiness_says_how_the_device_stands(bridge: Bridge) -> None:
     assert bridge.http.get("/readyz").raise_for_status().json()["encryption"] == "signed"
 
 
+def test_client_that_syncs_with_the_bot_s_token_takes_no_keys_away(bridge: Bridge, peer: Peer) -> None:
+    room = bridge.room()
+    peer.ask("join", room=room)
+    bridge.say(room, "hello")
+    since, path = "", "/_matrix/client/v3/sync"
+    for number in range(3):
+        peer.ask("discard", room=room)
+        event_id = peer.send(room, {"msgtype": "m.text", "body": str(number)})
+        seen = ""
+        while event_id not in seen:
+            wanted = {"timeout": "1000", **({"since": since} if since else {})}
+            answer = bridge.http.get(path, params=wanted, timeout=PATIENCE).raise_for_status()
+            assert "to_device" not in answer.json()
+            seen, since = answer.text, answer.json()["next_batch"]
+    texts = [str(number) for number in range(3)]
+
+    def read() -> list[str]:
+        page = bridge.http.get(f"/rooms/{quote(room)}/messages", params={"dir": "f", "limit": 50}).json()["chunk"]
+        return [each["content"]["body"] for each in page if each["type"] == "m.room.message"][1:]
+
+    until(lambda: read() == texts, else_=read)
+
+
 def test_recovery_key_is_in_a_file_of_its_owner_alone(bridge: Bridge, folder: Path) -> None:
+    bridge.say(bridge.room(), "the device is there")
     path = folder / "flowbridge.db.recovery-key"
     assert path.stat().st_mode & 0o777 == 0o600
     assert len(path.read_text().split()) == 12
