@@ -3,10 +3,12 @@
 import asyncio
 import contextlib
 import math
+import secrets
 import ssl
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flowbridge import log
@@ -17,7 +19,7 @@ from flowbridge.auth.identities import Identities
 from flowbridge.auth.names import Names
 from flowbridge.auth.refusals import Refusals
 from flowbridge.auth.room_access import RoomAccess
-from flowbridge.auth.tokens import Tokens, cipher
+from flowbridge.auth.tokens import Tokens, cipher, secret_key
 from flowbridge.delivery import Beside, Worker
 from flowbridge.delivery.account_limits import AccountLimits
 from flowbridge.delivery.attempt import Attempts
@@ -59,11 +61,13 @@ from flowbridge.services.rooms import Rooms
 from flowbridge.services.sending import Sender
 from flowbridge.services.targets import Targets
 from flowbridge.settings import Settings
-from flowbridge.store import Database
+from flowbridge.store import Database, crypto
 from flowbridge.store.accounts import account_of
 from flowbridge.store.delivery_log import Standing
 
 if TYPE_CHECKING:
+    from flowbridge.encryption.devices import Devices
+    from flowbridge.encryption.keeper import Keeper
     from flowbridge.outbound.fetch import Fetcher
 
 LOCATE_SECONDS = 1.0
@@ -111,9 +115,17 @@ class Core:
         self.room_access = RoomAccess(self.callers, self.homeserver, self.names, timing=self.timing)
         self.readings = Readings(self.database)
         self.replays = Replays(self.readings, self.homeserver, self.callers, self.tokens)
+        self.devices = None if beside else self._make_devices()
         self.encryption = EncryptionCheck(
-            self.homeserver, refuses=settings.encrypted_rooms == "refuse", timing=self.timing
+            self.homeserver,
+            refuses=settings.encrypted_rooms != "allow",
+            devices=self.devices,
+            timing=self.timing,
         )
+        if self.devices is not None:
+            self.devices.keeper.on_rooms = self.encryption.forget
+            self.homeserver.on_sync = self.devices.keep
+            self.bot.device_of = self.devices.device_of
         self.breaker = Breaker(self.homeserver, timing=self.timing)
         self.account_limits = AccountLimits(
             self.tokens,
@@ -141,8 +153,11 @@ class Core:
             set_aside=settings.set_aside_seconds,
             share=settings.max_share,
             keep_days=settings.keep_queued_days,
+            encrypts=self.devices is not None,
             timing=self.timing,
         )
+        if self.devices is not None:
+            self.devices.keeper.owner = self.worker.owner  # of lanes and of the device: see `leases.claim`
         self.guests = Account(BODIES_SHARE)  # pays for the bodies that callers send who have not been authenticated
         self.acceptance = Acceptance(
             self.catalogue,
@@ -187,7 +202,11 @@ class Core:
             timing=self.timing,
         )
         self.history = History(
-            self.callers, self.room_access, self.homeserver, encrypted_rooms=settings.encrypted_rooms
+            self.callers,
+            self.room_access,
+            self.homeserver,
+            encrypted_rooms=settings.encrypted_rooms,
+            shown=self.devices.shown if self.devices is not None else None,
         )
         self.media = Media(self.callers, self.homeserver, self.relay)
         self.transfer = Transfer(self.media, partial(self._fetcher, tls), most_bytes=settings.max_file_bytes)
@@ -226,7 +245,10 @@ class Core:
             standing=HookRooms(self.callers, self.room_access, self.homeserver).standing,
             limit=settings.max_hook_bytes,
         )
-        self.live = Live(self.homeserver, self.callers, timing=self.timing)
+        late = partial(self.devices.shown, late=True) if self.devices is not None else None
+        self.live = Live(self.homeserver, self.callers, shown=late, timing=self.timing)
+        if self.devices is not None:
+            self.devices.on_late = self.live.tell
         self.maintenance = Maintenance(
             settings,
             self.database,
@@ -238,6 +260,7 @@ class Core:
                 (self.registry.refresh, self.timing.key_refresh_seconds),
                 (self.registry.flush, self.timing.refused_seconds),
                 (self.requests.flush, self.timing.kept_seconds),
+                (self._forget_ciphertexts, self.timing.purge_seconds),
             ],
             timing=self.timing,
         )
@@ -256,6 +279,39 @@ class Core:
         self.requests.open(fernet)
         if not self._beside:
             self.registry.open(fernet)
+        if self.devices is not None:
+            from flowbridge.encryption.sealing import Seal
+
+            self.devices.keeper.unlock(Seal(secret_key(self.settings)))
+
+    def _make_devices(self) -> "Devices | None":
+        """The device of the bot, where the bridge is to encrypt."""
+        settings = self.settings
+        if settings.encrypted_rooms != "encrypt" or not settings.has_bot:
+            return None
+        from flowbridge.encryption.devices import Devices  # with a library that may not be installed
+        from flowbridge.encryption.recovery_file import Shown
+
+        keeper = self.make_keeper(Shown(Path(f"{settings.database_file or 'flowbridge'}.recovery-key")))
+        return Devices(self.database, keeper, lambda: self.bot.user_id, timing=self.timing)
+
+    def make_keeper(self, show: Callable[[str], None], *, password: str = "", command: bool = False) -> "Keeper":
+        """What keeps the bot's device; for a `command` beside the bridge, perhaps."""
+        from flowbridge.encryption.keeper import Keeper
+
+        settings = self.settings
+        return Keeper(
+            self.database,
+            self.homeserver,
+            self.bot.caller,
+            owner=secrets.token_hex(8),
+            alone=self.database.is_sqlite and not command,
+            lease_seconds=settings.lease_seconds,
+            show=show,
+            password=password or (settings.password.get_secret_value() if settings.password else ""),
+            command=command,
+            timing=self.timing,
+        )
 
     async def locate(self) -> None:
         """Learn the homeserver's address, for a second at most: a slow network must not hold up the start.
@@ -290,6 +346,7 @@ class Core:
             tasks.append(asyncio.create_task(self.maintenance.run()))
         if not self._beside and self.bot.is_configured:
             tasks.append(asyncio.create_task(self.invitations.run()))
+        keeping = asyncio.create_task(self.devices.keeper.run()) if self.devices is not None else None
         try:
             yield
         finally:
@@ -299,6 +356,9 @@ class Core:
             await self.rendering.stop()
             await self.transfer.close()
             await self.worker.stop()
+            if keeping is not None:
+                keeping.cancel()
+                await asyncio.wait([keeping])
             self.breaker.stop()
             await self.database.stop()
             self.homeserver.close()
@@ -309,6 +369,10 @@ class Core:
         await self.administration.reload()
         await self.locator.refresh()
         await self.bot.reload()
+
+    async def _forget_ciphertexts(self) -> None:
+        if self.devices is not None:
+            await self.database.run(crypto.forget_ciphertexts, lingers=True)
 
     def _fetcher(self, tls: ssl.SSLContext) -> "Fetcher":
         from flowbridge.outbound.destination import Allowed

@@ -160,6 +160,10 @@ class Unavailable(MatrixError):
         super().__init__(error, retry_after_ms=retry_after_ms)
 
 
+class HeldElsewhere(Unavailable):
+    """Another process of the bridge has the device that is to encrypt this."""
+
+
 class TooLarge(MatrixError):
     status = 413
     errcode = Errcode.TOO_LARGE

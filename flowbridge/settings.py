@@ -44,6 +44,7 @@ _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(?:\[[0-9a-f:.]+\]|[a-z0-9_.-]+)(?::[
 _FILES = "SECRET=FILES"  # not a possible name of an environment variable
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _SOCKS = "python_socks"
+_OLM = "vodozemac"
 _TOKEN_RULE = "a token is visible ASCII without spaces, and not `None` or the like"  # noqa: S105 (a sentence, not a secret)
 _VISIBLE = frozenset(string.ascii_letters + string.digits + string.punctuation)
 
@@ -94,7 +95,7 @@ class Settings(BaseSettings):
     database_url: SecretStr = _name("FLOWBRIDGE_DATABASE_URL", SecretStr("sqlite:///flowbridge.db"))
     secret_key: SecretStr | None = _name("FLOWBRIDGE_SECRET_KEY")
     public_url: str | None = _name("FLOWBRIDGE_PUBLIC_URL")
-    encrypted_rooms: Literal["refuse", "allow"] = _name("FLOWBRIDGE_ENCRYPTED_ROOMS", "refuse")
+    encrypted_rooms: Literal["refuse", "allow", "encrypt"] = _name("FLOWBRIDGE_ENCRYPTED_ROOMS", "refuse")
     auto_join: Annotated[tuple[str, ...], NoDecode] = _name("FLOWBRIDGE_AUTO_JOIN", ("own",))
     registration: bool = _name("FLOWBRIDGE_REGISTRATION", True)
     pass_federation: bool = _name("FLOWBRIDGE_PASS_FEDERATION", True)
@@ -227,6 +228,13 @@ class Settings(BaseSettings):
                         f"host names, addresses and networks (10.0.0.0/8), separated by commas; {text[:80]!r} is none"
                     ) from None
         return found
+
+    @field_validator("encrypted_rooms")
+    @classmethod
+    def _can_encrypt(cls, value: str) -> str:
+        if value == "encrypt" and find_spec(_OLM) is None:
+            raise ValueError("encrypt needs a library: pip install 'flowbridge[e2ee]'")
+        return value
 
     @field_validator("auto_join", mode="before")
     @classmethod

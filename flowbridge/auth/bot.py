@@ -2,11 +2,11 @@
 
 import asyncio
 import math
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 from flowbridge import log
-from flowbridge.auth.bot_token import BotToken
+from flowbridge.auth.bot_token import BotToken, device_id
 from flowbridge.auth.identities import RETRY_SECONDS, Identities, Identity
 from flowbridge.auth.names import Names
 from flowbridge.errors import BadGateway, MatrixError, Unavailable
@@ -19,7 +19,10 @@ from flowbridge.settings import Settings
 
 
 class Bot:
-    """`on_new`: called with the bot each time it has another token."""
+    """`on_new`: called with the bot each time it has another token.
+
+    `device_of`: of a user, the device whose keys the bridge has; it is the one to log in as.
+    """
 
     def __init__(
         self,
@@ -31,7 +34,8 @@ class Bot:
         timing: Timing = Timing(),
     ) -> None:
         self.is_configured = settings.has_bot
-        self._token = BotToken(settings, homeserver, timing)
+        self._token = BotToken(settings, homeserver, timing, device=self._device)
+        self.device_of: Callable[[str], Awaitable[str | None]] | None = None
         self._identities = identities
         self._names = names
         self._patience = timing.patience_seconds
@@ -89,6 +93,11 @@ class Bot:
                 raise later(_trouble(error)) from None
         self._trouble_until = self._clock() + RETRY_SECONDS
         return Caller(*known, "", bot=True, key=key)
+
+    async def _device(self) -> str:
+        known = await self._from_before() if self.device_of is not None else None
+        stored = await self.device_of(known[0]) if self.device_of is not None and known is not None else None
+        return stored or device_id()
 
     async def _from_before(self) -> Identity | None:
         """Who the bot is: as last seen, here or by an earlier process, or as the settings say."""

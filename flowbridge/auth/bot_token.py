@@ -3,6 +3,7 @@
 import hashlib
 import re
 import socket
+from collections.abc import Awaitable, Callable
 
 from flowbridge import log
 from flowbridge.errors import MatrixError
@@ -17,9 +18,20 @@ _USER_ID = re.compile(r"@[a-z0-9._=/+-]+:[^\s\x00]+")  # as homeservers make the
 
 
 class BotToken:
-    """A token or password from a file is read again when it is refused, and when `candidate` is called."""
+    """A token or password from a file is read again when it is refused, and when `candidate` is called.
 
-    def __init__(self, settings: Settings, homeserver: Homeserver, timing: Timing = Timing()) -> None:
+    `device`: the device to log in as.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        homeserver: Homeserver,
+        timing: Timing = Timing(),
+        *,
+        device: Callable[[], Awaitable[str]] | None = None,
+    ) -> None:
+        self._device = device
         self._settings = settings
         self._homeserver = homeserver
         self._clock = timing.clock
@@ -64,12 +76,13 @@ class BotToken:
     async def _try(self) -> str:
         assert self._user is not None
         assert self._password is not None
+        device = device_id() if self._device is None else await self._device()
         try:
-            return await self._homeserver.login(self._user, self._password, device_id())
+            return await self._homeserver.login(self._user, self._password, device)
         except MatrixError as error:
             if error.status not in (401, 403) or not self._has_new_password():
                 raise
-        return await self._homeserver.login(self._user, self._password, device_id())
+        return await self._homeserver.login(self._user, self._password, device)
 
     def _has_new_password(self) -> bool:
         fresh = self._read_again("password")

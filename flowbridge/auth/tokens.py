@@ -28,10 +28,16 @@ digest_of = lru_cache(MAX_KNOWN)(accounts.token_hash)
 
 
 def cipher(settings: Settings) -> Fernet:
-    """The cipher of FLOWBRIDGE_SECRET_KEY, or of a 0600 key file beside the database, which is made when missing."""
+    """The cipher of the secret key."""
+    return Fernet(secret_key(settings))
+
+
+def secret_key(settings: Settings) -> str:
+    """FLOWBRIDGE_SECRET_KEY, or what is in a 0600 key file beside the database, which is made when missing."""
     key = settings.secret_key.get_secret_value() if settings.secret_key else _from_file(settings)
     try:
-        return Fernet(key)
+        Fernet(key)
+        return key
     except ValueError:
         raise SettingsError(
             "FLOWBRIDGE_SECRET_KEY: a Fernet key is 32 bytes in URL-safe base64; "

@@ -7,11 +7,12 @@ import shutil
 import time
 from collections.abc import Iterator
 from email.utils import parsedate_to_datetime
+from functools import partial
 
 from sqlalchemy.exc import SQLAlchemyError
 
 from flowbridge import log
-from flowbridge.auth.tokens import cipher
+from flowbridge.auth.tokens import cipher, secret_key
 from flowbridge.bridge import Core
 from flowbridge.cli import FAILED, bot_rooms
 from flowbridge.cli.findings import Finding, show
@@ -20,8 +21,10 @@ from flowbridge.errors import MatrixError
 from flowbridge.homeserver import AddressError, AddressUnknown
 from flowbridge.homeserver.pool import Answer
 from flowbridge.hooks.rooms import HookRooms
+from flowbridge.models import Caller
 from flowbridge.settings import Settings, SettingsError
-from flowbridge.store import StoreAbsent, StoreError, accounts, api_keys, hooks, outbox
+from flowbridge.store import StoreAbsent, StoreError, accounts, api_keys, crypto, hooks, outbox
+from flowbridge.store.accounts import account_of
 from flowbridge.store.engine import place, reason
 
 MAX_CLOCK_SECONDS = 60
@@ -213,6 +216,7 @@ async def _account(core: Core) -> list[Finding]:
         Finding("token", True, f"it is {bot.user_id}'s, device {bot.device_id or 'none'}{where}"),
         _keys(core),
         await _rate_limit(core, bot.token, bot.user_id),
+        *await _encryption(core, bot),
         *rooms,
         *await _hook_rooms(core),
     ]
@@ -272,6 +276,33 @@ def _keys(core: Core) -> Finding:
         f"{number} {where}" if number else "none yet: `flowbridge keys create` makes one, and so does the first `serve`"
     )
     return Finding("api keys", True if number else None, says)
+
+
+async def _encryption(core: Core, bot: Caller) -> list[Finding]:
+    """Whether others may rely on the bot's device, where it is to encrypt."""
+    if core.devices is None or not core.database.is_open:
+        return []
+    from flowbridge.encryption import setup
+    from flowbridge.encryption.olm import CryptoError
+    from flowbridge.encryption.sealing import Seal
+
+    account = account_of(bot.user_id)
+    stored = await core.database.read(partial(crypto.device, account=account))
+    if stored is None:
+        return [Finding("encryption", None, "there is no device yet: `flowbridge serve` makes it")]
+    try:
+        report = await setup.report_of(
+            stored, core.database, Seal(secret_key(core.settings)), core.devices.keeper.server
+        )
+    except CryptoError as error:
+        return [Finding("encryption", False, str(error))]
+    except MatrixError as error:
+        return [Finding("encryption", None, error.error)]
+    hint = setup.HINTS[report.standing]
+    says = f"device {report.device_id} is {report.standing}{f': {hint}' if hint else ''}"
+    if stored.device_id != bot.device_id:
+        says += f"; the token is of device {bot.device_id}, which the bridge makes its own at its next start"
+    return [Finding("encryption", report.standing == "signed", says)]
 
 
 async def _rate_limit(core: Core, token: str, user_id: str) -> Finding:

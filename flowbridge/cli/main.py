@@ -508,6 +508,44 @@ def preview_hook(
     raise typer.Exit(hooks.preview(_settings(), name, body, header or [], request, template, in_json=as_json))
 
 
+devices = typer.Typer(no_args_is_help=True, help="The bot's device, which encrypts and decrypts.")
+app.add_typer(devices, name="device")
+
+
+@devices.command("setup")
+def set_up_device(
+    reset: Annotated[
+        bool,
+        typer.Option(
+            "--reset",
+            help="Replace the account's cross-signing keys: whoever has verified it is warned, and its other devices "
+            "are unsigned.",
+        ),
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Make the device, and make it the account's own. The recovery key is printed once, alone on standard output."""
+    from flowbridge.cli import device
+
+    raise typer.Exit(device.set_up(_settings(), reset=reset, yes=yes))
+
+
+@devices.command("status")
+def show_device(as_json: AsJson = False) -> None:
+    """Say how the device stands: whether others may rely on it, and who has it. The exit code is 1 unless they may."""
+    from flowbridge.cli import device
+
+    raise typer.Exit(device.status(_settings(), in_json=as_json))
+
+
+@devices.command("recover")
+def recover_device() -> None:
+    """Sign the device by the account's recovery key or passphrase, which is asked for, or read on standard input."""
+    from flowbridge.cli import device
+
+    raise typer.Exit(device.recover(_settings()))
+
+
 def main() -> None:
     """Run a command; a setting or an argument that cannot be used is one line and exit code 2."""
     try:

@@ -8,18 +8,17 @@ from dataclasses import dataclass, replace
 from flowbridge.auth.tokens import Known, Tokens, digest_of
 from flowbridge.delivery.account_limits import AccountLimits
 from flowbridge.delivery.breaker import Breaker
-from flowbridge.delivery.encryption import IN_PLAIN_TEXT, EncryptionCheck
+from flowbridge.delivery.encryption import EncryptionCheck
 from flowbridge.delivery.lookup import Lookup
-from flowbridge.errors import BadGateway, Forbidden, GatewayTimeout, MatrixError, Unauthorized
+from flowbridge.errors import BadGateway, Forbidden, GatewayTimeout, HeldElsewhere, MatrixError, TooLarge, Unauthorized
 from flowbridge.homeserver import Homeserver, answers, standing
 from flowbridge.homeserver.answers import Verdict
 from flowbridge.homeserver.standing import Standing
 from flowbridge.models import Event
 from flowbridge.store import Row
 
+ENCRYPTED = "m.room.encrypted"
 REMEMBERED_SECONDS = 20 * 60.0  # for how long a homeserver surely knows a transaction id
-
-_REFUSED = Verdict("dead", error=Forbidden(IN_PLAIN_TEXT))
 
 
 @dataclass(slots=True)
@@ -38,7 +37,9 @@ class Attempt:
     must_look: bool = False
     own: str = ""
     waits: bool = False
-    # What is learnt on the way: which token sends it, and whether the event was looked for, and is not in its room.
+    # What is learnt on the way: what it is encrypted to, if it is; which token sends it; and whether the event was
+    # looked for, and is not in its room.
+    sealed: bytes | None = None
     token: str = ""
     digest: str = ""
     user_id: str = ""
@@ -46,6 +47,11 @@ class Attempt:
     sending: bool = False
     ends_at: float | None = None  # the loop's clock
     verdict: Verdict | None = None
+
+    @property
+    def sent_as(self) -> Row:
+        """The event as the homeserver has it."""
+        return self.row if self.sealed is None else self.row._replace(event_type=ENCRYPTED, content=self.sealed)
 
 
 _Step = Callable[[Attempt], Awaitable[Verdict | None]]
@@ -137,6 +143,8 @@ class Attempts:
             return Verdict("token", error=Unauthorized(reason))
         device_id = known[1]
         self._use(attempt, known)
+        if attempt.must_look or uncertain_since is not None:
+            attempt.sealed = await self._encryption.made(row.delivery, row.event_type, row.state_key)
         looks = attempt.must_look or (
             uncertain_since is not None
             and (
@@ -147,12 +155,28 @@ class Attempts:
         )
         if looks and (event_id := await self._look(attempt)) is not None:
             return Verdict("sent", event_id)
-        is_plain = self._encryption.is_known_plain(row.room_id, row.event_type, row.state_key)
-        if not is_plain and await self._encryption.refuses(attempt.token, _event(row)):
-            # The room may have been encrypted after the event was sent.
-            may_be_there = uncertain_since is not None and not attempt.looked
-            event_id = await self._look(attempt) if may_be_there else None
-            return _REFUSED if event_id is None else Verdict("sent", event_id)
+        if attempt.sealed is not None or self._encryption.is_known_plain(row.room_id, row.event_type, row.state_key):
+            return None
+        return await self._encrypt(attempt)
+
+    async def _encrypt(self, attempt: Attempt) -> Verdict | None:
+        """Where the room is encrypted, encrypt the event; refuse it where that cannot be done."""
+        row, encryption = attempt.row, self._encryption
+        encrypts = encryption.encrypts_for(row.account)
+        if not encrypts and not await encryption.refuses(attempt.token, _event(row)):
+            return None
+        # The room may have been encrypted after the event was sent.
+        may_be_there = attempt.uncertain_since is not None and not attempt.looked
+        if may_be_there and (event_id := await self._look(attempt)) is not None:
+            return Verdict("sent", event_id)
+        if not encrypts:
+            return Verdict("dead", error=encryption.refusal())
+        try:
+            attempt.sealed = await encryption.encrypt(row.account, _event(row), row.delivery)
+        except (Forbidden, TooLarge) as error:
+            return Verdict("dead", error=error)
+        except HeldElsewhere as error:
+            return Verdict("elsewhere", error=error, beforehand=True)
         return None
 
     @staticmethod
@@ -161,12 +185,12 @@ class Attempts:
         attempt.digest = digest_of(attempt.token)
 
     async def _look(self, attempt: Attempt) -> str | None:
-        event_id = await self._lookup.find(attempt.row, attempt.token, attempt.user_id)
+        event_id = await self._lookup.find(attempt.sent_as, attempt.token, attempt.user_id)
         attempt.looked = event_id is None
         return event_id
 
     async def _send(self, attempt: Attempt) -> Verdict:
-        row = attempt.row
+        row = attempt.sent_as
         verdict = answers.judge(await self._homeserver.send(attempt.token, _event(row), row.txn_id))
         if verdict.error is not None:
             verdict.error.sent = verdict.kind == "again"

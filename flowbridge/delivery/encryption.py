@@ -1,6 +1,12 @@
-"""Encryption check: plain text must not go into an encrypted room, unless FLOWBRIDGE_ENCRYPTED_ROOMS allows it."""
+"""Encryption between claim and send: what goes into an encrypted room is encrypted, or refused.
+
+Plain text goes there only where FLOWBRIDGE_ENCRYPTED_ROOMS allows it. What is encrypted knows no Olm here: see
+flowbridge/encryption, which needs a library that may not be installed.
+"""
 
 import time
+from collections.abc import Iterable
+from typing import Protocol
 
 from flowbridge.errors import Forbidden
 from flowbridge.homeserver import Homeserver
@@ -17,17 +23,47 @@ IN_PLAIN_TEXT = (
 )
 
 
+BY_A_CALLER = (
+    "the room is encrypted, and the bridge encrypts for its own account alone: send it with an API key, or by a client "
+    "that encrypts itself"
+)
+
+
+class Encrypts(Protocol):
+    """Accounts whose devices the bridge has: `flowbridge.encryption.devices.Devices`."""
+
+    def encrypts_for(self, account: str) -> bool: ...
+
+    async def encrypt(self, account: str, event: Event, delivery: str) -> bytes | None:
+        """The content of the m.room.encrypted that this is sent as, the same for the same delivery.
+
+        None in a room that is not encrypted. Raises MatrixError: Forbidden or TooLarge when it can never be sent so,
+        HeldElsewhere when another process has the device.
+        """
+
+    async def made(self, delivery: str) -> bytes | None:
+        """What a delivery was encrypted to before, by any process."""
+
+
 class EncryptionCheck:
     """Remembers for a few seconds that a room is plain; an encrypted one is asked about each time.
 
-    `refuses`: what FLOWBRIDGE_ENCRYPTED_ROOMS says. For one event loop.
+    `refuses`: plain text, as FLOWBRIDGE_ENCRYPTED_ROOMS says. `devices`: who encrypts instead; None: nobody does. For
+    one event loop.
     """
 
     def __init__(
-        self, homeserver: Homeserver, *, refuses: bool, max_plain: int = MAX_PLAIN, timing: Timing = Timing()
+        self,
+        homeserver: Homeserver,
+        *,
+        refuses: bool,
+        devices: Encrypts | None = None,
+        max_plain: int = MAX_PLAIN,
+        timing: Timing = Timing(),
     ) -> None:
         self._homeserver = homeserver
         self._refuses = refuses
+        self._devices = devices
         self._max_plain = max_plain
         self._plain_seconds = timing.plain_seconds
         self.plain_until: dict[str, float] = {}  # room → monotonic
@@ -42,15 +78,46 @@ class EncryptionCheck:
         asked = time.monotonic()
         if await self._homeserver.is_encrypted(token, event.room, query):
             return True
+        self._note_plain(event.room, asked)
+        return False
+
+    def refusal(self) -> Forbidden:
+        """What the sender of a plain text is told."""
+        return Forbidden(IN_PLAIN_TEXT if self._devices is None else BY_A_CALLER)
+
+    def encrypts_for(self, account: str) -> bool:
+        """Whether the bridge has a device of this account, so that `encrypt` takes the place of `refuses`."""
+        return self._devices is not None and self._devices.encrypts_for(account)
+
+    async def encrypt(self, account: str, event: Event, delivery: str) -> bytes | None:
+        """What this is to be sent as, in an m.room.encrypted; None: as it is. Raises as `Encrypts.encrypt`."""
+        assert self._devices is not None
+        asked = time.monotonic()
+        made = await self._devices.encrypt(account, event, delivery)
+        if made is None:
+            self._note_plain(event.room, asked)
+        return made
+
+    async def made(self, delivery: str, event_type: str, state_key: str | None) -> bytes | None:
+        """What a delivery was encrypted to, before an attempt of which the end is not known."""
+        if self._devices is None or state_key is not None or event_type in _ALWAYS_PLAIN:
+            return None
+        return await self._devices.made(delivery)
+
+    def forget(self, rooms: Iterable[str]) -> None:
+        """These may be encrypted by now."""
+        for room in rooms:
+            self.plain_until.pop(room, None)
+
+    def _note_plain(self, room: str, asked: float) -> None:
         if len(self.plain_until) >= self._max_plain:
             self.plain_until.clear()
-        self.plain_until[event.room] = asked + self._plain_seconds
-        return False
+        self.plain_until[room] = asked + self._plain_seconds
 
     async def permit(self, token: str, event: Event, *, query: str = "") -> None:
         """Raise Forbidden for plain text into an encrypted room; otherwise as `refuses`."""
         if await self.refuses(token, event, query=query):
-            raise Forbidden(IN_PLAIN_TEXT)
+            raise self.refusal()
 
     def is_known_plain(self, room: str, event_type: str, state_key: str | None) -> bool:
         """Whether this may be sent as it is, without asking."""

@@ -38,6 +38,7 @@ DAY_SECONDS = 86_400.0
 MAX_BOUND = 50  # events of a lane that are bound at once
 TOLD = 50  # waiting callers that are told of a refusal in one go
 IN_DOUBT = "; it may be in the room all the same"
+HAND_OVER_SECONDS = 0.05  # until the process that can send for it may claim a lane
 EARLY_MS = 5  # an attempt may be this early
 
 
@@ -287,6 +288,9 @@ class Lane:
             if verdict is None:
                 await self._change_token()
                 continue
+            if verdict.kind == "elsewhere":
+                log.info("lane_handed_over", lane=self.fence.lane)
+                return HAND_OVER_SECONDS
             suspicion = None
             if verdict.kind == "again" and is_failure(verdict):
                 suspicion = await self._shared.suspects.weigh(self.fence.lane, pending.history, started, verdict)

@@ -61,9 +61,11 @@ class Lanes:
         make: Callable[[Claim, float, bool], Lane],
         *,
         lease: float,
+        encrypts: bool = False,
         timing: Timing,
         bounds: Bounds,
     ) -> None:
+        self._encrypts = encrypts
         self._database = database
         self._write_queue = write_queue
         self._backpressure = backpressure
@@ -197,7 +199,14 @@ class Lanes:
         batch = max(1, min(self._bounds.batch, self._most_held // (len(self._held) + limit)))
         claims = await self._database.run(
             lambda connection: leases.claim(
-                connection, self.owner, limit, self.lease_ms, batch=batch, exclude=but, only=only
+                connection,
+                self.owner,
+                limit,
+                self.lease_ms,
+                batch=batch,
+                exclude=but,
+                only=only,
+                encrypts=self._encrypts,
             ),
             alone=True,
         )

@@ -43,7 +43,8 @@ class Worker:
 
     `set_aside`: seconds after which an event becomes a dead letter if the homeserver fails at it alone; 0: never.
     `share`: the fraction of all waiting callers that may be one caller's. `keep_days`: days after which an unsent event
-    is given up, but not within `grace` seconds of the start.
+    is given up, but not within `grace` seconds of the start. `encrypts`: of several processes each leaves the lanes to
+    another one which that has the device for.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class Worker:
         set_aside: float = 300.0,
         share: float = 1.0,
         keep_days: float = KEEP_DAYS,
+        encrypts: bool = False,
         grace: float = GRACE_SECONDS,
         timing: Timing = Timing(),
         bounds: Bounds | None = None,
@@ -82,6 +84,7 @@ class Worker:
             self._deliveries,
             lambda claim, lease_until, full: Lane(self._shared, claim, lease_until, full=full),
             lease=lease,
+            encrypts=encrypts,
             timing=timing,
             bounds=self._bounds,
         )

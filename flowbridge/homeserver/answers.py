@@ -110,12 +110,12 @@ class Verdict:
     absent: forbidden because the account is not in the room. again: the outcome is unknown, or a later attempt may
     succeed. slow: the account has to pause for `pause_ms`. token: the account's token is not accepted. account: the
     homeserver refuses the account, or currently everything, and not this event; `pause_ms` is how long it asks to wait,
-    0 when it does not say.
+    0 when it does not say. elsewhere: another process of the bridge can send it, this one cannot.
 
     `beforehand`: this answered a question that came before the send itself.
     """
 
-    kind: Literal["sent", "dead", "forbidden", "absent", "again", "slow", "token", "account"]
+    kind: Literal["sent", "dead", "forbidden", "absent", "again", "slow", "token", "account", "elsewhere"]
     event_id: str = ""
     error: MatrixError | None = None
     pause_ms: int = 0

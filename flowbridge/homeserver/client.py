@@ -2,7 +2,7 @@
 
 import contextlib
 import ssl
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, Final
 
@@ -50,6 +50,10 @@ class Homeserver:
         self._polls = pool(most=POLLS)
         self.read: Read = partial(self._read, self._reads)
         self.poll: Read = partial(self._read, self._polls)  # for live streams
+        # For the sync of a device of the bridge. What any other sync with the same token brings for the device is not
+        # brought again, so `on_sync` is given the token and the answer before its next_batch can be used.
+        self.device_poll: Read = partial(self._read, self._polls, is_device=True)
+        self.on_sync: Callable[[str, Any], Awaitable[None]] | None = None
         self._pages = SyncClient(partial(self._read, self._calls))  # a delivery waits for them
         self._guests = Limiter("calls without a token", GUESTS, GUESTS_OF_ONE)
         self._questions = Limiter("questions to the homeserver", QUESTIONS, QUESTIONS_OF_ONE)
@@ -259,7 +263,14 @@ class Homeserver:
             pool.close()
 
     async def _read(
-        self, pool: Pool, target: str, *, token: str, seconds: float | None = None, limit: int | None = None
+        self,
+        pool: Pool,
+        target: str,
+        *,
+        token: str,
+        seconds: float | None = None,
+        limit: int | None = None,
+        is_device: bool = False,
     ) -> tuple[bytes, Any]:
         """GET what may be large, or long in coming: the bytes of a 200, and their JSON value.
 
@@ -274,7 +285,10 @@ class Homeserver:
             raise TooLarge(f"the homeserver's answer is larger than {most} bytes: ask for less") from None
         except NoAnswer as failure:
             raise answers.no_answer(failure) from None
-        return answer.body, await json_of(answer)
+        value = await json_of(answer)
+        if self.on_sync is not None and not is_device and target.startswith(paths.SYNC):
+            await self.on_sync(token, value)
+        return answer.body, value
 
     async def _question(
         self,

@@ -11,6 +11,7 @@ from urllib.parse import quote, urlencode
 _UNRESERVED = re.compile(r"[A-Za-z0-9._~-]*")  # RFC 3986: what is never encoded
 
 CLIENT = "/_matrix/client/v3"
+SYNC = f"{CLIENT}/sync"
 
 
 def send_target(room_id: str, type_: str, txn_id: str) -> str:
@@ -36,7 +37,7 @@ def room_target(room_id: str, what: str, query: Mapping[str, str]) -> str:
 
 
 def sync_target(query: Mapping[str, str]) -> str:
-    return f"{CLIENT}/sync{_query(query)}"
+    return f"{SYNC}{_query(query)}"
 
 
 def account_data_target(user_id: str, type_: str) -> str:

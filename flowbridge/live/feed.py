@@ -3,13 +3,14 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from functools import partial
 from typing import Final
 
 from flowbridge import log, metrics
 from flowbridge.errors import BadRequest, MatrixError
 from flowbridge.homeserver import answers
+from flowbridge.homeserver.sync import Json
 from flowbridge.live import frames
 from flowbridge.live.frames import Frame
 from flowbridge.live.listener import Listener
@@ -21,6 +22,7 @@ MAX_PAUSE: Final = 5.0
 TURN_SECONDS: Final = 0.005  # of publishing events, before other tasks have their turn
 MISTAKE: Final = "flowbridge made a mistake; its log says which"
 
+Shown = Callable[[str, Json], Awaitable[Json]]  # an event of a room, as listeners read it
 Refused = Callable[[Listener, MatrixError], MatrixError]  # the error that this listener sees for a refusal
 
 
@@ -28,12 +30,20 @@ class Feed:
     """Runs from the first listener until some seconds after the last. `on_end`: it is over, or about to be."""
 
     def __init__(
-        self, user_id: str, reader: Reader, refused: Refused, on_end: Callable[[], None], *, timing: Timing = Timing()
+        self,
+        user_id: str,
+        reader: Reader,
+        refused: Refused,
+        on_end: Callable[[], None],
+        *,
+        shown: Shown | None = None,
+        timing: Timing = Timing(),
     ) -> None:
         self.user_id = user_id
         self._reader = reader
         self._refused = refused
         self._on_end = on_end
+        self._shown = shown
         self._timing = timing
         self._listeners: set[Listener] = set()
         self._attached: set[Listener] = set()  # the listeners that are notified of new events
@@ -153,7 +163,7 @@ class Feed:
         """Notify every listener of the batch's audience; then all attached listeners have the batch behind them."""
         ends = time.monotonic() + TURN_SECONDS
         async for item in items:
-            frame = _frame(item)
+            frame = await self._frame(item)
             for listener in self._audience:
                 listener.notify(frame)
             self._at = item.position
@@ -163,6 +173,20 @@ class Feed:
         self._at = Position(self._head)
         for listener in self._attached:
             listener.reach(self._at)
+
+    def tell(self, room_id: str, event: Json) -> None:
+        """Notify all listeners of an event beside the stream, which goes on where it is."""
+        if self._at is not None:
+            frame = frames.event(self._at, room_id, event)
+            for listener in list(self._attached):
+                listener.notify(frame)
+
+    async def _frame(self, item: Item) -> Frame:
+        """An event, or an invitation, as listeners read it."""
+        if item.invitation is not None:
+            return frames.invitation(item.invitation)
+        event = item.event if self._shown is None else await self._shown(item.room, item.event)
+        return frames.event(item.position, item.room, event)
 
     def _failed(self, error: MatrixError) -> None:
         if self._trouble is None:
@@ -212,7 +236,7 @@ class Feed:
             try:
                 async with contextlib.aclosing(self._reader.rest(at)) as items:
                     async for item in items:
-                        await listener.replay(_frame(item))
+                        await listener.replay(await self._frame(item))
                         if listener.ended:
                             return
                         at = item.position
@@ -232,13 +256,6 @@ class Feed:
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("live_failed", exc_info=error, user=self.user_id)
             listener.end(MatrixError(MISTAKE))
-
-
-def _frame(item: Item) -> Frame:
-    """An event, or an invitation, as listeners read it."""
-    if item.invitation is not None:
-        return frames.invitation(item.invitation)
-    return frames.event(item.position, item.room, item.event)
 
 
 class _Backoff:

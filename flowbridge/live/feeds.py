@@ -1,11 +1,13 @@
 """The feeds of the accounts that are listened to."""
 
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Final
 
 from flowbridge.auth.callers import Callers
 from flowbridge.errors import MatrixError
 from flowbridge.homeserver import Homeserver
+from flowbridge.homeserver.sync import Json
 from flowbridge.limits import peer
 from flowbridge.limits.concurrency import Limiter, Place
 from flowbridge.live.feed import Feed
@@ -16,6 +18,8 @@ from flowbridge.live.reader import Reader
 from flowbridge.models import Caller
 from flowbridge.models.timing import Timing
 
+Shown = Callable[[str, str, Json], Awaitable[Json]]
+
 MAX_STREAMS: Final = 3_072  # three quarters of the connections that the server takes
 MAX_STREAMS_OF_ONE: Final = 768  # of one API key, or one user
 MAX_FEEDS: Final = 1_024  # long polls: one for each access token
@@ -23,9 +27,15 @@ MAX_FEEDS_OF_ONE: Final = 32  # of one user
 
 
 class Live:
-    """One feed for each access token, however many listeners it has."""
+    """One feed for each access token, however many listeners it has.
 
-    def __init__(self, homeserver: Homeserver, callers: Callers, *, timing: Timing = Timing()) -> None:
+    `shown`: given a user, a room and an event, the event as this user reads it: decrypted, perhaps.
+    """
+
+    def __init__(
+        self, homeserver: Homeserver, callers: Callers, *, shown: Shown | None = None, timing: Timing = Timing()
+    ) -> None:
+        self._shown = shown
         self._homeserver = homeserver
         self._callers = callers
         self._timing = timing
@@ -57,10 +67,21 @@ class Live:
         place = self._polls.hold(caller.user_id)
         reader = Reader(self._homeserver, caller.user_id, caller.token)
         feed = Feed(
-            caller.user_id, reader, self._refused, partial(self._forget, caller.token, place), timing=self._timing
+            caller.user_id,
+            reader,
+            self._refused,
+            partial(self._forget, caller.token, place),
+            shown=partial(self._shown, caller.user_id) if self._shown is not None else None,
+            timing=self._timing,
         )
         self._feeds[caller.token] = feed
         return feed
+
+    def tell(self, user_id: str, room_id: str, event: Json) -> None:
+        """Notify a user's listeners once more of an event that they could not read."""
+        for feed in list(self._feeds.values()):
+            if feed.user_id == user_id:
+                feed.tell(room_id, event)
 
     def end(self, user_id: str) -> None:
         """End a user's streams: listeners that may listen come back. A refused token shows only at its next poll."""

@@ -71,6 +71,11 @@ class Timing:
     invitation_lease_seconds: float = 90.0  # for which one of several replicas looks for them
     join_pauses: tuple[float, ...] = (5.0, 30.0, 120.0, 600.0, 3_600.0)  # after a join that failed, in turn
 
+    # encryption
+    crypto_sync_seconds: float = 4.0  # between two syncs of a device that sends nothing
+    crypto_fresh_seconds: float = 1.0  # before a send a sync must have begun no longer ago: new devices are known then
+    crypto_ask_seconds: float = 2.0  # between two looks whether a command asks for the device
+
     # store
     sqlite_busy_seconds: float = 5.0  # for which SQLite waits for a lock on its file
     sqlite_locked_seconds: float = 5.0  # for which opening is retried where SQLite does not wait

@@ -7,7 +7,7 @@ Nothing here joins a room.
 
 import asyncio
 import time
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any, TypeVar
 
@@ -17,7 +17,17 @@ from flowbridge.auth.room_access import RoomAccess
 from flowbridge.errors import BadRequest, Errcode, Forbidden, HomeserverError
 from flowbridge.homeserver import Homeserver, identifiers, large_json, paths
 from flowbridge.homeserver.client import READERS
-from flowbridge.homeserver.sync import NOTHING, ROOMS_ALONE, Batch, Json, Page, SyncClient, invitations, section
+from flowbridge.homeserver.sync import (
+    NOTHING,
+    ROOMS_ALONE,
+    Batch,
+    Json,
+    Page,
+    SyncClient,
+    invitations,
+    objects,
+    section,
+)
 from flowbridge.limits import peer
 from flowbridge.limits.cache import Cache
 from flowbridge.limits.concurrency import Limiter
@@ -25,6 +35,9 @@ from flowbridge.models import Caller
 from flowbridge.services import legacy_events
 
 T = TypeVar("T")
+Shown = Callable[[str, str, Json], Awaitable[Json]]  # user, room and event
+
+ENCRYPTED = "m.room.encrypted"
 
 SNAPSHOT_SECONDS = 120.0  # for all state of all rooms
 MAX_TIMELINE = 100  # events of a room in one sync: what Synapse gives at most
@@ -56,12 +69,19 @@ class History:
     """Every answer is JSON in bytes. Every method raises MatrixError."""
 
     def __init__(
-        self, callers: Callers, room_access: RoomAccess, homeserver: Homeserver, *, encrypted_rooms: str = "refuse"
+        self,
+        callers: Callers,
+        room_access: RoomAccess,
+        homeserver: Homeserver,
+        *,
+        encrypted_rooms: str = "refuse",
+        shown: Shown | None = None,
     ) -> None:
         self._callers = callers
         self._room_access = room_access
         self._homeserver = homeserver
         self._encrypted_rooms = encrypted_rooms
+        self._shown = shown  # an event of a room, as a user reads it: decrypted, perhaps
         self._snapshots = Limiter("snapshots of rooms that are being made", MAX_SNAPSHOTS, MAX_SNAPSHOTS_OF_ONE)
         self._waiting = Limiter("calls that wait for events", MAX_POLLS, MAX_POLLS_OF_ONE)
         self._reads = Limiter("reads of rooms that are going on", MAX_READS, MAX_READS_OF_ONE)
@@ -75,9 +95,12 @@ class History:
         """The homeserver's own list of a room's members, messages or state; `old`: with the old fields, too."""
         caller, room_id = await self._enter(credential, room)
         body, value = await self._read(caller, paths.room_target(room_id, what, query), token=caller.token)
-        if not old or not isinstance(value, dict | list):
+        decrypted = await self._decrypted(caller, room_id, value) if what == "messages" else value
+        if decrypted is value and (not old or not isinstance(value, dict | list)):
             return body
-        return await large_json.aside(len(body), lambda: large_json.write(legacy_events.page(value)))
+        return await large_json.aside(
+            len(body), lambda: large_json.write(legacy_events.page(decrypted) if old else decrypted)
+        )
 
     async def rooms(self, credential: Credential) -> bytes:
         """The rooms that the caller is in, of an API key with rooms those: ids, names and aliases, sorted by name.
@@ -163,10 +186,19 @@ class History:
             whole = await self._missed(caller, batch, end)
             size = batch.size + EVENT_BYTES * sum(map(len, whole.values()))
             chunk = await large_json.aside(size, legacy_events.chunk, batch.value, caller.user_id, whole)
+            chunk = (await self._decrypted(caller, "", {"chunk": chunk}))["chunk"]
             before, end = end, batch.next_batch
             if end == before or time.monotonic() >= ends:
                 break
         return await large_json.aside(size, large_json.write, {"chunk": chunk, "start": start, "end": end})
+
+    async def _decrypted(self, caller: Caller, room_id: str, page: Any) -> Any:
+        """A page as the bot's callers read it. `room_id`: "" where each event names its own."""
+        chunk = objects(page, "chunk")
+        if self._shown is None or not caller.bot or not any(event.get("type") == ENCRYPTED for event in chunk):
+            return page
+        shown = [self._shown(caller.user_id, room_id or str(event.get("room_id")), event) for event in chunk]
+        return {**page, "chunk": await asyncio.gather(*shown)}  # together: their commits are one
 
     def stop(self) -> None:
         """The bridge stops: answer every caller that waits for events."""

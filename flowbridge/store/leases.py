@@ -28,7 +28,7 @@ from flowbridge.store import driver, outbox
 from flowbridge.store.clock import lease_clock, now_ms, postgres_clock
 from flowbridge.store.driver import Statement
 from flowbridge.store.statements import HAS_QUEUED
-from flowbridge.store.tables import accounts, lanes, tokens
+from flowbridge.store.tables import accounts, crypto_devices, crypto_rooms, lanes, tokens
 
 MERGED = "merged"  # in `sent_with`: a lane that was several (migration 0002), of which each had a head
 ASKED = 2  # in `dirty`: a command asks the owner to give the lane back for a moment
@@ -136,10 +136,12 @@ def claim(
     batch: int = outbox.BATCH,
     exclude: Iterable[str] = (),
     only: Iterable[str] = (),
+    encrypts: bool = False,
 ) -> list[Claim]:
     """Lease up to `limit` lanes that have something to send and no owner; those that were served longest ago first.
 
     `exclude`: no lanes of these accounts. `only`: of these lanes alone, also those that rest.
+    `encrypts`: none of encrypted rooms for which another owner has the account's device.
 
     A lane that is not in doubt is from here on sent with the token that the account used last, unless `use_token` names
     another one. A lane in doubt keeps the token that it was sent with.
@@ -148,9 +150,10 @@ def claim(
     wanted = list(only)
     values = {"limit_": limit, "now": now_ms(), "exclude": driver.texts(connection, exclude)}
     if wanted:
-        found = _FREE_OF.rows(connection, {**values, "only": driver.texts(connection, wanted)})
-    else:
-        found = _FREE.rows(connection, values)
+        values["only"] = driver.texts(connection, wanted)
+    if encrypts:
+        values["me"] = owner
+    found = _FREE[bool(wanted), encrypts].rows(connection, values)
     names = [name for (name,) in found]
     if not names:
         return []
@@ -200,19 +203,36 @@ def reclaim(connection: Connection, reclaims: Iterable[Reclaim]) -> None:
 _HAS_WORK = or_(lanes.c.dirty == literal_column("1"), lanes.c.owner.is_not(None))
 
 
-def _free(dialect: str, *, only: bool = False) -> Select[Any]:
-    """Lanes that can be claimed; of some lanes `only`, also those that rest."""
+def _free(dialect: str, *, only: bool, encrypts: bool) -> Select[Any]:
+    """Lanes that can be claimed; of some lanes `only`, also those that rest. `encrypts`: see `claim`."""
     is_free = lanes.c.lease_until <= _now(dialect)
     found = select(lanes.c.lane).where(_HAS_WORK, or_(is_free, lanes.c.owner.is_(None)) if only else is_free)
     if only:
         found = found.where(driver.is_one_of(dialect, lanes.c.lane, "only"))
     found = found.where(not_(driver.is_one_of(dialect, lanes.c.account, "exclude")))
+    if encrypts:
+        found = found.where(not_(_is_another_s(dialect)))
     limit = bindparam("limit_", type_=Integer)
     return found.order_by(lanes.c.lease_until).limit(limit).with_for_update(skip_locked=True)
 
 
-_FREE = Statement(_free)
-_FREE_OF = Statement(partial(_free, only=True))
+def _is_another_s(dialect: str) -> ColumnElement[bool]:
+    """Whether a lane's room is encrypted, and another process has the device of its account."""
+    one: ColumnElement[int] = literal_column("1")
+    device = select(one).where(
+        crypto_devices.c.account == lanes.c.account,
+        crypto_devices.c.owner != bindparam("me"),
+        crypto_devices.c.lease_until > _now(dialect),
+    )
+    room = func.substr(lanes.c.lane, func.length(lanes.c.account) + literal_column("2"))
+    encrypted = select(one).where(crypto_rooms.c.room_id == room)
+    return and_(device.exists(), encrypted.exists())
+
+
+_BOTH = (False, True)
+_FREE = {
+    (only, encrypts): Statement(partial(_free, only=only, encrypts=encrypts)) for only in _BOTH for encrypts in _BOTH
+}
 
 
 def _now(dialect: str) -> ColumnElement[int]:

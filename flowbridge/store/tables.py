@@ -207,3 +207,100 @@ hook_requests = Table(  # the last ones of each hook, for its owner
     sqlite_autoincrement=True,
 )
 Index("hook_requests_hook", hook_requests.c.hook, hook_requests.c.id)
+
+# End-to-end encryption (flowbridge/encryption). What is `sealed`, or a pickle, is encrypted with the secret key.
+
+crypto_devices = Table(  # the devices of the bridge: one of an account, and one process at a time that acts as it
+    "crypto_devices",
+    metadata,
+    Column("account", Text, primary_key=True),
+    Column("user_id", Text, nullable=False),
+    Column("device_id", Text, nullable=False),
+    Column("pickle", Text, nullable=False),  # its own keys
+    Column("sealed", Text, nullable=False),  # JSON: private keys of cross-signing, and what else is the device's own
+    Column("since", Text),  # up to where its sync was read; all before it is in these tables
+    Column("owner", Text),
+    Column("fence", BigInteger, nullable=False, server_default="0"),
+    Column("lease_until", BigInteger, nullable=False, server_default="0"),
+    Column("asked_until", BigInteger, nullable=False, server_default="0"),  # a command asks the owner for the device
+    Column("created_at", BigInteger, nullable=False),
+)
+
+crypto_sessions = Table(  # Olm: with other devices
+    "crypto_sessions",
+    metadata,
+    Column("account", Text, primary_key=True),
+    Column("peer", Text, primary_key=True),  # the other device's Curve25519 key
+    Column("session_id", Text, primary_key=True),
+    Column("pickle", Text, nullable=False),
+    Column("used_at", BigInteger, nullable=False),  # received with, or made
+)
+
+crypto_inbox = Table(  # messages for a device that another sync with its token brought: Matrix delivers them once
+    "crypto_inbox",
+    metadata,
+    Column("id", _Id, primary_key=True, autoincrement=True),
+    Column("account", Text, nullable=False),
+    Column("sealed", Text, nullable=False),  # JSON: to-device events
+    sqlite_autoincrement=True,
+)
+Index("crypto_inbox_account", crypto_inbox.c.account, crypto_inbox.c.id)
+
+crypto_outbound = Table(  # Megolm: what a device encrypts with, one session of a room
+    "crypto_outbound",
+    metadata,
+    Column("account", Text, primary_key=True),
+    Column("room_id", Text, primary_key=True),
+    Column("session_id", Text, nullable=False),
+    Column("pickle", Text, nullable=False),
+    Column("shared", Text, nullable=False),  # sealed JSON: the devices that have its key
+    Column("messages", BigInteger, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+)
+
+crypto_room_keys = Table(  # Megolm: what a device can decrypt
+    "crypto_room_keys",
+    metadata,
+    Column("account", Text, primary_key=True),
+    Column("room_id", Text, primary_key=True),
+    Column("session_id", Text, primary_key=True),
+    Column("peer", Text, primary_key=True),  # who shared it: a Curve25519 key; "" for one that was imported
+    Column("pickle", Text, nullable=False),
+    Column("sealed", Text, nullable=False),  # JSON: whose it is, and how it came
+    Column("first_index", BigInteger, nullable=False),
+    Column("received_at", BigInteger, nullable=False),
+)
+
+crypto_users = Table(  # the users whose devices an account follows
+    "crypto_users",
+    metadata,
+    Column("account", Text, primary_key=True),
+    Column("user_id", Text, primary_key=True),
+    Column("sealed", Text),  # JSON: their devices and cross-signing keys; NULL before they were asked for
+    Column("outdated", Integer, nullable=False),
+)
+_partial_index("crypto_users_outdated", "outdated = 1", crypto_users.c.account)
+
+crypto_indexes = Table(  # which event each message of a Megolm session was: it is never another one
+    "crypto_indexes",
+    metadata,
+    Column("account", Text, primary_key=True),
+    Column("session_id", Text, primary_key=True),
+    Column("message_index", BigInteger, primary_key=True),
+    Column("mark", Text, nullable=False),  # of the event
+)
+
+crypto_rooms = Table(  # rooms that were seen encrypted: they never cease to be
+    "crypto_rooms",
+    metadata,
+    Column("room_id", Text, primary_key=True),
+    Column("settings", Text, nullable=False),  # JSON: m.room.encryption
+)
+
+ciphertexts = Table(  # what a queued event is sent as: made once, with the step of its ratchet, before the first try
+    "ciphertexts",
+    metadata,
+    Column("delivery", Text, primary_key=True),
+    Column("account", Text, nullable=False),
+    Column("content", Text, nullable=False),  # of an m.room.encrypted
+)

@@ -24,7 +24,7 @@ from flowbridge import log
 from flowbridge.store.errors import MAKING, StoreAbsent, StoreError
 from flowbridge.store.tables import metadata
 
-HEAD = "0008"
+HEAD = "0009"
 SCRIPTS = Path(__file__).parent
 
 LOCK = 0x666C6F77627267  # PostgreSQL's advisory lock of a process that creates or migrates the schema ("flowbrg")

@@ -49,6 +49,15 @@ class Ready(TypedDict):
     accounts_paused: NotRequired[
         Annotated[int, Field(description="Accounts whose token is not accepted: their events wait.")]
     ]
+    encryption: NotRequired[
+        Annotated[
+            Literal["signed", "unsigned", "foreign", "absent", "starting", "held", "elsewhere", "failed", "off"],
+            Field(
+                description="How the bot's device stands. Strict clients read it once it is `signed`; `foreign`: the "
+                "account is cross-signed by another client; `elsewhere`: another replica has it. The log says more."
+            ),
+        ]
+    ]
     hooks_file_refused: NotRequired[
         Annotated[
             Literal[True],
@@ -95,6 +104,8 @@ class Readiness:
         checks: Json = {"queued": core.backpressure.queued, "accounts_paused": len(paused)}
         if core.registry.trouble:  # the log says why: what stands in the file is not for everybody
             checks["hooks_file_refused"] = True
+        if core.devices is not None:
+            checks["encryption"] = core.devices.standing
         failed = "store"
         try:
             await self._look_at_store()

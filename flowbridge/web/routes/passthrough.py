@@ -11,7 +11,7 @@ from flowbridge.auth import scopes
 from flowbridge.auth.callers import Credential
 from flowbridge.bridge import Core
 from flowbridge.errors import Errcode, Forbidden, MatrixError, NotFound, TooLarge, Unauthorized
-from flowbridge.homeserver import proxy_rules
+from flowbridge.homeserver import large_json, paths, proxy_rules
 from flowbridge.homeserver.relay import BODYLESS
 from flowbridge.homeserver.spool import Spool
 from flowbridge.limits import peer
@@ -49,6 +49,15 @@ class Relaying:
         target = proxy_rules.target(path, query)
         headers = headers_of(request)
         token, bot = await self._token(request, headers)
+        devices = self._core.devices
+        if (
+            devices is not None
+            and request.method == "GET"
+            and target.startswith(paths.SYNC)
+            and devices.is_bot_s(token)
+        ):
+            assert token is not None
+            return await self._sync(target, query, token)
         has_body = request.method not in BODYLESS and not headers.keys().isdisjoint(FRAMING)
         incoming = Incoming(request, has_body=has_body)
         passed_on = proxy_rules.request_headers(_headers(request, bot), token, has_body=has_body)
@@ -68,6 +77,14 @@ class Relaying:
                 await self._ends(request.method, target, token),
             )
             return Exchange(self._core, outgoing, incoming, held.pop_all())
+
+    async def _sync(self, target: str, query: bytes, token: str) -> Response:
+        """A sync with the token of the bridge's own device, without the messages for that: they are kept for it."""
+        seconds = self._silence + proxy_rules.poll_seconds(query)
+        body, value = await self._core.homeserver.poll(target, token=token, seconds=seconds)
+        rest = {name: part for name, part in value.items() if name != "to_device"} if isinstance(value, dict) else value
+        answer = await large_json.aside(len(body), large_json.write, rest)
+        return Response(answer, 200, media_type="application/json")
 
     async def pass_on(self, request: Request, body: bytes, caller: Caller) -> Response:
         """A request whose body has been read and is this JSON now, as the caller. Its answer is as `relay` gives it."""

@@ -31,12 +31,12 @@ from tests.rig import KEY, ROOM, Rig, Rooms, error
 
 Upgrade = Callable[..., None]
 
-NEXT = """
+NEXT = f"""
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0009"
-down_revision = "0008"
+revision = "next"
+down_revision = "{migrations.HEAD}"
 
 
 def upgrade() -> None:
@@ -245,11 +245,11 @@ def upgrade(tmp_path: Path) -> Upgrade:
     def run(url: str, script: str, *, shared: bool = False) -> None:
         scripts = tmp_path / "100% new"
         shutil.copytree(migrations.SCRIPTS, scripts)
-        (scripts / "versions" / "0008_colour.py").write_text(script)
+        (scripts / "versions" / "next_colour.py").write_text(script)
         database = Database(url)
         database.open(shared=shared)
         with contextlib.closing(database), reported(database.url):
-            migrations.upgrade(database.engine, "it", shared=shared, scripts=scripts, head="0009")
+            migrations.upgrade(database.engine, "it", shared=shared, scripts=scripts, head="next")
 
     return run
 
@@ -259,7 +259,7 @@ def test_older_database_is_migrated_and_keeps_its_rows(database_url: str, upgrad
     tell(database_url, "INSERT INTO lanes (lane, account, sent_with) VALUES ('l', 'a', '')")
     upgrade(database_url, NEXT)
     assert ask(database_url, "SELECT lane, colour FROM lanes") == [("l", None)]
-    assert ask(database_url, "SELECT version_num FROM alembic_version") == [("0009",)]
+    assert ask(database_url, "SELECT version_num FROM alembic_version") == [("next",)]
 
 
 def test_migration_that_fails_leaves_the_database_as_it_was(database_url: str, upgrade: Upgrade) -> None:
@@ -268,14 +268,14 @@ def test_migration_that_fails_leaves_the_database_as_it_was(database_url: str, u
     with pytest.raises(StoreError, match="nowhere"):
         upgrade(database_url, NEXT + "    op.drop_table('nowhere')\n")
     assert schema(database_url) == before
-    assert ask(database_url, "SELECT version_num FROM alembic_version") == [("0008",)]
+    assert ask(database_url, "SELECT version_num FROM alembic_version") == [(migrations.HEAD,)]
 
 
 def test_command_beside_a_server_migrates_nothing(database_url: str, upgrade: Upgrade) -> None:
     opened(database_url)
-    with pytest.raises(StoreError, match="version 0008, not 0009: `flowbridge serve` brings"):
+    with pytest.raises(StoreError, match=f"version {migrations.HEAD}, not next: `flowbridge serve` brings"):
         upgrade(database_url, NEXT, shared=True)
-    assert ask(database_url, "SELECT version_num FROM alembic_version") == [("0008",)]
+    assert ask(database_url, "SELECT version_num FROM alembic_version") == [(migrations.HEAD,)]
 
 
 def test_database_of_a_newer_version_is_refused_in_one_line(database_url: str) -> None:

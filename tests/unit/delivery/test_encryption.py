@@ -1,18 +1,23 @@
 """flowbridge.delivery.encryption: plain text does not go into encrypted rooms."""
 
 import asyncio
+import json
 import time
+from collections.abc import AsyncIterator
 
 import pytest
 
 from flowbridge.delivery import encryption
-from flowbridge.errors import HomeserverError, MatrixError
+from flowbridge.errors import Forbidden, HeldElsewhere, HomeserverError, MatrixError, TooLarge, Unavailable
 from flowbridge.homeserver import answers as verdicts
 from flowbridge.homeserver.answers import Verdict
+from flowbridge.models import Event
 from flowbridge.models.timing import Timing
 from tests.rig import (
     ROOM,
     MakeRig,
+    Rig,
+    cut,
     cut_off,
     lose,
     unreachable,
@@ -137,3 +142,88 @@ async def test_rooms_known_to_be_plain_are_bounded(make: MakeRig) -> None:
         for number in range(50):
             await verdict(rig, room=f"!{number}:hs")
         assert len(rig.encryption.plain_until) <= 10
+
+
+# where the bridge encrypts
+
+
+class Device:
+    """Encrypts a body by writing before it how often it has encrypted; each delivery once."""
+
+    def __init__(self) -> None:
+        self.sealed: dict[str, bytes] = {}
+        self.is_plain = False
+        self.raises: MatrixError | None = None
+
+    def encrypts_for(self, account: str) -> bool:
+        return True
+
+    async def encrypt(self, account: str, event: Event, delivery: str) -> bytes | None:
+        if self.raises is not None:
+            raise self.raises
+        if self.is_plain:
+            return None
+        content = {"body": f"{len(self.sealed)} {json.loads(event.content)['body']}"}
+        return self.sealed.setdefault(delivery, json.dumps(content).encode())
+
+    async def made(self, delivery: str) -> bytes | None:
+        return self.sealed.get(delivery)
+
+
+@pytest.fixture
+async def sealing(make: MakeRig) -> AsyncIterator[tuple[Rig, Device]]:
+    async with make(refuse_encrypted=True) as rig:
+        device = Device()
+        rig.encryption._devices = device
+        yield rig, device
+
+
+async def test_what_is_sent_is_what_it_was_encrypted_to_in_every_try(sealing: tuple[Rig, Device]) -> None:
+    rig, _ = sealing
+    row = rig.pending("a").row
+    rig.rooms.then(cut)
+    assert (await carry(rig, row) or Verdict("dead")).kind == "again"
+    assert (await carry(rig, row, 0.0) or Verdict("dead")).kind == "sent"
+    assert (await verdict(rig, "b")).kind == "sent"
+    assert rig.rooms.tries() == ["0 a", "0 a", "1 b"]
+    assert {sent.type for sent in rig.rooms.sends} == {"m.room.encrypted"}
+
+
+async def test_look_up_looks_for_what_it_was_encrypted_to(sealing: tuple[Rig, Device]) -> None:
+    """Once the homeserver has forgotten the transaction: the event that is in the room is the encrypted one."""
+    rig, _ = sealing
+    row = rig.pending("a").row
+    rig.rooms.then(lose)
+    assert (await carry(rig, row) or Verdict("dead")).kind == "again"
+    assert await carry(rig, row, 3_600.0) == Verdict("sent", "$1")
+    assert rig.rooms.tries() == ["0 a"]
+
+
+async def test_room_that_is_plain_is_remembered_until_it_may_have_changed(sealing: tuple[Rig, Device]) -> None:
+    rig, device = sealing
+    device.is_plain = True
+    assert (await verdict(rig, "plain")).kind == "sent"
+    device.is_plain = False
+    assert (await verdict(rig, "still plain")).kind == "sent"
+    rig.encryption.forget([ROOM])
+    assert (await verdict(rig, "sealed")).kind == "sent"
+    assert rig.rooms.tries() == ["plain", "still plain", "0 sealed"]
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (TooLarge("too large"), "dead"),
+        (Forbidden("unknown algorithm"), "dead"),
+        (HeldElsewhere("another replica"), "elsewhere"),
+        (Unavailable("it starts"), "again"),
+        (HomeserverError("no", errcode="M_FORBIDDEN", status=403), "again"),
+    ],
+)
+async def test_what_cannot_be_encrypted_is_never_sent(
+    sealing: tuple[Rig, Device], error: MatrixError, kind: str
+) -> None:
+    rig, device = sealing
+    device.raises = error
+    assert (await verdict(rig)).kind == kind
+    assert rig.rooms.sends == []

@@ -148,3 +148,30 @@ async def test_who_comes_in_the_middle_of_a_batch_is_told_what_comes_after_it(ma
     assert (await read(first, 4))[0] == batch
     (after,) = happen(rooms, 10)
     assert (await read(late, 1))[0] == [after]
+
+
+async def test_event_is_told_as_its_readers_see_it_and_once_more_when_that_changes() -> None:
+    """The second telling moves no position: whoever resumes from it misses nothing."""
+
+    async def shown(room_id: str, event: dict[str, Any]) -> dict[str, Any]:
+        return {**event, "event_id": f"{event['event_id']} in {room_id}"}
+
+    rooms = Rooms(a=[(1, "$1")], b=[])
+    reader = Reader(cast("Homeserver", rooms), "@me:hs", "token", timeline=2)
+    timing = Timing(live_retry_seconds=0.001, empty_poll_seconds=0.002)
+    of = Feed("@me:hs", reader, lambda _, error: error, lambda: None, shown=shown, timing=timing)
+    try:
+        one = listener(of)
+        await of.join(one, None)
+        happen(rooms, 2)
+        found, position = await read(one, 1)
+        assert found == ["$2 in !a"]
+        of.tell("!a", {"type": "m.room.message", "event_id": "$again"})
+        again, after = await read(one, 1)
+        assert (again, after) == (["$again"], position)
+        resuming = listener(of)
+        await of.join(resuming, parse(after))
+        happen(rooms, 4)
+        assert (await read(resuming, 1))[0] == ["$4 in !a"]
+    finally:
+        of.stop()

@@ -1,0 +1,179 @@
+"""The devices of the bridge, as the rest of it knows them: who encrypts for an account, and who decrypts."""
+
+import asyncio
+import json
+from collections.abc import Callable, Collection
+from functools import partial
+from typing import Any
+
+from flowbridge.encryption.inbound import Decrypted, Undecryptable
+from flowbridge.encryption.keeper import Keeper
+from flowbridge.encryption.machine import Machine
+from flowbridge.encryption.olm import CryptoError
+from flowbridge.errors import HeldElsewhere, MatrixError, Unavailable
+from flowbridge.homeserver.sync import Json, listed, section
+from flowbridge.limits.cache import Cache
+from flowbridge.limits.tasks import Once, ignore_result
+from flowbridge.models import Event
+from flowbridge.models.timing import Timing
+from flowbridge.store import Database, crypto
+from flowbridge.store.accounts import account_of
+
+START_SECONDS = 5.0  # for which an attempt waits for a device that is being made
+ENCRYPTED = "m.room.encrypted"
+MAX_LATE = 1_000  # sessions whose keys are waited for
+MAX_LATE_OF_ONE = 100  # events of one of them
+
+
+class Devices:
+    """So far the bot's alone. `bot`: its user id, as far as it is known."""
+
+    def __init__(
+        self, database: Database, keeper: Keeper, bot: Callable[[], str | None], *, timing: Timing = Timing()
+    ) -> None:
+        self._database = database
+        self._bot = bot
+        self._timing = timing
+        self._making = Once[str, bytes | None]()
+        self.keeper = keeper
+        keeper.on_keys = self._keys_came
+        # Events that were told as undecryptable, since their keys had not come, by room and session.
+        self._late: Cache[tuple[str, str], list[Json]] = Cache(MAX_LATE)
+        self._telling: set[asyncio.Task[None]] = set()
+        self.on_late: Callable[[str, str, Json], object] = lambda *_: None  # user, room, and the event, decrypted
+
+    @property
+    def standing(self) -> str:
+        """How the device stands, in a word: see `setup.Report` and `keeper.Status`."""
+        status = self.keeper.status
+        return status.report.standing if status.state == "held" and status.report is not None else status.state
+
+    def encrypts_for(self, account: str) -> bool:
+        """Raises Unavailable while it is not known who the bot is: this may be its account."""
+        own = self._account()
+        if not own:
+            raise Unavailable("the homeserver has not said yet who the bridge's own account is")
+        return own == account
+
+    def _account(self) -> str:
+        """The bot's; "" while it is not known."""
+        user_id = self._bot()
+        return account_of(user_id) if user_id is not None else ""
+
+    async def device_of(self, user_id: str) -> str | None:
+        """The device of a user whose keys are in the store."""
+        stored = await self._database.read(partial(crypto.device, account=account_of(user_id)))
+        return stored.device_id if stored is not None else None
+
+    async def encrypt(self, account: str, event: Event, delivery: str) -> bytes | None:
+        """See `delivery.encryption.Encrypts`. It goes on when its caller has no time left: the next one finds it."""
+        return await self._making.get(delivery, lambda: self._encrypt(event, delivery))
+
+    async def _encrypt(self, event: Event, delivery: str) -> bytes | None:
+        try:
+            machine = await self._machine()
+        except Unavailable:
+            if not await self._is_encrypted(event.room):
+                return None
+            raise
+        await machine.fresh(self._timing.crypto_fresh_seconds)
+        try:
+            return await machine.encrypt(event.room, event.type, json.loads(event.content), delivery)
+        except CryptoError as error:
+            raise Unavailable(f"the event cannot be encrypted: {error}") from None
+
+    async def made(self, delivery: str) -> bytes | None:
+        found = await self._database.read(partial(crypto.ciphertext, delivery=delivery))
+        return None if found is None else found.encode()
+
+    def is_bot_s(self, token: str | None) -> bool:
+        """Whether the homeserver delivers the device's messages to syncs with this token."""
+        return bool(token) and token == self.keeper.token
+
+    async def keep(self, token: str, sync: Any) -> None:
+        """Keep what a sync with the bot's token brought for its device. Raises StoreUnavailable."""
+        events = listed(sync, "to_device")
+        if events and self.is_bot_s(token) and (account := self._account()):
+            sealed = self.keeper.seal.close(events)
+            await self._database.run(partial(crypto.keep_for_device, account=account, sealed=sealed))
+
+    async def shown(self, user_id: str, room_id: str, event: Json, *, late: bool = False) -> Json:
+        """An event as its reader sees it: one that is encrypted, and the bot's to read, as it was before.
+
+        What cannot be decrypted stays as it is, with the reason. `late`: its key may have come after it: look, and tell
+        `on_late` when it comes later still.
+        """
+        if event.get("type") != ENCRYPTED or user_id != self._bot() or "redacted_because" in section(event, "unsigned"):
+            return event
+        try:
+            found = await self._decrypt(room_id, event, late=late)
+        except Undecryptable as error:
+            if late and error.waits:
+                self._wait(room_id, event)
+            return {**event, "flowbridge": {"encrypted": True, "undecryptable": str(error)}}
+        about = {"encrypted": True, "verified": found.verified, "sender_device": found.device_id or None}
+        return {**found.event, "flowbridge": about}
+
+    def _wait(self, room_id: str, event: Json) -> None:
+        place = (room_id, str(section(event, "content").get("session_id")))
+        waiting = self._late.get(place) or self._late.put(place, [])
+        if len(waiting) < MAX_LATE_OF_ONE:
+            waiting.append(event)
+
+    def _keys_came(self, keys: Collection[tuple[str, str]]) -> None:
+        for place in keys:
+            if events := self._late.pop(place):
+                task = asyncio.ensure_future(self._tell(place[0], events))
+                self._telling.add(task)
+                task.add_done_callback(self._telling.discard)
+                task.add_done_callback(ignore_result)
+
+    async def _tell(self, room_id: str, events: list[Json]) -> None:
+        user_id = self._bot() or ""
+        for event in events:
+            shown = await self.shown(user_id, room_id, event)
+            if "undecryptable" not in shown["flowbridge"]:
+                self.on_late(
+                    user_id, room_id, {**shown, "flowbridge": {**shown["flowbridge"], "decrypted_later": True}}
+                )
+
+    async def _decrypt(self, room_id: str, event: Json, *, late: bool) -> Decrypted:
+        try:
+            machine = await self._machine()
+            try:
+                return await machine.decrypt(room_id, event)
+            except Undecryptable as error:
+                if not (late and error.waits):
+                    raise
+            await machine.fresh(0.0)
+            return await machine.decrypt(room_id, event)
+        except MatrixError as error:
+            raise Undecryptable(error.error, waits=True) from None
+        except Undecryptable:
+            raise
+        except CryptoError as error:
+            raise Undecryptable(str(error)) from None
+
+    async def _machine(self) -> Machine:
+        """Raises Unavailable while this process does not have the device, HeldElsewhere while another one does."""
+        if self.keeper.machine is None:
+            await self.keeper.began(START_SECONDS)
+        if self.keeper.machine is None:
+            owner = await self._database.read(partial(crypto.owner, account=self._account()))
+            if owner not in (None, self.keeper.owner):
+                raise HeldElsewhere("another process of the bridge has the device")
+            raise Unavailable(f"the bridge's device is not at work: {self._trouble()}")
+        return self.keeper.machine
+
+    async def _is_encrypted(self, room_id: str) -> bool:
+        """Whether a room is encrypted, as far as that is known without the device; if so that is written down."""
+        if await self._database.read(partial(crypto.room_settings, room_id=room_id)) is not None:
+            return True
+        told = await self.keeper.server.state(room_id, "m.room.encryption")
+        if told is None:
+            return False
+        await self._database.run(partial(crypto.note_room, room_id=room_id, settings=json.dumps(told, sort_keys=True)))
+        return True
+
+    def _trouble(self) -> str:
+        return self.keeper.status.trouble or "it starts"

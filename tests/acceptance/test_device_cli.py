@@ -1,0 +1,97 @@
+"""`flowbridge device`, run as a user runs it: alone, and beside a running bridge that has the device."""
+
+import json
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+import pytest
+
+from flowbridge.cli.demo.synapse import Account, LocalSynapse
+from tests.conftest import MakeAccount, MakeRoom
+from tests.patience import until
+from tests.peer import Peer
+from tests.processes import run, serving
+
+KEY = "fb_device-key-of-32-characters-and-some-more"
+
+
+@pytest.fixture(autouse=True)
+def _empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # so that no .env of a developer is read
+
+
+@pytest.fixture
+def settings(synapse: LocalSynapse, bot: Account, tmp_path: Path) -> dict[str, Any]:
+    return {
+        "BASE_URL": synapse.url,
+        "ACCESS_TOKEN": bot.access_token,
+        "FLOWBRIDGE_DATABASE_URL": f"sqlite:///{tmp_path}/flowbridge.db",
+        "FLOWBRIDGE_API_KEYS": KEY,
+        "FLOWBRIDGE_ENCRYPTED_ROOMS": "encrypt",
+    }
+
+
+def test_device_is_set_up_and_signs_another_client_by_its_recovery_key(
+    synapse: LocalSynapse, bot: Account, settings: dict[str, Any]
+) -> None:
+    missing = run("device", "status", **settings)
+    assert (missing.returncode, missing.stdout) == (2, "")
+    done = run("device", "setup", **settings)
+    assert done.returncode == 0, done.stderr
+    recovery_key = done.stdout.strip()
+    assert len(recovery_key.split()) == 12
+    assert "is signed" in done.stderr
+    again = run("device", "setup", **settings)
+    assert (again.returncode, again.stdout) == (0, "")
+    found = json.loads(run("device", "status", "--json", **settings).stdout)
+    assert (found["standing"], found["device_id"], found["held_by"]) == ("signed", bot.device_id, None)
+    told = run("doctor", "--json", **settings)
+    (finding,) = [each for each in json.loads(told.stdout) if each["check"] == "encryption"]
+    assert finding["state"] == "ok", finding
+    with Peer(synapse.url, bot, signed=False) as client:
+        client.ask("recover", recovery_key=recovery_key)
+        own = {"user_id": client.me["user_id"], "device_id": client.me["device_id"]}
+        until(lambda: client.ask("trust", **own)["signed"])
+
+
+def test_running_bridge_lends_its_device_to_recover_and_goes_on(
+    synapse: LocalSynapse, bot: Account, make_account: MakeAccount, make_room: MakeRoom, settings: dict[str, Any]
+) -> None:
+    """The account is another client's: strict clients read the bridge once its recovery key was given."""
+    with Peer(synapse.url, bot) as owner, Peer(synapse.url, make_account()) as reader:
+        recovery_key = owner.ask("storage", passphrase="")["recovery_key"]
+        with serving(**settings) as (url, _):
+            encryption = {
+                "type": "m.room.encryption",
+                "state_key": "",
+                "content": {"algorithm": "m.megolm.v1.aes-sha2"},
+            }
+            room = make_room(bot, preset="public_chat", initial_state=[encryption])
+            reader.ask("join", room=room)
+
+            def say(text: str) -> str:
+                path, headers = f"{url}/rooms/{quote(room)}/send/m.room.message", {"X-API-Key": KEY}
+                answer = httpx.post(path, json={"msgtype": "m.text", "body": text}, headers=headers, trust_env=False)
+                return str(answer.raise_for_status().json()["event_id"])
+
+            unsigned = reader.read(say("not yet"), patience=3.0)
+            assert unsigned["failure"] == "UNSIGNED_SENDER_DEVICE"
+            wrong = run("device", "recover", stdin="no such key\n", **settings)
+            assert (wrong.returncode, wrong.stdout) == (1, "")
+            done = run("device", "recover", stdin=f"{recovery_key}\n", **settings)
+            assert done.returncode == 0, done.stderr
+            assert "is signed" in done.stderr
+            found = reader.read(say("now"))
+            assert (found["content"]["body"], found["failure"], found["shield"]) == ("now", None, 0)
+            shown = run("device", "status", **settings)
+            assert shown.returncode == 0
+            assert "signed" in shown.stdout
+
+
+def test_what_cannot_be_done_is_one_line(settings: dict[str, Any]) -> None:
+    without_bot = run("device", "setup", **{**settings, "ACCESS_TOKEN": ""})
+    assert (without_bot.returncode, without_bot.stderr.count("\n")) == (2, 1)
+    refused = run("device", "setup", **{**settings, "ACCESS_TOKEN": "not-a-token"})
+    assert (refused.returncode, refused.stdout) == (1, "")
