@@ -58,6 +58,8 @@ openapi: $(STAMP)  ## write openapi.json
 lock: $(STAMP)  ## resolve requirements.lock again
 	@$(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
 		--all-extras --upgrade -q pyproject.toml -o requirements.lock
+	@$(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
+		--extra postgresql --extra e2ee --extra socks -c requirements.lock -q pyproject.toml -o deploy/requirements.lock
 
 clean:  ## remove .venv and caches
 	@rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis dist build

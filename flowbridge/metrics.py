@@ -18,6 +18,8 @@ def _gauge(name: str, text: str, *labels: str) -> Gauge:
 requests = _counter("http_requests", "Requests answered, by HTTP status.", "status")
 accepted = _counter("events_accepted", "Events taken, by surface.", "surface")
 settled = _counter("events_settled", "Events that ended, by how: sent or dead.", "state")
+for _state in ("sent", "dead"):
+    settled.labels(_state)  # from 0: of a series that begins with 1, Prometheus sees no increase
 attempts = _counter("attempts", "Attempts to send, by what came of them.", "verdict")
 rate_limited = _counter("rate_limited_seconds", "Seconds of pause that the homeserver asked for (429).")
 refused_unlisted = _counter("refused_unlisted", "Refused calls too many for the delivery log.")

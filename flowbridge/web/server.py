@@ -24,6 +24,7 @@ from flowbridge.web import file_limit
 from flowbridge.web.app import create_app
 from flowbridge.web.connections import MAX_CONNECTIONS, Connections
 from flowbridge.web.protocol import Ports, Protocol
+from flowbridge.web.service_manager import ServiceManager
 from flowbridge.web.usual_send import UsualSends
 
 MAX_OPERATIONS_CONNECTIONS = 64
@@ -46,6 +47,7 @@ class Server(uvicorn.Server):
             None if settings.cors_origins else UsualSends(self.core),
         )
         self._files = file_limit.Watch()
+        self._manager = ServiceManager()
         super().__init__(
             uvicorn.Config(
                 self._middleware,
@@ -72,8 +74,11 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self.ready.set()
+        if sockets:
+            self._manager.ready(url_of(sockets[0]))
 
     async def on_tick(self, counter: int) -> bool:
+        self._manager.alive()
         if counter % 10 == 0:
             self._files.check()
         return await super().on_tick(counter)
@@ -88,6 +93,7 @@ class Server(uvicorn.Server):
 
         Long polls and live streams end at once.
         """
+        self._manager.stopping()
         self.core.relay.stopping.set()
         self.core.history.stop()
         self.core.live.stop()
