@@ -209,7 +209,12 @@ class Core:
             shown=self.devices.shown if self.devices is not None else None,
         )
         self.media = Media(self.callers, self.homeserver, self.relay)
-        self.transfer = Transfer(self.media, partial(self._fetcher, tls), most_bytes=settings.max_file_bytes)
+        self.transfer = Transfer(
+            self.media,
+            partial(self._fetcher, tls),
+            self.encryption.encrypts_files,
+            most_bytes=settings.max_file_bytes,
+        )
         self.rendering = Rendering(timing=self.timing)
         self.messages = Messages(
             self.acceptance,

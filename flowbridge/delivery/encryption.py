@@ -8,10 +8,11 @@ import time
 from collections.abc import Iterable
 from typing import Protocol
 
-from flowbridge.errors import Forbidden
+from flowbridge.errors import Forbidden, MatrixError
 from flowbridge.homeserver import Homeserver
-from flowbridge.models import Event
+from flowbridge.models import Caller, Event
 from flowbridge.models.timing import Timing
+from flowbridge.store.accounts import account_of
 
 MAX_PLAIN = 10_000  # rooms that are remembered
 
@@ -43,6 +44,9 @@ class Encrypts(Protocol):
 
     async def made(self, delivery: str) -> bytes | None:
         """What a delivery was encrypted to before, by any process."""
+
+    async def is_encrypted(self, room: str) -> bool:
+        """Raises MatrixError when that cannot be learnt."""
 
 
 class EncryptionCheck:
@@ -103,6 +107,30 @@ class EncryptionCheck:
         if self._devices is None or state_key is not None or event_type in _ALWAYS_PLAIN:
             return None
         return await self._devices.made(delivery)
+
+    async def encrypts_files(self, caller: Caller, room: str) -> bool:
+        """Whether a file that the caller sends to this room is to be encrypted before the homeserver has it.
+
+        Raises Forbidden where the event that it is for would be refused, and as `refuses`.
+        """
+        if self.is_known_plain(room, "m.room.message", None):
+            return False
+        devices = self._devices if self.encrypts_for(account_of(caller.user_id)) else None
+        asked = time.monotonic()
+        try:
+            asking = (
+                self._homeserver.is_encrypted(caller.token, room) if devices is None else devices.is_encrypted(room)
+            )
+            is_encrypted = await asking
+        except MatrixError as error:
+            if error.status != 403:
+                raise
+            return devices is not None  # nobody says it until the account is in the room: a plain one takes both
+        if not is_encrypted:
+            self._note_plain(room, asked)
+        elif devices is None:
+            raise self.refusal()
+        return is_encrypted
 
     def forget(self, rooms: Iterable[str]) -> None:
         """These may be encrypted by now."""

@@ -73,7 +73,7 @@ class Devices:
         try:
             machine = await self._machine()
         except Unavailable:
-            if not await self._is_encrypted(event.room):
+            if not await self.is_encrypted(event.room):
                 return None
             raise
         await machine.fresh(self._timing.crypto_fresh_seconds)
@@ -97,16 +97,16 @@ class Devices:
             sealed = self.keeper.seal.close(events)
             await self._database.run(partial(crypto.keep_for_device, account=account, sealed=sealed))
 
-    async def shown(self, user_id: str, room_id: str, event: Json, *, late: bool = False) -> Json:
+    async def shown(self, user_id: str, room_id: str, event: Json, *, late: bool = False, fresh: bool = False) -> Json:
         """An event as its reader sees it: one that is encrypted, and the bot's to read, as it was before.
 
-        What cannot be decrypted stays as it is, with the reason. `late`: its key may have come after it: look, and tell
-        `on_late` when it comes later still.
+        What cannot be decrypted stays as it is, with the reason. `fresh`: its key may have come just now: look; `late`:
+        and tell `on_late` when it comes later still.
         """
         if event.get("type") != ENCRYPTED or user_id != self._bot() or "redacted_because" in section(event, "unsigned"):
             return event
         try:
-            found = await self._decrypt(room_id, event, late=late)
+            found = await self._decrypt(room_id, event, fresh=fresh or late)
         except Undecryptable as error:
             if late and error.waits:
                 self._wait(room_id, event)
@@ -137,13 +137,13 @@ class Devices:
                     user_id, room_id, {**shown, "flowbridge": {**shown["flowbridge"], "decrypted_later": True}}
                 )
 
-    async def _decrypt(self, room_id: str, event: Json, *, late: bool) -> Decrypted:
+    async def _decrypt(self, room_id: str, event: Json, *, fresh: bool) -> Decrypted:
         try:
             machine = await self._machine()
             try:
                 return await machine.decrypt(room_id, event)
             except Undecryptable as error:
-                if not (late and error.waits):
+                if not (fresh and error.waits):
                     raise
             await machine.fresh(0.0)
             return await machine.decrypt(room_id, event)
@@ -165,7 +165,7 @@ class Devices:
             raise Unavailable(f"the bridge's device is not at work: {self._trouble()}")
         return self.keeper.machine
 
-    async def _is_encrypted(self, room_id: str) -> bool:
+    async def is_encrypted(self, room_id: str) -> bool:
         """Whether a room is encrypted, as far as that is known without the device; if so that is written down."""
         if await self._database.read(partial(crypto.room_settings, room_id=room_id)) is not None:
             return True

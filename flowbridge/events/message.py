@@ -44,7 +44,7 @@ class Attachment:
     `data` (base64, or a Node-RED Buffer; as bytes, the file itself) says where it comes from.
 
     `filename`, `mimetype`: may be empty, until it is `named`. `info`: what is known of it (specification, `info` of
-    m.image …).
+    m.image …). `file`: with which key it was encrypted (specification, EncryptedFile), if it was.
     """
 
     content_uri: str = ""
@@ -54,6 +54,7 @@ class Attachment:
     info: Mapping[str, int] | None = None
     url: str = ""
     data: Any = None
+    file: Mapping[str, Any] | None = None
 
     @property
     def is_here(self) -> bool:

@@ -84,14 +84,21 @@ def _mentions(message: Message) -> Content:
 def file(attachment: Attachment) -> Content:
     """The content for a file: an image, audio, a video, or any other file, by its media type."""
     info: Mapping[str, Any] = {"mimetype": attachment.mimetype, **(attachment.info or {})}
+    place = {"url": attachment.content_uri} if attachment.file is None else {"file": attachment.file}
     return {
         "msgtype": _KINDS.get(attachment.mimetype.partition("/")[0], "m.file"),
         "body": attachment.caption or attachment.filename,
         "filename": attachment.filename,
-        "url": attachment.content_uri,
+        **place,
         "info": info,
         "m.mentions": {},
     }
+
+
+def with_content(event: Shaped, content: Content) -> Shaped:
+    """The event with another content, which has the same relations."""
+    kept = {name: value for name, value in event.content.items() if name == "m.relates_to"}
+    return replace(event, content={**content, **kept})
 
 
 def cut(message: Message) -> Message:

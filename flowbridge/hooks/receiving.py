@@ -32,7 +32,7 @@ from flowbridge.errors import (
 from flowbridge.events import message, shaping
 from flowbridge.events.canonical_json import is_unicode
 from flowbridge.events.message import Attachment, Message
-from flowbridge.events.relations import Content, is_name
+from flowbridge.events.relations import is_name
 from flowbridge.events.shaping import Shaped
 from flowbridge.events.stories import Chapter
 from flowbridge.hooks import body as bodies
@@ -270,7 +270,7 @@ class Receiving:
             told = await self._sender.repeat(credential, room, shaping.MESSAGE, how, len(planned.shaped), 0.0)
             if told is not None:
                 return told  # nothing is fetched again
-            planned, more = await self._with_files(credential, planned)
+            planned, more = await self._with_files(credential, room, planned)
             how = replace(how, notes=(*notes, *more)[:MAX_NOTES])
         for less in (list, _alone):
             try:
@@ -279,12 +279,12 @@ class Receiving:
                 how = replace(how, notes=(*how.notes, f"sent without what it cannot have: {error.error}")[:MAX_NOTES])
         return await self._messages.send(credential, room, _least(planned.shaped), how, 0.0)
 
-    async def _with_files(self, credential: Credential, planned: Planned) -> tuple[Planned, list[str]]:
+    async def _with_files(self, credential: Credential, room: str, planned: Planned) -> tuple[Planned, list[str]]:
         """With the files that come within some seconds; in place of another one its address is sent.
 
         Raises what the homeserver says: it takes them later.
         """
-        caller = await self._callers.identify(credential)
+        caller, room_id = await self._messages.enter(credential, room)
         shaped, notes = list(planned.shaped), list[str]()
         deadline = asyncio.get_running_loop().time() + FILES_SECONDS
         for number, file in planned.files.items():
@@ -292,15 +292,15 @@ class Receiving:
                 continue
             try:
                 async with asyncio.timeout_at(deadline):
-                    stored = await self._transfer.bring(caller, file, "/attachments")
-                shaped[number] = _with(shaped[number], shaping.file(stored))
+                    stored = await self._transfer.bring(caller, room_id, file, "/attachments")
+                shaped[number] = shaping.with_content(shaped[number], shaping.file(stored))
             except (BadContent, TooLarge, HomeserverError, TimeoutError) as error:
                 if isinstance(error, HomeserverError) and not _is_refused(error):
                     raise
                 why = error.error if isinstance(error, MatrixError) else f"it takes longer than {FILES_SECONDS:g} s"
                 name = file.filename or file.caption or "a file"
                 text = "\n".join(filter(None, (f"{name} could not be attached", file.url)))
-                shaped[number] = _with(shaped[number], shaping.shape(Message(source=text))[0].content)
+                shaped[number] = shaping.with_content(shaped[number], shaping.shape(Message(source=text))[0].content)
                 notes.append(f"{name} could not be attached: {why}")
         return replace(planned, shaped=shaped), notes
 
@@ -400,12 +400,6 @@ def _mentions(hook: Hook, said: Said) -> list[str]:
 def _is_refused(error: HomeserverError) -> bool:
     """Whether the homeserver does not take this file: later it will not either."""
     return 400 <= error.status < 500 and error.status not in (401, 429)
-
-
-def _with(event: Shaped, content: Content) -> Shaped:
-    """The event with another content, which has the same relations."""
-    kept = {name: value for name, value in event.content.items() if name == "m.relates_to"}
-    return replace(event, content={**content, **kept})
 
 
 def _alone(shaped: Sequence[Shaped]) -> list[Shaped]:

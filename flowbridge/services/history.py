@@ -8,6 +8,7 @@ Nothing here joins a room.
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -25,6 +26,7 @@ from flowbridge.homeserver.sync import (
     Page,
     SyncClient,
     invitations,
+    listed,
     objects,
     section,
 )
@@ -35,7 +37,7 @@ from flowbridge.models import Caller
 from flowbridge.services import legacy_events
 
 T = TypeVar("T")
-Shown = Callable[[str, str, Json], Awaitable[Json]]  # user, room and event
+Shown = Callable[..., Awaitable[Json]]  # user, room and event; fresh: see Devices.shown
 
 ENCRYPTED = "m.room.encrypted"
 
@@ -102,6 +104,13 @@ class History:
             len(body), lambda: large_json.write(legacy_events.page(decrypted) if old else decrypted)
         )
 
+    async def event(self, credential: Credential, room: str, event_id: str) -> Json:
+        """One event, as the caller reads it."""
+        caller, room_id = await self._enter(credential, room)
+        _, value = await self._read(caller, paths.event_target(room_id, event_id), token=caller.token)
+        found: Json = (await self._decrypted(caller, room_id, {"chunk": [value]}, fresh=True))["chunk"][0]
+        return found
+
     async def rooms(self, credential: Credential) -> bytes:
         """The rooms that the caller is in, of an API key with rooms those: ids, names and aliases, sorted by name.
 
@@ -133,8 +142,12 @@ class History:
         filter_ = {"room": {"timeline": {"limit": min(limit, MAX_TIMELINE)}, "include_leave": archived}}
         async with self._snapshots.turn(peer.who(), SNAPSHOT_SECONDS):
             batch = await self._state(caller, filter_)
-            rooms = [room_id for _, room_id in legacy_events.rooms_of(batch.value)]
-            visibilities = await self._visibility(caller, rooms)
+            rooms = legacy_events.rooms_of(batch.value)
+            visibilities = await self._visibility(caller, [room_id for _, room_id in rooms])
+            for kind, room_id in rooms:
+                timeline = section(batch.value, "rooms", kind, room_id, "timeline")
+                decrypted = await self._decrypted(caller, room_id, {"chunk": listed(timeline, "events")})
+                timeline["events"] = decrypted["chunk"]
 
             def made() -> bytes:
                 return large_json.write(legacy_events.snapshot(batch.value, caller.user_id, visibilities), levels=4)
@@ -158,6 +171,8 @@ class History:
                 return large_json.write({**invited, "visibility": visibility})
             body, state = await self._read(caller, paths.room_target(room_id, "state", {}), token=caller.token)
             newest = await self._messages(caller, room_id, sync["next_batch"], limit=limit)
+            decrypted = await self._decrypted(caller, room_id, {"chunk": newest.events})
+            newest = replace(newest, events=decrypted["chunk"])
 
             def made() -> bytes:
                 return large_json.write(legacy_events.room_snapshot(sync, kind, room_id, state, newest, visibility))
@@ -192,12 +207,13 @@ class History:
                 break
         return await large_json.aside(size, large_json.write, {"chunk": chunk, "start": start, "end": end})
 
-    async def _decrypted(self, caller: Caller, room_id: str, page: Any) -> Any:
-        """A page as the bot's callers read it. `room_id`: "" where each event names its own."""
+    async def _decrypted(self, caller: Caller, room_id: str, page: Any, *, fresh: bool = False) -> Any:
+        """A page as the bot's callers read it. `room_id`: "" where each event names its own. `fresh`: the keys, too."""
         chunk = objects(page, "chunk")
         if self._shown is None or not caller.bot or not any(event.get("type") == ENCRYPTED for event in chunk):
             return page
-        shown = [self._shown(caller.user_id, room_id or str(event.get("room_id")), event) for event in chunk]
+        show = partial(self._shown, fresh=True) if fresh else self._shown
+        shown = [show(caller.user_id, room_id or str(event.get("room_id")), event) for event in chunk]
         return {**page, "chunk": await asyncio.gather(*shown)}  # together: their commits are one
 
     def stop(self) -> None:

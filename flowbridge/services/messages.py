@@ -203,6 +203,11 @@ class Messages:
         scopes.permit(credential.key, event_type)
         return await self._direct_rooms.room(credential, room)
 
+    async def enter(self, credential: Credential, room: str) -> tuple[Caller, str]:
+        """Who may say something in a room, and the room's id."""
+        permit = partial(scopes.permit, credential.key, shaping.MESSAGE)
+        return await self._room_access.enter(credential, room, permit, joins=True, writes=True)
+
     async def _with_files(
         self, credential: Credential, room: str, shaped: Sequence[Shaped], attachments: Sequence[Attachment]
     ) -> Sequence[Shaped]:
@@ -211,16 +216,15 @@ class Messages:
         Nothing is uploaded for a message that would be refused: its text is checked first, and the caller's right.
         """
         texts, files = shaped[: -len(attachments)], shaped[-len(attachments) :]
-        permit = partial(scopes.permit, credential.key, shaping.MESSAGE)
-        caller, room_id = await self._room_access.enter(credential, room, permit, joins=True, writes=True)
+        caller, room_id = await self.enter(credential, room)
         for text in texts:
             event = await self._event(room, text)
             size.check(event.content, event.type, None, room_id, caller.user_id)
         found = []
         cut = sum(isinstance(file.data, bytes) for file in attachments)  # the file of a text comes first
         for number, (shown, file) in enumerate(zip(files, attachments, strict=True), -cut):
-            stored = await self._transfer.bring(caller, file, f"/attachments/{number}")
-            found.append(replace(shown, content={**shown.content, **shaping.file(stored)}))
+            stored = await self._transfer.bring(caller, room_id, file, f"/attachments/{number}")
+            found.append(shaping.with_content(shown, shaping.file(stored)))
         return [*texts, *found]
 
     def _event(self, room: str, shaped: Shaped) -> Awaitable[Event]:

@@ -4,7 +4,9 @@ import asyncio
 import contextlib
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Annotated, Any, Literal, NotRequired
+from urllib.parse import quote
 
 from pydantic import Field, with_config
 from starlette.requests import Request
@@ -13,11 +15,12 @@ from typing_extensions import TypedDict
 
 from flowbridge.auth.callers import Credential
 from flowbridge.bridge import Core
-from flowbridge.errors import BadRequest, Errcode, Unauthorized, UnsupportedMedia
+from flowbridge.encryption.attachments import BadFile, EncryptedFile
+from flowbridge.errors import BadGateway, BadRequest, Errcode, Unauthorized, UnsupportedMedia
 from flowbridge.homeserver import identifiers, proxy_rules
 from flowbridge.homeserver.relay import Relayed
 from flowbridge.models import Surface
-from flowbridge.services.media import attachment, content
+from flowbridge.services.media import attachment, content, encrypted
 from flowbridge.services.media.attachment import Label
 from flowbridge.services.media.files import Kind, Upload, Wanted
 from flowbridge.web.dependencies import credential, segment
@@ -146,6 +149,7 @@ class Files:
     def __init__(self, core: Core) -> None:
         self._callers = core.callers
         self._media = core.media
+        self._history = core.history
         self._stall_seconds = core.timing.answer_stall_seconds
 
     async def upload(self, request: Request) -> Response:
@@ -175,6 +179,8 @@ class Files:
         """Download a file
 
         On the Matrix surface, without a token, only files from before the homeserver made its media private are served.
+        On the flow surface, a file of an encrypted event is decrypted for an API key that may read the room, when
+        `room_id` and `event_id` name that event. It has no ranges then; one that is not what was sent breaks off.
         """
         return await self._fetch("download", request)
 
@@ -192,9 +198,30 @@ class Files:
         except Unauthorized as error:
             if not request.scope["path"].startswith("/_matrix/") or error.errcode != Errcode.MISSING_TOKEN:
                 raise
+        if (named := _event(request)) is not None:
+            if kind == "thumbnail":
+                raise BadRequest(
+                    "event_id: only whole files are decrypted; an encrypted thumbnail is a file of its own"
+                )
+            if credential is None:
+                raise Unauthorized("a token or an API key is needed", errcode=Errcode.MISSING_TOKEN)
+            return await self._decrypted(credential, _wanted(kind, request), *named)
         stack = contextlib.AsyncExitStack()
         answer = await stack.enter_async_context(self._media.fetch(credential, _wanted(kind, request)))
         return FileAnswer(answer, stack, self._stall_seconds)
+
+    async def _decrypted(self, credential: Credential, wanted: Wanted, room: str, event_id: str) -> Response:
+        """The file of an event, decrypted if it is encrypted."""
+        event = await self._history.event(credential, room, event_id)
+        found = encrypted.find(event, f"mxc://{wanted.server}/{wanted.media_id}")
+        if found is not None:
+            query = {name: value for name, value in wanted.query.items() if name != "allow_redirect"}
+            wanted = replace(wanted, query=query, headers=[], filename="")
+        stack = contextlib.AsyncExitStack()
+        answer = await stack.enter_async_context(self._media.fetch(credential, wanted))
+        if found is None:
+            return FileAnswer(answer, stack, self._stall_seconds)
+        return DecryptedAnswer(answer, stack, self._stall_seconds, *found, body=wanted.method != "HEAD")
 
 
 class FileAnswer(StreamedAnswer):
@@ -214,6 +241,62 @@ class FileAnswer(StreamedAnswer):
 
     async def release(self) -> None:
         await self._stack.aclose()
+
+
+class DecryptedAnswer(FileAnswer):
+    """A file out of an encrypted event. What turns out not to be the one that was sent is cut off."""
+
+    def __init__(
+        self,
+        answer: Relayed,
+        stack: contextlib.AsyncExitStack,
+        stall_seconds: float,
+        file: EncryptedFile,
+        label: Label,
+        *,
+        body: bool,
+    ) -> None:
+        super().__init__(answer, stack, stall_seconds)
+        type_ = label.media_type
+        kind = "inline" if type_ in _INLINE else "attachment"
+        name = f"; filename*=utf-8''{quote(label.filename, safe='')}" if label.filename else ""
+        length = answer.header(b"content-length")
+        self._head = [
+            (b"content-type", type_.encode()),
+            *([(b"content-length", length.encode())] if length else []),
+            (b"content-disposition", f"{kind}{name}".encode()),
+            (b"cache-control", b"private, max-age=86400, immutable"),
+            *_SAFE,
+        ]
+        self._file = file
+        self._has_body = body
+
+    async def write(self) -> None:
+        if not self._has_body:
+            await self.start(self.status_code, self._head)
+            return
+        pieces = self._file.decrypted(self._answer.chunks())
+        try:
+            first = await anext(pieces, b"")  # before the head: a short file is known to be right then
+            await self.start(self.status_code, self._head)
+            await self.give(first)
+            async for piece in pieces:
+                await self.give(piece)
+        except BadFile as error:
+            raise BadGateway(str(error)) from None
+
+
+def _event(request: Request) -> tuple[str, str] | None:
+    """The room and the event that a request names, of which the file is."""
+    if request.scope["path"].startswith("/_matrix/"):
+        return None
+    named = {name: request.query_params.get(name, "") for name in ("room_id", "event_id")}
+    if not any(named.values()):
+        return None
+    for name, value in named.items():
+        if not value:
+            raise BadRequest(f"{name} is missing: both room_id and event_id name the event of an encrypted file")
+    return identifiers.room(named["room_id"]), identifiers.identifier(named["event_id"], "event_id")
 
 
 def _wanted(kind: Kind, request: Request) -> Wanted:
@@ -274,6 +357,12 @@ async def name(
 ) -> None: ...
 
 
+async def event(
+    room_id: Annotated[str, query("Together with `event_id`: the room of the encrypted event that has the file.")] = "",
+    event_id: Annotated[str, query("The event whose file it is: it is decrypted then.")] = "",
+) -> None: ...
+
+
 async def size(
     width: Annotated[int, Field(ge=1, le=99_999), query("In pixels.", 64, default_factory=int)],
     height: Annotated[int, Field(ge=1, le=99_999), query("In pixels.", 64, default_factory=int)],
@@ -321,8 +410,8 @@ def routes(core: Core) -> list[Route]:
             body=UploadBody,
             extra={"requestBody": {"content": _CONTENT}},
         ),
-        get("flow", "download", "download", f"/media{address}"),
-        get("flow", "download", "downloadFilename", f"/media{address}/{{filename}}", name),
+        get("flow", "download", "download", f"/media{address}", event),
+        get("flow", "download", "downloadFilename", f"/media{address}/{{filename}}", name, event),
         get("flow", "thumbnail", "thumbnail", f"/media{address}/thumbnail", size),
         get("matrix", "download", "download", f"/download{address}"),
         get("matrix", "download", "downloadFilename", f"/download{address}/{{filename}}", name),

@@ -3,6 +3,7 @@
 // Environment: HOMESERVER (URL), NAME, PASSWORD; STRICT=0 also trusts devices that their owners did not sign;
 // SIGNED=0 leaves its own device unsigned.
 
+import { webcrypto } from "node:crypto";
 import { createInterface } from "node:readline";
 import { ClientEvent, createClient, SyncState } from "matrix-js-sdk";
 import {
@@ -64,6 +65,7 @@ if (SIGNED !== "0") {
 const published = async () => (await client.downloadKeysForUsers([session.user_id])).device_keys?.[session.user_id];
 while (!(await published())?.[session.device_id]) await new Promise((resolve) => setTimeout(resolve, 50));
 
+const token = { Authorization: `Bearer ${session.access_token}` };
 const seconds = (n) => new Promise((resolve) => setTimeout(resolve, n * 1000));
 
 /** An event once it is decrypted; after `patience` seconds, as it is. A key may come late, and so may a signature. */
@@ -147,6 +149,42 @@ const commands = {
         await crypto.bootstrapCrossSigning({});
         const keys = await crypto.getCrossSigningStatus();
         return { private: keys.privateKeysCachedLocally, in_storage: keys.privateKeysInSecretStorage };
+    },
+    /** A file of an event as it was before it was encrypted, in Base64, with what the homeserver says of it. */
+    async file({ file }) {
+        const [, server, id] = file.url.match(/^mxc:\/\/([^/]+)\/(.+)$/);
+        const answer = await fetch(`${HOMESERVER}/_matrix/client/v1/media/download/${server}/${id}`, { headers: token });
+        const data = new Uint8Array(await answer.arrayBuffer());
+        const sha256 = Buffer.from(await webcrypto.subtle.digest("SHA-256", data)).toString("base64").replace(/=+$/, "");
+        if (sha256 !== file.hashes.sha256) throw new Error("the hash is another one");
+        const key = await webcrypto.subtle.importKey("jwk", file.key, "AES-CTR", false, ["decrypt"]);
+        const counter = Buffer.from(file.iv, "base64");
+        const plain = await webcrypto.subtle.decrypt({ name: "AES-CTR", counter, length: 64 }, key, data);
+        const head = (name) => answer.headers.get(name);
+        return {
+            data: Buffer.from(plain).toString("base64"),
+            type: head("content-type"),
+            disposition: head("content-disposition"),
+        };
+    },
+    /** Send an encrypted file as clients do; `broken`: with a hash that is not its own. */
+    async attach({ room, data, content, broken }) {
+        const key = await webcrypto.subtle.generateKey({ name: "AES-CTR", length: 256 }, true, ["encrypt", "decrypt"]);
+        const counter = new Uint8Array(16);
+        webcrypto.getRandomValues(counter.subarray(0, 8));
+        const plain = Buffer.from(data, "base64");
+        const encrypted = await webcrypto.subtle.encrypt({ name: "AES-CTR", counter, length: 64 }, key, plain);
+        const { content_uri: url } = await client.uploadContent(new Blob([encrypted]), { includeFilename: false });
+        const hash = await webcrypto.subtle.digest("SHA-256", broken ? plain : encrypted);
+        const text = (bytes) => Buffer.from(bytes).toString("base64").replace(/=+$/, "");
+        const file = {
+            url,
+            v: "v2",
+            key: await webcrypto.subtle.exportKey("jwk", key),
+            iv: text(counter),
+            hashes: { sha256: text(hash) },
+        };
+        return { ...(await this.send({ room, content: { ...content, file } })), file };
     },
     async exported() {
         return JSON.parse(await crypto.exportRoomKeysAsJson());

@@ -7,11 +7,13 @@ import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, cast
 
 import pytest
 from PIL import Image
 
+from flowbridge.encryption.attachments import EncryptedFile
 from flowbridge.errors import BadContent, TooLarge, Unavailable
 from flowbridge.events.message import Attachment
 from flowbridge.homeserver.spool import Spool
@@ -24,6 +26,7 @@ from flowbridge.services.media.transfer import Transfer
 
 CALLER = Caller("@a:hs", None, "token")
 AT = "/attachments/0"
+ROOM = "!r:hs"
 
 
 @dataclass
@@ -66,17 +69,20 @@ async def web(head: str, body: bytes) -> AsyncIterator[str]:
 
 
 @asynccontextmanager
-async def transferring(media: FakeMedia, **options: Any) -> AsyncIterator[Transfer]:
-    transfer = Transfer(
-        cast("Media", media), lambda: Fetcher(ssl.create_default_context(), Allowed(["127.0.0.1"])), **options
-    )
+async def transferring(media: FakeMedia, *, encrypted: bool = False, **options: Any) -> AsyncIterator[Transfer]:
+    async def encrypts(_: Caller, room: str) -> bool:
+        assert room == ROOM
+        return encrypted
+
+    make = partial(Fetcher, ssl.create_default_context(), Allowed(["127.0.0.1"]))
+    transfer = Transfer(cast("Media", media), make, encrypts, **options)
     yield transfer
     await transfer.close()
 
 
 async def fetched(media: FakeMedia, head: str, body: bytes, path: str = "/cat.png", **labels: Any) -> Attachment:
     async with web(head, body) as url, transferring(media) as transfer:
-        return await transfer.bring(CALLER, Attachment(url=url + path, **labels), AT)
+        return await transfer.bring(CALLER, ROOM, Attachment(url=url + path, **labels), AT)
 
 
 async def test_picture_from_a_url_is_uploaded_with_its_name_type_and_size() -> None:
@@ -144,7 +150,7 @@ async def test_file_that_is_too_large_is_a_413_with_the_pointer() -> None:
     assert caught.value.extra["flowbridge"]["problems"][0]["pointer"] == f"{AT}/url"
     async with transferring(FakeMedia(), most_bytes=2) as transfer:
         with pytest.raises(TooLarge, match="larger than 2 bytes"):
-            await transfer.bring(CALLER, Attachment(data="AAAA"), AT)
+            await transfer.bring(CALLER, ROOM, Attachment(data="AAAA"), AT)
 
 
 async def test_homeserver_that_is_away_is_its_own_error() -> None:
@@ -164,7 +170,7 @@ async def test_homeserver_that_is_away_is_its_own_error() -> None:
 async def test_file_in_the_message_is_uploaded(data: Any) -> None:
     media = FakeMedia()
     async with transferring(media) as transfer:
-        found = await transfer.bring(CALLER, Attachment(data=data, filename="cat.png"), AT)
+        found = await transfer.bring(CALLER, ROOM, Attachment(data=data, filename="cat.png"), AT)
     assert found == Attachment("mxc://hs/1", "cat.png", "image/png", info={"size": len(png()), "w": 40, "h": 30})
     assert media.files[0][2] == png()
 
@@ -185,7 +191,7 @@ async def test_data_that_is_no_file_is_a_problem_at_its_pointer(data: Any, point
     media = FakeMedia()
     async with transferring(media) as transfer:
         with pytest.raises(BadContent) as caught:
-            await transfer.bring(CALLER, Attachment(data=data), AT)
+            await transfer.bring(CALLER, ROOM, Attachment(data=data), AT)
     (problem,) = caught.value.problems
     assert (problem.pointer, problem.message) == (f"{AT}/data{pointer}", message)
     assert media.files == []
@@ -195,7 +201,7 @@ async def test_file_of_a_form_is_uploaded() -> None:
     media, spool = FakeMedia(), Spool()
     await spool.write(png())
     async with transferring(media) as transfer:
-        found = await transfer.bring(CALLER, Attachment(data=spool, filename="cat.png"), AT)
+        found = await transfer.bring(CALLER, ROOM, Attachment(data=spool, filename="cat.png"), AT)
     spool.close()
     assert found.info == {"size": len(png()), "w": 40, "h": 30}
     assert media.files == [(Label("cat.png"), len(png()), png())]
@@ -205,12 +211,44 @@ async def test_file_of_a_form_is_uploaded() -> None:
 async def test_picture_without_a_type_is_known_by_its_first_bytes(filename: str, named: str) -> None:
     data = base64.b64encode(png()).decode()
     async with transferring(FakeMedia()) as transfer:
-        found = await transfer.bring(CALLER, Attachment(data=data, filename=filename), AT)
+        found = await transfer.bring(CALLER, ROOM, Attachment(data=data, filename=filename), AT)
     assert (found.filename, found.mimetype) == (named, "image/png")
 
 
 async def test_file_that_the_homeserver_has_is_left_alone() -> None:
     media, file = FakeMedia(), Attachment("mxc://hs/x", "a", "text/plain")
     async with transferring(media) as transfer:
-        assert await transfer.bring(CALLER, file, AT) is file
+        assert await transfer.bring(CALLER, ROOM, file, AT) is file
     assert media.files == []
+
+
+async def test_file_for_an_encrypted_room_leaves_neither_its_bytes_nor_its_name_with_the_homeserver() -> None:
+    media, picture = FakeMedia(), png()
+    head = f"Content-Type: image/png\r\nContent-Length: {len(picture)}"
+    async with web(head, picture) as url, transferring(media, encrypted=True) as transfer:
+        found = await transfer.bring(CALLER, ROOM, Attachment(url=f"{url}/secret.png"), AT)
+    ((label, length, uploaded),) = media.files
+    assert (label, length) == (Label("", "application/octet-stream"), len(picture))
+    assert uploaded[:8] != picture[:8]
+    assert (found.filename, found.mimetype, found.info) == (
+        "secret.png",
+        "image/png",
+        {"size": len(picture), "w": 40, "h": 30},
+    )
+    file = EncryptedFile.of(found.file)
+    assert file.uri == found.content_uri == "mxc://hs/1"
+    assert b"".join([piece async for piece in file.decrypted(once(uploaded))]) == picture
+
+
+@pytest.mark.parametrize("data", ["aGVsbG8=", b"hello"], ids=["base64", "text"])
+async def test_every_way_of_a_file_is_encrypted(data: Any) -> None:
+    media = FakeMedia()
+    async with transferring(media, encrypted=True) as transfer:
+        found = await transfer.bring(CALLER, ROOM, Attachment(data=data, filename="a.txt"), AT)
+    file = EncryptedFile.of(found.file)
+    assert media.files[0][2] != b"hello"
+    assert b"".join([piece async for piece in file.decrypted(once(media.files[0][2]))]) == b"hello"
+
+
+async def once(data: bytes) -> AsyncIterator[bytes]:
+    yield data
