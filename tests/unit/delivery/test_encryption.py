@@ -11,7 +11,7 @@ from flowbridge.delivery import encryption
 from flowbridge.errors import Forbidden, HeldElsewhere, HomeserverError, MatrixError, TooLarge, Unavailable
 from flowbridge.homeserver import answers as verdicts
 from flowbridge.homeserver.answers import Verdict
-from flowbridge.models import Event
+from flowbridge.models import Caller, Event
 from flowbridge.models.timing import Timing
 from tests.rig import (
     ROOM,
@@ -169,6 +169,11 @@ class Device:
     async def made(self, delivery: str) -> bytes | None:
         return self.sealed.get(delivery)
 
+    async def is_encrypted(self, room: str) -> bool:
+        if self.raises is not None:
+            raise self.raises
+        return not self.is_plain
+
 
 @pytest.fixture
 async def sealing(make: MakeRig) -> AsyncIterator[tuple[Rig, Device]]:
@@ -227,3 +232,37 @@ async def test_what_cannot_be_encrypted_is_never_sent(
     device.raises = error
     assert (await verdict(rig)).kind == kind
     assert rig.rooms.sends == []
+
+
+# files, which are uploaded before their event is accepted
+
+CALLER = Caller("@bot:hs", "DEVICE", "token")
+
+
+async def test_file_is_encrypted_for_an_encrypted_room_alone(sealing: tuple[Rig, Device]) -> None:
+    rig, device = sealing
+    assert await rig.encryption.encrypts_files(CALLER, "!a:hs")
+    device.is_plain = True
+    assert not await rig.encryption.encrypts_files(CALLER, "!b:hs")
+
+
+async def test_file_for_a_room_that_nobody_tells_of_is_encrypted(sealing: tuple[Rig, Device]) -> None:
+    """The bot is not in there yet; its event waits for an invitation, and the room may be any."""
+    rig, device = sealing
+    device.raises = Forbidden("not in room")
+    assert await rig.encryption.encrypts_files(CALLER, "!a:hs")
+
+
+async def test_file_waits_until_it_is_known_how_the_room_is(sealing: tuple[Rig, Device]) -> None:
+    rig, device = sealing
+    device.raises = Unavailable("the homeserver is away")
+    with pytest.raises(Unavailable):
+        await rig.encryption.encrypts_files(CALLER, "!a:hs")
+
+
+async def test_file_of_an_event_that_would_be_refused_is_not_uploaded(make: MakeRig) -> None:
+    async with make(refuse_encrypted=True) as rig:
+        rig.rooms.encrypted["!a:hs"] = True
+        with pytest.raises(Forbidden, match="the room is encrypted"):
+            await rig.encryption.encrypts_files(CALLER, "!a:hs")
+        assert not await rig.encryption.encrypts_files(CALLER, "!b:hs")
