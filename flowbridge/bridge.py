@@ -67,7 +67,7 @@ from flowbridge.store.delivery_log import Standing
 
 if TYPE_CHECKING:
     from flowbridge.encryption.devices import Devices
-    from flowbridge.encryption.keeper import Keeper
+    from flowbridge.encryption.keeper import Keeper, Who
     from flowbridge.outbound.fetch import Fetcher
 
 LOCATE_SECONDS = 1.0
@@ -190,7 +190,8 @@ class Core:
             flush_refused=self.refused_calls.flush,
             readings=self.readings,
         )
-        self.accounts = Accounts(settings, self.homeserver, self.callers)
+        sessions = self.devices.callers if self.devices is not None else None
+        self.accounts = Accounts(settings, self.homeserver, self.callers, sessions)
         self.rooms = Rooms(self.homeserver, self.callers, self.room_access, joined=self.worker.joined)
         self.invitations = Invitations(
             settings.auto_join,
@@ -294,11 +295,32 @@ class Core:
         settings = self.settings
         if settings.encrypted_rooms != "encrypt" or not settings.has_bot:
             return None
+        from flowbridge.encryption.callers import CallerDevices
         from flowbridge.encryption.devices import Devices  # with a library that may not be installed
         from flowbridge.encryption.recovery_file import Shown
 
         keeper = self.make_keeper(Shown(Path(f"{settings.database_file or 'flowbridge'}.recovery-key")))
-        return Devices(self.database, keeper, lambda: self.bot.user_id, timing=self.timing)
+        callers = CallerDevices(self.database, self._keeper_of, self.tokens.of_device, timing=self.timing)
+        return Devices(self.database, keeper, callers, lambda: self.bot.user_id, timing=self.timing)
+
+    def _keeper_of(self, who: "Who") -> "Keeper":
+        """What keeps the device of a caller. It makes no keys for the account, so that nothing is to be shown."""
+        from flowbridge.encryption.keeper import Keeper
+
+        keeper = Keeper(
+            self.database,
+            self.homeserver,
+            who,
+            owner=self.worker.owner,
+            alone=self.database.is_sqlite,
+            lease_seconds=self.settings.lease_seconds,
+            show=lambda _: None,
+            timing=self.timing,
+        )
+        assert self.devices is not None
+        keeper.unlock(self.devices.keeper.seal)
+        keeper.on_rooms = self.encryption.forget
+        return keeper
 
     def make_keeper(self, show: Callable[[str], None], *, password: str = "", command: bool = False) -> "Keeper":
         """What keeps the bot's device; for a `command` beside the bridge, perhaps."""
@@ -364,6 +386,8 @@ class Core:
             if keeping is not None:
                 keeping.cancel()
                 await asyncio.wait([keeping])
+            if self.devices is not None:
+                await self.devices.callers.stop()
             self.breaker.stop()
             await self.database.stop()
             self.homeserver.close()

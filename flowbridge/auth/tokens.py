@@ -197,6 +197,15 @@ class Tokens:
             return known
         return await self._reading.get(account, partial(self._read, account))
 
+    async def of_device(self, account: str, device_id: str) -> str | None:
+        """A token of this device that may be good."""
+        for _, device, token in (self._known.get(account) or {}).values():
+            if device == device_id:
+                return token
+        stored = await self._database.read(lambda connection: accounts.tokens_of(connection, account))
+        known = [each for each in map(self.opened, stored) if each is not None and each[2] not in self._refused]
+        return next((token for _, device, token in known if device == device_id), None)
+
     async def identity(self, token: str) -> tuple[str, str | None] | None:
         """Whose token this is, by what the store remembers."""
         if not self._database.is_open:

@@ -14,7 +14,7 @@ from flowbridge.errors import BadGateway, Forbidden, GatewayTimeout, HeldElsewhe
 from flowbridge.homeserver import Homeserver, answers, standing
 from flowbridge.homeserver.answers import Verdict
 from flowbridge.homeserver.standing import Standing
-from flowbridge.models import Event
+from flowbridge.models import Caller, Event
 from flowbridge.store import Row
 
 ENCRYPTED = "m.room.encrypted"
@@ -43,6 +43,7 @@ class Attempt:
     token: str = ""
     digest: str = ""
     user_id: str = ""
+    device_id: str | None = None
     looked: bool = False
     sending: bool = False
     ends_at: float | None = None  # the loop's clock
@@ -169,10 +170,12 @@ class Attempts:
         may_be_there = attempt.uncertain_since is not None and not attempt.looked
         if may_be_there and (event_id := await self._look(attempt)) is not None:
             return Verdict("sent", event_id)
-        if not encrypts:
-            return Verdict("dead", error=encryption.refusal())
         try:
-            attempt.sealed = await encryption.encrypt(row.account, _event(row), row.delivery)
+            if encrypts:
+                attempt.sealed = await encryption.encrypt(row.account, _event(row), row.delivery)
+            else:
+                caller = Caller(attempt.user_id, attempt.device_id, attempt.token)
+                attempt.sealed = await encryption.encrypt_for(caller, _event(row), row.delivery)
         except (Forbidden, TooLarge) as error:
             return Verdict("dead", error=error)
         except HeldElsewhere as error:
@@ -181,7 +184,7 @@ class Attempts:
 
     @staticmethod
     def _use(attempt: Attempt, known: Known) -> None:
-        attempt.user_id, _, attempt.token = known
+        attempt.user_id, attempt.device_id, attempt.token = known
         attempt.digest = digest_of(attempt.token)
 
     async def _look(self, attempt: Attempt) -> str | None:

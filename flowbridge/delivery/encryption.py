@@ -24,9 +24,8 @@ IN_PLAIN_TEXT = (
 )
 
 
-BY_A_CALLER = (
-    "the room is encrypted, and the bridge encrypts for its own account alone: send it with an API key, or by a client "
-    "that encrypts itself"
+NOT_PASSED_ON = (
+    "the room is encrypted, and a call with ?user_id= or the like is passed on as it is, in plain text: send it without"
 )
 
 
@@ -47,6 +46,12 @@ class Encrypts(Protocol):
 
     async def is_encrypted(self, room: str) -> bool:
         """Raises MatrixError when that cannot be learnt."""
+
+    async def encrypt_for(self, caller: Caller, event: Event, delivery: str) -> bytes:
+        """As `encrypt`, for an encrypted room, with a device of the caller's account that the bridge may use."""
+
+    async def permit(self, caller: Caller) -> None:
+        """Raises Forbidden, which says what to do, where the bridge may not use a device of this caller."""
 
 
 class EncryptionCheck:
@@ -87,7 +92,7 @@ class EncryptionCheck:
 
     def refusal(self) -> Forbidden:
         """What the sender of a plain text is told."""
-        return Forbidden(IN_PLAIN_TEXT if self._devices is None else BY_A_CALLER)
+        return Forbidden(IN_PLAIN_TEXT if self._devices is None else NOT_PASSED_ON)
 
     def encrypts_for(self, account: str) -> bool:
         """Whether the bridge has a device of this account, so that `encrypt` takes the place of `refuses`."""
@@ -102,6 +107,12 @@ class EncryptionCheck:
             self._note_plain(event.room, asked)
         return made
 
+    async def encrypt_for(self, caller: Caller, event: Event, delivery: str) -> bytes:
+        """As `encrypt`, for an account of which the bridge may have a device; raises Forbidden where it has none."""
+        if self._devices is None:
+            raise self.refusal()
+        return await self._devices.encrypt_for(caller, event, delivery)
+
     async def made(self, delivery: str, event_type: str, state_key: str | None) -> bytes | None:
         """What a delivery was encrypted to, before an attempt of which the end is not known."""
         if self._devices is None or state_key is not None or event_type in _ALWAYS_PLAIN:
@@ -115,21 +126,23 @@ class EncryptionCheck:
         """
         if self.is_known_plain(room, "m.room.message", None):
             return False
-        devices = self._devices if self.encrypts_for(account_of(caller.user_id)) else None
+        devices, encrypts = self._devices, self.encrypts_for(account_of(caller.user_id))
         asked = time.monotonic()
         try:
-            asking = (
-                self._homeserver.is_encrypted(caller.token, room) if devices is None else devices.is_encrypted(room)
-            )
-            is_encrypted = await asking
+            if devices is not None and encrypts:
+                is_encrypted = await devices.is_encrypted(room)
+            else:
+                is_encrypted = await self._homeserver.is_encrypted(caller.token, room)
         except MatrixError as error:
             if error.status != 403:
                 raise
-            return devices is not None  # nobody says it until the account is in the room: a plain one takes both
+            return encrypts  # nobody says it until the account is in the room: a plain one takes both
         if not is_encrypted:
             self._note_plain(room, asked)
         elif devices is None:
             raise self.refusal()
+        elif not encrypts:
+            await devices.permit(caller)
         return is_encrypted
 
     def forget(self, rooms: Iterable[str]) -> None:

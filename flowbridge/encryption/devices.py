@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any
 
+from flowbridge.encryption.callers import CallerDevices
 from flowbridge.encryption.inbound import Decrypted, Undecryptable
 from flowbridge.encryption.keeper import Keeper
 from flowbridge.encryption.machine import Machine
@@ -14,7 +15,7 @@ from flowbridge.errors import HeldElsewhere, MatrixError, Unavailable
 from flowbridge.homeserver.sync import Json, listed, section
 from flowbridge.limits.cache import Cache
 from flowbridge.limits.tasks import Once, ignore_result
-from flowbridge.models import Event
+from flowbridge.models import Caller, Event
 from flowbridge.models.timing import Timing
 from flowbridge.store import Database, crypto
 from flowbridge.store.accounts import account_of
@@ -26,16 +27,23 @@ MAX_LATE_OF_ONE = 100  # events of one of them
 
 
 class Devices:
-    """So far the bot's alone. `bot`: its user id, as far as it is known."""
+    """The bot's, and those of callers. `bot`: its user id, as far as it is known."""
 
     def __init__(
-        self, database: Database, keeper: Keeper, bot: Callable[[], str | None], *, timing: Timing = Timing()
+        self,
+        database: Database,
+        keeper: Keeper,
+        callers: CallerDevices,
+        bot: Callable[[], str | None],
+        *,
+        timing: Timing = Timing(),
     ) -> None:
         self._database = database
         self._bot = bot
         self._timing = timing
         self._making = Once[str, bytes | None]()
         self.keeper = keeper
+        self.callers = callers
         keeper.on_keys = self._keys_came
         # Events that were told as undecryptable, since their keys had not come, by room and session.
         self._late: Cache[tuple[str, str], list[Json]] = Cache(MAX_LATE)
@@ -82,18 +90,29 @@ class Devices:
         except CryptoError as error:
             raise Unavailable(f"the event cannot be encrypted: {error}") from None
 
+    async def encrypt_for(self, caller: Caller, event: Event, delivery: str) -> bytes:
+        """See `delivery.encryption.Encrypts`; goes on as `encrypt` does."""
+        made = await self._making.get(delivery, lambda: self.callers.encrypt(caller, event, delivery))
+        assert made is not None
+        return made
+
+    async def permit(self, caller: Caller) -> None:
+        await self.callers.choose(caller)
+
     async def made(self, delivery: str) -> bytes | None:
         found = await self._database.read(partial(crypto.ciphertext, delivery=delivery))
         return None if found is None else found.encode()
 
-    def is_bot_s(self, token: str | None) -> bool:
-        """Whether the homeserver delivers the device's messages to syncs with this token."""
-        return bool(token) and token == self.keeper.token
+    def account_with(self, token: str | None) -> str | None:
+        """Whose device has this token: syncs with it bring messages that are for the bridge."""
+        if not token:
+            return None
+        return self._account() or None if token == self.keeper.token else self.callers.account_with(token)
 
     async def keep(self, token: str, sync: Any) -> None:
-        """Keep what a sync with the bot's token brought for its device. Raises StoreUnavailable."""
+        """Keep what a sync with the token of a device of ours brought for it. Raises StoreUnavailable."""
         events = listed(sync, "to_device")
-        if events and self.is_bot_s(token) and (account := self._account()):
+        if events and (account := self.account_with(token)) is not None:
             sealed = self.keeper.seal.close(events)
             await self._database.run(partial(crypto.keep_for_device, account=account, sealed=sealed))
 

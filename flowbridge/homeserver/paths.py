@@ -73,3 +73,11 @@ def _query(query: Mapping[str, str]) -> str:
 @lru_cache(4_096)
 def _q(text: str) -> str:
     return text if _UNRESERVED.fullmatch(text) else quote(text, safe="")
+
+
+def is_key_upload(target: str) -> bool:
+    """Whether a client publishes keys for end-to-end encryption."""
+    return target.partition("?")[0].rstrip("/") in _KEY_UPLOADS
+
+
+_KEY_UPLOADS = frozenset(f"/_matrix/client/{version}/keys/upload" for version in ("v3", "r0", "unstable"))

@@ -7,7 +7,7 @@ The guide registers in one call. Today's homeservers first answer 401 with a ses
 import contextlib
 import secrets
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from flowbridge.auth.callers import Callers, Credential
 from flowbridge.errors import BadRequest, Errcode, Forbidden, MatrixError
@@ -27,12 +27,25 @@ MAX_NAMED = 500  # characters of the stages that an error names
 _OPTIONS = ("device_id", "initial_device_display_name", "inhibit_login", "refresh_token")
 
 
+class Sessions(Protocol):
+    """Who wants to know of logins: `flowbridge.encryption.callers.CallerDevices`."""
+
+    async def logged_in(self, user_id: str, device_id: str) -> None: ...
+
+    async def forget(self, user_id: str, device_id: str) -> None: ...
+
+    async def forget_user(self, user_id: str) -> None: ...
+
+
 class Accounts:
     """Every method raises MatrixError with what the homeserver says, or that it does not answer."""
 
-    def __init__(self, settings: Settings, homeserver: Homeserver, callers: Callers) -> None:
+    def __init__(
+        self, settings: Settings, homeserver: Homeserver, callers: Callers, sessions: Sessions | None = None
+    ) -> None:
         self._homeserver = homeserver
         self._callers = callers
+        self._sessions = sessions
         # A bare host is a server name; an address does not tell whose users are there.
         self._server_name = "" if "://" in settings.base_url else settings.base_url
 
@@ -46,7 +59,7 @@ class Accounts:
         answer = await self._homeserver.guest_call("POST", target, token=token, body=request, forwarded=forwarded)
         if (challenge := answers.challenge(answer)) is not None:
             return 401, challenge
-        return 200, self._with_server(answers.success(answer))
+        return 200, await self._session(self._with_server(answers.success(answer)))
 
     async def register_at_once(self, given: Mapping[str, Any], forwarded: Headers) -> Json:
         """The old way: `{"user_id"?, "password"?}` → access_token, device_id, home_server, user_id.
@@ -79,17 +92,26 @@ class Accounts:
         found = self._with_server(answers.success(answer))
         if (well_known := found.pop("well_known", None)) and isinstance(well_known, dict):
             found["well_known"] = {**well_known, "m.homeserver": {"base_url": public_url}}
-        return found
+        return await self._session(found)
 
     async def logout(self, token: str, query: str = "", *, everywhere: bool) -> None:
         """End this token or, `everywhere`, all of its user's. `query`: the user that an application service acts as."""
         target = f"{paths.CLIENT}/logout{'/all' if everywhere else ''}{query}"
         user = await self._callers.identities.user_of(token) if everywhere else None
+        caller = None
+        if self._sessions is not None and not query:
+            with contextlib.suppress(MatrixError):
+                caller = await self._callers.identify(Credential(token))
         answer = await self._homeserver.call("POST", target, token=token, body=b"{}")
         if answer.status in (200, 401):
             self._callers.identities.forget(token)
         if answer.status == 200 and everywhere:
             self._callers.identities.forget_user(user)
+        if answer.status == 200 and self._sessions is not None and caller is not None and caller.device_id:
+            with contextlib.suppress(MatrixError):  # it is logged out, whatever the store says
+                await self._sessions.forget(caller.user_id, caller.device_id)
+                if everywhere:
+                    await self._sessions.forget_user(caller.user_id)
         answers.success(answer)
 
     async def whoami(self, credential: Credential, query: str = "") -> Json:
@@ -132,6 +154,14 @@ class Accounts:
                 if (bot := await self._callers.bot.caller()) is not None:
                     self._server_name = server_of(bot.user_id)
         return self._server_name
+
+    async def _session(self, found: Json) -> Json:
+        """Note a login, so that the bridge may make keys for its device."""
+        user_id, device_id = found.get("user_id"), found.get("device_id")
+        if self._sessions is not None and isinstance(user_id, str) and isinstance(device_id, str):
+            with contextlib.suppress(MatrixError):  # the login stands, and its token sends to rooms without encryption
+                await self._sessions.logged_in(user_id, device_id)
+        return found
 
     def _with_server(self, found: Json) -> Json:
         """An account as old clients expect it."""

@@ -18,6 +18,7 @@ from flowbridge.store.tables import (
     crypto_devices,
     crypto_inbox,
     crypto_indexes,
+    crypto_logins,
     crypto_outbound,
     crypto_room_keys,
     crypto_rooms,
@@ -26,6 +27,7 @@ from flowbridge.store.tables import (
     outbox,
 )
 
+MAX_LOGINS = 50  # of one account that are remembered
 MAX_SESSIONS = 5  # Olm sessions with one device that are kept: a hostile one could begin any number
 _NAMED = 500  # rows that one statement names
 _FORGOTTEN = 1_000  # rows that are deleted at once
@@ -206,6 +208,40 @@ def replace(connection: Connection, account: str, device: StoredDevice, now: int
     for table in (crypto_sessions, crypto_outbound, crypto_users):
         connection.execute(delete(table).where(table.c.account == account))
     return True
+
+
+# devices of callers
+
+
+def note_login(connection: Connection, account: str, device_id: str, now: int) -> None:
+    """A device has logged in through the bridge; of an account the newest are remembered."""
+    values = {"account": account, "device_id": device_id, "logged_in_at": now}
+    statement = insert(connection, crypto_logins).values(values)
+    keys = ["account", "device_id"]
+    connection.execute(statement.on_conflict_do_update(index_elements=keys, set_={"logged_in_at": now}))
+    mine = crypto_logins.c.account == account
+    newest = select(crypto_logins.c.device_id).where(mine)
+    newest = newest.order_by(crypto_logins.c.logged_in_at.desc(), crypto_logins.c.device_id).limit(MAX_LOGINS)
+    connection.execute(delete(crypto_logins).where(mine, crypto_logins.c.device_id.not_in(newest.scalar_subquery())))
+
+
+def is_login(connection: Connection, account: str, device_id: str) -> bool:
+    """Whether a device has logged in through the bridge, and no client has given it keys since."""
+    mine = (crypto_logins.c.account == account, crypto_logins.c.device_id == device_id)
+    return connection.scalar(select(crypto_logins.c.device_id).where(*mine)) is not None
+
+
+def forget_device(connection: Connection, account: str, device_id: str) -> None:
+    """A device is gone, or a client's from now on: forget its keys, and what it has encrypted with.
+
+    What was encrypted with it already may be in rooms, and stays.
+    """
+    login = (crypto_logins.c.account == account, crypto_logins.c.device_id == device_id)
+    connection.execute(delete(crypto_logins).where(*login))
+    own = (crypto_devices.c.account == account, crypto_devices.c.device_id == device_id)
+    if connection.execute(delete(crypto_devices).where(*own)).rowcount:
+        for table in (crypto_sessions, crypto_outbound, crypto_users, crypto_inbox, crypto_room_keys, crypto_indexes):
+            connection.execute(delete(table).where(table.c.account == account))
 
 
 # writing

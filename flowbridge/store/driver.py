@@ -6,9 +6,10 @@ statement's text is compiled once, from the tables, and the rest is left to sqli
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from sqlalchemy import (
+    ARRAY,
     JSON,
     BigInteger,
     Column,
@@ -23,11 +24,14 @@ from sqlalchemy import (
     func,
     select,
 )
-from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.dialects import sqlite
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.sql import ClauseElement, ColumnElement
 
+if TYPE_CHECKING:
+    from sqlalchemy.dialects import postgresql
+
+Insert: TypeAlias = "postgresql.Insert | sqlite.Insert"
 Values = Mapping[str, Any]
 
 
@@ -127,12 +131,22 @@ def given(dialect: str, columns: Mapping[str, Column[Any]]) -> Given:
     return rows.table_valued(*shape).render_derived(name="given", with_types=True).c.__getitem__
 
 
-def insertion(dialect: str, table: Table, names: Sequence[str]) -> postgresql.Insert | sqlite.Insert:
+def insert(dialect: str, table: Table) -> "Insert":
+    """An INSERT that can say what happens to a row that exists already."""
+    if dialect == "sqlite":
+        return sqlite.insert(table)
+    from sqlalchemy.dialects import postgresql  # 2 MB, which a bridge on SQLite never needs
+
+    return postgresql.insert(table)
+
+
+def insertion(dialect: str, table: Table, names: Sequence[str]) -> "Insert":
     """An INSERT of all rows of `run_all`, in their order."""
     value = given(dialect, {name: table.c[name] for name in names})
+    made = insert(dialect, table)
     if dialect == "sqlite":
-        return sqlite.insert(table).values({name: value(name) for name in names})
-    return postgresql.insert(table).from_select(names, select(*map(value, names)))
+        return made.values({name: value(name) for name in names})
+    return made.from_select(names, select(*map(value, names)))
 
 
 def to_json(value: object) -> str:

@@ -21,7 +21,6 @@ from sqlalchemy import (
     select,
     update,
 )
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.sql import ColumnElement
 
 from flowbridge.store import driver, outbox
@@ -101,7 +100,7 @@ def _marks(pairs: Iterable[tuple[str, str]], exclude: Collection[str]) -> list[d
     ]
 
 
-def _mark(dialect: str, *kept: tuple[ColumnElement[bool], ColumnElement[int]]) -> postgresql.Insert | sqlite.Insert:
+def _mark(dialect: str, *kept: tuple[ColumnElement[bool], ColumnElement[int]]) -> driver.Insert:
     insertion = driver.insertion(dialect, lanes, ("lane", "account", "dirty", "sent_with"))
     one: ColumnElement[int] = literal_column("1")
     dirty = case(*kept, (insertion.excluded.dirty == one, one), else_=lanes.c.dirty)

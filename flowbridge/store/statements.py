@@ -1,15 +1,16 @@
 """Parts that the statements of several modules share."""
 
 from sqlalchemy import Connection, FromClause, ScalarSelect, Table, exists, literal_column, select
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.sql import ColumnElement
 
+from flowbridge.store import driver
+from flowbridge.store.driver import Insert
 from flowbridge.store.tables import lanes, outbox
 
 
-def insert(connection: Connection, table: Table) -> postgresql.Insert | sqlite.Insert:
-    """An INSERT that can say what happens to a row that exists already."""
-    return postgresql.insert(table) if connection.dialect.name == "postgresql" else sqlite.insert(table)
+def insert(connection: Connection, table: Table) -> Insert:
+    """As `driver.insert`."""
+    return driver.insert(connection.dialect.name, table)
 
 
 def is_state(state: str, events: FromClause = outbox) -> ColumnElement[bool]:

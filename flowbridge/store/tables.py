@@ -9,8 +9,17 @@ metadata = MetaData()
 _Id = BigInteger().with_variant(Integer, "sqlite")
 
 
+_partial: list[tuple[Index, str]] = []
+
+
 def _partial_index(name: str, condition: str, *columns: Column[Any]) -> None:
-    Index(name, *columns, sqlite_where=text(condition), postgresql_where=text(condition))
+    _partial.append((Index(name, *columns, sqlite_where=text(condition)), condition))
+
+
+def use_postgresql() -> None:
+    """Before tables are made there. To name an option of its dialect loads that, 2 MB which SQLite does not need."""
+    for index, condition in _partial:
+        index.dialect_options["postgresql"]["where"] = text(condition)
 
 
 outbox = Table(
@@ -288,6 +297,14 @@ crypto_indexes = Table(  # which event each message of a Megolm session was: it 
     Column("session_id", Text, primary_key=True),
     Column("message_index", BigInteger, primary_key=True),
     Column("mark", Text, nullable=False),  # of the event
+)
+
+crypto_logins = Table(  # devices that logged in through the bridge, and have no keys of a client's as far as is known
+    "crypto_logins",
+    metadata,
+    Column("account", Text, primary_key=True),
+    Column("device_id", Text, primary_key=True),
+    Column("logged_in_at", BigInteger, nullable=False),
 )
 
 crypto_rooms = Table(  # rooms that were seen encrypted: they never cease to be

@@ -54,10 +54,12 @@ class Relaying:
             devices is not None
             and request.method == "GET"
             and target.startswith(paths.SYNC)
-            and devices.is_bot_s(token)
+            and devices.account_with(token) is not None
         ):
             assert token is not None
             return await self._sync(target, query, token)
+        if devices is not None and token and request.method == "POST" and paths.is_key_upload(target):
+            await self._keys_of_a_client(token)
         has_body = request.method not in BODYLESS and not headers.keys().isdisjoint(FRAMING)
         incoming = Incoming(request, has_body=has_body)
         passed_on = proxy_rules.request_headers(_headers(request, bot), token, has_body=has_body)
@@ -77,6 +79,14 @@ class Relaying:
                 await self._ends(request.method, target, token),
             )
             return Exchange(self._core, outgoing, incoming, held.pop_all())
+
+    async def _keys_of_a_client(self, token: str) -> None:
+        """A client is about to give its device keys of its own: the bridge does not encrypt with it from here on."""
+        devices = self._core.devices
+        with contextlib.suppress(Unauthorized):
+            caller = await self._core.callers.identify(Credential(token))
+            if devices is not None and caller.device_id is not None and token != devices.keeper.token:
+                await devices.callers.forget(caller.user_id, caller.device_id)
 
     async def _sync(self, target: str, query: bytes, token: str) -> Response:
         """A sync with the token of the bridge's own device, without the messages for that: they are kept for it."""

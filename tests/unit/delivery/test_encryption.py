@@ -153,10 +153,11 @@ class Device:
     def __init__(self) -> None:
         self.sealed: dict[str, bytes] = {}
         self.is_plain = False
+        self.is_bot_s = True
         self.raises: MatrixError | None = None
 
     def encrypts_for(self, account: str) -> bool:
-        return True
+        return self.is_bot_s
 
     async def encrypt(self, account: str, event: Event, delivery: str) -> bytes | None:
         if self.raises is not None:
@@ -168,6 +169,15 @@ class Device:
 
     async def made(self, delivery: str) -> bytes | None:
         return self.sealed.get(delivery)
+
+    async def encrypt_for(self, caller: Caller, event: Event, delivery: str) -> bytes:
+        if self.raises is not None:
+            raise self.raises
+        return self.sealed.setdefault(delivery, json.dumps({"body": caller.token}).encode())
+
+    async def permit(self, caller: Caller) -> None:
+        if self.raises is not None:
+            raise self.raises
 
     async def is_encrypted(self, room: str) -> bool:
         if self.raises is not None:
@@ -266,3 +276,32 @@ async def test_file_of_an_event_that_would_be_refused_is_not_uploaded(make: Make
         with pytest.raises(Forbidden, match="the room is encrypted"):
             await rig.encryption.encrypts_files(CALLER, "!a:hs")
         assert not await rig.encryption.encrypts_files(CALLER, "!b:hs")
+
+
+# callers with tokens of their own
+
+
+async def test_event_of_a_caller_is_encrypted_with_its_device(sealing: tuple[Rig, Device]) -> None:
+    rig, device = sealing
+    device.is_bot_s = False
+    rig.rooms.encrypted[ROOM] = True
+    assert await carry(rig, rig.pending("a").row) == Verdict("sent", "$1")
+    assert rig.rooms.sends[0].content == {"body": "alice"}
+
+
+async def test_event_of_a_caller_without_one_is_refused_with_what_to_do(sealing: tuple[Rig, Device]) -> None:
+    rig, device = sealing
+    device.is_bot_s, device.raises = False, Forbidden("log in by the bridge")
+    rig.rooms.encrypted[ROOM] = True
+    found = await verdict(rig)
+    assert (found.kind, found.error and found.error.error) == ("dead", "log in by the bridge")
+    assert rig.rooms.sends == []
+    with pytest.raises(Forbidden, match="log in by the bridge"):
+        await rig.encryption.encrypts_files(CALLER, ROOM)
+
+
+async def test_plain_room_of_a_caller_needs_no_device(sealing: tuple[Rig, Device]) -> None:
+    rig, device = sealing
+    device.is_bot_s, device.raises = False, Forbidden("log in by the bridge")
+    assert (await verdict(rig)).kind == "sent"
+    assert not await rig.encryption.encrypts_files(CALLER, ROOM)

@@ -87,5 +87,11 @@ def upgrade() -> None:
         sa.Column("message_index", sa.BigInteger, primary_key=True),
         _text("mark"),
     )
+    op.create_table(
+        "crypto_logins",
+        _text("account", key=True),
+        _text("device_id", key=True),
+        _number("logged_in_at"),
+    )
     op.create_table("crypto_rooms", _text("room_id", key=True), _text("settings"))
     op.create_table("ciphertexts", _text("delivery", key=True), _text("account"), _text("content"))
