@@ -37,6 +37,11 @@ class Alertmanagers:
     """Each is told of each alert at the same time, as Prometheus does it."""
 
     urls: Sequence[str]
+    processes: "Sequence[subprocess.Popen[bytes]]"
+
+    def check(self) -> None:
+        """What there is to wait for comes from them."""
+        assert [process.poll() for process in self.processes] == [None] * len(self.urls), "an Alertmanager has ended"
 
     def fires(self, *instances: str) -> None:
         now = datetime.now(UTC)
@@ -90,6 +95,7 @@ def alertmanagers(number: int, url: str, secret: str, folder: Path, *, gossips: 
     config.write_text(CONFIG % {"url": url, "secret": secret})
     peers = [f"127.0.0.1:{free_port()}" for _ in range(number)]
     urls = [f"http://127.0.0.1:{free_port()}" for _ in range(number)]
+    processes = []
     with ExitStack() as stack:
         for at, own in enumerate(urls):
             gossip = [f"--cluster.listen-address={peers[at]}", f"--cluster.advertise-address={peers[at]}"]
@@ -104,17 +110,17 @@ def alertmanagers(number: int, url: str, secret: str, folder: Path, *, gossips: 
                 f"--web.listen-address={own[len('http://') :]}",
                 *options,
             ]
-            stack.enter_context(_running(command, own, folder / f"alertmanager-{at}.log"))
-        yield Alertmanagers(urls)
+            processes.append(stack.enter_context(_running(command, own, folder / f"alertmanager-{at}.log")))
+        yield Alertmanagers(urls, processes)
 
 
 @contextmanager
-def _running(command: Sequence[str], url: str, log: Path) -> Iterator[None]:
+def _running(command: Sequence[str], url: str, log: Path) -> "Iterator[subprocess.Popen[bytes]]":
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output, env={"PATH": os.environ["PATH"]})
     try:
         until(lambda: _is_ready(url, process, log))
-        yield
+        yield process
     finally:
         process.kill()
         process.wait()

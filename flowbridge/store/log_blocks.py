@@ -14,7 +14,7 @@ from flowbridge.store import clock
 from flowbridge.store.statements import insert
 from flowbridge.store.tables import log_blocks, outbox
 
-SIZE = 4_096  # ids of one block
+SIZE = 4_096  # ids of one block; another size makes all filters that there are wrong
 BITS = 12  # of the filter for each value: a block of a hundred is searched in vain
 READ = 64  # filters that are read at once
 LONGEST = 4  # blocks that are searched at once

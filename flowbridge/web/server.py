@@ -178,7 +178,7 @@ def background(
     with (
         contextlib.closing(listen(host, port)) as listener,
         _operations(settings, host) as operations,
-        ThreadPoolExecutor(1) as executor,
+        ThreadPoolExecutor(1, thread_name_prefix="flowbridge-serve") as executor,
     ):
         running = executor.submit(server.run_on, listener, operations)
         running.add_done_callback(lambda _: server.ready.set())

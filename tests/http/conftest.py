@@ -272,19 +272,21 @@ def running(
         yield Bridge(url, upstream)
 
 
-@pytest.fixture(scope="session")
+# Not for the whole session: other tests change constants and clocks of modules, which a bridge that runs beside them in
+# this process would go by, too.
+@pytest.fixture(scope="package")
 def shared_upstream() -> Iterator[Upstream]:
     with Upstream() as upstream:
         yield upstream
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def shared_bridge(shared_upstream: Upstream, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bridge]:
     with running(shared_upstream, tmp_path_factory.mktemp("patient")) as bridge:
         yield bridge
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def shared_hasty_bridge(shared_upstream: Upstream, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bridge]:
     folder = tmp_path_factory.mktemp("hasty")
     with running(shared_upstream, folder, wait_seconds=HASTE_SECONDS, timing=QUICK) as bridge:

@@ -81,7 +81,8 @@ def owner(make_account: MakeAccount) -> Account:
     return make_account()
 
 
-@pytest.fixture(scope="session")
+# Not for the whole session: see tests/http/conftest.py.
+@pytest.fixture(scope="module")
 def bridge_url(synapse: LocalSynapse, owner: Account, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("bridge")
     settings = Settings.load(

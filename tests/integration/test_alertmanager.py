@@ -27,6 +27,7 @@ class Bridge:
     def __init__(self, folder: Path, settings: dict[str, str]) -> None:
         self.port = free_port()
         self.kills = 0
+        self.failed: list[BaseException] = []
         self._folder, self._settings = folder, settings
         self._ends = threading.Event()
 
@@ -34,12 +35,33 @@ class Bridge:
     def hook(self) -> str:
         return f"http://127.0.0.1:{self.port}/hooks/alerts"
 
+    def check(self) -> None:
+        """What there is to wait for comes from a bridge: it must be there, or on its way."""
+        if self.failed:
+            raise AssertionError(f"there is no bridge any more; the last one said:\n{self.said()}") from self.failed[0]
+
+    def said(self) -> str:
+        """The last lines of the last bridge, and of each Alertmanager."""
+        logs = [self._folder / f"log-{self.kills}", *sorted(self._folder.glob("alertmanager-*.log"))]
+        lines = (log.read_text(errors="replace").splitlines()[-10:] for log in logs if log.exists())
+        return "\n\n".join("\n".join(each) for each in lines)
+
     def serve(self, killed: bool) -> None:
+        try:
+            self._serve(killed)
+        except BaseException as error:
+            self.failed.append(error)
+
+    def _serve(self, killed: bool) -> None:
         chance = random.Random(15)  # noqa: S311 (no secret)
         while not self._ends.is_set():
             log = self._folder / f"log-{self.kills}"
             with serving_at(self.port, self._settings, log=log, cwd=self._folder) as (_, process):
+                assert process.poll() is None, "another process answers on this port"
+                deadline = time.monotonic() + 2 * PATIENCE  # each member tells it again within some seconds
                 while killed and not self._ends.is_set() and "/hooks/alerts" not in log.read_text():
+                    assert process.poll() is None, "the bridge has ended by itself"
+                    assert time.monotonic() < deadline, "the bridge has answered no Alertmanager"
                     time.sleep(0.01)  # a start may take longer than Alertmanager waits between two tries
                 self._ends.wait(chance.uniform(0.0, 0.5) if killed else None)
                 if not self._ends.is_set():
@@ -63,22 +85,14 @@ def bridge(synapse: LocalSynapse, owner: Account, room: Room, folder: Path, kill
         "FLOWBRIDGE_ALLOW_HTTP": "1",
     }
     found = Bridge(folder, settings)
-    failed: list[BaseException] = []
-
-    def serve() -> None:
-        try:
-            found.serve(killed)
-        except BaseException as error:
-            failed.append(error)
-
-    serving = threading.Thread(target=serve)
+    serving = threading.Thread(target=found.serve, args=(killed,))
     serving.start()
     try:
         yield found
     finally:
         found.end()
         serving.join()
-    assert not failed
+    found.check()
     assert not killed or found.kills
 
 
@@ -100,17 +114,19 @@ def shown(room: Room) -> list[tuple[str, bool]]:
     return list(found.values())
 
 
-def shows(room: Room, *expected: tuple[str, ...]) -> None:
+def shows(served: Bridge, senders: Alertmanagers, room: Room, *expected: tuple[str, ...]) -> None:
     """Wait until there are so many messages, each of which says this."""
 
     def is_so() -> bool:
+        served.check()
+        senders.check()
         found = shown(room)
         assert len(found) <= len(expected), found
         return len(found) == len(expected) and all(
             all(part in body for part in parts) for (body, _), parts in zip(found, expected, strict=True)
         )
 
-    until(is_so, 5 * PATIENCE, else_=lambda: f"{shown(room)}")
+    until(is_so, 5 * PATIENCE, else_=lambda: f"{shown(room)}\n{served.said()}")
 
 
 @pytest.mark.timeout(900)  # many starts of the bridge, on a machine that may be busy
@@ -133,24 +149,24 @@ def test_alerts_are_told_in_one_message_for_each_beginning(
         bridge(synapse, owner, room, tmp_path, killed) as served,
         alertmanagers(members, served.hook, SECRET, tmp_path, gossips=gossips) as senders,
     ):
-        tell_a_story(senders, room)
+        tell_a_story(served, senders, room)
     assert [pinged for _, pinged in shown(room)] == [True, True, True]
 
 
-def tell_a_story(senders: Alertmanagers, room: Room) -> None:
+def tell_a_story(served: Bridge, senders: Alertmanagers, room: Room) -> None:
     """Each step is repeated before the next."""
     senders.fires("web-1", "web-2")
-    shows(room, ("firing 2", "web-1", "web-2"))
+    shows(served, senders, room, ("firing 2", "web-1", "web-2"))
     senders.repeat()
     senders.fires("web-3")
-    shows(room, ("firing 2",), ("firing 3", "web-3"))
+    shows(served, senders, room, ("firing 2",), ("firing 3", "web-3"))
     senders.repeat()
     senders.resolves("web-1")
-    shows(room, ("firing 2",), ("firing 2, resolved 1",))
+    shows(served, senders, room, ("firing 2",), ("firing 2, resolved 1",))
     senders.repeat()
     senders.resolves("web-2", "web-3")
-    shows(room, ("firing 2",), ("resolved",))
+    shows(served, senders, room, ("firing 2",), ("resolved",))
     senders.fires("web-1")
-    shows(room, ("firing 2",), ("resolved",), ("firing", "web-1"))
+    shows(served, senders, room, ("firing 2",), ("resolved",), ("firing", "web-1"))
     senders.repeat()
-    shows(room, ("firing 2",), ("resolved",), ("firing", "web-1"))
+    shows(served, senders, room, ("firing 2",), ("resolved",), ("firing", "web-1"))

@@ -1,5 +1,6 @@
 """flowbridge.store.log_blocks: which pieces of the delivery log a search may pass over."""
 
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -23,6 +24,8 @@ def database(empty_url: str) -> Iterator[Database]:
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For no bridge that runs in this process, too: it would write filters that mean other ids a moment later."""
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("flowbridge-serve")]
     monkeypatch.setattr(log_blocks, "SIZE", 4)
     monkeypatch.setattr(log_blocks, "READ", 5)
 
