@@ -12,8 +12,10 @@ from urllib.parse import quote
 import httpx
 
 from flowbridge.cli.demo.synapse import Account, LocalSynapse
+from flowbridge.encryption.callers import CallerDevices
+from flowbridge.encryption.devices import Devices
 from flowbridge.encryption.inbound import Decrypted
-from flowbridge.encryption.keeper import Keeper
+from flowbridge.encryption.keeper import Keeper, Who
 from flowbridge.encryption.machine import Machine
 from flowbridge.encryption.sealing import Seal
 from flowbridge.homeserver import Homeserver, Locator, tls_context
@@ -102,6 +104,18 @@ class Bot:
     def machine(self) -> Machine:
         assert self.keeper.machine is not None, self.keeper.status
         return self.keeper.machine
+
+    def devices(self) -> Devices:
+        """As the rest of the bridge knows it; no caller has a device here."""
+
+        def make(_: Who) -> Keeper:
+            raise AssertionError("no caller has a device here")
+
+        async def token_of(_: str, __: str) -> None:
+            return None
+
+        callers = CallerDevices(self.database, make, token_of)
+        return Devices(self.database, self.keeper, callers, lambda: self.account.user_id)
 
     async def room(self, *invite: str, **settings: Any) -> str:
         """A new encrypted room, which anyone may join."""

@@ -17,6 +17,13 @@ def peer(synapse: LocalSynapse, make_account: MakeAccount) -> Iterator[Peer]:
         yield peer
 
 
+@pytest.fixture(scope="session")
+def open_peer(synapse: LocalSynapse, make_account: MakeAccount) -> Iterator[Peer]:
+    """One that also trusts devices that their owners did not sign, as callers' are."""
+    with Peer(synapse.url, make_account(), strict=False) as peer:
+        yield peer
+
+
 @pytest.fixture
 def secret() -> str:
     return Fernet.generate_key().decode()

@@ -35,13 +35,6 @@ def bridge(synapse: LocalSynapse, make_account: MakeAccount, folder: Path) -> It
         bridge.close()
 
 
-@pytest.fixture(scope="module")
-def open_peer(synapse: LocalSynapse, make_account: MakeAccount) -> Iterator[Peer]:
-    """One that also trusts devices that their owners did not sign, as callers' are."""
-    with Peer(synapse.url, make_account(), strict=False) as peer:
-        yield peer
-
-
 @pytest.fixture
 def account(make_account: MakeAccount) -> Account:
     return make_account()
@@ -57,7 +50,7 @@ def room(bridge: Bridge, open_peer: Peer) -> str:
 def log_in(bridge: Bridge, account: Account, path: str = "/_matrix/client/v3/login", **more: str) -> Json:
     """Through the bridge."""
     identifier = {"type": "m.id.user", "user": account.user_id}
-    body = {"type": "m.login.password", "identifier": identifier, "password": account.password, **more}
+    body: Json = {"type": "m.login.password", "identifier": identifier, "password": account.password, **more}
     answer = httpx.post(f"{bridge.http.base_url}{path}", json=body, trust_env=False, timeout=PATIENCE)
     found: Json = answer.raise_for_status().json()
     return found

@@ -20,9 +20,9 @@ EVENTS = 200
 KILLS = 4
 
 
-def send(url: str, room: str, number: int) -> bool:
+def send(url: str, room: str, number: int, token: str = KEY) -> bool:
     """Queue an event under a key of its own; whether it was accepted."""
-    headers = {"X-API-Key": KEY, "Prefer": "respond-async", "Idempotency-Key": str(number)}
+    headers = {"Authorization": f"Bearer {token}", "Prefer": "respond-async", "Idempotency-Key": str(number)}
     content = {"msgtype": "m.text", "body": str(number)}
     try:
         path = f"{url}/rooms/{quote(room)}/send/m.room.message"
@@ -127,3 +127,44 @@ def test_of_two_replicas_one_encrypts_and_the_other_takes_over_when_it_dies(
             assert send(two, room.id, number)
         until(lambda: len(room.arrived()) >= 80, 2 * PATIENCE, else_=lambda: len(room.arrived()))
     room.check(peer, 80)
+
+
+def test_device_of_a_caller_is_the_same_through_kills(room: Room, open_peer: Peer, friend: Account) -> None:
+    open_peer.ask("join", room=room.id)
+    port, number, token = free_port(), 0, ""
+    for most in (20, 40, 60):
+        with serving_at(port, room.settings) as (url, process):
+            token = token or log_in(url, friend, room.id)
+            while number < most:
+                number += send(url, room.id, number, token)
+            if most < 60:
+                until(lambda most=most: len(room.arrived()) >= most - 10, else_=lambda: len(room.arrived()))  # type: ignore[misc]
+                process.kill()
+                continue
+            until(lambda: len(room.arrived()) >= 60, 2 * PATIENCE, else_=lambda: len(room.arrived()))
+    room.check(open_peer, 60)
+
+
+@pytest.mark.parametrize("new_database", ["postgresql"], indirect=True)
+def test_device_of_a_caller_moves_when_its_replica_dies(room: Room, open_peer: Peer, friend: Account) -> None:
+    open_peer.ask("join", room=room.id)
+    with serving_at(free_port(), room.settings) as (one, first), serving_at(free_port(), room.settings) as (two, _):
+        token = log_in(one, friend, room.id)
+        for number in range(20):
+            assert send((one, two)[number % 2], room.id, number, token)
+        until(lambda: len(room.arrived()) >= 20, else_=lambda: len(room.arrived()))
+        first.kill()
+        for number in range(20, 40):
+            assert send(two, room.id, number, token)
+        until(lambda: len(room.arrived()) >= 40, 2 * PATIENCE, else_=lambda: len(room.arrived()))
+    room.check(open_peer, 40)
+
+
+def log_in(url: str, account: Account, room: str) -> str:
+    """Through the bridge, and into the room; returns the token."""
+    identifier = {"type": "m.id.user", "user": account.user_id}
+    body = {"type": "m.login.password", "identifier": identifier, "password": account.password}
+    token = str(httpx.post(f"{url}/login", json=body, trust_env=False).raise_for_status().json()["access_token"])
+    headers = {"Authorization": f"Bearer {token}"}
+    httpx.post(f"{url}/join/{quote(room)}", headers=headers, trust_env=False, timeout=PATIENCE).raise_for_status()
+    return token

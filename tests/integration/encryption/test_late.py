@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 
-from flowbridge.encryption.devices import Devices
 from tests.integration.encryption.bot import Bot
 from tests.integration.encryption.test_rooms import body, joined
 from tests.patience import PATIENCE
@@ -15,7 +14,7 @@ from tests.peer import Peer
 async def test_event_whose_key_comes_later_is_told_again_decrypted(
     device: Bot, peer: Peer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    devices = Devices(device.database, device.keeper, lambda: device.account.user_id)
+    devices = device.devices()
     told: asyncio.Queue[tuple[str, str, dict[str, Any]]] = asyncio.Queue()
     devices.on_late = lambda *what: told.put_nowait(what)
     room = await device.room()
@@ -44,7 +43,7 @@ async def test_event_whose_key_comes_later_is_told_again_decrypted(
 
 
 async def test_only_the_bot_s_own_events_are_decrypted(device: Bot, peer: Peer) -> None:
-    devices = Devices(device.database, device.keeper, lambda: device.account.user_id)
+    devices = device.devices()
     room = await device.room()
     event = await device.event(room, await device.send(room, "hello"))
     assert await devices.shown("@someone:else", room, event) is event
