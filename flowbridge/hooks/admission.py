@@ -44,12 +44,20 @@ class Admission:
         self._refusals = refusals
         self._aside = aside
 
+    def at_once(self, name: str, asked: Asked, body: bytes) -> Known | None:
+        """The hook, if the request is its sender's, and nothing has to be looked up. Raises Unavailable.
+
+        An unknown hook takes as long as a wrong secret.
+        """
+        known = self._registry.at_once(name)
+        return None if self._why(known, asked, body)() else known
+
     async def find(self, name: str, asked: Asked) -> Candidate:
         """The hook that is meant, before the body is read; "" as its name: by its token. Raises Unavailable."""
         at = self._registry.clock()
         known = await self._find(name, asked)
         if known is not None and signatures.has_token(known.hook.verification, known.secrets, asked):
-            _identify(known)
+            identify(known)
             return Candidate(known, True, at)
         return Candidate(known, False, at)
 
@@ -73,15 +81,20 @@ class Admission:
                 log.note(hook=known.hook.name)
             log.note(why=why)
             raise self._refusal(name, asked)
-        _identify(known)
+        identify(known)
         return known
+
+    @staticmethod
+    def _why(known: Known | None, asked: Asked, body: bytes) -> Callable[[], str]:
+        """Tells why the request is refused; "" for one that is right."""
+        verification, secrets = (known.hook.verification, known.secrets) if known else (_NOBODYS, ())
+        return partial(signatures.wrong, verification, secrets, asked, body, time.time())
 
     async def _find(self, name: str, asked: Asked) -> Known | None:
         return await (self._registry.find(name) if name else self._registry.find_by_token(asked.token))
 
     async def _wrong(self, known: Known | None, asked: Asked, body: bytes) -> str:
-        verification, secrets = (known.hook.verification, known.secrets) if known else (_NOBODYS, ())
-        check = partial(signatures.wrong, verification, secrets, asked, body, time.time())
+        check = self._why(known, asked, body)
         if len(body) < LARGE_BYTES:
             return check()
         with ours():
@@ -98,6 +111,6 @@ class Admission:
         return refusal
 
 
-def _identify(known: Known) -> None:
+def identify(known: Known) -> None:
     peer.identified(f"key {known.hook.owner}")
     log.note(key=known.hook.owner)

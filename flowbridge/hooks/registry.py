@@ -84,6 +84,11 @@ class Registry:
 
     # what requests ask
 
+    def at_once(self, name: str) -> Known | None:
+        """As `find`, of those that are known in memory."""
+        found = self._known.get(name)
+        return found.now() if found else None
+
     async def find(self, name: str) -> Known | None:
         """The hook of this name, and the secrets that hold. Raises Unavailable.
 
@@ -93,8 +98,7 @@ class Registry:
             await self._lookups.look()
             if name not in self._known:
                 self._lookups.check()
-        found = self._known.get(name)
-        return found.now() if found else None
+        return self.at_once(name)
 
     async def find_by_token(self, token: str) -> Known | None:
         """The hook with this token in its path. Raises Unavailable."""

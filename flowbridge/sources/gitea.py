@@ -4,23 +4,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from flowbridge.sources import code_hosts, github
-from flowbridge.sources.code_hosts import (
-    Report,
-    branch,
-    checked,
-    code,
-    facts,
-    first,
-    lasted,
-    line,
-    link,
-    name,
-    quote,
-    sentence,
-    short,
-    spoken,
-)
+from flowbridge.sources import code_hosts as hosts
+from flowbridge.sources import github
 from flowbridge.sources.github_events import checks, commits, tickets
 from flowbridge.sources.github_events.common import where, who
 from flowbridge.sources.reading import mapping, moment, objects, text
@@ -52,16 +37,16 @@ def read(incoming: Incoming) -> Sequence[Notice] | Nothing:
     event = github.event_of(incoming, *(f"{prefix}-event" for prefix in _NAMES))
     if not event:
         raise UnrecognisedError("has no header X-Gitea-Event, and its keys do not say what has happened")
-    action = name(payload, "action")
+    action = hosts.name(payload, "action")
     report = _report(payload, event, action)
     if report is None:
         return github.notices(payload, _ALIASES.get(event, event))
-    original = name(payload, "forkee", "full_name") if event == "fork" else ""
-    place = first(original, where(payload), name(payload, "run", "repository", "full_name"))
+    original = hosts.name(payload, "forkee", "full_name") if event == "fork" else ""
+    place = hosts.first(original, where(payload), hosts.name(payload, "run", "repository", "full_name"))
     return [report.notice(f"{event}.{action}" if action else event, place, who(payload))]
 
 
-def _report(payload: Json, event: str, action: str) -> Report | None:
+def _report(payload: Json, event: str, action: str) -> hosts.Report | None:
     """None: it is as GitHub's."""
     if event == "push":
         return commits.push(payload, action, "compare_url")
@@ -71,8 +56,8 @@ def _report(payload: Json, event: str, action: str) -> Report | None:
         return _review(payload)
     event = _ALIASES.get(event, event)
     if event == "fork":  # GitHub's the other way round: `repository` is the new one
-        fork = link(name(payload, "repository", "full_name"), text(payload, "repository", "html_url"))
-        return Report(sentence(who(payload), "forked the repository to", fork))
+        fork = hosts.link(hosts.name(payload, "repository", "full_name"), text(payload, "repository", "html_url"))
+        return hosts.Report(hosts.sentence(who(payload), "forked the repository to", fork))
     if event == "wiki":
         return _wiki(payload, action)
     if event == "package":
@@ -86,79 +71,88 @@ def _report(payload: Json, event: str, action: str) -> Report | None:
     return None
 
 
-def _labels(payload: Json, event: str) -> Report:
+def _labels(payload: Json, event: str) -> hosts.Report:
     is_pull = event == "pull_request"
     thing = mapping(payload, event if is_pull else "issue")
-    names = [name(each, "name") for each in objects(thing, "labels")]
-    said = sentence(
+    names = [hosts.name(each, "name") for each in objects(thing, "labels")]
+    said = hosts.sentence(
         who(payload),
         "changed the labels of",
         "pull request" if is_pull else "issue",
         tickets.ticket(thing),
         "to" if names else "",
-        code_hosts.listed(names),
+        hosts.listed(names),
     )
-    return Report(said, is_quiet=True)
+    return hosts.Report(said, is_quiet=True)
 
 
-def _review(payload: Json) -> Report:
+def _review(payload: Json) -> hosts.Report:
     found = mapping(payload, "review")
     icon, verb, outcome = _REVIEWS.get(text(found, "type"), ("", "reviewed", "commented"))
-    said = quote(found, "content")
-    return Report(
-        sentence(who(payload), verb, "pull request", tickets.ticket(mapping(payload, "pull_request"))),
+    said = hosts.quote(found, "content")
+    return hosts.Report(
+        hosts.sentence(who(payload), verb, "pull request", tickets.ticket(mapping(payload, "pull_request"))),
         icon,
         quote=said,
         outcome=outcome,
     )
 
 
-def _wiki(payload: Json, action: str) -> Report:
-    page, root = line(payload, "page"), text(payload, "repository", "html_url")
+def _wiki(payload: Json, action: str) -> hosts.Report:
+    page, root = hosts.line(payload, "page"), text(payload, "repository", "html_url")
     url = f"{root}/wiki/{page.replace(' ', '-')}" if root and action != "deleted" else ""
-    return Report(
-        sentence(who(payload), action or "edited", "the wiki page", link(page or "(untitled)", url)),
-        facts=facts(sentence(line(payload, "comment"))),
+    return hosts.Report(
+        hosts.sentence(who(payload), action or "edited", "the wiki page", hosts.link(page or "(untitled)", url)),
+        facts=hosts.facts(hosts.sentence(hosts.line(payload, "comment"))),
     )
 
 
-def _package(payload: Json, action: str) -> Report:
+def _package(payload: Json, action: str) -> hosts.Report:
     found = mapping(payload, "package")
-    label = " ".join(filter(None, (first(name(found, "name"), "(unnamed)"), name(found, "version"))))
-    by = first(who(payload), name(found, "creator", "login"))
-    kind = name(found, "type")
-    return Report(sentence(by, spoken(action) or "published", kind, "package", link(label, text(found, "html_url"))))
+    label = " ".join(filter(None, (hosts.first(hosts.name(found, "name"), "(unnamed)"), hosts.name(found, "version"))))
+    by = hosts.first(who(payload), hosts.name(found, "creator", "login"))
+    kind = hosts.name(found, "type")
+    return hosts.Report(
+        hosts.sentence(
+            by, hosts.spoken(action) or "published", kind, "package", hosts.link(label, text(found, "html_url"))
+        )
+    )
 
 
-def _status(payload: Json) -> Report:
+def _status(payload: Json) -> hosts.Report:
     report = checks.status(payload, "")
     commit = mapping(payload, "commit")
-    if message := code_hosts.first_line(commit, "message"):
-        report.facts = facts(
-            sentence(line(payload, "description")),
-            sentence(code(short(payload.get("sha"))), link(message, text(commit, "url"))),
+    if message := hosts.first_line(commit, "message"):
+        report.facts = hosts.facts(
+            hosts.sentence(hosts.line(payload, "description")),
+            hosts.sentence(hosts.code(hosts.short(payload.get("sha"))), hosts.link(message, text(commit, "url"))),
         )
     return report
 
 
-def _action_run(payload: Json, action: str) -> Report:
+def _action_run(payload: Json, action: str) -> hosts.Report:
     """Forgejo's own: a run has failed, has succeeded, or has succeeded after one that failed."""
     run = mapping(payload, "run")
     is_recovered = action.startswith("recover")
-    workflow, ref = name(run, "workflow_id"), first(name(run, "prettyref"), branch(run.get("ref"))[1])
+    workflow, ref = (
+        hosts.name(run, "workflow_id"),
+        hosts.first(hosts.name(run, "prettyref"), hosts.branch(run.get("ref"))[1]),
+    )
     index = text(run, "index_in_repo")[:20]
-    report = checked(
-        sentence(first(workflow, "A workflow"), is_recovered and "has recovered:"),
+    report = hosts.checked(
+        hosts.sentence(hosts.first(workflow, "A workflow"), is_recovered and "has recovered:"),
         ref,
-        lasted(moment(run.get("started")), moment(run.get("stopped"))),
-        link(f"run #{index}" if index else "details", text(run, "html_url")),
+        hosts.lasted(moment(run.get("started")), moment(run.get("stopped"))),
+        hosts.link(f"run #{index}" if index else "details", text(run, "html_url")),
         "success" if is_recovered else action,
     )
-    report.facts = facts(
-        code_hosts.commit(short(run.get("commit_sha")), line(run, "title"), name(run, "trigger_user", "login"))
+    report.facts = hosts.facts(
+        hosts.commit(
+            hosts.short(run.get("commit_sha")), hosts.line(run, "title"), hosts.name(run, "trigger_user", "login")
+        )
     )
     # Of the workflow, not of the run: it recovers from an earlier run.
-    report.key = code_hosts.key("action_run", text(run, "repository", "full_name"), workflow, ref)
+    report.key = hosts.key("action_run", text(run, "repository", "full_name"), workflow, ref)
     report.firing = (text(run, "id")[:64],) if report.state == "firing" else ()
     report.time = moment(run.get("stopped")) or moment(run.get("updated"))
     return report
@@ -173,7 +167,7 @@ def _gitea(headers: Headers, payload: Any) -> bool:
 
 
 def delivery_id(headers: Headers, payload: Any) -> str:
-    return first(*(headers.get(f"{prefix}-delivery", "") for prefix in _NAMES))
+    return hosts.first(*(headers.get(f"{prefix}-delivery", "") for prefix in _NAMES))
 
 
 SOURCE = Source(
@@ -181,7 +175,7 @@ SOURCE = Source(
     "Gitea",
     _gitea,
     read,
-    template=code_hosts.words,
+    template=hosts.words,
     delivery_id=delivery_id,
     scheme="gitea",
     sample={

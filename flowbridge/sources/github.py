@@ -6,8 +6,7 @@ What each event says is in `github_events/`. Gitea and Forgejo have most of its 
 from collections.abc import Sequence
 from typing import Any
 
-from flowbridge.sources import code_hosts
-from flowbridge.sources.code_hosts import first, name
+from flowbridge.sources import code_hosts as hosts
 from flowbridge.sources.github_events import checks, comments, commits, other, releases, repositories, security, tickets
 from flowbridge.sources.github_events.common import Make, where, who
 from flowbridge.sources.source import Headers, Incoming, Json, Nothing, Notice, Source, UnrecognisedError
@@ -53,7 +52,7 @@ _GUESSES: dict[str, set[str]] = {
 
 def event_of(incoming: Incoming, *headers: str) -> str:
     """What has happened: a header says so. Without any, as for a preview, the keys of the body do."""
-    found = first(*(incoming.headers.get(header, "").strip() for header in headers))[: code_hosts.MAX_NAME]
+    found = hosts.first(*(incoming.headers.get(header, "").strip() for header in headers))[: hosts.MAX_NAME]
     if found or not isinstance(incoming.payload, dict):
         return found
     there = {key for key, value in incoming.payload.items() if value is not None}
@@ -73,7 +72,7 @@ def read(incoming: Incoming) -> Sequence[Notice] | Nothing:
 def notices(payload: Json, event: str) -> Sequence[Notice] | Nothing:
     if event == "ping":
         return Nothing("a ping: the hook works", "ping")
-    action = name(payload, "action")
+    action = hosts.name(payload, "action")
     report = _REPORTS.get(event, other.report(event))(payload, action)
     return [report.notice(f"{event}.{action}" if action else event, where(payload), who(payload))]
 
@@ -113,7 +112,7 @@ SOURCE = Source(
     "GitHub",
     recognises,
     read,
-    template=code_hosts.words,
+    template=hosts.words,
     delivery_id=delivery_id,
     scheme="github",
     sample=SAMPLE,

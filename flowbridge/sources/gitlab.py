@@ -3,37 +3,11 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from flowbridge.sources import code_hosts
-from flowbridge.sources.code_hosts import (
-    Fields,
-    Part,
-    Report,
-    branch,
-    checked,
-    code,
-    count,
-    deployed,
-    ending,
-    fact,
-    facts,
-    first,
-    first_line,
-    in_order,
-    joined,
-    line,
-    link,
-    listed,
-    name,
-    number,
-    quote,
-    sentence,
-    short,
-    spoken,
-)
+from flowbridge.sources import code_hosts as hosts
 from flowbridge.sources.reading import items, mapping, moment, objects, text
 from flowbridge.sources.source import Headers, Incoming, Json, Nothing, Notice, Source, UnrecognisedError
 
-Make = Callable[[Json, str], Report]
+Make = Callable[[Json, str], hosts.Report]
 
 _VERBS = {
     "open": "opened",
@@ -60,7 +34,9 @@ def read(incoming: Incoming) -> Sequence[Notice] | Nothing:
     payload = incoming.payload
     if not isinstance(payload, dict):
         raise UnrecognisedError("is no JSON object")
-    event = first(name(payload, "object_kind"), name(payload, "event_name"), _of_header(incoming.headers))
+    event = hosts.first(
+        hosts.name(payload, "object_kind"), hosts.name(payload, "event_name"), _of_header(incoming.headers)
+    )
     if not event:
         raise UnrecognisedError("has neither `object_kind` nor `event_name`")
     action = _action(payload, event)
@@ -70,76 +46,84 @@ def read(incoming: Incoming) -> Sequence[Notice] | Nothing:
 
 def _of_header(headers: Headers) -> str:
     """`Merge Request Hook` → `merge_request`"""
-    found = headers.get("x-gitlab-event", "")[: code_hosts.MAX_NAME]
+    found = headers.get("x-gitlab-event", "")[: hosts.MAX_NAME]
     return found.removesuffix(" Hook").strip().lower().replace(" ", "_")
 
 
 def _action(payload: Json, event: str) -> str:
     if event == "pipeline":
-        return name(payload, "object_attributes", "status")
+        return hosts.name(payload, "object_attributes", "status")
     if event in ("build", "job"):
-        return name(payload, f"{event}_status")
+        return hosts.name(payload, f"{event}_status")
     if event == "deployment":
-        return name(payload, "status")
-    found = first(name(payload, "object_attributes", "action"), name(payload, "action"), name(payload, "event_type"))
+        return hosts.name(payload, "status")
+    found = hosts.first(
+        hosts.name(payload, "object_attributes", "action"),
+        hosts.name(payload, "action"),
+        hosts.name(payload, "event_type"),
+    )
     return "" if found == event else found
 
 
 def who(payload: Json) -> str:
-    return first(
-        name(payload, "user", "name"),
-        name(payload, "user", "username"),
-        name(payload, "user_name"),
-        name(payload, "user_username"),
+    return hosts.first(
+        hosts.name(payload, "user", "name"),
+        hosts.name(payload, "user", "username"),
+        hosts.name(payload, "user_name"),
+        hosts.name(payload, "user_username"),
     )
 
 
 def where(payload: Json) -> str:
     project = mapping(payload, "project") or mapping(payload, "object_attributes", "target")
-    return first(
-        name(project, "path_with_namespace"),
-        name(payload, "project_path_with_namespace"),
-        name(payload, "path_with_namespace"),
-        name(payload, "project_path"),
-        name(payload, "group", "group_path"),
-        name(payload, "group_path"),
-        name(payload, "project_name"),
-        name(project, "name"),
-        name(payload, "group_name"),
+    return hosts.first(
+        hosts.name(project, "path_with_namespace"),
+        hosts.name(payload, "project_path_with_namespace"),
+        hosts.name(payload, "path_with_namespace"),
+        hosts.name(payload, "project_path"),
+        hosts.name(payload, "group", "group_path"),
+        hosts.name(payload, "group_path"),
+        hosts.name(payload, "project_name"),
+        hosts.name(project, "name"),
+        hosts.name(payload, "group_name"),
     )
 
 
 def _web(payload: Json) -> str:
-    return first(text(payload, "project", "web_url"), text(payload, "repository", "homepage"))
+    return hosts.first(text(payload, "project", "web_url"), text(payload, "repository", "homepage"))
 
 
 # Commits, branches and tags.
 
 
-def push(payload: Json, action: str) -> Report:
-    kind, ref = branch(payload.get("ref"))
+def push(payload: Json, action: str) -> hosts.Report:
+    kind, ref = hosts.branch(payload.get("ref"))
     web, before, after = _web(payload), text(payload, "before"), text(payload, "after")
-    if code_hosts.is_none(after):
-        return Report(sentence(who(payload), f"deleted {kind}", code(ref)))
-    is_new = code_hosts.is_none(before)
+    if hosts.is_none(after):
+        return hosts.Report(hosts.sentence(who(payload), f"deleted {kind}", hosts.code(ref)))
+    is_new = hosts.is_none(before)
     found = items(payload, "commits")
-    total = max(len(found), number(payload, "total_commits_count"))
+    total = max(len(found), hosts.number(payload, "total_commits_count"))
     tree = f"{web}/-/{'tags' if kind == 'tag' else 'commits'}/{ref}" if web and ref else ""
     compare = f"{web}/-/compare/{before[:64]}...{after[:64]}" if web and before and after and not is_new else tree
-    shown = [_commit(commit, payload) for commit in found[: code_hosts.MAX_COMMITS] if isinstance(commit, dict)]
+    shown = [_commit(commit, payload) for commit in found[: hosts.MAX_COMMITS] if isinstance(commit, dict)]
     if kind == "tag":
-        said = sentence(who(payload), "created tag" if is_new else "moved tag", link(ref or "(unnamed)", tree))
-        return Report(said, items=shown[-1:], quote=quote(payload, "message"))
+        said = hosts.sentence(
+            who(payload), "created tag" if is_new else "moved tag", hosts.link(ref or "(unnamed)", tree)
+        )
+        return hosts.Report(said, items=shown[-1:], quote=hosts.quote(payload, "message"))
     verb = "created branch" if is_new else "pushed to"
-    said = sentence(who(payload), verb, code(ref), total and ":", total and link(count(total, "commit"), compare))
-    return Report(said, items=shown, left=total - len(shown), left_url=compare)
+    said = hosts.sentence(
+        who(payload), verb, hosts.code(ref), total and ":", total and hosts.link(hosts.count(total, "commit"), compare)
+    )
+    return hosts.Report(said, items=shown, left=total - len(shown), left_url=compare)
 
 
-def _commit(commit: Fields, payload: Json) -> code_hosts.Item:
-    author = name(commit, "author", "name")
+def _commit(commit: hosts.Fields, payload: Json) -> hosts.Item:
+    author = hosts.name(commit, "author", "name")
     return {
-        "mark": short(commit.get("id")),
-        "text": first(line(commit, "title"), first_line(commit, "message"), "(no message)"),
+        "mark": hosts.short(commit.get("id")),
+        "text": hosts.first(hosts.line(commit, "title"), hosts.first_line(commit, "message"), "(no message)"),
         "url": text(commit, "url"),
         "by": "" if author == who(payload) else author,
     }
@@ -149,94 +133,96 @@ def _commit(commit: Fields, payload: Json) -> code_hosts.Item:
 
 
 def _labels(payload: Json) -> list[str]:
-    return [name(each, "title") for each in objects(payload, "labels")]
+    return [hosts.name(each, "title") for each in objects(payload, "labels")]
 
 
 def _people(payload: Json, key: str) -> str:
-    names = [first(name(each, "name"), name(each, "username")) for each in objects(payload, key)]
-    return ", ".join(filter(None, names[: code_hosts.MAX_NAMES]))
+    names = [hosts.first(hosts.name(each, "name"), hosts.name(each, "username")) for each in objects(payload, key)]
+    return ", ".join(filter(None, names[: hosts.MAX_NAMES]))
 
 
-def _ticket(thing: Any, sign: str, url: str = "") -> Part:
+def _ticket(thing: Any, sign: str, url: str = "") -> hosts.Part:
     """`!7 Its title`, as GitLab writes it."""
-    iid, title = text(thing, "iid")[:20], line(thing, "title")
+    iid, title = text(thing, "iid")[:20], hosts.line(thing, "title")
     label = " ".join(filter(None, (f"{sign}{iid}" if iid else "", title)))
-    return link(label or "(untitled)", url or text(thing, "url"))
+    return hosts.link(label or "(untitled)", url or text(thing, "url"))
 
 
 def _changed(payload: Json) -> str:
     """What an update has changed."""
     passed = frozenset(("updated_at", "updated_by_id", "last_edited_at", "last_edited_by_id", "relative_position"))
-    names = [spoken(key.removesuffix("_id")) for key in mapping(payload, "changes") if key not in passed]
-    return ", ".join(name(each) for each in names[: code_hosts.MAX_NAMES])
+    names = [hosts.spoken(key.removesuffix("_id")) for key in mapping(payload, "changes") if key not in passed]
+    return ", ".join(hosts.name(each) for each in names[: hosts.MAX_NAMES])
 
 
-def issue(payload: Json, action: str) -> Report:
+def issue(payload: Json, action: str) -> hosts.Report:
     thing = mapping(payload, "object_attributes")
-    noun = first(spoken(name(thing, "type")).lower(), "issue")
+    noun = hosts.first(hosts.spoken(hosts.name(thing, "type")).lower(), "issue")
     if thing.get("confidential") is True:
         noun = f"confidential {noun}"
     return _tracked(payload, action, thing, noun, "#")
 
 
-def merge_request(payload: Json, action: str) -> Report:
+def merge_request(payload: Json, action: str) -> hosts.Report:
     thing = mapping(payload, "object_attributes")
-    source, target = name(thing, "source_branch"), name(thing, "target_branch")
+    source, target = hosts.name(thing, "source_branch"), hosts.name(thing, "target_branch")
     is_draft = thing.get("draft") is True or thing.get("work_in_progress") is True
     report = _tracked(
         payload, action, thing, "draft merge request" if is_draft and action == "open" else "merge request", "!"
     )
     if action in ("open", "reopen", "merge") and source and target:
-        report.facts = facts(sentence(code(source), "→", code(target)), *report.facts)
+        report.facts = hosts.facts(hosts.sentence(hosts.code(source), "→", hosts.code(target)), *report.facts)
     elif action == "update" and text(thing, "oldrev"):
         commit = mapping(thing, "last_commit")
-        report.headline = sentence(who(payload), "pushed to merge request", _ticket(thing, "!"))
+        report.headline = hosts.sentence(who(payload), "pushed to merge request", _ticket(thing, "!"))
         report.items = [_commit(commit, payload)] if commit else []
     if action in _UNMERGED:
         report.icon = "👍"
     return report
 
 
-def _tracked(payload: Json, action: str, thing: Fields, noun: str, sign: str) -> Report:
-    verb = first(_VERBS.get(action, ""), spoken(action), "reported")
-    said = sentence(who(payload), verb, noun, _ticket(thing, sign))
+def _tracked(payload: Json, action: str, thing: hosts.Fields, noun: str, sign: str) -> hosts.Report:
+    verb = hosts.first(_VERBS.get(action, ""), hosts.spoken(action), "reported")
+    said = hosts.sentence(who(payload), verb, noun, _ticket(thing, sign))
     changed = _changed(payload) if action == "update" else ""
-    details = joined(
-        fact("Labels", listed(_labels(payload))),
-        fact("Assigned to", _people(payload, "assignees")),
-        fact("Review by", _people(payload, "reviewers")),
+    details = hosts.joined(
+        hosts.fact("Labels", hosts.listed(_labels(payload))),
+        hosts.fact("Assigned to", _people(payload, "assignees")),
+        hosts.fact("Review by", _people(payload, "reviewers")),
     )
-    return Report(
+    return hosts.Report(
         said,
-        facts=facts(details if action in ("open", "reopen", "") else fact("Changed", changed)),
-        quote=quote(thing, "description") if action in ("open", "") else "",
+        facts=hosts.facts(details if action in ("open", "reopen", "") else hosts.fact("Changed", changed)),
+        quote=hosts.quote(thing, "description") if action in ("open", "") else "",
         is_quiet=action in ("update", "unapproved", "unapproval"),
         time=moment(thing.get("updated_at")),
     )
 
 
-def note(payload: Json, action: str) -> Report:
+def note(payload: Json, action: str) -> hosts.Report:
     found = mapping(payload, "object_attributes")
     kind, url = text(found, "noteable_type"), text(found, "url")
     verb = "edited a comment on" if action == "update" else "commented on"
     if kind == "MergeRequest":
-        on = sentence("merge request", _ticket(mapping(payload, "merge_request"), "!", url))
+        on = hosts.sentence("merge request", _ticket(mapping(payload, "merge_request"), "!", url))
     elif kind == "Issue":
-        on = sentence("issue", _ticket(mapping(payload, "issue"), "#", url))
+        on = hosts.sentence("issue", _ticket(mapping(payload, "issue"), "#", url))
     elif kind == "Snippet":
-        on = sentence("snippet", link(first(line(payload, "snippet", "title"), "(untitled)"), url))
+        on = hosts.sentence(
+            "snippet", hosts.link(hosts.first(hosts.line(payload, "snippet", "title"), "(untitled)"), url)
+        )
     elif kind == "Commit":
         commit = mapping(payload, "commit")
-        message = first(line(commit, "title"), first_line(commit, "message"), "(no message)")
-        on = sentence("commit", code(short(commit.get("id"))), link(message, url))
+        message = hosts.first(hosts.line(commit, "title"), hosts.first_line(commit, "message"), "(no message)")
+        on = hosts.sentence("commit", hosts.code(hosts.short(commit.get("id"))), hosts.link(message, url))
     else:
-        on = sentence(link(first(spoken(kind).lower(), "something"), url))
-    file = first(name(found, "position", "new_path"), name(found, "st_diff", "new_path"))
-    at_line = number(found, "position", "new_line")
-    return Report(
-        sentence(who(payload), verb, on),
-        facts=facts(fact("File", code(file), f"line {at_line}" if at_line else "") if file else []),
-        quote=quote(found, "note"),
+        on = hosts.sentence(hosts.link(hosts.first(hosts.spoken(kind).lower(), "something"), url))
+    file = hosts.first(hosts.name(found, "position", "new_path"), hosts.name(found, "st_diff", "new_path"))
+    at_line = hosts.number(found, "position", "new_line")
+    return hosts.Report(
+        hosts.sentence(who(payload), verb, on),
+        facts=hosts.facts(hosts.fact("File", hosts.code(file), f"line {at_line}" if at_line else "") if file else []),
+        quote=hosts.quote(found, "note"),
         is_quiet=action == "update" or found.get("system") is True,
         time=moment(found.get("updated_at")),
     )
@@ -245,42 +231,44 @@ def note(payload: Json, action: str) -> Report:
 # Continuous integration. Each pipeline is a story: what runs and what is green only tells, a failure is news.
 
 
-def pipeline(payload: Json, action: str) -> Report:
+def pipeline(payload: Json, action: str) -> hosts.Report:
     run = mapping(payload, "object_attributes")
     id_, time = text(run, "id")[:20], _time(payload, run)
     url = text(run, "url") or (f"{_web(payload)}/-/pipelines/{id_}" if _web(payload) and id_ else "")
     commit, merge = mapping(payload, "commit"), mapping(payload, "merge_request")
-    report = checked(
-        sentence(name(run, "name") or "The pipeline"),
-        name(run, "ref"),
+    report = hosts.checked(
+        hosts.sentence(hosts.name(run, "name") or "The pipeline"),
+        hosts.name(run, "ref"),
         "" if action == "running" else _after(run.get("duration")),
-        link(f"#{id_}" if id_ else "details", url),
+        hosts.link(f"#{id_}" if id_ else "details", url),
         action,
     )
-    message = link(first(line(commit, "title"), first_line(commit, "message")), text(commit, "url"))
-    is_red = report.state == "firing"
-    report.facts = facts(
-        fact("Failed", _failed(payload)) if is_red else [],
-        code_hosts.commit(first(short(run.get("sha")), short(commit.get("id"))), message, who(payload)),
-        fact("Merge request", _ticket(merge, "!")) if merge else [],
+    message = hosts.link(
+        hosts.first(hosts.line(commit, "title"), hosts.first_line(commit, "message")), text(commit, "url")
     )
-    report.key = code_hosts.key("pipeline", where(payload), text(run, "id"))
+    is_red = report.state == "firing"
+    report.facts = hosts.facts(
+        hosts.fact("Failed", _failed(payload)) if is_red else [],
+        hosts.commit(hosts.first(hosts.short(run.get("sha")), hosts.short(commit.get("id"))), message, who(payload)),
+        hosts.fact("Merge request", _ticket(merge, "!")) if merge else [],
+    )
+    report.key = hosts.key("pipeline", where(payload), text(run, "id"))
     report.firing = (str(time),) if is_red else ()  # a retry that fails again is news
-    report.time = in_order(time, action != "running")
+    report.time = hosts.in_order(time, action != "running")
     return report
 
 
-def _failed(payload: Json) -> code_hosts.Line:
-    return listed(
+def _failed(payload: Json) -> hosts.Line:
+    return hosts.listed(
         [
-            first(name(build, "name"), "(unnamed)")
+            hosts.first(hosts.name(build, "name"), "(unnamed)")
             for build in objects(payload, "builds")
             if build.get("status") == "failed" and build.get("allow_failure") is not True
         ]
     )
 
 
-def _time(payload: Json, run: Fields) -> int | None:
+def _time(payload: Json, run: hosts.Fields) -> int | None:
     """Of the latest thing that the pipeline has done: `created_at` is the same all the time."""
     moments = [moment(run.get("created_at")), moment(run.get("finished_at"))]
     for build in objects(payload, "builds"):
@@ -290,57 +278,59 @@ def _time(payload: Json, run: Fields) -> int | None:
 
 def _after(seconds: Any) -> str:
     is_number = isinstance(seconds, int | float) and not isinstance(seconds, bool) and 0 < seconds < 1e9
-    return code_hosts.lasted(0, int(seconds * 1000)) if is_number else ""
+    return hosts.lasted(0, int(seconds * 1000)) if is_number else ""
 
 
-def build(payload: Json, action: str) -> Report:
+def build(payload: Json, action: str) -> hosts.Report:
     """Its keys begin with `build_`, or with `job_`, as the event is called elsewhere."""
     kind = "job" if "job_id" in payload else "build"
     job, commit = text(payload, f"{kind}_id")[:20], mapping(payload, "commit")
-    is_red = ending(action).state == "firing"
-    report = checked(
-        sentence("Job", first(name(payload, f"{kind}_name"), "(unnamed)")),
-        name(payload, "ref"),
+    is_red = hosts.ending(action).state == "firing"
+    report = hosts.checked(
+        hosts.sentence("Job", hosts.first(hosts.name(payload, f"{kind}_name"), "(unnamed)")),
+        hosts.name(payload, "ref"),
         _after(payload.get(f"{kind}_duration")) if is_red else "",
-        link("details", f"{_web(payload)}/-/jobs/{job}" if _web(payload) and job else ""),
+        hosts.link("details", f"{_web(payload)}/-/jobs/{job}" if _web(payload) and job else ""),
         action,
     )
-    reason = spoken(name(payload, f"{kind}_failure_reason"))
-    report.facts = facts(
-        joined(
-            fact("Stage", name(payload, f"{kind}_stage")),
-            fact("Reason", reason) if is_red and reason != "unknown failure" else [],
+    reason = hosts.spoken(hosts.name(payload, f"{kind}_failure_reason"))
+    report.facts = hosts.facts(
+        hosts.joined(
+            hosts.fact("Stage", hosts.name(payload, f"{kind}_stage")),
+            hosts.fact("Reason", reason) if is_red and reason != "unknown failure" else [],
         ),
-        code_hosts.commit(
-            first(short(payload.get("sha")), short(commit.get("sha"))), first_line(commit, "message"), who(payload)
+        hosts.commit(
+            hosts.first(hosts.short(payload.get("sha")), hosts.short(commit.get("sha"))),
+            hosts.first_line(commit, "message"),
+            who(payload),
         ),
     )
     report.is_quiet = not is_red or payload.get(f"{kind}_allow_failure") is True  # its pipeline says it
-    report.key = code_hosts.key("build", where(payload), text(payload, f"{kind}_id"))
+    report.key = hosts.key("build", where(payload), text(payload, f"{kind}_id"))
     report.time = moment(payload.get(f"{kind}_finished_at")) or moment(payload.get(f"{kind}_started_at"))
     return report
 
 
-def deployment(payload: Json, action: str) -> Report:
-    end = ending(action)
-    commit = link(line(payload, "commit_title"), text(payload, "commit_url"))
+def deployment(payload: Json, action: str) -> hosts.Report:
+    end = hosts.ending(action)
+    commit = hosts.link(hosts.line(payload, "commit_title"), text(payload, "commit_url"))
     site = text(payload, "environment_external_url")
-    return Report(
-        deployed(
-            code(first(name(payload, "ref"), name(payload, "short_sha"))),
+    return hosts.Report(
+        hosts.deployed(
+            hosts.code(hosts.first(hosts.name(payload, "ref"), hosts.name(payload, "short_sha"))),
             action,
-            name(payload, "environment"),
+            hosts.name(payload, "environment"),
             who(payload),
-            link("details", text(payload, "deployable_url")),
+            hosts.link("details", text(payload, "deployable_url")),
         ),
         end.icon,
-        facts=facts(
-            sentence(code(name(payload, "short_sha")), commit),
-            fact("Site", link(site, site)) if action == "success" and site else [],
+        facts=hosts.facts(
+            hosts.sentence(hosts.code(hosts.name(payload, "short_sha")), commit),
+            hosts.fact("Site", hosts.link(site, site)) if action == "success" and site else [],
         ),
         outcome=action,
         is_quiet=end.is_quiet,
-        key=code_hosts.key("deployment", where(payload), text(payload, "deployment_id")),
+        key=hosts.key("deployment", where(payload), text(payload, "deployment_id")),
         state=end.state,
         time=moment(payload.get("status_changed_at")),
     )
@@ -349,141 +339,156 @@ def deployment(payload: Json, action: str) -> Report:
 # What else happens to a project.
 
 
-def release(payload: Json, action: str) -> Report:
-    tag, title = name(payload, "tag"), line(payload, "name")
-    verb = {"create": "published", "update": "edited", "delete": "deleted"}.get(action, spoken(action))
-    said = sentence(
+def release(payload: Json, action: str) -> hosts.Report:
+    tag, title = hosts.name(payload, "tag"), hosts.line(payload, "name")
+    verb = {"create": "published", "update": "edited", "delete": "deleted"}.get(action, hosts.spoken(action))
+    said = hosts.sentence(
         *((who(payload), verb, "release") if who(payload) else ("Release", verb, ":")),  # GitLab does not say by whom
-        sentence(code(tag), ":") if tag and title and tag not in title else "",
-        link(first(title, tag, "(unnamed)"), text(payload, "url")),
+        hosts.sentence(hosts.code(tag), ":") if tag and title and tag not in title else "",
+        hosts.link(hosts.first(title, tag, "(unnamed)"), text(payload, "url")),
     )
-    return Report(
+    return hosts.Report(
         said,
         "🎉" if action == "create" else "",
-        quote=quote(payload, "description", limit=code_hosts.MAX_NOTES) if action == "create" else "",
+        quote=hosts.quote(payload, "description", limit=hosts.MAX_NOTES) if action == "create" else "",
         is_quiet=action == "update",
         time=moment(payload.get("released_at")),
     )
 
 
-def wiki_page(payload: Json, action: str) -> Report:
+def wiki_page(payload: Json, action: str) -> hosts.Report:
     page = mapping(payload, "object_attributes")
-    verb = first(_VERBS.get(action, ""), spoken(action), "edited")
-    return Report(
-        sentence(
-            who(payload), verb, "the wiki page", link(first(line(page, "title"), "(untitled)"), text(page, "url"))
+    verb = hosts.first(_VERBS.get(action, ""), hosts.spoken(action), "edited")
+    return hosts.Report(
+        hosts.sentence(
+            who(payload),
+            verb,
+            "the wiki page",
+            hosts.link(hosts.first(hosts.line(page, "title"), "(untitled)"), text(page, "url")),
         ),
-        facts=facts(sentence(line(page, "message"))),
+        facts=hosts.facts(hosts.sentence(hosts.line(page, "message"))),
     )
 
 
-def feature_flag(payload: Json, action: str) -> Report:
+def feature_flag(payload: Json, action: str) -> hosts.Report:
     flag = mapping(payload, "object_attributes")
     is_on = flag.get("active") is True
-    return Report(
-        sentence(who(payload), "turned", "on" if is_on else "off", "the feature flag", code(name(flag, "name"))),
-        facts=facts(sentence(line(flag, "description"))),
+    return hosts.Report(
+        hosts.sentence(
+            who(payload), "turned", "on" if is_on else "off", "the feature flag", hosts.code(hosts.name(flag, "name"))
+        ),
+        facts=hosts.facts(hosts.sentence(hosts.line(flag, "description"))),
     )
 
 
-def emoji(payload: Json, action: str) -> Report:
+def emoji(payload: Json, action: str) -> hosts.Report:
     found = mapping(payload, "object_attributes")
     kinds = (("merge_request", "!"), ("issue", "#"), ("work_item", "#"))
     on = next(((kind, sign) for kind, sign in kinds if mapping(payload, kind)), None)
     thing = _ticket(mapping(payload, on[0]), on[1], text(found, "awarded_on_url")) if on else None
-    return Report(
-        sentence(
+    return hosts.Report(
+        hosts.sentence(
             who(payload),
-            first(_VERBS.get(action, ""), "reacted with"),
-            code(f":{name(found, 'name')}:"),
-            sentence("to", spoken(on[0]), thing) if on else "",
+            hosts.first(_VERBS.get(action, ""), "reacted with"),
+            hosts.code(f":{hosts.name(found, 'name')}:"),
+            hosts.sentence("to", hosts.spoken(on[0]), thing) if on else "",
         ),
         is_quiet=True,
     )
 
 
-def access_token(payload: Json, action: str) -> Report:
+def access_token(payload: Json, action: str) -> hosts.Report:
     token = mapping(payload, "object_attributes")
-    return Report(
-        sentence(
+    return hosts.Report(
+        hosts.sentence(
             "The access token",
-            code(first(name(token, "name"), "(unnamed)")),
-            "expires on" if name(token, "expires_at") else "expires soon",
-            name(token, "expires_at"),
+            hosts.code(hosts.first(hosts.name(token, "name"), "(unnamed)")),
+            "expires on" if hosts.name(token, "expires_at") else "expires soon",
+            hosts.name(token, "expires_at"),
         ),
         "⚠️",
     )
 
 
-def vulnerability(payload: Json, action: str) -> Report:
+def vulnerability(payload: Json, action: str) -> hosts.Report:
     found = mapping(payload, "object_attributes")
-    state = name(found, "state")
+    state = hosts.name(found, "state")
     is_over = state in ("resolved", "dismissed")
-    return Report(
-        sentence(
+    return hosts.Report(
+        hosts.sentence(
             "Vulnerability",
-            state and f"({spoken(state)}):",
-            link(first(line(found, "title"), "(untitled)"), text(found, "url")),
+            state and f"({hosts.spoken(state)}):",
+            hosts.link(hosts.first(hosts.line(found, "title"), "(untitled)"), text(found, "url")),
         ),
         "✅" if is_over else "⚠️",
-        facts=facts(
-            fact("Severity", name(found, "severity")),
-            fact("File", code(name(found, "location", "file"))),
-            fact("Known as", listed([name(each, "name") for each in objects(found, "identifiers")])),
+        facts=hosts.facts(
+            hosts.fact("Severity", hosts.name(found, "severity")),
+            hosts.fact("File", hosts.code(hosts.name(found, "location", "file"))),
+            hosts.fact("Known as", hosts.listed([hosts.name(each, "name") for each in objects(found, "identifiers")])),
         ),
         outcome=state,
-        key=code_hosts.key("vulnerability", where(payload), first(text(found, "id"), text(found, "url"))),
+        key=hosts.key("vulnerability", where(payload), hosts.first(text(found, "id"), text(found, "url"))),
         state="resolved" if is_over else "firing",
         time=moment(found.get("updated_at")),
     )
 
 
-def milestone(payload: Json, action: str) -> Report:
+def milestone(payload: Json, action: str) -> hosts.Report:
     found = mapping(payload, "object_attributes")
-    verb = first(_VERBS.get(action, ""), spoken(action), "changed")
+    verb = hosts.first(_VERBS.get(action, ""), hosts.spoken(action), "changed")
     url = f"{_web(payload)}/-/milestones/{text(found, 'iid')[:20]}" if _web(payload) and text(found, "iid") else ""
-    return Report(
-        sentence(who(payload), verb, "the milestone", link(first(line(found, "title"), "(untitled)"), url)),
-        facts=facts(fact("Due", name(found, "due_date"))),
+    return hosts.Report(
+        hosts.sentence(
+            who(payload), verb, "the milestone", hosts.link(hosts.first(hosts.line(found, "title"), "(untitled)"), url)
+        ),
+        facts=hosts.facts(hosts.fact("Due", hosts.name(found, "due_date"))),
     )
 
 
-def members(payload: Json, action: str) -> Report:
+def members(payload: Json, action: str) -> hosts.Report:
     """Group and system hooks: `user_add_to_group`, `user_remove_from_team` …"""
-    event = name(payload, "event_name")
-    person = first(name(payload, "user_name"), name(payload, "user_username"), "Somebody")
+    event = hosts.name(payload, "event_name")
+    person = hosts.first(hosts.name(payload, "user_name"), hosts.name(payload, "user_username"), "Somebody")
     verb = "was added to" if "_add_" in event else "was removed from" if "_remove_" in event else "has another role in"
     if "_request_" in event:
         verb = "was refused access to" if "_denied_" in event else "asks for access to"
-    role = first(name(payload, "group_access"), name(payload, "access_level"), name(payload, "project_access"))
+    role = hosts.first(
+        hosts.name(payload, "group_access"), hosts.name(payload, "access_level"), hosts.name(payload, "project_access")
+    )
     kind = "group" if event.endswith("group") else "project"
-    return Report(sentence(person, verb, f"the {kind}", f"({role})" if role and "_remove_" not in event else ""))
+    return hosts.Report(
+        hosts.sentence(person, verb, f"the {kind}", f"({role})" if role and "_remove_" not in event else "")
+    )
 
 
 def _anything_else(event: str) -> Make:
     """Mostly of system hooks: `project_create`, `user_failed_login`, `key_destroy` …"""
     noun, _, last = event.rpartition("_")
 
-    def made(payload: Json, action: str) -> Report:
+    def made(payload: Json, action: str) -> hosts.Report:
         thing = mapping(payload, "object_attributes")
         known = _VERBS.get(last, "") if noun else ""
-        title = first(
-            *(line(thing, key) for key in ("title", "name")),
-            *(line(payload, key) for key in ("name", "title", "full_path", "username")),
+        title = hosts.first(
+            *(hosts.line(thing, key) for key in ("title", "name")),
+            *(hosts.line(payload, key) for key in ("name", "title", "full_path", "username")),
         )
-        old = first(
-            name(payload, "old_path_with_namespace"), name(payload, "old_full_path"), name(payload, "old_username")
+        old = hosts.first(
+            hosts.name(payload, "old_path_with_namespace"),
+            hosts.name(payload, "old_full_path"),
+            hosts.name(payload, "old_username"),
         )
-        said = link(title, text(thing, "url")) if title else None
+        said = hosts.link(title, text(thing, "url")) if title else None
         from_old = f"(from {old})" if old else ""
         if known and not action:
-            subject = spoken(noun)
-            return Report(sentence(f"{subject[:1].upper()}{subject[1:]}", said, f"was {known}", from_old))
-        subject = spoken(event)
-        verb = first(_VERBS.get(action, ""), spoken(action))
+            subject = hosts.spoken(noun)
+            return hosts.Report(hosts.sentence(f"{subject[:1].upper()}{subject[1:]}", said, f"was {known}", from_old))
+        subject = hosts.spoken(event)
+        verb = hosts.first(_VERBS.get(action, ""), hosts.spoken(action))
         by = f"by {who(payload)}" if who(payload) and who(payload) != title else ""
-        return Report(
-            sentence(f"{subject[:1].upper()}{subject[1:]}", said and ":", said, verb and f"— {verb}", by, from_old)
+        return hosts.Report(
+            hosts.sentence(
+                f"{subject[:1].upper()}{subject[1:]}", said and ":", said, verb and f"— {verb}", by, from_old
+            )
         )
 
     return made
@@ -525,7 +530,7 @@ def recognises(headers: Headers, payload: Any) -> bool:
 
 def delivery_id(headers: Headers, payload: Any) -> str:
     """`X-Gitlab-Event-UUID` is none: all events of a chain share it, and `X-Gitlab-Webhook-UUID` is the hook's."""
-    return first(headers.get("idempotency-key", ""), headers.get("webhook-id", ""))
+    return hosts.first(headers.get("idempotency-key", ""), headers.get("webhook-id", ""))
 
 
 _WEB = "https://gitlab.example.org/octo/hello"
@@ -534,7 +539,7 @@ SOURCE = Source(
     "GitLab",
     recognises,
     read,
-    template=code_hosts.words,
+    template=hosts.words,
     delivery_id=delivery_id,
     scheme="gitlab",
     sample={

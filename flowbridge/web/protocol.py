@@ -3,6 +3,7 @@
 import asyncio
 import json
 from asyncio import TimerHandle, Transport
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -16,7 +17,7 @@ from flowbridge.models.timing import Timing
 from flowbridge.web import answering, not_http, pipelining, upgrade
 from flowbridge.web.connections import Connections
 from flowbridge.web.endpoint import ANSWER, HANG_UP, RECEIPT, STARTED, Headers
-from flowbridge.web.usual_send import UsualSend, UsualSends
+from flowbridge.web.usual import Takes, Usual
 
 MIN_BODY_BYTES = 64 * 1024  # that must arrive in each `body_seconds`, so that an upload may take hours
 MAX_HEAD_BYTES = 64 * 1024
@@ -26,13 +27,13 @@ MAX_HEAD_BYTES = 64 * 1024
 class Ports:
     """What all connections of a server share. `operations_port`: the operator's own port, if it is apart.
 
-    `usual`: answers most sends of callers; None: all take the ordinary way.
+    `usual`: answer most requests of callers; without any, all take the ordinary way.
     """
 
     callers: Connections
     operations: Connections
     timing: Timing
-    usual: UsualSends | None = None
+    usual: Sequence[Takes] = ()
     operations_port: int | None = None
     hellos: not_http.Hellos = field(default_factory=not_http.Hellos)
     kept_alive: "Deadlines[Protocol]" = field(init=False)  # idle connections
@@ -243,21 +244,18 @@ class Protocol(HttpToolsProtocol):
 
     def _begin(self) -> None:
         """Start the request: all of it has arrived, or at least its head."""
-        usual = self._ports.usual if self._is_complete and self._connections is self._ports.callers else None
-        if usual is None or self.flow.write_paused:
-            self._begin_asgi()
-            return
-        send = usual.take(self)
-        if send is None:
-            self._begin_asgi()
-        else:
-            self._has_begun = True
-            self._parts.clear()
-            self.cycle = send  # type: ignore[assignment]  # all that is used of a cycle here
+        if self._is_complete and self._connections is self._ports.callers and not self.flow.write_paused:
+            for takes in self._ports.usual:
+                if (usual := takes.take(self)) is not None:
+                    self._has_begun = True
+                    self._parts.clear()
+                    self.cycle = usual  # type: ignore[assignment]  # all that is used of a cycle here
+                    return
+        self._begin_asgi()
 
-    def go_on(self, send: UsualSend) -> None:
-        """Let the application answer a send: what was accepted, or the whole of it if it was not."""
-        self._begin_asgi(send)
+    def go_on(self, usual: Usual) -> None:
+        """Let the application answer a usual request: what has begun, or the whole of it if nothing has."""
+        self._begin_asgi(usual)
 
     def body(self) -> bytes:
         """Of the request that has arrived and not begun."""
@@ -268,7 +266,7 @@ class Protocol(HttpToolsProtocol):
         headers = self.server_state.default_headers
         return [*headers, self._kept_header] if self.is_kept else headers
 
-    def _begin_asgi(self, send: UsualSend | None = None) -> None:
+    def _begin_asgi(self, usual: Usual | None = None) -> None:
         """uvicorn's own way also decodes the path, and queues what arrives behind a request."""
         self._has_begun = True
         self.scope = {
@@ -293,21 +291,21 @@ class Protocol(HttpToolsProtocol):
             logger=self.logger,
             access_logger=self.access_logger,
             access_log=self.access_log,
-            default_headers=self.default_headers() if send is None else send.default_headers,
+            default_headers=self.default_headers() if usual is None else usual.default_headers,
             message_event=asyncio.Event(),
             expect_100_continue=self.expect_100_continue,
-            keep_alive=self.is_kept if send is None else send.keep_alive,
+            keep_alive=self.is_kept if usual is None else usual.keep_alive,
             on_response=self.on_response_complete,
         )
         self.scope[ANSWER] = partial(answering.answer, cycle)  # type: ignore[literal-required]
         self.scope[HANG_UP] = partial(self._hang_up, cycle)  # type: ignore[literal-required]
-        if send is not None:
-            self.scope[STARTED] = send.started  # type: ignore[literal-required]
-            cycle.disconnected = send.disconnected
-            if send.is_accepted or send.error is not None:
-                self.scope[RECEIPT] = send  # type: ignore[literal-required]
+        if usual is not None:
+            self.scope[STARTED] = usual.started  # type: ignore[literal-required]
+            cycle.disconnected = usual.disconnected
+            if usual.is_begun:
+                self.scope[RECEIPT] = usual  # type: ignore[literal-required]
             else:
-                self._parts = [send.how.request]
+                self._parts = [usual.body]
         self._start_asgi_task(cycle, self.app)
         parts, self._parts = self._parts, []
         for part in parts:

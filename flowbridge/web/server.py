@@ -25,6 +25,7 @@ from flowbridge.web.app import create_app
 from flowbridge.web.connections import MAX_CONNECTIONS, Connections
 from flowbridge.web.protocol import Ports, Protocol
 from flowbridge.web.service_manager import ServiceManager
+from flowbridge.web.usual_hook import UsualHooks
 from flowbridge.web.usual_send import UsualSends
 
 MAX_OPERATIONS_CONNECTIONS = 64
@@ -44,7 +45,7 @@ class Server(uvicorn.Server):
             Connections(trusts, most=max_connections, files=file_limit.limit()),
             Connections(lambda _: True, most=MAX_OPERATIONS_CONNECTIONS),
             timing,
-            None if settings.cors_origins else UsualSends(self.core),
+            () if settings.cors_origins else (UsualSends(self.core), UsualHooks(self.core)),
         )
         self._files = file_limit.Watch()
         self._manager = ServiceManager()

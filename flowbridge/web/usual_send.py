@@ -14,9 +14,7 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
-from typing import Any, NamedTuple, Protocol
-
-from uvicorn.protocols.http.flow_control import FlowControl
+from typing import NamedTuple
 
 from flowbridge import log, metrics
 from flowbridge.auth import scopes
@@ -34,35 +32,15 @@ from flowbridge.services.acceptance import LARGE_BYTES, How, Receipt
 from flowbridge.services.messages import Later
 from flowbridge.services.sending import Told
 from flowbridge.web import answering
-from flowbridge.web.endpoint import Headers, JsonAnswer
+from flowbridge.web.endpoint import JsonAnswer
 from flowbridge.web.routes import messages
 from flowbridge.web.routes.send import answer_to, preferred
+from flowbridge.web.usual import Connection, Usual, client_of, plain_headers
 
 MAX_PATH = 1_000
 MAX_PATHS = 4_096  # that are remembered
 
 _PATH = re.compile(rb"/rooms/([^/{}]+)/(?:send/([^/{}]+)|messages)")
-# What the ordinary way has to see: a key, another form of the body, a page that wants to read the answer.
-_UNUSUAL = frozenset({b"idempotency-key", b"content-encoding", b"expect", b"upgrade", b"origin"})
-
-
-class Connection(Protocol):
-    """What a send has to know of web/protocol.py: the request that has arrived, and how to answer it."""
-
-    transport: Any
-    client: tuple[str, int] | None
-    headers: Headers
-    method: str
-    raw_path: bytes
-    query: bytes
-    is_kept: bool
-
-    @property
-    def flow(self) -> FlowControl: ...
-    def body(self) -> bytes: ...
-    def default_headers(self) -> Headers: ...
-    def on_response_complete(self) -> None: ...
-    def go_on(self, send: "UsualSend") -> None: ...
 
 
 class Door(NamedTuple):
@@ -104,9 +82,8 @@ class UsualSends:
         None, and nothing has happened, if it is not usual.
         """
         target = self._target(connection.raw_path) if len(connection.raw_path) <= MAX_PATH else None
-        headers = dict(connection.headers)
-        is_plain = len(headers) == len(connection.headers) and _UNUSUAL.isdisjoint(headers)
-        if target is None or connection.query or not is_plain or connection.method not in ("POST", "PUT"):
+        headers = plain_headers(connection) if target is not None else None
+        if target is None or headers is None or b"idempotency-key" in headers:
             return None
         try:
             send = self._read(connection, target, headers)
@@ -171,10 +148,7 @@ class UsualSends:
         if b"prefer" in headers:
             patience, is_async = preferred([header(b"prefer")], "flow", self._wait_seconds)
         how = How("flow", None, body, waits=patience is not None)
-        client = connection.client[0] if connection.client else None
-        if self._proxies is not None and client is not None:
-            forwarded = headers.get(b"x-forwarded-for")
-            client = self._proxies.client(client, () if forwarded is None else (forwarded,))
+        client = client_of(connection, headers, self._proxies)
         send = UsualSend(self, connection, target, client, started)
         send.credential, send.caller, send.how = credential, caller, how
         send.is_async, send.patience = is_async, patience or 0.0
@@ -199,19 +173,10 @@ class UsualSends:
         return Target(path, room, event_type, self._events)
 
 
-class _Silent:
-    """No task waits for what arrives behind a usual send, nor for its hang-up."""
+class UsualSend(Usual):
+    """Until its answer."""
 
-    def set(self) -> None: ...
-
-
-class UsualSend:
-    """Until its answer. Has the attributes of uvicorn's cycle, in whose place it stands meanwhile."""
-
-    message_event = _Silent()
     later: Later | None = None  # its content, which is yet to be rendered
-    is_accepted = False
-    error: MatrixError | None = None  # why it was refused
     credential: Credential
     caller: Caller
     event: Event
@@ -225,21 +190,17 @@ class UsualSend:
     def __init__(
         self, sends: UsualSends, connection: Connection, target: Target, client: str | None, started: float
     ) -> None:
+        super().__init__(connection, started)
         self._sends = sends
-        self._connection = connection
         self.target = target
         self._client = client
         self._task: asyncio.Task[None] | None = None
         self._watch: Watch | None = None
         self._is_heard = False
-        self.started = started
-        self.scope = {"method": connection.method}
-        self.transport = connection.transport
-        self.flow = connection.flow
-        self.keep_alive = connection.is_kept
-        self.default_headers = connection.default_headers()
-        self.on_response = connection.on_response_complete
-        self.disconnected = self.response_started = self.response_complete = self.waiting_for_100_continue = False
+
+    @property
+    def body(self) -> bytes:
+        return self.how.request
 
     def render(self, later: Later) -> None:
         """Have its content rendered, and accept it then, or begin in the ordinary way."""
@@ -253,7 +214,7 @@ class UsualSend:
         try:
             is_usual = self._sends.check(self, await later())
         except MatrixError as error:  # it is not rendered again: that may have taken a second
-            self.error = error
+            self.error, self.is_begun = error, True
         except Exception as error:  # likewise, if it is not a fault of this way alone
             log.error("internal_error", exc_info=error, path=self.target.path)
         try:
@@ -265,7 +226,7 @@ class UsualSend:
 
     def wait(self, receipt: Receipt) -> None:
         """For the outcome or, if the caller does not want that, for the commit."""
-        self.is_accepted = True
+        self.is_begun = True
         self.receipt = receipt
         self.ends = time.monotonic() + self.patience
         if receipt.waits:

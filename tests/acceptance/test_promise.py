@@ -19,6 +19,7 @@ from tests.processes import REPOSITORY
 
 KILLS = 15
 REPLICAS_KILLS = 6
+HOOKS_KILLS = 4
 SOWN = ("new-txn-id", "key-as-txn-id", "proxy-404", "one-token")
 TROUBLES = ("full", "locked", "hog", "renewal")
 POISON = "poison"
@@ -45,6 +46,12 @@ def test_promise_is_kept_when_replicas_on_one_postgresql_are_killed_in_turn(post
     options = Options(kills=REPLICAS_KILLS, lease=7, every=3, quiet=2, database_url=postgres.fresh_database())
     report = kept("replicas", options)
     assert report.did["kill"] >= REPLICAS_KILLS
+
+
+def test_stories_of_hooks_are_told_once_by_replicas_that_are_killed_in_turn(postgres: LocalPostgres) -> None:
+    options = Options(kills=HOOKS_KILLS, lease=7, every=3, quiet=2, database_url=postgres.fresh_database())
+    report = kept("hook_replicas", options)
+    assert report.did["kill"] >= HOOKS_KILLS
 
 
 Runs = dict[str, "Future[subprocess.CompletedProcess[str]]"]

@@ -25,6 +25,7 @@ from flowbridge.settings import Settings
 from flowbridge.web.connections import MAX_CONNECTIONS
 from flowbridge.web.protocol import Protocol
 from flowbridge.web.server import background
+from flowbridge.web.usual_hook import UsualHooks
 from flowbridge.web.usual_send import UsualSends
 from tests.upstream import PATIENCE, Rooms, Upstream
 
@@ -303,9 +304,10 @@ def upstream(shared_upstream: Upstream) -> Iterator[Upstream]:
 
 @pytest.fixture(params=["usual", "ordinary"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """For tests of what holds in both ways that a send may take (web/usual_send.py)."""
+    """For tests of what holds in both ways that a send, or a request to a hook, may take (web/usual.py)."""
     if request.param == "ordinary":
-        monkeypatch.setattr(UsualSends, "take", lambda *_: None)
+        for takes in (UsualSends, UsualHooks):
+            monkeypatch.setattr(takes, "take", lambda *_: None)
 
 
 @pytest.fixture

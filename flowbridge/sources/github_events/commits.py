@@ -1,66 +1,63 @@
 """GitHub: commits, branches and tags."""
 
-from flowbridge.sources import code_hosts
-from flowbridge.sources.code_hosts import (
-    Fields,
-    Report,
-    branch,
-    code,
-    count,
-    first,
-    first_line,
-    link,
-    name,
-    number,
-    sentence,
-    short,
-)
+from flowbridge.sources import code_hosts as hosts
 from flowbridge.sources.github_events.common import Make, repository_of, who
 from flowbridge.sources.reading import at, items, mapping, moment, text
 
 
-def push(payload: Fields, action: str, compare: str = "compare") -> Report:
-    kind, ref = branch(payload.get("ref"))
+def push(payload: hosts.Fields, action: str, compare: str = "compare") -> hosts.Report:
+    kind, ref = hosts.branch(payload.get("ref"))
     url = text(payload, compare)
-    if payload.get("deleted") is True or code_hosts.is_none(payload.get("after")):
-        return Report(sentence(who(payload), f"deleted {kind}", code(ref)))
+    if payload.get("deleted") is True or hosts.is_none(payload.get("after")):
+        return hosts.Report(hosts.sentence(who(payload), f"deleted {kind}", hosts.code(ref)))
     found = items(payload, "commits")
-    total = max(len(found), number(payload, "total_commits"))
-    is_new = payload.get("created") is True or code_hosts.is_none(payload.get("before"))
+    total = max(len(found), hosts.number(payload, "total_commits"))
+    is_new = payload.get("created") is True or hosts.is_none(payload.get("before"))
     if is_new and kind == "tag":
         head = mapping(payload, "head_commit")
-        return Report(sentence(who(payload), "created tag", code(ref)), items=[_commit(head, "")] if head else [])
+        return hosts.Report(
+            hosts.sentence(who(payload), "created tag", hosts.code(ref)), items=[_commit(head, "")] if head else []
+        )
     verb = "created branch" if is_new else "force-pushed to" if payload.get("forced") is True else "pushed to"
-    said = sentence(who(payload), verb, code(ref), total and ":", total and link(count(total, "commit"), url))
-    shown = [_commit(commit, who(payload)) for commit in found[: code_hosts.MAX_COMMITS] if isinstance(commit, dict)]
-    return Report(said, items=shown, left=total - len(shown), left_url=url, time=_pushed_at(payload))
+    said = hosts.sentence(
+        who(payload), verb, hosts.code(ref), total and ":", total and hosts.link(hosts.count(total, "commit"), url)
+    )
+    shown = [_commit(commit, who(payload)) for commit in found[: hosts.MAX_COMMITS] if isinstance(commit, dict)]
+    return hosts.Report(said, items=shown, left=total - len(shown), left_url=url, time=_pushed_at(payload))
 
 
-def _pushed_at(payload: Fields) -> int | None:
+def _pushed_at(payload: hosts.Fields) -> int | None:
     return moment(at(payload, "repository", "pushed_at")) or moment(at(payload, "head_commit", "timestamp"))
 
 
-def _commit(commit: Fields, pusher: str) -> code_hosts.Item:
+def _commit(commit: hosts.Fields, pusher: str) -> hosts.Item:
     author = mapping(commit, "author")
-    names = [name(author, "username"), name(author, "name")]
+    names = [hosts.name(author, "username"), hosts.name(author, "name")]
     return {
-        "mark": short(commit.get("id")),
-        "text": first_line(commit, "message") or "(no message)",
+        "mark": hosts.short(commit.get("id")),
+        "text": hosts.first_line(commit, "message") or "(no message)",
         "url": text(commit, "url"),
-        "by": "" if pusher and pusher in names else first(*names),
+        "by": "" if pusher and pusher in names else hosts.first(*names),
     }
 
 
-def created(payload: Fields, action: str) -> Report:
-    kind = name(payload, "ref_type")
+def created(payload: hosts.Fields, action: str) -> hosts.Report:
+    kind = hosts.name(payload, "ref_type")
     if kind == "repository":
-        return Report(sentence(who(payload), "created the repository", repository_of(payload)))
-    return Report(sentence(who(payload), "created", kind or "branch", code(branch(payload.get("ref"))[1])))
+        return hosts.Report(hosts.sentence(who(payload), "created the repository", repository_of(payload)))
+    return hosts.Report(
+        hosts.sentence(who(payload), "created", kind or "branch", hosts.code(hosts.branch(payload.get("ref"))[1]))
+    )
 
 
-def deleted(payload: Fields, action: str) -> Report:
-    return Report(
-        sentence(who(payload), "deleted", name(payload, "ref_type") or "branch", code(branch(payload.get("ref"))[1]))
+def deleted(payload: hosts.Fields, action: str) -> hosts.Report:
+    return hosts.Report(
+        hosts.sentence(
+            who(payload),
+            "deleted",
+            hosts.name(payload, "ref_type") or "branch",
+            hosts.code(hosts.branch(payload.get("ref"))[1]),
+        )
     )
 
 

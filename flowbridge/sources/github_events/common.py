@@ -3,35 +3,38 @@
 from collections.abc import Callable
 from typing import Any
 
-from flowbridge.sources import code_hosts
-from flowbridge.sources.code_hosts import Fields, Report, first, link, name
+from flowbridge.sources import code_hosts as hosts
 from flowbridge.sources.reading import mapping, objects, text
 
-Make = Callable[[Fields, str], Report]
+Make = Callable[[hosts.Fields, str], hosts.Report]
 
 
-def who(payload: Fields) -> str:
+def who(payload: hosts.Fields) -> str:
     """Who did it: GitHub knows logins; Gitea's systems have none."""
-    return first(name(payload, "sender", "login"), name(payload, "pusher", "name"), name(payload, "pusher", "login"))
-
-
-def where(payload: Fields) -> str:
-    return first(
-        name(payload, "repository", "full_name"),
-        name(payload, "organization", "login"),
-        name(payload, "organization", "username"),
-        name(payload, "enterprise", "name"),
-        name(payload, "installation", "account", "login"),
+    return hosts.first(
+        hosts.name(payload, "sender", "login"),
+        hosts.name(payload, "pusher", "name"),
+        hosts.name(payload, "pusher", "login"),
     )
 
 
-def repository_of(payload: Fields, key: str = "repository") -> code_hosts.Part:
+def where(payload: hosts.Fields) -> str:
+    return hosts.first(
+        hosts.name(payload, "repository", "full_name"),
+        hosts.name(payload, "organization", "login"),
+        hosts.name(payload, "organization", "username"),
+        hosts.name(payload, "enterprise", "name"),
+        hosts.name(payload, "installation", "account", "login"),
+    )
+
+
+def repository_of(payload: hosts.Fields, key: str = "repository") -> hosts.Part:
     found = mapping(payload, key)
-    return link(first(name(found, "full_name"), name(found, "name")), text(found, "html_url"))
+    return hosts.link(hosts.first(hosts.name(found, "full_name"), hosts.name(found, "name")), text(found, "html_url"))
 
 
 def names(value: Any, *path: str, key: str = "name") -> list[str]:
-    return [name(each, key) for each in objects(value, *path)]
+    return [hosts.name(each, key) for each in objects(value, *path)]
 
 
 VERBS = {

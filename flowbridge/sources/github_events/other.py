@@ -1,6 +1,6 @@
 """GitHub: anything else, by its name and its action."""
 
-from flowbridge.sources.code_hosts import Fields, Report, first, line, link, sentence, spoken
+from flowbridge.sources import code_hosts as hosts
 from flowbridge.sources.github_events.common import VERBS, Make, who
 from flowbridge.sources.reading import mapping, text
 
@@ -15,22 +15,24 @@ _THINGS = {  # event → what it is called, and where it is; its name is found
 
 
 def report(event: str) -> Make:
-    noun, key = _THINGS.get(event, (spoken(event), event))
+    noun, key = _THINGS.get(event, (hosts.spoken(event), event))
 
-    def made(payload: Fields, action: str) -> Report:
+    def made(payload: hosts.Fields, action: str) -> hosts.Report:
         thing = mapping(payload, key)
-        title = first(*(line(thing, each) for each in ("title", "name", "login", "full_name", "note", "slug")))
-        said = link(title, text(thing, "html_url")) if title else None
-        verb = VERBS.get(action, spoken(action))
+        title = hosts.first(
+            *(hosts.line(thing, each) for each in ("title", "name", "login", "full_name", "note", "slug"))
+        )
+        said = hosts.link(title, text(thing, "html_url")) if title else None
+        verb = VERBS.get(action, hosts.spoken(action))
         past = verb.partition(" ")[0].endswith("ed")
         by = who(payload)
         if by and past:
-            known = sentence(by, verb, "the" if title else _article(noun), noun, said)
+            known = hosts.sentence(by, verb, "the" if title else _article(noun), noun, said)
         elif by:
-            known = sentence(f"{by}:", noun, said, verb)
+            known = hosts.sentence(f"{by}:", noun, said, verb)
         else:
-            known = sentence(noun[:1].upper() + noun[1:], said, past and "was", verb)
-        return Report(known, is_quiet=event in _QUIET_EVENTS)
+            known = hosts.sentence(noun[:1].upper() + noun[1:], said, past and "was", verb)
+        return hosts.Report(known, is_quiet=event in _QUIET_EVENTS)
 
     return made
 

@@ -6,7 +6,7 @@ The handlers are raw: a signature is made of the bytes as they came.
 import contextlib
 from collections.abc import Mapping
 from functools import lru_cache, partial
-from typing import Annotated, Any, Literal, NotRequired
+from typing import Annotated, Any, Literal, NotRequired, Protocol
 from urllib.parse import quote, unquote
 
 from pydantic import Field
@@ -19,13 +19,25 @@ from flowbridge.bridge import Core
 from flowbridge.errors import MatrixError, MethodNotAllowed, TooLarge
 from flowbridge.events.shaping import MESSAGE
 from flowbridge.hooks import body as bodies
+from flowbridge.hooks.admission import identify
+from flowbridge.hooks.known import Known
 from flowbridge.hooks.receiving import Done
 from flowbridge.hooks.signatures import Asked
 from flowbridge.hooks.trouble import ours
 from flowbridge.limits import peer
 from flowbridge.limits.concurrency import Limiter
+from flowbridge.models.hooks import Hook
 from flowbridge.web.dependencies import segment
-from flowbridge.web.endpoint import LOG, MAX_BODY_BYTES, Handler, JsonAnswer, error_answer, headers_of, json_answer
+from flowbridge.web.endpoint import (
+    LOG,
+    MAX_BODY_BYTES,
+    RECEIPT,
+    Handler,
+    JsonAnswer,
+    error_answer,
+    headers_of,
+    json_answer,
+)
 from flowbridge.web.routes.deliveries import LOCATION, Id
 from flowbridge.web.routes.send import DELIVERY, prefer, preference
 from flowbridge.web.routing import BODY, RawRoute, Route, header
@@ -57,6 +69,13 @@ class Taken(TypedDict):
     delivery_id: NotRequired[Annotated[Id, Field(description="Of its first message.")]]
     done: NotRequired[Annotated[str, Field(examples=["a ping"])]]
     warnings: NotRequired[Annotated[list[str], Field(description="What could not be as it was asked for.")]]
+
+
+class Begun(Protocol):
+    """A request that was admitted, and has failed (web/usual_hook.py)."""
+
+    known: Known
+    error: Exception | None
 
 
 class Webhooks:
@@ -102,6 +121,8 @@ class Webhooks:
         return Response(status_code=200, headers=headers)
 
     async def _receive(self, request: Request, dialect: Dialect) -> Response:
+        if (begun := request.scope.get(RECEIPT)) is not None:
+            raise self._failure(request, begun)
         headers = headers_of(request)
         path = request.path_params
         name = _decoded(path.get("name", ""))
@@ -118,27 +139,25 @@ class Webhooks:
                 if bodies.is_compressed(headers):
                     with ours():
                         await self._make_room(body, headers, stack)
-                path["roomId"], path["eventType"] = (
-                    _quoted(known.hook.room),
-                    MESSAGE,
-                )  # refused calls are logged by them
+                _note(request, known.hook)
                 done = await self._receiving.receive(known.hook, headers, body, self._limit, dialect)
         except MatrixError as error:
             metrics.count(metrics.hook_requests, source, _outcome(error.status))
             raise
-        metrics.count(
-            metrics.hook_requests,
-            done.source,
-            "repeated" if done.replayed else "accepted" if done.delivery else "nothing",
-        )
+        count(done)
         request.scope[LOG] = {"user": done.user_id, "delivery": done.delivery} if done.delivery else {}
         _, is_async = preference(request, headers, "flow", self._wait_seconds)
-        response = _answer(done, dialect or done.source, is_async=is_async)
-        if done.delivery:
-            response.add(b"flowbridge-delivery", done.delivery)
-        if done.replayed:
-            response.add(b"idempotent-replayed", "true")
-        return response
+        return answer_to(done, dialect or done.source, is_async=is_async)
+
+    @staticmethod
+    def _failure(request: Request, begun: Begun) -> Exception:
+        """Why a request failed that web/usual_hook.py has admitted."""
+        hook, error = begun.known.hook, begun.error or RuntimeError("a request to a hook without an outcome")
+        identify(begun.known)
+        _note(request, hook)
+        if isinstance(error, MatrixError):
+            metrics.count(metrics.hook_requests, hook.source, _outcome(error.status))
+        return error
 
     async def _body(self, request: Request, headers: Mapping[str, str], stack: contextlib.AsyncExitStack) -> bytes:
         """The body as it came, compressed or not. A large one takes a place, and so does a stranger's."""
@@ -168,11 +187,30 @@ class Webhooks:
         return TooLarge(f"the body is longer than {self._limit} bytes, which FLOWBRIDGE_MAX_HOOK_BYTES allows")
 
 
+def count(done: Done) -> None:
+    outcome = "repeated" if done.replayed else "accepted" if done.delivery else "nothing"
+    metrics.count(metrics.hook_requests, done.source, outcome)
+
+
+def _note(request: Request, hook: Hook) -> None:
+    """Refused calls are logged by room and event type."""
+    request.path_params["roomId"], request.path_params["eventType"] = _quoted(hook.room), MESSAGE
+
+
 def _outcome(status: int) -> str:
     """Of a request that got an error, for the metrics."""
     if status in (401, 429):
         return "refused"
     return "invalid" if status < 500 else "unavailable"
+
+
+def answer_to(done: Done, source: str, *, is_async: bool) -> JsonAnswer:
+    response = _answer(done, source, is_async=is_async)
+    if done.delivery:
+        response.add(b"flowbridge-delivery", done.delivery)
+    if done.replayed:
+        response.add(b"idempotent-replayed", "true")
+    return response
 
 
 def _answer(done: Done, source: str, *, is_async: bool) -> JsonAnswer:

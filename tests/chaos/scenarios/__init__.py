@@ -4,7 +4,7 @@ from tests.chaos.scenarios.accounts import renewal
 from tests.chaos.scenarios.bridges import replicas, roll, sqlite, stop, term
 from tests.chaos.scenarios.callers import hog
 from tests.chaos.scenarios.homeservers import memory, outage, proxy, storm
-from tests.chaos.scenarios.hooks import hooks
+from tests.chaos.scenarios.hooks import hook_replicas, hooks
 from tests.chaos.scenarios.poison import poison
 from tests.chaos.scenarios.real import drain, synapse
 from tests.chaos.scenarios.scenario import Scenario
@@ -23,6 +23,7 @@ _ALL = (
     Scenario(locked, seconds=40),
     Scenario(hog),
     Scenario(hooks),
+    Scenario(hook_replicas, postgres=True),
     Scenario(outage, seconds=120),
     Scenario(storm),
     Scenario(memory, seconds=0),

@@ -8,7 +8,7 @@ from tests.chaos import stories
 from tests.chaos.judge import read_lines
 from tests.chaos.options import Options
 from tests.chaos.report import Report
-from tests.chaos.scenarios.scenario import FAULTS, for_seconds
+from tests.chaos.scenarios.scenario import FAULTS, SLOW, for_seconds
 from tests.chaos.stage import Stage, stage
 
 ROOMS = 32  # with a hook each
@@ -28,6 +28,25 @@ async def hooks(options: Options) -> Report:
         drained = await it.drain()
         _check_stories(it)
         return await it.report("hooks", drained)
+
+
+async def hook_replicas(options: Options) -> Report:
+    """Two bridges on one PostgreSQL are told such stories, one of them killed every few seconds, the same faults.
+
+    An event of a story may come to one of them, the next to the other. With a number of kills it lasts as long as
+    these take, each of a working bridge.
+    """
+    options = replace(options, rooms=8, fire=0, states=0, matrix=0, hooks=options.hooks or ROOMS)
+    async with stage(options, SLOW, databases=[options.shared_url] * 2) as it:
+        async with it.loading() as load:
+            if options.kills:
+                await it.monkey.kill_every(options.every, at_work=True, kills=options.kills)
+            else:
+                await for_seconds(options.seconds, it.monkey.kill_every(options.every, at_work=True))
+            load.stop()
+        drained = await it.drain()
+        _check_stories(it)
+        return await it.report("hook_replicas", drained)
 
 
 def _check_stories(it: Stage) -> None:

@@ -66,7 +66,7 @@ def send(client: httpx.Client, room: str, text: str) -> httpx.Response:
 
 
 def keys_of(bridge: Bridge, user_id: str) -> Json:
-    body = {"device_keys": {user_id: []}}
+    body: Json = {"device_keys": {user_id: []}}
     found: Json = bridge.direct.post("/keys/query", json=body).raise_for_status().json()["device_keys"].get(user_id, {})
     return found
 
