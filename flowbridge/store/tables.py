@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sqlalchemy import BigInteger, Column, Index, Integer, LargeBinary, MetaData, Table, Text, text
+from sqlalchemy import BigInteger, Column, Connection, Index, Integer, LargeBinary, MetaData, Table, Text, event, text
 
 metadata = MetaData()
 
@@ -16,10 +16,12 @@ def _partial_index(name: str, condition: str, *columns: Column[Any]) -> None:
     _partial.append((Index(name, *columns, sqlite_where=text(condition)), condition))
 
 
-def use_postgresql() -> None:
-    """Before tables are made there. To name an option of its dialect loads that, 2 MB which SQLite does not need."""
-    for index, condition in _partial:
-        index.dialect_options["postgresql"]["where"] = text(condition)
+@event.listens_for(metadata, "before_create")
+def _use_postgresql(_: MetaData, connection: Connection, **__: Any) -> None:
+    """To name an option of PostgreSQL's dialect loads that: 2 MB, which SQLite does not need."""
+    if connection.dialect.name == "postgresql":
+        for index, condition in _partial:
+            index.dialect_options["postgresql"]["where"] = text(condition)
 
 
 outbox = Table(

@@ -22,7 +22,7 @@ from sqlalchemy import (
 
 from flowbridge import log
 from flowbridge.store.errors import MAKING, StoreAbsent, StoreError
-from flowbridge.store.tables import metadata, use_postgresql
+from flowbridge.store.tables import metadata
 
 HEAD = "0009"
 SCRIPTS = Path(__file__).parent
@@ -96,8 +96,6 @@ def _create(connection: Connection, name: str) -> None:
     for table in metadata.sorted_tables:
         if found.has_table(table.name):
             raise StoreError(f"{name} has a table {table.name} that flowbridge did not make: name another database")
-    if connection.dialect.name == "postgresql":
-        use_postgresql()
     metadata.create_all(connection, checkfirst=False)
     _version.create(connection, checkfirst=True)
     connection.execute(insert(_version), {"version_num": HEAD})
