@@ -225,7 +225,7 @@ class Core:
             self.room_access,
             self.worker,
             self.rendering,
-            DirectRooms(self.callers, self.homeserver, self.names),
+            DirectRooms(self.callers, self.homeserver, self.names, self.encryption.encrypts_for),
             self.media,
             self.transfer,
             Targets(self.homeserver),
