@@ -11,6 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cryptography.fernet import Fernet
+
 from flowbridge import log
 from flowbridge.auth.api_keys import ApiKeys
 from flowbridge.auth.bot import Bot
@@ -19,7 +21,7 @@ from flowbridge.auth.identities import Identities
 from flowbridge.auth.names import Names
 from flowbridge.auth.refusals import Refusals
 from flowbridge.auth.room_access import RoomAccess
-from flowbridge.auth.tokens import Tokens, cipher, secret_key
+from flowbridge.auth.tokens import Tokens, secret_key
 from flowbridge.delivery import Beside, Worker
 from flowbridge.delivery.account_limits import AccountLimits
 from flowbridge.delivery.attempt import Attempts
@@ -46,6 +48,7 @@ from flowbridge.models.timing import Timing
 from flowbridge.rendering.processes import Rendering
 from flowbridge.services.acceptance import Acceptance
 from flowbridge.services.accounts import Accounts
+from flowbridge.services.at_rest import AtRest
 from flowbridge.services.deliveries import Deliveries
 from flowbridge.services.direct_rooms import DirectRooms
 from flowbridge.services.history import History
@@ -154,10 +157,12 @@ class Core:
             share=settings.max_share,
             keep_days=settings.keep_queued_days,
             encrypts=self.devices is not None,
+            keeps=settings.keep_contents,
             timing=self.timing,
         )
         if self.devices is not None:
             self.devices.keeper.owner = self.worker.owner  # of lanes and of the device: see `leases.claim`
+        seals = settings.encrypted_rooms == "encrypt"
         self.guests = Account(BODIES_SHARE)  # pays for the bodies that callers send who have not been authenticated
         self.acceptance = Acceptance(
             self.catalogue,
@@ -165,6 +170,7 @@ class Core:
             self.tokens,
             self.worker,
             reused_txn_id=settings.reused_txn_id,
+            at_rest=AtRest(self.database.contents, self.encryption.is_known_plain, seals=seals),
             guests=self.guests,
         )
         self.sender = Sender(
@@ -176,7 +182,7 @@ class Core:
             self.account_limits,
             self.breaker,
         )
-        self.refused_calls = RefusedCalls(self.database)
+        self.refused_calls = RefusedCalls(self.database, seals=seals)
         self.deliveries = Deliveries(
             self.database,
             self.callers,
@@ -189,6 +195,7 @@ class Core:
             waiting=self._waits_for,
             flush_refused=self.refused_calls.flush,
             readings=self.readings,
+            keeps=settings.keep_contents,
         )
         sessions = self.devices.callers if self.devices is not None else None
         self.accounts = Accounts(settings, self.homeserver, self.callers, sessions)
@@ -224,7 +231,7 @@ class Core:
             self.room_access,
             self.worker,
             self.rendering,
-            DirectRooms(self.callers, self.homeserver, self.names),
+            DirectRooms(self.callers, self.homeserver, self.names, self.encryption.encrypts_for),
             self.media,
             self.transfer,
             Targets(self.homeserver),
@@ -280,7 +287,9 @@ class Core:
         When there is none it is created, unless it is `required`, or another process' own.
         """
         self.database.open(shared=self._beside, required=required)
-        fernet = cipher(self.settings)
+        secret = secret_key(self.settings)
+        self.database.contents.unlock(secret)
+        fernet = Fernet(secret)
         self.tokens.unlock(fernet)
         self.requests.open(fernet)
         if not self._beside:
@@ -288,7 +297,7 @@ class Core:
         if self.devices is not None:
             from flowbridge.encryption.sealing import Seal
 
-            self.devices.keeper.unlock(Seal(secret_key(self.settings)))
+            self.devices.keeper.unlock(Seal(secret))
 
     def _make_devices(self) -> "Devices | None":
         """The device of the bot, where the bridge is to encrypt."""
@@ -363,6 +372,7 @@ class Core:
         self.database.start()
         self.names.begin()
         self.bot.on_new = self.tokens.remember
+        self.acceptance.at_rest.has_sealed = await self.database.read(crypto.has_devices)
         await self.backpressure.refresh()
         await self.keys.refresh()
         if not self._beside:

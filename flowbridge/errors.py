@@ -104,6 +104,7 @@ class BadContent(BadRequest):
         first = problems[0]
         where = f" at {first.pointer}" if first.pointer else ""
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        self.unquoted = f"{first.schema}: wrong{where}{more}"  # without what the payload says
         super().__init__(
             error or f"{first.schema}: {first.message}{where}{more}",
             errcode=errcode,

@@ -119,6 +119,7 @@ class Settings(BaseSettings):
     # What it was called before: still obeyed, since it says how long contents are kept.
     keep_sent_hours: Annotated[float, Field(ge=0, le=87_600)] | None = _name("FLOWBRIDGE_KEEP_SENT_HOURS")
     keep_content_days: Annotated[float, Field(ge=0, le=36_500)] | None = _name("FLOWBRIDGE_KEEP_CONTENT_DAYS")
+    keep_contents: Literal["all", "plain", "none"] = _name("FLOWBRIDGE_KEEP_CONTENTS", "all")
     keep_dead_days: Annotated[float, Field(ge=0, le=36_500)] = _name("FLOWBRIDGE_KEEP_DEAD_DAYS", 30.0)
     max_file_bytes: Annotated[int, Field(ge=1)] | None = _name("FLOWBRIDGE_MAX_FILE_BYTES")
     max_hook_bytes: Annotated[int, Field(ge=1_024, le=25 * 1024**2)] = _name("FLOWBRIDGE_MAX_HOOK_BYTES", 1024**2)
@@ -193,7 +194,7 @@ class Settings(BaseSettings):
         path = url.partition("///")[2].partition("?")[0]
         return Path(path) if url.startswith("sqlite") and path and path != ":memory:" else None
 
-    @field_validator("log_format", "log_level", "encrypted_rooms", "reused_txn_id", mode="before")
+    @field_validator("log_format", "log_level", "encrypted_rooms", "keep_contents", "reused_txn_id", mode="before")
     @classmethod
     def _any_case(cls, value: Any) -> Any:
         return value.lower() if isinstance(value, str) else value

@@ -45,6 +45,13 @@ def secret_key(settings: Settings) -> str:
         ) from None
 
 
+def known_secret_key(settings: Settings) -> str | None:
+    """The same, without making one. Raises SettingsError."""
+    path = settings.database_file
+    is_known = settings.secret_key is not None or (path is not None and Path(f"{path}.key").exists())
+    return secret_key(settings) if is_known else None
+
+
 def _from_file(settings: Settings) -> str:
     path = settings.database_file
     if path is None:

@@ -16,9 +16,10 @@ from flowbridge.cli import FAILED
 from flowbridge.cli.selection import located
 from flowbridge.cli.store import opened
 from flowbridge.cli.terminal import as_json, as_text, printable, say
+from flowbridge.delivery.pending import Keeps
 from flowbridge.delivery.waiting import Waiting, in_store
 from flowbridge.services.deliveries import has_no_calls, place_of
-from flowbridge.services.delivery_views import REFUSED, detail, refused_summary, summary
+from flowbridge.services.delivery_views import REFUSED, detail, lost, refused_summary, summary
 from flowbridge.services.refused_calls import PREFIX
 from flowbridge.settings import Settings
 from flowbridge.store import delivery_log, refused
@@ -75,22 +76,25 @@ def show(settings: Settings, delivery: str, *, in_json: bool) -> int:
     """Print a delivery in full; returns the exit code: 1 when there is no such delivery."""
     delivery = as_text(delivery)
     with opened(settings) as database, database.reading() as connection:
-        found = _found(connection, delivery)
+        found, why_lost = _found(connection, delivery, settings.keep_contents)
     if found is None:
         return unknown(delivery)
     if in_json:
         print(printable(as_json(found)))
     else:
-        _print_detail(found)
+        _print_detail(found, why_lost)
     return 0
 
 
-def _found(connection: Connection, delivery: str) -> dict[str, Any] | None:
+def _found(connection: Connection, delivery: str, keeps: Keeps) -> tuple[dict[str, Any] | None, str]:
+    """A delivery, and why its content is not shown, if it is not."""
     if delivery.startswith(PREFIX):
         call = refused.get(connection, delivery, ALL)
-        return call and refused_summary(call)
+        return call and refused_summary(call), ""
     row = delivery_log.get(connection, delivery)
-    return row and detail(row, _waiting(connection, [delivery]).get(delivery))
+    if row is None:
+        return None, ""
+    return detail(row, _waiting(connection, [delivery]).get(delivery)), lost(row, keeps)
 
 
 def unknown(delivery: str) -> int:
@@ -132,7 +136,7 @@ def _reason(waiting: dict[str, Any] | None) -> str:
     return f"waits: {waiting['reason']}" + (f", until {waiting['until'][:19]}Z" if "until" in waiting else "")
 
 
-def _print_detail(found: dict[str, Any]) -> None:
+def _print_detail(found: dict[str, Any], why_lost: str) -> None:
     for key, value in found.items():
         if key == "waiting":
             print(f"{key:<12} {printable(_reason(value).removeprefix('waits: '))}")
@@ -144,7 +148,7 @@ def _print_detail(found: dict[str, Any]) -> None:
         print("", "event", printable(as_json(found["event"])), sep="\n")
         print("", "request", printable(found["request"]), sep="\n")
     elif found["status"] != REFUSED:
-        print("", "event", "its content is not kept any more (FLOWBRIDGE_KEEP_CONTENT_DAYS)", sep="\n")
+        print("", "event", why_lost, sep="\n")
     if "history" in found:
         print("", "history", *(printable(_entry(entry)) for entry in found["history"]), sep="\n")
 

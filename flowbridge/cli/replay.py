@@ -18,11 +18,11 @@ from flowbridge.cli.store import opened
 from flowbridge.cli.terminal import as_json, as_text, printable, progress, say
 from flowbridge.errors import MatrixError
 from flowbridge.services.deliveries import new_txn_id
+from flowbridge.services.delivery_views import lost
 from flowbridge.services.refused_calls import PREFIX
 from flowbridge.settings import Settings
 from flowbridge.store import Database, delivery_log
 from flowbridge.store.delivery_log import Selection
-from flowbridge.store.retention import BLANK
 
 BATCH = 100  # replays in one commit: a server beside us waits for no longer than for one of its own
 
@@ -42,13 +42,13 @@ def replay(settings: Settings, deliveries: Sequence[str], *, overwrite: bool = F
                 say(f"{printable(delivery)} is a call that was refused, of which nothing is kept: send it again")
             elif row is None:
                 failed = bool(unknown(delivery))
-            elif row["content"] == BLANK:
+            elif why := lost(row, settings.keep_contents):
                 failed = True
-                say(f"{delivery} cannot be sent again: its content is not kept any more (FLOWBRIDGE_KEEP_CONTENT_DAYS)")
+                say(f"{delivery} cannot be sent again: {why}")
             elif row["state"] == "queued":
                 failed = True
                 say(f"{delivery} is queued already")
-            elif not overwrite and (why := _overwrites(settings, [row]).get(delivery)) and not _accepted(why):
+            elif not overwrite and (over := _overwrites(settings, [row]).get(delivery)) and not _accepted(over):
                 failed = True
             else:
                 with database.engine.begin() as connection:

@@ -3,10 +3,12 @@
 import contextlib
 import sys
 from collections.abc import Iterator
+from functools import partial
 
 from sqlalchemy.exc import SQLAlchemyError
 
 from flowbridge import log
+from flowbridge.auth.tokens import known_secret_key
 from flowbridge.cli.terminal import note
 from flowbridge.models.timing import Timing
 from flowbridge.settings import Settings
@@ -25,6 +27,7 @@ def opened(
     log.setup(settings.log_format, "warning")
     database = Database(settings.database_url.get_secret_value(), timing=timing)
     database.open(shared=True, make=make)
+    database.contents.unlock(partial(known_secret_key, settings))
     if tells or sys.stderr.isatty():
         note(f"The database is {place(database.url)}.")
     try:

@@ -10,12 +10,22 @@ from flowbridge.delivery.account_limits import AccountLimits
 from flowbridge.delivery.breaker import Breaker
 from flowbridge.delivery.encryption import EncryptionCheck
 from flowbridge.delivery.lookup import Lookup
-from flowbridge.errors import BadGateway, Forbidden, GatewayTimeout, HeldElsewhere, MatrixError, TooLarge, Unauthorized
+from flowbridge.errors import (
+    BadGateway,
+    Forbidden,
+    GatewayTimeout,
+    HeldElsewhere,
+    MatrixError,
+    TooLarge,
+    Unauthorized,
+    Unavailable,
+)
 from flowbridge.homeserver import Homeserver, answers, standing
 from flowbridge.homeserver.answers import Verdict
 from flowbridge.homeserver.standing import Standing
 from flowbridge.models import Caller, Event
 from flowbridge.store import Row
+from flowbridge.store.contents import OTHER_KEY, is_readable
 
 ENCRYPTED = "m.room.encrypted"
 REMEMBERED_SECONDS = 20 * 60.0  # for how long a homeserver surely knows a transaction id
@@ -86,6 +96,8 @@ class Attempts:
     def prepare_at_once(self, attempt: Attempt) -> bool:
         """As `prepare`, where nothing has to be asked and it is to be sent; otherwise nothing has happened."""
         known = self._tokens.at_hand(attempt.row.account, attempt.own)
+        if attempt.row.is_sealed and not is_readable(attempt.row.content):
+            return False
         if known is None or attempt.must_look or not self._asks_nothing(attempt):
             return False
         if attempt.waits and self._tokens.is_refused(attempt.own):
@@ -136,6 +148,8 @@ class Attempts:
 
     async def _prepare(self, attempt: Attempt) -> Verdict | None:
         row, uncertain_since = attempt.row, attempt.uncertain_since
+        if row.is_sealed and not is_readable(row.content):
+            raise Unavailable(f"the event cannot be read: {OTHER_KEY}")  # it waits for that one
         if attempt.waits and self._tokens.is_refused(attempt.own):  # another send has learnt it
             return Verdict("token", error=Unauthorized("the homeserver does not accept this token any more"))
         known = await self._tokens.of(row.account, attempt.own)

@@ -28,7 +28,7 @@ from sqlalchemy import Connection
 from flowbridge.events import canonical_json, relations
 from flowbridge.events.relations import Binding, Content, Find, Found, Target
 from flowbridge.events.stories import SAID, Chapter, Said, Story, decide, quiet
-from flowbridge.store import Fence, Row, clock, leases, message_keys, outbox
+from flowbridge.store import Fence, Row, clock, contents, leases, message_keys, outbox
 from flowbridge.store.json_columns import from_json, to_json
 from flowbridge.store.message_keys import Key, Known
 
@@ -170,7 +170,10 @@ class _Resolving:
             self._stories.pop(key, None)
 
     def bind(self, row: Row, content: bytes, history: list[dict[str, Any]], binding: str | None) -> None:
-        values = {"content": content.decode(), "history": to_json(history), "binding": binding}
+        text = content.decode()
+        if row.is_sealed:
+            text = contents.of(self._connection).seal(text, row.delivery)
+        values = {"content": text, "history": to_json(history), "binding": binding}
         self._bound.append({"delivery": row.delivery, **values})
 
     def is_open(self, delivery: str) -> bool:
@@ -369,7 +372,7 @@ class _SoFar:
 
 
 def _event(row: dict[str, Any]) -> Found | None:
-    """The event of a row. Its content may be blanked."""
+    """The event of a row. Its content may be blanked, or not to be read."""
     if row["state"] != "sent" or not row["event_id"]:
         return None
-    return Found(row["event_id"], json.loads(row["content"]) if row["content"] else None)
+    return Found(row["event_id"], json.loads(row["content"]) if contents.is_readable(row["content"]) else None)

@@ -20,7 +20,7 @@ from flowbridge.delivery.account_limits import AccountLimits
 from flowbridge.delivery.attempt import Attempt, Attempts
 from flowbridge.delivery.backpressure import Backpressure
 from flowbridge.delivery.binder import Binder
-from flowbridge.delivery.pending import Outcome, PendingDeliveries, PendingDelivery
+from flowbridge.delivery.pending import Keeps, Outcome, PendingDeliveries, PendingDelivery
 from flowbridge.delivery.refills import Refills
 from flowbridge.delivery.suspects import Suspects, Suspicion, is_failure, must_be_looked_for
 from flowbridge.delivery.write_queue import WriteQueue
@@ -29,6 +29,7 @@ from flowbridge.homeserver.answers import Verdict
 from flowbridge.limits.tasks import ended, ignore_result
 from flowbridge.models.timing import Timing
 from flowbridge.store import Database, Row, clock, leases, outbox
+from flowbridge.store.contents import is_readable
 from flowbridge.store.engine import reason
 from flowbridge.store.errors import StoreFull
 from flowbridge.store.json_columns import history_to_json
@@ -56,6 +57,7 @@ class Shared:
     suspects: Suspects
     deliveries: PendingDeliveries
     deadline: float  # seconds that one attempt takes at most
+    keeps: Keeps  # contents, of what was sent
     keep_seconds: float  # an event that is older is not tried again, …
     gives_up_at: float  # … but not before this moment (monotonic)
     timing: Timing
@@ -274,7 +276,7 @@ class Lane:
             # The commit tells whether it is new; what it refers to is found after it. Awaited even when done: the
             # worker's callback has to run first.
             await ended(pending.committed)
-        if pending.row.binding is not None and binding.is_due(pending.row) and not await self._bind(pending):
+        if self._is_due(pending) and not await self._bind(pending):
             return 0.0
         limits = self._shared.limits
         while not (self._stopping or pending.withdrawn):
@@ -334,7 +336,12 @@ class Lane:
     def _is_to_be_bound(self, pending: PendingDelivery) -> bool:
         if pending.row.binding is None or pending.outcome is not None or pending.withdrawn:
             return False
-        return pending.is_stored and binding.is_due(pending.row)
+        return pending.is_stored and self._is_due(pending)
+
+    @staticmethod
+    def _is_due(pending: PendingDelivery) -> bool:
+        row = pending.row  # one that cannot be read waits: see `Attempts`
+        return row.binding is not None and binding.is_due(row) and is_readable(row.content)
 
     def _take_over(self, pending: PendingDelivery, resolved: binding.Resolved) -> None:
         """What the store says of its relations. Without a need to send it, it has ended."""
@@ -369,6 +376,8 @@ class Lane:
             async with limits.permit(self.account, ahead=ahead):
                 ready = shared.attempts.prepare_at_once(attempt)
                 verdict = None if ready else await shared.attempts.prepare(attempt)
+                if attempt.sealed is not None:
+                    pending.encrypt()
                 if verdict is None:
                     self.at_work = self._may_send(pending, attempt)
                     if not self.at_work:
@@ -572,7 +581,7 @@ class Lane:
         else:
             assert error is not None
             outcome = Outcome("dead", error={"status": error.status, **error.body()})
-        pending.settle(outcome, clock.now_ms())
+        pending.settle(outcome, clock.now_ms(), self._shared.keeps)
         if error is not None:  # of a verdict that is not "sent"
             log.warning(
                 "event_dead",

@@ -9,9 +9,12 @@ from typing import Any, ClassVar, Literal
 from flowbridge.delivery.binding import Resolved
 from flowbridge.limits.tasks import ignore_result
 from flowbridge.store import Row, outbox
+from flowbridge.store.contents import BLANK, LOCKED, Contents
 from flowbridge.store.json_columns import from_json, history_to_json, to_json
 from flowbridge.store.leases import Mark, Reclaim
-from flowbridge.store.outbox import ROW_BYTES, Taken
+from flowbridge.store.outbox import ROW_BYTES, Fate, Taken
+
+Keeps = Literal["all", "plain", "none"]  # contents of what was sent: of all rooms, of plain ones, of none
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +89,8 @@ class PendingDelivery:
     _binds_early: bool = field(default=False, init=False)
     _resolved: Resolved | None = field(default=None, init=False)
     _settled_at: int = field(default=0, init=False)
+    _encrypted: bool = field(default=False, init=False)
+    _fate: Fate | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         loop = asyncio.get_running_loop()
@@ -120,6 +125,7 @@ class PendingDelivery:
     outcome: ClassVar[Outcome | None] = _read_only("_outcome")
     binds_early: ClassVar[bool] = _read_only("_binds_early")  # it may be bound by the transaction that inserts it
     resolved: ClassVar[Resolved | None] = _read_only("_resolved")  # what came of that
+    encrypted: ClassVar[bool] = _read_only("_encrypted")  # it goes out as an m.room.encrypted
 
     @property
     def is_stored(self) -> bool:
@@ -132,9 +138,15 @@ class PendingDelivery:
         """Whether a caller waits for an outcome that is not known yet."""
         return self._waiters > 0 and not self.settled.done()
 
-    def values(self) -> dict[str, Any]:
+    def values(self, contents: Contents = LOCKED) -> dict[str, Any]:
         """The row as it is inserted; with its outcome when it has one by then."""
         row, outcome = self._row, self._outcome
+        content, request = row.content.decode(), self.request
+        if outcome is not None and self._fate == "blank":
+            content, request = BLANK, None
+        elif row.is_sealed or (outcome is not None and self._fate == "seal"):
+            content = contents.seal(content, row.delivery)
+            request = None if request is None else contents.seal(request, row.delivery)
         return {
             "delivery": row.delivery,
             "lane": row.lane,
@@ -142,8 +154,8 @@ class PendingDelivery:
             "room_id": row.room_id,
             "event_type": row.event_type,
             "state_key": row.state_key,
-            "content": row.content.decode(),
-            "request": self.request,
+            "content": content,
+            "request": request,
             "txn_id": row.txn_id,
             "idem": self.idem,
             "fingerprint": self.fingerprint,
@@ -163,7 +175,7 @@ class PendingDelivery:
         """The outcome as a statement of its own writes it."""
         outcome = self._outcome
         assert outcome is not None
-        return {
+        found = {
             "b_delivery": self._row.delivery,
             "b_state": outcome.state,
             "b_attempts": self._attempts,
@@ -172,6 +184,7 @@ class PendingDelivery:
             "b_error": to_json(outcome.error) if outcome.error else None,
             "b_settled_at": self._settled_at,
         }
+        return found if self._fate is None else {**found, "b_fate": self._fate}
 
     @property
     def idems(self) -> list[str]:
@@ -200,11 +213,11 @@ class PendingDelivery:
         """Its lane was reopened, which the store is yet to learn: say so with the row."""
         self._reclaim = reclaim
 
-    def begin_write(self) -> dict[str, Any]:
+    def begin_write(self, contents: Contents = LOCKED) -> dict[str, Any]:
         """The writer thread inserts this row, perhaps once more, after a transaction that was taken back."""
         self._resolved = None
         self._written = True  # before the outcome is read
-        return self.values()
+        return self.values(contents)
 
     def set_existing(self, row: dict[str, Any] | None) -> None:
         """The writer thread has found the row that was accepted under the same key before, or none."""
@@ -284,12 +297,27 @@ class PendingDelivery:
         self._row, self._resolved = row, None
         self._attempts, self._maybe_sent, self._history = row.attempts, row.attempts > 0, from_json(row.history)
 
+    def encrypt(self) -> None:
+        """The room is encrypted, and it goes there as an m.room.encrypted."""
+        self._encrypted = True
+
     # settled, or withdrawn
 
-    def settle(self, outcome: Outcome, at: int) -> None:
-        """It has ended (ms). To be followed by `answer`, once the outcome is on its way to the disk."""
+    def settle(self, outcome: Outcome, at: int, keeps: Keeps = "all") -> None:
+        """It has ended (ms). To be followed by `answer`, once the outcome is on its way to the disk.
+
+        `keeps`: the contents that the log keeps.
+        """
         self._settled_at = at
+        self._fate = self._fate_of(outcome.state, keeps)
         self._outcome = outcome  # last: the writer thread may read it at once
+
+    def _fate_of(self, state: str, keeps: Keeps) -> Fate | None:
+        """What becomes of its content: what went out encrypted never stays in clear."""
+        is_hidden = self._encrypted or (self._row.is_sealed and not self._attempts)  # it was never tried: who knows
+        if state == "sent" and (keeps == "none" or (keeps == "plain" and is_hidden)):
+            return "blank"
+        return "seal" if self._encrypted and not self._row.is_sealed else None
 
     def answer(self, outcome: Outcome | None) -> None:
         """Tell its waiters; None: this process will not know how it ends."""

@@ -20,7 +20,7 @@ from flowbridge.delivery.backpressure import Backpressure
 from flowbridge.delivery.binder import Binder
 from flowbridge.delivery.lane import DAY_SECONDS, Lane, Shared
 from flowbridge.delivery.lanes import Bounds, Lanes
-from flowbridge.delivery.pending import Outcome, PendingDeliveries, PendingDelivery
+from flowbridge.delivery.pending import Keeps, Outcome, PendingDeliveries, PendingDelivery
 from flowbridge.delivery.refills import Refills
 from flowbridge.delivery.replicas import Replicas
 from flowbridge.delivery.suspects import Suspects
@@ -44,7 +44,7 @@ class Worker:
     `set_aside`: seconds after which an event becomes a dead letter if the homeserver fails at it alone; 0: never.
     `share`: the fraction of all waiting callers that may be one caller's. `keep_days`: days after which an unsent event
     is given up, but not within `grace` seconds of the start. `encrypts`: of several processes each leaves the lanes to
-    another one which that has the device for.
+    another one which that has the device for. `keeps`: the contents that the delivery log keeps.
     """
 
     def __init__(
@@ -61,6 +61,7 @@ class Worker:
         share: float = 1.0,
         keep_days: float = KEEP_DAYS,
         encrypts: bool = False,
+        keeps: Keeps = "all",
         grace: float = GRACE_SECONDS,
         timing: Timing = Timing(),
         bounds: Bounds | None = None,
@@ -99,6 +100,7 @@ class Worker:
             Suspects(database, set_aside, timing=timing),
             self._deliveries,
             deadline,
+            keeps,
             keep_days * DAY_SECONDS,
             time.monotonic() + grace,
             timing,

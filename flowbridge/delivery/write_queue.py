@@ -232,7 +232,8 @@ class _Batch:
     def _append(self, connection: Connection) -> set[str]:
         if self._ran and not self._write_queue._database.is_sqlite:
             self._found_nothing = self._insert_first(connection)
-        refused = outbox.insert_rows(connection, [pending.begin_write() for pending in self.new])
+        contents = self._write_queue._database.contents
+        refused = outbox.insert_rows(connection, [pending.begin_write(contents) for pending in self.new])
         self._join(connection)
         for pending in self.new:
             if pending.following or pending.before is not None:
@@ -279,7 +280,7 @@ class _Batch:
         """
         mine = (one for one in self.new if one.existing is None and one.row.delivery not in self.refused)
         first = next(mine, None)
-        return first is None or outbox.insert_one(connection, first.values())
+        return first is None or outbox.insert_one(connection, first.values(self._write_queue._database.contents))
 
     def _join(self, connection: Connection) -> None:
         """Find the deliveries whose key was used before: their rows were not inserted, or are to be taken back.

@@ -25,6 +25,7 @@ SOON_SECONDS: Final = 2.0  # for what is asked to be of help
 READ_LIMIT: Final = 1024 * 1024  # an event has at most 64 KiB, its state form a few more
 BULK_LIMIT: Final = 64 * 1024 * 1024  # all state of all rooms
 REDACTION: Final = "m.room.redaction"
+ENCRYPTION: Final = {"algorithm": "m.megolm.v1.aes-sha2"}
 # Connections, apart for each purpose: what takes long holds up nothing else.
 CALLS: Final = 128  # for sends and other short calls
 READERS: Final = 256  # for reads that may be large or slow, so that no send waits for one
@@ -121,9 +122,11 @@ class Homeserver:
         body = large_json.write(content)
         answers.success(await self._question("PUT", paths.account_data_target(user_id, type_), token, body))
 
-    async def create_direct_room(self, token: str, user_id: str) -> str:
+    async def create_direct_room(self, token: str, user_id: str, *, encrypted: bool = False) -> str:
         """A room with this user, who is invited; returns its id."""
-        request = {"is_direct": True, "preset": "trusted_private_chat", "invite": [user_id]}
+        request: dict[str, Any] = {"is_direct": True, "preset": "trusted_private_chat", "invite": [user_id]}
+        if encrypted:
+            request["initial_state"] = [{"type": "m.room.encryption", "state_key": "", "content": ENCRYPTION}]
         answer = await self._question("POST", f"{paths.CLIENT}/createRoom", token, large_json.write(request))
         room_id = answers.success(answer).get("room_id")
         if not isinstance(room_id, str) or not room_id.startswith("!"):

@@ -236,7 +236,8 @@ class Receiving:
                 continue
             events = shaping.shape(found, said.rendered)
             if found.key:
-                chapter = Chapter(said.state, said.firing, said.time, said.digest, said.ended)
+                digest = self._acceptance.at_rest.mark(said.digest)
+                chapter = Chapter(said.state, said.firing, said.time, digest, said.ended)
                 first = events[0]
                 events[0] = Shaped(first.type, first.content, first.binding.telling(chapter))
             start = len(shaped) + len(events) - len(found.attachments)
@@ -261,7 +262,7 @@ class Receiving:
             name = delivery_id if is_name(delivery_id) else hashlib.sha256(delivery_id.encode()).hexdigest()
             key = f"id:{name}"
         else:
-            now = clock.now_ms()
+            now, digest = clock.now_ms(), self._acceptance.at_rest.mark(digest)
             minute = now // WINDOW_MS
             key, before = f"body:{digest}:{minute}", KeyBefore(f"body:{digest}:{minute - 1}", now - WINDOW_MS)
         how = How("flow", key, waits=False, meaning=b"", before=before, notes=notes, is_patient=True)

@@ -24,6 +24,7 @@ from flowbridge.homeserver import identifiers
 from flowbridge.limits.processor import Account, Aside
 from flowbridge.models import Caller, Event, Payload, Surface
 from flowbridge.services import room_upgrades
+from flowbridge.services.at_rest import PLAIN, AtRest
 from flowbridge.store import Row, clock, outbox
 from flowbridge.store.errors import ShareTaken
 from flowbridge.store.json_columns import from_json, to_json
@@ -83,7 +84,10 @@ def is_large(body: bytes) -> bool:
 
 
 class Acceptance:
-    """`reused_txn_id`: what becomes of other content under a txnId that was used before (Matrix surface)."""
+    """`reused_txn_id`: what becomes of other content under a txnId that was used before (Matrix surface).
+
+    `at_rest`: how what may be for an encrypted room is kept from those who read the store.
+    """
 
     def __init__(
         self,
@@ -93,6 +97,7 @@ class Acceptance:
         worker: Worker,
         *,
         reused_txn_id: Literal["send", "replay"] = "send",
+        at_rest: AtRest = PLAIN,
         guests: Account | None = None,
     ) -> None:
         self.catalogue = catalogue
@@ -102,6 +107,7 @@ class Acceptance:
         self._tokens = tokens
         self._worker = worker
         self._reused_txn_id = reused_txn_id
+        self.at_rest = at_rest
         self._txn_ids: dict[str, str] = {}  # key → fingerprint of the content last sent under it
         self._deliveries = _ids()
         self._held_back: dict[Credential, tuple[float, ShareTaken]] = {}
@@ -305,12 +311,15 @@ class Acceptance:
             accepted_at=clock.now_ms(),
             api_key=caller.key.id if caller.key else None,
             binding=event.binding,
+            is_sealed=self.at_rest.hides(room_id, event.type, event.state_key),
         )
         request = None if how.request in (b"", event.content) else how.request.decode("utf-8", "replace")
-        idem, fingerprint = self._idem(row, caller, how, how.key) if how.key is not None else (None, None)
-        before = how.before
+        idem, fingerprint, before = None, None, how.before
         if before is not None:
             before = KeyBefore(_scoped(row, caller, how, before.key), before.since)
+        if how.key is not None:
+            idem, fingerprint, other = self._idem(row, caller, how, how.key)
+            before = before or other
         pending = PendingDelivery(
             row,
             token=caller.token,
@@ -326,26 +335,33 @@ class Acceptance:
             pending.renew(row._replace(history=history))
         return pending
 
-    def _idem(self, row: Row, caller: Caller, how: How, key: str) -> tuple[str, str]:
-        """What its key stands for in the store, by user, device (or API key), room and event type; its fingerprint."""
-        fingerprint = _digest(row.content if how.meaning is None else how.meaning, (row.state_key or "").encode())
+    def _idem(self, row: Row, caller: Caller, how: How, key: str) -> tuple[str, str, KeyBefore | None]:
+        """What its key stands for in the store, by user, device (or API key), room and event type; its fingerprint.
+
+        And what the key may have stood for before, when FLOWBRIDGE_ENCRYPTED_ROOMS was another one.
+        """
+        digest = _fingerprint(row, how)
+        fingerprint, before = self.at_rest.mark(digest), None
         idem = _scoped(row, caller, how, key)
         if how.surface == "matrix" and self._reused_txn_id == "send":
             # Real clients use a transaction id again for something else, and lose messages by it.
-            before = self._txn_ids.pop(idem, fingerprint)
-            if before != fingerprint:
-                log.warning("txn_id_reused", was=before, now=fingerprint, delivery=row.delivery)
+            was = self._txn_ids.pop(idem, fingerprint)
+            if was != fingerprint:
+                log.warning("txn_id_reused", was=was, now=fingerprint, delivery=row.delivery)
             elif len(self._txn_ids) >= MAX_TXN_IDS:
                 del self._txn_ids[next(iter(self._txn_ids))]
             self._txn_ids[idem] = fingerprint
+            if self.at_rest.seals or self.at_rest.has_sealed:
+                before = KeyBefore(_digest(idem.encode(), self.at_rest.other_mark(digest).encode()), since=0)
             idem = _digest(idem.encode(), fingerprint.encode())
-        return idem, fingerprint
+        return idem, fingerprint, before
 
     async def _replayed(
         self, caller: Caller, pending: PendingDelivery, existing: Mapping[str, Any], how: How, following: int
     ) -> Receipt:
         """The delivery that was accepted under the same key before."""
-        if existing["fingerprint"] != pending.fingerprint and how.surface == "flow":
+        is_other = existing["fingerprint"] != pending.fingerprint
+        if is_other and how.surface == "flow" and existing["fingerprint"] != self._other_fingerprint(pending.row, how):
             log.warning(
                 "key_reused", was=existing["fingerprint"], now=pending.fingerprint, delivery=existing["delivery"]
             )
@@ -357,6 +373,9 @@ class Acceptance:
             others = [await self._joined(rows[name], how) for name in names if name in rows]
         is_settled = all(each.settled.done() for each in (first, *others))
         return Receipt(caller, first, replayed=True, waits=how.waits or is_settled, following=tuple(others))
+
+    def _other_fingerprint(self, row: Row, how: How) -> str:
+        return self.at_rest.other_mark(_fingerprint(row, how))
 
     async def _joined(self, existing: Mapping[str, Any], how: How) -> PendingDelivery:
         """A delivery that was accepted before, to wait for."""
@@ -415,6 +434,11 @@ def _ids() -> Iterator[str]:
     """
     prefix = secrets.token_urlsafe(12).replace("-", "_")
     return (f"{prefix}{number:x}" for number in count(1))
+
+
+def _fingerprint(row: Row, how: How) -> str:
+    """A hash of what a repeat has to be equal in; for the store, see `AtRest.mark`."""
+    return _digest(row.content if how.meaning is None else how.meaning, (row.state_key or "").encode())
 
 
 def _scoped(row: Row, caller: Caller, how: How, key: str) -> str:

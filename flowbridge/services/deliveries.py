@@ -19,6 +19,7 @@ from flowbridge import log
 from flowbridge.auth.callers import Callers, Credential
 from flowbridge.auth.room_access import RoomAccess
 from flowbridge.auth.tokens import Tokens
+from flowbridge.delivery.pending import Keeps
 from flowbridge.delivery.waiting import Waiting
 from flowbridge.errors import (
     BadGateway,
@@ -32,7 +33,7 @@ from flowbridge.errors import (
     WrongState,
 )
 from flowbridge.models import ApiKey, Caller
-from flowbridge.services.delivery_views import DELIVERY, REFUSED, detail, refused_summary, summary
+from flowbridge.services.delivery_views import DELIVERY, REFUSED, detail, lost, refused_summary, summary
 from flowbridge.services.readings import Readings
 from flowbridge.services.refused_calls import PREFIX
 from flowbridge.services.replays import Replays
@@ -40,7 +41,6 @@ from flowbridge.store import Database, StoreUnavailable, delivery_log, refused
 from flowbridge.store.delivery_log import ALL, Scope, Selection, Standing, TooSlow, Whose, at_most
 from flowbridge.store.errors import MISSING_RETRY_MS
 from flowbridge.store.refused import Place
-from flowbridge.store.retention import BLANK
 
 SPAN = 10_000  # events that one read searches at first, …
 TEXT_SPAN = 500  # … and where it reads their contents: others wait for it, some 10 ms
@@ -70,7 +70,7 @@ class Deliveries:
 
     `amended`: a row with the outcome that its caller has and the disk has not, yet: reading does not wait for the
     writer. `waiting`: what a queued event waits for, by its row and its place in its lane. `flush_refused`: write the
-    refused calls that were noted so far. `span`, `text_span`: see SPAN.
+    refused calls that were noted so far. `keeps`: FLOWBRIDGE_KEEP_CONTENTS. `span`, `text_span`: see SPAN.
     """
 
     def __init__(
@@ -87,6 +87,7 @@ class Deliveries:
         waiting: Callable[[Mapping[str, Any], Standing], Waiting] | None = None,
         flush_refused: Callable[[], Awaitable[None]] | None = None,
         readings: Readings | None = None,
+        keeps: Keeps = "all",
         span: int = SPAN,
         text_span: int = TEXT_SPAN,
         quick_seconds: float = QUICK_SECONDS,
@@ -102,6 +103,7 @@ class Deliveries:
         self._amended = amended
         self._waiting = waiting
         self._flush_refused = flush_refused
+        self._keeps = keeps
         self._readings = readings or Readings(database)
         self._span = span
         self._text_span = text_span
@@ -266,10 +268,8 @@ class Deliveries:
             raise WrongState("this call was refused, and nothing of its body is kept: send it again")
         row = await self._row(viewer, delivery)
         await self._permit_replay(viewer, row)
-        if row["content"] == BLANK:
-            raise WrongState(
-                "its content is not kept any more (FLOWBRIDGE_KEEP_CONTENT_DAYS), so it cannot be sent again"
-            )
+        if why := lost(row, self._keeps):
+            raise WrongState(f"{why}, so it cannot be sent again")
         if row["state_key"] is not None and row["state"] != "queued" and not overwrite:
             await self._replays.check(row, viewer.caller)
         account = self._tokens.remember(viewer.caller) if viewer.caller else None

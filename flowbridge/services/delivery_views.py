@@ -5,12 +5,13 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from flowbridge.delivery.pending import Keeps
 from flowbridge.delivery.waiting import Waiting
 from flowbridge.errors import BadRequest
 from flowbridge.models.hooks import OWNER
 from flowbridge.store import clock
+from flowbridge.store.contents import BLANK, OTHER_KEY, is_sealed
 from flowbridge.store.json_columns import from_json
-from flowbridge.store.retention import BLANK
 
 DELIVERY = re.compile(r"[A-Za-z0-9_~.-]{1,128}")  # an id that a delivery may have
 MAX_NAMED = 100  # deliveries in one question
@@ -82,7 +83,7 @@ def detail(row: Mapping[str, Any], waiting: Waiting | None = None) -> dict[str, 
 
     Without both once its content is not kept any more.
     """
-    if row["content"] == BLANK:
+    if lost(row):
         shown = {}
     else:
         event = {"type": row["event_type"], "state_key": row["state_key"], "content": from_json(row["content"])}
@@ -94,6 +95,14 @@ def detail(row: Mapping[str, Any], waiting: Waiting | None = None) -> dict[str, 
         "txn_id": row["txn_id"],
         "history": [_happened(entry) for entry in from_json(row["history"])],
     }
+
+
+def lost(row: Mapping[str, Any], keeps: Keeps = "all") -> str:
+    """Why a content cannot be shown, nor sent again; "" if it can. `keeps`: FLOWBRIDGE_KEEP_CONTENTS."""
+    if row["content"] == BLANK:
+        setting = "FLOWBRIDGE_KEEP_CONTENT_DAYS" if keeps == "all" else f"FLOWBRIDGE_KEEP_CONTENTS={keeps}"
+        return f"its content is not kept any more ({setting})"
+    return f"its content cannot be read: {OTHER_KEY}" if is_sealed(row["content"]) else ""
 
 
 def _happened(entry: Mapping[str, Any]) -> dict[str, Any]:

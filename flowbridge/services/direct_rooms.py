@@ -4,6 +4,7 @@ Which room that is, the account's `m.direct` says, as all clients of the account
 down there. What was found is kept in the store, so that accepting goes on while the homeserver is away.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -16,6 +17,7 @@ from flowbridge.homeserver import Homeserver
 from flowbridge.limits.cache import Cache
 from flowbridge.limits.tasks import Once
 from flowbridge.models import Caller
+from flowbridge.store.accounts import account_of
 
 M_DIRECT = "m.direct"
 FOUND_SECONDS = 600.0
@@ -24,9 +26,16 @@ MAX_TRIED = 20  # rooms that `m.direct` names for one user, the newest first
 
 
 class DirectRooms:
-    """For one event loop."""
+    """For one event loop. `encrypts_for`: whether what an account sends to encrypted rooms is encrypted."""
 
-    def __init__(self, callers: Callers, homeserver: Homeserver, names: Names) -> None:
+    def __init__(
+        self,
+        callers: Callers,
+        homeserver: Homeserver,
+        names: Names,
+        encrypts_for: Callable[[str], bool] = lambda _: False,
+    ) -> None:
+        self._encrypts_for = encrypts_for
         self._callers = callers
         self._homeserver = homeserver
         self._names = names
@@ -71,7 +80,8 @@ class DirectRooms:
                     f"there is no room with {user_id} yet, and an API key that is for some rooms makes none: write to "
                     f"{user_id} once as {caller.user_id}, and make a key for that room"
                 )
-            room_id = await self._homeserver.create_direct_room(caller.token, user_id)
+            encrypted = self._encrypts_for(account_of(caller.user_id))
+            room_id = await self._homeserver.create_direct_room(caller.token, user_id, encrypted=encrypted)
             self._names.note(_name(caller, user_id), room_id)  # at once: were it not written down, it would be found
             log.info("direct_room_made", room=room_id, user=caller.user_id, other=user_id)
         if room_id not in named:

@@ -41,7 +41,7 @@ class _Entry:
 
 
 class RefusedCalls:
-    """For one event loop."""
+    """For one event loop. `seals`: what callers are told is encrypted in the store."""
 
     def __init__(
         self,
@@ -50,8 +50,10 @@ class RefusedCalls:
         kept: refused.Kept | None = None,
         max_open: int = MAX_OPEN,
         max_new: int = MAX_NEW,
+        seals: bool = False,
     ) -> None:
         self._database = database
+        self._seals = seals
         self._kept = kept or refused.Kept()
         self._max_open = max_open
         self._max_new = max_new
@@ -112,6 +114,13 @@ class RefusedCalls:
         del self._open[alike]
         return True
 
+    def _kept_row(self, entry: _Entry) -> dict[str, Any]:
+        """As the store has it: what the caller was told may quote what it wanted to send."""
+        row = entry.row
+        if not self._seals:
+            return row
+        return {**row, "error": self._database.contents.seal(row["error"], row["delivery"])}
+
     async def flush(self) -> None:
         """Write what was noted so far, with the next commit. What the store does not take now is tried again."""
         if self._database.trouble or self._database.missing:
@@ -121,7 +130,7 @@ class RefusedCalls:
                 return
             self._changed = False
             taken = [(entry, entry.unwritten, entry.is_new) for entry in self._open.values() if entry.unwritten]
-            new = [{**entry.row, "number": number} for entry, number, is_new in taken if is_new]
+            new = [{**self._kept_row(entry), "number": number} for entry, number, is_new in taken if is_new]
             again = [
                 {"b_delivery": entry.row["delivery"], "b_number": number, "b_last_at": entry.row["last_at"]}
                 for entry, number, is_new in taken

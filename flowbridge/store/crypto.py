@@ -128,6 +128,11 @@ def create(connection: Connection, account: str, device: StoredDevice, now: int)
     return connection.scalar(new.returning(crypto_devices.c.account)) is not None
 
 
+def has_devices(connection: Connection) -> bool:
+    """Whether the bridge has ever encrypted here."""
+    return connection.scalar(select(crypto_devices.c.account).limit(1)) is not None
+
+
 def device(connection: Connection, account: str) -> StoredDevice | None:
     columns = [crypto_devices.c[name] for name in StoredDevice._fields]
     row = connection.execute(select(*columns).where(crypto_devices.c.account == account)).first()

@@ -21,6 +21,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from flowbridge import log, metrics
 from flowbridge.models.timing import Timing
 from flowbridge.store import damage, file_check
+from flowbridge.store.contents import Contents
 from flowbridge.store.continuity import is_continued, resume
 from flowbridge.store.engine import connect, is_quiet, is_sqlite, name, own, parse, reason, reported
 from flowbridge.store.errors import StoreError, StoreFull, StoreUnavailable, StoreUnsure
@@ -49,6 +50,7 @@ class Database:
     ) -> None:
         self.url = parse(url)
         self.is_sqlite = is_sqlite(self.url)
+        self.contents = Contents()
         self.is_open = False
         self.trouble = ""  # why the last commit failed, if it did
         self.missing = ""  # why nothing may be accepted although commits succeed: SQLite's file does not exist any more
@@ -85,6 +87,7 @@ class Database:
             self.files = own(self.url)
         try:
             self.engine = connect(self.url, self._timing, shared=shared, make=make)
+            self.engine.update_execution_options(contents=self.contents)
             if not shared:
                 try:
                     self._begin()

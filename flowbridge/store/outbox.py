@@ -3,13 +3,13 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from sqlalchemy import Connection, Integer, Update, bindparam, delete, exists, func, select, true, update
+from sqlalchemy import Connection, Integer, Update, bindparam, delete, exists, func, null, select, true, update
 from sqlalchemy.exc import DataError, IntegrityError
 from sqlalchemy.sql import ClauseElement
 
-from flowbridge.store import driver
+from flowbridge.store import contents, driver
 from flowbridge.store.driver import Statement
 from flowbridge.store.json_columns import from_json
 from flowbridge.store.statements import DEAD, QUEUED, SENT, insert
@@ -21,6 +21,10 @@ ROW_BYTES = 600  # of an event beside its texts, with its share of the indexes
 
 _NAMED = 500  # deliveries that one statement names
 _ROW_ERRORS = (DataError, IntegrityError, UnicodeEncodeError)  # the fault of one row, not of the store
+
+
+# What becomes of a content when its event has ended: it is not kept any more, or kept encrypted.
+Fate = Literal["blank", "seal"]
 
 
 class Row(NamedTuple):
@@ -39,10 +43,12 @@ class Row(NamedTuple):
     attempts: int = 0
     history: str = "[]"
     binding: str | None = None  # JSON: the relations that its content is yet to get
+    is_sealed: bool = False  # its content is encrypted in the store: see `contents`; here only under another secret key
 
 
-_ROW = tuple(outbox.c[name] for name in Row._fields)
-_CONTENT = Row._fields.index("content")
+_COLUMNS: tuple[str, ...] = Row._fields[:-1]
+_ROW = tuple(outbox.c[name] for name in _COLUMNS)
+_DELIVERY, _CONTENT = _COLUMNS.index("delivery"), _COLUMNS.index("content")
 
 
 def insert_rows(connection: Connection, rows: Sequence[Mapping[str, Any]]) -> set[str]:
@@ -135,7 +141,7 @@ def taken(connection: Connection, keys: Sequence[str]) -> dict[str, Taken]:
 
 def fetch(connection: Connection, lane: str, limit: int = BATCH) -> list[Row]:
     """The first queued events of a lane."""
-    return [_row(values) for values in _FETCH.rows(connection, {"lane_": lane, "limit_": limit})]
+    return [_row(connection, values) for values in _FETCH.rows(connection, {"lane_": lane, "limit_": limit})]
 
 
 _FETCH = Statement(
@@ -155,7 +161,7 @@ def fetch_each(connection: Connection, limits: Mapping[str, int]) -> dict[str, l
     found: dict[str, list[Row]] = {}
     wanted = [{"lane": lane, "id": limit} for lane, limit in limits.items()]
     for values in _FETCH_EACH.run_all(connection, wanted):
-        found.setdefault(values[1], []).append(_row(values))
+        found.setdefault(values[1], []).append(_row(connection, values))
     return found
 
 
@@ -163,7 +169,7 @@ def _fetch_each(dialect: str) -> ClauseElement:
     wanted = driver.given(dialect, {"lane": outbox.c.lane, "id": outbox.c.id})
     first = select(*_ROW, outbox.c.id).where(outbox.c.lane == wanted("lane"), QUEUED).order_by(outbox.c.id)
     found = first.limit(wanted("id")).lateral()
-    columns = (found.c[name] for name in Row._fields)
+    columns = (found.c[name] for name in _COLUMNS)
     return select(*columns).select_from(wanted("lane").table.join(found, true())).order_by(found.c.lane, found.c.id)
 
 
@@ -177,17 +183,24 @@ def waiting(connection: Connection, delivery: str) -> tuple[Row, str | None] | N
         .outerjoin(lanes, lanes.c.lane == outbox.c.lane)
         .where(outbox.c.delivery == delivery, QUEUED)
     ).first()
-    return (_row(found[:-1]), found[-1]) if found else None
+    return (_row(connection, found[:-1]), found[-1]) if found else None
 
 
 def row_of(values: Mapping[str, Any]) -> Row:
-    """The event of a whole table row."""
-    return _row([values[name] for name in Row._fields])
-
-
-def _row(values: Sequence[Any]) -> Row:
-    fields = list(values)
+    """The event of a whole row, as `by_delivery` gives it."""
+    fields = [values[name] for name in _COLUMNS]
     fields[_CONTENT] = fields[_CONTENT].encode()
+    fields.append(values.get("is_sealed", False))
+    return Row(*fields)
+
+
+def _row(connection: Connection, values: Sequence[Any]) -> Row:
+    fields = list(values)
+    is_sealed = contents.is_sealed(fields[_CONTENT])
+    if is_sealed:
+        fields[_CONTENT] = contents.of(connection).open(fields[_CONTENT], fields[_DELIVERY])
+    fields[_CONTENT] = fields[_CONTENT].encode()
+    fields.append(is_sealed)
     return Row(*fields)
 
 
@@ -247,13 +260,15 @@ _ENDED = Statement(
 def ended(connection: Connection, deliveries: Sequence[str]) -> dict[str, dict[str, Any]]:
     """How these deliveries have ended, if they have, and what they said."""
     rows = _ENDED.rows(connection, {"deliveries": driver.texts(connection, deliveries)})
-    return {row[0]: dict(zip(_ENDED_COLUMNS, row, strict=True)) for row in rows}
+    opened = contents.of(connection).opened
+    return {row[0]: opened(dict(zip(_ENDED_COLUMNS, row, strict=True))) for row in rows}
 
 
 def by_delivery(connection: Connection, deliveries: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Whole rows."""
+    """Whole rows, and how the store has their contents."""
     found = connection.execute(select(outbox).where(outbox.c.delivery.in_(deliveries))).mappings()
-    return {row["delivery"]: dict(row) for row in found}
+    opened = contents.of(connection).opened
+    return {row["delivery"]: opened(dict(row)) for row in found}
 
 
 _OUTCOME = ("state", "attempts", "history", "event_id", "error", "settled_at")
@@ -268,8 +283,34 @@ def settle(connection: Connection, settlements: Sequence[Mapping[str, Any]]) -> 
     if not settlements:
         return set()
     done = _SETTLE.run_all(connection, settlements)
+    if fates := {each["b_delivery"]: each["b_fate"] for each in settlements if "b_fate" in each}:
+        _conceal(connection, fates)
     return {delivery for (delivery,) in done} if connection.dialect.name == "postgresql" else set()
 
+
+def _conceal(connection: Connection, fates: Mapping[str, Fate]) -> None:
+    """Do with contents of settled events what is to become of them; to do it once more does no harm."""
+    if blanked := [delivery for delivery, fate in fates.items() if fate == "blank"]:
+        _BLANK.run(connection, {"deliveries": driver.texts(connection, blanked)})
+    plain = [delivery for delivery, fate in fates.items() if fate == "seal"]
+    if not plain:
+        return
+    seal = contents.of(connection).seal
+    chosen = outbox.c.delivery.in_(plain)
+    rows = connection.execute(select(outbox.c.delivery, outbox.c.content, outbox.c.request).where(chosen, ~QUEUED))
+    for delivery, content, request in rows.all():
+        if content != contents.BLANK and not contents.is_sealed(content):
+            values = {"content": seal(content, delivery), "request": request and seal(request, delivery)}
+            connection.execute(update(outbox).where(outbox.c.delivery == delivery, ~QUEUED).values(values))
+
+
+_BLANK = Statement(
+    lambda dialect: (
+        update(outbox)
+        .where(driver.is_one_of(dialect, outbox.c.delivery, "deliveries"), SENT)
+        .values(content=contents.BLANK, request=null())
+    )
+)
 
 _OUTCOMES = Statement(
     lambda dialect: select(outbox.c.delivery, outbox.c.state, outbox.c.event_id, outbox.c.error).where(

@@ -8,11 +8,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, and_, bindparam, delete, func, or_, select, update
+from sqlalchemy import Connection, RowMapping, and_, bindparam, delete, func, or_, select, update
 from sqlalchemy.sql import ColumnElement
 
 from flowbridge.models.hooks import owner
+from flowbridge.store import contents
 from flowbridge.store.delivery_log import EVERYWHERE, Scope, Selection, Whose, is_type
+from flowbridge.store.json_columns import to_json
 from flowbridge.store.statements import insert
 from flowbridge.store.tables import outbox, refused
 
@@ -72,13 +74,19 @@ def page(connection: Connection, selection: Selection, limit: int, before: Place
         position, id_ = before
         at = and_(refused.c.position == position, refused.c.id < id_)
         query = query.where(or_(refused.c.position < position, at))
-    return [dict(row) for row in connection.execute(query.limit(limit)).mappings()]
+    return [_opened(connection, row) for row in connection.execute(query.limit(limit)).mappings()]
 
 
 def get(connection: Connection, delivery: str, whose: Whose) -> dict[str, Any] | None:
     found = connection.execute(select(refused).where(refused.c.delivery == delivery, *_belongs(whose))).mappings()
     row = found.first()
-    return dict(row) if row else None
+    return _opened(connection, row) if row else None
+
+
+def _opened(connection: Connection, row: RowMapping) -> dict[str, Any]:
+    """What a caller was told quotes what it sent: it may be encrypted as a content is."""
+    error = contents.of(connection).open(row["error"], row["delivery"])
+    return {**row, "error": to_json({"error": contents.OTHER_KEY}) if contents.is_sealed(error) else error}
 
 
 def remove(connection: Connection, delivery: str, whose: Whose) -> bool:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from sqlalchemy import Connection, FromClause, and_, bindparam, delete, func, or_, select, update
 from sqlalchemy.sql import ColumnElement
 
-from flowbridge.store import clock
+from flowbridge.store import clock, contents
 from flowbridge.store.statements import DEAD, SENT, head_accepted_at, insert
 from flowbridge.store.tables import gone, message_keys, outbox
 
@@ -18,7 +18,7 @@ PURGED = 2_500  # rows that are deleted at once, at most: some 15 ms, for which 
 # The search for an event begins one skew before it was accepted, and asks what was settled since as much before that.
 # And once more: for what is accepted and not in the store yet, and for the clocks of other replicas.
 NEEDED_MS = 3 * clock.CLOCK_SKEW_MS
-BLANK = ""  # in the place of a content that is not kept any more: no JSON
+BLANK = contents.BLANK
 _NEVER = 2**62
 
 

@@ -21,7 +21,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from flowbridge import log, metrics
-from flowbridge.errors import MatrixError, MethodNotAllowed, NotFound, TooMany
+from flowbridge.errors import BadContent, MatrixError, MethodNotAllowed, NotFound, TooMany
 from flowbridge.hooks.known import PREFIX
 from flowbridge.limits import peer
 from flowbridge.limits.processor import (
@@ -236,7 +236,10 @@ async def _respond(
         return await handler(request)
     except MatrixError as raised:
         error = raised if path.startswith(MATRIX) else await explained(request, raised)
-        request.scope.setdefault(LOG, {}).update(errcode=str(error.errcode), error=error.error[:300])
+        said = error.error
+        if isinstance(error, BadContent) and request.app.core.acceptance.at_rest.seals:
+            said = error.unquoted  # it may be meant for an encrypted room
+        request.scope.setdefault(LOG, {}).update(errcode=str(error.errcode), error=said[:300])
         if handler in sends and REFUSED <= error.status < FAILED:
             request.app.core.refused_calls.note(
                 request.path_params.get("roomId", ""), request.path_params.get("eventType", ""), error

@@ -56,6 +56,7 @@ VALUES = {
     "FLOWBRIDGE_KEEP_SENT_DAYS": ("keep_sent_days", "0.5", 0.5),
     "FLOWBRIDGE_KEEP_SENT_HOURS": ("keep_sent_hours", "0.5", 0.5),
     "FLOWBRIDGE_KEEP_CONTENT_DAYS": ("keep_content_days", "0", 0.0),
+    "FLOWBRIDGE_KEEP_CONTENTS": ("keep_contents", "Plain", "plain"),
     "FLOWBRIDGE_KEEP_DEAD_DAYS": ("keep_dead_days", "7", 7.0),
     "FLOWBRIDGE_TRUSTED_PROXIES": (
         "trusted_proxies",
@@ -125,6 +126,7 @@ def test_defaults_are_those_of_the_contract() -> None:
         "keep_sent_days": 30.0,
         "keep_sent_hours": None,
         "keep_content_days": None,
+        "keep_contents": "all",
         "keep_dead_days": 30.0,
         "max_file_bytes": None,
         "max_hook_bytes": 1_048_576,
@@ -391,6 +393,7 @@ def test_secrets_are_not_printed() -> None:
         ("FLOWBRIDGE_LEASE_SECONDS", "nan"),
         ("FLOWBRIDGE_ENCRYPTED_ROOMS", "perhaps"),
         ("FLOWBRIDGE_REUSED_TXN_ID", "drop"),
+        ("FLOWBRIDGE_KEEP_CONTENTS", "some"),
         ("FLOWBRIDGE_MAX_QUEUED", "0"),
         ("FLOWBRIDGE_MAX_QUEUED", "many"),
         ("FLOWBRIDGE_MAX_QUEUED_PER_ROOM", "0"),

@@ -130,7 +130,12 @@ class DeliveryDetail(Delivery):
     """The request as it came, the event as it is sent, and every attempt. A refused call has none of them."""
 
     request: NotRequired[
-        Annotated[str, Field(description="The body as it came, unless `FLOWBRIDGE_KEEP_CONTENT_DAYS` are over.")]
+        Annotated[
+            str,
+            Field(
+                description="The body as it came, if that is kept: `FLOWBRIDGE_KEEP_CONTENTS`, `_KEEP_CONTENT_DAYS`."
+            ),
+        ]
     ]
     event: NotRequired[StoredEvent]
     txn_id: NotRequired[

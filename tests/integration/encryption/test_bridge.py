@@ -105,6 +105,15 @@ def test_message_as_people_write_it_is_encrypted_whole(bridge: Bridge, peer: Pee
     assert edit["content"]["m.new_content"]["formatted_body"] == "<em>two</em>"
 
 
+def test_direct_room_that_the_bridge_makes_is_encrypted_from_the_beginning(bridge: Bridge, friend: Account) -> None:
+    path = f"/rooms/{quote(friend.user_id)}/messages"
+    answer = bridge.http.post(path, json={"text": "between us"}).raise_for_status()
+    me = bridge.http.get("/whoami").raise_for_status().json()["user_id"]
+    listed = bridge.direct.get(f"/user/{quote(me)}/account_data/m.direct").raise_for_status().json()
+    (room,) = listed[friend.user_id]
+    assert bridge.event(room, answer.json()["event_id"])["type"] == "m.room.encrypted"
+
+
 def test_reactions_redactions_and_state_stay_plain(bridge: Bridge) -> None:
     room = bridge.room()
     event_id = bridge.say(room, "look")

@@ -8,10 +8,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from cryptography.fernet import Fernet
 from sqlalchemy import Connection, Engine, event, insert, select, text, update
 from sqlalchemy.exc import OperationalError, ProgrammingError
 
 from flowbridge.store import clock, delivery_log, leases, outbox, refused
+from flowbridge.store.contents import Contents
 from flowbridge.store.delivery_log import ALL, Selection, Whose
 from flowbridge.store.tables import accounts, lanes, tokens
 from flowbridge.store.tables import outbox as events
@@ -531,3 +533,47 @@ def test_reading_is_broken_off_when_it_takes_too_long(engine: Engine) -> None:
 
 def is_sqlite(engine: Engine) -> bool:
     return engine.dialect.name == "sqlite"
+
+
+# contents that are encrypted
+
+
+def test_search_finds_texts_in_encrypted_contents_too(engine: Engine) -> None:
+    contents = Contents()
+    contents.unlock(Fernet.generate_key().decode())
+    engine.update_execution_options(contents=contents)
+    with engine.begin() as connection:
+        for number in range(300):
+            name = f"d{number}"
+            text = json.dumps(
+                {"body": f"Straße {'NEEDLE' if number % 100 == 7 else 'hay'} {number}"}, ensure_ascii=False
+            )
+            put(connection, name, content=contents.seal(text, name) if number % 2 else text)
+        found = ["d207", "d107", "d7"]
+        assert names(connection, Selection(text="needle")) == found
+        assert names(connection, Selection(text="STRASSE")) == []
+        assert len(names(connection, Selection(text="straße"), 1_000)) == 300
+        pages, before = [], None
+        while True:
+            rows_, before = delivery_log.page(connection, Selection(text="Needle"), 2, before, span=40)
+            pages += [row["delivery"] for row in rows_]
+            if before is None:
+                break
+        assert pages == found
+        assert all("sealed" not in row and "content" not in row for row in rows_)
+        row = delivery_log.get(connection, "d7")
+        assert row is not None
+        assert json.loads(row["content"])["body"] == "Straße NEEDLE 7"
+
+
+def test_replay_of_an_encrypted_content_stays_encrypted(engine: Engine) -> None:
+    contents = Contents()
+    contents.unlock(Fernet.generate_key().decode())
+    engine.update_execution_options(contents=contents)
+    with engine.begin() as connection:
+        sealed = contents.seal('{"body":"x"}', "a")
+        put(connection, "a", content=sealed, **DEAD)
+        assert delivery_log.replay(connection, "a", "txn", "me") is not None
+        assert connection.scalar(select(events.c.content)) == sealed
+        row = outbox.fetch(connection, f"alice-1|{ROOM}")[0]
+        assert (row.content, row.is_sealed) == (b'{"body":"x"}', True)

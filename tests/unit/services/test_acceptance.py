@@ -19,7 +19,7 @@ from flowbridge.delivery.write_queue import _Batch
 from flowbridge.errors import BadContent, BadRequest, Conflict, Forbidden, MatrixError, TooLarge
 from flowbridge.events import canonical_json, size
 from flowbridge.homeserver.pool import Answer
-from flowbridge.models import ApiKey, Event, Payload
+from flowbridge.models import ApiKey, Event, Payload, Surface
 from flowbridge.services import acceptance
 from flowbridge.services.acceptance import How, Receipt
 from flowbridge.settings import Settings
@@ -496,3 +496,66 @@ def test_delivery_id_is_no_option(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("secrets.token_urlsafe", lambda _: "-W5GzTbpH9FZVhf-")
     ids = acceptance._ids()
     assert [next(ids), next(ids)] == ["_W5GzTbpH9FZVhf_1", "_W5GzTbpH9FZVhf_2"]
+
+
+# where contents are kept encrypted
+
+AT_REST: dict[str, Any] = {"encrypted_rooms": "encrypt", "access_token": None}
+
+
+def hashes(core: Core) -> list[tuple[str, str]]:
+    with core.database.engine.connect().execution_options(reads=True) as connection:
+        return [tuple(row) for row in connection.execute(select(outbox.c.idem, outbox.c.fingerprint))]
+
+
+@pytest.mark.parametrize("surface", ["flow", "matrix"])
+async def test_no_hash_in_the_store_tells_a_short_text(
+    homeserver: FakeHomeserver, tmp_path: Path, surface: Surface
+) -> None:
+    how = How(surface, "key")
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+    async with running(tmp_path / "a", **AT_REST) as core, running(tmp_path / "b", **AT_REST) as other:
+        await send(core, how=how)
+        await send(other, how=how)  # the same text under another secret key
+        ((idem, fingerprint),), ((idem_2, fingerprint_2),) = hashes(core), hashes(other)
+        assert fingerprint != fingerprint_2
+        assert (idem != idem_2) == (surface == "matrix")
+        assert fingerprint != acceptance._digest(canonical_json.write(TEXT), b"")
+
+
+@pytest.mark.parametrize("surface", ["flow", "matrix"])
+@pytest.mark.parametrize(("before", "after"), [({}, AT_REST), (AT_REST, AT_REST)], ids=["upgrade", "restart"])
+async def test_repeat_is_one_also_after_contents_began_to_be_encrypted(
+    homeserver: FakeHomeserver, tmp_path: Path, before: dict[str, Any], after: dict[str, Any], surface: Surface
+) -> None:
+    how = How(surface, "key")
+    async with running(tmp_path, **before) as core:
+        first = await send(core, how=how)
+    async with running(tmp_path, **after) as core:
+        assert await send(core, how=how) == first
+        if surface == "flow":
+            with pytest.raises(Conflict):
+                await accept(core, TEXT | {"body": "canary"}, how=how)
+        else:
+            assert await send(core, TEXT | {"body": "canary"}, how=how) != first
+        assert await send(core, how=how) == first
+
+
+async def test_repeat_on_the_flow_surface_is_one_after_contents_ceased_to_be_encrypted(
+    homeserver: FakeHomeserver, tmp_path: Path
+) -> None:
+    async with running(tmp_path, **AT_REST) as core:
+        first = await send(core, how=KEYED)
+    async with running(tmp_path) as core:
+        assert await send(core, how=KEYED) == first
+
+
+async def test_events_of_rooms_known_to_be_plain_are_kept_in_clear(homeserver: FakeHomeserver, tmp_path: Path) -> None:
+    async with running(tmp_path, **AT_REST) as core:
+        assert (await accept(core)).pending.row.is_sealed, "nothing is known of the room"
+        await send(core)  # then it is
+        assert not (await accept(core)).pending.row.is_sealed
+        assert (await accept(core, room="!other:hs")).pending.row.is_sealed
+        reaction = {"m.relates_to": {"rel_type": "m.annotation", "event_id": "$x", "key": "👍"}}
+        assert not (await accept(core, reaction, room="!third:hs", type_="m.reaction")).pending.row.is_sealed
