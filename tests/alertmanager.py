@@ -17,11 +17,13 @@ from tests.node import missing
 from tests.patience import PATIENCE, until
 from tests.processes import free_port
 
+# `group_wait`: alerts that are told together are heard of one by one. Where they began longer ago than this, on a busy
+# machine, the first of them is sent at once (aggrGroup.insert), and the others are news that another message tells.
 CONFIG = """
 route:
   receiver: flowbridge
   group_by: [alertname]
-  group_wait: 200ms
+  group_wait: 3s
   group_interval: 500ms
   repeat_interval: 2s
 receivers:
