@@ -546,6 +546,16 @@ def recover_device() -> None:
     raise typer.Exit(device.recover(_settings()))
 
 
+@devices.command("verify")
+def verify_device(
+    user: Annotated[str, typer.Argument(metavar="USER", help="Whose client asks, for example @alice:example.org.")],
+) -> None:
+    """Verify the device with a client of a user, who starts it there: compare seven emoji. Waits for ten minutes."""
+    from flowbridge.cli import device_verify
+
+    raise typer.Exit(device_verify.verify(_settings(), user))
+
+
 def main() -> None:
     """Run a command; a setting or an argument that cannot be used is one line and exit code 2."""
     try:

@@ -16,6 +16,7 @@ from flowbridge.encryption.outbound import Outbound
 from flowbridge.encryption.own_device import OwnDevice
 from flowbridge.encryption.peers import Peers
 from flowbridge.encryption.rooms import CHANGES, Rooms
+from flowbridge.encryption.verification import Verifications
 from flowbridge.errors import MatrixError
 from flowbridge.homeserver.sync import Json, listed, objects, section
 from flowbridge.limits.cache import Cache
@@ -50,6 +51,7 @@ class Machine:
         self.channels = Channels(device, server)
         self.outbound = Outbound(device, self.channels, self.peers, self.rooms)
         self.inbound = Inbound(device, self.peers)
+        self.verifications = Verifications(device, server, self.peers)
         self.synced_at = -1e9  # monotonic: all before it is known
         self._syncing = Once[None, None]()
         self._unwedged: Cache[tuple[str, str], bool] = Cache(MAX_WEDGED, UNWEDGE_SECONDS)
@@ -86,6 +88,7 @@ class Machine:
         await self._absorb(value, next_batch, kept)
         self.synced_at = began
         await self._unwedge()
+        await self.verifications.handle()
 
     async def fresh(self, seconds: float) -> None:
         """Know all that the homeserver knew `seconds` ago."""
@@ -114,6 +117,7 @@ class Machine:
             if keys:
                 self._on_keys(keys)
             self.inbound.withheld(events)
+            self.verifications.take(events)
             self._wedged |= reading.wedged
             counts = sync.get("device_one_time_keys_count")
             if isinstance(counts, dict):

@@ -1,6 +1,7 @@
 """`flowbridge device`, run as a user runs it: alone, and beside a running bridge that has the device."""
 
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -10,9 +11,9 @@ import pytest
 
 from flowbridge.cli.demo.synapse import Account, LocalSynapse
 from tests.conftest import MakeAccount, MakeRoom
-from tests.patience import until
+from tests.patience import PATIENCE, until
 from tests.peer import Peer
-from tests.processes import run, serving
+from tests.processes import FLOWBRIDGE, environment, run, serving
 
 KEY = "fb_device-key-of-32-characters-and-some-more"
 
@@ -95,3 +96,50 @@ def test_what_cannot_be_done_is_one_line(settings: dict[str, Any]) -> None:
     assert (without_bot.returncode, without_bot.stderr.count("\n")) == (2, 1)
     refused = run("device", "setup", **{**settings, "ACCESS_TOKEN": "not-a-token"})
     assert (refused.returncode, refused.stdout) == (1, "")
+
+
+@pytest.mark.parametrize(("said", "verified"), [("yes", True), ("no", False)])
+def test_command_verifies_a_client_while_the_bridge_runs(
+    synapse: LocalSynapse,
+    bot: Account,
+    make_account: MakeAccount,
+    make_room: MakeRoom,
+    settings: dict[str, Any],
+    tmp_path: Path,
+    said: str,
+    verified: bool,
+) -> None:
+    """It shows the emoji that the client shows, and the bridge has its device back in the end."""
+    with Peer(synapse.url, make_account()) as client, serving(**settings) as (_, _):
+        algorithm = {"algorithm": "m.megolm.v1.aes-sha2"}
+        encryption = {"type": "m.room.encryption", "state_key": "", "content": algorithm}
+        client.ask("join", room=make_room(bot, preset="public_chat", initial_state=[encryption]))
+        whose = {"user_id": bot.user_id, "device_id": bot.device_id}
+        until(lambda: run("device", "status", **settings).returncode == 0)
+        log = tmp_path / "said"
+        with log.open("w") as errors:
+            command = [FLOWBRIDGE, "device", "verify", client.me["user_id"]]
+            process = subprocess.Popen(
+                command, env=environment(settings), stdin=subprocess.PIPE, stderr=errors, text=True
+            )
+        try:
+            until(lambda: "Start the verification" in log.read_text())
+            client.ask("begin", **whose)
+            shown = client.ask("compare")["emoji"]
+            until(lambda: "[yes/no]" in log.read_text())
+            for symbol, name in shown:
+                assert f"{symbol}  {name}" in log.read_text()
+            assert process.stdin is not None
+            process.stdin.write(f"{said}\n")
+            process.stdin.flush()
+            if verified:
+                assert client.ask("decide", how="confirm") == {"verified": True}
+            else:
+                assert client.ask("outcome") == {"cancelled": "m.mismatched_sas"}
+            assert process.wait(PATIENCE) == (0 if verified else 1), log.read_text()
+        finally:
+            process.kill()
+            process.communicate()
+        until(lambda: json.loads(run("device", "status", "--json", **settings).stdout)["held_by"] is not None)
+    said_last = log.read_text().splitlines()[-1]
+    assert said_last.startswith(f"Verified: {client.me['user_id']}" if verified else "flowbridge: ")
