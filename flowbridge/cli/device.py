@@ -53,9 +53,14 @@ def status(settings: Settings, *, in_json: bool) -> int:
     return run(settings, partial(_status, in_json=in_json))
 
 
-def run(settings: Settings, work: Callable[[Core], Awaitable[int]], *, make: bool = False) -> int:
+def require_library() -> None:
+    """Raise Usage without the extra `e2ee`."""
     if find_spec("vodozemac") is None:
         raise Usage(NOT_INSTALLED)
+
+
+def run(settings: Settings, work: Callable[[Core], Awaitable[int]], *, make: bool = False) -> int:
+    require_library()
     if not settings.has_bot:
         raise Usage("there is no bot account, whose device it would be: set ACCESS_TOKEN")
     log.setup(settings.log_format, "warning")

@@ -14,6 +14,7 @@ from tests.conftest import MakeAccount, MakeRoom
 from tests.patience import PATIENCE, until
 from tests.peer import Peer
 from tests.processes import FLOWBRIDGE, environment, run, serving
+from tests.unit.encryption.test_key_file import CLIENT_S
 
 KEY = "fb_device-key-of-32-characters-and-some-more"
 
@@ -143,3 +144,39 @@ def test_command_verifies_a_client_while_the_bridge_runs(
         until(lambda: json.loads(run("device", "status", "--json", **settings).stdout)["held_by"] is not None)
     said_last = log.read_text().splitlines()[-1]
     assert said_last.startswith(f"Verified: {client.me['user_id']}" if verified else "flowbridge: ")
+
+
+def test_room_keys_go_out_and_in_by_a_file(settings: dict[str, Any], tmp_path: Path) -> None:
+    file, words = tmp_path / "keys.txt", tmp_path / "passphrase"
+    words.write_text("two words\n")
+    assert run("device", "setup", **settings).returncode == 0
+    done = run("device", "export-keys", str(file), "--passphrase-file", str(words), **settings)
+    assert (done.returncode, done.stderr) == (0, f"0 room keys are in {file}.\n")
+    assert file.stat().st_mode & 0o777 == 0o600
+    again = run("device", "export-keys", str(file), stdin="two words\n", **settings)
+    assert (again.returncode, again.stderr) == (2, f"flowbridge: {file} exists already\n")
+    read = run("device", "import-keys", str(file), stdin="two words\n", **settings)
+    assert (read.returncode, read.stderr) == (0, "0 room keys were read.\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "stdin", "why"),
+    [
+        (None, "two words\n", "keys.txt cannot be read: No such file or directory"),
+        ("not one", "two words\n", "it is not a file of room keys"),
+        ("not one", "", "a file of room keys has a passphrase: it is asked for, or read on standard input"),
+        (CLIENT_S, "two words\n", "the passphrase is wrong, or the file of room keys is damaged"),
+        ("x" * ((64 << 20) + 1), "two words\n", "has more than 64 MiB"),
+    ],
+    ids=["missing", "malformed", "no passphrase", "wrong passphrase", "huge"],
+)
+def test_file_of_room_keys_that_is_none_is_one_line(
+    settings: dict[str, Any], tmp_path: Path, text: str | None, stdin: str, why: str
+) -> None:
+    file = tmp_path / "keys.txt"
+    if text is not None:
+        file.write_text(text)
+    done = run("device", "import-keys", str(file), stdin=stdin, **settings)
+    assert done.returncode in (1, 2)
+    assert why in done.stderr
+    assert done.stderr.count("\n") == 1
