@@ -346,6 +346,7 @@ class Core:
             show=show,
             password=password or (settings.password.get_secret_value() if settings.password else ""),
             command=command,
+            verify_users=settings.verify_users,
             timing=self.timing,
         )
 

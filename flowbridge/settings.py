@@ -97,6 +97,7 @@ class Settings(BaseSettings):
     public_url: str | None = _name("FLOWBRIDGE_PUBLIC_URL")
     encrypted_rooms: Literal["refuse", "allow", "encrypt"] = _name("FLOWBRIDGE_ENCRYPTED_ROOMS", "refuse")
     auto_join: Annotated[tuple[str, ...], NoDecode] = _name("FLOWBRIDGE_AUTO_JOIN", ("own",))
+    verify_users: Annotated[tuple[str, ...], NoDecode] = _name("FLOWBRIDGE_VERIFY_USERS", ())
     registration: bool = _name("FLOWBRIDGE_REGISTRATION", True)
     pass_federation: bool = _name("FLOWBRIDGE_PASS_FEDERATION", True)
     schemas_dir: Path | None = _name("FLOWBRIDGE_SCHEMAS_DIR")
@@ -255,6 +256,19 @@ class Settings(BaseSettings):
         if len(found) > MAX_INVITERS:
             raise ValueError(f"at most {MAX_INVITERS} users and servers can be named")
         return tuple(found)
+
+    @field_validator("verify_users", mode="before")
+    @classmethod
+    def _are_users(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        found = tuple(value.replace(",", " ").split())
+        for text in found:
+            if not text.startswith("@") or not _INVITER.fullmatch(text):
+                raise ValueError(f"{text[:80]!r} is not a user id (@alice:example.org)")
+        if len(found) > MAX_INVITERS:
+            raise ValueError(f"at most {MAX_INVITERS} users can be named")
+        return found
 
     @field_validator("trusted_proxies", mode="before")
     @classmethod

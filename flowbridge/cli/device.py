@@ -38,24 +38,29 @@ def set_up(settings: Settings, *, reset: bool, yes: bool) -> int:
     """Make the device and sign it; returns the exit code."""
     if reset and not yes and not confirmed(REPLACING):
         return FAILED
-    return _run(settings, partial(_set_up, reset=reset), make=True)
+    return run(settings, partial(_set_up, reset=reset), make=True)
 
 
 def recover(settings: Settings) -> int:
     """Sign the device by the account's recovery key; returns the exit code."""
     asked = "Recovery key or passphrase"
     given = typer.prompt(asked, hide_input=True, err=True) if sys.stdin.isatty() else sys.stdin.readline()
-    return _run(settings, partial(_recover, given=given.strip()))
+    return run(settings, partial(_recover, given=given.strip()))
 
 
 def status(settings: Settings, *, in_json: bool) -> int:
     """Print how the device stands; returns the exit code: 1 unless others may rely on it."""
-    return _run(settings, partial(_status, in_json=in_json))
+    return run(settings, partial(_status, in_json=in_json))
 
 
-def _run(settings: Settings, work: Callable[[Core], Awaitable[int]], *, make: bool = False) -> int:
+def require_library() -> None:
+    """Raise Usage without the extra `e2ee`."""
     if find_spec("vodozemac") is None:
         raise Usage(NOT_INSTALLED)
+
+
+def run(settings: Settings, work: Callable[[Core], Awaitable[int]], *, make: bool = False) -> int:
+    require_library()
     if not settings.has_bot:
         raise Usage("there is no bot account, whose device it would be: set ACCESS_TOKEN")
     log.setup(settings.log_format, "warning")
@@ -118,7 +123,7 @@ async def _recover(core: Core, *, given: str) -> int:
     from flowbridge.encryption import setup
     from flowbridge.encryption.sealing import Seal
 
-    keeper = core.make_keeper(_nothing_to_show, command=True)
+    keeper = core.make_keeper(nothing_to_show, command=True)
     keeper.unlock(Seal(secret_key(core.settings)))
     async with keeper.borrowing() as machine:
         names = await setup.recover(machine.device, keeper.server, given)
@@ -127,7 +132,7 @@ async def _recover(core: Core, *, given: str) -> int:
     return _tell(report)
 
 
-def _nothing_to_show(_: str) -> None:
+def nothing_to_show(_: str) -> None:
     """Nothing is made that would have a recovery key."""
 
 
@@ -150,7 +155,7 @@ async def _status(core: Core, *, in_json: bool) -> int:
     if stored is None:
         say("there is no device yet: `flowbridge serve` makes it where FLOWBRIDGE_ENCRYPTED_ROOMS=encrypt, or `setup`")
         return FAILED
-    server = core.make_keeper(_nothing_to_show, command=True).server
+    server = core.make_keeper(nothing_to_show, command=True).server
     report = await setup.report_of(stored, core.database, Seal(secret_key(core.settings)), server)
     owner = await core.database.read(partial(crypto.owner, account=account))
     held: dict[str, Any] = await core.database.read(partial(crypto.held, account=account))

@@ -546,6 +546,16 @@ def recover_device() -> None:
     raise typer.Exit(device.recover(_settings()))
 
 
+@devices.command("verify")
+def verify_device(
+    user: Annotated[str, typer.Argument(metavar="USER", help="Whose client asks, for example @alice:example.org.")],
+) -> None:
+    """Verify the device with a client of a user, who starts it there: compare seven emoji. Waits for ten minutes."""
+    from flowbridge.cli import device_verify
+
+    raise typer.Exit(device_verify.verify(_settings(), user))
+
+
 def main() -> None:
     """Run a command; a setting or an argument that cannot be used is one line and exit code 2."""
     try:
@@ -600,3 +610,26 @@ def _read(file: Path) -> bytes:
         return file.read_bytes()
     except OSError as error:
         _stop(f"cannot read {file}: {error.strerror}")
+
+
+KeyFile = Annotated[Path, typer.Argument(metavar="FILE", help="In the format of clients' key exports.")]
+PassphraseFile = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Holds the passphrase, which is asked for otherwise, or read on standard input."),
+]
+
+
+@devices.command("export-keys")
+def export_room_keys(file: KeyFile, passphrase_file: PassphraseFile = None) -> None:
+    """Write the keys of all rooms to a new file (0600), for another client: with them it reads what the bridge can."""
+    from flowbridge.cli import device_keys
+
+    raise typer.Exit(device_keys.export_keys(_settings(), file, passphrase_file))
+
+
+@devices.command("import-keys")
+def import_room_keys(file: KeyFile, passphrase_file: PassphraseFile = None) -> None:
+    """Read room keys that a client has exported. What is read with them is not `verified`: a file proves no sender."""
+    from flowbridge.cli import device_keys
+
+    raise typer.Exit(device_keys.import_keys(_settings(), file, passphrase_file))

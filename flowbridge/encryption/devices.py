@@ -162,10 +162,11 @@ class Devices:
             try:
                 return await machine.decrypt(room_id, event)
             except Undecryptable as error:
-                if not (fresh and error.waits):
+                if not error.waits:
                     raise
-            await machine.fresh(0.0)
-            return await machine.decrypt(room_id, event)
+            if fresh:
+                await machine.fresh(0.0)
+            return await machine.decrypt(room_id, event, restore=True)
         except MatrixError as error:
             raise Undecryptable(error.error, waits=True) from None
         except Undecryptable:

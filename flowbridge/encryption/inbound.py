@@ -13,7 +13,7 @@ from typing import Any, Literal
 from flowbridge import log
 from flowbridge.encryption.channels import Received
 from flowbridge.encryption.identities import MAX_ID, MEGOLM, Device, is_id
-from flowbridge.encryption.olm import CryptoError, InboundGroup
+from flowbridge.encryption.olm import CryptoError, GroupMessage, InboundGroup
 from flowbridge.encryption.own_device import OwnDevice
 from flowbridge.encryption.peers import Peers
 from flowbridge.homeserver.sync import Json, section
@@ -134,13 +134,7 @@ class Inbound:
         if not keys:
             why = self._withheld.get((room_id, session_id))
             raise Undecryptable(why or "its room key has not come", waits=True)
-        # A room key can be shared on by any of its readers: the sender's own counts.
-        key = next((key for key in keys if key.user_id == sender and key.source != "imported"), keys[0])
-        try:
-            message = key.group.decrypt(ciphertext)
-        except CryptoError as error:
-            waits = "index" in str(error) and key.group.first_index > 0  # a key from further back may come
-            raise Undecryptable(str(error), waits=waits) from None
+        key, message = _read(keys, sender, ciphertext)
         await self._check_index(session_id, message.number, event)
         plain = _plain(message.plaintext, room_id)
         device = await self._author(key, sender)
@@ -192,6 +186,22 @@ class Inbound:
         user = (await self._peers.of([sender])).get(sender)
         device = user.by_key(key.peer) if user else None
         return device if device is not None and device.ed25519 == key.ed25519 else None
+
+
+def _read(keys: Sequence[_Key], sender: str, ciphertext: str) -> tuple[_Key, GroupMessage]:
+    """A room key can be shared on by any of its readers, and imported: the sender's own counts, where it reads this.
+
+    Raises Undecryptable.
+    """
+    failure: Undecryptable | None = None
+    for key in sorted(keys, key=lambda key: key.user_id != sender or key.source == "imported"):
+        try:
+            return key, key.group.decrypt(ciphertext)
+        except CryptoError as error:
+            waits = "index" in str(error) and key.group.first_index > 0  # a key from further back may come
+            failure = failure or Undecryptable(str(error), waits=waits)
+    assert failure is not None
+    raise failure
 
 
 def _plain(plaintext: bytes, room_id: str) -> Json:

@@ -55,7 +55,7 @@ class Keeper:
     """The device of one account. `owner`: this process; `alone`: no other has the store at its start.
 
     `password`: proves to the homeserver that the account may have cross-signing keys. `show`: see `recovery_file`.
-    `command`: it has asked for the device, which the bridge then lends.
+    `command`: it has asked for the device, which the bridge then lends. `verify_users`: see `Verifications.users`.
     """
 
     def __init__(
@@ -70,6 +70,7 @@ class Keeper:
         show: ShowKey,
         password: str = "",
         command: bool = False,
+        verify_users: Collection[str] = (),
         timing: Timing = Timing(),
     ) -> None:
         self._database = database
@@ -80,6 +81,7 @@ class Keeper:
         self._password = password
         self._show = show
         self._is_command = command
+        self._verify_users = frozenset(verify_users)
         self._timing = timing
         self.seal: Seal
         self.token = ""  # with which the account was last known
@@ -134,6 +136,7 @@ class Keeper:
         renewing.add_done_callback(ignore_result)
         try:
             machine = Machine(device, self.server, lambda rooms: self.on_rooms(rooms), lambda keys: self.on_keys(keys))
+            machine.verifications.users = self._verify_users
             await machine.begin()
             yield machine
         finally:

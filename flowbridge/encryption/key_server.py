@@ -87,6 +87,21 @@ class KeyServer:
     async def set_account_data(self, user_id: str, type_: str, content: Mapping[str, Any]) -> None:
         await self._homeserver.set_account_data(await self._token(), user_id, type_, content)
 
+    async def backup_version(self) -> Json | None:
+        """The account's key backup; None where there is none."""
+        return await self._there(f"{CLIENT}/room_keys/version")
+
+    async def backed_up(self, room_id: str, session_id: str, version: str) -> Json | None:
+        """A room key out of a backup; None where it is not there."""
+        place = f"{quote(room_id, safe='')}/{quote(session_id, safe='')}"
+        return await self._there(f"{CLIENT}/room_keys/keys/{place}?version={quote(version, safe='')}")
+
+    async def _there(self, target: str) -> Json | None:
+        answer = await self._homeserver.call("GET", target, token=await self._token(), limit=READ_LIMIT)
+        if answer.status == 404 and answers.error(answer).errcode == Errcode.NOT_FOUND:
+            return None
+        return answers.success(answer)
+
     async def state(self, room_id: str, type_: str) -> Json | None:
         """The content of a state event with the state key ""; None where the homeserver says that there is none."""
         answer = await self._homeserver.read_state(await self._token(), room_id, type_, "", "", any_status=True)

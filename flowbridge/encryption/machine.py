@@ -8,14 +8,16 @@ from collections.abc import Callable, Collection, Sequence
 from functools import partial
 
 from flowbridge import log
+from flowbridge.encryption.backup import KeyBackup
 from flowbridge.encryption.channels import Channels
 from flowbridge.encryption.identities import is_id
-from flowbridge.encryption.inbound import Decrypted, Inbound
+from flowbridge.encryption.inbound import Decrypted, Inbound, Undecryptable
 from flowbridge.encryption.key_server import KeyServer
 from flowbridge.encryption.outbound import Outbound
 from flowbridge.encryption.own_device import OwnDevice
 from flowbridge.encryption.peers import Peers
 from flowbridge.encryption.rooms import CHANGES, Rooms
+from flowbridge.encryption.verification import Verifications
 from flowbridge.errors import MatrixError
 from flowbridge.homeserver.sync import Json, listed, objects, section
 from flowbridge.limits.cache import Cache
@@ -50,6 +52,8 @@ class Machine:
         self.channels = Channels(device, server)
         self.outbound = Outbound(device, self.channels, self.peers, self.rooms)
         self.inbound = Inbound(device, self.peers)
+        self.backup = KeyBackup(device, server)
+        self.verifications = Verifications(device, server, self.peers)
         self.synced_at = -1e9  # monotonic: all before it is known
         self._syncing = Once[None, None]()
         self._unwedged: Cache[tuple[str, str], bool] = Cache(MAX_WEDGED, UNWEDGE_SECONDS)
@@ -86,6 +90,7 @@ class Machine:
         await self._absorb(value, next_batch, kept)
         self.synced_at = began
         await self._unwedge()
+        await self.verifications.handle()
 
     async def fresh(self, seconds: float) -> None:
         """Know all that the homeserver knew `seconds` ago."""
@@ -114,6 +119,7 @@ class Machine:
             if keys:
                 self._on_keys(keys)
             self.inbound.withheld(events)
+            self.verifications.take(events)
             self._wedged |= reading.wedged
             counts = sync.get("device_one_time_keys_count")
             if isinstance(counts, dict):
@@ -175,7 +181,16 @@ class Machine:
     async def encrypt(self, room_id: str, type_: str, content: Json, delivery: str) -> bytes | None:
         return await self.outbound.encrypt(room_id, type_, content, delivery)
 
-    async def decrypt(self, room_id: str, event: Json) -> Decrypted:
+    async def decrypt(self, room_id: str, event: Json, *, restore: bool = False) -> Decrypted:
+        """`restore`: a key that is missing is looked for in the account's key backup. Raises as `Inbound.decrypt`."""
+        try:
+            return await self.inbound.decrypt(room_id, event)
+        except Undecryptable as error:
+            session_id = section(event, "content").get("session_id")
+            if not (restore and error.waits and is_id(session_id) and await self.backup.fetch(room_id, session_id)):
+                raise
+        self.inbound.taken({(room_id, session_id)})
+        self._on_keys({(room_id, session_id)})
         return await self.inbound.decrypt(room_id, event)
 
 

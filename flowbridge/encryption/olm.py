@@ -233,6 +233,41 @@ class Backup:
             return self._key.decrypt(vodozemac.Message.from_base64(ciphertext, mac, ephemeral))
 
 
+class SharedSecret:
+    """What both sides of a verification have in common, unless somebody stands between them."""
+
+    def __init__(self, secret: vodozemac.EstablishedSas) -> None:
+        self._secret = secret
+
+    def emoji(self, info: str) -> tuple[int, ...]:
+        """Seven numbers of emoji."""
+        return tuple(self._secret.bytes(info).emoji_indices)
+
+    def mac(self, text: str, info: str) -> str:
+        """By hkdf-hmac-sha256.v2."""
+        return self._secret.calculate_mac(text, info)
+
+    def is_mac(self, text: str, info: str, mac: str) -> bool:
+        try:
+            self._secret.verify_mac(text, info, mac)
+        except (ValueError, TypeError):
+            return False
+        return True
+
+
+class KeyAgreement:
+    """One side's key of an interactive verification (curve25519-hkdf-sha256), for one verification."""
+
+    def __init__(self) -> None:
+        self._sas = vodozemac.Sas()
+        self.public = self._sas.public_key.to_base64()
+
+    def agree(self, theirs: str) -> SharedSecret:
+        """With the other side's key; once."""
+        with _refused("the key of a verification cannot be used"):
+            return SharedSecret(self._sas.diffie_hellman(vodozemac.Curve25519PublicKey.from_base64(theirs)))
+
+
 def is_signed_by(ed25519: str, message: bytes, signature: str) -> bool:
     """Whether a key made this signature; also False where either is none."""
     try:

@@ -1,6 +1,7 @@
 """`flowbridge device`, run as a user runs it: alone, and beside a running bridge that has the device."""
 
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -10,9 +11,10 @@ import pytest
 
 from flowbridge.cli.demo.synapse import Account, LocalSynapse
 from tests.conftest import MakeAccount, MakeRoom
-from tests.patience import until
+from tests.patience import PATIENCE, until
 from tests.peer import Peer
-from tests.processes import run, serving
+from tests.processes import FLOWBRIDGE, environment, run, serving
+from tests.unit.encryption.test_key_file import CLIENT_S
 
 KEY = "fb_device-key-of-32-characters-and-some-more"
 
@@ -95,3 +97,86 @@ def test_what_cannot_be_done_is_one_line(settings: dict[str, Any]) -> None:
     assert (without_bot.returncode, without_bot.stderr.count("\n")) == (2, 1)
     refused = run("device", "setup", **{**settings, "ACCESS_TOKEN": "not-a-token"})
     assert (refused.returncode, refused.stdout) == (1, "")
+
+
+@pytest.mark.parametrize(("said", "verified"), [("yes", True), ("no", False)])
+def test_command_verifies_a_client_while_the_bridge_runs(
+    synapse: LocalSynapse,
+    bot: Account,
+    make_account: MakeAccount,
+    make_room: MakeRoom,
+    settings: dict[str, Any],
+    tmp_path: Path,
+    said: str,
+    verified: bool,
+) -> None:
+    """It shows the emoji that the client shows, and the bridge has its device back in the end."""
+    with Peer(synapse.url, make_account()) as client, serving(**settings) as (_, _):
+        algorithm = {"algorithm": "m.megolm.v1.aes-sha2"}
+        encryption = {"type": "m.room.encryption", "state_key": "", "content": algorithm}
+        client.ask("join", room=make_room(bot, preset="public_chat", initial_state=[encryption]))
+        whose = {"user_id": bot.user_id, "device_id": bot.device_id}
+        until(lambda: run("device", "status", **settings).returncode == 0)
+        log = tmp_path / "said"
+        with log.open("w") as errors:
+            command = [FLOWBRIDGE, "device", "verify", client.me["user_id"]]
+            process = subprocess.Popen(
+                command, env=environment(settings), stdin=subprocess.PIPE, stderr=errors, text=True
+            )
+        try:
+            until(lambda: "Start the verification" in log.read_text())
+            client.ask("begin", **whose)
+            shown = client.ask("compare")["emoji"]
+            until(lambda: "[yes/no]" in log.read_text())
+            for symbol, name in shown:
+                assert f"{symbol}  {name}" in log.read_text()
+            assert process.stdin is not None
+            process.stdin.write(f"{said}\n")
+            process.stdin.flush()
+            if verified:
+                assert client.ask("decide", how="confirm") == {"verified": True}
+            else:
+                assert client.ask("outcome") == {"cancelled": "m.mismatched_sas"}
+            assert process.wait(PATIENCE) == (0 if verified else 1), log.read_text()
+        finally:
+            process.kill()
+            process.communicate()
+        until(lambda: json.loads(run("device", "status", "--json", **settings).stdout)["held_by"] is not None)
+    said_last = log.read_text().splitlines()[-1]
+    assert said_last.startswith(f"Verified: {client.me['user_id']}" if verified else "flowbridge: ")
+
+
+def test_room_keys_go_out_and_in_by_a_file(settings: dict[str, Any], tmp_path: Path) -> None:
+    file, words = tmp_path / "keys.txt", tmp_path / "passphrase"
+    words.write_text("two words\n")
+    assert run("device", "setup", **settings).returncode == 0
+    done = run("device", "export-keys", str(file), "--passphrase-file", str(words), **settings)
+    assert (done.returncode, done.stderr) == (0, f"0 room keys are in {file}.\n")
+    assert file.stat().st_mode & 0o777 == 0o600
+    again = run("device", "export-keys", str(file), stdin="two words\n", **settings)
+    assert (again.returncode, again.stderr) == (2, f"flowbridge: {file} exists already\n")
+    read = run("device", "import-keys", str(file), stdin="two words\n", **settings)
+    assert (read.returncode, read.stderr) == (0, "0 room keys were read.\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "stdin", "why"),
+    [
+        (None, "two words\n", "keys.txt cannot be read: No such file or directory"),
+        ("not one", "two words\n", "it is not a file of room keys"),
+        ("not one", "", "a file of room keys has a passphrase: it is asked for, or read on standard input"),
+        (CLIENT_S, "two words\n", "the passphrase is wrong, or the file of room keys is damaged"),
+        ("x" * ((64 << 20) + 1), "two words\n", "has more than 64 MiB"),
+    ],
+    ids=["missing", "malformed", "no passphrase", "wrong passphrase", "huge"],
+)
+def test_file_of_room_keys_that_is_none_is_one_line(
+    settings: dict[str, Any], tmp_path: Path, text: str | None, stdin: str, why: str
+) -> None:
+    file = tmp_path / "keys.txt"
+    if text is not None:
+        file.write_text(text)
+    done = run("device", "import-keys", str(file), stdin=stdin, **settings)
+    assert done.returncode in (1, 2)
+    assert why in done.stderr
+    assert done.stderr.count("\n") == 1

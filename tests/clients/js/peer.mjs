@@ -10,7 +10,9 @@ import {
     AllDevicesIsolationMode,
     decodeRecoveryKey,
     OnlySignedDevicesIsolationMode,
+    VerificationPhase,
 } from "matrix-js-sdk/lib/crypto-api/index.js";
+import { OlmMachine } from "@matrix-org/matrix-sdk-crypto-wasm";
 import { logger } from "matrix-js-sdk/lib/logger.js";
 
 logger.setLevel("silent", false);
@@ -37,6 +39,7 @@ const client = createClient({
     },
 });
 let storageKey = null;
+let verifying = null; // the verification that was begun last
 await client.initRustCrypto({ useIndexedDB: false });
 const crypto = client.getCrypto();
 crypto.setDeviceIsolationMode(STRICT === "0" ? new AllDevicesIsolationMode(false) : new OnlySignedDevicesIsolationMode());
@@ -186,8 +189,47 @@ const commands = {
         };
         return { ...(await this.send({ room, content: { ...content, file } })), file };
     },
+    async begin({ user_id: user, device_id: device }) {
+        await crypto.userHasCrossSigningKeys(user, true);
+        const request = await crypto.requestDeviceVerification(user, device);
+        verifying = { request, error: null };
+        return {};
+    },
+    /** The emoji, as this client shows them: [symbol, name] each. */
+    async compare() {
+        const { request } = verifying;
+        while (request.phase === VerificationPhase.Requested) await seconds(0.05);
+        if (request.phase === VerificationPhase.Cancelled) return { cancelled: request.cancellationCode };
+        verifying.verifier = await request.startVerification("m.sas.v1");
+        verifying.outcome = verifying.verifier.verify().then(
+            () => ({ verified: true }),
+            (error) => ({ cancelled: request.cancellationCode ?? String(error) }),
+        );
+        while (!verifying.verifier.getShowSasCallbacks()) {
+            if (request.phase === VerificationPhase.Cancelled) return { cancelled: request.cancellationCode };
+            await seconds(0.05);
+        }
+        return { emoji: verifying.verifier.getShowSasCallbacks().sas.emoji };
+    },
+    /** `how`: confirm, mismatch or cancel. */
+    async decide({ how }) {
+        const shown = verifying.verifier.getShowSasCallbacks();
+        await shown[how]();
+        return how === "confirm" ? await verifying.outcome : {};
+    },
+    async outcome() {
+        return await verifying.outcome;
+    },
     async exported() {
         return JSON.parse(await crypto.exportRoomKeysAsJson());
+    },
+    /** As a client's user does it: by a file's text, under a passphrase. */
+    async exported_file({ passphrase }) {
+        return { text: OlmMachine.encryptExportedRoomKeys(await crypto.exportRoomKeysAsJson(), passphrase, 100_000) };
+    },
+    async imported_file({ text, passphrase }) {
+        await crypto.importRoomKeysAsJson(OlmMachine.decryptExportedRoomKeys(text, passphrase));
+        return {};
     },
     async imported({ keys }) {
         await crypto.importRoomKeysAsJson(JSON.stringify(keys));

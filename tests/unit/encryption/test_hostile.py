@@ -10,6 +10,7 @@ import pytest
 from cryptography.fernet import Fernet
 from hypothesis import HealthCheck, given, settings
 
+from flowbridge.encryption import signatures
 from flowbridge.encryption.channels import Received
 from flowbridge.encryption.inbound import Undecryptable
 from flowbridge.encryption.key_server import KeyServer
@@ -20,7 +21,7 @@ from flowbridge.encryption.sealing import Seal
 from flowbridge.encryption.setup import new_device
 from flowbridge.errors import MatrixError
 from flowbridge.events import canonical_json
-from flowbridge.store import Database, crypto
+from flowbridge.store import Database, clock, crypto
 from flowbridge.store.crypto import Changes
 from tests.unit.encryption.json_values import TEXTS, VALUES
 
@@ -48,6 +49,9 @@ class Hostile:
 
     async def send_to_device(self, type_: str, messages: Any) -> None:
         json.dumps(messages)
+
+    async def upload_signatures(self, body: Any) -> Any:
+        return {}
 
     async def state(self, room_id: str, type_: str) -> Any:
         return {"algorithm": MEGOLM} if type_ == "m.room.encryption" else None
@@ -118,6 +122,28 @@ def test_no_sync_breaks_it(world: World, value: Any, text: str) -> None:
         {"rooms": {"join": {text: {"timeline": value, "state": value}}}},
     ):
         world.do(world.machine._absorb(sync, "next", []))
+
+
+@patient
+@given(VALUES, TEXTS)
+def test_no_verification_breaks_it(world: World, value: Any, text: str) -> None:
+    verifications = world.machine.verifications
+    verifications.users = frozenset({MALLORY})
+    account = Account()
+    keys = {"curve25519:X": account.curve25519, "ed25519:X": account.ed25519}
+    device = {"user_id": MALLORY, "device_id": "X", "keys": keys, "algorithms": [OLM, MEGOLM]}
+    signed = signatures.add(device, MALLORY, "X", account.sign(signatures.signed_part(device)))
+    master = {"user_id": MALLORY, "usage": ["master"], "keys": {f"ed25519:{text}": text}}
+    world.server.answer = {"device_keys": {MALLORY: {"X": signed}}, "master_keys": {MALLORY: master}}
+    request = {"from_device": "X", "methods": ["m.sas.v1"], "timestamp": clock.now_ms(), "transaction_id": "T"}
+    steps: list[Any] = [value, {"transaction_id": text, "from_device": value}]
+    steps += [{**request, name: each} for name in request for each in (value, text)]
+    for content in (*steps, request, {"transaction_id": "T", "method": value, "key": text, "mac": value}):
+        for kind in ("request", "start", "key", "mac", "done", "cancel", text):
+            event = {"type": f"m.key.verification.{kind}", "sender": MALLORY, "content": content}
+            verifications.take([event, {**event, "sender": value}, {**event, "type": value}])
+    world.do(verifications.handle())
+    assert verifications.last is None or not verifications.last.succeeded
 
 
 @patient
