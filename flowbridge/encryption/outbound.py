@@ -6,7 +6,7 @@ a retry, also after a crash, finds the same bytes.
 
 import asyncio
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
@@ -49,7 +49,6 @@ class _Session:
     created_at: int
     checked: tuple[int, int] | None = None
     retry_at: int | None = None  # ms: a device could not be reached
-    stored_shared: str = field(default="", repr=False)
 
 
 class Outbound:
@@ -148,8 +147,7 @@ class Outbound:
                 sent = await self._channels.send("m.room_key", {missing[holder]: content for holder in batch})
             failed = {Holder(device.user_id, device.device_id, device.curve25519) for device in sent}
             session.shared |= set(batch) - failed
-            session.stored_shared = ""
-            await self._device.commit(Changes(outbound=[self._kept(room_id, session)]))
+            await self._device.commit(Changes(outbound=[self._kept(room_id, session, shared=True)]))
             unreached += len(failed)
         session.retry_at = clock.now_ms() + RETRY_UNREACHED_MS if unreached else None
         log.info("room_key_shared", room=room_id, devices=len(missing) - unreached, unreached=unreached)
@@ -169,7 +167,7 @@ class Outbound:
             inbound.first_index,
             session.created_at,
         )
-        await own.commit(Changes(outbound=[self._kept(room_id, session)], room_keys=[key]))
+        await own.commit(Changes(outbound=[self._kept(room_id, session, shared=True)], room_keys=[key]))
         return session
 
     async def _stored(self, room_id: str) -> _Session | None:
@@ -178,17 +176,16 @@ class Outbound:
         if stored is None:
             return None
         group = OutboundGroup.from_pickle(stored.pickle, own.seal.pickle_key)
+        assert stored.shared is not None
         shared = {Holder(*each) for each in own.seal.open(stored.shared)}
-        return _Session(group, shared, stored.messages, stored.created_at, stored_shared=stored.shared)
+        return _Session(group, shared, stored.messages, stored.created_at)
 
-    def _kept(self, room_id: str, session: _Session) -> StoredOutbound:
+    def _kept(self, room_id: str, session: _Session, *, shared: bool = False) -> StoredOutbound:
+        """`shared`: with who has its key, some 100 bytes of each device."""
         own = self._device
-        if not session.stored_shared:
-            session.stored_shared = own.seal.close(sorted(session.shared))
         pickle = session.group.pickle(own.seal.pickle_key)
-        return StoredOutbound(
-            room_id, session.group.id, pickle, session.stored_shared, session.messages, session.created_at
-        )
+        holders = own.seal.close(sorted(session.shared)) if shared else None
+        return StoredOutbound(room_id, session.group.id, pickle, holders, session.messages, session.created_at)
 
 
 def _is_old(session: _Session, room: Room, now: int) -> bool:
