@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from flowbridge import log
+from flowbridge import log, metrics
 from flowbridge.encryption import signatures
 from flowbridge.encryption.identities import OLM, Device, is_id
 from flowbridge.encryption.key_server import CLAIM_DEVICES, SEND_DEVICES, KeyServer
@@ -107,6 +107,7 @@ class Channels:
                 try:
                     key = _one_time_key(section(claimed, device.user_id, device.device_id), device)
                     found[device.curve25519] = (self._device.account.outbound(device.curve25519, key), clock.now_ms())
+                    metrics.count(metrics.crypto_sessions, "device")
                 except CryptoError as error:
                     log.info("device_unreached", user=device.user_id, device=device.device_id, reason=error)
                     self._no_key.put((device.user_id, device.device_id), True)
@@ -161,6 +162,7 @@ class Channels:
                 session, plaintext = self._decrypt(sessions.setdefault(message.peer, []), message, changes)
                 received = self._checked(plaintext, message)
             except CryptoError as error:
+                metrics.count(metrics.to_device_dropped, "unreadable")
                 log.warning("to_device_unreadable", sender=message.sender[:255], reason=error)
                 reading.wedged.add((message.sender, message.peer))
             else:
@@ -191,6 +193,7 @@ class Channels:
         session, plaintext = self._device.account.inbound(message.peer, message.olm)
         self._device.note_account(changes)
         sessions.insert(0, session)
+        metrics.count(metrics.crypto_sessions, "device")
         return session, plaintext
 
     def _checked(self, plaintext: bytes, message: "_Message") -> Received | None:
@@ -210,6 +213,7 @@ class Channels:
             and value.get("sender") == message.sender
         )
         if not meant or not isinstance(value.get("type"), str) or not isinstance(keys.get("ed25519"), str):
+            metrics.count(metrics.to_device_dropped, "not_meant")
             log.warning("to_device_not_taken", sender=message.sender[:255], reason="it was not meant for this device")
             return None
         return Received(message.sender, message.peer, keys["ed25519"], value["type"], section(value, "content"))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
-from flowbridge import log
+from flowbridge import log, metrics
 from flowbridge.encryption.channels import Channels
 from flowbridge.encryption.identities import MEGOLM, Device, UserKeys
 from flowbridge.encryption.key_server import SEND_DEVICES
@@ -101,7 +101,10 @@ class Outbound:
         session.messages += 1
         changes = Changes(outbound=[self._kept(room_id, session)], ciphertext=(delivery, ciphertext.decode()))
         await self._device.commit(changes)
-        return ciphertext if changes.existing is None else changes.existing.encode()
+        if changes.existing is not None:
+            return changes.existing.encode()
+        metrics.count(metrics.encrypted)
+        return ciphertext
 
     # the session, and who has its key
 
@@ -149,6 +152,7 @@ class Outbound:
             session.shared |= set(batch) - failed
             await self._device.commit(Changes(outbound=[self._kept(room_id, session, shared=True)]))
             unreached += len(failed)
+            metrics.devices_unreached.inc(len(failed))
         session.retry_at = clock.now_ms() + RETRY_UNREACHED_MS if unreached else None
         log.info("room_key_shared", room=room_id, devices=len(missing) - unreached, unreached=unreached)
 
@@ -168,6 +172,7 @@ class Outbound:
             session.created_at,
         )
         await own.commit(Changes(outbound=[self._kept(room_id, session, shared=True)], room_keys=[key]))
+        metrics.count(metrics.crypto_sessions, "room")
         return session
 
     async def _stored(self, room_id: str) -> _Session | None:
