@@ -353,7 +353,10 @@ def _fill(bridge: Server, kind: str) -> None:
                 number = next(numbers, None)
             if number is None:
                 return
-            status, text = load.post(bridge.url + PATH.format(number, kind), load.MESSAGE, headers)
+            try:
+                status, text = load.post(bridge.url + PATH.format(number, kind), load.MESSAGE, headers)
+            except OSError as error:
+                status, text = 0, str(error)
             if status != 200:
                 failed.append(f"{status}: {text[:160]}")
 
