@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from flowbridge import log, metrics
+from flowbridge import metrics
+from flowbridge.encryption import complaints
 from flowbridge.encryption.channels import Received
 from flowbridge.encryption.identities import MAX_ID, MEGOLM, Device, is_id
 from flowbridge.encryption.olm import CryptoError, InboundGroup
@@ -84,7 +85,7 @@ class Inbound:
                 key = self._of(message)
             except CryptoError as error:
                 metrics.count(metrics.to_device_dropped, "room_key")
-                log.warning("room_key_not_taken", sender=message.sender[:MAX_ID], reason=error)
+                complaints.warn("room_key_not_taken", sender=message.sender[:MAX_ID], reason=error)
                 continue
             changes.room_keys.append(key)
             found.add((key.room_id, key.session_id))

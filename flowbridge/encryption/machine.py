@@ -3,9 +3,12 @@
 One object for one device that this process holds; `keeper.py` makes it, and makes another when the lease was lost.
 """
 
+import asyncio
+import itertools
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
+from typing import TypeVar
 
 from flowbridge import log
 from flowbridge.encryption.channels import Channels
@@ -23,6 +26,9 @@ from flowbridge.limits.tasks import Once
 from flowbridge.store import crypto
 from flowbridge.store.crypto import Changes
 
+T = TypeVar("T")
+
+TURN = 1_000  # names or messages, some 2 ms
 UNWEDGE_SECONDS = 3_600.0  # between two new sessions with a device whose messages cannot be read
 MAX_UNWEDGED = 10  # at once
 MAX_WEDGED = 10_000
@@ -101,8 +107,10 @@ class Machine:
         self.rooms.changed(changed_rooms)
         self._on_rooms(changed_rooms)
         lists = section(sync, "device_lists")
-        changed, left = _users(lists.get("changed")), _users(lists.get("left"))
-        self.peers.mark(changed)
+        changed, left = await _users(lists.get("changed")), await _users(lists.get("left"))
+        for names in _some(changed):
+            self.peers.mark(names)
+            await asyncio.sleep(0)
         self.peers.forget(left)
         async with self.device.lock:
             read = [number for number, _ in kept]
@@ -110,11 +118,14 @@ class Machine:
             reading = await self.channels.read(events, changes)
             keys = self.inbound.take(reading.received, changes)
             await self.device.commit(changes)
+            self.peers.marked()
             self.inbound.taken(keys)
             if keys:
                 self._on_keys(keys)
-            self.inbound.withheld(events)
-            self._wedged |= reading.wedged
+            for some in _some(events):
+                self.inbound.withheld(some)
+                await asyncio.sleep(0)
+            self._wedged |= set(itertools.islice(reading.wedged, MAX_WEDGED - len(self._wedged)))
             counts = sync.get("device_one_time_keys_count")
             if isinstance(counts, dict):
                 unused = sync.get("device_unused_fallback_key_types")
@@ -205,5 +216,16 @@ def _changed_rooms(sync: Json) -> Collection[str]:
     return found
 
 
-def _users(names: object) -> set[str]:
-    return {name for name in names if is_id(name)} if isinstance(names, list) else set()
+async def _users(names: object) -> set[str]:
+    found: set[str] = set()
+    for some in _some(names if isinstance(names, list) else ()):
+        found.update(name for name in some if is_id(name))
+        await asyncio.sleep(0)
+    return found
+
+
+def _some(items: Iterable[T]) -> Iterator[list[T]]:
+    """Of a flood so many at a time that other tasks have their turn within some milliseconds."""
+    rest = iter(items)
+    while some := list(itertools.islice(rest, TURN)):
+        yield some
