@@ -112,13 +112,28 @@ class Machine:
             self.peers.mark(names)
             await asyncio.sleep(0)
         self.peers.forget(left)
+        changes = Changes(since=next_batch, outdated=changed, left=left - changed, read=[number for number, _ in kept])
+        if events:
+            await self._take(events, changes)
+        else:  # no ratchet moves: sends wait for a sync, and sharing a key with many devices has the lock for long
+            await self.device.commit(changes)
+        self.peers.marked()
+        counts = sync.get("device_one_time_keys_count")
+        if isinstance(counts, dict):
+            unused = sync.get("device_unused_fallback_key_types")
+            has_fallback = SIGNED in unused if isinstance(unused, list) else True
+            told = counts.get(SIGNED, 0)
+            count = max(0, told) if isinstance(told, int) else 0
+            if self._is_short(count, has_fallback=has_fallback):
+                async with self.device.lock:
+                    await self._stock(count, has_fallback=has_fallback)
+
+    async def _take(self, events: Sequence[Json], changes: Changes) -> None:
+        """Read what came for the device, and commit that with the rest of its sync."""
         async with self.device.lock:
-            read = [number for number, _ in kept]
-            changes = Changes(since=next_batch, outdated=changed, left=left - changed, read=read)
             reading = await self.channels.read(events, changes)
             keys = self.inbound.take(reading.received, changes)
             await self.device.commit(changes)
-            self.peers.marked()
             self.inbound.taken(keys)
             if keys:
                 self._on_keys(keys)
@@ -126,12 +141,13 @@ class Machine:
                 self.inbound.withheld(some)
                 await asyncio.sleep(0)
             self._wedged |= set(itertools.islice(reading.wedged, MAX_WEDGED - len(self._wedged)))
-            counts = sync.get("device_one_time_keys_count")
-            if isinstance(counts, dict):
-                unused = sync.get("device_unused_fallback_key_types")
-                has_fallback = SIGNED in unused if isinstance(unused, list) else True
-                count = counts.get(SIGNED, 0)
-                await self._stock(max(0, count) if isinstance(count, int) else 0, has_fallback=has_fallback)
+
+    def _is_short(self, count: int, *, has_fallback: bool) -> bool:
+        """Whether `_stock` has anything to do."""
+        account = self.device.account
+        return bool(
+            count < account.most_one_time_keys // 2 or not has_fallback or account.one_time_keys or account.fallback_key
+        )
 
     async def _stock(self, count: int, *, has_fallback: bool, device_keys: bool = False) -> None:
         """Keep half as many one-time keys on the homeserver as the device remembers, and a fallback key.

@@ -14,6 +14,7 @@ from flowbridge.encryption.complaints import Complaints
 from flowbridge.encryption.identities import Device, UserKeys
 from flowbridge.encryption.outbound import Holder
 from flowbridge.errors import MatrixError, NotFound
+from tests.patience import PATIENCE
 from tests.unit.encryption.test_hostile import MALLORY, ME, OLM, World
 
 T = TypeVar("T")
@@ -73,6 +74,17 @@ def test_a_flood_of_messages_for_the_device_holds_nothing_up(world: World, monke
     assert worst < STALL_SECONDS
     assert lines.count("to_device_unreadable") == complaints.MOST
     assert len(world.machine._wedged) <= 10_000
+
+
+def test_sync_without_messages_does_not_wait_for_a_key_that_is_being_shared(world: World) -> None:
+    async def absorbed() -> None:
+        async with world.machine.device.lock, asyncio.timeout(PATIENCE):
+            counts = {"signed_curve25519": 1_000}
+            sync = {"device_lists": {"changed": [MALLORY]}, "device_one_time_keys_count": counts}
+            await world.machine._absorb(sync, "quiet", [])
+
+    world.do(absorbed())
+    assert world.machine.device.since == "quiet"
 
 
 def keys_of(user_id: str, number: int) -> dict[str, Any]:
