@@ -80,6 +80,8 @@ class Lossy:
         headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in head[1:] if line)}
         body = await reader.readexactly(int(headers.get("content-length", "0")))
         fate = self._chances.draw(method, target.partition("?")[0], self._chance)
+        if "/sendToDevice/" in target and not self.counts["dropped"]:
+            fate = "dropped"  # the first always, however short the run
         self.counts[fate] += 1
         if fate == "limited":
             error = {"errcode": "M_LIMIT_EXCEEDED", "error": "Too many requests", "retry_after_ms": RETRY_AFTER_MS}
