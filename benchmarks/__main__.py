@@ -11,6 +11,7 @@ from pathlib import Path
 from benchmarks import nginx
 from benchmarks.cost import cost
 from benchmarks.durable import durable
+from benchmarks.encryption import encryption
 from benchmarks.footprint import memory, start
 from benchmarks.growth import history, rooms
 from benchmarks.hogs import hogs
@@ -41,6 +42,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "keys": keys,
     "nodes": nodes,
     "hogs": hogs,
+    "encryption": encryption,
 }
 QUICK = ("cost", "rooms", "history")  # what is measured in two minutes, while one works
 RESULTS = REPOSITORY / "docs" / "benchmarks.md"

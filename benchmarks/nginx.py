@@ -1,10 +1,14 @@
 """nginx in two parts: a static "homeserver" that costs next to nothing, and the proxy that is the limit."""
 
+import getpass
 import http.client
+import json
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from benchmarks.servers import HOST, Command, Server, free_port
 
@@ -58,6 +62,22 @@ HOMESERVER = """
 }
 """
 
+# Rooms whose names end in "-sealed" are encrypted; their only member is @reader:example.org, whose devices' keys are in
+# files. A static file is not for POST: the error page is asked for by GET.
+SEALED = r"""
+    location ~ ^/_matrix/client/[^/]+/rooms/[^/]+-sealed[^/]*/state/m\.room\.encryption {
+      return 200 '{"algorithm":"m.megolm.v1.aes-sha2","rotation_period_msgs":1000000}';
+    }
+    location ~ ^/_matrix/client/[^/]+/rooms/[^/]+/members$ {
+      return 200 '{"chunk":[{"state_key":"@reader:example.org","content":{"membership":"join"}}]}';
+    }
+    location ~ /keys/(query|claim)$ { error_page 405 =200 /$1.json; return 405; }
+    location ~ ^/(query|claim)\.json$ { internal; root FILES; }
+    location ~ /keys/ { return 200 '{}'; }
+    location ~ /sendToDevice/ { return 200 '{}'; }
+    location ~ /account_data/ { return 404 '{"errcode":"M_NOT_FOUND","error":"There is none"}'; }
+    location / {"""
+
 PROXY = """
   upstream homeserver { server UPSTREAM; keepalive 64; keepalive_requests 100000000; }
   server {
@@ -95,6 +115,17 @@ def wary_homeserver(directory: Path, black_hole: int) -> Command:
     return _command("wary-homeserver", config, directory, ready="/_matrix/client/versions")
 
 
+def sealing_homeserver(directory: Path, keys: Mapping[str, Any], claimed: Mapping[str, Any]) -> Command:
+    """The same with encrypted rooms: what it answers to questions about devices, and for their one-time keys."""
+    files = directory / "keys"
+    files.mkdir()
+    (files / "query.json").write_text(json.dumps(keys))
+    (files / "claim.json").write_text(json.dumps(claimed))
+    config = HOMESERVER.replace("    location / {", SEALED.replace("FILES", str(files)), 1)
+    user = f"user {getpass.getuser()};" if os.geteuid() == 0 else ""  # root's workers are nobody, who may not read
+    return _command("sealing-homeserver", config, directory, ready="/_matrix/client/versions", main=user)
+
+
 def proxy(upstream: Server, directory: Path) -> Command:
     """The reverse proxy in front of the upstream: `/rooms/…` becomes `/_matrix/client/v3/rooms/…`."""
     config = PROXY.replace("UPSTREAM", f"{HOST}:{upstream.port}")
@@ -110,10 +141,10 @@ def requests_served(upstream: Server) -> int:
     return int(counters[3])  # active connections, then accepted, handled, requests
 
 
-def _command(name: str, http_part: str, directory: Path, ready: str) -> Command:
+def _command(name: str, http_part: str, directory: Path, ready: str, main: str = "") -> Command:
     port = free_port()
     config = directory / f"{name}-{port}.conf"
-    config.write_text((COMMON + http_part).replace("HOST:PORT", f"{HOST}:{port}"))
+    config.write_text((main + COMMON + http_part).replace("HOST:PORT", f"{HOST}:{port}"))
     program = executable() or "nginx"
     argv = [program, "-e", "stderr", "-p", str(directory / f"{name}-{port}"), "-c", str(config)]
     return Command(name, argv, port, ready)

@@ -45,6 +45,23 @@ hook_template_failures = _counter(
     "hook_template_failures", "Requests to hooks whose template failed: a summary was sent. By the source.", "source"
 )
 live_dropped = _counter("live_dropped", "Streams of live events that were closed because their listener did not read.")
+encrypted = _counter("events_encrypted", "Events encrypted for their rooms.")
+decrypted = _counter("events_decrypted", "Encrypted events that were decrypted for a reader.")
+undecryptable = _counter(
+    "events_undecryptable",
+    "Encrypted events that could not be decrypted for a reader: no_key (none has come, or none from so far back), "
+    "withheld (its sender shares none), replayed, malformed, algorithm (an unknown one), failed, no_device.",
+    "reason",
+)
+crypto_sessions = _counter(
+    "crypto_sessions", "Sessions of encryption made: room (its messages), device (keys for another device).", "kind"
+)
+devices_unreached = _counter("devices_unreached", "Times that another device could not be given a room's key.")
+to_device_dropped = _counter(
+    "to_device_dropped",
+    "Messages for the bridge's device that were dropped: unreadable, not_meant (for it), room_key (a bad one), flood.",
+    "reason",
+)
 
 queued = _gauge("queued_events", "Events that wait to be sent.")
 oldest_queued_seconds = _gauge("oldest_queued_seconds", "Age of the event that has waited longest; 0 without one.")
@@ -56,6 +73,8 @@ homeserver_up = _gauge("homeserver_up", "0 while the homeserver cannot be reache
 hooks_file_refused = _gauge("hooks_file_refused", "1 while hooks.yaml cannot be used, and what was read before holds.")
 live_listeners = _gauge("live_listeners", "Open streams of live events.")
 live_accounts = _gauge("live_accounts", "Accounts that are listened to: one long poll each.")
+device_held = _gauge("device_held", "1 while this process has the bot's device, and encrypts with it.")
+device_sync_seconds = _gauge("device_sync_seconds", "Since the device's last sync began; 0 while it is not held.")
 log_seconds = _gauge("log_seconds", "Age of the oldest sent event in the delivery log; 0 without one.")
 store_bytes = _gauge("store_bytes", "Bytes that the store takes.")
 store_full = _gauge("store_full", "1 while nothing is accepted because the store is full.")
@@ -74,5 +93,5 @@ def render() -> bytes:
     """All metrics in Prometheus' text format."""
     while _counted:
         (counter, labels), number = _counted.popitem()
-        counter.labels(*labels).inc(number)
+        (counter.labels(*labels) if labels else counter).inc(number)
     return generate_latest(_registry)

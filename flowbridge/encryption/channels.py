@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from flowbridge import log
-from flowbridge.encryption import signatures
+from flowbridge import log, metrics
+from flowbridge.encryption import complaints, signatures
 from flowbridge.encryption.identities import OLM, Device, is_id
 from flowbridge.encryption.key_server import CLAIM_DEVICES, SEND_DEVICES, KeyServer
 from flowbridge.encryption.olm import PRE_KEY, CryptoError, OlmMessage, Session
@@ -23,6 +23,7 @@ from flowbridge.store.crypto import Changes, StoredSession
 TURN = 10  # devices that are encrypted for before other tasks have their turn: some 10 ms
 NO_KEY_SECONDS = 300.0  # after which a device is asked again that had no one-time key
 MAX_SEEN = 10_000
+AT_ONCE = 500  # messages that are read together: of a flood only so many are in memory twice
 
 Unreached = list[Device]
 
@@ -107,6 +108,7 @@ class Channels:
                 try:
                     key = _one_time_key(section(claimed, device.user_id, device.device_id), device)
                     found[device.curve25519] = (self._device.account.outbound(device.curve25519, key), clock.now_ms())
+                    metrics.count(metrics.crypto_sessions, "device")
                 except CryptoError as error:
                     log.info("device_unreached", user=device.user_id, device=device.device_id, reason=error)
                     self._no_key.put((device.user_id, device.device_id), True)
@@ -144,25 +146,41 @@ class Channels:
 
         What cannot be read is dropped with a line in the log: it may come from anyone.
         """
-        reading, own = Reading(), self._device
+        reading, sessions, used = Reading(), dict[str, list[Session]](), dict[str, StoredSession]()
+        for start in range(0, len(events), AT_ONCE):
+            await self._read_some(events[start : start + AT_ONCE], start, sessions, used, reading, changes)
+            await asyncio.sleep(0)
+        changes.sessions += used.values()
+        return reading
+
+    async def _read_some(
+        self,
+        events: Sequence[Json],
+        first: int,
+        sessions: dict[str, list[Session]],
+        used: dict[str, StoredSession],
+        reading: Reading,
+        changes: Changes,
+    ) -> None:
+        """`first`: the number of the first event. `sessions`: by peer, as the events before have left them."""
+        own = self._device
         messages = [message for event in events if (message := _message(event, own.account.curve25519))]
-        peers = {message.peer for message in messages}
-        if not peers:
-            return reading
-        stored = await own.database.read(lambda connection: crypto.sessions(connection, own.account_id, peers))
-        sessions: dict[str, list[Session]] = {}
-        for row in stored:
-            sessions.setdefault(row.peer, []).append(Session.from_pickle(row.pickle, own.seal.pickle_key))
-        used: dict[str, StoredSession] = {}
-        for number, message in enumerate(messages):
+        peers = {message.peer for message in messages} - sessions.keys()
+        if peers:
+            stored = await own.database.read(lambda connection: crypto.sessions(connection, own.account_id, peers))
+            for row in stored:
+                sessions.setdefault(row.peer, []).append(Session.from_pickle(row.pickle, own.seal.pickle_key))
+        for number, message in enumerate(messages, first):
             if message.digest in self._seen:  # another sync of the device brought it, too
                 continue
             try:
-                session, plaintext = self._decrypt(sessions.setdefault(message.peer, []), message, changes)
+                session, plaintext = self._decrypt(sessions, message, changes)
                 received = self._checked(plaintext, message)
             except CryptoError as error:
-                log.warning("to_device_unreadable", sender=message.sender[:255], reason=error)
-                reading.wedged.add((message.sender, message.peer))
+                metrics.count(metrics.to_device_dropped, "unreadable")
+                complaints.warn("to_device_unreadable", sender=message.sender[:255], reason=error)
+                if len(reading.wedged) < MAX_SEEN:
+                    reading.wedged.add((message.sender, message.peer))
             else:
                 used[session.id] = self._kept(message.peer, session, clock.now_ms() + number)
                 self._seen.put(message.digest, True)
@@ -170,14 +188,14 @@ class Channels:
                     reading.received.append(received)
             if number % TURN == TURN - 1:
                 await asyncio.sleep(0)
-        changes.sessions += used.values()
-        return reading
 
-    def _decrypt(self, sessions: list[Session], message: "_Message", changes: Changes) -> tuple[Session, bytes]:
+    def _decrypt(
+        self, sessions: dict[str, list[Session]], message: "_Message", changes: Changes
+    ) -> tuple[Session, bytes]:
         """With the session that the message belongs to, or a new one, which uses one of our one-time keys up."""
         begins = message.olm.type == PRE_KEY
         failure = CryptoError("there is no Olm session with this device")
-        for session in sessions:
+        for session in sessions.get(message.peer, ()):
             if begins and not session.begins_with(message.olm):
                 continue
             try:
@@ -190,7 +208,8 @@ class Channels:
             raise failure
         session, plaintext = self._device.account.inbound(message.peer, message.olm)
         self._device.note_account(changes)
-        sessions.insert(0, session)
+        sessions.setdefault(message.peer, []).insert(0, session)
+        metrics.count(metrics.crypto_sessions, "device")
         return session, plaintext
 
     def _checked(self, plaintext: bytes, message: "_Message") -> Received | None:
@@ -210,7 +229,10 @@ class Channels:
             and value.get("sender") == message.sender
         )
         if not meant or not isinstance(value.get("type"), str) or not isinstance(keys.get("ed25519"), str):
-            log.warning("to_device_not_taken", sender=message.sender[:255], reason="it was not meant for this device")
+            metrics.count(metrics.to_device_dropped, "not_meant")
+            complaints.warn(
+                "to_device_not_taken", sender=message.sender[:255], reason="it was not meant for this device"
+            )
             return None
         return Received(message.sender, message.peer, keys["ed25519"], value["type"], section(value, "content"))
 

@@ -2,15 +2,18 @@
 
 import asyncio
 import json
+import time
 from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any
 
+from flowbridge import metrics
 from flowbridge.encryption.callers import CallerDevices
 from flowbridge.encryption.inbound import Decrypted, Undecryptable
 from flowbridge.encryption.keeper import Keeper
 from flowbridge.encryption.machine import Machine
 from flowbridge.encryption.olm import CryptoError
+from flowbridge.encryption.setup import HINTS
 from flowbridge.errors import HeldElsewhere, MatrixError, Unavailable
 from flowbridge.homeserver.sync import Json, listed, section
 from flowbridge.limits.cache import Cache
@@ -22,6 +25,7 @@ from flowbridge.store.accounts import account_of
 
 START_SECONDS = 5.0  # for which an attempt waits for a device that is being made
 ENCRYPTED = "m.room.encrypted"
+MAX_SHOWN = 300  # characters of a reason
 MAX_LATE = 1_000  # sessions whose keys are waited for
 MAX_LATE_OF_ONE = 100  # events of one of them
 
@@ -55,6 +59,20 @@ class Devices:
         """How the device stands, in a word: see `setup.Report` and `keeper.Status`."""
         status = self.keeper.status
         return status.report.standing if status.state == "held" and status.report is not None else status.state
+
+    @property
+    def missing(self) -> str:
+        """What has to be done before others can rely on the device, or it can encrypt at all; "" where nothing has."""
+        status = self.keeper.status
+        if status.state == "held" and status.report is not None:
+            return HINTS[status.report.standing]
+        return status.trouble[:MAX_SHOWN] if status.state == "failed" else ""
+
+    def measure(self) -> None:
+        """Set the gauges of the metrics."""
+        machine = self.keeper.machine
+        metrics.device_held.set(machine is not None)
+        metrics.device_sync_seconds.set(0.0 if machine is None else time.monotonic() - machine.synced_at)
 
     def encrypts_for(self, account: str) -> bool:
         """Raises Unavailable while it is not known who the bot is: this may be its account."""
@@ -127,9 +145,11 @@ class Devices:
         try:
             found = await self._decrypt(room_id, event, fresh=fresh or late)
         except Undecryptable as error:
+            metrics.count(metrics.undecryptable, error.kind)
             if late and error.waits:
                 self._wait(room_id, event)
             return {**event, "flowbridge": {"encrypted": True, "undecryptable": str(error)}}
+        metrics.count(metrics.decrypted)
         about = {"encrypted": True, "verified": found.verified, "sender_device": found.device_id or None}
         return {**found.event, "flowbridge": about}
 
@@ -168,11 +188,11 @@ class Devices:
                 await machine.fresh(0.0)
             return await machine.decrypt(room_id, event, restore=True)
         except MatrixError as error:
-            raise Undecryptable(error.error, waits=True) from None
+            raise Undecryptable(error.error, "no_device", waits=True) from None
         except Undecryptable:
             raise
         except CryptoError as error:
-            raise Undecryptable(str(error)) from None
+            raise Undecryptable(str(error), "failed") from None
 
     async def _machine(self) -> Machine:
         """Raises Unavailable while this process does not have the device, HeldElsewhere while another one does."""

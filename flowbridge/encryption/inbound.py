@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from flowbridge import log
+from flowbridge import metrics
+from flowbridge.encryption import complaints
 from flowbridge.encryption.channels import Received
 from flowbridge.encryption.identities import MAX_ID, MEGOLM, Device, is_id
 from flowbridge.encryption.olm import CryptoError, GroupMessage, InboundGroup
@@ -35,10 +36,11 @@ WITHHELD = {
 
 
 class Undecryptable(CryptoError):
-    """An event that cannot be read; `waits`: its key may still come."""
+    """An event that cannot be read; `waits`: its key may still come. `kind`: see metrics.undecryptable."""
 
-    def __init__(self, reason: str, *, waits: bool = False) -> None:
+    def __init__(self, reason: str, kind: str, *, waits: bool = False) -> None:
         super().__init__(reason)
+        self.kind = kind
         self.waits = waits
 
 
@@ -82,7 +84,8 @@ class Inbound:
             try:
                 key = self._of(message)
             except CryptoError as error:
-                log.warning("room_key_not_taken", sender=message.sender[:MAX_ID], reason=error)
+                metrics.count(metrics.to_device_dropped, "room_key")
+                complaints.warn("room_key_not_taken", sender=message.sender[:MAX_ID], reason=error)
                 continue
             changes.room_keys.append(key)
             found.add((key.room_id, key.session_id))
@@ -127,13 +130,13 @@ class Inbound:
         content, sender = section(event, "content"), event.get("sender")
         session_id, ciphertext = content.get("session_id"), content.get("ciphertext")
         if content.get("algorithm") != MEGOLM:
-            raise Undecryptable("it is encrypted by an algorithm that is not known here")
+            raise Undecryptable("it is encrypted by an algorithm that is not known here", "algorithm")
         if not is_id(session_id) or not isinstance(ciphertext, str) or not is_id(sender):
-            raise Undecryptable("it is malformed")
+            raise Undecryptable("it is malformed", "malformed")
         keys = await self._get(room_id, session_id)
         if not keys:
             why = self._withheld.get((room_id, session_id))
-            raise Undecryptable(why or "its room key has not come", waits=True)
+            raise Undecryptable(why or "its room key has not come", "withheld" if why else "no_key", waits=True)
         key, message = _read(keys, sender, ciphertext)
         await self._check_index(session_id, message.number, event)
         plain = _plain(message.plaintext, room_id)
@@ -172,7 +175,7 @@ class Inbound:
         if known is None:
             await own.commit(Changes(indexes=[Index(session_id, index, mark)]))
         elif known != mark:
-            raise Undecryptable("it repeats a message that was another event")
+            raise Undecryptable("it repeats a message that was another event", "replayed")
         self._indexes.put(place, mark)
 
     async def _author(self, key: _Key, sender: str) -> Device | None:
@@ -199,7 +202,7 @@ def _read(keys: Sequence[_Key], sender: str, ciphertext: str) -> tuple[_Key, Gro
             return key, key.group.decrypt(ciphertext)
         except CryptoError as error:
             waits = "index" in str(error) and key.group.first_index > 0  # a key from further back may come
-            failure = failure or Undecryptable(str(error), waits=waits)
+            failure = failure or Undecryptable(str(error), "no_key" if waits else "failed", waits=waits)
     assert failure is not None
     raise failure
 
@@ -214,9 +217,9 @@ def _plain(plaintext: bytes, room_id: str) -> Json:
         or not isinstance(value.get("type"), str)
         or not isinstance(value.get("content"), dict)
     ):
-        raise Undecryptable("what was encrypted is no event")
+        raise Undecryptable("what was encrypted is no event", "malformed")
     if value.get("room_id") != room_id:
-        raise Undecryptable("it was encrypted for another room")
+        raise Undecryptable("it was encrypted for another room", "malformed")
     return value
 
 

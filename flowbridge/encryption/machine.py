@@ -3,9 +3,12 @@
 One object for one device that this process holds; `keeper.py` makes it, and makes another when the lease was lost.
 """
 
+import asyncio
+import itertools
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
+from typing import TypeVar
 
 from flowbridge import log
 from flowbridge.encryption.backup import KeyBackup
@@ -25,6 +28,9 @@ from flowbridge.limits.tasks import Once
 from flowbridge.store import crypto
 from flowbridge.store.crypto import Changes
 
+T = TypeVar("T")
+
+TURN = 1_000  # names or messages, some 2 ms
 UNWEDGE_SECONDS = 3_600.0  # between two new sessions with a device whose messages cannot be read
 MAX_UNWEDGED = 10  # at once
 MAX_WEDGED = 10_000
@@ -106,27 +112,48 @@ class Machine:
         self.rooms.changed(changed_rooms)
         self._on_rooms(changed_rooms)
         lists = section(sync, "device_lists")
-        changed, left = _users(lists.get("changed")), _users(lists.get("left"))
-        self.peers.mark(changed)
+        changed, left = await _users(lists.get("changed")), await _users(lists.get("left"))
+        for names in _some(changed):
+            self.peers.mark(names)
+            await asyncio.sleep(0)
         self.peers.forget(left)
+        changes = Changes(since=next_batch, outdated=changed, left=left - changed, read=[number for number, _ in kept])
+        if events:
+            await self._take(events, changes)
+        else:  # no ratchet moves: sends wait for a sync, and sharing a key with many devices has the lock for long
+            await self.device.commit(changes)
+        self.peers.marked()
+        counts = sync.get("device_one_time_keys_count")
+        if isinstance(counts, dict):
+            unused = sync.get("device_unused_fallback_key_types")
+            has_fallback = SIGNED in unused if isinstance(unused, list) else True
+            told = counts.get(SIGNED, 0)
+            count = max(0, told) if isinstance(told, int) else 0
+            if self._is_short(count, has_fallback=has_fallback):
+                async with self.device.lock:
+                    await self._stock(count, has_fallback=has_fallback)
+
+    async def _take(self, events: Sequence[Json], changes: Changes) -> None:
+        """Read what came for the device, and commit that with the rest of its sync."""
         async with self.device.lock:
-            read = [number for number, _ in kept]
-            changes = Changes(since=next_batch, outdated=changed, left=left - changed, read=read)
             reading = await self.channels.read(events, changes)
             keys = self.inbound.take(reading.received, changes)
             await self.device.commit(changes)
             self.inbound.taken(keys)
             if keys:
                 self._on_keys(keys)
-            self.inbound.withheld(events)
-            self.verifications.take(events)
-            self._wedged |= reading.wedged
-            counts = sync.get("device_one_time_keys_count")
-            if isinstance(counts, dict):
-                unused = sync.get("device_unused_fallback_key_types")
-                has_fallback = SIGNED in unused if isinstance(unused, list) else True
-                count = counts.get(SIGNED, 0)
-                await self._stock(max(0, count) if isinstance(count, int) else 0, has_fallback=has_fallback)
+            for some in _some(events):
+                self.inbound.withheld(some)
+                self.verifications.take(some)
+                await asyncio.sleep(0)
+            self._wedged |= set(itertools.islice(reading.wedged, MAX_WEDGED - len(self._wedged)))
+
+    def _is_short(self, count: int, *, has_fallback: bool) -> bool:
+        """Whether `_stock` has anything to do."""
+        account = self.device.account
+        return bool(
+            count < account.most_one_time_keys // 2 or not has_fallback or account.one_time_keys or account.fallback_key
+        )
 
     async def _stock(self, count: int, *, has_fallback: bool, device_keys: bool = False) -> None:
         """Keep half as many one-time keys on the homeserver as the device remembers, and a fallback key.
@@ -220,5 +247,16 @@ def _changed_rooms(sync: Json) -> Collection[str]:
     return found
 
 
-def _users(names: object) -> set[str]:
-    return {name for name in names if is_id(name)} if isinstance(names, list) else set()
+async def _users(names: object) -> set[str]:
+    found: set[str] = set()
+    for some in _some(names if isinstance(names, list) else ()):
+        found.update(name for name in some if is_id(name))
+        await asyncio.sleep(0)
+    return found
+
+
+def _some(items: Iterable[T]) -> Iterator[list[T]]:
+    """Of a flood so many at a time that other tasks have their turn within some milliseconds."""
+    rest = iter(items)
+    while some := list(itertools.islice(rest, TURN)):
+        yield some

@@ -5,13 +5,14 @@ a retry, also after a crash, finds the same bytes.
 """
 
 import asyncio
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
-from flowbridge import log
-from flowbridge.encryption.channels import Channels
+from flowbridge import log, metrics
+from flowbridge.encryption import complaints
+from flowbridge.encryption.channels import TURN, Channels
 from flowbridge.encryption.identities import MEGOLM, Device, UserKeys
 from flowbridge.encryption.key_server import SEND_DEVICES
 from flowbridge.encryption.olm import InboundGroup, OutboundGroup
@@ -25,7 +26,9 @@ from flowbridge.limits.cache import Cache
 from flowbridge.store import clock, crypto
 from flowbridge.store.crypto import Changes, StoredOutbound, StoredRoomKey
 
-MAX_SESSIONS = 2_000  # of rooms, in memory: some 10 kB each
+MAX_HOLDERS = 200_000  # of keys of rooms' sessions, in memory: some 250 bytes each
+SESSION_HOLDERS = 40  # as many as a session itself takes
+KEPT_AFTER = 10  # batches of devices in the middle of sharing, since all holders are written each time
 # An event may have 65,536 bytes with all that servers add; Base64 makes 4 bytes of 3.
 MAX_CIPHERTEXT = 64_300
 RETRY_UNREACHED_MS = 300_000
@@ -49,7 +52,6 @@ class _Session:
     created_at: int
     checked: tuple[int, int] | None = None
     retry_at: int | None = None  # ms: a device could not be reached
-    stored_shared: str = field(default="", repr=False)
 
 
 class Outbound:
@@ -58,7 +60,7 @@ class Outbound:
         self._channels = channels
         self._peers = peers
         self._rooms = rooms
-        self._sessions: Cache[str, _Session] = Cache(MAX_SESSIONS)
+        self._sessions: Cache[str, _Session] = Cache(MAX_HOLDERS)
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def encrypt(self, room_id: str, type_: str, content: Json, delivery: str) -> bytes | None:
@@ -102,7 +104,10 @@ class Outbound:
         session.messages += 1
         changes = Changes(outbound=[self._kept(room_id, session)], ciphertext=(delivery, ciphertext.decode()))
         await self._device.commit(changes)
-        return ciphertext if changes.existing is None else changes.existing.encode()
+        if changes.existing is not None:
+            return changes.existing.encode()
+        metrics.count(metrics.encrypted)
+        return ciphertext
 
     # the session, and who has its key
 
@@ -116,8 +121,7 @@ class Outbound:
         if session is not None and session.checked == (room.number, self._peers.version) and not due:
             return session
         version = self._peers.version
-        devices = self._recipients(await self._peers.of(room.readers))
-        holders = {Holder(device.user_id, device.device_id, device.curve25519): device for device in devices}
+        holders = await self._holders(await self._peers.of(room.readers))
         if session is None or session.shared - holders.keys():  # somebody must not read on
             session = await self._new(room_id)
         missing = {holder: device for holder, device in holders.items() if holder not in session.shared}
@@ -125,14 +129,22 @@ class Outbound:
             await self._share(room_id, session, missing)
         if self._peers.version == version:
             session.checked = (room.number, version)
-        return self._sessions.put(room_id, session)
+        return self._sessions.put(room_id, session, weight=SESSION_HOLDERS + len(session.shared))
 
-    def _recipients(self, users: Mapping[str, UserKeys]) -> Iterable[Device]:
-        own = self._device.account.curve25519
-        for user in users.values():
+    async def _holders(self, users: Mapping[str, UserKeys]) -> dict[Holder, Device]:
+        """The devices that are to have the key. Never one that is listed under our device's name, or with its key."""
+        own, found = self._device, dict[Holder, Device]()
+        for number, user in enumerate(users.values()):
             for device in user.devices.values():
-                if device.reads and device.curve25519 != own:
-                    yield device
+                is_own = device.user_id == own.user_id and device.device_id == own.device_id
+                if device.curve25519 == own.account.curve25519 or is_own:
+                    if not is_own or device.ed25519 != own.account.ed25519:
+                        complaints.warn("device_claims_ours", user=device.user_id, device=device.device_id)
+                elif device.reads:
+                    found[Holder(device.user_id, device.device_id, device.curve25519)] = device
+            if number % TURN == TURN - 1:
+                await asyncio.sleep(0)
+        return found
 
     async def _share(self, room_id: str, session: _Session, missing: Mapping[Holder, Device]) -> None:
         content = {
@@ -142,17 +154,25 @@ class Outbound:
             "session_key": session.group.key,
         }
         unreached, holders = 0, list(missing)
-        for start in range(0, len(holders), SEND_DEVICES):  # what was reached stays so when the time of an attempt ends
-            batch = holders[start : start + SEND_DEVICES]
-            async with self._device.lock:
-                sent = await self._channels.send("m.room_key", {missing[holder]: content for holder in batch})
-            failed = {Holder(device.user_id, device.device_id, device.curve25519) for device in sent}
-            session.shared |= set(batch) - failed
-            session.stored_shared = ""
-            await self._device.commit(Changes(outbound=[self._kept(room_id, session)]))
-            unreached += len(failed)
+        try:
+            for number, start in enumerate(range(0, len(holders), SEND_DEVICES), 1):
+                batch = holders[start : start + SEND_DEVICES]
+                async with self._device.lock:
+                    sent = await self._channels.send("m.room_key", {missing[holder]: content for holder in batch})
+                failed = {Holder(device.user_id, device.device_id, device.curve25519) for device in sent}
+                session.shared |= set(batch) - failed
+                unreached += len(failed)
+                metrics.devices_unreached.inc(len(failed))
+                if number % KEPT_AFTER == 0:
+                    await self._keep_holders(room_id, session)
+        finally:  # what was reached stays so, also when another batch failed
+            await self._keep_holders(room_id, session)
         session.retry_at = clock.now_ms() + RETRY_UNREACHED_MS if unreached else None
         log.info("room_key_shared", room=room_id, devices=len(missing) - unreached, unreached=unreached)
+
+    async def _keep_holders(self, room_id: str, session: _Session) -> None:
+        kept = await asyncio.to_thread(self._kept, room_id, session, shared=True)
+        await self._device.commit(Changes(outbound=[kept]))
 
     async def _new(self, room_id: str) -> _Session:
         """Another session, kept before anyone has its key; we can read what we write ourselves, too."""
@@ -169,7 +189,8 @@ class Outbound:
             inbound.first_index,
             session.created_at,
         )
-        await own.commit(Changes(outbound=[self._kept(room_id, session)], room_keys=[key]))
+        await own.commit(Changes(outbound=[self._kept(room_id, session, shared=True)], room_keys=[key]))
+        metrics.count(metrics.crypto_sessions, "room")
         return session
 
     async def _stored(self, room_id: str) -> _Session | None:
@@ -178,17 +199,16 @@ class Outbound:
         if stored is None:
             return None
         group = OutboundGroup.from_pickle(stored.pickle, own.seal.pickle_key)
+        assert stored.shared is not None
         shared = {Holder(*each) for each in own.seal.open(stored.shared)}
-        return _Session(group, shared, stored.messages, stored.created_at, stored_shared=stored.shared)
+        return _Session(group, shared, stored.messages, stored.created_at)
 
-    def _kept(self, room_id: str, session: _Session) -> StoredOutbound:
+    def _kept(self, room_id: str, session: _Session, *, shared: bool = False) -> StoredOutbound:
+        """`shared`: with who has its key, some 100 bytes of each device."""
         own = self._device
-        if not session.stored_shared:
-            session.stored_shared = own.seal.close(sorted(session.shared))
         pickle = session.group.pickle(own.seal.pickle_key)
-        return StoredOutbound(
-            room_id, session.group.id, pickle, session.stored_shared, session.messages, session.created_at
-        )
+        holders = own.seal.close(sorted(session.shared)) if shared else None
+        return StoredOutbound(room_id, session.group.id, pickle, holders, session.messages, session.created_at)
 
 
 def _is_old(session: _Session, room: Room, now: int) -> bool:

@@ -16,7 +16,8 @@ from flowbridge.limits.cache import Cache
 from flowbridge.limits.tasks import Once
 from flowbridge.store import Database, crypto
 
-MAX_ROOMS = 5_000  # whose members are kept in memory
+MAX_READERS = 500_000  # that are kept in memory, of all rooms together: some 100 bytes each
+ROOM_READERS = 20  # as many as a room itself takes
 DEFAULT_PERIOD_MS = 604_800_000  # specification, m.room.encryption
 DEFAULT_MESSAGES = 100
 MIN_PERIOD_MS = 3_600_000  # a room that asks for less would have its keys shared again and again
@@ -59,7 +60,7 @@ class Rooms:
     def __init__(self, database: Database, server: KeyServer) -> None:
         self._database = database
         self._server = server
-        self._rooms: Cache[str, Room] = Cache(MAX_ROOMS)
+        self._rooms: Cache[str, Room] = Cache(MAX_READERS)
         self._asking = Once[str, Room | None]()
         self._changes: dict[str, int] = {}
         self._number = 0
@@ -70,10 +71,16 @@ class Rooms:
             if (known := self._rooms.get(room_id)) is not None:
                 return known
             number = self._changes.setdefault(room_id, 0)
-            found = await self._asking.get(room_id, lambda: self._ask(room_id))
+            try:
+                found = await self._asking.get(room_id, lambda: self._ask(room_id))
+            except BaseException:
+                self._changes.pop(room_id, None)  # another that waits for it asks again
+                raise
             if self._changes.get(room_id) == number:  # else it has changed while it was asked for
                 self._changes.pop(room_id, None)
-                return found if found is None else self._rooms.put(room_id, found)
+                if found is None:
+                    return None
+                return self._rooms.put(room_id, found, weight=ROOM_READERS + len(found.readers))
 
     def changed(self, rooms: Iterable[str]) -> None:
         """A sync had a change of these rooms that matters here (CHANGES)."""

@@ -8,10 +8,12 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, and_, delete, func, or_, select, update
-from sqlalchemy.sql import ColumnElement
+from sqlalchemy import Connection, Table, and_, bindparam, delete, func, literal_column, or_, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.sql import ClauseElement, ColumnElement
 
 from flowbridge.store.clock import lease_clock
+from flowbridge.store.driver import Statement
 from flowbridge.store.statements import QUEUED, insert
 from flowbridge.store.tables import (
     ciphertexts,
@@ -60,12 +62,12 @@ class StoredSession(NamedTuple):
 
 
 class StoredOutbound(NamedTuple):
-    """`shared`: sealed. `messages`: encrypted with it so far."""
+    """`shared`: sealed; None: as it is in the store. `messages`: encrypted with it so far."""
 
     room_id: str
     session_id: str
     pickle: str
-    shared: str
+    shared: str | None
     messages: int
     created_at: int
 
@@ -257,15 +259,22 @@ def write(connection: Connection, lease: DeviceLease, changes: Changes) -> bool:
 
     It may run twice. On PostgreSQL the device's row is locked until the commit, so that no claim comes between.
     """
-    values = {name: value for name in ("pickle", "sealed", "since") if (value := getattr(changes, name)) is not None}
-    # Also without a value: the row is locked, and whose it is is known.
-    held = update(crypto_devices).where(_held(lease)).values(values or {"fence": crypto_devices.c.fence})
-    if not connection.execute(held).rowcount:
+    # Always, also without a value: the row is locked, and whose it is is known.
+    held = {"account_": lease.account, "owner_": lease.owner, "fence_": lease.number}
+    if not _HOLD.run(connection, held).rowcount:
         return False
+    values = {name: value for name in ("pickle", "sealed", "since") if (value := getattr(changes, name)) is not None}
+    if values:
+        connection.execute(update(crypto_devices).where(_held(lease)).values(values))
     account = lease.account
     _upsert(connection, crypto_sessions, account, changes.sessions)
     _drop_oldest(connection, account, {session.peer for session in changes.sessions})
-    _upsert(connection, crypto_outbound, account, changes.outbound)
+    for each in changes.outbound:
+        if each.shared is not None:
+            _OUTBOUND.run(connection, {"account": account, **each._asdict()})
+            continue
+        step = {"room": each.room_id, "session": each.session_id, "pickle_": each.pickle, "messages_": each.messages}
+        _STEP.run(connection, {"account_": account, **step})
     _add_room_keys(connection, account, changes.room_keys)
     _upsert(connection, crypto_users, account, changes.users)
     _mark_outdated(connection, account, changes.outdated)
@@ -280,10 +289,48 @@ def write(connection: Connection, lease: DeviceLease, changes: Changes) -> bool:
         connection.execute(delete(crypto_inbox).where(mine, crypto_inbox.c.id.in_(changes.read)))
     if changes.ciphertext is not None:
         name, content = changes.ciphertext
-        values = {"delivery": name, "account": account, "content": content}
-        new = insert(connection, ciphertexts).values(values).on_conflict_do_nothing().returning(ciphertexts.c.delivery)
-        changes.existing = ciphertext(connection, name) if connection.scalar(new) is None else None
+        made = _CIPHERTEXT.rows(connection, {"delivery": name, "account": account, "content": content})
+        changes.existing = None if made else ciphertext(connection, name)
     return True
+
+
+# What each message takes: see driver.py.
+
+
+def _hold(_: str) -> ClauseElement:
+    columns = crypto_devices.c
+    mine = (columns.account == bindparam("account_"), columns.owner == bindparam("owner_"))
+    held = update(crypto_devices).where(*mine, columns.fence == bindparam("fence_"))
+    return held.values(fence=literal_column("fence"))
+
+
+def _set_outbound(dialect: str) -> ClauseElement:
+    statement = _insertion(dialect, crypto_outbound, ("account", *StoredOutbound._fields))
+    rest = {name: statement.excluded[name] for name in StoredOutbound._fields if name != "room_id"}
+    return statement.on_conflict_do_update(index_elements=["account", "room_id"], set_=rest)
+
+
+def _step_outbound(_: str) -> ClauseElement:
+    columns = crypto_outbound.c
+    mine = (columns.account == bindparam("account_"), columns.room_id == bindparam("room"))
+    step = update(crypto_outbound).where(*mine, columns.session_id == bindparam("session"))
+    return step.values(pickle=bindparam("pickle_"), messages=bindparam("messages_"))
+
+
+def _add_ciphertext(dialect: str) -> ClauseElement:
+    statement = _insertion(dialect, ciphertexts, ("delivery", "account", "content"))
+    return statement.on_conflict_do_nothing().returning(ciphertexts.c.delivery)
+
+
+def _insertion(dialect: str, table: Table, names: Sequence[str]) -> postgresql.Insert | sqlite.Insert:
+    make = postgresql.insert if dialect == "postgresql" else sqlite.insert
+    return make(table).values({name: bindparam(name) for name in names})
+
+
+_HOLD = Statement(_hold)
+_OUTBOUND = Statement(_set_outbound)
+_STEP = Statement(_step_outbound)
+_CIPHERTEXT = Statement(_add_ciphertext)
 
 
 def _upsert(connection: Connection, table: Any, account: str, rows: Sequence[Any]) -> None:

@@ -54,6 +54,12 @@ def test_stories_of_hooks_are_told_once_by_replicas_that_are_killed_in_turn(post
     assert report.did["kill"] >= HOOKS_KILLS
 
 
+def test_promise_is_kept_in_encrypted_rooms() -> None:
+    report = kept("encrypted", Options(seconds=12, every=2, kills=2, rooms=3, quiet=2))
+    assert report.did["kill"] == 2
+    assert report.did["dropped"], "no key got lost on its way"
+
+
 Runs = dict[str, "Future[subprocess.CompletedProcess[str]]"]
 
 

@@ -58,6 +58,11 @@ class Ready(TypedDict):
             ),
         ]
     ]
+    encryption_missing: NotRequired[
+        Annotated[
+            str, Field(description="What has to be done before others can rely on the device, or it can encrypt.")
+        ]
+    ]
     hooks_file_refused: NotRequired[
         Annotated[
             Literal[True],
@@ -106,6 +111,8 @@ class Readiness:
             checks["hooks_file_refused"] = True
         if core.devices is not None:
             checks["encryption"] = core.devices.standing
+            if missing := core.devices.missing:
+                checks["encryption_missing"] = missing
         failed = "store"
         try:
             await self._look_at_store()
@@ -213,6 +220,8 @@ async def figures(core: TheCore, readiness: TheReadiness) -> Response:
     metrics.accounts_paused.set(len(readiness.paused()))
     metrics.hooks_file_refused.set(bool(core.registry.trouble))
     metrics.homeserver_up.set(not core.breaker.is_open)
+    if core.devices is not None:
+        core.devices.measure()
     return Response(metrics.render(), media_type=metrics.CONTENT_TYPE)
 
 

@@ -3,6 +3,7 @@
 from tests.chaos.scenarios.accounts import renewal
 from tests.chaos.scenarios.bridges import replicas, roll, sqlite, stop, term
 from tests.chaos.scenarios.callers import hog
+from tests.chaos.scenarios.encrypted import encrypted, encrypted_replicas
 from tests.chaos.scenarios.homeservers import memory, outage, proxy, storm
 from tests.chaos.scenarios.hooks import hook_replicas, hooks
 from tests.chaos.scenarios.poison import poison
@@ -33,6 +34,8 @@ _ALL = (
     Scenario(renewal),
     Scenario(synapse),
     Scenario(drain, seconds=0),
+    Scenario(encrypted),
+    Scenario(encrypted_replicas, postgres=True),
 )
 SCENARIOS = {one.name: one for one in _ALL}
 LONG = ("sqlite", "replicas")  # those that --seconds is meant for when none is named

@@ -152,6 +152,17 @@ def test_room_keys_are_paged_in_their_order(connection: Connection) -> None:
     assert found == names
 
 
+def test_a_step_of_a_room_s_session_leaves_who_has_its_key(connection: Connection) -> None:
+    lease = held(connection)
+    begun = StoredOutbound("!r", "S", "0", "everyone", 0, 1)
+    crypto.write(connection, lease, Changes(outbound=[begun, begun._replace(room_id="!other")]))
+    crypto.write(connection, lease, Changes(outbound=[begun._replace(pickle="1", messages=1, shared=None)]))
+    assert crypto.outbound(connection, "a", "!r") == begun._replace(pickle="1", messages=1)
+    assert crypto.outbound(connection, "a", "!other") == begun._replace(room_id="!other")
+    crypto.write(connection, lease, Changes(outbound=[begun._replace(session_id="T", pickle="2", shared=None)]))
+    assert crypto.outbound(connection, "a", "!r") == begun._replace(pickle="1", messages=1), "of another session"
+
+
 def test_users_are_outdated_until_they_are_known_again(connection: Connection) -> None:
     lease = held(connection)
     crypto.write(connection, lease, Changes(users=[StoredUser("@b:hs", "1"), StoredUser("@c:hs", "1")]))
