@@ -76,6 +76,7 @@ class EncryptionCheck:
         self._max_plain = max_plain
         self._plain_seconds = timing.plain_seconds
         self.plain_until: dict[str, float] = {}  # room → monotonic
+        self._changes = 0  # how often rooms may have become encrypted
 
     async def refuses(self, token: str, event: Event, *, query: str = "") -> bool:
         """Whether this would put plain text into an encrypted room. Raises MatrixError when that cannot be learnt.
@@ -84,10 +85,10 @@ class EncryptionCheck:
         """
         if self.is_known_plain(event.room, event.type, event.state_key):
             return False
-        asked = time.monotonic()
+        asked, changes = time.monotonic(), self._changes
         if await self._homeserver.is_encrypted(token, event.room, query):
             return True
-        self._note_plain(event.room, asked)
+        self._note_plain(event.room, asked, changes)
         return False
 
     def refusal(self) -> Forbidden:
@@ -101,10 +102,10 @@ class EncryptionCheck:
     async def encrypt(self, account: str, event: Event, delivery: str) -> bytes | None:
         """What this is to be sent as, in an m.room.encrypted; None: as it is. Raises as `Encrypts.encrypt`."""
         assert self._devices is not None
-        asked = time.monotonic()
+        asked, changes = time.monotonic(), self._changes
         made = await self._devices.encrypt(account, event, delivery)
         if made is None:
-            self._note_plain(event.room, asked)
+            self._note_plain(event.room, asked, changes)
         return made
 
     async def encrypt_for(self, caller: Caller, event: Event, delivery: str) -> bytes:
@@ -149,8 +150,12 @@ class EncryptionCheck:
         """These may be encrypted by now."""
         for room in rooms:
             self.plain_until.pop(room, None)
+            self._changes += 1
 
-    def _note_plain(self, room: str, asked: float) -> None:
+    def _note_plain(self, room: str, asked: float, changes: int) -> None:
+        """`changes`: when it was asked; an answer that a change has overtaken says nothing of the time after it."""
+        if changes != self._changes:
+            return
         if len(self.plain_until) >= self._max_plain:
             self.plain_until.clear()
         self.plain_until[room] = asked + self._plain_seconds

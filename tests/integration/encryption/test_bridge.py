@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 from flowbridge.cli.demo.synapse import Account, LocalSynapse
+from flowbridge.models.timing import Timing
 from flowbridge.settings import Settings
 from flowbridge.web.server import background
 from tests.conftest import MakeAccount
@@ -146,6 +147,65 @@ def test_room_that_becomes_encrypted_gets_no_more_plain_text(bridge: Bridge, pee
     bridge.direct.put(f"/rooms/{quote(room)}/state/m.room.encryption", json=content).raise_for_status()
     until(lambda: bridge.event(room, bridge.say(room, "sealed"))["type"] == "m.room.encrypted")
     assert bridge.event(room, bridge.say(room, "still"))["type"] == "m.room.encrypted"
+
+
+def test_room_that_becomes_encrypted_under_load_loses_nothing(
+    synapse: LocalSynapse, make_account: MakeAccount, tmp_path: Path, peer: Peer
+) -> None:
+    """A room found plain would be taken to be so for an hour: it is the device's sync that ends it."""
+    account = make_account()
+    timing = Timing(plain_seconds=3_600.0)
+    with background(settings(synapse, account, tmp_path), timing=timing) as url:
+        bridge = Bridge(url, synapse, account)
+        room = bridge.room(encrypted=False)
+        peer.ask("join", room=room)
+        texts: dict[str, str] = {}
+
+        def say() -> Json:
+            text = str(len(texts))
+            event_id = bridge.say(room, text)
+            texts[event_id] = text
+            return bridge.event(room, event_id)
+
+        assert say()["type"] == "m.room.message"
+        with ThreadPoolExecutor(1) as pool:
+            target = f"/rooms/{quote(room)}/state/m.room.encryption"
+            changed = pool.submit(bridge.direct.put, target, json={"algorithm": "m.megolm.v1.aes-sha2"})
+            until(lambda: say()["type"] == "m.room.encrypted")
+            changed.result().raise_for_status()
+        assert {say()["type"] for _ in range(10)} == {"m.room.encrypted"}
+        found: list[Json] = []
+        params: Json = {"dir": "f", "limit": 100}
+        while "from" not in params or params["from"]:
+            page = bridge.direct.get(f"/rooms/{quote(room)}/messages", params=params).raise_for_status().json()
+            found += page["chunk"]
+            params["from"] = page.get("end", "")
+        bridge.close()
+    said = [each for each in found if each["type"] in ("m.room.message", "m.room.encrypted")]
+    assert [each["event_id"] for each in said] == list(texts)
+    sealed = [each["event_id"] for each in said if each["type"] == "m.room.encrypted"]
+    assert sealed == list(texts)[-len(sealed) :]  # none is plain after the first that is not
+    assert [peer.read(event_id)["content"]["body"] for event_id in sealed] == [texts[each] for each in sealed]
+
+
+def test_three_hundred_at_once_of_ten_callers_arrive_once_and_each_readable(bridge: Bridge, peer: Peer) -> None:
+    rooms = [bridge.room(rotation_period_msgs=30) for _ in range(3)]
+    for room in rooms:
+        peer.ask("join", room=room)
+
+    def caller(number: int) -> list[tuple[str, str]]:
+        with httpx.Client(base_url=bridge.http.base_url, headers={"X-API-Key": KEY}, trust_env=False) as http:
+            said = []
+            for turn in range(30):
+                body = {"msgtype": "m.text", "body": f"{number} {turn}"}
+                answer = http.post(f"/rooms/{quote(rooms[turn % 3])}/send/m.room.message", json=body, timeout=PATIENCE)
+                said.append((str(answer.raise_for_status().json()["event_id"]), str(body["body"])))
+            return said
+
+    with ThreadPoolExecutor(10) as pool:
+        said = [each for one in pool.map(caller, range(10)) for each in one]
+    assert len({event_id for event_id, _ in said}) == 300
+    assert [peer.read(event_id)["content"]["body"] for event_id, _ in said] == [text for _, text in said]
 
 
 def test_content_that_does_not_fit_is_a_413_with_the_number(bridge: Bridge) -> None:

@@ -225,6 +225,38 @@ async def test_room_that_is_plain_is_remembered_until_it_may_have_changed(sealin
     assert rig.rooms.tries() == ["plain", "still plain", "0 sealed"]
 
 
+async def test_answer_that_a_change_has_overtaken_is_not_remembered(
+    sealing: tuple[Rig, Device], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The room was plain when it was asked for, and a sync said that it changed before the answer was here."""
+    rig, device = sealing
+
+    async def overtaken(account: str, event: Event, delivery: str) -> None:
+        rig.encryption.forget([event.room])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(device, "encrypt", overtaken)
+        assert (await verdict(rig, "plain")).kind == "sent"
+    assert (await verdict(rig, "sealed")).kind == "sent"
+    assert rig.rooms.tries() == ["plain", "0 sealed"]
+
+
+async def test_look_that_a_change_has_overtaken_is_not_remembered(
+    make: MakeRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with make(refuse_encrypted=True) as rig:
+
+        async def overtaken(token: str, room_id: str, query: str = "") -> bool:
+            rig.encryption.forget([room_id])
+            return False
+
+        with monkeypatch.context() as patch:
+            patch.setattr(rig.rooms, "is_encrypted", overtaken)
+            assert (await verdict(rig)).kind == "sent"
+        rig.rooms.encrypted[ROOM] = True
+        assert (await verdict(rig, "b")).kind == "dead"
+
+
 @pytest.mark.parametrize(
     ("error", "kind"),
     [
