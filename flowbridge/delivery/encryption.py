@@ -128,7 +128,7 @@ class EncryptionCheck:
         if self.is_known_plain(room, "m.room.message", None):
             return False
         devices, encrypts = self._devices, self.encrypts_for(account_of(caller.user_id))
-        asked = time.monotonic()
+        asked, changes = time.monotonic(), self._changes
         try:
             if devices is not None and encrypts:
                 is_encrypted = await devices.is_encrypted(room)
@@ -139,7 +139,7 @@ class EncryptionCheck:
                 raise
             return encrypts  # nobody says it until the account is in the room: a plain one takes both
         if not is_encrypted:
-            self._note_plain(room, asked)
+            self._note_plain(room, asked, changes)
         elif devices is None:
             raise self.refusal()
         elif not encrypts:

@@ -7,6 +7,7 @@ from typing import cast
 import pytest
 
 from flowbridge.cli.demo.synapse import Account, LocalSynapse
+from flowbridge.encryption.callers import CallerDevices
 from flowbridge.encryption.devices import Devices
 from flowbridge.encryption.keeper import Keeper, Status
 from flowbridge.encryption.setup import HINTS, Report, Standing
@@ -76,4 +77,4 @@ def stopped() -> tuple[Devices, Keeper]:
         status = Status("off")
 
     keeper = cast("Keeper", Stopped())
-    return Devices(cast("Database", None), keeper, lambda: None), keeper
+    return Devices(cast("Database", None), keeper, cast("CallerDevices", None), lambda: None), keeper
