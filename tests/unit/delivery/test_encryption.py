@@ -169,6 +169,9 @@ class Device:
     async def made(self, delivery: str) -> bytes | None:
         return self.sealed.get(delivery)
 
+    async def is_encrypted(self, room: str) -> bool:
+        return not self.is_plain
+
 
 @pytest.fixture
 async def sealing(make: MakeRig) -> AsyncIterator[tuple[Rig, Device]]:
