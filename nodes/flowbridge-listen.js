@@ -1,6 +1,7 @@
 "use strict";
 // Starts a flow for each event in the account's rooms.
 
+const { segments } = require("./lib/client");
 const { roomNamed, serverOf, show } = require("./lib/node");
 const { evaluate } = require("./lib/values");
 
@@ -48,6 +49,8 @@ module.exports = function (RED) {
             const { types, msgtypes, senders, own, skipsEncrypted } = this.wanted;
             const encrypted = event.type === "m.room.encrypted";
             const content = event.content || {};
+            const about = event.flowbridge || {};
+            this.note(event, about);
             const fits =
                 (!this.roomId || event.room_id === this.roomId) &&
                 (!types.length || types.some((type) => type.test(event.type))) &&
@@ -58,7 +61,29 @@ module.exports = function (RED) {
             if (!fits) return;
             const { room_id: roomId, event_id: eventId, sender } = event;
             const msg = { topic: roomId, payload: content, event, roomId, eventId, sender };
-            this.send(encrypted ? { ...msg, encrypted } : msg);
+            if (encrypted) msg.encrypted = true;
+            else if (about.encrypted) msg.verified = about.verified === true;
+            const url = this.fileOf(event);
+            if (url) msg.url = url;
+            this.send(msg);
+        }
+
+        /** Shows whether the newest encrypted event that was heard can be read. */
+        note({ room_id: roomId }, { encrypted, undecryptable }) {
+            if (!encrypted || (this.roomId && roomId !== this.roomId)) return;
+            const unread = String(undecryptable || "");
+            if (unread === (this.unread || "")) return;
+            this.unread = unread;
+            this.connect();
+        }
+
+        /** Where the bridge has the event's file, decrypted: for an HTTP request with the same key. */
+        fileOf({ content, room_id, event_id }) {
+            const { file, url } = content || {};
+            const [, server, media] = MXC.exec(String((file && file.url) || url)) || [];
+            if (!server) return undefined;
+            const { client } = this.server;
+            return client.base.origin + client.target(segments("media", server, media), file ? { room_id, event_id } : {});
         }
 
         tell({ open, why, refused }) {
@@ -79,9 +104,13 @@ module.exports = function (RED) {
 
         /** Shows that events come, and where they cannot be read. */
         connect() {
-            const { encrypted } = this.server;
+            const { encrypted, decrypts } = this.server;
             const status = (name, values) => RED._(`flowbridge-listen.status.${name}`, values);
-            if (!this.roomId) {
+            if (this.unread) {
+                show(this, "waiting", status("unread", { reason: this.unread }));
+            } else if (decrypts && (this.roomId ? encrypted.has(this.roomId) : encrypted.size)) {
+                show(this, "connected", status("decrypts"));
+            } else if (!this.roomId) {
                 show(this, "connected", encrypted.size ? status("some", { number: encrypted.size }) : status("connected"));
             } else if (!encrypted.has(this.roomId)) {
                 show(this, "connected", status("connected"));
@@ -125,6 +154,7 @@ module.exports = function (RED) {
 
 const RETRY = 10_000; // ms
 const MAX_EARLY = 1_000; // events
+const MXC = /^mxc:\/\/([A-Za-z0-9[][A-Za-z0-9.:[\]-]*)\/([\w-]+)$/; // no `..`: the key goes to what is made of it
 
 function names(text) {
     return String(text || "")

@@ -27,6 +27,7 @@ module.exports = function (RED) {
             RED.nodes.createNode(this, config);
             this.listeners = new Set();
             this.encrypted = new Set(); // ids of rooms
+            this.decrypts = false; // whether the bridge reads encrypted rooms
             this.hearsEncryption = true; // until the bridge refuses that type
             this.state = { open: false, why: "" };
             try {
@@ -76,7 +77,10 @@ module.exports = function (RED) {
         rooms() {
             if (!this.listed || Date.now() > this.listAgain) {
                 this.listAgain = Date.now() + SHARED;
-                this.listed = this.call("GET", "/rooms").then(({ body }) => body.rooms);
+                this.listed = this.call("GET", "/rooms").then(({ body }) => {
+                    this.decrypts = body.encrypted_rooms === "encrypt";
+                    return body.rooms;
+                });
             }
             return this.listed;
         }

@@ -15,7 +15,7 @@ from flowbridge.encryption.machine import Machine
 from flowbridge.encryption.olm import CryptoError
 from flowbridge.encryption.setup import HINTS
 from flowbridge.errors import HeldElsewhere, MatrixError, Unavailable
-from flowbridge.homeserver.sync import Json, listed, section
+from flowbridge.homeserver.sync import Json, listed, section, unmarked
 from flowbridge.limits.cache import Cache
 from flowbridge.limits.tasks import Once, ignore_result
 from flowbridge.models import Caller, Event
@@ -140,6 +140,7 @@ class Devices:
         What cannot be decrypted stays as it is, with the reason. `fresh`: its key may have come just now: look; `late`:
         and tell `on_late` when it comes later still.
         """
+        event = unmarked(event)
         if event.get("type") != ENCRYPTED or user_id != self._bot() or "redacted_because" in section(event, "unsigned"):
             return event
         try:

@@ -10,7 +10,7 @@ from typing import Final
 from flowbridge import log, metrics
 from flowbridge.errors import BadRequest, MatrixError
 from flowbridge.homeserver import answers
-from flowbridge.homeserver.sync import Json
+from flowbridge.homeserver.sync import Json, unmarked
 from flowbridge.live import frames
 from flowbridge.live.frames import Frame
 from flowbridge.live.listener import Listener
@@ -185,7 +185,7 @@ class Feed:
         """An event, or an invitation, as listeners read it."""
         if item.invitation is not None:
             return frames.invitation(item.invitation)
-        event = item.event if self._shown is None else await self._shown(item.room, item.event)
+        event = unmarked(item.event) if self._shown is None else await self._shown(item.room, item.event)
         return frames.event(item.position, item.room, event)
 
     def _failed(self, error: MatrixError) -> None:

@@ -29,6 +29,7 @@ from flowbridge.homeserver.sync import (
     listed,
     objects,
     section,
+    unmarked,
 )
 from flowbridge.limits import peer
 from flowbridge.limits.cache import Cache
@@ -210,6 +211,9 @@ class History:
     async def _decrypted(self, caller: Caller, room_id: str, page: Any, *, fresh: bool = False) -> Any:
         """A page as the bot's callers read it. `room_id`: "" where each event names its own. `fresh`: the keys, too."""
         chunk = objects(page, "chunk")
+        if any("flowbridge" in event for event in chunk):
+            chunk = [unmarked(event) for event in chunk]
+            page = {**page, "chunk": chunk}
         if self._shown is None or not caller.bot or not any(event.get("type") == ENCRYPTED for event in chunk):
             return page
         show = partial(self._shown, fresh=True) if fresh else self._shown

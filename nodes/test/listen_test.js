@@ -192,6 +192,79 @@ describe("flowbridge listen", () => {
         server.close();
     });
 
+    describe("behind a bridge that decrypts", () => {
+        const ROOM = "!secret:localhost";
+        const FILE = { msgtype: "m.image", body: "a.png", file: { url: "mxc://localhost/abc" } };
+        const READ = { type: "m.room.message", room_id: ROOM, sender: "@friend:localhost" };
+        const told = { encrypted: true, verified: true, sender_device: "D" };
+        let server, stream;
+
+        /** Listens to a bridge of a few lines, whose stream `say` writes to. */
+        async function decrypting(config = {}) {
+            const answers = {
+                "/rooms": { rooms: [{ room_id: ROOM, encrypted: true }], encrypted_rooms: "encrypt" },
+                "/whoami": { user_id: "@bot:localhost" },
+            };
+            server = http.createServer((request, response) => {
+                const { pathname } = new URL(request.url, "http://bridge");
+                if (pathname !== "/live") return response.end(JSON.stringify(answers[pathname] || {}));
+                stream = response.writeHead(200, { "content-type": "text/event-stream" });
+                stream.write(":\n\n");
+            });
+            await new Promise((resolve) => server.listen(0, "127.0.0.1", resolve));
+            const url = `http://127.0.0.1:${server.address().port}`;
+            const flow = await load([{ ...LISTEN, room: ROOM, types: "", skipEncrypted: true, ...config }], { server: { url } });
+            await world.until(() => shown(flow.node("n")).text === "flowbridge-listen.status.decrypts");
+            return { ...flow, url };
+        }
+
+        const tell = (event) => stream.write(`data: ${JSON.stringify({ ...READ, event_id: "$e", ...event })}\n\n`);
+
+        afterEach(() => {
+            server.closeAllConnections();
+            server.close();
+        });
+
+        it("gives decrypted events, and says whether their sender is verified", async () => {
+            const { received, node } = await decrypting();
+            assert.deepEqual([shown(node("n")).fill, node("n").warn.callCount], ["green", 0]);
+            tell({ content: { body: "one" }, flowbridge: told });
+            tell({ content: { body: "two" }, flowbridge: { ...told, verified: false, decrypted_later: true } });
+            tell({ content: { body: "plain" } });
+            await world.until(() => received.length === 3);
+            assert.deepEqual(received.map((msg) => [msg.payload.body, msg.verified, msg.encrypted]), [
+                ["one", true, undefined],
+                ["two", false, undefined],
+                ["plain", undefined, undefined],
+            ]);
+            assert.equal(received[1].event.flowbridge.decrypted_later, true);
+        });
+
+        it("shows why an event cannot be decrypted, until one can be", async () => {
+            const { received, node } = await decrypting();
+            tell({ type: "m.room.encrypted", content: {}, flowbridge: { encrypted: true, undecryptable: "no key" } });
+            await world.until(() => shown(node("n")).text === "flowbridge-listen.status.unread");
+            assert.equal(shown(node("n")).fill, "yellow");
+            tell({ content: { body: "read" }, flowbridge: told });
+            await world.until(() => shown(node("n")).text === "flowbridge-listen.status.decrypts");
+            assert.deepEqual(heard(received), ["read"]);
+        });
+
+        it("says where the bridge has an event's file", async () => {
+            const { received, url } = await decrypting();
+            tell({ content: FILE, flowbridge: told });
+            tell({ content: { url: "mxc://localhost/plain" } });
+            for (const bad of ["mxc://../whoami", "mxc://a/../b", "https://elsewhere/x", 7]) tell({ content: { url: bad } });
+            tell({ content: { file: null, url: null } });
+            await world.until(() => received.length === 7);
+            assert.deepEqual(received.map((msg) => msg.url), [
+                `${url}/media/localhost/abc?room_id=%21secret%3Alocalhost&event_id=%24e`,
+                `${url}/media/localhost/plain`,
+                ...Array(5).fill(undefined),
+            ]);
+        });
+    });
+
     it("says what is wrong with its configuration", async () => {
         for (const [config, options, words] of [
             [{ room: "nonsense" }, {}, /is not a room/],

@@ -205,6 +205,14 @@ def test_strange_pages_are_passed_on(caller: httpx.Client, upstream: Upstream, s
         assert caller.get(f"/_matrix/client/api/v1/rooms/{ROOM}/messages").status_code == 200
 
 
+def test_server_cannot_say_for_the_bridge_that_an_event_is_verified(bridge: Bridge, upstream: Upstream) -> None:
+    forged = {"type": "m.room.message", "content": {"body": "trust me"}}
+    page = {"chunk": [{**forged, "flowbridge": {"encrypted": True, "verified": True}}], "start": "t1"}
+    upstream.always(scripted.answer(page), at=f"/rooms/{ROOM.replace('!', '%21').replace(':', '%3A')}")
+    answer = httpx.get(f"{bridge.url}/rooms/{ROOM}/messages", headers={"Authorization": f"Bearer {KEY}"})
+    assert answer.json() == {"chunk": [forged], "start": "t1"}
+
+
 def test_gap_is_closed_page_by_page(caller: httpx.Client, upstream: Upstream) -> None:
     """Newest first, from the end of the sync back to the token."""
     pages = {"s9": (["d", "c"], "t5"), "t5": ([], "t4"), "t4": (["b", "a"], "t1"), "t1": ([], None)}

@@ -175,3 +175,18 @@ async def test_event_is_told_as_its_readers_see_it_and_once_more_when_that_chang
         assert (await read(resuming, 1))[0] == ["$4 in !a"]
     finally:
         of.stop()
+
+
+async def test_server_cannot_say_for_the_bridge_that_an_event_is_verified(make: Make) -> None:
+    rooms = Rooms(a=[(1, "$1")], b=[])
+    rooms.extra["$2"] = {"flowbridge": {"encrypted": True, "verified": True}, "sender": "@mallory:hs"}
+    of = make(rooms)
+    one = listener(of)
+    await of.join(one, None)
+    happen(rooms, 2)
+    async with asyncio.timeout(PATIENCE):
+        text = ""
+        while "$2" not in text:
+            text += (await one.take(1)).decode()
+    assert "@mallory:hs" in text
+    assert "verified" not in text
