@@ -235,6 +235,7 @@ class Core:
             self.media,
             self.transfer,
             Targets(self.homeserver),
+            self.encryption.encrypts_files,
         )
         self.registry = Registry(settings, self.database, timing=self.timing)
         self.requests = Requests(self.database)

@@ -59,7 +59,7 @@ crypto_sessions = _counter(
 devices_unreached = _counter("devices_unreached", "Times that another device could not be given a room's key.")
 to_device_dropped = _counter(
     "to_device_dropped",
-    "Messages for the bridge's device that were dropped: unreadable, not_meant (for it), room_key (a bad one), flood.",
+    "Messages for the bridge's device that were dropped: unreadable, not_meant (for it), room_key (a bad one).",
     "reason",
 )
 

@@ -15,6 +15,7 @@ from flowbridge.models.timing import Timing
 from flowbridge.store.accounts import account_of
 
 MAX_PLAIN = 10_000  # rooms that are remembered
+ENCRYPTED_BYTES = 47_500  # of a content that can be encrypted in any room: Base64 makes 4 bytes of 3 (see outbound.py)
 
 _ALWAYS_PLAIN = frozenset({"m.room.encrypted", "m.room.redaction", "m.reaction"})
 

@@ -11,7 +11,18 @@ from flowbridge.auth import scopes
 from flowbridge.auth.callers import Callers, Credential
 from flowbridge.auth.room_access import RoomAccess
 from flowbridge.delivery import Worker
-from flowbridge.errors import BadContent, Errcode, NotFound, Problem, TooLarge
+from flowbridge.delivery.encryption import ENCRYPTED_BYTES
+from flowbridge.errors import (
+    BadContent,
+    BadGateway,
+    Errcode,
+    GatewayTimeout,
+    HomeserverError,
+    NotFound,
+    Problem,
+    TooLarge,
+    Unavailable,
+)
 from flowbridge.events import canonical_json, message, message_body, shaping, size
 from flowbridge.events.message import RULE, Attachment, Message
 from flowbridge.events.relations import NONE, Binding, largest
@@ -26,7 +37,7 @@ from flowbridge.services.media import form
 from flowbridge.services.media.attachment import essence
 from flowbridge.services.media.files import Media
 from flowbridge.services.media.form import FormFile
-from flowbridge.services.media.transfer import Transfer
+from flowbridge.services.media.transfer import Encrypts, Transfer
 from flowbridge.services.sending import Sender, Told
 from flowbridge.services.targets import Targets
 from flowbridge.store.accounts import account_of
@@ -62,6 +73,7 @@ class Messages:
         media: Media,
         transfer: Transfer,
         targets: Targets,
+        encrypts: Encrypts,
     ) -> None:
         self._acceptance = acceptance
         self._sender = sender
@@ -73,6 +85,7 @@ class Messages:
         self._media = media
         self._transfer = transfer
         self._targets = targets
+        self._encrypts = encrypts
         self._large = Limiter("messages with files inside that are being read", MAX_LARGE, 1)
 
     @contextlib.asynccontextmanager
@@ -141,7 +154,7 @@ class Messages:
         if said.format == "text" and not said.overflow:  # nothing to render, and nothing to cut
             shaped = shaping.shape(said)
         else:
-            shaped, attachments = await self._shape(credential, said)
+            shaped, attachments = await self._shape(credential, room, said)
         if files:  # the same form again is the same message
             value = {**value, "attachments": [_meaning(each) for each in files]}
         how = _meant(how, value)
@@ -240,7 +253,9 @@ class Messages:
 
     # texts
 
-    async def _shape(self, credential: Credential, said: Message) -> tuple[list[Shaped], Sequence[Attachment]]:
+    async def _shape(
+        self, credential: Credential, room: str, said: Message
+    ) -> tuple[list[Shaped], Sequence[Attachment]]:
         """The events of a message, and the files that the last of them are for."""
         if not said.overflow or not said.source:
             check_source(said)
@@ -249,11 +264,24 @@ class Messages:
             check_source(said)
             shaped = await self._rendered(credential, said)
             _check_size(shaped)
+            await self._check_encrypted_size(credential, room, shaped)
         except TooLarge:
             if said.edit is not None:
                 raise  # an edit has no files
             return await self._cut(credential, said)
         return shaped, said.attachments
+
+    async def _check_encrypted_size(self, credential: Credential, room: str, shaped: Sequence[Shaped]) -> None:
+        """Raises TooLarge for what fits into a plain room, but not into this one, which is encrypted.
+
+        As far as that can be learnt: otherwise it is found out when the event's turn comes.
+        """
+        if max(map(_length, shaped)) <= ENCRYPTED_BYTES:
+            return
+        with contextlib.suppress(HomeserverError, BadGateway, GatewayTimeout, Unavailable):
+            caller, room_id = await self.enter(credential, await self.room(credential, room))
+            if await self._encrypts(caller, room_id):
+                raise TooLarge(f"the room is encrypted: at most about {ENCRYPTED_BYTES} bytes of content fit")
 
     async def _rendered(self, credential: Credential, said: Message) -> list[Shaped]:
         if said.format == "text" or not said.source:
@@ -346,9 +374,13 @@ def _meaning(file: FormFile) -> Json:
 def _check_size(shaped: Sequence[Shaped]) -> None:
     """Raises TooLarge, for any room and sender."""
     for event in shaped:
-        content = canonical_json.write(largest(event.content, event.binding))
-        if len(content) > size.SMALL_BYTES:
-            raise TooLarge(f"the content is {len(content)} bytes of canonical JSON")
+        if (length := _length(event)) > size.SMALL_BYTES:
+            raise TooLarge(f"the content is {length} bytes of canonical JSON")
+
+
+def _length(event: Shaped) -> int:
+    """Bytes of its content, as large as it can become."""
+    return len(canonical_json.write(largest(event.content, event.binding)))
 
 
 def _is_theirs(row: Mapping[str, Any], caller: Caller, key: ApiKey | None) -> bool:

@@ -84,6 +84,18 @@ def test_text_too_long_becomes_an_encrypted_file(bridge: Bridge, peer: Peer, roo
     assert decrypted(peer, content)["data"] == text.encode()
 
 
+@pytest.mark.parametrize("encrypted", [True, False])
+def test_text_that_fits_a_plain_room_alone_becomes_a_file_in_an_encrypted_one(
+    bridge: Bridge, peer: Peer, encrypted: bool
+) -> None:
+    room, text = bridge.room(encrypted=encrypted), "word " * 10_000
+    path = f"/rooms/{quote(room)}/messages"
+    answer = bridge.http.post(path, json={"text": text, "overflow": "file"}, timeout=PATIENCE).raise_for_status()
+    assert len(answer.json()["events"]) == 1 + encrypted
+    refused = bridge.http.post(path, json={"text": text}, timeout=PATIENCE)
+    assert refused.status_code == (413 if encrypted else 200)
+
+
 def test_same_message_again_uploads_nothing_again(bridge: Bridge, peer: Peer, room: str) -> None:
     key = {"Idempotency-Key": secrets.token_hex(8)}
     message = {"attachments": [{"data": TEXT, "filename": "a.txt"}]}
