@@ -162,7 +162,7 @@ class Core:
         )
         if self.devices is not None:
             self.devices.keeper.owner = self.worker.owner  # of lanes and of the device: see `leases.claim`
-        seals = settings.encrypted_rooms == "encrypt"
+        seals = settings.is_to_encrypt or (settings.encrypted_rooms == "encrypt" and settings.has_bot)
         self.guests = Account(BODIES_SHARE)  # pays for the bodies that callers send who have not been authenticated
         self.acceptance = Acceptance(
             self.catalogue,
@@ -311,7 +311,14 @@ class Core:
 
         keeper = self.make_keeper(Shown(Path(f"{settings.database_file or 'flowbridge'}.recovery-key")))
         callers = CallerDevices(self.database, self._keeper_of, self.tokens.of_device, timing=self.timing)
-        return Devices(self.database, keeper, callers, lambda: self.bot.user_id, timing=self.timing)
+        return Devices(
+            self.database,
+            keeper,
+            callers,
+            lambda: self.bot.user_id,
+            from_start=settings.is_to_encrypt,
+            timing=self.timing,
+        )
 
     def _keeper_of(self, who: "Who") -> "Keeper":
         """What keeps the device of a caller. It makes no keys for the account, so that nothing is to be shown."""
@@ -385,7 +392,7 @@ class Core:
             tasks.append(asyncio.create_task(self.maintenance.run()))
         if not self._beside and self.bot.is_configured:
             tasks.append(asyncio.create_task(self.invitations.run()))
-        keeping = asyncio.create_task(self.devices.keeper.run()) if self.devices is not None else None
+        keeping = asyncio.create_task(self.devices.run()) if self.devices is not None else None
         try:
             yield
         finally:

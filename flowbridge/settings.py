@@ -71,8 +71,15 @@ class SettingsError(Exception):
 
 
 def _name(name: str, default: Any = None) -> Any:
-    """A field that is read from the environment variable `name` only."""
+    """A field that is read from the environment variable `name` only. `default`: a value, or what makes it."""
+    if callable(default):
+        return Field(default_factory=default, validation_alias=name)
     return Field(default=default, validation_alias=name)
+
+
+def _of_encrypted_rooms() -> str:
+    """The bridge encrypts where it can."""
+    return "refuse" if find_spec(_OLM) is None else "encrypt"
 
 
 class Settings(BaseSettings):
@@ -95,7 +102,7 @@ class Settings(BaseSettings):
     database_url: SecretStr = _name("FLOWBRIDGE_DATABASE_URL", SecretStr("sqlite:///flowbridge.db"))
     secret_key: SecretStr | None = _name("FLOWBRIDGE_SECRET_KEY")
     public_url: str | None = _name("FLOWBRIDGE_PUBLIC_URL")
-    encrypted_rooms: Literal["refuse", "allow", "encrypt"] = _name("FLOWBRIDGE_ENCRYPTED_ROOMS", "refuse")
+    encrypted_rooms: Literal["refuse", "allow", "encrypt"] = _name("FLOWBRIDGE_ENCRYPTED_ROOMS", _of_encrypted_rooms)
     auto_join: Annotated[tuple[str, ...], NoDecode] = _name("FLOWBRIDGE_AUTO_JOIN", ("own",))
     verify_users: Annotated[tuple[str, ...], NoDecode] = _name("FLOWBRIDGE_VERIFY_USERS", ())
     registration: bool = _name("FLOWBRIDGE_REGISTRATION", True)
@@ -182,6 +189,11 @@ class Settings(BaseSettings):
     def has_bot(self) -> bool:
         """Whether an account is configured that the bridge can act as."""
         return self.access_token is not None or self.user is not None
+
+    @property
+    def is_to_encrypt(self) -> bool:
+        """Whether the bot's device is wanted from the start, and not only once an encrypted room is met."""
+        return self.encrypted_rooms == "encrypt" and "encrypted_rooms" in self.model_fields_set
 
     @property
     def sent_days(self) -> float:

@@ -32,6 +32,9 @@ _DEFAULT.connect = _DEFAULT.read = _DEFAULT.write = _DEFAULT.pool = PATIENCE
 hypothesis.settings.register_profile("patient", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("patient")
 
+# Encryption is tested where a test asks for it: by default the bridge would, since its library is installed here.
+os.environ.setdefault("FLOWBRIDGE_ENCRYPTED_ROOMS", "refuse")
+
 gc.disable()  # until all tests are collected: to look through them again and again took a third of that time
 
 

@@ -31,9 +31,12 @@ KEPT_ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "TMPDIR
 
 
 def environment(settings: Mapping[str, str]) -> dict[str, str]:
-    """A child's environment: these settings, and what every program needs."""
+    """A child's environment: these settings, and what every program needs.
+
+    Encryption is tested where a test asks for it: by default the bridge would, since its library is installed here.
+    """
     kept = {name: os.environ[name] for name in KEPT_ENVIRONMENT if name in os.environ}
-    return {**kept, "PYTHONPATH": str(REPOSITORY), **settings}
+    return {**kept, "PYTHONPATH": str(REPOSITORY), "FLOWBRIDGE_ENCRYPTED_ROOMS": "refuse", **settings}
 
 
 def run(*arguments: str, stdin: str = "", **settings: str) -> "subprocess.CompletedProcess[str]":

@@ -289,7 +289,8 @@ async def _encryption(core: Core, bot: Caller) -> list[Finding]:
     account = account_of(bot.user_id)
     stored = await core.database.read(partial(crypto.device, account=account))
     if stored is None:
-        return [Finding("encryption", None, "there is no device yet: `flowbridge serve` makes it")]
+        when = "at its start" if core.settings.is_to_encrypt else "when it meets an encrypted room"
+        return [Finding("encryption", None, f"there is no device yet: `flowbridge serve` makes it {when}")]
     try:
         report = await setup.report_of(
             stored, core.database, Seal(secret_key(core.settings)), core.devices.keeper.server

@@ -177,7 +177,12 @@ class Attempts:
     async def _encrypt(self, attempt: Attempt) -> Verdict | None:
         """Where the room is encrypted, encrypt the event; refuse it where that cannot be done."""
         row, encryption = attempt.row, self._encryption
-        encrypts = encryption.encrypts_for(row.account)
+        try:
+            encrypts = encryption.encrypts_for(row.account)
+        except Unavailable:  # whose event it is does not matter in a plain room
+            if not await encryption.refuses(attempt.token, _event(row)):
+                return None
+            raise
         if not encrypts and not await encryption.refuses(attempt.token, _event(row)):
             return None
         # The room may have been encrypted after the event was sent.

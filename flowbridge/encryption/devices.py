@@ -31,7 +31,11 @@ MAX_LATE_OF_ONE = 100  # events of one of them
 
 
 class Devices:
-    """The bot's, and those of callers. `bot`: its user id, as far as it is known."""
+    """The bot's, and those of callers. `bot`: its user id, as far as it is known.
+
+    `from_start`: the bot's is had at once; otherwise, unless there is one already, when an encrypted room is met: an
+    account does not get a device, cross-signing keys and secret storage because a package is installed.
+    """
 
     def __init__(
         self,
@@ -40,11 +44,15 @@ class Devices:
         callers: CallerDevices,
         bot: Callable[[], str | None],
         *,
+        from_start: bool = True,
         timing: Timing = Timing(),
     ) -> None:
         self._database = database
         self._bot = bot
         self._timing = timing
+        self._wanted = asyncio.Event()
+        if from_start:
+            self._wanted.set()
         self._making = Once[str, bytes | None]()
         self.keeper = keeper
         self.callers = callers
@@ -53,6 +61,19 @@ class Devices:
         self._late: Cache[tuple[str, str], list[Json]] = Cache(MAX_LATE)
         self._telling: set[asyncio.Task[None]] = set()
         self.on_late: Callable[[str, str, Json], object] = lambda *_: None  # user, room, and the event, decrypted
+
+    async def run(self) -> None:
+        """For ever: keep the bot's device, from when it is wanted."""
+        while not self._wanted.is_set():
+            try:
+                if await self._database.read(crypto.has_devices):
+                    break
+            except MatrixError:
+                await asyncio.sleep(self._timing.crypto_sync_seconds)
+                continue
+            await self._wanted.wait()
+        self._wanted.set()
+        await self.keeper.run()
 
     @property
     def standing(self) -> str:
@@ -96,6 +117,8 @@ class Devices:
         return await self._making.get(delivery, lambda: self._encrypt(event, delivery))
 
     async def _encrypt(self, event: Event, delivery: str) -> bytes | None:
+        if not self._wanted.is_set() and not await self.is_encrypted(event.room):
+            return None
         try:
             machine = await self._machine()
         except Unavailable:
@@ -197,6 +220,7 @@ class Devices:
 
     async def _machine(self) -> Machine:
         """Raises Unavailable while this process does not have the device, HeldElsewhere while another one does."""
+        self._wanted.set()
         if self.keeper.machine is None:
             await self.keeper.began(START_SECONDS)
         if self.keeper.machine is None:

@@ -32,7 +32,7 @@ class Contents:
 
     def __init__(self) -> None:
         self._secret: Callable[[], str | None] = lambda: None
-        self._salt = secrets.token_bytes(_SALT)
+        self._salt = b""
         self._numbers = count()
         self._key = lru_cache(1)(self._first_key)
         self._cipher = lru_cache(64)(self._first_cipher)  # of this process, and of those whose events it reads
@@ -41,6 +41,7 @@ class Contents:
     def unlock(self, secret: str | Callable[[], str | None]) -> None:
         """`secret`: FLOWBRIDGE_SECRET_KEY, or what finds it when it is needed."""
         self._secret = secret if callable(secret) else lambda: secret
+        self._salt = secrets.token_bytes(_SALT)
 
     def seal(self, text: str, delivery: str) -> str:
         nonce = next(self._numbers).to_bytes(_NONCE, "big")

@@ -195,6 +195,7 @@ def test_every_scenario_says_what_it_does_and_needs_what_it_says() -> None:
         "restart",
         "network",
         "encrypted_replicas",
+        "hook_replicas",
     }
     assert {seed.scenario for seed in SOWN.values()} <= SCENARIOS.keys()
 

@@ -243,6 +243,7 @@ def settings_for(url: str, folder: Path, **values: Any) -> Settings:
         "wait_seconds": WAIT_SECONDS,
         "request_seconds": REQUEST_SECONDS,
         "lease_seconds": LEASE_SECONDS,
+        "encrypted_rooms": "refuse",
     }
     return Settings.model_construct(base_url=url, **{**defaults, **values})
 

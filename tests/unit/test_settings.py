@@ -94,6 +94,14 @@ def refused(**values: Any) -> str:
     return line
 
 
+def test_bridge_encrypts_where_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (Settings.load().encrypted_rooms, Settings.load().is_to_encrypt) == ("encrypt", False)
+    assert Settings.load(encrypted_rooms="encrypt").is_to_encrypt
+    monkeypatch.setattr(settings_module, "find_spec", lambda _: None)
+    assert (Settings.load().encrypted_rooms, Settings.load().is_to_encrypt) == ("refuse", False)
+    assert "pip install 'flowbridge[e2ee]'" in refused(encrypted_rooms="encrypt")
+
+
 def test_defaults_are_those_of_the_contract() -> None:
     settings = Settings.load()
     assert settings.model_dump() == {
@@ -109,7 +117,7 @@ def test_defaults_are_those_of_the_contract() -> None:
         "public_url": None,
         "database_url": SecretStr("sqlite:///flowbridge.db"),
         "secret_key": None,
-        "encrypted_rooms": "refuse",
+        "encrypted_rooms": "encrypt",
         "schemas_dir": None,
         "hooks_file": None,
         "wait_seconds": 10.0,
@@ -165,7 +173,9 @@ def test_setting_is_read_from_dotenv(name: str) -> None:
 def test_empty_setting_counts_as_absent(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, "")
     assert Settings.load() == Settings()
-    assert getattr(Settings.load(), VALUES[name][0]) == Settings.model_fields[VALUES[name][0]].default
+    assert getattr(Settings.load(), VALUES[name][0]) == Settings.model_fields[VALUES[name][0]].get_default(
+        call_default_factory=True, validated_data={}
+    )
 
 
 def test_environment_wins_over_dotenv_and_code_over_both(monkeypatch: pytest.MonkeyPatch) -> None:

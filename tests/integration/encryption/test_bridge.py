@@ -223,6 +223,43 @@ def test_repeat_with_the_same_key_is_the_same_event(bridge: Bridge) -> None:
     assert len({answer.raise_for_status().json()["event_id"] for answer in answers}) == 1
 
 
+def test_bridge_that_may_encrypt_makes_a_device_once_it_meets_an_encrypted_room(
+    synapse: LocalSynapse, make_account: MakeAccount, peer: Peer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The library is there, and nobody has said what to do with encrypted rooms."""
+    monkeypatch.delenv("FLOWBRIDGE_ENCRYPTED_ROOMS")
+    account = make_account()
+    by_default = Settings.load(
+        base_url=synapse.url,
+        api_keys=[KEY],
+        wait_seconds=PATIENCE,
+        database_url=store_in(tmp_path),
+        access_token=account.access_token,
+    )
+
+    def keys() -> Json:
+        body: Json = {"device_keys": {account.user_id: []}}
+        found: Json = bridge.direct.post("/keys/query", json=body).json()["device_keys"].get(account.user_id, {})
+        return found
+
+    with background(by_default) as url:
+        bridge = Bridge(url, synapse, account)
+        bridge.say(bridge.room(encrypted=False), "for all")
+        assert bridge.http.get("/readyz").json()["encryption"] == "off"
+        assert keys() == {}
+        room = bridge.room()
+        peer.ask("join", room=room)
+        event_id = bridge.say(room, "for your eyes")
+        assert list(keys()) == [account.device_id]
+        bridge.close()
+    found = peer.read(event_id)
+    assert (found["content"]["body"], found["failure"], found["shield"]) == ("for your eyes", None, 0)
+    with background(by_default) as url:  # which has a device now
+        bridge = Bridge(url, synapse, account)
+        until(lambda: bridge.http.get("/readyz").json()["encryption"] == "signed")
+        bridge.close()
+
+
 def test_caller_with_a_device_of_its_own_is_refused(bridge: Bridge, synapse: LocalSynapse, friend: Account) -> None:
     room = bridge.room()
     with httpx.Client(base_url=bridge.http.base_url, trust_env=False) as http:

@@ -266,7 +266,8 @@ def homeserver(monkeypatch: pytest.MonkeyPatch) -> FakeHomeserver:
 
 @asynccontextmanager
 async def running(folder: Path, **values: Any) -> AsyncIterator[Core]:
-    settings = {"access_token": SecretStr("bot"), "database_url": SecretStr(f"sqlite:///{folder}/x.db"), **values}
+    store = SecretStr(f"sqlite:///{folder}/x.db")
+    settings = {"access_token": SecretStr("bot"), "database_url": store, "encrypted_rooms": "refuse", **values}
     core = Core(Settings.model_construct(base_url="http://127.0.0.1:1", **settings))
     async with core.running():
         yield core
