@@ -311,7 +311,7 @@ class Acceptance:
             accepted_at=clock.now_ms(),
             api_key=caller.key.id if caller.key else None,
             binding=event.binding,
-            is_sealed=self.at_rest.hides(room_id, event.type, event.state_key),
+            is_sealed=self.at_rest.seals and self.at_rest.hides(room_id, event.type, event.state_key),
         )
         request = None if how.request in (b"", event.content) else how.request.decode("utf-8", "replace")
         idem, fingerprint, before = None, None, how.before

@@ -17,7 +17,7 @@ from flowbridge.models.timing import Timing
 from flowbridge.web import answering, not_http, pipelining, upgrade
 from flowbridge.web.connections import Connections
 from flowbridge.web.endpoint import ANSWER, HANG_UP, RECEIPT, STARTED, Headers
-from flowbridge.web.usual import Takes, Usual
+from flowbridge.web.usual import UNUSUAL, Takes, Usual
 
 MIN_BODY_BYTES = 64 * 1024  # that must arrive in each `body_seconds`, so that an upload may take hours
 MAX_HEAD_BYTES = 64 * 1024
@@ -245,13 +245,21 @@ class Protocol(HttpToolsProtocol):
     def _begin(self) -> None:
         """Start the request: all of it has arrived, or at least its head."""
         if self._is_complete and self._connections is self._ports.callers and not self.flow.write_paused:
+            headers = self._plain_headers()
             for takes in self._ports.usual:
-                if (usual := takes.take(self)) is not None:
+                if headers is not None and (usual := takes.take(self, headers)) is not None:
                     self._has_begun = True
                     self._parts.clear()
                     self.cycle = usual  # type: ignore[assignment]  # all that is used of a cycle here
                     return
         self._begin_asgi()
+
+    def _plain_headers(self) -> dict[bytes, bytes] | None:
+        """The headers of the request, if neither they nor its query make it unusual."""
+        if self.query or self.method not in ("POST", "PUT"):
+            return None
+        headers = dict(self.headers)
+        return headers if len(headers) == len(self.headers) and UNUSUAL.isdisjoint(headers) else None
 
     def go_on(self, usual: Usual) -> None:
         """Let the application answer a usual request: what has begun, or the whole of it if nothing has."""

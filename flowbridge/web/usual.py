@@ -14,7 +14,7 @@ from flowbridge.limits.proxies import Proxies
 from flowbridge.web.endpoint import Headers
 
 # What the ordinary way has to see: another form of the body, a page that wants to read the answer.
-_UNUSUAL = frozenset({b"content-encoding", b"expect", b"upgrade", b"origin"})
+UNUSUAL = frozenset({b"content-encoding", b"expect", b"upgrade", b"origin"})
 
 
 class Connection(Protocol):
@@ -49,9 +49,12 @@ class Usual:
     is_begun = False
     error: Exception | None = None  # why it was refused
 
-    def __init__(self, connection: Connection, started: float) -> None:
+    def __init__(
+        self, connection: Connection, started: float, headers: Mapping[bytes, bytes], proxies: Proxies | None
+    ) -> None:
         self._connection = connection
         self.started = started
+        self.client = client_of(connection, headers, proxies)
         self.scope = {"method": connection.method}
         self.transport = connection.transport
         self.flow = connection.flow
@@ -66,15 +69,11 @@ class Usual:
 
 
 class Takes(Protocol):
-    def take(self, connection: Connection) -> Usual | None:
-        """Begin with the request that has arrived on a connection. None, and nothing has happened: it is not usual."""
+    def take(self, connection: Connection, headers: dict[bytes, bytes]) -> Usual | None:
+        """Begin with the request that has arrived on a connection. None, and nothing has happened: it is not usual.
 
-
-def plain_headers(connection: Connection) -> dict[bytes, bytes] | None:
-    """The headers of a request, if neither they nor its query make it unusual."""
-    headers = dict(connection.headers)
-    is_plain = len(headers) == len(connection.headers) and _UNUSUAL.isdisjoint(headers)
-    return headers if is_plain and not connection.query and connection.method in ("POST", "PUT") else None
+        `headers`: its own, none of which makes it unusual; nor does its query.
+        """
 
 
 def client_of(connection: Connection, headers: Mapping[bytes, bytes], proxies: Proxies | None) -> str | None:

@@ -21,7 +21,7 @@ from flowbridge.limits.proxies import Proxies
 from flowbridge.web import answering
 from flowbridge.web.masking import MASK
 from flowbridge.web.routes.webhooks import SMALL_BYTES, answer_to, count
-from flowbridge.web.usual import Connection, Usual, client_of, plain_headers
+from flowbridge.web.usual import Connection, Usual
 
 START = b"/hooks/"
 # What else may be behind a name are the paths of its administration, or a token that its owner has chosen.
@@ -35,15 +35,15 @@ class UsualHooks:
         self.admission = core.admission
         self.receiving = core.receiving
         self.limit = core.settings.max_hook_bytes
-        self._proxies = Proxies(core.settings.trusted_proxies) or None
+        self.proxies = Proxies(core.settings.trusted_proxies) or None
 
-    def take(self, connection: Connection) -> "UsualHook | None":
+    def take(self, connection: Connection, headers: dict[bytes, bytes]) -> "UsualHook | None":
         """Begin with the request that has arrived on a connection. None, and nothing has happened: it is not usual."""
         started = time.perf_counter()
         if not connection.raw_path.startswith(START):
             return None
-        path, raw_headers = _PATH.fullmatch(connection.raw_path), plain_headers(connection)
-        if path is None or raw_headers is None or b"prefer" in raw_headers:
+        path = _PATH.fullmatch(connection.raw_path)
+        if path is None or b"prefer" in headers:
             return None
         name, token = path[1].decode(), (path[2] or b"").decode()
         if connection.method == "PUT" and not token:
@@ -51,17 +51,15 @@ class UsualHooks:
         body = connection.body()
         if len(body) >= min(SMALL_BYTES, self.limit):
             return None
-        headers = {key.decode("latin-1"): value.decode("latin-1") for key, value in raw_headers.items()}
+        texts = {key.decode("latin-1"): value.decode("latin-1") for key, value in headers.items()}
         try:
-            known = self.admission.at_once(name, Asked(headers, token), body)
+            known = self.admission.at_once(name, Asked(texts, token), body)
         except MatrixError:  # it is raised, and told, again
             return None
         if known is None:
             return None
-        hook = UsualHook(self, connection, started, known, headers, body)
-        hook.begin(
-            client_of(connection, raw_headers, self._proxies), f"/hooks/{name}/{MASK}" if token else f"/hooks/{name}"
-        )
+        hook = UsualHook(self, connection, started, headers, known, texts, body)
+        hook.begin(f"/hooks/{name}/{MASK}" if token else f"/hooks/{name}")
         return hook
 
 
@@ -76,22 +74,23 @@ class UsualHook(Usual):
         hooks: UsualHooks,
         connection: Connection,
         started: float,
+        raw_headers: Mapping[bytes, bytes],
         known: Known,
         headers: Mapping[str, str],
         body: bytes,
     ) -> None:
-        super().__init__(connection, started)
+        super().__init__(connection, started, raw_headers, hooks.proxies)
         self._hooks = hooks
         self.known = known
         self._headers = headers
         self._body = body
 
-    def begin(self, client: str | None, path: str) -> None:
+    def begin(self, path: str) -> None:
         """`path`: as it may be logged."""
-        self._task = asyncio.get_running_loop().create_task(self._receive(client, path))
+        self._task = asyncio.get_running_loop().create_task(self._receive(path))
 
-    async def _receive(self, client: str | None, path: str) -> None:
-        peer.enter({"client": (client, 0)} if client else {})
+    async def _receive(self, path: str) -> None:
+        peer.enter({"client": (self.client, 0)} if self.client else {})
         peer.identified(f"key {self.known.hook.owner}")
         try:
             done = await self._hooks.receiving.receive(self.known.hook, self._headers, self._body, self._hooks.limit)
@@ -100,12 +99,12 @@ class UsualHook(Usual):
             self._connection.go_on(self)
             return
         try:
-            self._answer(done, client, path)
+            self._answer(done, path)
         except Exception as error:  # it is accepted: its sender must not wait for ever
             log.error("internal_error", exc_info=error, path=path)
             self.transport.abort()
 
-    def _answer(self, done: Done, client: str | None, path: str) -> None:
+    def _answer(self, done: Done, path: str) -> None:
         count(done)
         response = answer_to(done, done.source, is_async=False)
         body = bytes(response.body)
@@ -117,7 +116,7 @@ class UsualHook(Usual):
             path=path,
             status=response.status_code,
             ms=round((time.perf_counter() - self.started) * 1000, 1),
-            client=client,
+            client=self.client,
             key=self.known.hook.owner,
             **({"user": done.user_id, "delivery": done.delivery} if done.delivery else {}),
         )

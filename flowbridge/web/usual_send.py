@@ -12,7 +12,7 @@ is one copy of each rule, and of each answer.
 import asyncio
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
 from typing import NamedTuple
 
@@ -35,7 +35,7 @@ from flowbridge.web import answering
 from flowbridge.web.endpoint import JsonAnswer
 from flowbridge.web.routes import messages
 from flowbridge.web.routes.send import answer_to, preferred
-from flowbridge.web.usual import Connection, Usual, client_of, plain_headers
+from flowbridge.web.usual import Connection, Usual
 
 MAX_PATH = 1_000
 MAX_PATHS = 4_096  # that are remembered
@@ -64,7 +64,7 @@ class UsualSends:
         self._callers = core.callers
         self._room_access = core.room_access
         self._acceptance = core.acceptance
-        self._proxies = Proxies(core.settings.trusted_proxies) or None
+        self.proxies = Proxies(core.settings.trusted_proxies) or None
         self._wait_seconds = core.settings.wait_seconds
         self._usual_wait = preferred((), "flow", self._wait_seconds)
         self._target = lru_cache(MAX_PATHS)(self._read_path)
@@ -76,14 +76,13 @@ class UsualSends:
         self.sender = core.sender
         self.watchers = core.worker.watchers
 
-    def take(self, connection: Connection) -> "UsualSend | None":
+    def take(self, connection: Connection, headers: dict[bytes, bytes]) -> "UsualSend | None":
         """Accept the request that has arrived on a connection, or have it rendered before.
 
         None, and nothing has happened, if it is not usual.
         """
         target = self._target(connection.raw_path) if len(connection.raw_path) <= MAX_PATH else None
-        headers = plain_headers(connection) if target is not None else None
-        if target is None or headers is None or b"idempotency-key" in headers:
+        if target is None or b"idempotency-key" in headers:
             return None
         try:
             send = self._read(connection, target, headers)
@@ -148,8 +147,7 @@ class UsualSends:
         if b"prefer" in headers:
             patience, is_async = preferred([header(b"prefer")], "flow", self._wait_seconds)
         how = How("flow", None, body, waits=patience is not None)
-        client = client_of(connection, headers, self._proxies)
-        send = UsualSend(self, connection, target, client, started)
+        send = UsualSend(self, connection, target, started, headers)
         send.credential, send.caller, send.how = credential, caller, how
         send.is_async, send.patience = is_async, patience or 0.0
         send.later = later
@@ -188,12 +186,16 @@ class UsualSend(Usual):
     ends: float  # monotonic: until when its caller waits
 
     def __init__(
-        self, sends: UsualSends, connection: Connection, target: Target, client: str | None, started: float
+        self,
+        sends: UsualSends,
+        connection: Connection,
+        target: Target,
+        started: float,
+        headers: Mapping[bytes, bytes],
     ) -> None:
-        super().__init__(connection, started)
+        super().__init__(connection, started, headers, sends.proxies)
         self._sends = sends
         self.target = target
-        self._client = client
         self._task: asyncio.Task[None] | None = None
         self._watch: Watch | None = None
         self._is_heard = False
@@ -207,7 +209,7 @@ class UsualSend(Usual):
         self._task = asyncio.get_running_loop().create_task(self._render(later))
 
     async def _render(self, later: Later) -> None:
-        peer.enter({"client": (self._client, 0)} if self._client else {})
+        peer.enter({"client": (self.client, 0)} if self.client else {})
         key = self.credential.key
         peer.identified(self.caller.user_id if key is None else f"key {key.id}")  # whose share it counts in
         is_usual = False
@@ -268,7 +270,7 @@ class UsualSend(Usual):
             path=self.target.path,
             status=response.status_code,
             ms=round((time.perf_counter() - self.started) * 1000, 1),
-            client=self._client,
+            client=self.client,
             **({} if key is None else {"key": key.id}),
             user=told.user_id,
             delivery=told.delivery,

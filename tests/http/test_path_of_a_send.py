@@ -28,7 +28,11 @@ SENDS = 11  # the median counts: a timer may fire during one of them
 ROUNDS = 10  # of the event loop, within which everything is over that was not waiting for something else
 
 PACKAGE = Path(flowbridge.__file__).parent
-TIMERS = ("web/server", "web/file_limit")  # run ten times a second, whether anything is sent or not
+TIMERS = (
+    "web/server",
+    "web/file_limit",
+    "web/service_manager",
+)  # run ten times a second, whether anything is sent or not
 
 Call = tuple[str, str]  # module, function
 

@@ -237,7 +237,7 @@ def test_bridge_that_may_encrypt_makes_a_device_once_it_meets_an_encrypted_room(
         access_token=account.access_token,
     )
 
-    def keys() -> Json:
+    def keys(bridge: Bridge) -> Json:
         body: Json = {"device_keys": {account.user_id: []}}
         found: Json = bridge.direct.post("/keys/query", json=body).json()["device_keys"].get(account.user_id, {})
         return found
@@ -246,11 +246,11 @@ def test_bridge_that_may_encrypt_makes_a_device_once_it_meets_an_encrypted_room(
         bridge = Bridge(url, synapse, account)
         bridge.say(bridge.room(encrypted=False), "for all")
         assert bridge.http.get("/readyz").json()["encryption"] == "off"
-        assert keys() == {}
+        assert keys(bridge) == {}
         room = bridge.room()
         peer.ask("join", room=room)
         event_id = bridge.say(room, "for your eyes")
-        assert list(keys()) == [account.device_id]
+        assert list(keys(bridge)) == [account.device_id]
         bridge.close()
     found = peer.read(event_id)
     assert (found["content"]["body"], found["failure"], found["shield"]) == ("for your eyes", None, 0)
