@@ -124,14 +124,16 @@ class EncryptionCheck:
     async def encrypts_files(self, caller: Caller, room: str) -> bool:
         """Whether a file that the caller sends to this room is to be encrypted before the homeserver has it.
 
-        Raises Forbidden where the event that it is for would be refused, and as `refuses`.
+        Raises Forbidden where the bridge encrypts, but not for this caller, and as `refuses`. Where it encrypts for
+        nobody, what becomes of the event is found out when its turn comes, as for any other.
         """
-        if self.is_known_plain(room, "m.room.message", None):
+        devices = self._devices
+        if devices is None or self.is_known_plain(room, "m.room.message", None):
             return False
-        devices, encrypts = self._devices, self.encrypts_for(account_of(caller.user_id))
+        encrypts = self.encrypts_for(account_of(caller.user_id))
         asked, changes = time.monotonic(), self._changes
         try:
-            if devices is not None and encrypts:
+            if encrypts:
                 is_encrypted = await devices.is_encrypted(room)
             else:
                 is_encrypted = await self._homeserver.is_encrypted(caller.token, room)
@@ -141,8 +143,6 @@ class EncryptionCheck:
             return encrypts  # nobody says it until the account is in the room: a plain one takes both
         if not is_encrypted:
             self._note_plain(room, asked, changes)
-        elif devices is None:
-            raise self.refusal()
         elif not encrypts:
             await devices.permit(caller)
         return is_encrypted

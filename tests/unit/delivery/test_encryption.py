@@ -302,12 +302,12 @@ async def test_file_waits_until_it_is_known_how_the_room_is(sealing: tuple[Rig, 
         await rig.encryption.encrypts_files(CALLER, "!a:hs")
 
 
-async def test_file_of_an_event_that_would_be_refused_is_not_uploaded(make: MakeRig) -> None:
+async def test_where_nobody_encrypts_nothing_is_asked_for_a_file(make: MakeRig) -> None:
+    """Its event is refused when its turn comes, as any other: a queued one is a dead letter."""
     async with make(refuse_encrypted=True) as rig:
         rig.rooms.encrypted["!a:hs"] = True
-        with pytest.raises(Forbidden, match="the room is encrypted"):
-            await rig.encryption.encrypts_files(CALLER, "!a:hs")
-        assert not await rig.encryption.encrypts_files(CALLER, "!b:hs")
+        assert not await rig.encryption.encrypts_files(CALLER, "!a:hs")
+        assert rig.rooms.looks == []
 
 
 # callers with tokens of their own
