@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable
 from typing import Protocol
 
-from flowbridge.errors import Forbidden, MatrixError
+from flowbridge.errors import Forbidden, MatrixError, Unavailable
 from flowbridge.homeserver import Homeserver
 from flowbridge.models import Caller, Event
 from flowbridge.models.timing import Timing
@@ -130,7 +130,12 @@ class EncryptionCheck:
         devices = self._devices
         if devices is None or self.is_known_plain(room, "m.room.message", None):
             return False
-        encrypts = self.encrypts_for(account_of(caller.user_id))
+        try:
+            encrypts = self.encrypts_for(account_of(caller.user_id))
+        except Unavailable:  # whose file it is does not matter in a plain room
+            if not await self.refuses(caller.token, Event(room, "m.room.message", b"", None)):
+                return False
+            raise
         asked, changes = time.monotonic(), self._changes
         try:
             if encrypts:

@@ -153,10 +153,12 @@ class Device:
     def __init__(self) -> None:
         self.sealed: dict[str, bytes] = {}
         self.is_plain = False
-        self.is_bot_s = True
+        self.is_bot_s: bool | None = True  # None: it is not known
         self.raises: MatrixError | None = None
 
     def encrypts_for(self, account: str) -> bool:
+        if self.is_bot_s is None:
+            raise Unavailable("the homeserver has not said yet who the bridge's own account is")
         return self.is_bot_s
 
     async def encrypt(self, account: str, event: Event, delivery: str) -> bytes | None:
@@ -337,3 +339,16 @@ async def test_plain_room_of_a_caller_needs_no_device(sealing: tuple[Rig, Device
     device.is_bot_s, device.raises = False, Forbidden("log in by the bridge")
     assert (await verdict(rig)).kind == "sent"
     assert not await rig.encryption.encrypts_files(CALLER, ROOM)
+
+
+async def test_while_nobody_knows_who_the_bot_is_plain_rooms_get_their_events(sealing: tuple[Rig, Device]) -> None:
+    """Its token may have ended for good: others' events are none of its business."""
+    rig, device = sealing
+    device.is_bot_s = None
+    assert (await verdict(rig)).kind == "sent"
+    assert not await rig.encryption.encrypts_files(CALLER, ROOM)
+    rig.encryption.forget([ROOM])
+    rig.rooms.encrypted[ROOM] = True
+    assert (await verdict(rig, "b")).kind == "again"
+    with pytest.raises(Unavailable):
+        await rig.encryption.encrypts_files(CALLER, ROOM)
