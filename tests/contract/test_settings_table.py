@@ -19,6 +19,7 @@ IN_WORDS = {
     "FLOWBRIDGE_SECRET_KEY": "`<database>.key`",
     "FLOWBRIDGE_PUBLIC_URL": "from the request",
     "FLOWBRIDGE_KEEP_CONTENT_DAYS": "as long",
+    "FLOWBRIDGE_ENCRYPTED_ROOMS": "`encrypt` with the extra `e2ee`; else `refuse`",
 }
 
 
@@ -37,8 +38,9 @@ def table(text: str) -> dict[str, str]:
 
 
 def settings() -> dict[str, Any]:
-    """Setting → default."""
-    found = {str(field.validation_alias): field.default for field in Settings.model_fields.values()}
+    """Setting → default; None also for one that depends on what is installed."""
+    fields = Settings.model_fields.values()
+    found = {str(field.validation_alias): None if field.default_factory else field.default for field in fields}
     del found["SECRET=FILES"]
     options = inspect.signature(serve).parameters
     return {**found, "FLOWBRIDGE_HOST": options["host"].default, "FLOWBRIDGE_PORT": options["port"].default}
