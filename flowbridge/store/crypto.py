@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Table, and_, bindparam, delete, func, literal_column, or_, select, update
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.sql import ClauseElement, ColumnElement
 
+from flowbridge.store import driver
 from flowbridge.store.clock import lease_clock
-from flowbridge.store.driver import Statement
+from flowbridge.store.driver import Insert, Statement
 from flowbridge.store.statements import QUEUED, insert
 from flowbridge.store.tables import (
     ciphertexts,
@@ -322,9 +322,8 @@ def _add_ciphertext(dialect: str) -> ClauseElement:
     return statement.on_conflict_do_nothing().returning(ciphertexts.c.delivery)
 
 
-def _insertion(dialect: str, table: Table, names: Sequence[str]) -> postgresql.Insert | sqlite.Insert:
-    make = postgresql.insert if dialect == "postgresql" else sqlite.insert
-    return make(table).values({name: bindparam(name) for name in names})
+def _insertion(dialect: str, table: Table, names: Sequence[str]) -> Insert:
+    return driver.insert(dialect, table).values({name: bindparam(name) for name in names})
 
 
 _HOLD = Statement(_hold)
