@@ -26,7 +26,6 @@ from flowbridge.homeserver.sync import (
     Page,
     SyncClient,
     invitations,
-    listed,
     objects,
     section,
     unmarked,
@@ -147,7 +146,7 @@ class History:
             visibilities = await self._visibility(caller, [room_id for _, room_id in rooms])
             for kind, room_id in rooms:
                 timeline = section(batch.value, "rooms", kind, room_id, "timeline")
-                decrypted = await self._decrypted(caller, room_id, {"chunk": listed(timeline, "events")})
+                decrypted = await self._decrypted(caller, room_id, {"chunk": objects(timeline, "events")})
                 timeline["events"] = decrypted["chunk"]
 
             def made() -> bytes:

@@ -313,6 +313,18 @@ def test_history_is_decrypted_and_says_whose_it_is(bridge: Bridge, peer: Peer) -
     assert bridge.event(room, event_id)["type"] == "m.room.encrypted"
 
 
+@pytest.mark.parametrize("path", ["/initialSync", "/_matrix/client/r0/rooms/{room}/initialSync"])
+def test_snapshots_are_decrypted(bridge: Bridge, peer: Peer, path: str) -> None:
+    room = bridge.room()
+    peer.ask("join", room=room)
+    bridge.say(room, "of mine")
+    found = bridge.http.get(path.format(room=quote(room)), params={"limit": "20"}).raise_for_status().json()
+    rooms = [found] if "rooms" not in found else [each for each in found["rooms"] if each["room_id"] == room]
+    said = [event for event in rooms[0]["messages"]["chunk"] if event["type"] == "m.room.message"]
+    assert [event["content"]["body"] for event in said] == ["of mine"]
+    assert said[0]["flowbridge"]["verified"]
+
+
 def test_what_was_said_before_the_bot_came_is_told_with_the_reason(bridge: Bridge, peer: Peer) -> None:
     room = bridge.room()
     peer.ask("join", room=room)
