@@ -1,5 +1,6 @@
 """What /metrics and /readyz tell of encryption."""
 
+import time
 from contextlib import closing
 from pathlib import Path
 from typing import cast
@@ -34,6 +35,8 @@ def test_figures_count_what_encryption_did(synapse: LocalSynapse, bot: Account, 
         for number in range(2):
             content = {"algorithm": "rot13", "ciphertext": "uryyb"}
             bridge.direct.put(f"/rooms/{room}/send/m.room.encrypted/a{number}", json=content).raise_for_status()
+        looked = time.monotonic()  # the peer's key has come once a sync has begun after this
+        until(lambda: figures(bridge.http)["flowbridge_device_sync_seconds", ()] < time.monotonic() - looked)
         page = bridge.http.get(f"/rooms/{room}/messages", params={"limit": 20}).raise_for_status().json()["chunk"]
         assert {*sent, unread} <= {event["event_id"] for event in page}
         now = figures(bridge.http)
