@@ -159,9 +159,13 @@ def test_refusals_take_the_same_time(bridge: Bridge) -> None:
         return time.process_time() - began
 
     paths = ("/hooks/any/fh_wrong", "/hooks/signed", "/hooks/unknown", "/webhook/fh_wrong")
-    rounds = [{path: seconds(path) for path in paths} for _ in range(8)]  # in turns: what the machine does changes
-    least = {path: min(each[path] for each in rounds) for path in paths}
-    assert max(least.values()) < 1.7 * min(least.values()), least
+    rounds: list[dict[str, float]] = []
+    for at_least in range(40):  # in turns: what the machine does changes, and the least of a busy one comes late
+        rounds.append({path: seconds(path) for path in paths})
+        least = {path: min(each[path] for each in rounds) for path in paths}
+        if at_least >= 7 and max(least.values()) < 1.7 * min(least.values()):
+            return
+    raise AssertionError(least)
 
 
 def test_address_that_guesses_is_slowed_down_and_its_neighbours_are_not(upstream: Upstream, tmp_path: Path) -> None:
