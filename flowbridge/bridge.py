@@ -310,7 +310,13 @@ class Core:
         from flowbridge.encryption.recovery_file import Shown
 
         keeper = self.make_keeper(Shown(Path(f"{settings.database_file or 'flowbridge'}.recovery-key")))
-        callers = CallerDevices(self.database, self._keeper_of, self.tokens.of_device, timing=self.timing)
+        callers = CallerDevices(
+            self.database,
+            self._keeper_of,
+            self.tokens.of_device,
+            lambda user_id: user_id == self.bot.user_id,
+            timing=self.timing,
+        )
         return Devices(
             self.database,
             keeper,

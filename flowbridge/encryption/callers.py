@@ -54,12 +54,22 @@ class _Held:
 
 
 class CallerDevices:
-    """`make`: a keeper of the device of whom it is told. For one event loop."""
+    """`make`: a keeper of the device of whom it is told. `is_bot`: of a user; the bot's device is not a caller's.
+
+    For one event loop.
+    """
 
     def __init__(
-        self, database: Database, make: Callable[[Who], Keeper], token_of: TokenOf, *, timing: Timing = Timing()
+        self,
+        database: Database,
+        make: Callable[[Who], Keeper],
+        token_of: TokenOf,
+        is_bot: Callable[[str], bool],
+        *,
+        timing: Timing = Timing(),
     ) -> None:
         self._database = database
+        self._is_bot = is_bot
         self._make = make
         self._token_of = token_of
         self._timing = timing
@@ -73,7 +83,12 @@ class CallerDevices:
         await self._database.run(work)
 
     async def forget(self, user_id: str, device_id: str) -> None:
-        """A device has logged out, or a client gives it keys. Raises StoreUnavailable."""
+        """A device has logged out, or a client gives it keys. Raises StoreUnavailable.
+
+        The bot keeps its identity and its room keys: its next device has them.
+        """
+        if self._is_bot(user_id):
+            return
         account = account_of(user_id)
         held = self._held.get(account)
         if held is not None and held.caller.device_id == device_id:
@@ -130,11 +145,11 @@ class CallerDevices:
     @contextlib.asynccontextmanager
     async def _machine(self, account: str, caller: Caller) -> AsyncIterator[Machine]:
         """The device at work, for as long as it is used."""
-        held = self._held.get(account)
-        if held is None or held.ended.is_set() or held.caller.device_id != caller.device_id:
-            if held is not None:
-                await self._end(account, held)
-            held = self._hold(account, caller)
+        while held := self._held.get(account):  # another event may have begun to hold it while this one waited
+            if not held.ended.is_set() and held.caller.device_id == caller.device_id:
+                break
+            await self._end(account, held)
+        held = held or self._hold(account, caller)
         held.caller = caller  # the device may have a new token
         held.users += 1
         try:

@@ -114,7 +114,7 @@ class Bot:
         async def token_of(_: str, __: str) -> None:
             return None
 
-        callers = CallerDevices(self.database, make, token_of)
+        callers = CallerDevices(self.database, make, token_of, lambda user_id: user_id == self.account.user_id)
         return Devices(self.database, self.keeper, callers, lambda: self.account.user_id)
 
     async def room(self, *invite: str, **settings: Any) -> str:

@@ -172,6 +172,19 @@ def test_logout_ends_the_device(bridge: Bridge, account: Account, room: str, fol
     assert bridge.event(room, event_id)["content"]["device_id"] == again["device_id"]
 
 
+def test_logout_of_all_the_bot_s_tokens_leaves_its_room_keys(
+    synapse: LocalSynapse, make_account: MakeAccount, tmp_path: Path
+) -> None:
+    account = make_account()
+    with background(settings(synapse, account, tmp_path)) as url:
+        bridge = Bridge(url, synapse, account)
+        bridge.say(bridge.room(), "hello")
+        with caller(bridge, account.access_token) as client:
+            client.post("/_matrix/client/v3/logout/all").raise_for_status()
+        bridge.close()
+    assert _stored(tmp_path, account.device_id)
+
+
 def test_syncs_of_the_caller_bring_no_messages_for_its_device(bridge: Bridge, account: Account, room: str) -> None:
     session = log_in(bridge, account)
     with caller(bridge, session["access_token"]) as client:
