@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from flowbridge import log
-from flowbridge.encryption import sas, signatures
+from flowbridge.encryption import complaints, sas, signatures
 from flowbridge.encryption.identities import MAX_ID, device_of, is_id
 from flowbridge.encryption.key_server import KeyServer
 from flowbridge.encryption.olm import CryptoError
@@ -53,7 +53,7 @@ class Verifications:
             if sender not in self.users:
                 if type_ == f"{PREFIX}request":
                     hint = f"`flowbridge device verify {sender}` takes the next, FLOWBRIDGE_VERIFY_USERS all of a user"
-                    log.info("verification_not_taken", sender=sender, hint=hint)
+                    complaints.warn("verification_not_taken", sender=sender, hint=hint)
             elif len(self._waiting) < MAX_WAITING:
                 self._waiting.append((sender, type_.removeprefix(PREFIX), content))
 
@@ -96,9 +96,7 @@ class Verifications:
                 await self._server.send_to_device(f"{PREFIX}cancel", {sender: {device: body}})
             return
         was_shown = bool(verification.shown)
-        content = {**content}
-        answer = verification.take(kind, content)
-        await self._tell(verification, answer)
+        await self._tell(verification, verification.take(kind, content))
         if verification.shown and not was_shown:
             if self.compare is None:
                 await self.confirm(verification, matches=True)
@@ -109,16 +107,16 @@ class Verifications:
         device_id, methods, told_at = (content.get(name) for name in ("from_device", "methods", "timestamp"))
         now = clock.now_ms()
         if not is_id(device_id) or not isinstance(methods, list) or type(told_at) is not int:
-            log.warning("verification_not_taken", sender=sender, reason="its request is malformed")
+            complaints.warn("verification_not_taken", sender=sender, reason="its request is malformed")
             return
         if (sender, device_id) == (self._device.user_id, self._device.device_id):
             return
         if not now - LATE_MS < told_at < now + EARLY_MS:
-            log.info("verification_not_taken", sender=sender, reason="its request is of another time")
+            complaints.warn("verification_not_taken", sender=sender, reason="its request is of another time")
             return
         theirs = await self._party(sender, device_id)
         if theirs is None:
-            log.warning("verification_not_taken", sender=sender, reason="the homeserver lists no such device")
+            complaints.warn("verification_not_taken", sender=sender, reason="the homeserver lists no such device")
             return
         for (user, _), other in self._known.items():  # one at a time: a newer request takes the older one's place
             if user == sender:

@@ -10,7 +10,7 @@ import pytest
 from cryptography.fernet import Fernet
 from hypothesis import HealthCheck, given, settings
 
-from flowbridge.encryption import signatures
+from flowbridge.encryption import complaints, signatures
 from flowbridge.encryption.channels import Received
 from flowbridge.encryption.inbound import Undecryptable
 from flowbridge.encryption.key_server import KeyServer
@@ -144,6 +144,17 @@ def test_no_verification_breaks_it(world: World, value: Any, text: str) -> None:
             verifications.take([event, {**event, "sender": value}, {**event, "type": value}])
     world.do(verifications.handle())
     assert verifications.last is None or not verifications.last.succeeded
+
+
+def test_strangers_who_ask_for_verification_are_some_lines_a_minute(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(complaints, "warn", complaints.Complaints().warn)
+    request = {"type": "m.key.verification.request", "sender": MALLORY, "content": {}}
+    world.machine.verifications.users = frozenset()
+    with caplog.at_level("INFO"):
+        world.machine.verifications.take([request] * 1_000)
+    assert sum("verification_not_taken" in record.getMessage() for record in caplog.records) == complaints.MOST
 
 
 @patient
